@@ -1,0 +1,1 @@
+"""Sterna: an open live-migration protocol."""

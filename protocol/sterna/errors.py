@@ -1,0 +1,149 @@
+"""Every exception that Sterna raises.
+
+::
+
+    SternaError
+    ├── ProtocolError(code, clause, offset, frame)    abstract: something is wrong with the conversation
+    │   ├── LocalProtocolError                        this side was used against its contract (API misuse)
+    │   └── RemoteProtocolError                       the peer's bytes
+    │       ├── PeerMisbehaved                        broke the specification
+    │       ├── PeerIncompatible                      legal, but not supported here
+    │       └── LimitExceeded                         more than was announced
+    ├── PeerAborted                                   the peer said ABORT or REFUSE, with its code
+    ├── TransportError                                connection, TLS, deadlines
+    ├── GuestError                                    the guest or its holder
+    └── MigrationFailed                               how a migration ended, for the embedder
+
+The split is rustls': whoever reads a log wants to know first whose fault it was. `text` of a peer is
+hostile input: it was checked by the codec and is still shown only quoted. What these exceptions say in
+`str()` is for the local log; the wire gets code, phase, frame, offset and the registry's sentence.
+"""
+
+from __future__ import annotations
+
+from sterna.registry import ERRORS, ErrorClass, ErrorCode
+
+_KNOWN = {int(code): code for code in ErrorCode}
+
+
+class SternaError(Exception):
+    """Base of everything raised on purpose."""
+
+    code: ErrorCode = ErrorCode.INTERNAL
+
+
+class ProtocolError(SternaError):
+    """Something is wrong with the conversation.
+
+    Attributes:
+        code: the registry's error code.
+        clause: id of the clause of spec/protocol.md that was broken, for example ``HDR-3``.
+        offset: where in its frame the trouble is, in bytes from the header's first; None if nowhere.
+        frame: type number of the offending frame, None outside of frames.
+        detail: what exactly, for the local log. Never sent to the peer.
+    """
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        detail: str = "",
+        *,
+        clause: str = "",
+        offset: int | None = None,
+        frame: int | None = None,
+    ) -> None:
+        super().__init__(code, detail, clause, offset, frame)
+        self.code = code
+        self.detail = detail
+        self.clause = clause
+        self.offset = offset
+        self.frame = frame
+
+    def __str__(self) -> str:
+        parts = [f"{self.code.name.lower()}: {self.detail or ERRORS[self.code].text}"]
+        if self.frame is not None:
+            parts.append(f"frame 0x{self.frame:04x}")
+        if self.offset is not None:
+            parts.append(f"offset {self.offset}")
+        if self.clause:
+            parts.append(f"[{self.clause}]")
+        return ", ".join(parts)
+
+
+class LocalProtocolError(ProtocolError):
+    """This side was used against its contract; the connection is as it was."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer's bytes end the session."""
+
+
+class PeerMisbehaved(RemoteProtocolError):
+    """The peer broke the specification."""
+
+
+class PeerIncompatible(RemoteProtocolError):
+    """The peer asks for something legal that this side lacks."""
+
+
+class LimitExceeded(RemoteProtocolError):
+    """The peer sent more than this side announced."""
+
+
+class PeerAborted(SternaError):
+    """The peer ended the session with ABORT or REFUSE.
+
+    Attributes:
+        code: the peer's code; `ErrorCode.INTERNAL` if it is not in our registry.
+        wire_code: the number as it was sent.
+        text: the peer's sentence, checked UTF-8, not trusted.
+    """
+
+    def __init__(self, wire_code: int, text: str = "", retry_after_ms: int = 0) -> None:
+        super().__init__(wire_code, text)
+        self.wire_code = wire_code
+        self.code = _KNOWN.get(wire_code, ErrorCode.INTERNAL)
+        self.text = text
+        self.retry_after_ms = retry_after_ms
+
+    def __str__(self) -> str:
+        name = self.code.name.lower() if self.wire_code == self.code else f"code 0x{self.wire_code:04x}"
+        return f"the peer ended the session: {name}: {self.text!r}"
+
+
+class TransportError(SternaError):
+    """The connection, TLS, or a deadline."""
+
+    def __init__(self, code: ErrorCode, detail: str = "") -> None:
+        super().__init__(code, detail)
+        self.code = code
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.code.name.lower()}: {self.detail or ERRORS[self.code].text}"
+
+
+class GuestError(SternaError):
+    """The guest or its holder failed, or refuses what was asked."""
+
+    def __init__(self, detail: str, code: ErrorCode = ErrorCode.GUEST_FAILED) -> None:
+        super().__init__(code, detail)
+        self.code = code
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.code.name.lower()}: {self.detail}"
+
+
+def remote_error(
+    code: ErrorCode,
+    detail: str = "",
+    *,
+    clause: str,
+    offset: int | None = None,
+    frame: int | None = None,
+) -> RemoteProtocolError:
+    """The exception of the class that the registry gives to `code`."""
+    kinds = {ErrorClass.INCOMPATIBLE: PeerIncompatible, ErrorClass.LIMIT: LimitExceeded}
+    kind = kinds.get(ERRORS[code].kind, PeerMisbehaved)
+    return kind(code, detail, clause=clause, offset=offset, frame=frame)

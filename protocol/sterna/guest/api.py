@@ -1,0 +1,153 @@
+"""What a guest is to an endpoint: two small structural interfaces, one a side.
+
+An endpoint calls these from one trio task, one call at a time, and never again after an exception. Any
+`GuestError` (and any other exception) ends the migration as far as the phase allows: before HANDOVER
+the guest is resumed at the source. Times are seconds, rates bytes a second, sizes bytes.
+
+The source's laws, which `sterna.testing.check_guest` checks:
+
+1. `collect_dirty` returns every page written since the previous collect (or since `start_tracking`) and
+   clears what it returns in one step: a write is in this answer or in the next, never in neither.
+   Answering more is legal, "all" included; correctness never hangs on precision.
+2. `pause` returns when no vCPU runs and no guest I/O is in flight. Memory does not change until `resume`.
+3. `save_state` is called while paused, and has no side effects: `resume` afterwards runs on unharmed.
+4. `mark_granted` is durable before it returns: from then on nothing but the endpoint's word (or an
+   operator's) may make the guest run again here.
+
+The destination's:
+
+5. `load_state` makes the guest ready but runs nothing. It raises `GuestError` with `STATE_REJECTED` for
+   what it does not accept, and is then as before.
+6. `run` is called at most once, and only after the epoch has been claimed.
+7. `discard` frees everything; legal at any moment before `run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sterna.memory.bitmap import PageBitmap
+from sterna.registry import Architecture
+from sterna.wire.records import Disk, Nic, Region, Runner
+
+NO_VCPU = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class GuestDescription:
+    """Everything that the destination must know before a byte of memory moves (frame GUEST).
+
+    Attributes:
+        id: 16 bytes, the same on every host for the guest's life.
+        state_bytes: the most that all state sections together will have.
+    """
+
+    id: bytes
+    name: str
+    regions: tuple[Region, ...]
+    architecture: int = Architecture.SYNTHETIC
+    vcpus: int = 1
+    state_bytes: int = 1 << 20
+    cpu_features: tuple[str, ...] = ()
+    nics: tuple[Nic, ...] = ()
+    disks: tuple[Disk, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StateSection:
+    """A piece of CPU or device state, whole. `kind` and `version` are the registry's."""
+
+    kind: int
+    version: int
+    data: bytes
+    architecture: int = Architecture.SYNTHETIC
+    vcpu: int = NO_VCPU
+    instance: int = 0
+
+
+class SourceGuest(Protocol):
+    """A guest that runs here and is to be sent away."""
+
+    @property
+    def description(self) -> GuestDescription:
+        """The guest, constant for a migration."""
+        ...
+
+    @property
+    def tracker(self) -> str:
+        """Name of the dirty tracking in use, for people."""
+        ...
+
+    def memory(self, region: int) -> memoryview:
+        """The region's live bytes, readable at any moment."""
+        ...
+
+    async def start_tracking(self) -> None:
+        """Begin to follow writes; everything written from the return on will be reported."""
+        ...
+
+    async def collect_dirty(self) -> Mapping[int, PageBitmap]:
+        """Pages written since the last collect, by region id, and forget them. May answer all."""
+        ...
+
+    async def stop_tracking(self) -> None:
+        """End of tracking; legal when none was started."""
+        ...
+
+    async def pause(self) -> None:
+        """Stop the guest. Returns when nothing of it runs; legal when paused."""
+        ...
+
+    async def resume(self) -> None:
+        """Run on from where `pause` stopped it; legal when running."""
+        ...
+
+    async def throttle(self, share: float) -> None:
+        """Take away this share of the guest's running time, 0.0 (full speed) to 0.99."""
+        ...
+
+    async def save_state(self) -> Sequence[StateSection]:
+        """All CPU and device state of the paused guest."""
+        ...
+
+    async def mark_granted(self, epoch: int) -> None:
+        """Record durably that `epoch` has been granted to the destination."""
+        ...
+
+    async def release(self) -> None:
+        """The guest has left for good: free its image."""
+        ...
+
+
+class DestinationGuest(Protocol):
+    """Room for a guest that is on its way here."""
+
+    async def reserve(self, description: GuestDescription) -> None:
+        """Check and allocate everything that the description asks for.
+
+        Raises:
+            GuestError: with FULL, REFUSED, ARCHITECTURE, CPU_FEATURES, PAGE_SIZE or REGION_KIND.
+        """
+        ...
+
+    def memory(self, region: int) -> memoryview:
+        """The reserved region's bytes, writable, reading as zeros until written."""
+        ...
+
+    async def prepare(self) -> None:
+        """Get ready for a switchover: whatever may be slow or fail and needs no memory content."""
+        ...
+
+    async def load_state(self, sections: Sequence[StateSection]) -> None:
+        """Take the state; the guest could run from here on, but does not."""
+        ...
+
+    async def run(self, epoch: int, runner: Runner) -> None:
+        """First instruction. Returns when the guest runs."""
+        ...
+
+    async def discard(self) -> None:
+        """Free everything; the guest never ran here."""
+        ...

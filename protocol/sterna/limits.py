@@ -1,0 +1,75 @@
+"""Every bound, with its reason. Nothing here is negotiated except `Limits`, which each side announces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Final
+
+from sterna.registry import DEFAULT_LIMITS, Limit
+
+PREFACE_BYTES: Final = 16
+HEADER_BYTES: Final = 32
+
+# A chunk is what one page hash covers at most: large enough that a hash costs less than the copy,
+# small enough to stay in the first-level caches while it is hashed and sent.
+CHUNK_BYTES: Final = 64 * 1024
+GRANULE_MIN_LOG2: Final = 12  # 4 KiB, the smallest page of every architecture that we know
+GRANULE_MAX_LOG2: Final = 16  # a granule is never larger than a chunk
+
+# Handshake frames come from peers that have announced nothing yet.
+HANDSHAKE_BODY_BYTES: Final = 64 * 1024
+TEXT_BYTES: Final = 255  # every text field: a name, a reason. Its length still fits one byte.
+VERSIONS: Final = 16
+FEATURES: Final = 64
+LIMITS: Final = 64
+CPU_FEATURES: Final = 1024
+NICS: Final = 64
+DISKS: Final = 64
+REFUSE_ITEMS: Final = 64
+STREAMS_MAX: Final = 16
+
+# A batch is what one PAGES frame carries: large enough to amortise a send, small enough that the
+# stream's other frames (heartbeats, ABORT) wait for at most some 50 ms on a gigabit link.
+BATCH_BYTES: Final = 1024 * 1024
+
+# Ignored frames of unknown type between two frames that we know; more is a peer that only burns time.
+UNKNOWN_FRAMES_IN_A_ROW: Final = 256
+
+# A rejected page of a running guest means that it was written between hash and send. More than this
+# share of a round (and more than the floor) is a broken sender.
+REJECTED_SHARE_MAX: Final = 0.25
+REJECTED_FLOOR_PAGES: Final = 1024
+
+# 2**64 bytes of guest address space; a region must end inside.
+ADDRESS_SPACE: Final = 1 << 64
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a receiver announces in HELLO or WELCOME; field names are those of the registry.
+
+    A peer's unknown limits are ignored, missing ones have the registry's default.
+    """
+
+    control_bytes: int = DEFAULT_LIMITS[Limit.CONTROL_BYTES]
+    bulk_bytes: int = DEFAULT_LIMITS[Limit.BULK_BYTES]
+    regions: int = DEFAULT_LIMITS[Limit.REGIONS]
+    memory_bytes: int = DEFAULT_LIMITS[Limit.MEMORY_BYTES]
+    state_bytes: int = DEFAULT_LIMITS[Limit.STATE_BYTES]
+    state_sections: int = DEFAULT_LIMITS[Limit.STATE_SECTIONS]
+    batch_runs: int = DEFAULT_LIMITS[Limit.BATCH_RUNS]
+    data_streams: int = DEFAULT_LIMITS[Limit.DATA_STREAMS]
+    page_requests: int = DEFAULT_LIMITS[Limit.PAGE_REQUESTS]
+    expansion: int = DEFAULT_LIMITS[Limit.EXPANSION]
+    rejected_runs: int = DEFAULT_LIMITS[Limit.REJECTED_RUNS]
+
+    @classmethod
+    def from_wire(cls, pairs: Mapping[int, int]) -> Limits:
+        """The limits that a peer stated as id and value."""
+        known = {int(limit): limit.name.lower() for limit in Limit}
+        return cls(**{known[number]: value for number, value in pairs.items() if number in known})
+
+    def to_wire(self) -> dict[int, int]:
+        """Id and value of every limit, in the order of the registry."""
+        return {int(Limit[field.name.upper()]): getattr(self, field.name) for field in fields(self)}
