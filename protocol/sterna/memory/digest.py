@@ -1,0 +1,158 @@
+"""What both sides know about every page, and the digest over it.
+
+Each side keeps one entry a page: the XXH3-64 of the chunk in which the page's current version last travelled,
+and the page's index in that chunk. The destination takes an entry only after it has hashed the bytes in
+place, so the entry stands for content that it really has; the source takes it when it sends, and drops
+it when the page is written or rejected.
+
+Why it is cheap: the hashes are those that the page tables carry anyway. At SEAL nothing is hashed but
+the entries, 9 bytes a page (2.3 MiB for a GiB of 4 KiB pages), instead of the memory; and the digest can be
+compared again at COMPLETE, when the guest has long written to its memory.
+
+What equal digests prove, up to accidents of the hash: for every page both sides mean the same version,
+sent and verified in the same chunk, or zero, or missing on both sides. So no page was lost, applied to
+the wrong place, overwritten by an older version, or left stale unnoticed. What they do not prove: that
+the source's tracker reported every write (a page changed behind its back keeps its entry on both sides),
+that memory was not changed at the destination after it was verified, or anything against somebody who
+forges pages on purpose: XXH3 is no cryptographic hash, that is what TLS is for.
+
+Because entries name chunks, they depend on how pages were cut into chunks. Both sides see the same tables,
+so their entries agree however batches are cut; digests of two different migrations of equal memory differ.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from xxhash import xxh3_128
+
+from sterna.memory.bitmap import PageBitmap, Positions, assign_runs, checked_runs, expand_runs
+from sterna.memory.regions import PageSets, RegionTable, chunk_pages
+from sterna.registry import Encoding
+from sterna.wire.records import Hashes, PageRange, Pages
+
+Indexes: TypeAlias = npt.NDArray[np.uint8]
+
+ZERO_INDEX: Final = 0xFF  # the page reads as zeros
+STALE_INDEX: Final = 0xFE  # no verified current version
+
+_HEAD: Final = struct.Struct("<IQ")
+
+
+class MemoryDigest:
+    """The entries of all copied regions. At first every page is stale.
+
+    Takes 9 bytes a page. Every page is in one of three sets: held, zero, stale.
+    """
+
+    __slots__ = ("_hashes", "_indexes", "table")
+
+    def __init__(self, table: RegionTable) -> None:
+        """Entries for the pages of `table`, all stale."""
+        self.table: Final = table
+        self._hashes: Final[dict[int, Hashes]] = {
+            region.id: np.zeros(region.pages, dtype="<u8") for region in table.copied
+        }
+        self._indexes: Final[dict[int, Indexes]] = {
+            region.id: np.full(region.pages, STALE_INDEX, dtype=np.uint8) for region in table.copied
+        }
+
+    def record(self, table: Pages, rejected: Iterable[PageRange] = ()) -> None:
+        """The pages of a table are now of the version that it describes, but for the rejected ones.
+
+        Args:
+            table: a page table that passed `RegionTable.check_pages`, or that this side encoded.
+            rejected: pages that `PageSink.commit` rejected; they become stale.
+
+        Raises:
+            KeyError: not a copied region.
+            IndexError: a run reaches outside of its region.
+            ValueError: the number of hashes does not follow from the runs.
+        """
+        hashes, indexes = self._hashes[table.region], self._indexes[table.region]
+        first, count = checked_runs(table.runs["first"], table.runs["count"], len(indexes))
+        empty = (table.runs["encoding"] == Encoding.ZERO) | (table.runs["encoding"] == Encoding.ABSENT)
+        full = ~empty & (count > 0)
+        lengths = _chunk_lengths(count[full], chunk_pages(self.table[table.region].granule_log2))
+        if len(lengths) != len(table.hashes):
+            raise ValueError(f"{len(table.hashes)} hashes for {len(lengths)} chunks")
+        pages = expand_runs(first[full], count[full])
+        hashes[pages] = np.repeat(table.hashes, lengths)
+        indexes[pages] = np.arange(len(pages)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        self._forget(table.region, first[empty], count[empty], ZERO_INDEX)
+        for item in rejected:
+            self.mark_stale(item.region, [item.first], [item.count])
+
+    def mark_stale(self, region: int, starts: npt.ArrayLike, counts: npt.ArrayLike) -> None:
+        """Runs of pages have no verified current version any more: written since, or rejected.
+
+        Raises:
+            KeyError: not a copied region.
+            IndexError: a run reaches outside of the region.
+        """
+        self._forget(region, *checked_runs(starts, counts, len(self._indexes[region])), STALE_INDEX)
+
+    def mark_sets_stale(self, sets: PageSets) -> None:
+        """`mark_stale` for every page of the sets."""
+        for region, (starts, counts) in sets.runs():
+            self._forget(region, starts, counts, STALE_INDEX)
+
+    def _forget(self, region: int, starts: Positions, counts: Positions, index: int) -> None:
+        assign_runs(self._hashes[region], starts, counts, 0)
+        assign_runs(self._indexes[region], starts, counts, index)
+
+    def value(self) -> bytes:
+        """The digest: XXH3-128 over the entries of all copied regions, 16 bytes in canonical order.
+
+        For each region by ascending id: u32 id, u64 pages, every page's hash (u64; 0 where the page is zero
+        or stale), every page's index (u8; 0xFF zero, 0xFE stale). All little-endian.
+        """
+        state = xxh3_128()
+        for number, hashes in self._hashes.items():
+            state.update(_HEAD.pack(number, len(hashes)))
+            state.update(hashes.data)
+            state.update(self._indexes[number].data)
+        return state.digest()
+
+    def held(self, region: int) -> PageBitmap:
+        """Pages with the verified content of a chunk; zero pages are not among them."""
+        return PageBitmap.from_mask(self._indexes[region] < STALE_INDEX)
+
+    def zero(self, region: int) -> PageBitmap:
+        """Pages that read as zeros."""
+        return PageBitmap.from_mask(self._indexes[region] == ZERO_INDEX)
+
+    def stale(self, region: int) -> PageBitmap:
+        """Pages without a verified current version."""
+        return PageBitmap.from_mask(self._indexes[region] == STALE_INDEX)
+
+    @property
+    def held_pages(self) -> int:
+        """Number of pages that are held. Costs a look at every entry, as the other counts do."""
+        return self.table.pages - self.zero_pages - self.stale_pages
+
+    @property
+    def zero_pages(self) -> int:
+        """Number of pages that read as zeros."""
+        return self._count(ZERO_INDEX)
+
+    @property
+    def stale_pages(self) -> int:
+        """Number of pages without a verified current version."""
+        return self._count(STALE_INDEX)
+
+    def _count(self, index: int) -> int:
+        return sum(int(np.count_nonzero(indexes == index)) for indexes in self._indexes.values())
+
+
+def _chunk_lengths(counts: Positions, step: int) -> Positions:
+    """Pages of every chunk of every run, in order: `step`, but for the last one of a run. No run is empty."""
+    chunks = -(-counts // step)
+    ends = np.cumsum(chunks)
+    lengths = np.full(int(chunks.sum()), step, dtype=np.int64)
+    lengths[ends - 1] = counts - (chunks - 1) * step
+    return lengths

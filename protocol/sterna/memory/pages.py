@@ -1,0 +1,267 @@
+"""Page tables and the bytes that belong to them: guest memory to socket, socket to guest memory.
+
+The bytes are never copied here. The source hands out views of guest memory for the transport to send, the
+sink hands out views for the transport to receive into, and hashes the bytes where they lie.
+
+Memory of a running guest changes while it is read. That needs no care beyond this: a page that is
+written after the collect that led here is reported by the next collect and sent again. So a page that was
+zero when it was tested and is not any more, or a chunk that changed between hash and send, costs a
+transfer, never correctness; the sink rejects such a chunk because its hash does not match.
+
+Zero pages are found in two steps. A page of data nearly always shows in its first word that it is not
+zero, so one strided look sorts out the candidates, and only those are read whole.
+
+The sink remembers which pages may hold anything but zeros. A zero run then touches no page that was
+never written: on fresh memory the first touch of a page costs more than copying one, and a table of a few
+bytes must not be able to make a terabyte resident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from xxhash import xxh3_64_intdigest
+
+from sterna.limits import CHUNK_BYTES
+from sterna.memory.bitmap import PageBitmap, Positions, Words, checked_runs, expand_runs
+from sterna.memory.regions import RegionTable, chunk_pages
+from sterna.registry import Encoding
+from sterna.wire.records import RUN_DTYPE, Hashes, PageRange, Pages, Region, Runs
+
+_SIZE_MAX: Final = (1 << 32) - 1  # size_bytes and count of a run are 32 bits wide
+_ZERO_TEST_PAGES: Final = 256  # 1 MiB a step: bounds the copy where candidates do not follow each other
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedBatch:
+    """Pages of one region, ready for a PAGES frame.
+
+    Attributes:
+        region: id of the region.
+        runs: table of `RUN_DTYPE`, ascending and disjoint.
+        hashes: one XXH3-64 for each chunk of each run that carries bytes, in order; uint64.
+        buffers: the bulk part, in order, as views of guest memory. They change when the guest writes.
+        page_count: pages of all runs.
+        bulk_bytes: length of all buffers.
+    """
+
+    region: int
+    runs: Runs
+    hashes: Hashes
+    buffers: tuple[memoryview, ...]
+    page_count: int
+    bulk_bytes: int
+
+    def table(self, attempt: int, round_: int) -> Pages:
+        """The record of the PAGES frame."""
+        return Pages(attempt, round_, self.region, self.runs, self.hashes)
+
+
+class PageSource(Protocol):
+    """Where the source's page bytes come from."""
+
+    def encode(self, region: int, starts: npt.ArrayLike, counts: npt.ArrayLike) -> EncodedBatch:
+        """Encode runs of pages, ascending and disjoint, as they are now.
+
+        The table has at most as many runs as there are pages. Whoever calls keeps a batch within
+        the peer's limits: bytes never exceed those of the pages.
+
+        Raises:
+            KeyError: not a copied region.
+            IndexError: a run reaches outside of the region.
+            ValueError: runs overlap, are not in order, or are too long for a table.
+        """
+        ...
+
+
+class PageSink(Protocol):
+    """Where the destination's page bytes go. Tables have passed `RegionTable.check_pages`."""
+
+    def targets(self, table: Pages) -> list[memoryview]:
+        """Where the bulk bytes belong, in order: writable views of guest memory.
+
+        From this call until `commit` the pages hold neither the old version nor the new one.
+        """
+        ...
+
+    def commit(self, table: Pages) -> list[PageRange]:
+        """All bulk bytes are in their place: verify them, make zero runs read as zeros.
+
+        Returns:
+            The pages of the chunks whose hash does not match, ascending, as few ranges as possible.
+        """
+        ...
+
+
+def hash_chunks(view: memoryview, offsets: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    """XXH3-64 of every chunk of byte ranges of a view; chunks count from each range's start."""
+    hashes: list[int] = []
+    for offset, size in zip(offsets, sizes, strict=True):
+        end = offset + size
+        hashes += [
+            xxh3_64_intdigest(view[at : min(at + CHUNK_BYTES, end)]) for at in range(offset, end, CHUNK_BYTES)
+        ]
+    return hashes
+
+
+class RegionPages:
+    """Page source and page sink over a guest's memory: encodings raw and zero.
+
+    Views that are read-only make a source that cannot be a sink.
+    """
+
+    def __init__(self, table: RegionTable, views: Mapping[int, memoryview], *, fresh: bool = True) -> None:
+        """Take a view of each copied region's bytes.
+
+        Args:
+            table: the guest's regions.
+            views: contiguous memory of every copied region, by id; others are ignored.
+            fresh: the memory reads as zeros. If not, the sink writes zeros into every zero page.
+
+        Raises:
+            ValueError: a view is missing or has the wrong size.
+        """
+        self.table: Final = table
+        self._memory: Final[dict[int, _Memory]] = {}
+        for region in table.copied:
+            if region.id not in views:
+                raise ValueError(f"no memory for region {region.id}")
+            self._memory[region.id] = _Memory(region, views[region.id], fresh=fresh)
+
+    def encode(self, region: int, starts: npt.ArrayLike, counts: npt.ArrayLike) -> EncodedBatch:
+        """See `PageSource.encode`."""
+        return self._memory[region].encode(starts, counts)
+
+    def targets(self, table: Pages) -> list[memoryview]:
+        """See `PageSink.targets`. Raises ValueError if the memory is read-only."""
+        return self._memory[table.region].targets(table)
+
+    def commit(self, table: Pages) -> list[PageRange]:
+        """See `PageSink.commit`."""
+        return self._memory[table.region].commit(table)
+
+
+class _Memory:
+    """One region's bytes."""
+
+    def __init__(self, region: Region, view: memoryview, *, fresh: bool) -> None:
+        self._region: Final = region
+        self._view: Final = view.cast("B")
+        if len(self._view) != region.size_bytes:
+            raise ValueError(f"{len(self._view)} bytes for region {region.id} of {region.size_bytes}")
+        words = np.frombuffer(self._view, dtype=np.uint64) if region.pages else np.empty(0, dtype=np.uint64)
+        self._words: Final[Words] = words.reshape(region.pages, (1 << region.granule_log2) // 8)
+        # Pages that may hold anything but zeros. Kept by the sink alone.
+        self._touched: Final = PageBitmap(region.pages) if fresh else PageBitmap.full(region.pages)
+
+    def encode(self, starts: npt.ArrayLike, counts: npt.ArrayLike) -> EncodedBatch:
+        first, count = checked_runs(starts, counts, self._region.pages)
+        if (first[1:] < (first + count)[:-1]).any():
+            raise ValueError("runs overlap or are not in order")
+        first, count, zero = self._split(first, count)
+        granule = self._region.granule_log2
+        size = np.where(zero, 0, count << granule)
+        if len(count) and max(int(size.max()), int(count.max())) > _SIZE_MAX:
+            raise ValueError("a run is too long for a page table")
+        runs = np.zeros(len(first), dtype=RUN_DTYPE)
+        runs["first"], runs["count"], runs["size_bytes"] = first, count, size
+        runs["encoding"][zero] = Encoding.ZERO
+        raw = ~zero
+        offsets, sizes = (first[raw] << granule).tolist(), size[raw].tolist()
+        view = self._view
+        return EncodedBatch(
+            region=self._region.id,
+            runs=runs,
+            hashes=np.array(hash_chunks(view, offsets, sizes), dtype=np.uint64),
+            buffers=tuple([view[at : at + length] for at, length in zip(offsets, sizes, strict=True)]),
+            page_count=int(count.sum()),
+            bulk_bytes=sum(sizes),
+        )
+
+    def _split(
+        self, first: Positions, count: Positions
+    ) -> tuple[Positions, Positions, npt.NDArray[np.bool_]]:
+        """Cut runs where zero pages and others alternate: starts, counts, and whether a run is zero."""
+        some = count > 0
+        first, count = first[some], count[some]
+        pages = expand_runs(first, count)
+        zero = self._zero(pages)
+        if not zero.any():
+            return first, count, np.zeros(len(first), dtype=np.bool_)
+        border = np.empty(len(pages), dtype=np.bool_)
+        border[0] = True
+        np.not_equal(zero[1:], zero[:-1], out=border[1:])
+        border[np.cumsum(count)[:-1]] = True
+        at = np.flatnonzero(border)
+        return pages[at], np.diff(at, append=len(pages)), zero[at]
+
+    def _zero(self, pages: Positions) -> npt.NDArray[np.bool_]:
+        """Which of these pages are all zero bytes."""
+        zero: npt.NDArray[np.bool_] = self._words[pages, 0] == 0
+        candidates = np.flatnonzero(zero)
+        for low in range(0, len(candidates), _ZERO_TEST_PAGES):
+            some = candidates[low : low + _ZERO_TEST_PAGES]
+            numbers = pages[some]
+            first, last = int(numbers[0]), int(numbers[-1])
+            # Neighbours are read in place; a gather copies them first, which costs half as much again.
+            together = last - first == len(numbers) - 1
+            block = self._words[first : last + 1] if together else self._words[numbers]
+            zero[some] = np.bitwise_or.reduce(block, axis=1) == 0
+        return zero
+
+    def targets(self, table: Pages) -> list[memoryview]:
+        """See `PageSink.targets`."""
+        if self._view.readonly:
+            raise ValueError(f"the memory of region {self._region.id} is read-only")
+        raw = _carries(table)
+        runs = table.runs[raw]
+        self._touched.set_runs(runs["first"], runs["count"])
+        offsets, sizes = self._ranges(runs)
+        return [self._view[at : at + size] for at, size in zip(offsets, sizes, strict=True)]
+
+    def commit(self, table: Pages) -> list[PageRange]:
+        """See `PageSink.commit`."""
+        raw = _carries(table)
+        self._zero_fill(table.runs[~raw])
+        runs = table.runs[raw]
+        hashes = np.array(hash_chunks(self._view, *self._ranges(runs)), dtype=np.uint64)
+        if np.array_equal(hashes, table.hashes):
+            return []
+        step = chunk_pages(self._region.granule_log2)
+        return _rejected(table.region, runs, np.flatnonzero(hashes != table.hashes), step)
+
+    def _ranges(self, runs: Runs) -> tuple[list[int], list[int]]:
+        """Offsets and sizes in bytes of the runs' pages."""
+        granule = self._region.granule_log2
+        first, count = runs["first"].tolist(), runs["count"].tolist()
+        return [page << granule for page in first], [pages << granule for pages in count]
+
+    def _zero_fill(self, runs: Runs) -> None:
+        for first, count in zip(runs["first"].tolist(), runs["count"].tolist(), strict=True):
+            for start, pages in zip(*self._touched.runs_between(first, count), strict=True):
+                self._words[start : start + pages] = 0
+            self._touched.clear(first, count)
+
+
+def _carries(table: Pages) -> npt.NDArray[np.bool_]:
+    """Which runs have bytes in the bulk part."""
+    raw: npt.NDArray[np.bool_] = table.runs["encoding"] == Encoding.RAW
+    return raw
+
+
+def _rejected(region: int, runs: Runs, bad: Positions, step: int) -> list[PageRange]:
+    """The pages of chunks `bad` (numbers over all runs, ascending; `step` pages each)."""
+    ends = np.cumsum((runs["count"] + np.uint32(step - 1)) // np.uint32(step), dtype=np.int64)
+    ranges: list[PageRange] = []
+    for chunk, run in zip(bad.tolist(), np.searchsorted(ends, bad, side="right").tolist(), strict=True):
+        count, end = int(runs["count"][run]), int(ends[run])
+        before = (chunk - (end - -(-count // step))) * step  # pages of the run before this chunk
+        first, pages = int(runs["first"][run]) + before, min(step, count - before)
+        if ranges and ranges[-1].first + ranges[-1].count == first:
+            first, pages = ranges[-1].first, ranges.pop().count + pages
+        ranges.append(PageRange(region, first, pages))
+    return ranges
