@@ -1,0 +1,199 @@
+"""Plain TCP, and what TLS shares with it.
+
+The socket is a non-blocking one of the standard library, driven with trio's `wait_readable` and
+`wait_writable`: one system call moves a frame's header, table and pages (`sendmsg`), and received bytes
+land where the caller wants them. Every call is tried first and waited for only if it would block, which
+at full rate saves most of the waiting; in exchange the loops yield after `YIELD_BYTES`, so that
+heartbeats and the other direction get their turn.
+
+How a connection ends. `close` sends FIN and then reads until the peer's own FIN: closing a socket with
+unread bytes makes Linux send RST, and an RST lets the peer's system discard what we sent last, typically the
+ABORT that says why. `abort` sends RST on purpose, so that the peer's next call fails instead of waiting.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from sterna.errors import TransportError
+from sterna.net.transport import OnSent, Peer, Transport
+from sterna.registry import ErrorCode
+
+# sendmsg refuses more buffers than this. POSIX guarantees 16, Linux has 1024.
+IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
+
+# How much may be moved between two turns of the other tasks: some 0.1 ms of copying.
+YIELD_BYTES: Final = 256 * 1024
+
+_LINGER_RESET: Final = struct.pack("ii", 1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class SocketOptions:
+    """Options of a TCP connection. The defaults are for migration over anything from loopback to a WAN.
+
+    Attributes:
+        user_timeout_s: sent data unacknowledged, or a window closed, for this long ends the connection.
+            A backstop: heartbeats and phase deadlines of the protocol are shorter.
+        keepalive_idle_s: silence after which the kernel probes, every `keepalive_interval_s`, at most
+            `keepalive_probes` times; for the phases in which nothing is sent.
+        unsent_bytes: how much unsent data the kernel takes (TCP_NOTSENT_LOWAT); None is no bound.
+            What waits there delays heartbeats and makes the measured rate too optimistic.
+        send_buffer_bytes: SO_SNDBUF; None leaves it to the kernel's autotuning, which knows the link.
+        receive_buffer_bytes: SO_RCVBUF; None likewise.
+    """
+
+    user_timeout_s: float = 60.0
+    keepalive_idle_s: int = 15
+    keepalive_interval_s: int = 5
+    keepalive_probes: int = 6
+    unsent_bytes: int | None = None
+    send_buffer_bytes: int | None = None
+    receive_buffer_bytes: int | None = None
+
+    def apply(self, sock: socket.socket) -> None:
+        """Set them on a TCP socket."""
+        tcp = socket.IPPROTO_TCP
+        sock.setsockopt(tcp, socket.TCP_NODELAY, 1)  # frames are whole when they are sent
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(tcp, socket.TCP_KEEPIDLE, self.keepalive_idle_s)
+        sock.setsockopt(tcp, socket.TCP_KEEPINTVL, self.keepalive_interval_s)
+        sock.setsockopt(tcp, socket.TCP_KEEPCNT, self.keepalive_probes)
+        sock.setsockopt(tcp, socket.TCP_USER_TIMEOUT, int(self.user_timeout_s * 1000))
+        unsent = 0xFFFFFFFF if self.unsent_bytes is None else self.unsent_bytes
+        sock.setsockopt(tcp, socket.TCP_NOTSENT_LOWAT, struct.pack("I", unsent))
+        for option, size in (
+            (socket.SO_SNDBUF, self.send_buffer_bytes),
+            (socket.SO_RCVBUF, self.receive_buffer_bytes),
+        ):
+            if size is not None:
+                sock.setsockopt(socket.SOL_SOCKET, option, size)
+
+
+class TcpTransport(Transport):
+    """A connected, non-blocking stream socket; owns it from here on."""
+
+    def __init__(self, sock: socket.socket, peer: Peer | None = None) -> None:
+        super().__init__(peer or Peer(peer_address(sock)))
+        self._sock = sock
+        self._unyielded_bytes = 0
+
+    async def _send(self, views: list[memoryview], sent: OnSent) -> None:
+        first = 0
+        while first < len(views):
+            batch = views[first : first + IOV_MAX]
+            try:
+                count = self._sock.sendmsg(batch)
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._sock)
+                continue
+            except OSError as error:
+                raise connection_lost(error) from error
+            sent(count)
+            first = _advance(views, first, count)
+            await self._yield_after(count)
+
+    async def _receive_into(self, view: memoryview) -> int:
+        while True:
+            try:
+                count = self._sock.recv_into(view)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._sock)
+            except OSError as error:
+                raise connection_lost(error) from error
+            else:
+                await self._yield_after(count)
+                return count
+
+    async def _yield_after(self, count: int) -> None:
+        # Not a cancellation point: the bytes have moved already, and the caller must hear of them.
+        self._unyielded_bytes += count
+        if self._unyielded_bytes >= YIELD_BYTES:
+            self._unyielded_bytes = 0
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def _finish(self) -> None:
+        trio.lowlevel.notify_closing(self._sock)
+        await linger(self._sock)
+
+    def _dispose(self, *, abrupt: bool) -> None:
+        dispose(self._sock, abrupt=abrupt)
+
+
+def _advance(views: list[memoryview], first: int, count: int) -> int:
+    """Drop `count` sent bytes from `views`; the index of the first view with something left."""
+    while count:
+        size = views[first].nbytes
+        if count < size:
+            views[first] = views[first][count:]
+            break
+        count -= size
+        first += 1
+    return first
+
+
+async def linger(sock: socket.socket) -> None:
+    """Send FIN and discard what arrives until the peer's FIN. Raises nothing but `trio.Cancelled`.
+
+    Reads below TLS, if there is any: nobody wants these bytes.
+    """
+    scratch = bytearray(YIELD_BYTES)
+    try:
+        sock.shutdown(socket.SHUT_WR)
+        while True:
+            try:
+                if not socket.socket.recv_into(sock, scratch):
+                    return
+                await trio.lowlevel.checkpoint()
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(sock)
+    except (OSError, trio.ClosedResourceError):
+        return  # reset by the peer, or aborted by another task: it has ended
+
+
+def dispose(sock: socket.socket, *, abrupt: bool) -> None:
+    """Close `sock`, with RST if `abrupt`; harmless on a closed one."""
+    if sock.fileno() == -1:
+        return
+    if abrupt:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+    trio.lowlevel.notify_closing(sock)
+    sock.close()
+
+
+def peer_address(sock: socket.socket) -> str:
+    """``host:port`` of the peer, ``[host]:port`` for IPv6."""
+    try:
+        name = sock.getpeername()
+    except OSError:
+        return "a peer that is gone"
+    if sock.family in {socket.AF_INET, socket.AF_INET6}:
+        return format_address(name[0], name[1])
+    return "a local peer"
+
+
+def format_address(host: str, port: int) -> str:
+    """``host:port``, the host in brackets if it has colons itself."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+_REASONS: Final = {
+    errno.ECONNRESET: "the peer reset the connection: it crashed, was killed, or aborted",
+    errno.EPIPE: "the peer has closed the connection and takes no more",
+    errno.ETIMEDOUT: "the peer's system has acknowledged nothing for too long: host or network is down",
+    errno.EHOSTUNREACH: "the peer's host is not reachable any more",
+    errno.ENETUNREACH: "the peer's network is not reachable any more",
+}
+
+
+def connection_lost(error: OSError) -> TransportError:
+    """The coded error for a system call that failed on a connection."""
+    reason = _REASONS.get(error.errno or 0, os.strerror(error.errno) if error.errno else str(error))
+    return TransportError(ErrorCode.CONNECTION_LOST, reason)

@@ -1,0 +1,214 @@
+"""What the endpoints need of a connection, and the rules that every implementation shares.
+
+A `Transport` carries bytes both ways, in order, between two peers that are known by the time it exists:
+a TLS one has finished its handshake and checked the peer's certificate. It differs from trio's `Stream`
+in what migration needs: a send takes several buffers (a frame's header, table and pages lie in different
+places and are not joined), a receive fills the caller's memory (page bytes go from the socket to their
+place), and a send tells how far it got, so that a deadline can tell a slow peer from a stalled one.
+
+Rules, kept by the base class:
+
+- One task may send while another one receives. A second sender or receiver is a `trio.BusyResourceError`.
+- `receive_into` may be cancelled and called again: no byte is lost. A send that was cancelled or that
+  failed may have left half a frame behind: the transport is then *torn*, further sends are refused with
+  `trio.ClosedResourceError`, and its close is an abort, so that the peer cannot take the end for a proper
+  one. Deadlines therefore end the migration, not a single send.
+- Whatever the peer or the network does comes out as `TransportError`, with a code and a sentence.
+  `trio.ClosedResourceError` means that this side had already closed it.
+- The end of the stream is 0 bytes received, only if the peer ended it properly: FIN on plain TCP,
+  close_notify on TLS. It is not success: only the protocol's own frames say that.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final
+
+import trio
+
+Buffer = bytes | bytearray | memoryview
+OnSent = Callable[[int], None]
+
+# A graceful close waits this long for the peer to take what was sent last and to close as well. Longer
+# than a round trip anywhere on earth; a peer that needs more is not going to answer.
+CLOSE_DEADLINE_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class TlsInfo:
+    """What was negotiated, for people and for `--json`: ``TLSv1.3``, ``TLS_AES_256_GCM_SHA384``, True."""
+
+    version: str
+    cipher: str
+    mutual: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end.
+
+    Attributes:
+        address: ``host:port``, IPv6 in brackets; for people, never for authorisation.
+        identity: the certificate's identity (`sterna.net.identity`); None on a plain connection.
+        fingerprint: SHA-256 of the certificate in DER, 32 bytes; None on a plain connection.
+    """
+
+    address: str
+    identity: str | None = None
+    fingerprint: bytes | None = None
+
+    def __str__(self) -> str:
+        return self.address if self.identity is None else f"{self.identity} at {self.address}"
+
+
+class Guard:
+    """Turns a second task in the same place into `trio.BusyResourceError` (trio's own is private)."""
+
+    __slots__ = ("_message", "held")
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+        self.held = False
+
+    def __enter__(self) -> None:
+        if self.held:
+            raise trio.BusyResourceError(self._message)
+        self.held = True
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.held = False
+
+
+class Transport(ABC):
+    """A connection to one peer. Implementations fill in the methods with a leading underscore.
+
+    Attributes:
+        peer: who is at the other end.
+        tls: what TLS negotiated, None on a plain connection.
+        bytes_sent: payload bytes handed to the layer below so far.
+        bytes_received: payload bytes received so far.
+    """
+
+    def __init__(self, peer: Peer, tls: TlsInfo | None = None) -> None:
+        self.peer = peer
+        self.tls = tls
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self._sending = Guard("another task is sending on this transport")
+        self._receiving = Guard("another task is receiving on this transport")
+        self._torn = False
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} to {self.peer}{', closed' if self._closed else ''}>"
+
+    @property
+    def closed(self) -> bool:
+        """Whether this side has closed or aborted it (or has begun to)."""
+        return self._closed
+
+    async def send(self, buffers: Sequence[Buffer], on_sent: OnSent | None = None) -> None:
+        """Send all of `buffers`, one after the other.
+
+        Content that changes during the call is sent in its old or its new state, byte by byte.
+
+        Args:
+            buffers: C-contiguous buffers of bytes, borrowed until the call returns; empty ones are legal.
+            on_sent: called with the number of bytes, each time that some were taken by the layer below.
+
+        Raises:
+            TransportError: the connection is lost.
+            trio.BusyResourceError: another task is sending.
+            trio.ClosedResourceError: this side has closed it, or an earlier send was cut short.
+        """
+        views = [view for view in map(_as_bytes, buffers) if view.nbytes]
+        with self._sending:
+            if self._closed or self._torn:
+                raise trio.ClosedResourceError
+            await trio.lowlevel.checkpoint_if_cancelled()
+
+            def sent(count: int) -> None:
+                self.bytes_sent += count
+                if on_sent is not None:
+                    on_sent(count)
+
+            self._torn = True  # until it is known that everything left
+            await self._send(views, sent)
+            self._torn = False
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        """Receive at least one byte, at most as many as `buffer` holds.
+
+        Returns:
+            The number of bytes; 0 if the peer has ended its direction properly.
+
+        Raises:
+            TransportError: `NOT_CLOSED` for an end that the peer did not announce (TLS),
+                `CONNECTION_LOST` and others for a broken connection.
+            trio.BusyResourceError: another task is receiving.
+            trio.ClosedResourceError: this side has closed it.
+        """
+        if not buffer.nbytes:
+            raise ValueError("an empty buffer cannot tell the end of the stream from no data")
+        with self._receiving:
+            if self._closed:
+                raise trio.ClosedResourceError
+            await trio.lowlevel.checkpoint_if_cancelled()
+            count = await self._receive_into(_as_bytes(buffer))
+            self.bytes_received += count
+            return count
+
+    async def close(self, deadline_s: float = CLOSE_DEADLINE_S) -> None:
+        """End this direction properly, give the peer time to take it, then close.
+
+        What arrives meanwhile is discarded. A torn transport is aborted instead. If the caller is
+        cancelled the rest is done at once: the transport is closed in any case.
+        """
+        if self._closed or self._torn:
+            self.abort()
+            await trio.lowlevel.checkpoint()
+            return
+        self._closed = True
+        try:
+            with trio.move_on_after(deadline_s):
+                await self._finish()
+        finally:
+            self._dispose(abrupt=False)
+
+    def abort(self) -> None:
+        """Close at once; the peer sees a lost connection. Legal at any moment, any number of times."""
+        self._closed = True
+        self._dispose(abrupt=True)
+
+    @abstractmethod
+    async def _send(self, views: list[memoryview], sent: OnSent) -> None:
+        """Send all of `views` (none empty), reporting to `sent`; a checkpoint."""
+
+    @abstractmethod
+    async def _receive_into(self, view: memoryview) -> int:
+        """Receive into `view`; a checkpoint."""
+
+    @abstractmethod
+    async def _finish(self) -> None:
+        """Announce the end of this direction, then discard what arrives until the peer's own end.
+
+        Wakes tasks that wait in this transport with `trio.ClosedResourceError`. Raises nothing else but
+        `trio.Cancelled`: there is nobody left who could act on it.
+        """
+
+    @abstractmethod
+    def _dispose(self, *, abrupt: bool) -> None:
+        """Release everything, waking waiting tasks; `abrupt` lets the peer see a lost connection."""
+
+
+def _as_bytes(buffer: Buffer) -> memoryview:
+    view = memoryview(buffer)
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")
