@@ -28,7 +28,9 @@ _BLOCK_WORDS: Final = 1 << 15  # 256 KiB: two operands and a temporary stay in a
 _WINDOW_WORDS: Final = (
     64  # first look of first_runs: numpy's cost a call, not the words', is what counts here
 )
-_LONG_RUN: Final = 64  # from here on a slice assignment costs less than an index per element
+FEW_RUNS: Final = 8  # up to here a loop over the runs costs less than numpy's calls
+_ALL_SET_PAGES: Final = 1 << 14
+LONG_RUN: Final = 64  # from here on a slice assignment costs less than an index per element
 
 
 def checked_runs(starts: npt.ArrayLike, counts: npt.ArrayLike, size: int) -> RunArrays:
@@ -38,21 +40,21 @@ def checked_runs(starts: npt.ArrayLike, counts: npt.ArrayLike, size: int) -> Run
         ValueError: the arrays are not one-dimensional and of equal length.
         IndexError: a run reaches outside of 0..size.
     """
-    first = np.asarray(starts).astype(
-        np.int64, copy=False
-    )  # a uint64 above 2^63 turns negative: caught below
+    # A uint64 above 2^63 turns negative here, and back into what is certainly too much below.
+    first = np.asarray(starts).astype(np.int64, copy=False)
     count = np.asarray(counts).astype(np.int64, copy=False)
     if first.ndim != 1 or first.shape != count.shape:
         raise ValueError("starts and counts must be one-dimensional and of equal length")
-    if len(first) and (
-        first.min() < 0 or count.min() < 0 or count.max() > size or bool((first > size - count).any())
-    ):
+    start, length, end = first.view(np.uint64), count.view(np.uint64), np.uint64(size)
+    if np.count_nonzero((length > end) | (start > end - length)):
         raise IndexError(f"a run reaches outside of 0..{size}")
     return first, count
 
 
 def expand_runs(starts: Positions, counts: Positions) -> Positions:
     """The numbers in all runs, in the order of the runs; int64, length `counts.sum()`."""
+    if len(starts) == 1:
+        return np.arange(starts[0], starts[0] + counts[0], dtype=np.int64)
     before = np.cumsum(counts) - counts
     numbers = np.repeat(starts - before, counts)
     numbers += np.arange(len(numbers), dtype=np.int64)
@@ -60,11 +62,12 @@ def expand_runs(starts: Positions, counts: Positions) -> Positions:
 
 
 def assign_runs(array: npt.NDArray[np.generic], starts: Positions, counts: Positions, value: int) -> None:
-    """`array[start : start + count] = value` for every run, without a Python step for each short one."""
-    long = counts >= _LONG_RUN
-    short = ~long
-    array[expand_runs(starts[short], counts[short])] = value
-    for start, count in zip(starts[long].tolist(), counts[long].tolist(), strict=True):
+    """`array[start : start + count] = value` for every run; many short runs cost no Python step each."""
+    if len(starts) > FEW_RUNS:
+        short = counts < LONG_RUN
+        array[expand_runs(starts[short], counts[short])] = value
+        starts, counts = starts[~short], counts[~short]
+    for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
         array[start : start + count] = value
 
 
@@ -183,6 +186,13 @@ class PageBitmap:
         edges = [(low, head)] if first & 63 else []
         return [*edges, (high, tail)] if tail else edges
 
+    def has(self, pages: Positions) -> npt.NDArray[np.bool_]:
+        """Which of these pages are in the set, one answer each. Raises IndexError if one could not be."""
+        if len(pages) and (pages.min() < 0 or pages.max() >= self.bits):
+            raise IndexError(f"a page is not in 0..{self.bits}")
+        bits: Words = self.words[pages >> 6] >> (pages & 63).astype(_WORD) & np.uint64(1)
+        return bits.astype(np.bool_)
+
     # Many runs
 
     def set_runs(self, starts: npt.ArrayLike, counts: npt.ArrayLike) -> None:
@@ -192,32 +202,25 @@ class PageBitmap:
             ValueError: the arrays do not match.
             IndexError: a run reaches outside.
         """
-        at, masks, inner, length = self._split(starts, counts)
+        first, count = checked_runs(starts, counts, self.bits)
+        if len(first) <= FEW_RUNS:
+            for start, pages in zip(first.tolist(), count.tolist(), strict=True):
+                self.set(start, pages)
+            return
+        at, masks, inner, length = _split(first, count)
         np.bitwise_or.at(self.words, at, masks)
         assign_runs(self.words, inner, length, _ALL)
 
     def clear_runs(self, starts: npt.ArrayLike, counts: npt.ArrayLike) -> None:
         """Remove runs; arguments and errors as for `set_runs`."""
-        at, masks, inner, length = self._split(starts, counts)
+        first, count = checked_runs(starts, counts, self.bits)
+        if len(first) <= FEW_RUNS:
+            for start, pages in zip(first.tolist(), count.tolist(), strict=True):
+                self.clear(start, pages)
+            return
+        at, masks, inner, length = _split(first, count)
         np.bitwise_and.at(self.words, at, ~masks)
         assign_runs(self.words, inner, length, 0)
-
-    def _split(
-        self, starts: npt.ArrayLike, counts: npt.ArrayLike
-    ) -> tuple[Positions, Words, Positions, Positions]:
-        """Runs as words covered in part (number, mask) and runs of words covered whole (start, count)."""
-        first, count = checked_runs(starts, counts, self.bits)
-        some = count > 0
-        first, end = first[some], (first + count)[some]
-        low, high = first >> 6, end >> 6
-        head = np.left_shift(np.uint64(_ALL), (first & 63).astype(_WORD))
-        tail = np.left_shift(np.uint64(1), (end & 63).astype(_WORD)) - np.uint64(1)
-        same = low == high
-        cut = tail > 0  # the last word of a run that ends on a word's border is the one before
-        apart = cut & ~same
-        at = np.concatenate((low, high[apart]))
-        masks = np.concatenate((np.where(same, head & tail, head), tail[apart]))
-        return at, masks, low + 1, np.maximum(high - low - 1, 0)
 
     def fill(self) -> None:
         """Add every page."""
@@ -320,6 +323,8 @@ class PageBitmap:
             raise IndexError(f"page {start} of {self.bits}")
         if max_pages < 1 or max_runs < 1:
             raise ValueError("max_pages and max_runs must be positive")
+        if self._all_set(start, max_pages):
+            return np.array([start], dtype=np.int64), np.array([max_pages], dtype=np.int64)
         starts = counts = np.empty(0, dtype=np.int64)
         low, window, size = start >> 6, max(_WINDOW_WORDS, (max_pages >> 6) + 2), len(self.words)
         while low < size:
@@ -332,6 +337,17 @@ class PageBitmap:
                 break
             low, window = high, window * 4
         return _cut(starts, counts, max_pages, max_runs)
+
+    def _all_set(self, first: int, count: int) -> bool:
+        """Whether all of these pages are in the set; False for very many, without a look.
+
+        The usual case of `first_runs`, ten times faster than the general way: the first round, or a hot set.
+        """
+        if count > self.bits - first or count > _ALL_SET_PAGES:
+            return False
+        words = self.words[first >> 6 : first + count + 63 >> 6]
+        ones = (1 << count) - 1
+        return int.from_bytes(words.tobytes(), "little") >> (first & 63) & ones == ones
 
     def batches(self, max_pages: int, max_runs: int, start: int = 0) -> Iterator[RunArrays]:
         """`first_runs` again and again, from `start` to the end. Sees pages that are added ahead of it."""
@@ -373,6 +389,21 @@ class PageBitmap:
         bits = np.unpackbits(edge_bits.view(np.uint8), bitorder="little")
         position = np.flatnonzero(bits.view(np.bool_))
         return (at[position >> 6] + low << 6) + (position & 63), high
+
+
+def _split(first: Positions, count: Positions) -> tuple[Positions, Words, Positions, Positions]:
+    """Runs as words covered in part (number, mask) and runs of words covered whole (start, count)."""
+    some = count > 0
+    first, end = first[some], (first + count)[some]
+    low, high = first >> 6, end >> 6
+    head = np.left_shift(np.uint64(_ALL), (first & 63).astype(_WORD))
+    tail = np.left_shift(np.uint64(1), (end & 63).astype(_WORD)) - np.uint64(1)
+    same = low == high
+    cut = tail > 0  # the last word of a run that ends on a word's border is the one before
+    apart = cut & ~same
+    at = np.concatenate((low, high[apart]))
+    masks = np.concatenate((np.where(same, head & tail, head), tail[apart]))
+    return at, masks, low + 1, np.maximum(high - low - 1, 0)
 
 
 def _clipped(starts: Positions, ends: Positions, first: int, end: int) -> RunArrays:

@@ -65,7 +65,7 @@ class MemoryDigest:
         """The pages of a table are now of the version that it describes, but for the rejected ones.
 
         Args:
-            table: a page table that passed `RegionTable.check_pages`, or that this side encoded.
+            table: a page table that the codec has checked, or that this side encoded.
             rejected: pages that `PageSink.commit` rejected; they become stale.
 
         Raises:
@@ -83,7 +83,8 @@ class MemoryDigest:
         pages = expand_runs(first[full], count[full])
         hashes[pages] = np.repeat(table.hashes, lengths)
         indexes[pages] = np.arange(len(pages)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        self._forget(table.region, first[empty], count[empty], ZERO_INDEX)
+        if np.count_nonzero(empty):
+            self._forget(table.region, first[empty], count[empty], ZERO_INDEX)
         for item in rejected:
             self.mark_stale(item.region, [item.first], [item.count])
 

@@ -27,7 +27,15 @@ import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
 from sterna.limits import CHUNK_BYTES
-from sterna.memory.bitmap import PageBitmap, Positions, Words, checked_runs, expand_runs
+from sterna.memory.bitmap import (
+    LONG_RUN,
+    PageBitmap,
+    Positions,
+    Words,
+    assign_runs,
+    checked_runs,
+    expand_runs,
+)
 from sterna.memory.regions import RegionTable, chunk_pages
 from sterna.registry import Encoding
 from sterna.wire.records import RUN_DTYPE, Hashes, PageRange, Pages, Region, Runs
@@ -79,7 +87,7 @@ class PageSource(Protocol):
 
 
 class PageSink(Protocol):
-    """Where the destination's page bytes go. Tables have passed `RegionTable.check_pages`."""
+    """Where the destination's page bytes go. The codec has checked the tables against the regions."""
 
     def targets(self, table: Pages) -> list[memoryview]:
         """Where the bulk bytes belong, in order: writable views of guest memory.
@@ -98,13 +106,17 @@ class PageSink(Protocol):
 
 
 def hash_chunks(view: memoryview, offsets: Sequence[int], sizes: Sequence[int]) -> list[int]:
-    """XXH3-64 of every chunk of byte ranges of a view; chunks count from each range's start."""
+    """XXH3-64 of every chunk of byte ranges of a view; chunks count from each range's start.
+
+    No range is empty.
+    """
     hashes: list[int] = []
     for offset, size in zip(offsets, sizes, strict=True):
-        end = offset + size
-        hashes += [
-            xxh3_64_intdigest(view[at : min(at + CHUNK_BYTES, end)]) for at in range(offset, end, CHUNK_BYTES)
-        ]
+        at, end = offset, offset + size
+        while end - at > CHUNK_BYTES:
+            hashes.append(xxh3_64_intdigest(view[at : at + CHUNK_BYTES]))
+            at += CHUNK_BYTES
+        hashes.append(xxh3_64_intdigest(view[at:end]))
     return hashes
 
 
@@ -123,7 +135,7 @@ class RegionPages:
             fresh: the memory reads as zeros. If not, the sink writes zeros into every zero page.
 
         Raises:
-            ValueError: a view is missing or has the wrong size.
+            ValueError: a view is missing, has the wrong size or is not contiguous; or a region is empty.
         """
         self.table: Final = table
         self._memory: Final[dict[int, _Memory]] = {}
@@ -150,17 +162,19 @@ class _Memory:
 
     def __init__(self, region: Region, view: memoryview, *, fresh: bool) -> None:
         self._region: Final = region
+        if not view.c_contiguous or view.nbytes != region.size_bytes or not region.pages:
+            raise ValueError(
+                f"region {region.id} takes {region.size_bytes} contiguous bytes, got {view.nbytes}"
+            )
         self._view: Final = view.cast("B")
-        if len(self._view) != region.size_bytes:
-            raise ValueError(f"{len(self._view)} bytes for region {region.id} of {region.size_bytes}")
-        words = np.frombuffer(self._view, dtype=np.uint64) if region.pages else np.empty(0, dtype=np.uint64)
-        self._words: Final[Words] = words.reshape(region.pages, (1 << region.granule_log2) // 8)
+        words = np.frombuffer(self._view, dtype=np.uint64)
+        self._words: Final[Words] = words.reshape(region.pages, -1)
         # Pages that may hold anything but zeros. Kept by the sink alone.
         self._touched: Final = PageBitmap(region.pages) if fresh else PageBitmap.full(region.pages)
 
     def encode(self, starts: npt.ArrayLike, counts: npt.ArrayLike) -> EncodedBatch:
         first, count = checked_runs(starts, counts, self._region.pages)
-        if (first[1:] < (first + count)[:-1]).any():
+        if np.count_nonzero(first[1:] < (first + count)[:-1]):
             raise ValueError("runs overlap or are not in order")
         first, count, zero = self._split(first, count)
         granule = self._region.granule_log2
@@ -190,7 +204,7 @@ class _Memory:
         first, count = first[some], count[some]
         pages = expand_runs(first, count)
         zero = self._zero(pages)
-        if not zero.any():
+        if not np.count_nonzero(zero):
             return first, count, np.zeros(len(first), dtype=np.bool_)
         border = np.empty(len(pages), dtype=np.bool_)
         border[0] = True
@@ -241,10 +255,16 @@ class _Memory:
         return [page << granule for page in first], [pages << granule for pages in count]
 
     def _zero_fill(self, runs: Runs) -> None:
-        for first, count in zip(runs["first"].tolist(), runs["count"].tolist(), strict=True):
-            for start, pages in zip(*self._touched.runs_between(first, count), strict=True):
-                self._words[start : start + pages] = 0
-            self._touched.clear(first, count)
+        """Write zeros where these runs may hold something else."""
+        if not len(runs):
+            return
+        first, count = runs["first"].astype(np.int64), runs["count"].astype(np.int64)
+        long = count >= LONG_RUN
+        pages = expand_runs(first[~long], count[~long])
+        self._words[pages[self._touched.has(pages)]] = 0
+        for start, length in zip(first[long].tolist(), count[long].tolist(), strict=True):
+            assign_runs(self._words, *self._touched.runs_between(start, length), 0)
+        self._touched.clear_runs(first, count)
 
 
 def _carries(table: Pages) -> npt.NDArray[np.bool_]:

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Self
 
-import numpy as np
-
 from sterna.errors import GuestError, remote_error
 from sterna.limits import CHUNK_BYTES
 from sterna.memory.bitmap import PageBitmap, Positions, RunArrays
-from sterna.registry import Encoding, ErrorCode, FrameType, Transfer
-from sterna.wire.records import PageRange, Pages, Region
+from sterna.registry import ErrorCode, FrameType, Transfer
+from sterna.wire.records import PageRange, Region
 
 
 def chunk_pages(granule_log2: int) -> int:
@@ -59,37 +57,8 @@ class RegionTable:
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def check_pages(self, table: Pages) -> None:
-        """Check a page table of the peer against the regions, before any of it is believed.
-
-        Afterwards its runs are ascending, disjoint and inside of a copied region, have the sizes of
-        encodings that this release speaks, and there is one hash for every chunk.
-
-        Raises:
-            RemoteProtocolError: OUTSIDE_REGION, OVERLAPPING_RUNS, BAD_VALUE or COUNT_MISMATCH.
-        """
-        region = self._by_id.get(table.region)
-        if region is None:
-            raise _bad(ErrorCode.OUTSIDE_REGION, f"region {table.region} has no pages")
-        first, count, size = (table.runs[name].astype(np.uint64) for name in ("first", "count", "size_bytes"))
-        pages, granule = np.uint64(region.pages), np.uint64(region.granule_log2)
-        if (first > pages).any() or (count > pages - first).any():
-            raise _bad(ErrorCode.OUTSIDE_REGION, f"a run reaches outside of region {region.id}")
-        if not count.all():
-            raise _bad(ErrorCode.BAD_VALUE, "an empty run")
-        if (first[1:] < (first + count)[:-1]).any():
-            raise _bad(ErrorCode.OVERLAPPING_RUNS, "runs overlap or are not in order")
-        raw, zero = (table.runs["encoding"] == encoding for encoding in (Encoding.RAW, Encoding.ZERO))
-        if not (raw | zero).all():
-            raise _bad(ErrorCode.BAD_VALUE, "an encoding that was not selected")
-        if not np.array_equal(size, np.where(raw, count << granule, np.uint64(0))):
-            raise _bad(ErrorCode.BAD_VALUE, "a run's size does not follow from its pages and encoding")
-        chunks = int((size + np.uint64(CHUNK_BYTES - 1) >> np.uint64(CHUNK_BYTES.bit_length() - 1)).sum())
-        if chunks != len(table.hashes):
-            raise _bad(ErrorCode.COUNT_MISMATCH, f"{len(table.hashes)} hashes for {chunks} chunks")
-
     def check_ranges(self, ranges: Iterable[PageRange]) -> None:
-        """Check page ranges of the peer against the regions.
+        """Check the rejected pages of a ROUND_ACK against the regions.
 
         Raises:
             RemoteProtocolError: OUTSIDE_REGION.
@@ -98,11 +67,7 @@ class RegionTable:
             region = self._by_id.get(item.region)
             if region is None or item.first + item.count > region.pages:
                 text = f"pages {item.first}+{item.count} of region {item.region}"
-                raise remote_error(ErrorCode.OUTSIDE_REGION, text, clause="RAK-4", frame=FrameType.ROUND_ACK)
-
-
-def _bad(code: ErrorCode, detail: str) -> Exception:
-    return remote_error(code, detail, clause="PGS-4", frame=FrameType.PAGES)
+                raise remote_error(ErrorCode.OUTSIDE_REGION, text, clause="FRM-18", frame=FrameType.ROUND_ACK)
 
 
 class PageSets:
