@@ -1,0 +1,123 @@
+"""The house rules that a program can check, each with the reason for it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+import sterna
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "protocol" / "sterna"
+TESTS = ROOT / "tests"
+
+# Modules without a test file of their own, and why.
+WITHOUT_TESTS = {
+    "registry.py": "generated; compared with its source below",
+    "guest/api.py": "Protocols only; sterna.testing.check_guest is their test",
+    "wire/records.py": "plain dataclasses; every one goes through tests/wire/test_wire_codec.py",
+}
+# Tests of no single module.
+WITHOUT_MODULE = {"conftest.py", "test_exports.py"}
+
+
+def modules() -> Iterator[Path]:
+    """Every module of the package but the `__init__` files, which only re-export."""
+    return (path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__init__.py")
+
+
+def counterpart(module: Path) -> Path:
+    """protocol/sterna/a/b.py -> tests/a/test_a_b.py"""
+    parts = module.relative_to(PACKAGE).with_suffix("").parts
+    names = [part.strip("_") for part in parts]
+    return TESTS.joinpath(*parts[:-1], f"test_{'_'.join(names)}.py")
+
+
+def test_every_module_has_its_test_file() -> None:
+    """websockets' maxi_cov rule: what a module does is shown in one place, and that place can be found."""
+    missing = [
+        f"{name}: {counterpart(path).relative_to(ROOT)}"
+        for path in modules()
+        if (name := str(path.relative_to(PACKAGE))) not in WITHOUT_TESTS and not counterpart(path).exists()
+    ]
+    assert not missing, "modules without their test file:\n" + "\n".join(missing)
+
+
+def test_every_test_file_has_its_module() -> None:
+    """A module may have more than one: test_guest_workload_spec.py belongs to guest/workload.py."""
+    stems = {(counterpart(path).parent, counterpart(path).stem) for path in modules()}
+    strays = [
+        str(path.relative_to(ROOT))
+        for path in sorted(TESTS.rglob("*.py"))
+        if path.name not in WITHOUT_MODULE
+        and "e2e" not in path.parts
+        and not any(path.parent == folder and path.stem.startswith(stem) for folder, stem in stems)
+    ]
+    assert not strays, f"test files without a module: {strays}"
+
+
+def test_the_exceptions_are_still_needed() -> None:
+    needless = [
+        name
+        for name in WITHOUT_TESTS
+        if counterpart(PACKAGE / name).exists() or not (PACKAGE / name).exists()
+    ]
+    assert not needless
+
+
+def test_test_files_have_unique_names() -> None:
+    """pytest imports them by name alone."""
+    names = [path.name for path in TESTS.rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)
+
+
+def test_generated_files_are_current() -> None:
+    build = runpy.run_path(str(ROOT / "spec" / "build.py"))
+    stale = [
+        str(path.relative_to(ROOT)) for path, text in build["outputs"]().items() if path.read_text() != text
+    ]
+    assert not stale, f"run python spec/build.py: {stale}"
+
+
+def test_imports_point_one_way(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    status = lint_imports(no_cache=True, no_logo=True)
+    assert status == 0, capsys.readouterr().out
+
+
+def test_modules_are_short() -> None:
+    """Who opens a module should see what it is for within a minute."""
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in modules()}
+    del lengths["protocol/sterna/registry.py"]  # a generated table
+    assert not {name: lines for name, lines in lengths.items() if lines > 600}
+
+
+def test_peer_bytes_are_never_parsed_by_compiled_construct() -> None:
+    """`Construct.compile()` drops length checks: it accepts truncated bodies without an error."""
+    for path in sorted((PACKAGE / "wire").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr == "compile":
+                assert isinstance(node.value, ast.Name), f"{path}:{node.lineno}"
+                assert node.value.id == "re", f"{path}:{node.lineno}"
+
+
+def test_nothing_is_left_open() -> None:
+    pattern = re.compile(r"\b(TODO|FIXME|XXX|NotImplementedError)\b")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in modules()
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if pattern.search(line)
+    ]
+    assert not found
+
+
+def test_the_public_names_exist() -> None:
+    for name in getattr(sterna, "__all__", ()):
+        assert hasattr(sterna, name)
