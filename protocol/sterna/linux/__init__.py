@@ -1,0 +1,1 @@
+"""Thin bindings to the kernel. One interface a file; no policy."""

@@ -1,0 +1,253 @@
+"""The endpoint's side of the holder protocol, for trio.
+
+A connection has one request under way at a time. Cancelling one breaks nothing: what was not yet sent goes
+first at the next request, and an answer that nobody waits for any more is dropped by its number. That
+matters, because the endpoint resumes the guest over the same connection after a deadline has cut a request off.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+import trio
+
+from sterna.errors import GuestError
+from sterna.guest import holder_fields as fields_of
+from sterna.guest.holder_frames import (
+    FRAME_DESCRIPTORS,
+    VERSION,
+    Frame,
+    FrameReader,
+    JsonObject,
+    encode_frame,
+)
+from sterna.registry import ErrorCode
+from sterna.wire.records import NO_RUNNER, Runner
+
+ANSWER_WITHIN_S: Final = 30.0  # operations take milliseconds; this only ends the wait for a stopped holder
+SLOW_ANSWER_WITHIN_S: Final = 600.0  # first touch of all memory, or an audit of it
+_READ_BYTES: Final = 1 << 16
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(FRAME_DESCRIPTORS * 4)
+_CODES: Final = {code.name.lower(): code for code in ErrorCode}
+
+
+@dataclass(frozen=True, slots=True)
+class HolderStatus:
+    """Where a held guest is, and the figures that its kind of guest gives.
+
+    Attributes:
+        state: empty, reserved, loaded, running, paused, granted or released.
+        epoch: under which it last ran there; 0 if it never did.
+        granted_epoch: that was granted to another host; 0 if none.
+        guest: the guest's own figures, by name; for the process guest see spec/holder.md, section 7.
+    """
+
+    state: str
+    epoch: int
+    granted_epoch: int
+    runner: Runner
+    tracker: str
+    tracking: bool
+    guest: JsonObject
+
+    def figure(self, name: str) -> int | float:
+        """A number among the guest's figures; 0 if it has none of this name."""
+        value = self.guest.get(name, 0)
+        return value if isinstance(value, int | float) else 0
+
+
+class HolderConnection:
+    """An attached connection to a holder. Close it, or use it as an async context manager.
+
+    Attributes:
+        attached: the status at the time of attaching, without the guest's figures.
+        may_run: whether the holder lets this side change anything.
+    """
+
+    def __init__(self, sock: trio.socket.SocketType) -> None:
+        self._socket = sock
+        self._reader = FrameReader()
+        self._unsent: list[tuple[bytes, tuple[int, ...]]] = []
+        self._number = 0
+        self._busy = False
+        self.may_run = False
+        self.kind = ""
+        self.attached = HolderStatus("empty", 0, 0, NO_RUNNER, "", False, {})
+
+    async def attach(self, role: str, epoch: int | None) -> None:
+        """The first operation; `connect_holder` does it."""
+        fields: JsonObject = {"version": VERSION, "role": role}
+        if epoch is not None:
+            fields["epoch"] = epoch
+        answer = (await self.call("attach", fields)).fields
+        self.may_run = answer.get("rights") == "run"
+        self.kind = fields_of.text(answer, "kind")
+        self.attached = _status(answer)
+
+    async def call(
+        self,
+        operation: str,
+        fields: JsonObject | None = None,
+        descriptors: tuple[int, ...] = (),
+        *,
+        within_s: float = ANSWER_WITHIN_S,
+    ) -> Frame:
+        """One request and its answer. The caller owns the answer's descriptors; the request's stay his.
+
+        Raises:
+            GuestError: the holder refused, answered nonsense or in time nothing, or is gone.
+        """
+        if self._busy:
+            raise trio.BusyResourceError("one request at a time")
+        self._busy = True
+        try:
+            with trio.fail_after(within_s):
+                return await self._exchange(operation, fields or {}, descriptors)
+        except trio.TooSlowError as error:
+            raise GuestError(f"{operation}: no answer from the holder within {within_s:g} s") from error
+        except OSError as error:
+            raise GuestError(f"{operation}: the holder is gone: {error.strerror}") from error
+        finally:
+            self._busy = False
+
+    async def status(self) -> HolderStatus:
+        """Where the guest is and how it does."""
+        return _status((await self.call("status")).fields)
+
+    async def audit(self) -> JsonObject:
+        """The guest's check of its own memory, from inside."""
+        answer = await self.call("audit", within_s=SLOW_ANSWER_WITHIN_S)
+        return fields_of.an_object(answer.fields, "audit")
+
+    async def detach(self) -> None:
+        """Give up control: this process has, or will use, no mapping of the guest's memory any more."""
+        await self.call("detach")
+        await self.aclose()
+
+    async def shutdown(self) -> None:
+        """End the holder, and its guest with it."""
+        await self.call("shutdown")
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connection. A paused guest that was not granted runs on then. Legal twice."""
+        self._socket.close()
+        self._reader.close()
+        for _, descriptors in self._unsent:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        self._unsent.clear()
+        await trio.lowlevel.checkpoint()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _exchange(self, operation: str, fields: JsonObject, descriptors: tuple[int, ...]) -> Frame:
+        self._number += 1
+        number = self._number
+        data = encode_frame({"id": number, "op": operation, **fields}, descriptors)
+        # Copies, because a cancelled request is sent later all the same: half a frame cannot be taken back.
+        self._unsent.append((data, tuple(os.dup(descriptor) for descriptor in descriptors)))
+        await self._send()
+        while True:
+            frame = await self._next_frame()
+            if frame.fields.get("id") == number:
+                break
+            frame.close()
+            if frame.fields.get("id") is None:
+                raise _refusal(operation, frame.fields)
+        answer = frame.fields.get("ok")
+        if not isinstance(answer, dict):
+            frame.close()
+            raise _refusal(operation, frame.fields)
+        return Frame(answer, frame.descriptors)
+
+    async def _send(self) -> None:
+        while self._unsent:
+            data, descriptors = self._unsent[0]
+            ancillary = []
+            if descriptors:
+                packed = b"".join(one.to_bytes(4, "little") for one in descriptors)
+                ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, packed))
+            sent = await self._socket.sendmsg([data], ancillary)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            if sent < len(data):
+                self._unsent[0] = (data[sent:], ())
+            else:
+                del self._unsent[0]
+
+    async def _next_frame(self) -> Frame:
+        while True:
+            frame = self._reader.next_frame()
+            if frame is not None:
+                return frame
+            data, ancillary, flags, _ = await self._socket.recvmsg(
+                _READ_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+            )
+            for level, kind, raw in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    whole = len(raw) - len(raw) % 4
+                    self._reader.receive(b"", memoryview(raw)[:whole].cast("i").tolist())
+            self._reader.receive(data)
+            if not data or flags & socket.MSG_CTRUNC:
+                raise GuestError("the holder has closed the connection")
+
+
+def _refusal(operation: str, fields: JsonObject) -> GuestError:
+    error = fields.get("error")
+    if not isinstance(error, dict):
+        return GuestError(f"{operation}: the holder's answer makes no sense")
+    code = _CODES.get(fields_of.text(error, "code", ""), ErrorCode.GUEST_FAILED)
+    return GuestError(f"{operation}: {fields_of.text(error, 'text', '')}", code)
+
+
+def _status(fields: JsonObject) -> HolderStatus:
+    guest = fields.get("guest", {})
+    return HolderStatus(
+        state=fields_of.text(fields, "state"),
+        epoch=fields_of.integer(fields, "epoch"),
+        granted_epoch=fields_of.integer(fields, "granted_epoch"),
+        runner=fields_of.runner_from_json(fields_of.an_object(fields, "runner")),
+        tracker=fields_of.text(fields, "tracker"),
+        tracking=fields.get("tracking") is True,
+        guest=guest if isinstance(guest, dict) else {},
+    )
+
+
+async def connect_holder(
+    path: str | os.PathLike[str], *, role: str = "controller", epoch: int | None = None
+) -> HolderConnection:
+    """Connect to a holder's socket and attach.
+
+    Args:
+        path: the socket.
+        role: ``controller``, of which there is one at a time, or ``observer``.
+        epoch: the newest epoch that this side knows of; None if it knows of none.
+
+    Raises:
+        GuestError: with BUSY while another controller lives; or nobody answers.
+    """
+    sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        await sock.connect(os.fspath(path))
+    except OSError as error:
+        sock.close()
+        raise GuestError(f"no holder at {os.fspath(path)}: {error.strerror}") from error
+    connection = HolderConnection(sock)
+    try:
+        await connection.attach(role, epoch)
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await connection.aclose()
+        raise
+    return connection

@@ -1,0 +1,222 @@
+"""A held guest as the two interfaces of `sterna.guest.api`.
+
+Memory is mapped here a second time, from the descriptors that the holder passes: page bytes go from this
+process's mapping to its network socket and never cross the holder's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from sterna.errors import GuestError
+from sterna.guest import holder_fields as fields_of
+from sterna.guest.api import GuestDescription, StateSection
+from sterna.guest.holder_bitmaps import words_of
+from sterna.guest.holder_client import SLOW_ANSWER_WITHIN_S, HolderConnection
+from sterna.guest.holder_frames import Frame
+from sterna.linux.memfd import MemoryFile, MemoryMap, read_shared
+from sterna.memory.bitmap import PageBitmap
+from sterna.registry import Transfer
+from sterna.wire.records import Runner
+
+
+async def _map_memory(
+    connection: HolderConnection, description: GuestDescription, *, writable: bool
+) -> dict[int, MemoryMap]:
+    """Map every copied region; whatever does not fit the description is the holder's failure."""
+    answer = await connection.call("memory")
+    maps: dict[int, MemoryMap] = {}
+    try:
+        wanted = {region.id: region for region in description.regions if region.transfer is Transfer.COPY}
+        entries = fields_of.objects(answer.fields, "regions", len(wanted))
+        for entry, descriptor in zip(entries, answer.descriptors, strict=True):
+            number = fields_of.integer(entry, "region")
+            region = wanted.pop(number)
+            if os.fstat(descriptor).st_size != region.size_bytes:
+                raise GuestError(f"the holder's memory of region {number} has another size")
+            maps[number] = MemoryMap(descriptor, region.size_bytes, writable=writable)
+        if wanted:
+            raise GuestError(f"the holder passes no memory for regions {sorted(wanted)}")
+    except (KeyError, ValueError, OSError) as error:
+        raise GuestError(f"the holder's memory does not fit its description: {error}") from error
+    finally:
+        answer.close()
+    return maps
+
+
+class _Bitmaps:
+    """The controller's view of the shared bitmap file."""
+
+    def __init__(self, answer: Frame) -> None:
+        self._places: dict[int, npt.NDArray[np.uint64]] = {}
+        self._bits: dict[int, int] = {}
+        try:
+            (descriptor,) = answer.descriptors
+            size = os.fstat(descriptor).st_size
+            self._map = MemoryMap(descriptor, size, writable=False)
+            words = self._map.array.view("<u8")
+            for entry in fields_of.objects(answer.fields, "bitmaps", fields_of.REGIONS):
+                region, bits = fields_of.integer(entry, "region"), fields_of.integer(entry, "bits")
+                first, rest = divmod(fields_of.integer(entry, "offset"), 8)
+                if rest or first + words_of(bits) > len(words):
+                    raise GuestError(f"the bitmap of region {region} is outside of its file")
+                self._places[region] = words[first : first + words_of(bits)]
+                self._bits[region] = bits
+        except (ValueError, OSError) as error:
+            raise GuestError(f"the holder's bitmaps make no sense: {error}") from error
+        finally:
+            answer.close()
+
+    def read(self) -> dict[int, PageBitmap]:
+        """A copy of every bitmap."""
+        return {
+            region: PageBitmap.from_words(words, self._bits[region]) for region, words in self._places.items()
+        }
+
+
+class HolderSourceGuest:
+    """`SourceGuest` over a holder. Make it with `open`."""
+
+    def __init__(
+        self, connection: HolderConnection, description: GuestDescription, maps: Mapping[int, MemoryMap]
+    ) -> None:
+        self.connection = connection
+        self._description = description
+        self._maps = maps
+        self._bitmaps: _Bitmaps | None = None
+
+    @classmethod
+    async def open(cls, connection: HolderConnection) -> HolderSourceGuest:
+        """The guest that an attached holder has.
+
+        Raises:
+            GuestError: it has none.
+        """
+        answer = await connection.call("describe")
+        description = fields_of.description_from_json(fields_of.an_object(answer.fields, "description"))
+        return cls(connection, description, await _map_memory(connection, description, writable=False))
+
+    @property
+    def description(self) -> GuestDescription:
+        """The guest."""
+        return self._description
+
+    @property
+    def tracker(self) -> str:
+        """The holder's tracker."""
+        return self.connection.attached.tracker
+
+    def memory(self, region: int) -> memoryview:
+        """The guest's live memory, read-only."""
+        return self._maps[region].view
+
+    async def start_tracking(self) -> None:
+        """The bitmap's descriptor comes with the answer."""
+        self._bitmaps = _Bitmaps(await self.connection.call("track_start"))
+
+    async def collect_dirty(self) -> Mapping[int, PageBitmap]:
+        """From the shared bitmap."""
+        answer = await self.connection.call("track_collect")
+        if self._bitmaps is None or answer.fields.get("all") is not False:
+            return {
+                region.id: PageBitmap.full(region.pages)
+                for region in self._description.regions
+                if region.id in self._maps
+            }
+        return self._bitmaps.read()
+
+    async def stop_tracking(self) -> None:
+        """Legal when none was started."""
+        await self.connection.call("track_stop")
+        self._bitmaps = None
+
+    async def pause(self) -> None:
+        """Between two of the guest's blocks of work."""
+        await self.connection.call("pause")
+
+    async def resume(self) -> None:
+        """Refused with TOO_LATE once the guest was granted."""
+        await self.connection.call("resume")
+
+    async def throttle(self, share: float) -> None:
+        """At once."""
+        await self.connection.call("throttle", {"share": share})
+
+    async def save_state(self) -> Sequence[StateSection]:
+        """Through a memory file."""
+        answer = await self.connection.call("save_state")
+        try:
+            (descriptor,) = answer.descriptors
+            data = read_shared(descriptor, fields_of.STATE_BYTES)
+            return fields_of.sections_from_json(answer.fields, data)
+        except ValueError as error:
+            raise GuestError(f"the holder's state makes no sense: {error}") from error
+        finally:
+            answer.close()
+
+    async def mark_granted(self, epoch: int) -> None:
+        """Durable for every endpoint to come: the holder remembers it, and the guest lives no longer."""
+        await self.connection.call("grant", {"epoch": epoch})
+
+    async def run_again(self, epoch: int, runner: Runner) -> None:
+        """Run a granted guest on after this side has won `epoch` itself."""
+        await self.connection.call("run", {"epoch": epoch, "runner": fields_of.runner_to_json(runner)})
+
+    async def release(self) -> None:
+        """Free the image; views of it read as zeros from then on."""
+        await self.connection.call("release")
+
+
+class HolderDestinationGuest:
+    """`DestinationGuest` over an attached holder."""
+
+    def __init__(self, connection: HolderConnection) -> None:
+        self.connection = connection
+        self._maps: Mapping[int, MemoryMap] = {}
+        self._state = connection.attached.state
+
+    async def reserve(self, description: GuestDescription) -> None:
+        """Begin anew: what an earlier endpoint may have left half-way is discarded."""
+        if self._state in {"reserved", "loaded"}:
+            await self.discard()
+        await self.connection.call(
+            "reserve",
+            {"description": fields_of.description_to_json(description)},
+            within_s=SLOW_ANSWER_WITHIN_S,
+        )
+        self._state = "reserved"
+        self._maps = await _map_memory(self.connection, description, writable=True)
+
+    def memory(self, region: int) -> memoryview:
+        """The guest's memory to be, writable."""
+        return self._maps[region].view
+
+    async def prepare(self) -> None:
+        """Every page is there when this returns."""
+        await self.connection.call("prepare", within_s=SLOW_ANSWER_WITHIN_S)
+
+    async def load_state(self, sections: Sequence[StateSection]) -> None:
+        """Through a memory file."""
+        table, data = fields_of.sections_to_json(sections)
+        file = MemoryFile.of_bytes("sterna-state", data)
+        try:
+            await self.connection.call("load_state", {"sections": table}, (file.fileno(),))
+        finally:
+            file.close()
+        self._state = "loaded"
+
+    async def run(self, epoch: int, runner: Runner) -> None:
+        """First instruction."""
+        await self.connection.call("run", {"epoch": epoch, "runner": fields_of.runner_to_json(runner)})
+        self._state = "running"
+
+    async def discard(self) -> None:
+        """Free everything; legal when there is nothing."""
+        if self._state in {"reserved", "loaded"}:
+            await self.connection.call("discard")
+        self._state = "empty"
+        self._maps = {}

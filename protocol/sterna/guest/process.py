@@ -1,0 +1,305 @@
+"""The process guest: a workload in a thread of its own over a memory file, held for an endpoint.
+
+``python -m sterna.guest.process --socket PATH --role source|destination ...`` is the holder. The source's
+makes, fills and starts a guest at once; the destination's waits for one. When the socket exists and answers,
+one line of JSON on standard output says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sterna.errors import GuestError
+from sterna.guest.api import GuestDescription, StateSection
+from sterna.guest.holder_backend import HeldGuest
+from sterna.guest.holder_frames import JsonObject
+from sterna.guest.journal import Journal
+from sterna.guest.process_memory import GuestMemory
+from sterna.guest.process_runner import WorkloadRunner
+from sterna.guest.schedule import WorkloadParameters
+from sterna.guest.workload import PAGE_BYTES, STATE_BYTES, STATE_VERSION, Workload
+from sterna.linux.memfd import MemoryFile
+from sterna.memory.bitmap import PageBitmap
+from sterna.registry import Architecture, ErrorCode, RegionKind, StateKind, Transfer
+from sterna.wire.records import NO_RUNNER, Region, Runner
+
+REGION: Final = 0
+_GRANULE_LOG2: Final = PAGE_BYTES.bit_length() - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSettings:
+    """What a process guest does here, on this host.
+
+    Attributes:
+        rate_bytes_s: requested write rate; 0 for as fast as it goes.
+        tracker: ``auto``, ``userfaultfd`` or ``compare``.
+        memory_limit_bytes: what a guest that comes here may take; 0 for what the system has.
+        journal: file for the journal, None for none.
+    """
+
+    rate_bytes_s: int = 0
+    tracker: str = "auto"
+    memory_limit_bytes: int = 0
+    journal: str | None = None
+
+
+class ProcessGuest(HeldGuest):
+    """Holds a workload. See `HeldGuest` for what may be called when."""
+
+    kind = "process"
+
+    def __init__(self, settings: ProcessSettings, available_bytes: Callable[[], int] | None = None) -> None:
+        self._settings = settings
+        self._available_bytes = available_bytes
+        self._journal = Journal(settings.journal)
+        self._description: GuestDescription | None = None
+        self._image: GuestMemory | None = None
+        self._workload: Workload | None = None
+        self._runner: WorkloadRunner | None = None
+        self._epoch = 0
+        self._who = NO_RUNNER
+        self._paused = False
+        self._granted = False
+        self._journaled_count = -1
+
+    def create(self, guest: GuestDescription, parameters: WorkloadParameters) -> None:
+        """A new guest, filled, not yet running."""
+        self._image = GuestMemory(guest.regions[0].size_bytes, self._settings.tracker)
+        self._image.start_populating()
+        self._image.wait_populated()
+        self._description = guest
+        self._workload = Workload(parameters, self._image.map.array)
+        self._workload.fill()
+
+    @property
+    def tracker(self) -> str:
+        """The tracker's name; ``none`` while there is no memory to try one on."""
+        return "none" if self._image is None else self._image.tracker.name
+
+    @property
+    def description(self) -> GuestDescription:
+        """The guest."""
+        assert self._description is not None
+        return self._description
+
+    def memory(self) -> Mapping[int, MemoryFile]:
+        """One region."""
+        return {REGION: self._here.file}
+
+    def start_tracking(self) -> None:
+        """By the tracker that works here."""
+        self._here.tracker.start()
+
+    def collect(self) -> Mapping[int, PageBitmap]:
+        """While the workload writes on."""
+        return {REGION: self._here.tracker.collect()}
+
+    def stop_tracking(self) -> None:
+        """Legal always."""
+        if self._image is not None:
+            self._image.tracker.stop()
+
+    def pause(self) -> None:
+        """Between two blocks of writes."""
+        self._running.park()
+        self._paused = True
+        self._note("pause")
+
+    def resume(self) -> None:
+        """With the next block."""
+        self._paused = False
+        self._running.run("resume")
+
+    def throttle(self, share: float) -> None:
+        """At once."""
+        self._running.throttle(share)
+
+    def save_state(self) -> Sequence[StateSection]:
+        """One section, the workload's."""
+        assert self._workload is not None
+        return (StateSection(StateKind.WORKLOAD, STATE_VERSION, self._workload.to_state()),)
+
+    def granted(self, epoch: int) -> None:
+        """A line in the journal, the last one from here unless the guest is won back."""
+        self._note("granted")
+        self._granted = True
+
+    def reserve(self, description: GuestDescription) -> None:
+        """Check the guest against what a workload can be, and make its memory; its pages come meanwhile."""
+        _check_description(description)
+        size = description.regions[0].size_bytes
+        limit = self._settings.memory_limit_bytes
+        if limit and size > limit:
+            raise GuestError(f"{size} bytes, the limit is {limit}", ErrorCode.FULL)
+        if self._available_bytes is not None and size > self._available_bytes():
+            raise GuestError(f"{size} bytes are not available", ErrorCode.FULL)
+        try:
+            self._image = GuestMemory(size, self._settings.tracker)
+        except (MemoryError, OSError) as error:
+            raise GuestError(f"no memory: {error}", ErrorCode.FULL) from error
+        self._image.start_populating()
+        self._description = description
+
+    def prepare(self) -> None:
+        """Wait until every page is there: its first touch would be in the blackout."""
+        try:
+            self._here.wait_populated()
+        except MemoryError as error:
+            raise GuestError(str(error), ErrorCode.FULL) from error
+
+    def load_state(self, sections: Sequence[StateSection]) -> None:
+        """Exactly one section, good in itself and for this memory."""
+        if len(sections) != 1:
+            raise GuestError(f"{len(sections)} sections instead of one", ErrorCode.STATE_REJECTED)
+        section = sections[0]
+        kind = (section.architecture, section.kind, section.version)
+        if kind != (Architecture.SYNTHETIC, StateKind.WORKLOAD, STATE_VERSION):
+            raise GuestError(f"not a workload's state: {kind}", ErrorCode.UNKNOWN_STATE)
+        try:
+            self._workload = Workload.from_state(section.data, self._here.map.array)
+        except ValueError as error:
+            raise GuestError(str(error), ErrorCode.STATE_REJECTED) from error
+
+    def run(self, epoch: int, runner: Runner) -> None:
+        """Start the thread, or let the one go on that was stopped here."""
+        assert self._workload is not None
+        self._epoch, self._who, self._granted = epoch, runner, False
+        if self._runner is None:
+            self._runner = WorkloadRunner(self._workload, self._settings.rate_bytes_s, self._progress)
+        self._paused = False
+        self._runner.run("run")
+
+    def discard(self) -> None:
+        """Free the memory."""
+        self._workload = None
+        self._description = None
+        image, self._image = self._image, None
+        if image is not None:
+            image.free()
+
+    def release(self) -> None:
+        """The thread ends; its figures stay."""
+        self._running.stop()
+        image, self._image = self._image, None
+        if image is not None:
+            image.free()
+
+    def status(self) -> JsonObject:
+        """Counts, rates and the times that the blackout is measured from."""
+        status: JsonObject = {"journal_failure": self._journal.failure}
+        if self._image is not None:
+            status["memory_bytes"] = self._image.map.size_bytes
+            status["tracker_reason"] = self._image.tracker_reason
+        workload, runner = self._workload, self._runner
+        if workload is not None:
+            status |= {
+                "writes": workload.count,
+                "errors": workload.errors,
+                "hot_set_bytes": workload.parameters.hot_pages * PAGE_BYTES,
+            }
+        if runner is not None:
+            rate, distinct = runner.rates()
+            status |= {
+                "paused": self._paused,
+                "rate_requested_bytes_s": self._settings.rate_bytes_s,
+                "rate_bytes_s": round(rate),
+                "distinct_bytes_s": round(distinct),
+                "running_s": round(runner.running_s, 6),
+                "first_write_ns": runner.first_write_ns,
+                "last_write_ns": runner.last_write_ns,
+                "failure": "" if runner.failure is None else type(runner.failure).__name__,
+            }
+        return status
+
+    def audit(self) -> JsonObject:
+        """Every page, between two blocks of writes."""
+        runner = self._runner
+        if runner is not None:
+            runner.park()
+        try:
+            assert self._workload is not None
+            found = self._workload.audit()
+        finally:
+            if runner is not None and not self._paused:
+                runner.run()
+        return {
+            "pages_checked": found.pages_checked,
+            "errors": found.errors,
+            "writes": found.count,
+            "generations": found.generations,
+            "registers_good": found.registers_good,
+            "errors_while_running": self._workload.errors,
+        }
+
+    def close(self) -> None:
+        """End the thread, then free the memory."""
+        if self._runner is not None:
+            self._runner.stop()
+            if not self._granted:
+                self._note("end")
+        self._journal.close()
+        image, self._image = self._image, None
+        if image is not None:
+            image.free()
+
+    @property
+    def _here(self) -> GuestMemory:
+        assert self._image is not None
+        return self._image
+
+    @property
+    def _running(self) -> WorkloadRunner:
+        assert self._runner is not None
+        return self._runner
+
+    def _progress(self, event: str) -> None:
+        assert self._workload is not None
+        if event != "beat" or self._workload.count > self._journaled_count:
+            self._note(event)
+
+    def _note(self, event: str) -> None:
+        assert self._workload is not None
+        self._journaled_count = self._workload.count
+        self._journal.append(self._workload.count, self._epoch, self._who, event)
+
+
+def _check_description(description: GuestDescription) -> None:
+    if description.architecture != Architecture.SYNTHETIC:
+        raise GuestError(f"architecture {description.architecture}", ErrorCode.ARCHITECTURE)
+    if description.cpu_features:
+        raise GuestError("a workload has no CPU features", ErrorCode.CPU_FEATURES)
+    if len(description.regions) != 1 or description.vcpus != 1:
+        raise GuestError("a workload has one region and one vCPU", ErrorCode.REFUSED)
+    if description.disks or description.nics:
+        raise GuestError("a workload has neither disks nor network interfaces", ErrorCode.REFUSED)
+    if description.state_bytes < STATE_BYTES:
+        raise GuestError("less state than a workload has", ErrorCode.REFUSED)
+    region = description.regions[0]
+    if (region.kind, region.transfer) != (RegionKind.RAM, Transfer.COPY):
+        raise GuestError("a workload's region is copied RAM", ErrorCode.REGION_KIND)
+    if region.granule_log2 != _GRANULE_LOG2:
+        raise GuestError(f"granule 2**{region.granule_log2}", ErrorCode.PAGE_SIZE)
+    if region.id != REGION or region.size_bytes % PAGE_BYTES:
+        raise GuestError("a workload's region is number 0 and whole pages", ErrorCode.REFUSED)
+
+
+def describe(name: str, guest_id: bytes, memory_bytes: int) -> GuestDescription:
+    """The description of a new process guest."""
+    return GuestDescription(
+        id=guest_id,
+        name=name,
+        regions=(Region(id=REGION, address=0, size_bytes=memory_bytes),),
+        architecture=Architecture.SYNTHETIC,
+        state_bytes=STATE_BYTES,
+    )
+
+
+if __name__ == "__main__":
+    import sys
+
+    from sterna.guest.process_holder import main
+
+    sys.exit(main())

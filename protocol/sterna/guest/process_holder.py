@@ -1,0 +1,129 @@
+"""The holder of a process guest, as a program."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from sterna.errors import SternaError
+from sterna.guest.holder_backend import HeldState
+from sterna.guest.holder_engine import HolderEngine
+from sterna.guest.holder_server import HolderServer
+from sterna.guest.process import ProcessGuest, ProcessSettings, describe
+from sterna.guest.schedule import WorkloadParameters
+from sterna.linux.memory import available_bytes
+from sterna.linux.pidfd import Pidfd
+from sterna.wire.records import Runner
+
+# The protocol thread waits for the interpreter lock behind the workload's; the default of 5 ms would be most
+# of a pause's latency.
+_SWITCH_INTERVAL_S = 0.0005
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m sterna.guest.process", description="Hold a process guest for migration."
+    )
+    add = parser.add_argument
+    add("--socket", required=True, help="path of the Unix socket to make")
+    add("--role", required=True, choices=("source", "destination"), help="make a guest, or wait for one")
+    add("--memory", type=int, default=0, metavar="BYTES", help="source: size of the guest")
+    add("--rate", type=int, default=0, metavar="BYTES_S", help="write rate; 0 is as fast as it goes")
+    add("--hot", type=int, default=0, metavar="BYTES", help="source: hot set; 0 is half of the memory")
+    add(
+        "--cold-every",
+        type=int,
+        default=64,
+        metavar="N",
+        help="source: every so-many-th block is cold; 0 is none",
+    )
+    add("--seed", type=int, default=1, help="source: what the content follows from")
+    add("--name", default="process", help="source: the guest's name")
+    add(
+        "--guest-id",
+        type=_id,
+        default=None,
+        metavar="HEX",
+        help="source: the guest's 16 bytes; random if absent",
+    )
+    add("--epoch", type=int, default=1, help="source: the epoch under which it runs first")
+    add("--host", default=socket.gethostname()[:255], help="source: the host's name in the runner")
+    add(
+        "--runner",
+        type=_id,
+        default=None,
+        metavar="HEX",
+        help="source: the runner's 16 bytes; random if absent",
+    )
+    add("--memory-limit", type=int, default=0, metavar="BYTES", help="destination: the largest guest taken")
+    add("--journal", default=None, metavar="PATH", help="file for the guest's journal")
+    add("--tracker", default="auto", choices=("auto", "userfaultfd", "compare"), help="dirty tracking")
+    add("--die-with-parent", action="store_true", help="end when the process that started this one ends")
+    return parser.parse_args(arguments)
+
+
+def _id(text: str) -> bytes:
+    value = bytes.fromhex(text)
+    if len(value) != 16:
+        raise ValueError("not 16 bytes")
+    return value
+
+
+def make_engine(options: argparse.Namespace) -> HolderEngine:
+    """The engine with its guest, running if this is a source.
+
+    Raises:
+        GuestError: no memory, or no such tracker here.
+        ValueError: the sizes do not fit each other.
+    """
+    settings = ProcessSettings(options.rate, options.tracker, options.memory_limit, options.journal)
+    guest = ProcessGuest(settings, available_bytes)
+    if options.role == "destination":
+        return HolderEngine(guest)
+    parameters = WorkloadParameters.for_memory(
+        options.memory, options.hot or options.memory // 2, seed=options.seed, cold_every=options.cold_every
+    )
+    runner = Runner(options.host, options.runner or secrets.token_bytes(16))
+    guest.create(
+        describe(options.name, options.guest_id or secrets.token_bytes(16), options.memory), parameters
+    )
+    guest.run(options.epoch, runner)
+    return HolderEngine(guest, state=HeldState.RUNNING, epoch=options.epoch, runner=runner)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the holder until it is told to end. Returns the exit status: 0, or 1 with a sentence on stderr."""
+    options = _arguments(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    # A pidfd, not PR_SET_PDEATHSIG: that one fires when the *thread* that started us ends.
+    parent = Pidfd.open(os.getppid()) if options.die_with_parent else None
+    try:
+        engine = make_engine(options)
+        server = HolderServer(options.socket, engine, parent=parent)
+    except (SternaError, ValueError, OSError, MemoryError) as error:
+        print(f"holder: {error}", file=sys.stderr)
+        return 1
+
+    def end(number: int, frame: FrameType | None) -> None:
+        server.stop()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    ready = {
+        "socket": options.socket,
+        "pid": os.getpid(),
+        "role": options.role,
+        "tracker": engine.guest.tracker,
+    }
+    print(json.dumps(ready), flush=True)
+    server.serve()
+    return 0

@@ -1,0 +1,184 @@
+"""The thread that runs a workload in real time, at a rate.
+
+A token bucket on the monotonic clock: time earns writes, a block of writes spends them, and where too few
+are left the thread sleeps on a condition, so that a pause wakes it. A block takes some tenths of a
+millisecond, and a pause falls between two blocks; that is its latency. The bucket holds a tenth of a second:
+a thread that was held up catches up on that much and no more.
+
+Throttling takes away a share of the running time. A workload at a rate uses less than all of its time, so
+the same share is taken from its rate: what counts for a migration is that it writes that much less.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import Final
+
+from sterna.errors import GuestError
+from sterna.guest.journal import boottime_ns
+from sterna.guest.workload import PAGE_BYTES, Workload
+
+BLOCK_PAGES: Final = 256  # 0.3 ms at the 3.5 GiB/s that a core reaches
+BEAT_S: Final = 0.1
+_BUCKET_S: Final = 0.1
+_LEAST_SLEEP_S: Final = 0.001  # shorter sleeps cost more in waking up than they gain in evenness
+_WINDOW_S: Final = 1.0
+_STOP_WITHIN_S: Final = 5.0
+
+
+class _Wish(Enum):
+    PARK = 0
+    RUN = 1
+    STOP = 2
+
+
+class WorkloadRunner:
+    """Runs a workload; all methods are for one other thread.
+
+    Args:
+        workload: what to run. It belongs to the runner's thread except while that is parked.
+        rate_bytes_s: pages written a second times their size; 0 for as fast as it goes.
+        on_progress: called in the runner's thread with the event that `run` named, after the first write
+            since then, and with "beat" now and then.
+
+    Attributes:
+        first_write_ns: CLOCK_BOOTTIME after the first write since the last `run` that named an event.
+        last_write_ns: after the latest write. Both 0 before there was one.
+        failure: what ended the thread.
+    """
+
+    def __init__(self, workload: Workload, rate_bytes_s: int, on_progress: Callable[[str], None]) -> None:
+        self.workload = workload
+        self.first_write_ns = 0
+        self.last_write_ns = 0
+        self.failure: BaseException | None = None
+        self._rate_pages_s = rate_bytes_s / PAGE_BYTES
+        self._share = 0.0
+        self._on_progress = on_progress
+        self._condition = threading.Condition()
+        self._wish = _Wish.PARK
+        self._parked = False
+        self._event = ""
+        self._samples: deque[tuple[float, int]] = deque()  # running time and count, about the last second
+        self._running_s = 0.0
+        self._thread = threading.Thread(target=self._main, name="workload", daemon=True)
+        self._thread.start()
+
+    def run(self, event: str = "") -> None:
+        """Let it write. `event` is what `on_progress` is told after the first write; empty for nothing."""
+        self._check()
+        self._event = event
+        self._set(_Wish.RUN)
+
+    def park(self) -> None:
+        """Have it stop between two blocks; returns when it has."""
+        with self._condition:
+            self._wish = _Wish.PARK
+            self._condition.notify_all()
+            if not self._condition.wait_for(lambda: self._parked, _STOP_WITHIN_S):
+                raise GuestError("the workload does not stop")
+        self._check()
+
+    def stop(self) -> None:
+        """End the thread; waits a bounded time."""
+        self._set(_Wish.STOP)
+        self._thread.join(_STOP_WITHIN_S)
+
+    def throttle(self, share: float) -> None:
+        """Take away this share of the running time."""
+        with self._condition:
+            self._share = share
+            self._condition.notify_all()
+
+    def rates(self) -> tuple[float, float]:
+        """Bytes written, and distinct bytes written, a second of running time, over about the last second."""
+        samples = list(self._samples)
+        if len(samples) < 2:
+            return 0.0, 0.0
+        (start, first), (end, last) = samples[0], samples[-1]
+        if end <= start:
+            return 0.0, 0.0
+        distinct = self.workload.distinct_pages(first, last)
+        return (last - first) * PAGE_BYTES / (end - start), distinct * PAGE_BYTES / (end - start)
+
+    @property
+    def running_s(self) -> float:
+        """Seconds for which it ran, sleeping for its rate included."""
+        return self._running_s
+
+    def _check(self) -> None:
+        if self.failure is not None:
+            raise GuestError(f"the workload failed: {type(self.failure).__name__}") from self.failure
+
+    def _set(self, wish: _Wish) -> None:
+        with self._condition:
+            self._wish = wish
+            self._condition.notify_all()
+
+    def _main(self) -> None:
+        try:
+            while self._wait_for_work():
+                self._write_until_told()
+        except BaseException as error:  # noqa: BLE001 - the other thread raises it
+            self.failure = error
+        with self._condition:
+            self._parked = True
+            self._condition.notify_all()
+
+    def _wait_for_work(self) -> bool:
+        with self._condition:
+            self._parked = True
+            self._condition.notify_all()
+            self._condition.wait_for(lambda: self._wish is not _Wish.PARK)
+            self._parked = False
+            return self._wish is _Wish.RUN
+
+    def _write_until_told(self) -> None:
+        before = self._running_s
+        started = spent_until = next_beat = time.monotonic()
+        # The very first write stands alone: its time is the end of the blackout, as the guest sees it.
+        self._write(1)
+        if self._event:
+            self.first_write_ns = self.last_write_ns
+            self._on_progress(self._event)
+        tokens = -1.0
+        while self._wish is _Wish.RUN:
+            now = time.monotonic()
+            self._running_s = before + now - started
+            if now >= next_beat:
+                self._sample()
+                next_beat = now + BEAT_S
+            rate = self._rate_pages_s * (1.0 - self._share)
+            tokens = min(tokens + (now - spent_until) * rate, rate * _BUCKET_S + 1)
+            spent_until = now
+            pages = BLOCK_PAGES if not self._rate_pages_s else min(int(tokens), BLOCK_PAGES)
+            least = min(BLOCK_PAGES, max(1, int(rate * _LEAST_SLEEP_S)))
+            if pages < least:
+                self._sleep(min((least - tokens) / rate, next_beat - now))
+                continue
+            self._write(pages)
+            tokens -= pages
+            if not self._rate_pages_s and self._share:
+                self._sleep((time.monotonic() - now) * self._share / (1.0 - self._share))
+        self._running_s = before + time.monotonic() - started
+        self._sample(beat=False)
+
+    def _write(self, pages: int) -> None:
+        self.workload.write(pages)
+        self.last_write_ns = boottime_ns()
+
+    def _sleep(self, seconds: float) -> None:
+        with self._condition:
+            if self._wish is _Wish.RUN and seconds > 0:
+                self._condition.wait(seconds)
+
+    def _sample(self, *, beat: bool = True) -> None:
+        self._samples.append((self._running_s, self.workload.count))
+        while len(self._samples) > 2 and self._samples[0][0] < self._running_s - _WINDOW_S:
+            self._samples.popleft()
+        if beat:
+            self._on_progress("beat")

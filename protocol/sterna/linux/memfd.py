@@ -1,0 +1,155 @@
+"""memfd_create(2): memory with a name that can be passed to another process and mapped there again.
+
+A file that other processes map is sealed against changing its size: whoever could shrink it would kill every
+other process that touches the missing pages with SIGBUS.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sterna.linux.errors import CapabilityMissing
+
+PAGE_BYTES: Final = mmap.PAGESIZE
+_FIXED_SIZE: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_MADV_POPULATE_WRITE: Final = 23  # Linux 5.14; the mmap module has no name for it
+_STEP_BYTES: Final = 16 << 20
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+class MemoryMap:
+    """A shared mapping of a whole memory file.
+
+    Attributes:
+        array: the bytes, as numpy sees them; shape (size_bytes,), dtype uint8.
+        address: where they are in this process.
+    """
+
+    def __init__(self, fd: int, size_bytes: int, *, writable: bool = True) -> None:
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        self._map = mmap.mmap(fd, size_bytes, flags=mmap.MAP_SHARED, prot=protection)
+        self.size_bytes = size_bytes
+        self.array: npt.NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
+        self.address = int(self.array.ctypes.data)
+
+    @property
+    def view(self) -> memoryview:
+        """The bytes as a memoryview."""
+        return memoryview(self._map)
+
+    def advise_huge_pages(self) -> None:
+        """Ask for huge pages; a kernel that has none for shared memory ignores it."""
+        try:
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        except OSError as error:
+            if error.errno not in {errno.EINVAL, errno.ENOSYS}:
+                raise
+
+    def populate(self, offset: int, length: int) -> None:
+        """Have pages present and writable before somebody waits for them. Content stays as it is.
+
+        Raises:
+            MemoryError: there is not enough memory.
+        """
+        for start in range(offset, offset + length, _STEP_BYTES):
+            size = min(_STEP_BYTES, offset + length - start)
+            # Not mmap.madvise(): that one holds the interpreter lock all the time.
+            if _libc.madvise(self.address + start, size, _MADV_POPULATE_WRITE) == 0:
+                continue
+            code = ctypes.get_errno()
+            if code == errno.EINVAL:
+                return  # before Linux 5.14: pages come at their first touch
+            raise MemoryError(f"populating memory: {os.strerror(code)}")
+
+    def free_pages(self) -> None:
+        """Give all pages back to the system, for every process that maps the file; they read as zeros."""
+        self._map.madvise(mmap.MADV_REMOVE)
+
+    def close(self) -> None:
+        """Unmap. Where views are still in use, the mapping goes with the last of them."""
+        self.array = np.empty(0, dtype=np.uint8)
+        try:
+            self._map.close()
+        except BufferError:
+            pass
+
+
+class MemoryFile:
+    """A sealed memory file of a fixed size."""
+
+    def __init__(self, name: str, size_bytes: int) -> None:
+        """Make the file; its pages are allocated when they are touched.
+
+        Raises:
+            CapabilityMissing: the kernel makes no memory files.
+        """
+        try:
+            self._fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        except OSError as error:
+            raise CapabilityMissing(
+                "memfd", f"memfd_create: {error.strerror}", "allow memfd_create in the sandbox"
+            ) from error
+        self.size_bytes = size_bytes
+        try:
+            os.ftruncate(self._fd, size_bytes)
+            fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, _FIXED_SIZE)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def of_bytes(cls, name: str, data: bytes) -> MemoryFile:
+        """A file with this content, for passing on."""
+        file = cls(name, len(data))
+        written = 0
+        while written < len(data):
+            written += os.pwrite(file.fileno(), memoryview(data)[written:], written)
+        return file
+
+    def fileno(self) -> int:
+        """The descriptor; -1 when closed."""
+        return self._fd
+
+    def map(self) -> MemoryMap:
+        """A new writable mapping of the whole file."""
+        return MemoryMap(self._fd, self.size_bytes)
+
+    def open_read_only(self) -> int:
+        """A new descriptor of the same file that can neither write nor be mapped for writing."""
+        return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Give the descriptor back; mappings stay. Legal twice."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def read_shared(fd: int, limit_bytes: int) -> bytes:
+    """The whole content of a memory file that somebody passed to us.
+
+    Raises:
+        ValueError: not a memory file, larger than `limit_bytes`, or shrunk while it was read.
+    """
+    try:
+        # Only memory files have seals. Anything else (a pipe, a FUSE file) could make us wait for ever.
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+        size = os.fstat(fd).st_size
+        if size > limit_bytes:
+            raise ValueError(f"a memory file of {size} bytes, at most {limit_bytes} are taken")
+        data = os.pread(fd, size, 0)
+    except OSError as error:
+        raise ValueError(f"not a readable memory file: {error.strerror}") from error
+    if len(data) != size:
+        raise ValueError("the memory file changed while it was read")
+    return data
