@@ -12,6 +12,7 @@
     ├── PeerAborted                                   the peer said ABORT or REFUSE, with its code
     ├── TransportError                                connection, TLS, deadlines
     ├── GuestError                                    the guest or its holder
+    ├── ConfigError                                   a file or an argument of the operator's
     └── MigrationFailed                               how a migration ended, for the embedder
 
 The split is rustls': whoever reads a log wants to know first whose fault it was. `text` of a peer is
@@ -97,10 +98,15 @@ class PeerAborted(SternaError):
         code: the peer's code; `ErrorCode.INTERNAL` if it is not in our registry.
         wire_code: the number as it was sent.
         text: the peer's sentence, checked UTF-8, not trusted.
+        retry_after_ms: a REFUSE's hint, 0 for none.
+        items: what a REFUSE lists as missing.
     """
 
-    def __init__(self, wire_code: int, text: str = "", retry_after_ms: int = 0) -> None:
+    def __init__(
+        self, wire_code: int, text: str = "", retry_after_ms: int = 0, items: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(wire_code, text)
+        self.items = items
         self.wire_code = wire_code
         self.code = _KNOWN.get(wire_code, ErrorCode.INTERNAL)
         self.text = text
@@ -108,7 +114,8 @@ class PeerAborted(SternaError):
 
     def __str__(self) -> str:
         name = self.code.name.lower() if self.wire_code == self.code else f"code 0x{self.wire_code:04x}"
-        return f"the peer ended the session: {name}: {self.text!r}"
+        missing = f" ({', '.join(map(repr, self.items))})" if self.items else ""
+        return f"the peer ended the session: {name}: {self.text!r}{missing}"
 
 
 class TransportError(SternaError):
@@ -133,6 +140,20 @@ class GuestError(SternaError):
 
     def __str__(self) -> str:
         return f"{self.code.name.lower()}: {self.detail}"
+
+
+class ConfigError(SternaError):
+    """A file or an argument of the operator's is wrong. The text says where, and what to do about it.
+
+    Never sent to a peer.
+    """
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail
 
 
 def remote_error(

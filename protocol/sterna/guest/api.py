@@ -11,8 +11,8 @@ The source's laws, which `sterna.testing.check_guest` checks:
    Answering more is legal, "all" included; correctness never hangs on precision.
 2. `pause` returns when no vCPU runs and no guest I/O is in flight. Memory does not change until `resume`.
 3. `save_state` is called while paused, and has no side effects: `resume` afterwards runs on unharmed.
-4. `mark_granted` is durable before it returns: from then on nothing but the endpoint's word (or an
-   operator's) may make the guest run again here.
+4. `mark_granted` is durable before it returns: from then on nothing makes the guest run here again but
+   `revoke_grant` of the same endpoint, a claim that is won, or an operator.
 
 The destination's:
 
@@ -26,13 +26,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import Architecture
-from sterna.wire.records import Disk, Nic, Region, Runner
+from sterna.wire.records import NO_VCPU, Disk, Guest, Nic, Region, Runner, StateSection
 
-NO_VCPU = 0xFFFFFFFF
+__all__ = ["NO_VCPU", "DestinationGuest", "GuestDescription", "SourceGuest", "StateSection"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +54,33 @@ class GuestDescription:
     nics: tuple[Nic, ...] = ()
     disks: tuple[Disk, ...] = ()
 
+    def to_record(self) -> Guest:
+        """The GUEST frame that says this; the id travels in HELLO."""
+        return Guest(
+            self.name,
+            self.architecture,
+            self.vcpus,
+            self.state_bytes,
+            self.regions,
+            self.cpu_features,
+            self.nics,
+            self.disks,
+        )
 
-@dataclass(frozen=True, slots=True)
-class StateSection:
-    """A piece of CPU or device state, whole. `kind` and `version` are the registry's."""
-
-    kind: int
-    version: int
-    data: bytes
-    architecture: int = Architecture.SYNTHETIC
-    vcpu: int = NO_VCPU
-    instance: int = 0
+    @classmethod
+    def from_record(cls, record: Guest, guest_id: bytes) -> Self:
+        """The description in a GUEST frame, with the id from HELLO."""
+        return cls(
+            guest_id,
+            record.name,
+            record.regions,
+            record.architecture,
+            record.vcpus,
+            record.state_bytes,
+            record.cpu_features,
+            record.nics,
+            record.disks,
+        )
 
 
 class SourceGuest(Protocol):
@@ -114,6 +130,13 @@ class SourceGuest(Protocol):
 
     async def mark_granted(self, epoch: int) -> None:
         """Record durably that `epoch` has been granted to the destination."""
+        ...
+
+    async def revoke_grant(self, epoch: int) -> None:
+        """Take the mark of `mark_granted` off again, paused as before.
+
+        Only for the caller that set it and knows that no byte of HANDOVER has left [ONE-19].
+        """
         ...
 
     async def release(self) -> None:

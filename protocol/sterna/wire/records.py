@@ -1,7 +1,7 @@
 """The records: what frames mean, as frozen dataclasses. One class a frame type.
 
-A record that exists is well-formed in itself: the codec and `check()` of sterna.wire.codec see to
-that on the way in and out. Whether it fits the conversation is the core's business.
+A record that came from the codec is well-formed in itself, and one that is not does not pass the codec on
+the way out (sterna.wire.rules). Whether it fits the conversation is the core's business.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from sterna.registry import (
 
 NO_ID = bytes(16)
 NO_TOKEN = bytes(32)
+NO_VCPU = 0xFFFFFFFF  # a state section that belongs to no vCPU
 
 # One row of a page table, 24 bytes on the wire. `size_bytes` is the encoded size of the run.
 RUN_DTYPE = np.dtype(
@@ -102,6 +103,21 @@ class Disk:
     name: str
     identity: str
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StateSection:
+    """A piece of CPU or device state, whole; STATE frames carry it in fragments.
+
+    `kind` and `version` are the registry's; an unknown one is for the guest to refuse.
+    """
+
+    kind: int
+    version: int
+    data: bytes
+    architecture: int = 0
+    vcpu: int = NO_VCPU
+    instance: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +349,7 @@ class DirtyBitmap:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A fragment of a state section. `vcpu` is 0xFFFFFFFF for what belongs to no vCPU."""
+    """A fragment of a state section. `vcpu` is NO_VCPU for what belongs to no vCPU."""
 
     type: ClassVar[FrameType] = FrameType.STATE
     attempt: int
@@ -499,8 +515,8 @@ class End:
 
 Record: TypeAlias = (
     Hello | Welcome | Refuse | Guest | Accept | Attach | Attached | Held
-    | Round | Pages | RoundEnd | RoundAck | Switchover | Ready | NotReady | DirtyBitmap | State | Seal | Loaded
+    | Round | Pages | RoundEnd | RoundAck
+    | Switchover | Ready | NotReady | DirtyBitmap | State | Seal | Loaded
     | Handover | Running | HandBack | PageRequest | Complete | Release | Bye
     | Ping | Pong | Progress | Abort | Verdict | End
 )  # fmt: skip
-

@@ -1,0 +1,271 @@
+"""What a machine tells its driver: requests to be carried out, events to be shown, the result.
+
+A *request* wants something done that the core cannot do: touch the guest, write a record, claim an epoch.
+The driver carries requests out one after another, in the order in which it got them, and answers each with
+`machine.complete(request, answer, now)` or `machine.fail(request, error, now)`. A request that has become
+pointless (the session was lost meanwhile) is carried out and answered all the same; the machine ignores
+the answer. That order is what makes a roll-back come after the pause that it undoes.
+
+An *event* needs no answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from typing import TypeAlias
+
+from sterna.core.policy import Decision, RoundStats
+from sterna.errors import SternaError
+from sterna.memory.bitmap import PageBitmap
+from sterna.registry import ErrorCode, Phase, Style
+from sterna.wire.records import Guest, Hello, Progress, Runner, StateSection
+
+
+class RecordKind(Enum):
+    """What a side writes down before it does what depends on it."""
+
+    GRANTED = "granted"  # source: HANDOVER may leave
+    CLAIMING = "claiming"  # destination: a claim may be sent
+    START = "start"  # destination: the first instruction may be run
+
+
+# ---- requests of the source; what `complete` answers with stands behind each ----
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StartTracking:
+    """Begin to follow writes. Answer: None."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CollectDirty:
+    """Collect and clear the writes. Answer: bitmaps by region id. `last`: the guest is paused."""
+
+    last: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Throttle:
+    """Take `share` of the guest's running time away. Answer: None."""
+
+    share: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pause:
+    """Pause the guest. Answer: None."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SaveState:
+    """Save all state of the paused guest. Answer: the sections."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MarkGranted:
+    """Mark the holder, durably: `epoch` is granted to the destination. Answer: None."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RollBack:
+    """Set the guest running here as before: throttle off, tracking stopped, resumed. Answer: None.
+
+    `granted`: the epoch whose grant may have been marked or recorded. No byte of HANDOVER has left, so the
+    record is to be voided and then the mark taken off [ONE-19]; None if there was no grant.
+    """
+
+    granted: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReleaseImage:
+    """Free the image; the guest lives at the destination. Answer: None."""
+
+
+# ---- requests of the destination ----
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Admit:
+    """Decide on a new session. Answer: an `Admission`; `fail` refuses with the error's code."""
+
+    hello: Hello
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A session that the host takes: fresh unguessable ids, and who will run the guest here."""
+
+    session: bytes
+    token: bytes
+    runner: Runner
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reserve:
+    """Allocate all of it. Answer: a `sterna.memory.pages.PageSink` over the memory; `fail` refuses."""
+
+    guest: Guest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepare:
+    """Get ready for the switchover. Answer: None; `fail` answers NOT_READY."""
+
+    style: Style
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadState:
+    """Load the state, run nothing. Answer: None."""
+
+    sections: tuple[StateSection, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Claim:
+    """Claim `epoch` for `runner` in the lease store. Answer: True if won, False if lost."""
+
+    epoch: int
+    runner: Runner
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunGuest:
+    """First instruction. Answer: None."""
+
+    epoch: int
+    runner: Runner
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Discard:
+    """Free everything; the guest never ran here. Answer: None."""
+
+
+# ---- requests of both ----
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Persist:
+    """Write a record, durably. Answer: None."""
+
+    kind: RecordKind
+    epoch: int
+    runner: Runner
+
+
+Request: TypeAlias = (
+    StartTracking | CollectDirty | Throttle | Pause | SaveState | MarkGranted | RollBack | ReleaseImage
+    | Admit | Reserve | Prepare | LoadState | Claim | RunGuest | Discard | Persist
+)  # fmt: skip
+
+# ---- events ----
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOpened:
+    """The handshake is done."""
+
+    session: bytes
+    peer_agent: str
+    version: int
+    features: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseEntered:
+    """A new phase."""
+
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class RoundStarted:
+    """A round begins. `last` is the one of the blackout."""
+
+    round: int
+    pages: int
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RoundFinished:
+    """A round of the running guest was acknowledged, or received, or (last) sealed."""
+
+    stats: RoundStats
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """The policy has decided; `decision.verdict` says it in words."""
+
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class PeerProgress:
+    """What the peer says of its progress: hostile numbers, for display only."""
+
+    record: Progress
+
+
+class Outcome(StrEnum):
+    """How a session ended, as far as this side knows.
+
+    `MOVED` is a `COMPLETED` whose last exchange was cut: the guest runs at the destination, and the
+    source keeps an image that it need not have kept.
+    """
+
+    COMPLETED = "completed"
+    MOVED = "moved"
+    ROLLED_BACK = "rolled_back"  # the guest runs at the source
+    UNDECIDED = "undecided"  # the guest is paused; peer or operator must say who owns it
+    GUEST_FAILED = "guest_failed"  # the source owns the guest, but could not set it running again
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The end of a session at one side.
+
+    Attributes:
+        code: None if completed, else why not.
+        by_peer: the code came from the peer.
+        error: the exception behind it, for the local log.
+        blackout_s: source: from the order to pause to RUNNING; destination: from READY to the guest's
+            start. None where it was not reached.
+        digest: memory digest of the pause image, empty where it was not reached.
+    """
+
+    outcome: Outcome
+    code: ErrorCode | None = None
+    by_peer: bool = False
+    error: SternaError | None = None
+    phase: Phase = Phase.ANY
+    epoch: int = 0
+    rounds: tuple[RoundStats, ...] = ()
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    seconds: float = 0.0
+    blackout_s: float | None = None
+    digest: bytes = b""
+    retry_after_ms: int = 0
+    items: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Last event. What is still to be sent should be sent, then the connection closed."""
+
+    result: Result
+
+
+Event: TypeAlias = (
+    SessionOpened | PhaseEntered | RoundStarted | RoundFinished | Decided | PeerProgress | Finished
+)
+
+Dirty: TypeAlias = Mapping[int, PageBitmap]

@@ -1,0 +1,146 @@
+"""What the two sides agree on before anything moves. Pure functions; every refusal has its code.
+
+The source offers, the destination selects a subset, and what was not selected is illegal from then on.
+Unknown offers are ignored, so that a newer source can talk to an older destination; a *required* feature
+that the destination lacks is a refusal, so that nobody guesses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from sterna.errors import RemoteProtocolError, remote_error
+from sterna.limits import Limits
+from sterna.registry import (
+    IMPLEMENTED_FEATURES,
+    VERSION_DRAFT,
+    VERSION_MAJOR,
+    ErrorCode,
+    Feature,
+    FrameType,
+)
+from sterna.wire.records import FeatureChoice, FeatureOffer, Guest, Hello, Welcome
+
+VERSION = VERSION_MAJOR << 16 | VERSION_DRAFT
+VERSIONS = (VERSION,)
+
+# Without these two nothing can be moved; the rest makes it better.
+_REQUIRED = frozenset({Feature.STOP_AND_COPY, Feature.HASH_XXH3_64})
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a session runs on: version, features with their parameters, and the receiver's limits."""
+
+    version: int
+    features: Mapping[int, int]
+    limits: Limits
+
+    def has(self, feature: Feature) -> bool:
+        """Whether the feature was selected."""
+        return feature in self.features
+
+
+def offer(progress_ms: int = 1000) -> tuple[FeatureOffer, ...]:
+    """The features that our sources offer: exactly those that are implemented [NEG-7]."""
+    parameters = {Feature.PROGRESS: progress_ms}
+    return tuple(
+        FeatureOffer(feature, feature in _REQUIRED, parameters.get(feature, 0))
+        for feature in sorted(IMPLEMENTED_FEATURES)
+    )
+
+
+def select(hello: Hello, supported: Collection[int] = IMPLEMENTED_FEATURES) -> Selection:
+    """The destination's choice.
+
+    Raises:
+        RemoteProtocolError: NO_COMMON_VERSION or MISSING_FEATURE, to be answered with REFUSE.
+    """
+    if VERSION not in hello.versions:
+        spoken = ", ".join(f"{version >> 16}-draft.{version & 0xFFFF}" for version in hello.versions)
+        raise _refusal(ErrorCode.NO_COMMON_VERSION, f"the source speaks {spoken}", "NEG-1", FrameType.HELLO)
+    missing = [each.id for each in hello.features if each.required and each.id not in supported]
+    if missing:
+        raise _refusal(
+            ErrorCode.MISSING_FEATURE,
+            f"required features that are missing here: {', '.join(map(feature_name, missing))}",
+            "NEG-4",
+            FrameType.HELLO,
+        )
+    features = {each.id: each.parameter for each in hello.features if each.id in supported}
+    lacking = [feature_name(feature) for feature in sorted(_REQUIRED) if feature not in features]
+    if lacking:
+        detail = f"the source does not offer {', '.join(lacking)}"
+        raise _refusal(ErrorCode.MISSING_FEATURE, detail, "NEG-4", FrameType.HELLO)
+    return Selection(VERSION, features, Limits.from_wire(hello.limits))
+
+
+def choices(selection: Selection) -> tuple[FeatureChoice, ...]:
+    """A selection as WELCOME carries it."""
+    return tuple(FeatureChoice(feature, parameter) for feature, parameter in selection.features.items())
+
+
+def check_welcome(hello: Hello, welcome: Welcome) -> Selection:
+    """The source's check of what was selected.
+
+    Raises:
+        RemoteProtocolError: UNSOLICITED if it was not offered, MISSING_FEATURE if it was required.
+    """
+    if welcome.version not in hello.versions:
+        raise _refusal(ErrorCode.UNSOLICITED, "a version that was not offered", "NEG-2", FrameType.WELCOME)
+    selected = {each.id: each.parameter for each in welcome.features}
+    offers = {each.id: each.parameter for each in hello.features}
+    surplus = [feature for feature in selected if feature not in offers]
+    if surplus:
+        raise _refusal(
+            ErrorCode.UNSOLICITED,
+            f"features that were not offered: {', '.join(map(feature_name, surplus))}",
+            "NEG-5",
+            FrameType.WELCOME,
+        )
+    grown = [feature for feature, parameter in selected.items() if parameter > offers[feature]]
+    if grown:
+        raise _refusal(
+            ErrorCode.UNSOLICITED,
+            f"parameters above the offered ones: {', '.join(map(feature_name, grown))}",
+            "NEG-8",
+            FrameType.WELCOME,
+        )
+    missing = [each.id for each in hello.features if each.required and each.id not in selected]
+    if missing:
+        raise _refusal(
+            ErrorCode.MISSING_FEATURE,
+            f"required, but not selected: {', '.join(map(feature_name, missing))}",
+            "NEG-6",
+            FrameType.WELCOME,
+        )
+    return Selection(welcome.version, selected, Limits.from_wire(welcome.limits))
+
+
+def check_room(guest: Guest, limits: Limits) -> None:
+    """Whether a guest fits what a receiver announced; both sides ask, the source before it sends GUEST.
+
+    Raises:
+        RemoteProtocolError: LIMIT_REGIONS, LIMIT_MEMORY or LIMIT_STATE.
+    """
+    memory_bytes = sum(region.size_bytes for region in guest.regions)
+    largest_granule = max((1 << region.granule_log2 for region in guest.regions), default=1)
+    for code, need, have, what in (
+        (ErrorCode.LIMIT_REGIONS, len(guest.regions), limits.regions, "regions"),
+        (ErrorCode.LIMIT_MEMORY, memory_bytes, limits.memory_bytes, "bytes of memory"),
+        (ErrorCode.LIMIT_STATE, guest.state_bytes, limits.state_bytes, "bytes of state"),
+        (ErrorCode.LIMIT_BULK, largest_granule, limits.bulk_bytes, "bytes of bulk a frame"),
+    ):
+        if need > have:
+            detail = f"the guest needs {need} {what}, announced are {have}"
+            raise _refusal(code, detail, "LIM-6", FrameType.GUEST)
+
+
+def feature_name(number: int) -> str:
+    """The registry's name of a feature, or its number."""
+    return next((each.name.lower() for each in Feature if each == number), f"feature {number}")
+
+
+def _refusal(code: ErrorCode, detail: str, clause: str, frame: FrameType) -> RemoteProtocolError:
+    return remote_error(code, detail, clause=clause, frame=frame)

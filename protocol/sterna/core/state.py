@@ -1,0 +1,107 @@
+"""State sections on their way: cut into STATE frames by the source, put together by the destination."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from sterna.errors import remote_error
+from sterna.registry import ErrorCode, FrameType
+from sterna.wire.records import State, StateSection
+
+# Small enough that heartbeats pass between two fragments, and below the least control limit [LIM-7].
+FRAGMENT_BYTES: Final = 32 * 1024
+
+
+def fragments(section: StateSection, attempt: int, control_bytes: int) -> Iterator[State]:
+    """The STATE frames of a section, none with a body above `control_bytes`."""
+    step = min(FRAGMENT_BYTES, control_bytes // 2)
+    total = len(section.data)
+    for offset in range(0, max(total, 1), step):
+        data = section.data[offset : offset + step]
+        yield State(
+            attempt,
+            section.architecture,
+            section.vcpu,
+            section.kind,
+            section.version,
+            section.instance,
+            total,
+            offset,
+            offset + len(data) == total,
+            data,
+        )
+
+
+class StateAssembler:
+    """Collects the sections of one attempt. Holds at most `limit_bytes`, in at most `limit_sections`."""
+
+    def __init__(self, limit_bytes: int, limit_sections: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._limit_sections = limit_sections
+        self._sections: list[StateSection] = []
+        self._names: set[tuple[int, ...]] = set()
+        self._open: State | None = None
+        self._data = bytearray()
+        self.bytes = 0
+
+    @property
+    def sections(self) -> tuple[StateSection, ...]:
+        """The sections that are whole."""
+        return tuple(self._sections)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no section is still open."""
+        return self._open is None
+
+    def add(self, fragment: State) -> None:
+        """Take the next fragment.
+
+        Raises:
+            RemoteProtocolError: BAD_FRAGMENT, LIMIT_STATE, or BAD_VALUE for a section that came before.
+        """
+        if self._open is None:
+            self._begin(fragment)
+        elif _name(fragment) != _name(self._open) or fragment.offset != len(self._data):
+            detail = f"offset {fragment.offset} of {_name(fragment)} after {len(self._data)} bytes of another"
+            raise remote_error(ErrorCode.BAD_FRAGMENT, detail, clause="STA-5", frame=FrameType.STATE)
+        self._open = fragment
+        self._data += fragment.data
+        if fragment.last:
+            self._end(fragment)
+
+    def _begin(self, fragment: State) -> None:
+        if fragment.offset:
+            detail = f"a section begins at offset {fragment.offset}"
+            raise remote_error(ErrorCode.BAD_FRAGMENT, detail, clause="STA-5", frame=FrameType.STATE)
+        if len(self._sections) >= self._limit_sections:
+            detail = f"more than {self._limit_sections} sections"
+            raise remote_error(ErrorCode.LIMIT_STATE, detail, clause="STA-7", frame=FrameType.STATE)
+        self.bytes += fragment.total_bytes
+        if self.bytes > self._limit_bytes:
+            detail = f"more than {self._limit_bytes} bytes"
+            raise remote_error(ErrorCode.LIMIT_STATE, detail, clause="STA-1", frame=FrameType.STATE)
+        if _name(fragment)[:4] in self._names:
+            detail = f"section {_name(fragment)} twice"
+            raise remote_error(ErrorCode.BAD_VALUE, detail, clause="STA-5", frame=FrameType.STATE)
+        self._names.add(_name(fragment)[:4])
+
+    def _end(self, last: State) -> None:
+        data = bytes(self._data)
+        self._data.clear()
+        self._open = None
+        self._sections.append(
+            StateSection(last.kind, last.version, data, last.architecture, last.vcpu, last.instance)
+        )
+
+
+def _name(fragment: State) -> tuple[int, ...]:
+    return (
+        fragment.architecture,
+        fragment.vcpu,
+        fragment.kind,
+        fragment.instance,
+        fragment.version,
+        fragment.total_bytes,
+    )

@@ -1,0 +1,290 @@
+"""The two state machines, as data.
+
+Two laws, h11's. First: whatever changes a machine's state is a row here; the machines ask `step()` and do
+what belongs to the row, they never assign a state themselves. Second: this file knows nothing of bytes,
+clocks or guests; it is read by the machines, by the tests (which try every input in every state) and by
+spec/build.py, which draws the specification's tables and diagrams from it.
+
+An input is a frame that arrived, or a `Source`/`Destination` happening: a command, the completion of a
+request, or the loss of the session. A pair that is not in a table is an error: `unexpected_frame` if it was
+a frame of the peer, a `LocalProtocolError` if it was a call. A row that is *reserved* is specified but not
+implemented in this release: it raises `unsupported`, and the endpoints offer nothing that leads there.
+
+PING, PONG, PROGRESS and ABORT are legal in every state and change none [CON-1], so they stand in no row;
+ABORT is the happening LOST.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, TypeAlias
+
+from sterna.registry import FrameType, Phase
+
+F = FrameType
+
+
+class SourceState(Enum):
+    """Where the side stands that sends the guest away."""
+
+    IDLE = "nothing sent yet"
+    GREETING = "HELLO sent, waiting for WELCOME"
+    DESCRIBING = "GUEST sent, waiting for ACCEPT"
+    ATTACHING = "opening data connections"
+    ARMING = "dirty tracking is being started"
+    DECIDING = "the policy chooses what comes next"
+    ROUND = "a round is being sent, the guest runs"
+    ACKING = "ROUND_END sent, waiting for ROUND_ACK"
+    COLLECTING = "collecting what the guest has written since"
+    PREPARING = "SWITCHOVER sent, waiting for READY"
+    PAUSING = "the guest is being paused"
+    FREEZING = "paused; collecting the last writes and the state"
+    BLACKOUT = "paused; sending the last pages and the state"
+    SEALED = "SEAL sent, waiting for LOADED"
+    GRANTING = "the holder is being marked as granted"
+    RECORDING = "the grant is being recorded"
+    HANDED_OVER = "HANDOVER may have left; only the destination's word or a won claim counts"
+    RECLAIMING = "claiming the epoch after a hand-back"
+    MOVED = "the guest runs at the destination; the image is kept for it"
+    RELEASING = "COMPLETE received, the image is being freed"
+    CLOSING = "RELEASE and BYE sent, waiting for BYE"
+    ROLLING_BACK = "the guest is being set running here again"
+    RESUMING = "taking up a lost session"
+    ASKING = "asking for the verdict"
+    CLOSED = "done: the guest lives at the destination"
+    ENDED = "done: the guest lives here"
+    DEPARTED = "done: the guest runs at the destination, this image was not released"
+    UNDECIDED = "done: the guest stays paused until somebody knows who owns it"
+
+
+class DestinationState(Enum):
+    """Where the side stands that receives the guest."""
+
+    IDLE = "waiting for HELLO"
+    ADMITTING = "the host decides on the session"
+    WELCOMED = "WELCOME sent, waiting for GUEST"
+    RESERVING = "room is being made for the guest"
+    STANDBY = "between rounds"
+    RECEIVING = "in a round"
+    PREPARING = "preparing the switchover"
+    READY = "READY sent, the source pauses its guest"
+    BLACKOUT = "receiving the last pages"
+    FROZEN = "receiving state, waiting for SEAL"
+    LOADING = "the state is being loaded"
+    LOADED = "LOADED sent, waiting for permission"
+    RECORDING = "CLAIMING is being recorded"
+    CLAIMING = "the epoch is being claimed"
+    COMMITTING = "START is being recorded"
+    STARTING = "the guest is being started"
+    RUNNING = "the guest runs here"
+    FETCHING = "the guest runs here, pages are still at the source"
+    HANDING_BACK = "claimed but never run: the source may have it back"
+    RELEASED = "RELEASE received, waiting for BYE"
+    DISCARDING = "everything reserved is being freed"
+    RESUMING = "taking up a lost session"
+    ANSWERING = "answering for the verdict"
+    CLOSED = "done: the guest lives here"
+    ENDED = "done: nothing of the guest is here"
+    SETTLED = "done: the guest runs here, the source was not released"
+    UNDECIDED = "done: permission was given, the guest could not be started"
+
+
+class SourceInput(Enum):
+    """What happens to a source besides frames."""
+
+    START = "start()"
+    START_RESUME = "start() of a lost session"
+    START_VERDICT = "start() with a question"
+    STREAMS_GRANTED = "ACCEPT with data connections"
+    TRACKING = "tracking started"
+    ROUND_CHOSEN = "policy: another round"
+    SWITCHOVER_CHOSEN = "policy: switch over"
+    ROUND_SENT = "last page of the round sent"
+    COLLECTED = "writes collected"
+    PAUSED = "guest paused"
+    SEAL_SENT = "last page and state sent"
+    GRANTED = "holder marked"
+    RECORDED = "record durable"
+    CLAIM_WON = "claim won"
+    CLAIM_LOST = "claim lost"
+    RELEASED = "image freed"
+    ROLLED_BACK = "guest runs on, or could not"
+    LOST = "failure, ABORT, cancel(), deadline, lost connection"
+
+
+class DestinationInput(Enum):
+    """What happens to a destination besides frames."""
+
+    HELLO_RESUME = "HELLO{resume}"
+    HELLO_VERDICT = "HELLO{verdict}"
+    ADMITTED = "host admits"
+    RESERVED = "room made"
+    PREPARED = "prepared"
+    UNPREPARED = "preparing failed"
+    NEW_ATTEMPT = "ROUND of a higher attempt"
+    STATE_LOADED = "state loaded"
+    RECORDED = "record durable"
+    CLAIM_WON = "claim won"
+    CLAIM_LOST = "claim lost"
+    HAND_BACK = "storage locks refused"
+    STARTED = "guest runs"
+    START_FAILED = "recording, claiming or starting failed"
+    DISCARDED = "everything freed"
+    LOST = "failure, ABORT, refusal, cancel(), deadline, lost connection"
+
+
+State: TypeAlias = SourceState | DestinationState
+Input: TypeAlias = FrameType | SourceInput | DestinationInput
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What an input leads to. `does` is for the specification's reader; `clause` proves the row."""
+
+    next: State
+    does: str
+    clause: str
+    reserved: bool = False
+
+
+Table: TypeAlias = dict[tuple[State, Input], Row]
+
+_S, _I = SourceState, SourceInput
+
+SOURCE: Final[Table] = {
+    (_S.IDLE, _I.START): Row(_S.GREETING, "send preface, HELLO", "CON-7"),
+    (_S.IDLE, _I.START_RESUME): Row(_S.RESUMING, "send preface, HELLO{resume}", "RES-1", reserved=True),
+    (_S.IDLE, _I.START_VERDICT): Row(_S.ASKING, "send preface, HELLO{verdict}", "ONE-43", reserved=True),
+    (_S.GREETING, F.WELCOME): Row(_S.DESCRIBING, "send GUEST", "CON-13"),
+    (_S.GREETING, F.REFUSE): Row(_S.ROLLING_BACK, "guest runs on", "CON-9"),
+    (_S.DESCRIBING, F.ACCEPT): Row(_S.ARMING, "start dirty tracking", "CON-19"),
+    (_S.DESCRIBING, F.REFUSE): Row(_S.ROLLING_BACK, "guest runs on", "CON-14"),
+    (_S.DESCRIBING, _I.STREAMS_GRANTED): Row(_S.ATTACHING, "ATTACH on each", "STR-1", reserved=True),
+    (_S.ATTACHING, F.ATTACHED): Row(_S.ARMING, "start dirty tracking", "STR-1", reserved=True),
+    (_S.ARMING, _I.TRACKING): Row(_S.DECIDING, "everything is pending", "CON-19"),
+    (_S.DECIDING, _I.ROUND_CHOSEN): Row(_S.ROUND, "send ROUND, PAGES...", "CON-20"),
+    (_S.DECIDING, _I.SWITCHOVER_CHOSEN): Row(_S.PREPARING, "send SWITCHOVER", "SWI-2"),
+    (_S.ROUND, _I.ROUND_SENT): Row(_S.ACKING, "send ROUND_END", "CON-26"),
+    (_S.ACKING, F.ROUND_ACK): Row(_S.COLLECTING, "collect writes", "CON-34"),
+    (_S.COLLECTING, _I.COLLECTED): Row(_S.DECIDING, "pending = written or rejected", "CON-34"),
+    (_S.PREPARING, F.READY): Row(_S.PAUSING, "pause the guest", "CON-39"),
+    (_S.PREPARING, F.NOT_READY): Row(_S.COLLECTING, "collect writes", "CON-42"),
+    (_S.PAUSING, _I.PAUSED): Row(_S.FREEZING, "collect writes, save state", "CON-44"),
+    (_S.FREEZING, _I.COLLECTED): Row(_S.BLACKOUT, "send ROUND, PAGES...", "CON-45"),
+    (_S.BLACKOUT, _I.SEAL_SENT): Row(_S.SEALED, "send ROUND_END, STATE..., SEAL", "CON-44"),
+    (_S.SEALED, F.LOADED): Row(_S.GRANTING, "mark the holder as granted", "ONE-17"),
+    (_S.GRANTING, _I.GRANTED): Row(_S.RECORDING, "record the grant", "ONE-18"),
+    (_S.RECORDING, _I.RECORDED): Row(_S.HANDED_OVER, "send HANDOVER", "ONE-18"),
+    (_S.HANDED_OVER, F.RUNNING): Row(_S.MOVED, "keep the image", "ONE-38"),
+    (_S.HANDED_OVER, F.HANDBACK): Row(_S.RECLAIMING, "claim the next epoch", "ONE-37", reserved=True),
+    (_S.HANDED_OVER, F.VERDICT): Row(_S.RECLAIMING, "claim the next epoch", "ONE-43", reserved=True),
+    (_S.HANDED_OVER, _I.LOST): Row(_S.UNDECIDED, "stay paused", "ONE-49"),
+    (_S.RECLAIMING, _I.CLAIM_WON): Row(_S.ROLLING_BACK, "guest runs on", "ONE-37", reserved=True),
+    (_S.RECLAIMING, _I.CLAIM_LOST): Row(_S.MOVED, "keep the image", "ONE-21", reserved=True),
+    (_S.MOVED, F.PAGE_REQUEST): Row(_S.MOVED, "send PAGES", "CON-55", reserved=True),
+    (_S.MOVED, F.COMPLETE): Row(_S.RELEASING, "free the image", "CMP-2"),
+    (_S.MOVED, _I.LOST): Row(_S.DEPARTED, "keep the image", "CON-64"),
+    (_S.RELEASING, _I.RELEASED): Row(_S.CLOSING, "send RELEASE, BYE", "CMP-2"),
+    (_S.RELEASING, _I.LOST): Row(_S.RELEASING, "go on", "CON-64"),
+    (_S.CLOSING, F.BYE): Row(_S.CLOSED, "close", "CON-70"),
+    (_S.CLOSING, _I.LOST): Row(_S.CLOSED, "close", "CON-70"),
+    (_S.ROLLING_BACK, _I.ROLLED_BACK): Row(_S.ENDED, "close", "CON-62"),
+    (_S.RESUMING, F.WELCOME): Row(_S.DECIDING, "what may be missing is pending", "RES-1", reserved=True),
+    (_S.RESUMING, F.VERDICT): Row(_S.ASKING, "as the verdict says", "RES-1", reserved=True),
+    (_S.ASKING, F.VERDICT): Row(_S.UNDECIDED, "as the verdict says", "ONE-43", reserved=True),
+}  # fmt: skip
+
+# Before HANDOVER may have left, any trouble sets the guest running again [CON-62].
+_ROLLS_BACK = (
+    _S.IDLE, _S.GREETING, _S.DESCRIBING, _S.ARMING, _S.DECIDING, _S.ROUND, _S.ACKING, _S.COLLECTING,
+    _S.PREPARING, _S.PAUSING, _S.FREEZING, _S.BLACKOUT, _S.SEALED, _S.GRANTING, _S.RECORDING,
+)  # fmt: skip
+SOURCE.update({(state, _I.LOST): Row(_S.ROLLING_BACK, "guest runs on", "CON-62") for state in _ROLLS_BACK})
+
+_D, _J = DestinationState, DestinationInput
+
+DESTINATION: Final[Table] = {
+    (_D.IDLE, F.HELLO): Row(_D.ADMITTING, "ask the host", "CON-9"),
+    (_D.IDLE, _J.HELLO_RESUME): Row(_D.RESUMING, "ask the host", "CON-10", reserved=True),
+    (_D.IDLE, _J.HELLO_VERDICT): Row(_D.ANSWERING, "ask the records", "CON-10", reserved=True),
+    (_D.ADMITTING, _J.ADMITTED): Row(_D.WELCOMED, "send WELCOME", "CON-9"),
+    (_D.WELCOMED, F.GUEST): Row(_D.RESERVING, "make room", "CON-14"),
+    (_D.WELCOMED, F.ATTACH): Row(_D.WELCOMED, "send ATTACHED", "ATT-1", reserved=True),
+    (_D.RESERVING, _J.RESERVED): Row(_D.STANDBY, "send ACCEPT", "ACC-1"),
+    (_D.STANDBY, F.ROUND): Row(_D.RECEIVING, "open the round", "CON-20"),
+    (_D.RECEIVING, F.PAGES): Row(_D.RECEIVING, "verify, hold or reject", "CON-31"),
+    (_D.RECEIVING, F.ROUND_END): Row(_D.STANDBY, "send ROUND_ACK", "CON-30"),
+    (_D.STANDBY, F.SWITCHOVER): Row(_D.PREPARING, "prepare", "CON-38"),
+    (_D.PREPARING, _J.PREPARED): Row(_D.READY, "send READY", "CON-40"),
+    (_D.PREPARING, _J.UNPREPARED): Row(_D.STANDBY, "send NOT_READY", "CON-38"),
+    (_D.READY, F.ROUND): Row(_D.BLACKOUT, "open the last round", "CON-45"),
+    (_D.READY, F.DIRTY_BITMAP): Row(_D.BLACKOUT, "pages become stale", "MEM-10", reserved=True),
+    (_D.READY, _J.NEW_ATTEMPT): Row(_D.RECEIVING, "void the attempt", "CON-59", reserved=True),
+    (_D.BLACKOUT, F.PAGES): Row(_D.BLACKOUT, "verify, hold", "CON-47"),
+    (_D.BLACKOUT, F.DIRTY_BITMAP): Row(_D.BLACKOUT, "pages become stale", "MEM-10", reserved=True),
+    (_D.BLACKOUT, F.ROUND_END): Row(_D.FROZEN, "check the counts", "CON-46"),
+    (_D.BLACKOUT, _J.NEW_ATTEMPT): Row(_D.RECEIVING, "void the attempt", "CON-59", reserved=True),
+    (_D.FROZEN, F.STATE): Row(_D.FROZEN, "collect fragments", "STA-5"),
+    (_D.FROZEN, F.DIRTY_BITMAP): Row(_D.FROZEN, "pages become stale", "MEM-10", reserved=True),
+    (_D.FROZEN, F.SEAL): Row(_D.LOADING, "compare digests, load state", "CON-50"),
+    (_D.FROZEN, _J.NEW_ATTEMPT): Row(_D.RECEIVING, "void the attempt", "CON-59", reserved=True),
+    (_D.LOADING, _J.STATE_LOADED): Row(_D.LOADED, "send LOADED", "CON-52"),
+    (_D.LOADED, F.HANDOVER): Row(_D.RECORDING, "record CLAIMING", "ONE-25"),
+    (_D.LOADED, _J.NEW_ATTEMPT): Row(_D.RECEIVING, "void the attempt", "CON-59", reserved=True),
+    (_D.RECORDING, _J.RECORDED): Row(_D.CLAIMING, "claim the epoch", "ONE-25"),
+    (_D.CLAIMING, _J.CLAIM_WON): Row(_D.COMMITTING, "record START", "ONE-27"),
+    (_D.CLAIMING, _J.CLAIM_LOST): Row(_D.DISCARDING, "free everything", "ONE-29", reserved=True),
+    (_D.COMMITTING, _J.HAND_BACK): Row(_D.HANDING_BACK, "record HANDBACK", "ONE-26", reserved=True),
+    (_D.COMMITTING, _J.RECORDED): Row(_D.STARTING, "run the guest", "ONE-28"),
+    (_D.STARTING, _J.STARTED): Row(_D.RUNNING, "send RUNNING, COMPLETE", "CON-56"),
+    (_D.FETCHING, F.PAGES): Row(_D.FETCHING, "verify, install", "MEM-4", reserved=True),
+    (_D.RUNNING, F.RELEASE): Row(_D.RELEASED, "forget the source", "CMP-2"),
+    (_D.RUNNING, _J.LOST): Row(_D.SETTLED, "guest runs on", "CON-64"),
+    (_D.RELEASED, F.BYE): Row(_D.CLOSED, "send BYE, close", "CON-70"),
+    (_D.RELEASED, _J.LOST): Row(_D.CLOSED, "close", "CON-70"),
+    (_D.DISCARDING, _J.DISCARDED): Row(_D.ENDED, "close", "CON-63"),
+    (_D.RESUMING, _J.ADMITTED): Row(_D.STANDBY, "send WELCOME, HELD...", "RES-1", reserved=True),
+    (_D.ANSWERING, _J.ADMITTED): Row(_D.ENDED, "send VERDICT", "ONE-15", reserved=True),
+    (_D.HANDING_BACK, _J.DISCARDED): Row(_D.ENDED, "send HANDBACK", "ONE-35", reserved=True),
+}  # fmt: skip
+
+_DISCARDS = (
+    _D.IDLE, _D.ADMITTING, _D.WELCOMED, _D.RESERVING, _D.STANDBY, _D.RECEIVING, _D.PREPARING,
+    _D.READY, _D.BLACKOUT, _D.FROZEN, _D.LOADING, _D.LOADED,
+)  # fmt: skip
+DESTINATION.update({(state, _J.LOST): Row(_D.DISCARDING, "free everything", "CON-63") for state in _DISCARDS})
+
+# With HANDOVER received the permission stands, whether the connection does or not [ONE-30].
+_GOES_ON = (_D.RECORDING, _D.CLAIMING, _D.COMMITTING, _D.STARTING)
+DESTINATION.update({(state, _J.LOST): Row(state, "go on", "ONE-30") for state in _GOES_ON})
+DESTINATION.update(
+    {(state, _J.START_FAILED): Row(_D.UNDECIDED, "stay stopped", "ONE-49") for state in _GOES_ON}
+)
+
+TERMINAL: Final[frozenset[State]] = frozenset(
+    {_S.CLOSED, _S.ENDED, _S.DEPARTED, _S.UNDECIDED, _D.CLOSED, _D.ENDED, _D.SETTLED, _D.UNDECIDED}
+)
+
+# In these the session is over for this side: what still arrives is read and ignored.
+DEAF: Final[frozenset[State]] = TERMINAL | {_S.ROLLING_BACK, _D.DISCARDING}
+
+# The phase that ABORT and PROGRESS name, and whose deadline runs.
+PHASES: Final[dict[State, Phase]] = {
+    **dict.fromkeys((_S.IDLE, _S.GREETING, _D.IDLE, _D.ADMITTING), Phase.HANDSHAKE),
+    **dict.fromkeys((_S.DESCRIBING, _D.WELCOMED, _D.RESERVING), Phase.DESCRIBE),
+    **dict.fromkeys((_S.ATTACHING,), Phase.STREAMS),
+    **dict.fromkeys(
+        (_S.ARMING, _S.DECIDING, _S.ROUND, _S.ACKING, _S.COLLECTING, _D.STANDBY, _D.RECEIVING), Phase.ROUNDS
+    ),
+    **dict.fromkeys((_S.PREPARING, _D.PREPARING), Phase.PREPARE),
+    **dict.fromkeys(
+        (_S.PAUSING, _S.FREEZING, _S.BLACKOUT, _S.SEALED, _S.GRANTING, _S.RECORDING), Phase.BLACKOUT
+    ),
+    **dict.fromkeys((_D.READY, _D.BLACKOUT, _D.FROZEN, _D.LOADING, _D.LOADED), Phase.BLACKOUT),
+    **dict.fromkeys((_S.HANDED_OVER, _S.RECLAIMING), Phase.COMMIT),
+    **dict.fromkeys((_D.RECORDING, _D.CLAIMING, _D.COMMITTING, _D.STARTING, _D.HANDING_BACK), Phase.COMMIT),
+    **dict.fromkeys((_S.MOVED, _S.RELEASING, _S.CLOSING, _D.RUNNING, _D.FETCHING, _D.RELEASED), Phase.AFTER),
+    **dict.fromkeys((_S.RESUMING, _D.RESUMING), Phase.RESUME),
+    **dict.fromkeys((_S.ASKING, _D.ANSWERING), Phase.ASK),
+}

@@ -1,0 +1,348 @@
+"""The two endpoints that embedders use: `Source` sends a guest away, `Destination` takes one in.
+
+They put together what the layers below keep apart: a machine, a transport, a guest. What a host decides
+(who may come, what is recorded, who has claimed what) comes in as a `Host`; `LocalHost` is the simplest
+one, for two endpoints and nothing else [ONE-43].
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from sterna import limits as bounds
+from sterna.core.deadlines import Deadlines
+from sterna.core.destination import DestinationConfig, DestinationMachine
+from sterna.core.events import (
+    Admission,
+    Admit,
+    Claim,
+    CollectDirty,
+    Discard,
+    LoadState,
+    MarkGranted,
+    Pause,
+    Persist,
+    Prepare,
+    RecordKind,
+    ReleaseImage,
+    Request,
+    Reserve,
+    Result,
+    RollBack,
+    RunGuest,
+    SaveState,
+    StartTracking,
+    Throttle,
+)
+from sterna.core.policy import PolicySettings
+from sterna.core.session import Grease
+from sterna.core.source import SourceConfig, SourceMachine
+from sterna.errors import GuestError
+from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest
+from sterna.limits import Limits
+from sterna.memory.pages import PageSink, RegionPages
+from sterna.memory.regions import RegionTable
+from sterna.net.pump import Clock, OnEvent, Pump, boottime
+from sterna.net.rate import RateLimiter
+from sterna.net.transport import Peer, Transport
+from sterna.registry import GREASE_FIRST, GREASE_LAST
+from sterna.wire.records import NO_RUNNER, Guest, Hello, Runner
+
+AGENT = "sterna"
+
+_GREASE_FRAMES = 3
+_GREASE_WITHIN = 40
+_GREASE_BYTES = 64
+
+
+class Host(Protocol):
+    """What an endpoint asks of the host that it runs on. Raising a `SternaError` refuses."""
+
+    async def admit(self, hello: Hello, peer: Peer) -> Runner:
+        """Whether this peer may bring this guest; the runner under which it would run here.
+
+        Raises:
+            SternaError: NOT_AUTHORISED, BUSY, STALE_EPOCH or FULL are what the peer will read.
+        """
+        ...
+
+    async def may_send(self, description: GuestDescription, peer: Peer) -> None:
+        """Whether this guest may be sent to this peer.
+
+        Raises:
+            SternaError: NOT_AUTHORISED.
+        """
+        ...
+
+    async def persist(self, kind: RecordKind, epoch: int, runner: Runner) -> None:
+        """Write a record; durable when it returns."""
+        ...
+
+    async def void(self, kind: RecordKind, epoch: int) -> None:
+        """Take back a record whose permission has certainly not been used."""
+        ...
+
+    async def claim(self, epoch: int, runner: Runner) -> bool:
+        """Claim an epoch; whether the claim was won."""
+        ...
+
+
+class LocalHost:
+    """Everybody may come, nothing outlives the process, every claim is won: two endpoints and nothing else.
+
+    The grant is then the commit as the source sees it [ONE-43].
+    """
+
+    def __init__(self, name: str = "localhost") -> None:
+        self.name = name
+
+    async def admit(self, hello: Hello, peer: Peer) -> Runner:
+        """A fresh runner for anybody."""
+        del hello, peer
+        return Runner(self.name, secrets.token_bytes(16))
+
+    async def may_send(self, description: GuestDescription, peer: Peer) -> None:
+        """Any guest to anybody."""
+
+    async def persist(self, kind: RecordKind, epoch: int, runner: Runner) -> None:
+        """Nothing is kept: a process that dies between HANDOVER and RUNNING leaves the guest undecided."""
+
+    async def void(self, kind: RecordKind, epoch: int) -> None:
+        """Nothing was kept."""
+
+    async def claim(self, epoch: int, runner: Runner) -> bool:
+        """There is nobody else to claim it."""
+        del epoch, runner
+        return True
+
+
+MakeGuest: TypeAlias = Callable[[GuestDescription], DestinationGuest]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What both endpoints can be told; the defaults suit a local network.
+
+    Attributes:
+        bandwidth_bytes_s: cap on what is sent; None for none.
+        on_event: called with every event of the machine, between two checkpoints; must not block.
+        clock: seconds that never run backwards; tests in virtual time pass `trio.current_time`.
+        grease: whether to send reserved frames at random, which keeps peers honest [FRM-9].
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    bandwidth_bytes_s: float | None = None
+    batch_bytes: int = bounds.BATCH_BYTES
+    on_event: OnEvent = lambda _: None
+    clock: Clock = boottime
+    grease: bool = True
+    agent: str = AGENT
+
+
+class Source:
+    """Sends `guest` to whoever is at the other end of `transport`.
+
+    ``result = await Source(guest, transport).run()``; the outcome is in the result, not in an exception.
+    """
+
+    def __init__(
+        self,
+        guest: SourceGuest,
+        transport: Transport,
+        *,
+        epoch: int = 0,
+        runner: Runner = NO_RUNNER,
+        host: Host | None = None,
+        options: Options | None = None,
+    ) -> None:
+        self._guest = guest
+        self._transport = transport
+        self._host = host or LocalHost()
+        self._options = options = options or Options()
+        description = guest.description
+        record = description.to_record()
+        table = RegionTable(record.regions)
+        config = SourceConfig(
+            agent=options.agent,
+            limits=options.limits,
+            deadlines=options.deadlines,
+            grease=_grease() if options.grease else (),
+            guest=record,
+            guest_id=description.id,
+            epoch=epoch,
+            runner=runner,
+            policy=options.policy,
+            batch_bytes=options.batch_bytes,
+        )
+        views = {region.id: guest.memory(region.id) for region in table.copied}
+        self._runner = runner
+        self._machine = SourceMachine(config, RegionPages(table, views), options.clock())
+        self._pump = Pump(
+            self._machine,
+            transport,
+            self._perform,
+            on_event=options.on_event,
+            limiter=_limiter(options),
+            clock=options.clock,
+        )
+
+    async def run(self) -> Result:
+        """Migrate. Returns when it is decided who runs the guest, or that nobody can know."""
+        await self._host.may_send(self._guest.description, self._transport.peer)
+        self._machine.start(self._options.clock())
+        return await self._pump.drive()
+
+    def cancel(self, reason: str = "") -> None:
+        """Ask for the end: before HANDOVER the guest runs on here.
+
+        Raises:
+            LocalProtocolError: TOO_LATE.
+        """
+        self._machine.cancel(self._options.clock(), reason)
+        self._pump.kick()
+
+    async def _perform(self, request: Request) -> object:
+        guest = self._guest
+        match request:
+            case StartTracking():
+                await guest.start_tracking()
+            case CollectDirty():
+                return await guest.collect_dirty()
+            case Throttle(share=share):
+                await guest.throttle(share)
+            case Pause():
+                await guest.pause()
+            case SaveState():
+                return await guest.save_state()
+            case MarkGranted(epoch=epoch):
+                await guest.mark_granted(epoch)
+            case Persist(kind=kind, epoch=epoch, runner=runner):
+                await self._host.persist(kind, epoch, runner)
+            case RollBack(granted=granted):
+                await self._roll_back(granted)
+            case ReleaseImage():
+                await guest.release()
+            case _:
+                raise GuestError(f"{type(request).__name__} is not for a source")
+        return None
+
+    async def _roll_back(self, granted: int | None) -> None:
+        if granted is not None:
+            await self._host.void(RecordKind.GRANTED, granted)
+            await self._guest.revoke_grant(granted)
+        await self._guest.stop_tracking()
+        await self._guest.throttle(0.0)
+        await self._guest.resume()
+
+
+class Destination:
+    """Takes a guest in from the other end of `transport`; `make_guest` makes the room for it.
+
+    ``result = await Destination(make_guest, transport).run()``; afterwards `guest` is the guest, or None.
+    """
+
+    def __init__(
+        self,
+        make_guest: MakeGuest,
+        transport: Transport,
+        *,
+        host: Host | None = None,
+        options: Options | None = None,
+    ) -> None:
+        self._make_guest = make_guest
+        self._transport = transport
+        self._host = host or LocalHost()
+        self._options = options = options or Options()
+        self._hello: Hello | None = None
+        self.guest: DestinationGuest | None = None
+        self.description: GuestDescription | None = None
+        config = DestinationConfig(
+            agent=options.agent,
+            limits=options.limits,
+            deadlines=options.deadlines,
+            grease=_grease() if options.grease else (),
+        )
+        self._machine = DestinationMachine(config, options.clock())
+        self._pump = Pump(
+            self._machine,
+            transport,
+            self._perform,
+            on_event=options.on_event,
+            limiter=_limiter(options),
+            clock=options.clock,
+        )
+
+    async def run(self) -> Result:
+        """Take part in one session. Returns when it is decided who runs the guest."""
+        return await self._pump.drive()
+
+    def cancel(self, reason: str = "") -> None:
+        """Ask for the end: before HANDOVER the guest stays at the source.
+
+        Raises:
+            LocalProtocolError: TOO_LATE.
+        """
+        self._machine.cancel(self._options.clock(), reason)
+        self._pump.kick()
+
+    async def _perform(self, request: Request) -> object:
+        match request:
+            case Admit(hello=hello):
+                self._hello = hello
+                runner = await self._host.admit(hello, self._transport.peer)
+                return Admission(secrets.token_bytes(16), secrets.token_bytes(32), runner)
+            case Reserve(guest=record):
+                return await self._reserve(record)
+            case Persist(kind=kind, epoch=epoch, runner=runner):
+                await self._host.persist(kind, epoch, runner)
+                return None
+            case Claim(epoch=epoch, runner=runner):
+                return await self._host.claim(epoch, runner)
+            case Discard():
+                if self.guest is not None:
+                    await self.guest.discard()
+                    self.guest = None
+                return None
+        guest = self.guest
+        assert guest is not None
+        match request:
+            case Prepare():
+                await guest.prepare()
+            case LoadState(sections=sections):
+                await guest.load_state(sections)
+            case RunGuest(epoch=epoch, runner=runner):
+                await guest.run(epoch, runner)
+            case _:
+                raise GuestError(f"{type(request).__name__} is not for a destination")
+        return None
+
+    async def _reserve(self, record: Guest) -> PageSink:
+        assert self._hello is not None
+        description = GuestDescription.from_record(record, self._hello.guest)
+        table = RegionTable(record.regions)
+        self.description = description
+        self.guest = self._make_guest(description)
+        await self.guest.reserve(description)
+        views: Mapping[int, memoryview] = {region.id: self.guest.memory(region.id) for region in table.copied}
+        return RegionPages(table, views)
+
+
+def _limiter(options: Options) -> RateLimiter | None:
+    return None if options.bandwidth_bytes_s is None else RateLimiter(options.bandwidth_bytes_s)
+
+
+def _grease() -> tuple[Grease, ...]:
+    """A few reserved frames at random places of the session; the core itself throws no dice."""
+    return tuple(
+        Grease(
+            secrets.randbelow(_GREASE_WITHIN),
+            GREASE_FIRST + secrets.randbelow(GREASE_LAST - GREASE_FIRST + 1),
+            secrets.token_bytes(secrets.randbelow(_GREASE_BYTES)),
+        )
+        for _ in range(_GREASE_FRAMES)
+    )
