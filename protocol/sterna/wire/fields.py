@@ -1,0 +1,284 @@
+"""Building blocks of the schema: Construct classes that carry clause and offset of what they check.
+
+Construct's own `Enum`, `Const`, `PascalString` and `GreedyRange` are not used: they accept unknown
+values, name no clause or swallow errors. The classes here check the same rules on the way in and on the
+way out; only sterna.wire.unchecked, which builds wrong frames on purpose, switches them off.
+
+`Any` is at home here and in schema.py: the library is untyped at its core. What is typed is the border,
+codec.py.
+"""
+
+# ruff: noqa: ANN401
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Final
+
+from construct import (
+    Array,
+    Bytes,
+    Construct,
+    GreedyBytes,
+    Int8ul,
+    Int16ul,
+    Int64ul,
+    Prefixed,
+    Struct,
+    Terminated,
+    this,
+)
+from construct import Subconstruct as _Subconstruct
+
+from sterna.limits import TEXT_BYTES
+from sterna.registry import ErrorCode
+from sterna.wire import rules as wire_rules
+from sterna.wire.records import Runner
+from sterna.wire.rules import Bounds, Rule, Violation
+
+if TYPE_CHECKING:
+    Subconstruct = _Subconstruct[Any, Any, Any, Any]
+    AnyConstruct = Construct[Any, Any]
+else:
+    Subconstruct = _Subconstruct
+    AnyConstruct = Construct
+
+
+def _bounds(context: Any) -> Bounds:
+    bounds: Bounds = context._params.bounds
+    return bounds
+
+
+def _unchecked(context: Any) -> bool:
+    """True when sterna.wire.unchecked builds something wrong on purpose."""
+    return bool(context._params.get("unchecked", False))
+
+
+class Ruled(Subconstruct):
+    """A value that obeys rules. Reading, they are checked at once; the offset is the value's first byte."""
+
+    def __init__(self, subcon: AnyConstruct, *held: Rule[Any]) -> None:
+        super().__init__(subcon)
+        self.rules = held
+
+    def _check(self, obj: Any, context: Any, offset: int) -> None:
+        for rule in self.rules:
+            rule.check(obj, _bounds(context), offset)
+
+    def _parse(self, stream: Any, context: Any, path: Any) -> Any:
+        offset = stream.tell()
+        obj = self.subcon._parsereport(stream, context, path)
+        self._check(obj, context, offset)
+        return obj
+
+    def _build(self, obj: Any, stream: Any, context: Any, path: Any) -> Any:
+        if not _unchecked(context):
+            self._check(obj, context, stream.tell())
+        return self.subcon._build(obj, stream, context, path)
+
+
+class Mapped(Subconstruct):
+    """A value that is another one on the wire. The functions raise `Violation` or any plain error."""
+
+    def __init__(
+        self, subcon: AnyConstruct, decode: Callable[[Any], Any], encode: Callable[[Any, bool], Any]
+    ) -> None:
+        super().__init__(subcon)
+        self.decode = decode
+        self.encode = encode
+
+    def _parse(self, stream: Any, context: Any, path: Any) -> Any:
+        offset = stream.tell()
+        obj = self.subcon._parsereport(stream, context, path)
+        try:
+            return self.decode(obj)
+        except Violation as violation:
+            raise Violation(violation.code, violation.clause, violation.detail, offset) from None
+
+    def _build(self, obj: Any, stream: Any, context: Any, path: Any) -> Any:
+        self.subcon._build(self.encode(obj, _unchecked(context)), stream, context, path)
+        return obj
+
+
+class Count(Subconstruct):
+    """The number of items in the list `of`. Writing, it is counted, unless unchecked counts override it."""
+
+    def __init__(self, of: str, subcon: AnyConstruct) -> None:
+        super().__init__(subcon)
+        self.of = of
+        self.flagbuildnone = True
+
+    def _parse(self, stream: Any, context: Any, path: Any) -> Any:
+        return self.subcon._parsereport(stream, context, path)
+
+    def _build(self, obj: Any, stream: Any, context: Any, path: Any) -> Any:
+        count = len(context[self.of])
+        if _unchecked(context):
+            count = context._params.counts.get(self.of, count)
+        self.subcon._build(count, stream, context, path)
+        return count
+
+
+class Rows(Subconstruct):
+    """A list whose count came before. Writing, it takes what is there."""
+
+    def __init__(self, count: str, subcon: AnyConstruct) -> None:
+        super().__init__(subcon)
+        self.reader: AnyConstruct = Array(this[count], subcon)
+
+    def _parse(self, stream: Any, context: Any, path: Any) -> Any:
+        return tuple(self.reader._parsereport(stream, context, path))
+
+    def _build(self, obj: Any, stream: Any, context: Any, path: Any) -> Any:
+        for item in obj:
+            self.subcon._build(item, stream, context, path)
+        return obj
+
+
+class Blob(Subconstruct):
+    """Bytes whose number came before. Writing, it takes what is there."""
+
+    def __init__(self, count: str) -> None:
+        super().__init__(Bytes(this[count]))
+
+    def _parse(self, stream: Any, context: Any, path: Any) -> Any:
+        return self.subcon._parsereport(stream, context, path)
+
+    def _build(self, obj: Any, stream: Any, context: Any, path: Any) -> Any:
+        stream.write(obj)
+        return obj
+
+
+def _decode_text(raw: bytes) -> str:
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise Violation(ErrorCode.BAD_TEXT, "TXT-2", f"not UTF-8: {error.reason}") from None
+    if any(ord(char) < 0x20 or 0x7F <= ord(char) <= 0x9F for char in text):
+        raise Violation(ErrorCode.BAD_TEXT, "TXT-3", "a control character")
+    return text
+
+
+def _encode_text(text: Any, unchecked: bool) -> bytes:
+    if unchecked and isinstance(text, bytes):
+        return text
+    try:
+        raw: bytes = text.encode()
+    except UnicodeEncodeError as error:
+        raise Violation(ErrorCode.BAD_TEXT, "TXT-2", f"not UTF-8: {error.reason}") from None
+    if len(raw) > TEXT_BYTES:
+        raise Violation(ErrorCode.BAD_TEXT, "TXT-4", f"{len(raw)} bytes of text")
+    if not unchecked:
+        _decode_text(raw)
+    return raw
+
+
+def closed(enum: type[IntEnum], subcon: AnyConstruct = Int8ul) -> AnyConstruct:
+    """A closed enumeration (FRM-4)."""
+
+    def decode(number: int) -> IntEnum:
+        try:
+            return enum(number)
+        except ValueError:
+            raise Violation(ErrorCode.BAD_VALUE, "FRM-4", f"no {enum.__name__} {number}") from None
+
+    return Mapped(subcon, decode, lambda value, unchecked: int(value) if unchecked else int(decode(value)))
+
+
+def _decode_bool(number: int) -> bool:
+    if number > 1:
+        raise Violation(ErrorCode.BAD_VALUE, "FRM-5", f"a boolean of {number}")
+    return number == 1
+
+
+def _zeros(size: int) -> Callable[[bytes], None]:
+    def decode(raw: bytes) -> None:
+        if raw != bytes(size):
+            raise Violation(ErrorCode.BAD_VALUE, "FRM-3", "a reserved field is not zero")
+
+    return decode
+
+
+def reserved(size: int) -> AnyConstruct:
+    """A field that is zero (FRM-3)."""
+    zeros = Mapped(Bytes(size), _zeros(size), lambda _value, _unchecked: bytes(size))
+    zeros.flagbuildnone = True
+    return zeros
+
+
+def exact(size: int) -> AnyConstruct:
+    """Bytes of fixed number. `Bytes` alone would also build from an integer."""
+
+    def encode(value: Any, _unchecked: bool) -> Any:
+        if not isinstance(value, bytes) or len(value) != size:
+            raise Violation(ErrorCode.BAD_VALUE, "FRM-1", f"not {size} bytes")
+        return value
+
+    return Mapped(Bytes(size), lambda raw: raw, encode)
+
+
+TEXT: Final[AnyConstruct] = Mapped(Prefixed(Int8ul, GreedyBytes), _decode_text, _encode_text)
+FLAG: Final[AnyConstruct] = Mapped(
+    Int8ul, _decode_bool, lambda value, unchecked: int(value if unchecked else _decode_bool(value))
+)
+
+
+def record(cls: type[Any], *subcons: Any, rules: Iterable[Rule[Any]] = ()) -> AnyConstruct:
+    """A Struct that is read to, and written from, the dataclass `cls`.
+
+    Fields of the Struct that the dataclass lacks (counts) stay inside. `runner` is on the wire as
+    runner_id and runner_host, with the variable part behind the fixed one.
+    """
+    names = [field.name for field in fields(cls)]
+
+    def decode(found: Any) -> Any:
+        if "runner_id" in found:
+            found["runner"] = Runner(found["runner_host"], found["runner_id"])
+        return cls(**{name: found[name] for name in names})
+
+    def encode(value: Any, _unchecked: bool) -> dict[str, Any]:
+        given = {name: getattr(value, name) for name in names}
+        if "runner" in given:
+            given |= {"runner_id": given["runner"].id, "runner_host": given["runner"].host}
+        return given
+
+    return Ruled(Mapped(Struct(*subcons), decode, encode), *rules)
+
+
+def body(cls: type[Any], *subcons: Any, rules: Iterable[Rule[Any]] = ()) -> AnyConstruct:
+    """A record that fills a whole body (FRM-2)."""
+    return record(cls, *subcons, Terminated, rules=rules)
+
+
+def pair(first: str, second: str, struct: AnyConstruct) -> AnyConstruct:
+    """A Struct that is a tuple of two of its fields."""
+    return Mapped(
+        struct, lambda found: (found[first], found[second]), lambda two, _: {first: two[0], second: two[1]}
+    )
+
+
+def limits(*held: Rule[Any]) -> AnyConstruct:
+    """The limits of HELLO and WELCOME: rows on the wire, a dict in the record."""
+    row = pair("id", "value", Struct("id" / Int16ul, reserved(2), reserved(4), "value" / Int64ul))
+    return Mapped(
+        Ruled(Rows("limit_count", row), *held), dict, lambda value, _unchecked: tuple(value.items())
+    )
+
+
+def last_sequences(clause: str) -> AnyConstruct:
+    """The rows of ROUND_END and SEAL: a stream and the sequence number of its last frame."""
+    stream = Ruled(Int16ul, wire_rules.stream_rules(clause)[1])
+    row = Struct("stream" / stream, reserved(2), reserved(4), "sequence" / Int64ul)
+    return Ruled(Rows("stream_count", pair("stream", "sequence", row)), wire_rules.LAST_SEQUENCES)
+
+
+def count(of: str, *held: Rule[int], width: AnyConstruct = Int16ul) -> AnyConstruct:
+    """The count of the list `of`, checked before the list is read (FRM-12)."""
+    return Count(of, Ruled(width, *held))
+
+
+ID: Final = exact(16)
+TOKEN: Final = exact(32)
+DIGEST: Final = exact(16)
