@@ -205,6 +205,14 @@ def test_a_misplaced_a_swapped_and_a_lost_page_have_their_reasons():
     assert workload.audit(exact=False).bad_pages[0].reason == "checksum"
 
 
+def test_only_the_first_bad_pages_are_described():
+    workload, memory = make(WorkloadParameters(seed=1, pages=20, hot_pages=4, block_pages=4, zero_pages=12))
+    memory[:] = b"\1" * len(memory)
+    audit = workload.audit()
+    assert audit.errors == 20 + 1  # and the sum of the generations
+    assert [bad.page for bad in audit.bad_pages] == list(range(8))
+
+
 def test_exactness_finds_what_a_forged_checksum_hides():
     workload, memory = make(SMALL)
     words = np.frombuffer(memory, np.uint64).reshape(-1, 512)

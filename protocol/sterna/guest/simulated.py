@@ -1,0 +1,426 @@
+"""The simulated guest: numpy memory, the workload, and time that only moves when it is told to.
+
+Nothing here awaits, sleeps or looks at a clock: `advance(seconds)` does the writes that the requested rate
+gives for that time, so a test decides to the page what happens between two calls of an endpoint. Dirty
+tracking is exact, by the schedule: the pages of the writes between two counts are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sterna.errors import GuestError
+from sterna.guest.api import NO_VCPU, DestinationGuest, GuestDescription, SourceGuest, StateSection
+from sterna.guest.workload import (
+    PAGE_BYTES,
+    STATE_BYTES,
+    STATE_VERSION,
+    Workload,
+    WorkloadParameters,
+)
+from sterna.memory.bitmap import PageBitmap
+from sterna.registry import Architecture, ErrorCode, RegionKind, StateKind, Transfer
+from sterna.wire.records import NO_RUNNER, Region, Runner
+
+THROTTLE_MAX: Final = 0.99
+_PAGE_LOG2: Final = PAGE_BYTES.bit_length() - 1
+_REGION_STEP: Final = 1 << 40  # guest addresses of the regions: far apart, so that a mixed-up one is noticed
+
+
+@dataclass(frozen=True, slots=True)
+class JournalEntry:
+    """At `count` writes the guest was run by `runner` under `epoch`."""
+
+    count: int
+    epoch: int
+    runner: Runner
+
+
+@dataclass(slots=True)
+class SimulatedMachine:
+    """Memory and CPU of a simulated guest, on whichever side it is.
+
+    Attributes:
+        rate_bytes_s: requested rate of page writes.
+        journal: appended to after every step that wrote; hand one list to both sides and a fork shows.
+    """
+
+    memory: npt.NDArray[np.uint8]
+    workload: Workload
+    rate_bytes_s: float = 0.0
+    running: bool = False
+    throttle: float = 0.0
+    epoch: int = 1
+    runner: Runner = NO_RUNNER
+    journal: list[JournalEntry] = field(default_factory=list)
+    _owed_pages: float = 0.0
+
+    def advance(self, seconds: float) -> int:
+        """Let this much time pass; returns the number of writes done in it."""
+        if not self.running:
+            return 0
+        self._owed_pages += seconds * self.rate_bytes_s * (1.0 - self.throttle) / PAGE_BYTES
+        writes = int(self._owed_pages)
+        self._owed_pages -= writes
+        if writes:
+            self.workload.write(writes)
+            self.journal.append(JournalEntry(self.workload.count, self.epoch, self.runner))
+        return writes
+
+
+class _Faults:
+    """What both sides share: a log of calls, and faults to order.
+
+    Attributes:
+        calls: names of the methods called so far.
+        fail_on: method name to the exception that it shall raise, before it has done anything.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.fail_on: dict[str, Exception] = {}
+
+    def _called(self, name: str) -> None:
+        self.calls.append(name)
+        if name in self.fail_on:
+            raise self.fail_on[name]
+
+
+class SimulatedSourceGuest(_Faults):
+    """A guest that runs here. It is running when it is made.
+
+    Args:
+        parameters: what its workload does; the memory is filled.
+        rate_bytes_s: requested rate of page writes.
+        region_pages: pages of each region, together all pages; one region if empty.
+        precise: False makes the tracker answer *all* every time.
+        machine: a machine to take over as it is (from a destination) instead of a new one.
+    """
+
+    def __init__(
+        self,
+        parameters: WorkloadParameters,
+        *,
+        rate_bytes_s: float = 0.0,
+        region_pages: Sequence[int] = (),
+        id: bytes = bytes(range(16)),  # noqa: A002 - the description's name for it
+        name: str = "simulated",
+        precise: bool = True,
+        machine: SimulatedMachine | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = tuple(region_pages) or (parameters.pages,)
+        if sum(sizes) != parameters.pages or min(sizes) < 1:
+            raise ValueError("region_pages do not add up to the memory")
+        if machine is None:
+            memory = np.zeros(parameters.pages * PAGE_BYTES, np.uint8)
+            machine = SimulatedMachine(memory, Workload(parameters, memory), rate_bytes_s, running=True)
+            machine.workload.fill()
+        self.machine: Final = machine
+        self.precise = precise
+        self.granted_epoch: int | None = None
+        self.released = False
+        regions = (Region(i, i * _REGION_STEP, size << _PAGE_LOG2) for i, size in enumerate(sizes))
+        self.description: Final = GuestDescription(
+            id, name, tuple(regions), Architecture.SYNTHETIC, state_bytes=STATE_BYTES
+        )
+        self._first_pages: Final = dict(enumerate(np.cumsum((0, *sizes[:-1])).tolist()))
+        self._collected_at: int | None = None  # count at the last collect; None: no tracking
+
+    @property
+    def workload(self) -> Workload:
+        """The workload, for tests to look at."""
+        return self.machine.workload
+
+    @property
+    def running(self) -> bool:
+        """Whether `advance` writes."""
+        return self.machine.running
+
+    def advance(self, seconds: float) -> int:
+        """Let this much time pass; returns the number of writes done in it."""
+        return self.machine.advance(seconds)
+
+    @property
+    def tracker(self) -> str:
+        """Name of the dirty tracking in use."""
+        return "simulated" if self.precise else "simulated (all)"
+
+    def memory(self, region: int) -> memoryview:
+        """The region's live bytes.
+
+        Raises:
+            GuestError: there is no such region, or the guest has been released.
+        """
+        if self.released:
+            raise GuestError("the guest has been released")
+        return _region_memory(self.machine.memory, self.description, region)
+
+    async def start_tracking(self) -> None:
+        """Follow writes from now on."""
+        self._called("start_tracking")
+        self._collected_at = self.workload.count
+
+    async def collect_dirty(self) -> Mapping[int, PageBitmap]:
+        """Exactly the pages written since the last collect, or all of them.
+
+        Raises:
+            GuestError: tracking was not started.
+        """
+        self._called("collect_dirty")
+        if self._collected_at is None:
+            raise GuestError("dirty tracking was not started")
+        since, self._collected_at = self._collected_at, self.workload.count
+        pages = PageBitmap(self.workload.parameters.pages)
+        if self.precise:
+            pages.set_runs(*self.workload.schedule.runs(since, self._collected_at))
+        else:
+            pages.fill()
+        dirty = {}
+        for region in self.description.regions:
+            first = self._first_pages[region.id]
+            starts, counts = pages.runs_between(first, region.pages)
+            dirty[region.id] = PageBitmap(region.pages)
+            dirty[region.id].set_runs(starts - first, counts)
+        return dirty
+
+    async def stop_tracking(self) -> None:
+        """End of tracking."""
+        self._called("stop_tracking")
+        self._collected_at = None
+
+    async def pause(self) -> None:
+        """Stop the guest."""
+        self._called("pause")
+        self.machine.running = False
+
+    async def resume(self) -> None:
+        """Run on.
+
+        Raises:
+            GuestError: the guest has been released, or granted to another host.
+        """
+        self._called("resume")
+        if self.released or self.granted_epoch is not None:
+            raise GuestError("the guest does not belong here any more")
+        self.machine.running = True
+
+    async def throttle(self, share: float) -> None:
+        """Take away this share of the running time.
+
+        Raises:
+            GuestError: the share is not in 0.0 to 0.99.
+        """
+        self._called("throttle")
+        if not 0.0 <= share <= THROTTLE_MAX:
+            raise GuestError(f"throttle to {share}")
+        self.machine.throttle = share
+
+    async def save_state(self) -> Sequence[StateSection]:
+        """The workload's state, as one section.
+
+        Raises:
+            GuestError: the guest is not paused.
+        """
+        self._called("save_state")
+        if self.running:
+            raise GuestError("the guest is not paused")
+        return (StateSection(StateKind.WORKLOAD, STATE_VERSION, self.workload.to_state()),)
+
+    async def mark_granted(self, epoch: int) -> None:
+        """Remember the epoch in `granted_epoch`."""
+        self._called("mark_granted")
+        self.granted_epoch = epoch
+
+    async def revoke_grant(self, epoch: int) -> None:
+        """Forget the epoch; the guest stays paused.
+
+        Raises:
+            GuestError: another epoch was granted, or none.
+        """
+        self._called("revoke_grant")
+        if self.granted_epoch != epoch:
+            raise GuestError(f"epoch {epoch} was not granted")
+        self.granted_epoch = None
+
+    async def release(self) -> None:
+        """The guest has left.
+
+        Raises:
+            GuestError: it runs here.
+        """
+        self._called("release")
+        if self.running:
+            raise GuestError("the guest is not paused")
+        self.released = True
+
+
+class SimulatedDestinationGuest(_Faults):
+    """Room for a simulated guest.
+
+    Args:
+        memory_limit_bytes: more than this does not fit (FULL).
+        cpu_features: features that the host has.
+        rate_bytes_s: rate of page writes once it runs.
+        journal: the guest's journal, if the source's is to be continued.
+    """
+
+    def __init__(
+        self,
+        *,
+        memory_limit_bytes: int = 1 << 30,
+        cpu_features: Sequence[str] = (),
+        rate_bytes_s: float = 0.0,
+        journal: list[JournalEntry] | None = None,
+    ) -> None:
+        super().__init__()
+        self.memory_limit_bytes = memory_limit_bytes
+        self.cpu_features = frozenset(cpu_features)
+        self.rate_bytes_s = rate_bytes_s
+        self.journal: list[JournalEntry] = [] if journal is None else journal
+        self.description: GuestDescription | None = None
+        self.prepared = False
+        self.discarded = False
+        self.has_run = False
+        self.machine: SimulatedMachine | None = None
+        self._memory: npt.NDArray[np.uint8] | None = None
+
+    @property
+    def workload(self) -> Workload:
+        """The workload that was loaded.
+
+        Raises:
+            GuestError: none was.
+        """
+        return self._loaded().workload
+
+    @property
+    def running(self) -> bool:
+        """Whether `advance` writes."""
+        return self.machine is not None and self.machine.running
+
+    def advance(self, seconds: float) -> int:
+        """Let this much time pass; returns the number of writes done in it."""
+        return 0 if self.machine is None else self.machine.advance(seconds)
+
+    async def reserve(self, description: GuestDescription) -> None:
+        """Allocate the memory.
+
+        Raises:
+            GuestError: with ARCHITECTURE, CPU_FEATURES, PAGE_SIZE, REGION_KIND or FULL.
+        """
+        self._called("reserve")
+        self._check(description)
+        size_bytes = sum(region.size_bytes for region in description.regions)
+        if size_bytes > self.memory_limit_bytes:
+            raise GuestError(f"{size_bytes} bytes do not fit", ErrorCode.FULL)
+        self.description, self.discarded = description, False
+        self._memory = np.zeros(size_bytes, np.uint8)
+
+    def _check(self, description: GuestDescription) -> None:
+        if description.architecture != Architecture.SYNTHETIC:
+            raise GuestError(f"architecture {description.architecture}", ErrorCode.ARCHITECTURE)
+        if missing := set(description.cpu_features) - self.cpu_features:
+            raise GuestError(f"no {', '.join(sorted(missing))}", ErrorCode.CPU_FEATURES)
+        for region in description.regions:
+            if region.granule_log2 != _PAGE_LOG2:
+                raise GuestError(f"granule 2**{region.granule_log2}", ErrorCode.PAGE_SIZE)
+            if (region.kind, region.transfer) != (RegionKind.RAM, Transfer.COPY):
+                raise GuestError(f"region {region.id} is not copied RAM", ErrorCode.REGION_KIND)
+
+    def memory(self, region: int) -> memoryview:
+        """The reserved region's bytes, writable.
+
+        Raises:
+            GuestError: nothing is reserved, or there is no such region.
+        """
+        memory, description = self._reserved()
+        return _region_memory(memory, description, region)
+
+    async def prepare(self) -> None:
+        """Touch every page, so that the blackout does not wait for the kernel."""
+        self._called("prepare")
+        memory, _ = self._reserved()
+        memory[::PAGE_BYTES] |= 0
+        self.prepared = True
+
+    async def load_state(self, sections: Sequence[StateSection]) -> None:
+        """Take the workload's state.
+
+        Raises:
+            GuestError: STATE_REJECTED if it is not exactly one good section for this memory.
+        """
+        self._called("load_state")
+        memory, _ = self._reserved()
+        if self.has_run:
+            raise GuestError("the guest has run already")
+        if len(sections) != 1:
+            raise GuestError(f"{len(sections)} state sections instead of one", ErrorCode.STATE_REJECTED)
+        (section,) = sections
+        known = StateSection(StateKind.WORKLOAD, STATE_VERSION, section.data, Architecture.SYNTHETIC, NO_VCPU)
+        if section != known:
+            what = f"state kind {section.kind}, version {section.version}"
+            raise GuestError(what, ErrorCode.STATE_REJECTED)
+        try:
+            workload = Workload.from_state(section.data, memory)
+        except ValueError as error:
+            raise GuestError(str(error), ErrorCode.STATE_REJECTED) from error
+        self.machine = SimulatedMachine(memory, workload, self.rate_bytes_s, journal=self.journal)
+
+    async def run(self, epoch: int, runner: Runner) -> None:
+        """Start the workload where it was paused.
+
+        Raises:
+            GuestError: no state was loaded, or it runs already.
+        """
+        self._called("run")
+        machine = self._loaded()
+        if self.has_run:
+            raise GuestError("the guest has run already")
+        machine.epoch, machine.runner = epoch, runner
+        machine.running = self.has_run = True
+
+    async def discard(self) -> None:
+        """Free everything.
+
+        Raises:
+            GuestError: the guest has run here.
+        """
+        self._called("discard")
+        if self.has_run:
+            raise GuestError("the guest has run and cannot be discarded")
+        self.machine = self._memory = self.description = None
+        self.prepared, self.discarded = False, True
+
+    def _reserved(self) -> tuple[npt.NDArray[np.uint8], GuestDescription]:
+        if self._memory is None or self.description is None:
+            raise GuestError("nothing is reserved")
+        return self._memory, self.description
+
+    def _loaded(self) -> SimulatedMachine:
+        if self.machine is None:
+            raise GuestError("no state is loaded")
+        return self.machine
+
+
+def _region_memory(memory: npt.NDArray[np.uint8], description: GuestDescription, number: int) -> memoryview:
+    """A region's part of a memory in which the regions follow each other in the description's order."""
+    first = 0
+    for region in description.regions:
+        if region.id == number:
+            return memory[first : first + region.size_bytes].data
+        first += region.size_bytes
+    raise GuestError(f"there is no region {number}")
+
+
+if TYPE_CHECKING:
+
+    def _conform(
+        source: SimulatedSourceGuest, destination: SimulatedDestinationGuest
+    ) -> tuple[SourceGuest, DestinationGuest]:
+        return source, destination
