@@ -30,17 +30,17 @@ from sterna.core.events import (
     RunGuest,
     SessionOpened,
 )
-from sterna.core.negotiate import check_room, choices, select
+from sterna.core.negotiate import Selection, check_room, choices, select
 from sterna.core.policy import RoundStats
 from sterna.core.session import Config, Session
 from sterna.core.state import StateAssembler
 from sterna.core.tables import DESTINATION, DestinationInput, DestinationState
-from sterna.errors import LocalProtocolError, RemoteProtocolError, SternaError, remote_error
+from sterna.errors import LocalProtocolError, ProtocolError, RemoteProtocolError, SternaError, remote_error
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import PageSink
 from sterna.memory.regions import PageSets, RegionTable
 from sterna.registry import ERRORS, ErrorCode, FrameType, Mode, Phase, Sender, Style
-from sterna.wire import Header, PagesReceived, PagesStarted
+from sterna.wire import Header, PagesAnnounced, PagesReceived
 from sterna.wire.records import (
     Accept,
     Complete,
@@ -89,6 +89,7 @@ class DestinationMachine(Session):
         )
         self._job = config
         self._hello: Hello | None = None
+        self._selected: Selection | None = None
         self._admission: Admission | None = None
         self._guest: Guest | None = None
         self._sink: PageSink | None = None
@@ -162,20 +163,13 @@ class DestinationMachine(Session):
 
     def _on_hello(self, record: Hello, now: float) -> None:
         self._hello = record
-        try:
-            self._selection = select(record)
-        except RemoteProtocolError as error:
-            self._refuse(error, now)
-            return
+        self._selected = select(record)
         self._ask(Admit(record))
 
     def _on_guest(self, record: Guest, now: float) -> None:
         self._guest = record
-        try:
-            check_room(record, self._config.limits)
-        except RemoteProtocolError as error:
-            self._refuse(error, now)
-            return
+        check_room(record, self._config.limits)
+        self._described(record.regions)
         self._regions = RegionTable(record.regions)
         self._ask(Reserve(record))
 
@@ -190,17 +184,17 @@ class DestinationMachine(Session):
         self._rejected = PageSets(self._regions)
         self._emit(RoundStarted(record.round, record.pages, self._state is DestinationState.BLACKOUT))
 
-    def _pages_started(self, event: PagesStarted) -> Sequence[memoryview]:
+    def _pages_announced(self, event: PagesAnnounced) -> Sequence[memoryview] | None:
         table = event.record
         if self._state not in {DestinationState.RECEIVING, DestinationState.BLACKOUT}:
             raise self._unexpected(FrameType.PAGES)
         if self._is_of_old_attempt(table):
-            return [memoryview(bytearray(table.bulk_bytes))]
+            return None
         if table.round != self._round:
             detail = f"pages of round {table.round} in round {self._round}"
             raise self._wrong(ErrorCode.BAD_ROUND, detail, "CON-21", table)
         assert self._sink is not None
-        return self._sink.targets(table)
+        return self._sink.targets(table) if table.bulk_bytes else None
 
     def _pages_received(self, event: PagesReceived, now: float) -> None:
         table = event.record
@@ -333,8 +327,6 @@ class DestinationMachine(Session):
             self._commit_failed(error, now)
         elif self._is_deaf:
             return
-        elif isinstance(request, Admit | Reserve):
-            self._refuse(error, now)
         elif isinstance(request, Prepare):
             self._step(DestinationInput.UNPREPARED, now)
             self._send(NotReady(self._attempt, error.code, ERRORS[error.code].text))
@@ -345,10 +337,10 @@ class DestinationMachine(Session):
     def _on_admitted(self, answer: object, now: float) -> None:
         if not isinstance(answer, Admission):
             raise LocalProtocolError(ErrorCode.INTERNAL, "Admit is answered with an Admission")
-        assert self._selection is not None
+        selection = self._selected
+        assert selection is not None
         self._admission = answer
         self._step(DestinationInput.ADMITTED, now)
-        selection = self._selection
         welcome = Welcome(
             selection.version,
             answer.session,
@@ -358,7 +350,7 @@ class DestinationMachine(Session):
             self._config.agent,
         )
         self._send(welcome)
-        self._welcomed()
+        self._welcomed(selection)
         assert self._hello is not None
         self._emit(SessionOpened(answer.session, self._hello.agent, selection.version, selection.features))
 
@@ -366,7 +358,7 @@ class DestinationMachine(Session):
         if not (hasattr(answer, "targets") and hasattr(answer, "commit")):
             raise LocalProtocolError(ErrorCode.INTERNAL, "Reserve is answered with a PageSink")
         assert self._guest is not None
-        self._sink = answer  # type: ignore[assignment]
+        self._sink = answer
         self._digest = MemoryDigest(self._regions)
         self._rejected = PageSets(self._regions)
         limits = self._config.limits
@@ -395,7 +387,7 @@ class DestinationMachine(Session):
     def _commit_failed(self, error: SternaError, now: float) -> None:
         """Permission was given and cannot be used: whether the guest ran is for its holder to tell."""
         self._failure, self._failed_in = error, self.phase
-        self._send(self._abort(error))
+        self._send(self._last_words(error))
         self._over = True
         self._step(DestinationInput.START_FAILED, now)
         self._finish(Outcome.UNDECIDED, now, epoch=self._epoch)
@@ -421,13 +413,19 @@ class DestinationMachine(Session):
 
     # ---- checks ----
 
-    def _refuse(self, error: SternaError, now: float) -> None:
-        """End the session with REFUSE, which carries what is missing; the guest is the source's."""
+    def _last_words(self, error: SternaError) -> Record:
+        """REFUSE where the session, or the guest of GUEST, is not taken [CON-11]; ABORT otherwise."""
+        refuses = self._state in {
+            DestinationState.IDLE,
+            DestinationState.ADMITTING,
+            DestinationState.RESERVING,
+        }
+        of_guest = isinstance(error, ProtocolError) and error.frame == FrameType.GUEST
+        if not (refuses or of_guest):
+            return super()._last_words(error)
         retry_after_ms = self._job.retry_after_ms if error.code in {ErrorCode.FULL, ErrorCode.BUSY} else 0
         items = getattr(error, "items", ())[: bounds.REFUSE_ITEMS]
-        text = ERRORS[error.code].text
-        last_words = Refuse(error.code, retry_after_ms, items, text)
-        self._fail(error, now, last_words=last_words)
+        return Refuse(error.code, retry_after_ms, items, ERRORS[error.code].text)
 
     def _check_epoch(self, epoch: int, expected: int, clause: str, record: Record) -> None:
         if epoch != expected:

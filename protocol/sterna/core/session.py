@@ -37,30 +37,18 @@ from sterna.errors import (
     remote_error,
 )
 from sterna.limits import Limits
-from sterna.registry import (
-    ERRORS,
-    FRAMES,
-    VERSION_DRAFT,
-    VERSION_MAJOR,
-    ErrorCode,
-    Feature,
-    FrameType,
-    Phase,
-    Sender,
-)
+from sterna.registry import ERRORS, FRAMES, Encoding, ErrorCode, Feature, FrameType, Phase, Sender
 from sterna.wire import (
+    Buffer,
     FrameReader,
     FrameReceived,
+    FrameWriter,
     Header,
+    PagesAnnounced,
     PagesReceived,
-    PagesStarted,
-    encode_frame,
-    encode_preface,
-    grease_frame,
 )
-from sterna.wire.records import Abort, Bye, Ping, Pong, Progress, Record
+from sterna.wire.records import Abort, Bye, Ping, Pong, Progress, Record, Region
 
-Buffer: TypeAlias = bytes | bytearray | memoryview
 _Timer: TypeAlias = Callable[[float], None]
 
 # Answers owed to PINGs. A peer that pings and does not read would make us store them without end.
@@ -99,13 +87,13 @@ class Session(ABC):
         self._table = table
         self._state = idle
         self._lost = lost
-        self._reader = FrameReader(config.limits)
+        self._reader = FrameReader()
+        self._writer = FrameWriter()
         self._selection: Selection | None = None
         self._requests: deque[Request] = deque()
         self._outstanding: list[Request] = []
         self._events: deque[Event] = deque()
-        self._out: deque[list[Buffer]] = deque([[encode_preface(VERSION_MAJOR, VERSION_DRAFT)]])
-        self._frames_sent = 0
+        self._out: deque[list[Buffer]] = deque([[self._writer.preface()]])
         self._grease = deque(sorted(config.grease, key=lambda grease: grease.after_frames))
         self._connected = True  # bytes can still leave
         self._over = False  # the session is lost; what the peer still sends does not matter
@@ -298,7 +286,8 @@ class Session(ABC):
     def _more(self, now: float) -> None:  # noqa: B027  # most states have nothing more to say
         """Queue more to send, if there is; called when everything queued has been taken."""
 
-    def _pages_started(self, event: PagesStarted) -> Sequence[memoryview]:
+    def _pages_announced(self, event: PagesAnnounced) -> Sequence[memoryview] | None:
+        """Where the bulk part goes; None for nowhere."""
         raise self._unexpected(event.header.type)
 
     def _pages_received(self, event: PagesReceived, now: float) -> None:
@@ -334,12 +323,10 @@ class Session(ABC):
     def _send(self, record: Record, buffers: Sequence[memoryview] = ()) -> None:
         if self._over or not self._connected:
             return
-        self._out.append([*encode_frame(record, self._frames_sent, bulk=buffers)])
-        self._frames_sent += 1
-        while self._greeted and self._grease and self._grease[0].after_frames <= self._frames_sent:
+        self._out.append(self._writer.frame(record, buffers))
+        while self._greeted and self._grease and self._grease[0].after_frames <= self._writer.next_sequence:
             grease = self._grease.popleft()
-            self._out.append([grease_frame(grease.type, grease.payload, self._frames_sent)])
-            self._frames_sent += 1
+            self._out.append([self._writer.grease(grease.type, grease.payload)])
 
     def _ask(self, request: Request) -> None:
         self._requests.append(request)
@@ -347,15 +334,13 @@ class Session(ABC):
     def _emit(self, event: Event) -> None:
         self._events.append(event)
 
-    def _fail(
-        self, error: SternaError, now: float, *, tell: bool = True, last_words: Record | None = None
-    ) -> None:
+    def _fail(self, error: SternaError, now: float, *, tell: bool = True) -> None:
         """The one way to lose a session: remember why, tell the peer, let the table say what follows."""
         if self._over or self._state in DEAF:
             return
         self._failure, self._failed_in = error, self.phase
         if tell:
-            self._send(last_words or self._abort(error))
+            self._send(self._last_words(error))
         self._over = True
         self._step(self._lost, now)
         self._after_loss(now)
@@ -400,10 +385,23 @@ class Session(ABC):
             raise remote_error(ErrorCode.BAD_ATTEMPT, detail, clause="CON-23", frame=record.type)
         return bool(attempt < self._attempt)
 
-    def _welcomed(self) -> None:
+    def _welcomed(self, selection: Selection) -> None:
         """WELCOME has gone over: limits, heartbeats and GREASE are on."""
+        self._selection = selection
         self._greeted = True
-        self._reader.welcome_done()
+        encodings = frozenset(
+            {Encoding.RAW, Encoding.ZERO} if selection.has(Feature.ENCODING_ZERO) else {Encoding.RAW}
+        )
+        self._reader.set_limits(self._config.limits)
+        self._reader.set_encodings(encodings)
+        self._writer.set_limits(selection.limits)
+        self._writer.set_encodings(encodings)
+
+    def _described(self, regions: Sequence[Region]) -> None:
+        """GUEST has gone over: from now on page tables are held to its regions."""
+        by_id = {region.id: region for region in regions}
+        self._reader.set_regions(by_id)
+        self._writer.set_regions(by_id)
 
     def _settle(self, request: Request) -> None:
         if request not in self._outstanding:
@@ -420,9 +418,13 @@ class Session(ABC):
                 match event:
                     case FrameReceived(header, record):
                         self._dispatch(header, record, now)
-                    case PagesStarted():
+                    case PagesAnnounced():
                         self._check_sender(event.header.type)
-                        self._reader.supply_buffers(self._pages_started(event))
+                        targets = self._pages_announced(event)
+                        if targets is not None:
+                            self._reader.supply_bulk(targets)
+                        elif event.header.bulk_bytes:
+                            self._reader.discard_bulk()
                     case PagesReceived():
                         self._pages_received(event, now)
                     case _:
@@ -461,11 +463,12 @@ class Session(ABC):
             case _:
                 self._frame(header, record, now)
 
-    def _abort(self, error: SternaError) -> Abort:
+    def _last_words(self, error: SternaError) -> Record:
+        """What the peer is told of a failure: code, place and the registry's sentence, nothing else."""
         frame = sequence = offset = 0
         if isinstance(error, ProtocolError):
             frame, offset = error.frame or 0, error.offset or 0
-            sequence = self._reader.last_sequence if error.frame is not None else 0
+            sequence = self._reader.next_sequence - 1 if error.frame is not None else 0
         return Abort(error.code, self.phase, frame, sequence, offset, ERRORS[error.code].text)
 
     def _bye(self) -> None:

@@ -202,9 +202,9 @@ class SourceMachine(Session):
         if peer.control_bytes < bounds.HANDSHAKE_BODY_BYTES or not peer.batch_runs:
             detail = "no session fits the peer's limits"
             raise LocalProtocolError(ErrorCode.LIMIT_MISMATCH, detail, clause="LIM-7")
-        self._selection = selection
-        self._welcomed()
+        self._welcomed(selection)
         self._emit(SessionOpened(record.session, record.agent, record.version, selection.features))
+        self._described(self._job.guest.regions)
         self._send(self._job.guest)
         self.ping(now)
 
@@ -407,7 +407,7 @@ class SourceMachine(Session):
         self._digest.record(table)
         self._round_pages += batch.page_count
         self._round_bytes += batch.bulk_bytes
-        self._last_pages_sequence = self._frames_sent
+        self._last_pages_sequence = self._writer.next_sequence
         self._send(table, batch.buffers)
 
     def _round_end(self) -> RoundEnd:

@@ -117,7 +117,7 @@ class Pair:
                 data = b"".join(bytes(buffer) for buffer in buffers)
                 machine.transmitted(len(data), self.now)
                 if self.linked:
-                    pipe += data
+                    pipe.extend(data)
                 moved = True
         self._between(self)
         moved |= self.deliver(self.to_destination, self.destination, chunk)
