@@ -145,7 +145,7 @@ def test_large_steps_equal_small_ones():
 
 @settings(max_examples=60, deadline=None)
 @given(parameters(), st.integers(0, 300), st.data())
-def test_any_changed_word_is_noticed(p, n, data):
+def test_any_changed_word_is_noticed(p, n, data):  # [WKL-8]
     workload, memory = make(p)
     workload.write(n)
     words = np.frombuffer(memory, np.uint64)
@@ -159,7 +159,7 @@ def test_any_changed_word_is_noticed(p, n, data):
 
 @pytest.mark.parametrize("cut", [2, 3, 4, 100, 256, 511])
 @pytest.mark.parametrize("old_first", [False, True])
-def test_a_torn_page_is_noticed_by_the_next_write(cut, old_first):
+def test_a_torn_page_is_noticed_by_the_next_write(cut, old_first):  # [WKL-4]
     workload, memory = make(SMALL)
     words = np.frombuffer(memory, np.uint64).reshape(-1, 512)
     workload.write(24)
@@ -173,7 +173,7 @@ def test_a_torn_page_is_noticed_by_the_next_write(cut, old_first):
     assert workload.first_errors[0].page == page
 
 
-def test_a_stale_page_is_noticed_by_its_next_write_and_names_its_generation():
+def test_a_stale_page_is_noticed_by_its_next_write_and_names_its_generation():  # [WKL-4] [WKL-5]
     workload, memory = make(SMALL)
     workload.write(36)
     stale = bytes(memory[:PAGE_BYTES])
@@ -222,7 +222,7 @@ def test_exactness_finds_what_a_forged_checksum_hides():
     assert [(bad.page, bad.reason) for bad in workload.audit().bad_pages] == [(5, "content")]
 
 
-def test_a_lost_count_is_noticed():
+def test_a_lost_count_is_noticed():  # [WKL-9]
     workload, memory = make(SMALL)
     workload.write(50)
     workload.count = 49
@@ -345,7 +345,7 @@ def test_any_changed_state_word_is_refused(index, value, sealed):
         (10, 0, "registers"),
     ],
 )
-def test_each_rule_of_the_state_is_checked(index, value, message):
+def test_each_rule_of_the_state_is_checked(index, value, message):  # [WKL-1] [WKL-10]
     workload, _ = make(SMALL)
     workload.write(33)
     state = workload.to_state()
