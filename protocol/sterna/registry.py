@@ -145,6 +145,7 @@ class Mode(IntEnum):
     OPEN = 0
     RESUME = 1
     VERDICT = 2
+    STORED = 3
 
 
 class Style(IntEnum):
@@ -265,6 +266,7 @@ class ErrorCode(IntEnum):
     LIMIT_REJECTED = 0x0307
     LIMIT_MISMATCH = 0x0308
     LIMIT_RATE = 0x0309
+    LIMIT_EXPANSION = 0x030A
     REFUSED = 0x0401
     FULL = 0x0402
     NOT_AUTHORISED = 0x0403
@@ -552,6 +554,9 @@ ERRORS: Final[dict[ErrorCode, ErrorInfo]] = {
     ),
     ErrorCode.LIMIT_RATE: ErrorInfo(
         ErrorClass.LIMIT, "more control frames than a peer has reason to send"
+    ),
+    ErrorCode.LIMIT_EXPANSION: ErrorInfo(
+        ErrorClass.LIMIT, "a run decodes to more bytes than announced"
     ),
     ErrorCode.REFUSED: ErrorInfo(
         ErrorClass.LOCAL, "this host does not take the guest"
