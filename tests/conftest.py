@@ -11,12 +11,12 @@ from __future__ import annotations
 import functools
 import os
 import random
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from sterna.linux.capabilities import probe
 
 TESTS = Path(__file__).parent
 
@@ -25,31 +25,11 @@ _COMMON = {"deadline": None, "print_blob": True, "suppress_health_check": [Healt
 settings.register_profile("ci", derandomize=True, **_COMMON)
 settings.register_profile("dev", **_COMMON)
 
-# Tools of tests that are no capability of Sterna's, and what to look for.
-TOOLS = {"qemu": "qemu-system-x86_64", "tshark": "tshark"}
-
-
-@dataclass(frozen=True, slots=True)
-class Lack:
-    """Why a capability is missing here."""
-
-    reason: str
-
 
 @functools.cache
-def capabilities() -> dict[str, Lack | None]:
-    """Every name that `needs` may use; None for what this machine has."""
-    found: dict[str, Lack | None] = {
-        name: None if shutil.which(command) else Lack(f"no {command} on PATH")
-        for name, command in TOOLS.items()
-    }
-    try:
-        from sterna.linux.capabilities import probe
-    except ModuleNotFoundError:
-        return found | dict.fromkeys(("kvm", "userfaultfd", "pagemap_scan"), Lack("there is no probe yet"))
-    for capability in probe():
-        found[capability.name] = None if capability.available else Lack(capability.reason)
-    return found
+def capabilities() -> dict[str, str | None]:
+    """Every name that `needs` may use, with the reason why this machine lacks it; None if it has it."""
+    return {found.name: None if found.available else found.reason for found in probe()}
 
 
 @functools.cache
@@ -77,7 +57,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     seed = config.getoption("--hypothesis-seed")
     chosen = "derandomized" if seed is None else f"repeat with --hypothesis-seed={seed}"
     has = [name for name, lack in capabilities().items() if lack is None]
-    lacks = [f"{name} ({lack.reason})" for name, lack in capabilities().items() if lack is not None]
+    lacks = [f"{name} ({lack})" for name, lack in capabilities().items() if lack is not None]
     return [
         f"hypothesis: profile {config.getoption('--hypothesis-profile')}, {chosen}",
         f"machine has: {', '.join(has) or 'nothing'}; lacks: {', '.join(lacks) or 'nothing'}",
@@ -103,5 +83,5 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             if lack is None:
                 continue
             if name in required():
-                pytest.fail(f"{name} is required by STERNA_REQUIRE, but: {lack.reason}", pytrace=False)
-            pytest.skip(f"needs {name}: {lack.reason}")
+                pytest.fail(f"{name} is required by STERNA_REQUIRE, but: {lack}", pytrace=False)
+            pytest.skip(f"needs {name}: {lack}")

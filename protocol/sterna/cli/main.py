@@ -1,0 +1,71 @@
+"""The `sterna` command. Every subcommand is a module of its own, imported when it is called.
+
+`main` is the one place where an exception becomes an exit code. A command that fails raises a
+`SternaError`; one that has done its work and found something wrong (an audit, say) returns the code.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from sterna.cli.exits import Exit, exit_of, gravest
+from sterna.cli.output import Output
+from sterna.cli.version import version_line
+from sterna.errors import ConfigError, SternaError
+
+# name, where it is, what it does: enough for `sterna --help` without importing any of them
+COMMANDS = (
+    ("doctor", "sterna.cli.doctor:doctor", "Tell what this machine can do, and how to make it do more."),
+    ("pki", "sterna.cli.pki:app", "Make certificates for hosts."),
+    ("exits", "sterna.cli.exits:exits", "Print the table of exit codes."),
+)
+
+
+def application() -> App:
+    """The command line, with its commands not yet imported."""
+    app = App(
+        name="sterna",
+        help="Live migration over an open wire protocol.",
+        help_format="plaintext",
+        help_epilogue="With --json a command writes one object to stdout; text for people goes to stderr.",
+        version=version_line,
+        suppress_keyboard_interrupt=False,
+        result_action="return_value",
+        backend="trio",
+    )
+    for name, path, text in COMMANDS:
+        app.command(path, name=name, help=text)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the returned number is the exit code."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    # Known before parsing has succeeded: a usage error, too, is answered as it was asked for.
+    output = Output(json="--json" in tokens)
+    try:
+        result = application()(tokens, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        output.failure("usage", str(error), Exit.USAGE)
+        return Exit.USAGE
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:  # noqa: BLE001 - nobody is above us
+        return _failed(error, output)
+    return int(result or 0)
+
+
+def _failed(error: BaseException, output: Output) -> Exit:
+    cause, code = gravest(error), exit_of(error)
+    if isinstance(cause, ConfigError):
+        output.failure("usage", str(cause), code)
+    elif isinstance(cause, SternaError):
+        output.failure(cause.code.name.lower(), str(cause), code)
+    elif isinstance(cause, KeyboardInterrupt):
+        output.failure("interrupted", "interrupted", code)
+    else:
+        traceback.print_exception(error)
+        output.failure("internal", f"a bug in Sterna: {type(cause).__name__}: {cause}", code)
+    return code
