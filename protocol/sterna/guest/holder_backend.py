@@ -3,8 +3,8 @@
 The engine (`sterna.guest.holder_server`) knows the protocol: who may ask for what and when. A backend knows
 its guest: how to stop it, what its state is. The process guest is one backend, a micro-VM is another.
 
-A backend's laws. Every method is called from the engine's thread, one at a time, and only in the states that
-it names; it is quick (a second at most, `reserve` and `prepare` excepted) and raises `GuestError`, or nothing.
+A backend's laws. Every method is called from the engine's thread, one at a time, and only in the states
+that it names; it is quick (a second at most, `reserve` and `prepare` excepted) and raises `GuestError`, or nothing.
 After an exception the guest is as it was before the call.
 """
 
@@ -84,8 +84,12 @@ class HeldGuest(ABC):
         """The state of the stopped guest, without side effects. PAUSED."""
 
     @abstractmethod
-    def granted(self, epoch: int) -> None:
+    def mark_granted(self, epoch: int) -> None:
         """The guest has been granted to another host under `epoch`. PAUSED."""
+
+    @abstractmethod
+    def revoke_grant(self, epoch: int) -> None:
+        """The grant never left this host; the guest stays stopped. GRANTED."""
 
     @abstractmethod
     def reserve(self, description: GuestDescription) -> None:

@@ -2,7 +2,8 @@
 
 A connection has one request under way at a time. Cancelling one breaks nothing: what was not yet sent goes
 first at the next request, and an answer that nobody waits for any more is dropped by its number. That
-matters, because the endpoint resumes the guest over the same connection after a deadline has cut a request off.
+matters, because the endpoint resumes the guest over the same connection after a deadline has cut a request
+off.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ One engine holds one guest. It has no sockets: `HolderServer` feeds it requests 
 connection) and sends what it answers. Section numbers are those of spec/holder.md.
 
 Two laws stand above the operations. A paused guest whose controller is gone runs on by itself, because it
-belongs here until it was granted [HOL-31]; a granted one never does, because it may run elsewhere by now
-[HOL-32]. And an epoch older than the newest that the holder knows may look, never run [HOL-13].
+belongs here until it was granted [HOL-18]; a granted one never does, because it may run elsewhere by now
+[HOL-19]. And an epoch older than the newest that the holder knows may look, never run [HOL-13].
 """
 
 from __future__ import annotations
@@ -94,6 +94,8 @@ class HolderEngine:
         self.runner = runner
         self.granted_epoch = 0
         self.ending = False
+        self._asking = Party()  # who sent the request that is being answered
+        self._granter: Party | None = None
         self._tracking = False
         self._bitmaps: BitmapFile | None = None
 
@@ -143,6 +145,7 @@ class HolderEngine:
             raise GuestError(f"{name}: the guest is {self.state}", code)
         if len(frame.descriptors) != operation.descriptors:
             raise fields_of.bad_value(f"{name}: takes {operation.descriptors} descriptors")
+        self._asking = party
         return operation.act(self, frame)
 
     def controller_gone(self) -> None:
@@ -152,7 +155,7 @@ class HolderEngine:
             self.guest.stop_tracking()
         if self.state in _HERE:
             self.guest.throttle(0.0)
-        if self.state is _S.PAUSED:  # [HOL-31]; GRANTED and LOADED stay as they are [HOL-32] [HOL-33]
+        if self.state is _S.PAUSED:  # [HOL-18]; GRANTED and LOADED stay as they are [HOL-19] [HOL-20]
             self.guest.resume()
             self.state = _S.RUNNING
 
@@ -202,7 +205,7 @@ class HolderEngine:
         if not self._tracking or self._bitmaps is None:
             return Answer(
                 {"all": True}
-            )  # [HOL-23]: what was written before this controller came is not known
+            )  # [HOL-35]: what was written before this controller came is not known
         started = time.perf_counter()
         # What a failed collect had already cleared is known to nobody: from then on the answer is all.
         self._tracking = False
@@ -245,9 +248,22 @@ class HolderEngine:
             raise GuestError(
                 f"epoch {epoch} cannot be granted after {self.newest_epoch}", ErrorCode.BAD_EPOCH
             )
-        self.guest.granted(epoch)
+        self.guest.mark_granted(epoch)
         self.granted_epoch = epoch
         self.state = _S.GRANTED
+        self._granter = self._asking
+        return Answer({})
+
+    def _revoke(self, frame: Frame) -> Answer:
+        epoch = fields_of.integer(frame.fields, "epoch", 1)
+        if self.state is _S.PAUSED:
+            return Answer({})
+        # Another connection cannot know whether a permission has left the host. [HOL-26]
+        if self._granter is not self._asking or epoch != self.granted_epoch:
+            raise GuestError(f"epoch {self.granted_epoch} was granted by another", ErrorCode.NOT_AUTHORISED)
+        self.guest.revoke_grant(epoch)
+        self.granted_epoch = 0
+        self.state = _S.PAUSED
         return Answer({})
 
     def _reserve(self, frame: Frame) -> Answer:
@@ -321,6 +337,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "throttle": Operation(_Engine._throttle, _HERE),
     "save_state": Operation(_Engine._save_state, frozenset({_S.PAUSED})),
     "grant": Operation(_Engine._grant, frozenset({_S.PAUSED, _S.GRANTED})),
+    "revoke": Operation(_Engine._revoke, frozenset({_S.PAUSED, _S.GRANTED})),
     "reserve": Operation(_Engine._reserve, frozenset({_S.EMPTY})),
     "prepare": Operation(_Engine._prepare, _WAITING),
     "load_state": Operation(_Engine._load_state, _WAITING, descriptors=1),

@@ -52,7 +52,7 @@ def number(fields: JsonObject, name: str, low: float, high: float) -> float:
 def text(fields: JsonObject, name: str, default: str | None = None) -> str:
     """A string of at most 255 bytes of UTF-8 without control characters."""
     value = fields.get(name, default)
-    if not isinstance(value, str) or not value.isascii() and not _encodable(value):
+    if not isinstance(value, str) or not _encodable(value):
         raise bad_value(f"{name}: not a string")
     if len(value.encode()) > limits.TEXT_BYTES or any(ord(c) < 32 or 127 <= ord(c) < 160 for c in value):
         raise bad_value(f"{name}: too long, or has control characters")

@@ -1,4 +1,4 @@
-"""The holder protocol's frames: u32 length, one JSON object, descriptors beside it. spec/holder.md, section 2.
+"""The holder protocol's frames: u32 length, one JSON object, descriptors beside it; spec/holder.md 2.
 
 No sockets here: bytes and descriptors in, frames out. The other end is a process of this host and still not
 trusted: whatever it sends gives a frame or a `FrameError`, and memory stays bounded.
@@ -16,7 +16,7 @@ from typing import Final, TypeAlias
 from sterna.errors import GuestError
 from sterna.registry import ErrorCode
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 JsonObject: TypeAlias = dict[str, Json]
 
 VERSION: Final = 1

@@ -82,10 +82,15 @@ class HolderSourceGuest:
     """`SourceGuest` over a holder. Make it with `open`."""
 
     def __init__(
-        self, connection: HolderConnection, description: GuestDescription, maps: Mapping[int, MemoryMap]
+        self,
+        connection: HolderConnection,
+        description: GuestDescription,
+        maps: Mapping[int, MemoryMap],
+        tracker: str,
     ) -> None:
         self.connection = connection
         self._description = description
+        self._tracker = tracker
         self._maps = maps
         self._bitmaps: _Bitmaps | None = None
 
@@ -98,7 +103,8 @@ class HolderSourceGuest:
         """
         answer = await connection.call("describe")
         description = fields_of.description_from_json(fields_of.an_object(answer.fields, "description"))
-        return cls(connection, description, await _map_memory(connection, description, writable=False))
+        maps = await _map_memory(connection, description, writable=False)
+        return cls(connection, description, maps, (await connection.status()).tracker)
 
     @property
     def description(self) -> GuestDescription:
@@ -108,7 +114,7 @@ class HolderSourceGuest:
     @property
     def tracker(self) -> str:
         """The holder's tracker."""
-        return self.connection.attached.tracker
+        return self._tracker
 
     def memory(self, region: int) -> memoryview:
         """The guest's live memory, read-only."""
@@ -161,6 +167,10 @@ class HolderSourceGuest:
     async def mark_granted(self, epoch: int) -> None:
         """Durable for every endpoint to come: the holder remembers it, and the guest lives no longer."""
         await self.connection.call("grant", {"epoch": epoch})
+
+    async def revoke_grant(self, epoch: int) -> None:
+        """Only over the connection that granted it."""
+        await self.connection.call("revoke", {"epoch": epoch})
 
     async def run_again(self, epoch: int, runner: Runner) -> None:
         """Run a granted guest on after this side has won `epoch` itself."""

@@ -8,6 +8,7 @@ nothing more is read from it; so a peer that only writes holds no more memory th
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import selectors
@@ -93,7 +94,7 @@ class Connection:
         try:
             sent = socket.send_fds(self.socket, [data], list(descriptors)) if descriptors else 0
             self._unsent = data[sent:]
-        except BlockingIOError:  # only when the peer does not read: an empty socket takes at least one byte
+        except BlockingIOError:  # descriptors cannot wait: who asks for them must have read earlier answers
             raise Closed from None
         except OSError as error:
             raise Closed from error
@@ -300,7 +301,7 @@ class HolderServer:
         except GuestError:
             log.exception("the guest could not be resumed after its controller had gone")
         if self.engine.state is HeldState.RELEASED:
-            self.engine.ending = True  # [HOL-36]
+            self.engine.ending = True  # [HOL-23]
 
     def _close(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -337,7 +338,5 @@ def _failure(number: int | None, error: GuestError) -> JsonObject:
 
 
 def _try_send(connection: Connection, fields: JsonObject) -> None:
-    try:
+    with contextlib.suppress(Closed):
         connection.send(fields)
-    except Closed:
-        pass

@@ -7,8 +7,8 @@ in nanoseconds, and one of
 * ``run``: first writes under this epoch; ``resume``: first writes after a pause. Both are written after the
   writes that they tell of, so their count is above every earlier line's.
 * ``beat``: running on; never written without progress since the line before.
-* ``pause``, ``granted``, ``end``: nothing runs. Their count may equal that of the line before, if epoch and
-  runner are the same.
+* ``pause``, ``granted``, ``revoked``, ``end``: nothing runs. Their count may equal that of the line before,
+  if epoch and runner are the same. A granted guest has no ``end``: it may run elsewhere by then.
 
 So a running line whose count is not above its predecessor's, a lower epoch, or one epoch with two runners
 is a fork.

@@ -122,10 +122,15 @@ class ProcessGuest(HeldGuest):
         assert self._workload is not None
         return (StateSection(StateKind.WORKLOAD, STATE_VERSION, self._workload.to_state()),)
 
-    def granted(self, epoch: int) -> None:
+    def mark_granted(self, epoch: int) -> None:
         """A line in the journal, the last one from here unless the guest is won back."""
         self._note("granted")
         self._granted = True
+
+    def revoke_grant(self, epoch: int) -> None:
+        """A line in the journal."""
+        self._note("revoked")
+        self._granted = False
 
     def reserve(self, description: GuestDescription) -> None:
         """Check the guest against what a workload can be, and make its memory; its pages come meanwhile."""
@@ -157,7 +162,7 @@ class ProcessGuest(HeldGuest):
         section = sections[0]
         kind = (section.architecture, section.kind, section.version)
         if kind != (Architecture.SYNTHETIC, StateKind.WORKLOAD, STATE_VERSION):
-            raise GuestError(f"not a workload's state: {kind}", ErrorCode.UNKNOWN_STATE)
+            raise GuestError(f"not a workload's state: {kind}", ErrorCode.STATE_REJECTED)
         try:
             self._workload = Workload.from_state(section.data, self._here.map.array)
         except ValueError as error:

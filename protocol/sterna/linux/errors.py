@@ -3,7 +3,7 @@ from __future__ import annotations
 from sterna.errors import GuestError
 
 
-class CapabilityMissing(GuestError):
+class CapabilityMissing(GuestError):  # noqa: N818 - it names what is wrong, as all of sterna.errors do
     """The kernel, or this process's rights, lack something.
 
     Attributes:

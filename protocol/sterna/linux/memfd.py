@@ -6,6 +6,7 @@ other process that touches the missing pages with SIGBUS.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -78,10 +79,8 @@ class MemoryMap:
     def close(self) -> None:
         """Unmap. Where views are still in use, the mapping goes with the last of them."""
         self.array = np.empty(0, dtype=np.uint8)
-        try:
+        with contextlib.suppress(BufferError):
             self._map.close()
-        except BufferError:
-            pass
 
 
 class MemoryFile:

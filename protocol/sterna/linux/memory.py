@@ -24,7 +24,7 @@ def system_available_bytes() -> int:
 
 
 def cgroup_available_bytes() -> int | None:
-    """The least that is left in this process's control group (version 2) and those above; None if no limit."""
+    """The least that is left in our control group (version 2) and those above it; None without a limit."""
     try:
         lines = _OWN_CGROUP.read_text().splitlines()
     except OSError:

@@ -6,6 +6,7 @@ when that process has ended, and lets us signal it without hitting another.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -75,10 +76,8 @@ class Pidfd:
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal; nothing happens if the process has ended."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._fd, number)
-        except ProcessLookupError:
-            pass
 
     def fileno(self) -> int:
         """The descriptor, readable once the process has ended; -1 when closed."""

@@ -118,7 +118,7 @@ class Userfaultfd:
         user_mode_only: faults taken inside the kernel (KVM, read(2) into the range) are not handled.
     """
 
-    def __init__(self, features: Feature = Feature(0)) -> None:
+    def __init__(self, features: Feature) -> None:
         """Open with `features` switched on.
 
         Raises:
@@ -185,5 +185,5 @@ def supported() -> tuple[Feature, str, bool]:
         CapabilityMissing: no way in.
     """
     # UFFDIO_API ends the negotiation, so asking takes a descriptor of its own.
-    with Userfaultfd() as probe:
+    with Userfaultfd(Feature(0)) as probe:
         return probe.offered, probe.way, probe.user_mode_only
