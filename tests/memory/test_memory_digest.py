@@ -51,7 +51,7 @@ def fresh_entries():
 
 
 def test_nothing_held():
-    """Copied regions count by ascending id, others are not part."""
+    """Copied regions count by ascending id, others are not part; no page is held at first. [MEM-7, MEM-13]"""
     digest = MemoryDigest(TABLE)
     assert digest.value() == digest_of(fresh_entries())
     assert len(digest.value()) == 16
@@ -68,6 +68,7 @@ def test_without_copied_regions():
 
 
 def test_entries_are_chunk_hash_and_index():
+    """[MEM-6, MEM-13]"""
     digest = MemoryDigest(TABLE)
     entries = fresh_entries()
     raw, zero, absent = Encoding.RAW, Encoding.ZERO, Encoding.ABSENT
@@ -88,6 +89,7 @@ def test_entries_are_chunk_hash_and_index():
 
 
 def test_rejected_pages_are_stale():
+    """[MEM-8]"""
     digest, entries = MemoryDigest(TABLE), fresh_entries()
     digest.record(
         table_of(9, [(0, 50, Encoding.RAW)], [1, 2, 3, 4]), [PageRange(9, 16, 16), PageRange(9, 48, 2)]
@@ -98,6 +100,27 @@ def test_rejected_pages_are_stale():
     ]
     assert digest.value() == digest_of(entries)
     assert digest.stale_pages == 18 + 20
+
+
+def test_the_worked_example_of_the_specification():
+    """[MEM-1, MEM-6, MEM-13] spec/protocol.md, 10.4"""
+    table = RegionTable([Region(7, 0, 20 * PAGE)])
+    content = bytearray(20 * PAGE)
+    for page in range(17):
+        content[page * PAGE : (page + 1) * PAGE] = bytes([page + 1]) * PAGE
+    source, digest = RegionPages(table, {7: memoryview(content)}), MemoryDigest(table)
+    first = source.encode(7, [0], [20]).table(1, 1)
+    assert first.runs[["first", "count", "size_bytes", "encoding"]].tolist() == [
+        (0, 17, 69632, Encoding.RAW),
+        (17, 3, 0, Encoding.ZERO),
+    ]
+    assert first.hashes.tolist() == [0x97DAF28579BCC153, 0xE647403DB5B174BB]
+    digest.record(first)
+    content[3 * PAGE : 4 * PAGE] = b"\xa5" * PAGE
+    second = source.encode(7, [3], [1]).table(1, 2)
+    assert second.hashes.tolist() == [0x1B7AEA0426DB4D32]
+    digest.record(second)
+    assert digest.value() == bytes.fromhex("0A2E00424C9A1A32779F409BA35698B5")
 
 
 def test_stale_pages_have_the_entry_of_pages_that_never_came():
@@ -175,7 +198,7 @@ def test_against_a_page_at_a_time(data):
     max_runs=st.integers(1, 10),
 )
 def test_both_sides_agree_under_any_batching(seed, rounds, batch_bytes, max_runs):
-    """A migration in miniature: rounds, writes of a running guest, rejected chunks, a last round."""
+    """A migration in miniature: rounds, writes, rejected chunks, a last round. [MEM-9, MEM-11]"""
     rng = np.random.default_rng(seed)
     memory = {region.id: bytearray(rng.bytes(region.size_bytes)) for region in TABLE.copied}
     target = {region.id: bytearray(region.size_bytes) for region in TABLE.copied}

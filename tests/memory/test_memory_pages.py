@@ -103,6 +103,7 @@ def test_buffers_are_the_memory_itself():
 
 @pytest.mark.parametrize("granule_log2", [12, 13, 14, 15, 16])
 def test_chunks_are_64_kib_for_every_granule(granule_log2):
+    """[MEM-1]"""
     memory = random_memory(5 * CHUNK_BYTES)
     source, sink, target = pair(memory, granule_log2)
     pages = len(memory) >> granule_log2
@@ -200,6 +201,7 @@ def test_read_only_memory_is_a_source_only():
 
 
 def test_a_mismatch_rejects_the_whole_chunk_and_nothing_else():
+    """[MEM-2, MEM-3]"""
     memory = random_memory(40 * PAGE)
     source, sink, target = pair(memory)
     batch = source.encode(5, [0], [40])

@@ -41,6 +41,7 @@ def test_chunks_are_a_whole_number_of_pages():
 
 
 def test_ranges_of_a_peer():
+    """[FRM-18]"""
     TABLE.check_ranges([PageRange(7, 0, 100), PageRange(2, 9, 1)])
     for bad in (PageRange(7, 0, 101), PageRange(7, 1 << 63, 1 << 31), PageRange(3, 0, 1), PageRange(1, 0, 1)):
         with pytest.raises(PeerMisbehaved) as caught:

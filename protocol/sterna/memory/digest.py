@@ -1,4 +1,4 @@
-"""What both sides know about every page, and the digest over it.
+"""What both sides know about every page, and the digest over it [MEM-6 to MEM-16].
 
 Each side keeps one entry a page: the XXH3-64 of the chunk in which the page's current version last travelled,
 and the page's index in that chunk. The destination takes an entry only after it has hashed the bytes in
@@ -38,9 +38,10 @@ from sterna.wire.records import Hashes, PageRange, Pages
 Indexes: TypeAlias = npt.NDArray[np.uint8]
 
 ZERO_INDEX: Final = 0xFF  # the page reads as zeros
-STALE_INDEX: Final = 0xFE  # no verified current version
+STALE_INDEX: Final = 0xFE  # no verified current version: "not held" in the specification
 
 _HEAD: Final = struct.Struct("<IQ")
+_COUNT_BLOCK: Final = 1 << 18  # entries compared at a time: the temporary stays in the cache
 
 
 class MemoryDigest:
@@ -107,7 +108,7 @@ class MemoryDigest:
         assign_runs(self._indexes[region], starts, counts, index)
 
     def value(self) -> bytes:
-        """The digest: XXH3-128 over the entries of all copied regions, 16 bytes in canonical order.
+        """The digest [MEM-13]: XXH3-128 over the entries of all copied regions, 16 bytes in canonical order.
 
         For each region by ascending id: u32 id, u64 pages, every page's hash (u64; 0 where the page is zero
         or stale), every page's index (u8; 0xFF zero, 0xFE stale). All little-endian.
@@ -147,7 +148,11 @@ class MemoryDigest:
         return self._count(STALE_INDEX)
 
     def _count(self, index: int) -> int:
-        return sum(int(np.count_nonzero(indexes == index)) for indexes in self._indexes.values())
+        return sum(
+            int(np.count_nonzero(indexes[low : low + _COUNT_BLOCK] == index))
+            for indexes in self._indexes.values()
+            for low in range(0, len(indexes), _COUNT_BLOCK)
+        )
 
 
 def _chunk_lengths(counts: Positions, step: int) -> Positions:

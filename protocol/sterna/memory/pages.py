@@ -6,7 +6,7 @@ sink hands out views for the transport to receive into, and hashes the bytes whe
 Memory of a running guest changes while it is read. That needs no care beyond this: a page that is
 written after the collect that led here is reported by the next collect and sent again. So a page that was
 zero when it was tested and is not any more, or a chunk that changed between hash and send, costs a
-transfer, never correctness; the sink rejects such a chunk because its hash does not match.
+transfer, never correctness; the sink rejects such a chunk because its hash does not match [MEM-3].
 
 Zero pages are found in two steps. A page of data nearly always shows in its first word that it is not
 zero, so one strided look sorts out the candidates, and only those are read whole.
@@ -106,7 +106,7 @@ class PageSink(Protocol):
 
 
 def hash_chunks(view: memoryview, offsets: Sequence[int], sizes: Sequence[int]) -> list[int]:
-    """XXH3-64 of every chunk of byte ranges of a view; chunks count from each range's start.
+    """XXH3-64 of every chunk of byte ranges of a view; chunks count from each range's start [MEM-1].
 
     No range is empty.
     """
