@@ -77,6 +77,9 @@ class SocketOptions:
                 sock.setsockopt(socket.SOL_SOCKET, option, size)
 
 
+DEFAULT_OPTIONS: Final = SocketOptions()
+
+
 class TcpTransport(Transport):
     """A connected, non-blocking stream socket; owns it from here on."""
 

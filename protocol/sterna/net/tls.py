@@ -1,0 +1,245 @@
+"""TLS 1.3 with mutual authentication, straight between socket and guest memory.
+
+trio's `SSLStream` goes through memory BIOs: every byte is copied twice more, and encryption happens inside
+the event loop in pieces of its own choosing. Here a non-blocking `ssl.SSLSocket` is driven with trio's
+`wait_readable` and `wait_writable`: OpenSSL reads from the socket and decrypts into the caller's buffer, and
+encrypts from the caller's buffer into the socket.
+
+What there is to know about OpenSSL as CPython sets it up:
+
+- A write that would block must be repeated with the same bytes. OpenSSL has then encrypted and partly sent a
+  record (16 KiB at most) out of a copy of its own; the repetition sends the rest of that, then
+  goes on with what follows in the buffer (SSL_MODE_ENABLE_PARTIAL_WRITE is off, so a write returns only when
+  all is sent; SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER is on). Pages of a running guest may change in
+  between. That is safe: every byte is read exactly once, into that copy, before it is encrypted, so the
+  peer gets each byte in its old or its new state under a valid record; the page's hash tells the receiver.
+- A read returns one record at most, so reads go on until the buffer is full or nothing is left.
+- End of file without close_notify must not look like an end: `suppress_ragged_eofs` is off, and so is
+  OP_IGNORE_UNEXPECTED_EOF, which CPython up to 3.11.2 sets and which makes OpenSSL itself pretend.
+- In TLS 1.3 the client has finished before the server looks at the client's certificate. A refusal reaches
+  the client as an alert at its first read, or as a reset at an early write: then the alert is looked for.
+- Session tickets are off: nobody resumes TLS sessions here, and they would be the first bytes to arrive.
+- Python cannot send a KeyUpdate, and RFC 8446 (5.5) allows about 2**24.5 records under one AES-GCM key.
+  `records_sent` counts them; a connection is to be replaced before `KEY_RECORDS_MAX`, which is 256 GiB.
+
+Handshakes, and how it is decided who the peer is, are in `sterna.net.handshake`.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from sterna.errors import ConfigError, TransportError
+from sterna.net.tcp import YIELD_BYTES, dispose, linger
+from sterna.net.tls_errors import Doing, tls_error
+from sterna.net.transport import OnSent, Peer, TlsInfo, Transport
+from sterna.registry import ALPN
+
+RECORD_BYTES: Final = 16 * 1024  # the largest plaintext of a record
+KEY_RECORDS_MAX: Final = 1 << 24
+
+# One SSL_write: between two of them other tasks run, and `on_sent` is called.
+SLICE_BYTES: Final = YIELD_BYTES
+
+CheckPeer = Callable[[str, bytes], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TlsConfig:
+    """A host's side of TLS.
+
+    Attributes:
+        certificate: PEM file: the host's certificate, followed by intermediate ones if there are any.
+        key: PEM file: its private key, not encrypted.
+        authority: PEM file: the CA certificates that peers' certificates must chain to.
+        check_peer: called with the identity and the SHA-256 fingerprint of a verified certificate; raises
+            `TransportError` with `PEER_NOT_LISTED` for a peer that is not welcome.
+    """
+
+    certificate: Path
+    key: Path
+    authority: Path
+    check_peer: CheckPeer
+
+    def context(self, *, server: bool, check_hostname: bool = False) -> ssl.SSLContext:
+        """Load the files.
+
+        Raises:
+            ConfigError: a file is missing, damaged, encrypted, or does not fit the others.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.check_hostname = check_hostname
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.hostname_checks_common_name = False
+        context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
+        context.set_alpn_protocols([ALPN])
+        if server:
+            context.num_tickets = 0
+        self._load(context)
+        return context
+
+    def _load(self, context: ssl.SSLContext) -> None:
+        for path in (self.certificate, self.key, self.authority):
+            try:
+                path.open("rb").close()
+            except OSError as error:
+                raise ConfigError(f"cannot read {path}: {error.strerror}; see `sterna pki`") from error
+        try:
+            # Without a callback OpenSSL asks for the password of an encrypted key on the terminal.
+            context.load_cert_chain(self.certificate, self.key, password=lambda: b"")
+        except (ssl.SSLError, ValueError) as error:
+            reason = getattr(error, "reason", None)
+            why = "do not belong together" if reason == "KEY_VALUES_MISMATCH" else "cannot be loaded"
+            raise ConfigError(
+                f"{self.certificate} and {self.key} {why} ({error}): both are PEM, the key is not encrypted"
+            ) from error
+        try:
+            context.load_verify_locations(self.authority)
+        except ssl.SSLError as error:
+            raise ConfigError(f"{self.authority} has no CA certificate in PEM ({error})") from error
+
+
+class TlsTransport(Transport):
+    """A non-blocking `ssl.SSLSocket` that has finished its handshake; owns it from here on.
+
+    Attributes:
+        records_sent: TLS records written so far, each under the connection's one sending key.
+    """
+
+    def __init__(self, sock: ssl.SSLSocket, peer: Peer, tls: TlsInfo, *, server: bool) -> None:
+        super().__init__(peer, tls)
+        self.records_sent = 0
+        self._sock = sock
+        self._server = server
+        self._stage = memoryview(bytearray(RECORD_BYTES))
+        self._failed: TransportError | None = None  # of a receive; OpenSSL does not repeat itself
+        self._early = b""  # received while looking for the reason of a failed send
+        self._waiting: dict[bool, trio.Event] = {}  # writable?: ends when the task that waits for it wakes
+
+    async def _send(self, views: list[memoryview], sent: OnSent) -> None:
+        for piece in self._pieces(views):
+            await self._write(piece)
+            self.records_sent += -(-piece.nbytes // RECORD_BYTES)
+            sent(piece.nbytes)
+
+    def _pieces(self, views: list[memoryview]) -> Iterator[memoryview]:
+        """Cut `views` into whole records: a header alone in a record costs as much as 16 KiB of pages.
+
+        A piece is valid until the next one is asked for.
+        """
+        filled = 0
+        for whole in views:
+            rest = whole
+            while rest.nbytes:
+                if filled or rest.nbytes < RECORD_BYTES:
+                    count = min(RECORD_BYTES - filled, rest.nbytes)
+                    self._stage[filled : filled + count] = rest[:count]
+                    filled += count
+                    if filled == RECORD_BYTES:
+                        yield self._stage
+                        filled = 0
+                else:
+                    count = min(rest.nbytes - rest.nbytes % RECORD_BYTES, SLICE_BYTES)
+                    yield rest[:count]
+                rest = rest[count:]
+        if filled:
+            yield self._stage[:filled]
+
+    async def _write(self, piece: memoryview) -> None:
+        rest = piece
+        while rest.nbytes:
+            try:
+                count = self._sock.send(rest)
+            except ssl.SSLWantWriteError:
+                await self._wait(writable=True)
+            except ssl.SSLWantReadError:
+                await self._wait(writable=False)
+            except OSError as error:
+                raise self._send_error(error) from error
+            else:
+                rest = rest[count:]
+                await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def _send_error(self, error: OSError) -> TransportError:
+        """Why a send failed: what the peer said before it closed, if it said something."""
+        if self._failed is None and not self.bytes_received:
+            scratch = memoryview(bytearray(RECORD_BYTES))
+            try:
+                self._early += scratch[: self._sock.recv_into(scratch)]
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLZeroReturnError):
+                pass
+            except OSError as reason:
+                self._failed = tls_error(reason, Doing.RECEIVE, server=self._server)
+        return self._failed or tls_error(error, Doing.SEND, server=self._server)
+
+    async def _receive_into(self, view: memoryview) -> int:
+        if self._early:
+            count = min(view.nbytes, len(self._early))
+            view[:count] = self._early[:count]
+            self._early = self._early[count:]
+            return count
+        filled = 0
+        limit = min(view.nbytes, YIELD_BYTES)
+        while filled < limit and self._failed is None:
+            try:
+                count = self._sock.recv_into(view[filled:])
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as want:
+                if filled:
+                    break
+                await self._wait(writable=isinstance(want, ssl.SSLWantWriteError))
+            except ssl.SSLZeroReturnError:
+                break
+            except OSError as error:
+                self._failed = tls_error(error, Doing.RECEIVE, server=self._server)
+            else:
+                if not count:
+                    break  # close_notify; OpenSSL says so again next time
+                filled += count
+        if self._failed is not None and not filled:
+            raise TransportError(self._failed.code, self._failed.detail)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return filled
+
+    async def _wait(self, *, writable: bool) -> None:
+        """Wait for the socket; both tasks may wait for the same thing, which trio alone refuses.
+
+        That happens when the peer renews its key: then reading may have to write, and the reverse.
+        """
+        if (event := self._waiting.get(writable)) is not None:
+            await event.wait()
+            return
+        event = self._waiting[writable] = trio.Event()
+        try:
+            await (trio.lowlevel.wait_writable if writable else trio.lowlevel.wait_readable)(self._sock)
+        finally:
+            del self._waiting[writable]
+            event.set()
+
+    async def _finish(self) -> None:
+        trio.lowlevel.notify_closing(self._sock)
+        try:
+            await self._close_notify()
+        except (OSError, ValueError, trio.ClosedResourceError):
+            return  # lost by now, or aborted by another task
+        await linger(self._sock)
+
+    async def _close_notify(self) -> None:
+        while True:
+            try:
+                self._sock.unwrap()
+            except ssl.SSLWantWriteError:
+                await trio.lowlevel.wait_writable(self._sock)
+            except ssl.SSLError:
+                return  # ours has left; the peer's is still to come, perhaps behind data
+            else:
+                return
+
+    def _dispose(self, *, abrupt: bool) -> None:
+        dispose(self._sock, abrupt=abrupt)
