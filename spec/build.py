@@ -157,6 +157,12 @@ def protocol_md(registry: dict[str, Any]) -> str:
 GENERATED = {REGISTRY_PY: registry_py, PROTOCOL_MD: protocol_md}
 
 
+def outputs() -> dict[Path, str]:
+    """Every generated file with the text that it must have."""
+    registry = load()
+    return {path: generate(registry) for path, generate in GENERATED.items()}
+
+
 def main(arguments: list[str]) -> int:
     """Write the generated files, or with --check compare them."""
     registry, status = load(), 0

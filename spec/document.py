@@ -163,8 +163,8 @@ def _transitions(rows: Table) -> str:
         key = (_label(what), following, row.does, row.clause, row.reserved)
         joined.setdefault(key, []).append(state.name)
     lines = []
-    for (what, following, does, clause, reserved), names in joined.items():
-        cells = [", ".join(names), what, following, does, clause]
+    for (label, following, does, clause, reserved), names in joined.items():
+        cells = [", ".join(names), label, following, does, clause]
         lines.append([f"*{cell}*" for cell in cells] if reserved else cells)
     return table(("state", "input", "next state", "what the side does", "clause"), lines)
 

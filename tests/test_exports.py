@@ -24,7 +24,7 @@ WITHOUT_TESTS = {
     "wire/records.py": "plain dataclasses; every one goes through tests/wire/test_wire_codec.py",
 }
 # Tests of no single module.
-WITHOUT_MODULE = {"conftest.py", "test_exports.py"}
+WITHOUT_MODULE = {"conftest.py", "test_exports.py", "test_spec.py"}
 
 
 def modules() -> Iterator[Path]:
