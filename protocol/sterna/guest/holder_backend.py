@@ -4,8 +4,8 @@ The engine (`sterna.guest.holder_server`) knows the protocol: who may ask for wh
 its guest: how to stop it, what its state is. The process guest is one backend, a micro-VM is another.
 
 A backend's laws. Every method is called from the engine's thread, one at a time, and only in the states
-that it names; it is quick (a second at most, `reserve` and `prepare` excepted) and raises `GuestError`, or nothing.
-After an exception the guest is as it was before the call.
+that it names; it is quick (a second at most, `reserve`, `prepare` and `audit` excepted) and raises
+`GuestError`, or nothing. After an exception the guest is as it was before the call.
 """
 
 from __future__ import annotations
