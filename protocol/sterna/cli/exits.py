@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from sterna.cli.units import Json
-from sterna.errors import ConfigError, SternaError
+from sterna.errors import ConfigError, PeerAborted, SternaError
 from sterna.registry import ERRORS, ErrorClass, ErrorCode
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ MEANINGS: Final[dict[Exit, str]] = {
     Exit.OK: "done",
     Exit.FAILED: "a check failed: the audit, a digest, or what was asked for came too late",
     Exit.USAGE: "the command line, or a file that it names, is wrong",
-    Exit.PROTOCOL: "the peer broke the protocol",
+    Exit.PROTOCOL: "the protocol was broken; the text says by whom",
     Exit.REFUSED: "the peers do not fit together, or one of them refuses",
     Exit.TRANSPORT: "the connection, TLS, or a deadline",
     Exit.GUEST: "the guest, its holder, or a durable record failed",
@@ -86,6 +86,8 @@ def exit_of(error: BaseException) -> Exit:
             return Exit.INTERRUPTED
         case ConfigError():
             return Exit.USAGE
+        case PeerAborted() as said if said.code is ErrorCode.INTERNAL:
+            return Exit.REFUSED  # the peer's trouble, or a code from a later registry: no bug of ours
         case SternaError() as known:
             return exit_of_code(known.code)
         case _:
