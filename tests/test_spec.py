@@ -20,8 +20,9 @@ from sterna import limits
 from sterna.core.deadlines import Deadlines
 from sterna.core.session import PONGS_OWED_MAX
 from sterna.limits import Limits
-from sterna.registry import Checksum, Encoding, ErrorCode, Feature, Mode, Style
+from sterna.registry import BitmapEncoding, Checksum, Encoding, ErrorCode, Feature, Mode, Owner, Phase, Style
 from sterna.wire import records as r
+from sterna.wire.codec import encode_body
 from sterna.wire.header import encode_preface
 from sterna.wire.pages import make_runs
 from sterna.wire.rules import Bounds
@@ -213,7 +214,50 @@ def item_widths(description: str) -> list[int]:
     return widths
 
 
+RUNNER = r.Runner("", b"\x01" * 16)
+BITMAP = (7, 0, 8, BitmapEncoding.PLAIN, b"\x00")
+
+# One record for each layout table of chapter 5, in its order, as empty as it may be; and bytes of its lists.
+EMPTIEST: list[tuple[r.Record, int]] = [
+    (r.Hello(Mode.OPEN, (1,), (), {}, b"\x01" * 16, 0, RUNNER), 4),
+    (r.Welcome(1, b"\x01" * 16, b"\x01" * 32, (), {}), 0),
+    (r.Refuse(1), 0),
+    (r.Guest("", 0, 1, 0, (r.Region(0, 0, 4096),)), 24),
+    (r.Accept(0), 0),
+    (r.Attach(b"\x01" * 16, b"\x01" * 32, 0, 0), 0),
+    (r.Attached(0, 0, 0), 0),
+    (r.DirtyBitmap(1, *BITMAP), 1),
+    (r.Round(1, 1, 0), 0),
+    (r.RoundEnd(1, 1, 0, 0), 0),
+    (r.Pages(1, 1, 7, make_runs([(0, 1, Encoding.ZERO)], 12), np.empty(0, dtype=np.uint64)), 24),
+    (r.RoundAck(1, 1, 0, 0), 0),
+    (r.Switchover(1, Style.STOP_AND_COPY), 0),
+    (r.NotReady(1, 1), 0),
+    (r.State(1, 0, 0, 1, 1, 0, 1, 0, True, b"\x00"), 1),
+    (r.Seal(1, Checksum.XXH3_128, bytes(16), 0, 0), 0),
+    (r.Loaded(1, bytes(16)), 0),
+    (r.Handover(1, 0), 0),
+    (r.HandBack(1, RUNNER), 0),
+    (r.Running(1, RUNNER), 0),
+    (r.PageRequest(7, 0, 1), 0),
+    (r.Abort(1, 0), 0),
+    (r.Progress(Phase.ROUNDS, 0, 0, 0, 0, 0, 0, 0), 0),
+    (r.Verdict(Owner.SOURCE, 1, RUNNER), 0),
+]
+
+
+def test_layouts_are_the_codec_s() -> None:
+    """[FRM-1]"""
+    tables = [rows for heading, rows in layouts() if heading.startswith("### 5.")]
+    for (record, items), rows in zip(EMPTIEST, tables, strict=True):
+        fixed = sum(int(size) for _, size, *_ in rows if size.isdigit())
+        texts = sum(column.startswith("text ") for _, _, column, *_ in rows)
+        assert len(encode_body(record, BOUNDS)) == fixed + texts + items, record.type.name
+
+
 # ---- examples ----
+
+BOUNDS = Bounds(regions={7: r.Region(7, 0, 20 * 4096)})
 
 OLD = b"".join(bytes([page + 1]) * 4096 for page in range(17))
 NEW = b"\xa5" * 4096
@@ -289,8 +333,7 @@ def migration() -> list[tuple[str, int, r.Record, bytes]]:
 
 
 def encoded(sequence: int, record: r.Record, bulk: bytes) -> bytes:
-    bounds = Bounds(regions={7: r.Region(7, 0, 20 * 4096)})
-    return b"".join(map(bytes, encode_frame(record, sequence, bulk=[bulk] if bulk else (), bounds=bounds)))
+    return b"".join(map(bytes, encode_frame(record, sequence, bulk=[bulk] if bulk else (), bounds=BOUNDS)))
 
 
 def test_migration_example() -> None:
