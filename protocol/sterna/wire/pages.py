@@ -53,7 +53,7 @@ def make_runs(rows: Iterable[tuple[int, int, Encoding]], granule_log2: int) -> R
         granule_log2: log2 of the region's page size in bytes.
     """
     table = [
-        (first, count, (count << granule_log2) if encoding is Encoding.RAW else 0, encoding, (0,) * 7)
+        (first, count, (count << granule_log2) if encoding == Encoding.RAW else 0, encoding, (0,) * 7)
         for first, count, encoding in rows
     ]
     return np.array(table, RUN_DTYPE)

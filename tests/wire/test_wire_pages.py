@@ -1,0 +1,286 @@
+"""Page tables: the fast form against the schema, and every clause about them."""
+
+import io
+
+import numpy as np
+import pytest
+from construct import ConstructError, TerminatedError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sterna.errors import LimitExceeded, LocalProtocolError, RemoteProtocolError
+from sterna.limits import CHUNK_BYTES, HEADER_BYTES, Limits
+from sterna.registry import Encoding, ErrorCode, FrameType, Transfer
+from sterna.testing import strategies
+from sterna.testing.strategies import BOUNDS, REGION
+from sterna.wire import (
+    Bounds,
+    bulk_lengths,
+    chunk_count,
+    decode_body,
+    encode_body,
+    make_runs,
+    pages,
+    schema,
+    unchecked,
+)
+from sterna.wire import records as r
+from sterna.wire.rules import Run, Table, Violation
+
+RAW, ZERO, ZSTD, DELTA, ABSENT = Encoding
+EVERY = frozenset(Encoding)
+SMALL = r.Region(1, 0, 100 << 12)
+SMALL_BOUNDS = Bounds(regions={1: SMALL}, encodings=EVERY)
+
+
+def oracle(body: bytes, bounds: Bounds) -> Table | tuple[str, ErrorCode]:
+    """What the schema makes of a body."""
+    try:
+        return schema.PAGES.parse_stream(io.BytesIO(body), bounds=bounds)
+    except Violation as violation:
+        return violation.clause, violation.code
+    except TerminatedError:
+        return "FRM-2", ErrorCode.TRAILING_BYTES
+    except ConstructError:
+        return "FRM-1", ErrorCode.MALFORMED
+
+
+def fast(body: bytes, bounds: Bounds) -> Table | tuple[str, ErrorCode]:
+    """What the codec makes of it, in the schema's words."""
+    try:
+        record = decode_body(FrameType.PAGES, body, bounds)
+    except RemoteProtocolError as error:
+        return error.clause, error.code
+    return as_table(record)
+
+
+def as_table(record: r.Pages) -> Table:
+    rows = zip(
+        *(record.runs[name].tolist() for name in ("first", "count", "size_bytes", "encoding")), strict=True
+    )
+    runs = tuple(Run(first, count, size, Encoding(encoding)) for first, count, size, encoding in rows)
+    return Table(record.attempt, record.round, record.region, runs, tuple(record.hashes.tolist()))
+
+
+def row(first: int, count: int, size_bytes: int, encoding: int, reserved: int = 0) -> tuple[object, ...]:
+    return first, count, size_bytes, encoding, (reserved,) + (0,) * 6
+
+
+def table(*rows: tuple[object, ...], hashes: int = 0, region: int = 1) -> r.Pages:
+    return r.Pages(1, 1, region, np.array(list(rows), r.RUN_DTYPE), np.arange(hashes, dtype="<u8"))
+
+
+def refused(record: r.Pages, clause: str, code: ErrorCode, bounds: Bounds = SMALL_BOUNDS) -> None:
+    """Both sides and the schema refuse a table, alone and behind many rows that are right."""
+    with pytest.raises(LocalProtocolError) as caught:
+        encode_body(record, bounds)
+    assert (caught.value.clause, caught.value.code) == (clause, code)
+    body = unchecked.body(record)
+    assert fast(body, bounds) == oracle(body, bounds) == (clause, code)
+
+
+# --- the two forms are one -----------------------------------------------------------------------
+
+
+@given(strategies.pages(most=60))
+def test_the_schema_reads_and_writes_the_same(record):
+    body = encode_body(record, BOUNDS)
+    found = oracle(body, BOUNDS)
+    assert found == fast(body, BOUNDS)
+    assert schema.PAGES.build(found, bounds=BOUNDS) == body
+
+
+@given(strategies.pages(most=60), st.data())
+def test_the_schema_finds_the_same_faults(record, data):
+    """Any bytes of a table changed, cut or appended: the same record, or the same clause and code."""
+    body = bytearray(encode_body(record, BOUNDS))
+    for _ in range(data.draw(st.integers(0, 4))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.sampled_from((0, 1, 2, 3, 4, 5, 255)))
+    end = data.draw(st.integers(0, len(body)) | st.just(len(body)))
+    changed = bytes(body[:end]) + data.draw(st.sampled_from((b"", b"\0", bytes(24))))
+    bounds = data.draw(
+        st.sampled_from(
+            (
+                BOUNDS,
+                Bounds(regions=BOUNDS.regions, encodings=EVERY),
+                Bounds(regions=BOUNDS.regions, limits=Limits(batch_runs=3)),
+                Bounds(),
+            )
+        )
+    )
+    assert fast(changed, bounds) == oracle(changed, bounds)
+
+
+_ROWS = st.tuples(
+    st.integers(0, 110),
+    st.integers(0, 3),
+    st.sampled_from((0, 1, 4096, 8192, 12288, 12289)),
+    st.integers(0, 5),
+    st.sampled_from((0, 0, 0, 1)),
+)
+
+
+@given(st.lists(_ROWS, max_size=40), st.integers(0, 4), st.booleans(), st.booleans())
+def test_the_schema_judges_any_rows_alike(rows, hashes, in_order, every):
+    rows = sorted(rows) if in_order else rows
+    record = table(*(row(*one) for one in rows), hashes=hashes)
+    bounds = Bounds(regions={1: SMALL}, encodings=EVERY if every else frozenset({RAW, ZERO}))
+    body = unchecked.body(record)
+    assert fast(body, bounds) == oracle(body, bounds)
+
+
+@given(st.binary(max_size=120))
+def test_the_schema_judges_any_bytes_alike(body):
+    assert fast(body, BOUNDS) == oracle(body, BOUNDS)
+
+
+# --- clause by clause ----------------------------------------------------------------------------
+
+
+def test_pages_need_a_region_table():
+    """[PGS-1] The writer may write before it knows one; the reader may not read."""
+    body = encode_body(table(row(0, 1, 4096, RAW), hashes=1))
+    assert fast(body, Bounds()) == oracle(body, Bounds()) == ("PGS-1", ErrorCode.UNEXPECTED_FRAME)
+
+
+def test_the_region_is_one_of_the_guest():
+    """[PGS-2]"""
+    refused(table(row(0, 1, 0, ZERO), region=2), "PGS-2", ErrorCode.OUTSIDE_REGION)
+
+
+@pytest.mark.parametrize("transfer", [Transfer.SHARED, Transfer.REGENERATE, Transfer.OPAQUE])
+def test_the_region_is_copied(transfer):
+    """[PGS-3]"""
+    bounds = Bounds(regions={1: r.Region(1, 0, 100 << 12, transfer=transfer)})
+    refused(table(row(0, 1, 0, ZERO)), "PGS-3", ErrorCode.BAD_VALUE, bounds)
+
+
+def test_a_batch_has_runs():
+    """[PGS-4]"""
+    refused(table(), "PGS-4", ErrorCode.BAD_VALUE)
+
+
+def test_a_batch_has_at_most_the_announced_runs():
+    """[PGS-5] [LIM-4] Refused by the count alone."""
+    bounds = Bounds(regions={1: SMALL}, limits=Limits(batch_runs=2))
+    rows = [row(number, 1, 0, ZERO) for number in range(3)]
+    refused(table(*rows), "PGS-5", ErrorCode.LIMIT_RUNS, bounds)
+    assert encode_body(table(*rows[:2]), bounds)
+    with pytest.raises(LimitExceeded):
+        decode_body(FrameType.PAGES, unchecked.body(table(), {"runs": 1 << 31})[:16], bounds)
+
+
+# Rows that are right, to put the wrong one behind: none, few, and more than the loop takes.
+BEFORE = [0, 1, 30]
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize(
+    ("clause", "code", "wrong"),
+    [
+        ("PGS-6", ErrorCode.BAD_VALUE, row(50, 0, 0, ZERO)),
+        ("FRM-4", ErrorCode.BAD_VALUE, row(50, 1, 0, 5)),
+        ("FRM-3", ErrorCode.BAD_VALUE, row(50, 1, 0, ZERO, reserved=1)),
+        ("PGS-7", ErrorCode.OUTSIDE_REGION, row(99, 2, 0, ZERO)),
+        ("PGS-7", ErrorCode.OUTSIDE_REGION, row(100, 1, 0, ZERO)),
+        ("PGS-7", ErrorCode.OUTSIDE_REGION, row((1 << 64) - 1, 2, 0, ZERO)),
+        ("PGS-10", ErrorCode.BAD_VALUE, row(50, 2, 4096, RAW)),
+        ("PGS-10", ErrorCode.BAD_VALUE, row(50, 2, 0, RAW)),
+        ("PGS-11", ErrorCode.BAD_VALUE, row(50, 2, 1, ZERO)),
+        ("PGS-11", ErrorCode.BAD_VALUE, row(50, 2, 1, ABSENT)),
+        ("PGS-11", ErrorCode.BAD_VALUE, row(50, 2, 0, ZSTD)),
+        ("PGS-11", ErrorCode.BAD_VALUE, row(50, 2, 8193, DELTA)),
+    ],
+)
+def test_rows(before, clause, code, wrong):
+    """[FRM-3] [FRM-4] [PGS-6] [PGS-7] [PGS-10] [PGS-11]"""
+    right = [row(number, 1, 0, ZERO) for number in range(before)]
+    refused(table(*right, wrong), clause, code)
+    with pytest.raises(RemoteProtocolError) as caught:
+        decode_body(FrameType.PAGES, unchecked.body(table(*right, wrong)), SMALL_BOUNDS)
+    assert caught.value.offset == HEADER_BYTES + 24 + 24 * before
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("second", [row(61, 1, 0, ZERO), row(50, 1, 0, ZERO), row(60, 2, 0, ZERO)])
+def test_runs_ascend(before, second):
+    """[PGS-8] For the writer even without a region table."""
+    right = [row(number, 1, 0, ZERO) for number in range(before)]
+    wrong = table(*right, row(60, 2, 0, ZERO), second)
+    refused(wrong, "PGS-8", ErrorCode.OVERLAPPING_RUNS)
+    with pytest.raises(LocalProtocolError) as caught:
+        encode_body(wrong)
+    assert caught.value.clause == "PGS-8"
+
+
+@pytest.mark.parametrize("encoding", [ZSTD, DELTA, ABSENT])
+@pytest.mark.parametrize("before", BEFORE)
+def test_encodings_were_selected(before, encoding):
+    """[PGS-9]"""
+    right = [row(number, 1, 0, ZERO) for number in range(before)]
+    wrong = table(*right, row(60, 2, 0, encoding))
+    refused(wrong, "PGS-9", ErrorCode.NOT_SELECTED, Bounds(regions={1: SMALL}))
+
+
+def test_not_even_zero_is_selected_by_itself():
+    """[PGS-9]"""
+    bounds = Bounds(regions={1: SMALL}, encodings=frozenset({RAW}))
+    refused(table(row(0, 1, 0, ZERO)), "PGS-9", ErrorCode.NOT_SELECTED, bounds)
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("hashes", [0, 2, 4])
+def test_there_is_a_hash_for_each_chunk(before, hashes):
+    """[PGS-12] 17 pages of 4 KiB are one chunk and a piece, 16 exactly one."""
+    right = [row(number, 1, 0, ZERO) for number in range(before)]
+    rows = (*right, row(40, 17, 17 << 12, RAW), row(60, 16, 16 << 12, RAW))
+    assert encode_body(table(*rows, hashes=3), SMALL_BOUNDS)
+    refused(table(*rows, hashes=hashes), "PGS-12", ErrorCode.COUNT_MISMATCH)
+
+
+def test_reserved_encodings_that_are_right():
+    """[PGS-11] [PGS-12]"""
+    record = table(row(0, 17, 1, ZSTD), row(17, 1, 4096, DELTA), row(20, 80, 0, ABSENT), hashes=3)
+    body = encode_body(record, SMALL_BOUNDS)
+    assert fast(body, SMALL_BOUNDS) == oracle(body, SMALL_BOUNDS) == as_table(record)
+
+
+def test_the_head_has_a_reserved_field():
+    """[FRM-3]"""
+    body = bytearray(unchecked.body(table(row(0, 1, 0, ZERO))))
+    body[20] = 1
+    assert (
+        fast(bytes(body), SMALL_BOUNDS) == oracle(bytes(body), SMALL_BOUNDS) == ("FRM-3", ErrorCode.BAD_VALUE)
+    )
+
+
+def test_a_run_of_four_thousand_million_pages():
+    """Sums are taken in 64 bits."""
+    region = r.Region(1, 0, 1 << 63, 16)
+    bounds = Bounds(regions={1: region}, encodings=EVERY)
+    count = 0xFFFFFFFF
+    record = table(row(0, count, 0, ZERO), row(1 << 40, count, 0, ABSENT))
+    body = encode_body(record, bounds)
+    assert fast(body, bounds) == oracle(body, bounds) == as_table(record)
+    refused(table(row(0, count, 0xFFFFFFFF, RAW)), "PGS-10", ErrorCode.BAD_VALUE, bounds)
+
+
+# --- helpers -------------------------------------------------------------------------------------
+
+
+@given(strategies.pages(most=60))
+def test_counts_agree_with_their_definition(record):
+    """[PGS-12]"""
+    lengths = bulk_lengths(record.runs)
+    assert sum(lengths) == record.bulk_bytes
+    chunks = [len(range(0, length, CHUNK_BYTES)) for length in lengths]
+    assert pages.chunk_counts(record.runs, REGION.granule_log2).tolist() == chunks
+    assert chunk_count(record.runs, REGION.granule_log2) == sum(chunks) == len(record.hashes)
+    assert pages.carries_bytes(record.runs).tolist() == [length > 0 for length in lengths]
+
+
+def test_make_runs():
+    runs = make_runs([(3, 2, RAW), (9, 1, ZERO)], 13)
+    assert runs["first"].tolist() == [3, 9]
+    assert runs["size_bytes"].tolist() == [16384, 0]
+    assert make_runs([], 12).shape == (0,)
