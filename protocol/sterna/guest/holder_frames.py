@@ -80,9 +80,15 @@ class FrameReader:
         self._descriptors: deque[int] = deque()
 
     def receive(self, data: bytes, descriptors: Iterable[int] = ()) -> None:
-        """Take what one recvmsg(2) gave."""
+        """Take what one recvmsg(2) gave.
+
+        Raises:
+            FrameError: more descriptors than two frames may have; one is being read, and one may follow it.
+        """
         self._bytes += data
         self._descriptors.extend(descriptors)
+        if len(self._descriptors) > 2 * FRAME_DESCRIPTORS:
+            raise FrameError("too many descriptors", fatal=True)
 
     def next_frame(self) -> Frame | None:
         """The next whole frame, None if more bytes are needed.

@@ -69,10 +69,10 @@ class Connection:
             Closed: the peer has ended the connection.
             FrameError: more descriptors than a frame may carry.
         """
+        # Only a controller has a use for descriptors; without room for them the kernel drops them.
+        room = _ANCILLARY_BYTES if self.party is not None and self.party.controller else 0
         try:
-            data, ancillary, flags, _ = self.socket.recvmsg(
-                _READ_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
-            )
+            data, ancillary, flags, _ = self.socket.recvmsg(_READ_BYTES, room, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError as error:
@@ -158,10 +158,19 @@ class HolderServer:
                 for key, events in self._selector.select(self._timeout_s()):
                     if key.fileobj in {self._stop, self._parent}:
                         return
-                    self._ready(key, events)
+                    self._ready_or_dropped(key, events)
                 self._drop_silent()
         finally:
             self._close()
+
+    def _ready_or_dropped(self, key: selectors.SelectorKey, events: int) -> None:
+        try:
+            self._ready(key, events)
+        except Exception:
+            # Whatever a peer has found: it loses its connection, and the guest runs on. [HOL-10]
+            log.exception("a connection failed")
+            if isinstance(key.data, Connection) and key.data in self._connections:
+                self._drop(key.data)
 
     def _ready(self, key: selectors.SelectorKey, events: int) -> None:
         if key.fileobj is self._listener:

@@ -1,0 +1,394 @@
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_guest_holder_backend import DESCRIPTION, PAGES, STATE, FakeHeld
+
+from sterna.errors import GuestError
+from sterna.guest import holder_fields as fields_of
+from sterna.guest.holder_backend import HeldState
+from sterna.guest.holder_engine import OPERATIONS, RESERVED_OPERATIONS, HolderEngine, Party
+from sterna.guest.holder_frames import Frame
+from sterna.linux.memfd import MemoryFile
+from sterna.registry import ErrorCode
+
+S = HeldState
+RUNNER = {"host": "here", "id": "ab" * 16}
+NEXT = {"epoch": 5, "runner": RUNNER}  # of a guest that runs under epoch 4
+GUEST = {"description": fields_of.description_to_json(DESCRIPTION)}
+TABLE, STATE_DATA = fields_of.sections_to_json(STATE)
+# For every operation a request that is right wherever it is legal.
+GOOD: dict[str, dict[str, Any]] = {
+    "throttle": {"share": 0.5},
+    "grant": {"epoch": 5},
+    "revoke": {"epoch": 5},
+    "reserve": GUEST,
+    "load_state": {"sections": TABLE},
+    "run": NEXT,
+}
+WAYS: dict[HeldState, tuple[str, ...]] = {
+    S.RUNNING: (),
+    S.PAUSED: ("pause",),
+    S.GRANTED: ("pause", "grant"),
+    S.RELEASED: ("pause", "grant", "release"),
+    S.EMPTY: (),
+    S.RESERVED: ("reserve",),
+    S.LOADED: ("reserve", "load_state"),
+}
+
+
+class Rig:
+    """An engine with a fake guest and one attached party."""
+
+    def __init__(self, state: HeldState = S.RUNNING, *, epoch: int | None = None) -> None:
+        empty = state in {S.EMPTY, S.RESERVED, S.LOADED}
+        self.guest = FakeHeld(with_guest=not empty)
+        self.engine = HolderEngine(self.guest, state=S.EMPTY if empty else S.RUNNING, epoch=0 if empty else 4)
+        self.party = self.attach()
+        for operation in WAYS[state]:
+            self.ask(operation)
+        assert self.engine.state is state
+        if epoch is not None:
+            self.party = self.attach(epoch=epoch)
+        self.guest.calls.clear()
+
+    def attach(self, **fields: Any) -> Party:
+        party = Party()
+        self.engine.attach(Frame({"version": 1, "role": "controller", **fields}), party)
+        return party
+
+    def ask(self, operation: str, fields: dict[str, Any] | None = None, party: Party | None = None) -> Any:
+        file = MemoryFile.of_bytes("test", STATE_DATA) if operation == "load_state" else None
+        descriptors = () if file is None else (file.fileno(),)
+        try:
+            frame = Frame(GOOD.get(operation, {}) if fields is None else fields, descriptors)
+            answer = self.engine.request(operation, frame, party or self.party)
+        finally:
+            if file is not None:
+                file.close()
+        for descriptor in answer.closing:
+            os.close(descriptor)
+        return answer.fields
+
+    def refused(self, operation: str, *arguments: Any) -> ErrorCode:
+        before = (self.engine.state, self.engine.epoch, self.engine.granted_epoch, list(self.guest.calls))
+        with pytest.raises(GuestError) as caught:
+            self.ask(operation, *arguments)
+        after = (self.engine.state, self.engine.epoch, self.engine.granted_epoch, list(self.guest.calls))
+        assert before == after  # [HOL-10]
+        return caught.value.code
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+LEGAL = {
+    "describe": "reserved loaded running paused granted",
+    "memory": "reserved loaded running paused granted",
+    "track_start": "running paused",
+    "track_collect": "running paused",
+    "track_stop": "empty reserved loaded running paused granted released",
+    "pause": "running paused",
+    "resume": "running paused",
+    "throttle": "running paused",
+    "save_state": "paused",
+    "grant": "paused granted",
+    "revoke": "paused granted",
+    "reserve": "empty",
+    "prepare": "reserved loaded",
+    "load_state": "reserved loaded",
+    "run": "loaded granted",
+    "discard": "reserved loaded",
+    "release": "granted released",
+    "status": "empty reserved loaded running paused granted released",
+    "audit": "loaded running paused granted",
+    "shutdown": "empty reserved loaded running paused granted released",
+}
+
+
+@pytest.mark.parametrize("state", S)
+@pytest.mark.parametrize("operation", LEGAL)
+def test_every_operation_in_every_state(operation: str, state: HeldState) -> None:
+    """[HOL-17]: the table of spec/holder.md, section 5."""
+    rig = Rig(state)
+    if state in LEGAL[operation].split():
+        assert isinstance(rig.ask(operation), dict)
+    else:
+        late = state in {S.GRANTED, S.RELEASED}
+        assert rig.refused(operation) is (ErrorCode.TOO_LATE if late else ErrorCode.UNEXPECTED_FRAME)
+    rig.close()
+
+
+def test_the_table_is_complete() -> None:
+    assert LEGAL.keys() == OPERATIONS.keys()
+    assert not OPERATIONS.keys() & RESERVED_OPERATIONS
+
+
+READING = {"describe", "memory", "release", "status", "audit"}
+
+
+@pytest.mark.parametrize("state", [S.RUNNING, S.GRANTED])
+@pytest.mark.parametrize("operation", LEGAL)
+def test_a_lower_epoch_may_read_and_never_run(operation: str, state: HeldState) -> None:
+    """[HOL-13]"""
+    rig = Rig(state, epoch=4 if state is S.GRANTED else 3)
+    assert not rig.party.may_run
+    if operation not in READING:
+        assert rig.refused(operation) is ErrorCode.STALE_EPOCH
+    elif state in LEGAL[operation].split():
+        rig.ask(operation)
+    rig.close()
+
+
+@pytest.mark.parametrize("operation", [*LEGAL, "detach", "nonsense"])
+def test_observers_look(operation: str) -> None:
+    """[HOL-16]"""
+    rig = Rig()
+    party = rig.attach(role="observer", epoch=99)
+    assert not party.may_run
+    if operation in {"describe", "status"}:
+        rig.ask(operation, None, party)
+    else:
+        code = rig.refused(operation, None, party)
+        assert code in {ErrorCode.NOT_AUTHORISED, ErrorCode.UNSUPPORTED}
+    rig.close()
+
+
+@pytest.mark.parametrize("operation", [*RESERVED_OPERATIONS, "attach", "nonsense", ""])
+def test_unknown_operations(operation: str) -> None:
+    """[HOL-12]"""
+    rig = Rig()
+    assert rig.refused(operation) is ErrorCode.UNSUPPORTED
+    rig.close()
+
+
+def test_attaching() -> None:
+    """[HOL-12] [HOL-13]"""
+    rig = Rig()
+    party = Party()
+    answer = rig.engine.attach(Frame({"version": 1, "role": "controller"}), party).fields
+    assert answer == {
+        "version": 1,
+        "kind": "fake",
+        "rights": "run",
+        "state": "running",
+        "epoch": 4,
+        "granted_epoch": 0,
+        "runner": {"host": "", "id": "00" * 16},
+        "tracker": "told",
+        "tracking": False,
+    }
+    with pytest.raises(GuestError) as caught:
+        rig.attach(version=2)
+    assert caught.value.code is ErrorCode.NO_COMMON_VERSION
+    for fields in ({"version": "1"}, {"role": "king"}, {"role": 1}, {"epoch": -1}, {"epoch": None}):
+        with pytest.raises(GuestError) as caught:
+            rig.attach(**fields)
+        assert caught.value.code is ErrorCode.BAD_VALUE
+    assert rig.attach(epoch=4).may_run
+    assert rig.attach(epoch=5).may_run
+    rig.close()
+
+
+def test_who_states_no_epoch_may_not_run_a_granted_guest() -> None:
+    """[HOL-13] [HOL-19]"""
+    rig = Rig(S.GRANTED)
+    assert not rig.attach().may_run
+    assert not rig.attach(epoch=4).may_run
+    assert rig.attach(epoch=5).may_run
+    rig.close()
+
+
+@pytest.mark.parametrize("state", S)
+def test_when_the_controller_is_gone(state: HeldState) -> None:
+    """[HOL-18] [HOL-19] [HOL-20]"""
+    rig = Rig(state)
+    if state in {S.RUNNING, S.PAUSED}:
+        rig.ask("track_start")
+        rig.ask("throttle", {"share": 0.9})
+    rig.guest.calls.clear()
+    rig.engine.controller_gone()
+    assert ("resume" in rig.guest.calls) == (state is S.PAUSED)
+    assert "run" not in rig.guest.calls
+    assert rig.engine.state is (S.RUNNING if state is S.PAUSED else state)
+    if state in {S.RUNNING, S.PAUSED}:
+        assert rig.guest.running
+        assert rig.guest.share == 0.0
+        assert "stop_tracking" in rig.guest.calls
+        rig.engine.state = S.RUNNING
+        assert rig.ask("track_collect") == {"all": True}  # [HOL-35]
+    rig.close()
+
+
+def test_granting_and_revoking() -> None:
+    """[HOL-26]"""
+    rig = Rig(S.PAUSED)
+    assert rig.refused("grant", {"epoch": 4}) is ErrorCode.BAD_EPOCH
+    assert rig.refused("grant", {"epoch": 6}) is ErrorCode.BAD_EPOCH
+    rig.ask("revoke")  # nothing was granted
+    rig.ask("grant")
+    rig.ask("grant")
+    assert rig.guest.calls == ["mark_granted"]
+    assert rig.refused("grant", {"epoch": 6}) is ErrorCode.BAD_EPOCH
+    assert rig.refused("revoke", {"epoch": 6}) is ErrorCode.NOT_AUTHORISED
+    assert rig.refused("revoke", None, rig.attach(epoch=5)) is ErrorCode.NOT_AUTHORISED
+    rig.ask("revoke")
+    assert rig.engine.state is S.PAUSED
+    assert rig.guest.calls == ["mark_granted", "revoke_grant"]
+    rig.ask("resume")
+    rig.close()
+
+
+def test_a_granted_guest_is_won_back_only_with_its_epoch() -> None:
+    """[HOL-30]"""
+    rig = Rig(S.GRANTED)
+    assert rig.refused("run", {"epoch": 4, "runner": RUNNER}) is ErrorCode.STALE_EPOCH
+    rig.ask("run", {"epoch": 6, "runner": RUNNER})
+    status = rig.ask("status")
+    assert (status["state"], status["epoch"], status["granted_epoch"]) == ("running", 6, 0)
+    assert status["runner"] == RUNNER
+    assert status["guest"] == {"figure": 42, "word": "text"}
+    rig.close()
+
+
+def test_collecting_fills_the_shared_bitmaps() -> None:
+    """[HOL-34] [HOL-36]"""
+    rig = Rig()
+    assert rig.ask("track_collect") == {"all": True}
+    places = rig.ask("track_start")["bitmaps"]
+    assert [(place["region"], place["bits"]) for place in places] == [(3, PAGES), (5, 2)]
+    rig.guest.dirty = {0, 64, PAGES - 1}
+    answer = rig.ask("track_collect")
+    assert (answer["all"], answer["pages"]) == (False, 3)
+    assert rig.ask("track_collect")["pages"] == 0
+    rig.ask("track_stop")
+    assert rig.ask("track_collect") == {"all": True}
+    rig.close()
+
+
+def test_what_a_failed_collect_had_cleared_is_reported_as_all() -> None:
+    rig = Rig()
+    rig.ask("track_start")
+    rig.guest.broken["collect"] = GuestError("the kernel says no")
+    with pytest.raises(GuestError):
+        rig.ask("track_collect")
+    rig.guest.broken.clear()
+    assert rig.ask("track_collect") == {"all": True}
+    rig.close()
+
+
+@pytest.mark.parametrize("operation", ["pause", "track_start", "throttle"])
+def test_a_guest_that_fails_is_as_before(operation: str) -> None:
+    rig = Rig()
+    name = {"track_start": "start_tracking"}.get(operation, operation)
+    rig.guest.broken[name] = GuestError("no")
+    with pytest.raises(GuestError, match="no"):
+        rig.ask(operation)
+    assert rig.engine.state is S.RUNNING
+    rig.guest.broken.clear()
+    rig.ask(operation)
+    rig.close()
+
+
+def test_memory_is_writable_only_before_it_ran() -> None:
+    """[HOL-33]"""
+    for state in (S.RUNNING, S.PAUSED, S.GRANTED, S.RESERVED, S.LOADED):
+        rig = Rig(state)
+        answer = rig.engine.request("memory", Frame({}), rig.party)
+        assert answer.fields["writable"] is (state in {S.RESERVED, S.LOADED})
+        assert answer.fields["regions"] == [
+            {"region": 3, "bytes": PAGES * 4096},
+            {"region": 5, "bytes": 2 * 4096},
+        ]
+        for descriptor in answer.descriptors:
+            flags = os.get_blocking(descriptor)  # it is open
+            assert flags in {True, False}
+            if not answer.fields["writable"]:
+                with pytest.raises(OSError, match="Bad file descriptor"):
+                    os.pwrite(descriptor, b"x", 0)
+        for descriptor in answer.closing:
+            os.close(descriptor)
+        rig.close()
+
+
+def test_state_comes_out_as_it_went_in() -> None:
+    """[HOL-28]"""
+    rig = Rig(S.PAUSED)
+    answer = rig.engine.request("save_state", Frame({}), rig.party)
+    assert answer.fields == {"sections": TABLE, "bytes": len(STATE_DATA)}
+    assert os.pread(answer.descriptors[0], 100, 0) == STATE_DATA
+    os.close(answer.closing[0])
+    rig.close()
+    rig = Rig(S.RESERVED)
+    reader, writer = os.pipe()
+    for descriptors in ((), (reader, writer), (reader,)):
+        with pytest.raises(GuestError) as caught:
+            rig.engine.request("load_state", Frame(GOOD["load_state"], descriptors), rig.party)
+        assert caught.value.code is ErrorCode.BAD_VALUE
+    os.close(reader)
+    os.close(writer)
+    with pytest.raises(GuestError) as caught:
+        rig.ask("load_state", {"sections": TABLE[:1]})
+    assert caught.value.code is ErrorCode.STATE_REJECTED
+    assert rig.engine.state is S.RESERVED
+    rig.ask("load_state")
+    rig.ask("load_state")
+    rig.close()
+
+
+def test_discarding_and_releasing_end_a_guest() -> None:
+    """[HOL-31]"""
+    rig = Rig(S.LOADED)
+    rig.ask("discard")
+    assert rig.engine.state is S.EMPTY
+    rig.ask("reserve")
+    rig.close()
+    rig = Rig(S.PAUSED)
+    rig.ask("track_start")
+    rig.ask("grant")
+    rig.ask("release")
+    rig.ask("release")
+    assert rig.guest.calls.count("release") == 1
+    assert rig.engine.state is S.RELEASED
+    rig.close()
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda children: (
+        st.lists(children, max_size=2) | st.dictionaries(st.text(max_size=4), children, max_size=2)
+    ),
+    max_leaves=4,
+)
+NAMES = ["epoch", "share", "runner", "description", "sections", "id"]
+
+
+@given(
+    st.sampled_from(S),
+    st.sampled_from([*LEGAL, "nonsense"]),
+    st.dictionaries(st.sampled_from(NAMES), ANYTHING),
+)
+def test_any_request_leaves_the_guest_running(state: HeldState, operation: str, fields: dict) -> None:
+    """[HOL-10] [HOL-22]"""
+    rig = Rig(state)
+    epoch = rig.engine.epoch
+    code = outcome(rig, operation, fields)
+    if code is not None:
+        assert rig.engine.state is state
+    if "run" not in rig.guest.calls:
+        assert rig.engine.epoch == epoch
+    if state is S.RUNNING and operation != "pause":
+        assert rig.guest.running
+    rig.close()
+
+
+def outcome(rig: Rig, operation: str, fields: dict) -> ErrorCode | None:
+    try:
+        rig.ask(operation, fields)
+    except GuestError as error:
+        return error.code
+    return None
