@@ -65,7 +65,7 @@ async def test_an_empty_receive_buffer_is_refused():
         await a.receive_into(memoryview(b""))
 
 
-async def test_what_was_sent_before_close_still_arrives():
+async def test_what_was_sent_before_close_still_arrives(autojump_clock):
     a, b = memory_transport_pair(latency_s=3)
     await a.send([b"last words"])
     async with trio.open_nursery() as nursery:

@@ -10,21 +10,21 @@ from sterna.net.rate import BURST_S, RateLimiter
 
 
 async def test_the_rate_is_exact(autojump_clock):
-    limiter = RateLimiter(1_000_000)
+    limiter = RateLimiter(200_000)
     start = trio.current_time()
-    for _ in range(1000):
+    for _ in range(200):
         await limiter.wait(10_000)
     assert trio.current_time() - start == pytest.approx(10.0, abs=1e-6)
     assert limiter.waited_s == pytest.approx(10.0, abs=1e-6)
 
 
 async def test_waking_late_costs_no_rate(autojump_clock):
-    limiter = RateLimiter(1_000_000)
+    limiter = RateLimiter(200_000)
     start = trio.current_time()
-    for _ in range(1000):
+    for _ in range(200):
         await limiter.wait(10_000)
-        await trio.sleep(0.007)  # the send itself
-    assert trio.current_time() - start == pytest.approx(10.0, rel=0.001)
+        await trio.sleep(0.015)  # the send itself
+    assert trio.current_time() - start == pytest.approx(10.0, abs=0.02)
 
 
 async def test_an_idle_time_earns_one_burst_at_most(autojump_clock):

@@ -173,6 +173,19 @@ async def test_abort_wakes_the_own_tasks_and_ends_a_close(pair):
         a.abort()
 
 
+@pytest.mark.parametrize("wait", ["wait_readable", "wait_writable"])
+async def test_a_task_that_was_just_woken_finds_it_closed(pair, monkeypatch, wait):
+    a, _ = pair
+
+    async def wakes_as_another_task_closes(sock):
+        await trio.lowlevel.checkpoint()
+        a.abort()
+
+    monkeypatch.setattr(trio.lowlevel, wait, wakes_as_another_task_closes)
+    with pytest.raises(trio.ClosedResourceError):
+        await (a.receive_into(scratch()) if wait == "wait_readable" else a.send([bytes(10_000_000)]))
+
+
 async def test_a_peer_that_stops_reading_shows_in_on_sent(pair, autojump_clock):
     a, _ = pair
     last_progress = []

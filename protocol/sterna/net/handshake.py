@@ -161,10 +161,8 @@ class _Handshake:
         """Let the peer read OpenSSL's alert, or ours, before the socket is closed."""
         with trio.move_on_after(REFUSAL_S):
             if error.code == ErrorCode.PLAIN_ON_TLS and self.server:
-                try:
-                    self.sock.sendmsg([ALERT_UNEXPECTED])
-                except OSError:
-                    return
+                with suppress(OSError):
+                    socket.socket.send(self.sock, ALERT_UNEXPECTED)
             await linger(self.sock)
 
     async def _admit(self, tls_sock: ssl.SSLSocket) -> TlsTransport:

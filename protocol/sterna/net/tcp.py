@@ -96,6 +96,7 @@ class TcpTransport(Transport):
                 count = self._sock.sendmsg(batch)
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(self._sock)
+                self._check_open()
                 continue
             except OSError as error:
                 raise connection_lost(error) from error
@@ -109,6 +110,7 @@ class TcpTransport(Transport):
                 count = self._sock.recv_into(view)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._sock)
+                self._check_open()
             except OSError as error:
                 raise connection_lost(error) from error
             else:

@@ -214,13 +214,15 @@ class TlsTransport(Transport):
         """
         if (event := self._waiting.get(writable)) is not None:
             await event.wait()
-            return
-        event = self._waiting[writable] = trio.Event()
-        try:
-            await (trio.lowlevel.wait_writable if writable else trio.lowlevel.wait_readable)(self._sock)
-        finally:
-            del self._waiting[writable]
-            event.set()
+        else:
+            event = self._waiting[writable] = trio.Event()
+            try:
+                await (trio.lowlevel.wait_writable if writable else trio.lowlevel.wait_readable)(self._sock)
+            finally:
+                del self._waiting[writable]
+                event.set()
+        # Essential: after `unwrap` this socket would read and write plaintext.
+        self._check_open()
 
     async def _finish(self) -> None:
         trio.lowlevel.notify_closing(self._sock)

@@ -10,6 +10,7 @@ so they are recognised by their end.
 
 from __future__ import annotations
 
+import errno
 import ssl
 from enum import Enum
 from typing import Final
@@ -75,9 +76,7 @@ _OWN: Final[dict[str, str]] = {
     "DECRYPTION_FAILED_OR_BAD_RECORD_MAC": "bytes were changed on the way between the hosts",
 }
 
-_NOT_TLS: Final = frozenset(
-    {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "PACKET_LENGTH_TOO_LONG"}
-)
+_NOT_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST"})
 
 _HTTP: Final = (b"GET ", b"HEAD", b"POST", b"PUT ", b"OPTI", b"CONN", b"PRI ", b"HTTP")
 
@@ -114,7 +113,8 @@ def tls_error(error: OSError, doing: Doing, *, server: bool) -> TransportError:
         why = _VERIFY.get(error.verify_code, error.verify_message)
         return TransportError(ErrorCode.TLS_FAILED, f"this host refuses the peer's certificate: {why}")
     if isinstance(error, ssl.SSLEOFError):
-        return _ended(doing)
+        # CPython reports a reset in SSL_read as an end of file that has no reason.
+        return _ended(doing, reset=error.reason is None)
     if not isinstance(error, ssl.SSLError):
         return connection_lost(error)
     reason = error.reason or "no reason given"
@@ -131,12 +131,12 @@ def tls_error(error: OSError, doing: Doing, *, server: bool) -> TransportError:
     return TransportError(ErrorCode.TLS_FAILED, f"{doing.value}: {why}")
 
 
-def _ended(doing: Doing) -> TransportError:
+def _ended(doing: Doing, *, reset: bool) -> TransportError:
     if doing is Doing.HANDSHAKE:
         return TransportError(ErrorCode.TLS_FAILED, "the peer closed the connection during the handshake")
-    if doing is Doing.RECEIVE:
-        return TransportError(
-            ErrorCode.NOT_CLOSED,
-            "the connection ended without close_notify: the peer was killed, or the stream was cut short",
-        )
-    return TransportError(ErrorCode.CONNECTION_LOST, "the peer has closed the connection and takes no more")
+    if doing is Doing.SEND or reset:
+        return connection_lost(OSError(errno.ECONNRESET, ""))
+    return TransportError(
+        ErrorCode.NOT_CLOSED,
+        "the connection ended without close_notify: the peer was killed, or the stream was cut short",
+    )

@@ -29,6 +29,8 @@ from typing import Final
 
 import trio
 
+from sterna.errors import TransportError
+
 Buffer = bytes | bytearray | memoryview
 OnSent = Callable[[int], None]
 
@@ -131,9 +133,9 @@ class Transport(ABC):
         """
         views = [view for view in map(_as_bytes, buffers) if view.nbytes]
         with self._sending:
+            await trio.lowlevel.checkpoint_if_cancelled()
             if self._closed or self._torn:
                 raise trio.ClosedResourceError
-            await trio.lowlevel.checkpoint_if_cancelled()
 
             def sent(count: int) -> None:
                 self.bytes_sent += count
@@ -141,7 +143,11 @@ class Transport(ABC):
                     on_sent(count)
 
             self._torn = True  # until it is known that everything left
-            await self._send(views, sent)
+            try:
+                await self._send(views, sent)
+            except TransportError:
+                self._check_open()
+                raise
             self._torn = False
 
     async def receive_into(self, buffer: memoryview) -> int:
@@ -159,10 +165,13 @@ class Transport(ABC):
         if not buffer.nbytes:
             raise ValueError("an empty buffer cannot tell the end of the stream from no data")
         with self._receiving:
-            if self._closed:
-                raise trio.ClosedResourceError
             await trio.lowlevel.checkpoint_if_cancelled()
-            count = await self._receive_into(_as_bytes(buffer))
+            self._check_open()
+            try:
+                count = await self._receive_into(_as_bytes(buffer))
+            except TransportError:
+                self._check_open()
+                raise
             self.bytes_received += count
             return count
 
@@ -187,6 +196,11 @@ class Transport(ABC):
         """Close at once; the peer sees a lost connection. Legal at any moment, any number of times."""
         self._closed = True
         self._dispose(abrupt=True)
+
+    def _check_open(self) -> None:
+        """Raise if this side has closed it: what failed then failed for that reason."""
+        if self._closed:
+            raise trio.ClosedResourceError
 
     @abstractmethod
     async def _send(self, views: list[memoryview], sent: OnSent) -> None:

@@ -1,0 +1,402 @@
+"""`TlsTransport` and `TlsConfig`: real TLS over loopback."""
+
+import os
+import socket
+import ssl
+
+import pytest
+import trio
+from cryptography.hazmat.primitives import serialization
+from net_support import Stub, receive_exactly
+from trio.testing import wait_all_tasks_blocked
+
+from sterna.errors import ConfigError, TransportError
+from sterna.net.tls import RECORD_BYTES, SLICE_BYTES, TlsConfig
+from sterna.registry import ErrorCode
+
+
+def scratch() -> memoryview:
+    return memoryview(bytearray(4096))
+
+
+async def error_of(function, *args) -> TransportError:
+    with pytest.raises(TransportError) as caught:
+        await function(*args)
+    return caught.value
+
+
+async def test_it_is_tls_1_3_and_mutual(tls_pair):
+    for transport, identity in zip(tls_pair, ("host-a", "host-b"), strict=True):
+        assert transport.tls.version == "TLSv1.3"
+        assert transport.tls.cipher.startswith("TLS_")
+        assert transport.tls.mutual
+        assert transport.peer.identity == identity
+        assert len(transport.peer.fingerprint) == 32
+        assert str(transport.peer).startswith(f"{identity} at 127.0.0.1:")
+
+
+async def test_a_large_send_arrives_whole_in_full_records(tls_pair):
+    a, b = tls_pair
+    pages = os.urandom(3_000_001)
+    sent = []
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.send, [b"header", b"", b"table", memoryview(pages)], sent.append)
+            assert await receive_exactly(b, 11 + len(pages)) == b"headertable" + pages
+    assert sum(sent) == a.bytes_sent == b.bytes_received == 11 + len(pages)
+    assert max(sent) == SLICE_BYTES
+    assert a.records_sent == -(-a.bytes_sent // RECORD_BYTES)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [1],
+        [RECORD_BYTES],
+        [RECORD_BYTES - 1, 1],
+        [32, RECORD_BYTES],
+        [RECORD_BYTES + 1, RECORD_BYTES - 1],
+        [32, 100, SLICE_BYTES * 2 + 5, 7, RECORD_BYTES],
+    ],
+)
+async def test_any_cut_of_the_same_bytes_arrives_alike(tls_pair, sizes):
+    a, b = tls_pair
+    buffers = [os.urandom(size) for size in sizes]
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.send, buffers)
+            assert await receive_exactly(b, sum(sizes)) == b"".join(buffers)
+    assert a.records_sent == -(-sum(sizes) // RECORD_BYTES)
+
+
+async def test_memory_that_changes_between_two_tries_of_a_write(tls_pair):
+    """A guest writes while its page waits for the socket: the record stays valid, old or new content."""
+    a, b = tls_pair
+    memory = bytearray(b"\x01") * 2_000_000
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.send, [memory])
+            await wait_all_tasks_blocked()
+            memory[:] = b"\x02" * len(memory)
+            received = await receive_exactly(b, len(memory))
+    border = received.index(2)
+    assert received == b"\x01" * border + b"\x02" * (len(memory) - border)
+    assert border >= RECORD_BYTES
+
+
+async def test_both_directions_at_once(tls_pair):
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for transport in tls_pair:
+                nursery.start_soon(transport.send, [bytes(1_000_000)])
+                nursery.start_soon(receive_exactly, transport, 1_000_000)
+
+
+async def test_close_notify_is_the_end(tls_pair):
+    a, b = tls_pair
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            await a.send([b"bye"])
+            nursery.start_soon(a.close, 1000)
+            assert await b.receive_into(scratch()) == 3
+            assert await b.receive_into(scratch()) == 0
+            assert await b.receive_into(scratch()) == 0
+            await b.close(1000)
+    for operation in (a.send([b"x"]), a.receive_into(scratch())):
+        with pytest.raises(trio.ClosedResourceError):
+            await operation
+
+
+async def test_data_and_close_notify_in_one_read(tls_pair):
+    a, b = tls_pair
+    async with trio.open_nursery() as nursery:
+        await a.send([b"bye"])
+        nursery.start_soon(a.close)
+        await wait_all_tasks_blocked()
+        assert await b.receive_into(scratch()) == 3
+        assert await b.receive_into(scratch()) == 0
+        b.abort()
+
+
+async def test_the_other_direction_outlives_close_notify(tls_pair):
+    a, b = tls_pair
+    with pytest.raises(ssl.SSLWantReadError):
+        a._sock.unwrap()
+    assert await b.receive_into(scratch()) == 0
+    await b.send([b"still"])
+    assert await receive_exactly(a, 5) == b"still"
+
+
+async def test_a_ragged_end_is_not_an_end(tls_pair):
+    """FIN without close_notify. CPython up to 3.11.2 and `suppress_ragged_eofs` would call it an end."""
+    a, b = tls_pair
+    await a.send([b"half a frame"])
+    a._sock.shutdown(socket.SHUT_WR)
+    assert await b.receive_into(scratch()) == 12
+    for _ in range(2):
+        error = await error_of(b.receive_into, scratch())
+        assert error.code == ErrorCode.NOT_CLOSED
+        assert "without close_notify" in str(error)
+
+
+async def test_data_before_a_ragged_end_is_delivered_first(tls_pair):
+    a, b = tls_pair
+    await a.send([bytes(40_000)])
+    a._sock.shutdown(socket.SHUT_WR)
+    received = 0
+    while received < 40_000:
+        received += await b.receive_into(memoryview(bytearray(100_000)))
+    assert (await error_of(b.receive_into, scratch())).code == ErrorCode.NOT_CLOSED
+
+
+async def test_a_reset_is_a_lost_connection(tls_pair):
+    a, b = tls_pair
+    a.abort()
+    error = await error_of(b.receive_into, scratch())
+    assert error.code == ErrorCode.CONNECTION_LOST
+    assert (await error_of(b.send, [b"x"])).code == ErrorCode.CONNECTION_LOST
+
+
+async def test_a_send_that_fails_looks_for_words_and_keeps_data(tls_pair):
+    """What the peer had sent before it closed is still delivered."""
+    a, b = tls_pair
+    await b.send([b"abort: no room"])
+    b.abort()
+    error = await error_of(a.send, [bytes(1_000_000)])
+    assert error.code == ErrorCode.CONNECTION_LOST
+    assert await a.receive_into(memoryview(bytearray(5))) == 5
+    buffer = scratch()
+    assert bytes(buffer[: await a.receive_into(buffer)]) == b": no room"
+    assert (await error_of(a.receive_into, scratch())).code in {
+        ErrorCode.CONNECTION_LOST,
+        ErrorCode.NOT_CLOSED,
+    }
+
+
+async def test_a_send_that_fails_after_close_notify(tls_pair):
+    a, b = tls_pair
+    with pytest.raises(ssl.SSLWantReadError):
+        b._sock.unwrap()
+    b._sock.close()
+    with trio.fail_after(30):
+        error = None
+        while error is None:
+            try:
+                await a.send([bytes(100_000)])
+            except TransportError as caught:
+                error = caught
+    assert error.code == ErrorCode.CONNECTION_LOST
+
+
+async def test_damaged_records_are_noticed(tls_pair):
+    a, b = tls_pair
+    socket.socket.send(a._sock, b"\x17\x03\x03\x00\x40" + bytes(64))
+    error = await error_of(b.receive_into, scratch())
+    assert error.code == ErrorCode.TLS_FAILED
+    assert "changed on the way" in str(error)
+    assert (await error_of(b.receive_into, scratch())).code == ErrorCode.TLS_FAILED
+
+
+async def test_a_cancelled_receive_loses_nothing(tls_pair, autojump_clock):
+    a, b = tls_pair
+    with trio.move_on_after(1) as scope:
+        await b.receive_into(scratch())
+    assert scope.cancelled_caught
+    await a.send([b"later"])
+    assert await receive_exactly(b, 5) == b"later"
+
+
+async def test_a_cancelled_send_tears_the_connection(tls_pair, autojump_clock):
+    a, b = tls_pair
+    with trio.move_on_after(10) as scope:
+        await a.send([bytes(10_000_000)])
+    assert scope.cancelled_caught
+    assert a.bytes_sent < 10_000_000
+    with pytest.raises(trio.ClosedResourceError):
+        await a.send([b"after half a record"])
+    await a.close()  # an abort: the peer must not take this for an end
+    with pytest.raises(TransportError):
+        await receive_exactly(b, 10_000_000)
+
+
+async def test_concurrent_use_is_refused(tls_pair, autojump_clock):
+    a, _ = tls_pair
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.send, [bytes(10_000_000)])
+        nursery.start_soon(a.receive_into, scratch())
+        await wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            await a.send([b"x"])
+        with pytest.raises(trio.BusyResourceError):
+            await a.receive_into(scratch())
+        nursery.cancel_scope.cancel()
+
+
+async def test_close_wakes_the_own_receiver(tls_pair):
+    a, b = tls_pair
+
+    async def closed():
+        with pytest.raises(trio.ClosedResourceError):
+            await a.receive_into(scratch())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(closed)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(a.close)
+        assert await b.receive_into(scratch()) == 0
+        await b.close()
+
+
+@pytest.mark.parametrize("wait", ["wait_readable", "wait_writable"])
+async def test_a_task_that_was_just_woken_finds_it_closed(tls_pair, monkeypatch, wait):
+    """It must not touch the socket any more: below TLS that would carry plaintext."""
+    a, _b = tls_pair
+
+    async def wakes_as_another_task_closes(sock):
+        await trio.lowlevel.checkpoint()
+        a.abort()
+
+    monkeypatch.setattr(trio.lowlevel, wait, wakes_as_another_task_closes)
+    with pytest.raises(trio.ClosedResourceError):
+        await (a.receive_into(scratch()) if wait == "wait_readable" else a.send([bytes(1_000_000)]))
+
+
+@pytest.mark.parametrize("nothing", [ssl.SSLWantReadError(), ssl.SSLZeroReturnError()])
+async def test_a_send_that_fails_and_nobody_said_why(tls_pair, nothing):
+    a, _b = tls_pair
+    real = a._sock
+    a._sock = Stub(real, send=[BrokenPipeError(32, "")], recv_into=[nothing])
+    assert (await error_of(a.send, [b"x"])).code == ErrorCode.CONNECTION_LOST
+    a._sock = real
+
+
+async def test_an_error_after_closing_is_not_the_peers(tls_pair):
+    a, _b = tls_pair
+
+    def fails(*_):
+        a.abort()
+        raise ConnectionResetError
+
+    real = a._sock
+    a._sock = Stub(real, send=[fails], recv_into=[fails])
+    with pytest.raises(trio.ClosedResourceError):
+        await a.send([b"x"])
+    assert real.fileno() == -1
+
+
+async def test_close_while_the_peer_sends_leaves_last_words_readable(tls_pair):
+    a, b = tls_pair
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as sender:
+                sender.start_soon(b.send, [bytes(500_000)])
+                await wait_all_tasks_blocked()
+                await a.send([b"abort: cancelled"])
+                nursery.start_soon(a.close, 1000)
+                assert await receive_exactly(b, 16) == b"abort: cancelled"
+                assert await b.receive_into(scratch()) == 0
+            await b.close(1000)
+
+
+async def test_close_with_a_full_socket_waits_for_room(tls_pair, autojump_clock):
+    """close_notify has its turn behind what was sent; a peer that reads late still gets it."""
+    a, b = tls_pair
+    await a.send([bytes(60_000)])
+    try:  # below TLS: fill the socket, as a send that has just ended may leave it
+        while True:
+            socket.socket.send(a._sock, bytes(4096))
+    except BlockingIOError:
+        pass
+    start = trio.current_time()
+    await a.close(5)
+    assert trio.current_time() - start == pytest.approx(5)
+    assert await receive_exactly(b, 60_000) == bytes(60_000)
+
+
+async def test_close_after_the_connection_is_gone(tls_pair):
+    a, b = tls_pair
+    b.abort()
+    await a.close(1000)
+    assert a.closed
+
+
+async def test_abort_ends_a_close(tls_pair):
+    a, _b = tls_pair
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.close, 1000)
+        await wait_all_tasks_blocked()
+        a.abort()
+
+
+async def test_two_tasks_may_wait_for_the_same_thing(tls_pair):
+    """OpenSSL may want to read in order to write; trio lets one task wait for a socket to be readable."""
+    a, b = tls_pair
+    done = []
+
+    async def wait():
+        await a._wait(writable=False)
+        done.append(1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        await b.send([b"x"])
+    assert len(done) == 2
+
+
+async def test_whatever_openssl_wants_is_waited_for(tls_pair):
+    """As it happens when the peer renews its key."""
+    a, b = tls_pair
+    await b.send([b"x"])
+    real = a._sock
+    a._sock = Stub(real, send=[ssl.SSLWantReadError()], recv_into=[ssl.SSLWantWriteError()])
+    await a.send([b"y"])
+    assert await receive_exactly(b, 1) == b"y"
+    assert await a.receive_into(scratch()) == 1
+    a._sock = Stub(real, recv_into=[3, ssl.SSLZeroReturnError(), ssl.SSLZeroReturnError()])
+    assert await a.receive_into(scratch()) == 3
+    assert await a.receive_into(scratch()) == 0
+    a._sock = Stub(real, recv_into=[3, ssl.SSLWantWriteError()])
+    assert await a.receive_into(scratch()) == 3
+    a._sock = real
+
+
+@pytest.fixture
+def files(host_a):
+    return {"certificate": host_a.certificate, "key": host_a.key, "authority": host_a.authority}
+
+
+@pytest.mark.parametrize("which", ["certificate", "key", "authority"])
+def test_missing_files_are_named(files, which, tmp_path):
+    files[which] = tmp_path / "none.pem"
+    with pytest.raises(ConfigError, match=r"cannot read .*none\.pem: No such file"):
+        TlsConfig(**files, check_peer=lambda *_: None).context(server=True)
+
+
+@pytest.mark.parametrize("which", ["certificate", "key", "authority"])
+def test_damaged_files_are_named(files, which, tmp_path):
+    files[which] = tmp_path / "damaged.pem"
+    files[which].write_bytes(b"-----BEGIN NOTHING-----\n")
+    with pytest.raises(ConfigError, match=r"damaged\.pem"):
+        TlsConfig(**files, check_peer=lambda *_: None).context(server=True)
+
+
+def test_a_key_of_another_certificate(files, host_b):
+    files["key"] = host_b.key
+    with pytest.raises(ConfigError, match="do not belong together"):
+        TlsConfig(**files, check_peer=lambda *_: None).context(server=False)
+
+
+def test_an_encrypted_key_is_refused_and_nobody_is_asked(files, tmp_path):
+    key = serialization.load_pem_private_key(files["key"].read_bytes(), None)
+    files["key"] = tmp_path / "encrypted.key"
+    files["key"].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    with pytest.raises(ConfigError, match="the key is not encrypted"):
+        TlsConfig(**files, check_peer=lambda *_: None).context(server=True)
