@@ -1,1 +1,88 @@
-"""Sterna: an open live-migration protocol."""
+"""Sterna: an open live-migration protocol.
+
+What an embedder needs is here by name; `sterna.testing` has the conformance check for guests of one's own.
+Names are loaded when they are first used, so that ``import sterna`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from sterna.core.deadlines import Deadlines
+    from sterna.core.events import Outcome, Result
+    from sterna.core.policy import PolicySettings
+    from sterna.errors import GuestError, SternaError, TransportError
+    from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest
+    from sterna.guest.embedded import EmbeddedGuest
+    from sterna.limits import Limits
+    from sterna.memory.bitmap import PageBitmap
+    from sterna.net.connect import connect
+    from sterna.net.endpoint import Destination, Host, LocalHost, Options, Source
+    from sterna.net.listen import listen
+    from sterna.net.memory import memory_transport_pair
+    from sterna.net.tls import TlsConfig
+    from sterna.registry import ErrorCode
+    from sterna.wire.records import Region, Runner, StateSection
+
+_HOMES: Final = {
+    "sterna.core.deadlines": ("Deadlines",),
+    "sterna.core.events": ("Outcome", "Result"),
+    "sterna.core.policy": ("PolicySettings",),
+    "sterna.errors": ("GuestError", "SternaError", "TransportError"),
+    "sterna.guest.api": ("DestinationGuest", "GuestDescription", "SourceGuest"),
+    "sterna.guest.embedded": ("EmbeddedGuest",),
+    "sterna.limits": ("Limits",),
+    "sterna.memory.bitmap": ("PageBitmap",),
+    "sterna.net.connect": ("connect",),
+    "sterna.net.endpoint": ("Destination", "Host", "LocalHost", "Options", "Source"),
+    "sterna.net.listen": ("listen",),
+    "sterna.net.memory": ("memory_transport_pair",),
+    "sterna.net.tls": ("TlsConfig",),
+    "sterna.registry": ("ErrorCode",),
+    "sterna.wire.records": ("Region", "Runner", "StateSection"),
+}
+_HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Deadlines",
+    "Destination",
+    "DestinationGuest",
+    "EmbeddedGuest",
+    "ErrorCode",
+    "GuestDescription",
+    "GuestError",
+    "Host",
+    "Limits",
+    "LocalHost",
+    "Options",
+    "Outcome",
+    "PageBitmap",
+    "PolicySettings",
+    "Region",
+    "Result",
+    "Runner",
+    "Source",
+    "SourceGuest",
+    "StateSection",
+    "SternaError",
+    "TlsConfig",
+    "TransportError",
+    "connect",
+    "listen",
+    "memory_transport_pair",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'sterna' has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -29,8 +29,9 @@ DISKS: Final = 64
 REFUSE_ITEMS: Final = 64
 STREAMS_MAX: Final = 16
 
-# A batch is what one PAGES frame carries: large enough that its fixed cost (some 200 us on both sides) is small
-# beside its bytes, small enough that frames behind it, heartbeats and ABORT, wait some 40 ms on a gigabit link.
+# A batch is what one PAGES frame carries: large enough that its fixed cost (some 200 us on both sides)
+# is small beside its bytes, small enough that frames behind it, heartbeats and ABORT, wait some 40 ms
+# on a gigabit link.
 BATCH_BYTES: Final = 4 * 1024 * 1024
 
 # Ignored frames of unknown type between two frames that we know; more is a peer that only burns time.

@@ -37,7 +37,7 @@ from sterna.core.events import (
     StartTracking,
     Throttle,
 )
-from sterna.core.policy import PolicySettings
+from sterna.core.policy import PolicySettings, estimate_fixed_cost_s
 from sterna.core.session import Grease
 from sterna.core.source import SourceConfig, SourceMachine
 from sterna.errors import GuestError
@@ -127,6 +127,7 @@ class Options:
     """What both endpoints can be told; the defaults suit a local network.
 
     Attributes:
+        policy: when to pause; None is the default with a fixed cost that suits the guest's size.
         bandwidth_bytes_s: cap on what is sent; None for none.
         on_event: called with every event of the machine, between two checkpoints; must not block.
         clock: seconds that never run backwards; tests in virtual time pass `trio.current_time`.
@@ -135,7 +136,7 @@ class Options:
 
     limits: Limits = field(default_factory=Limits)
     deadlines: Deadlines = field(default_factory=Deadlines)
-    policy: PolicySettings = field(default_factory=PolicySettings)
+    policy: PolicySettings | None = None
     bandwidth_bytes_s: float | None = None
     batch_bytes: int = bounds.BATCH_BYTES
     on_event: OnEvent = lambda _: None
@@ -176,7 +177,7 @@ class Source:
             guest_id=description.id,
             epoch=epoch,
             runner=runner,
-            policy=options.policy,
+            policy=options.policy or PolicySettings(fixed_cost_s=estimate_fixed_cost_s(table.pages)),
             batch_bytes=options.batch_bytes,
         )
         views = {region.id: guest.memory(region.id) for region in table.copied}

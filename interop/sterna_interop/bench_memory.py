@@ -1,6 +1,6 @@
 """Times the page bitmap, page batches and the digest, each beside a yardstick of the same run.
 
-    python interop/bench_memory.py --runs 7 --pages-log2 28 --region 268435456
+    python -m sterna_interop.bench_memory --runs 7 --pages-log2 28 --region 268435456
 
 Figures of a machine mean little by themselves: the yardstick column says what plain numpy takes to move
 the same bytes at that moment, the ratio is what can be compared.

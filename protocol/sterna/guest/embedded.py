@@ -1,0 +1,162 @@
+"""A guest inside of the embedder's own process: one buffer of memory and a few bytes of state.
+
+For an emulator, a unikernel host or a test that has its guest's memory at hand. Subclass `EmbeddedGuest`,
+call `wrote()` wherever the guest's memory is written, and override four small methods:
+
+- `stop()` and `start()`: the guest stands still, the guest runs. Called with nothing else going on;
+- `save()` and `load(state)`: everything that is not memory, as bytes of one's own layout.
+
+The same class serves both sides. Such a guest needs no holder, and dies with its process.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+
+from sterna.errors import GuestError
+from sterna.guest.api import GuestDescription, StateSection
+from sterna.memory.bitmap import PageBitmap
+from sterna.registry import ErrorCode, StateKind
+from sterna.wire.records import Region, Runner
+
+REGION = 1
+PAGE_BYTES = 4096
+STATE_VERSION = 1
+
+
+class EmbeddedGuest:
+    """Both sides of a guest with one region. Implements `SourceGuest` and `DestinationGuest`.
+
+    Args:
+        memory: the guest's memory, a writable buffer of whole pages. At the destination it must read as
+            zeros: a new `bytearray` or `mmap` does.
+        name: for people.
+        guest_id: 16 bytes, the same on every host; random if left out.
+    """
+
+    tracker = "told by the guest"
+
+    def __init__(
+        self, memory: bytearray | memoryview, name: str = "embedded", *, guest_id: bytes | None = None
+    ) -> None:
+        self._memory = memoryview(memory).cast("B")
+        if not self._memory.nbytes or self._memory.nbytes % PAGE_BYTES:
+            raise ValueError(f"{self._memory.nbytes} bytes are not whole pages of {PAGE_BYTES}")
+        region = Region(REGION, 0, self._memory.nbytes)
+        self._description = GuestDescription(secrets.token_bytes(16) if guest_id is None else guest_id, name, (region,))
+        self._dirty = PageBitmap(region.pages)
+        self._granted: int | None = None
+
+    # ---- for the subclass ----
+
+    def wrote(self, offset: int, length: int) -> None:
+        """The guest has written `length` bytes at `offset`: say it after each write, from any one thread."""
+        if length:
+            first = offset // PAGE_BYTES
+            self._dirty.set(first, (offset + length - 1) // PAGE_BYTES - first + 1)
+
+    def stop(self) -> None:
+        """Stand still; return when nothing of the guest runs. Legal when stopped."""
+
+    def start(self) -> None:
+        """Run on. Legal when running."""
+
+    def save(self) -> bytes:
+        """Everything but the memory."""
+        return b""
+
+    def load(self, state: bytes) -> None:
+        """The inverse of `save`, at the destination; `ValueError` for what makes no sense."""
+        if state:
+            raise ValueError(f"{len(state)} bytes of state for a guest that has none")
+
+    # ---- both sides ----
+
+    @property
+    def description(self) -> GuestDescription:
+        """The guest, constant."""
+        return self._description
+
+    def memory(self, region: int) -> memoryview:
+        """The guest's memory."""
+        if region != REGION:
+            raise GuestError(f"there is no region {region}")
+        return self._memory
+
+    # ---- source ----
+
+    async def start_tracking(self) -> None:
+        """Forget what was written so far."""
+        self._dirty.clear_all()
+
+    async def collect_dirty(self) -> Mapping[int, PageBitmap]:
+        """What `wrote` was told since the last time."""
+        dirty = self._dirty
+        self._dirty = PageBitmap(dirty.bits)
+        return {REGION: dirty}
+
+    async def stop_tracking(self) -> None:
+        """Nothing to stop: `wrote` costs the same either way."""
+
+    async def pause(self) -> None:
+        """`stop()`."""
+        self.stop()
+
+    async def resume(self) -> None:
+        """`start()`, unless the guest may be running elsewhere."""
+        if self._granted is not None:
+            raise GuestError(f"epoch {self._granted} has been granted to the destination")
+        self.start()
+
+    async def throttle(self, share: float) -> None:
+        """Ignored: override it if the guest can be slowed down."""
+
+    async def save_state(self) -> Sequence[StateSection]:
+        """`save()` as one section."""
+        return [StateSection(StateKind.OPAQUE, STATE_VERSION, self.save())]
+
+    async def mark_granted(self, epoch: int) -> None:
+        """From now on `resume` is refused. As durable as the process, which is all that this guest is."""
+        self._granted = epoch
+
+    async def revoke_grant(self, epoch: int) -> None:
+        """The grant of `epoch` was not used."""
+        if epoch == self._granted:
+            self._granted = None
+
+    async def release(self) -> None:
+        """The guest has left; its memory is the embedder's to free."""
+
+    # ---- destination ----
+
+    async def reserve(self, description: GuestDescription) -> None:
+        """Check that the guest that comes fits this one's memory."""
+        regions = description.regions
+        if len(regions) != 1 or (regions[0].id, regions[0].size_bytes) != (REGION, self._memory.nbytes):
+            size = sum(region.size_bytes for region in regions)
+            detail = f"{len(regions)} regions of {size} bytes; there is room for one of {self._memory.nbytes}"
+            raise GuestError(detail, ErrorCode.REFUSED)
+        if description.architecture != self._description.architecture:
+            raise GuestError(f"architecture {description.architecture}", ErrorCode.ARCHITECTURE)
+
+    async def prepare(self) -> None:
+        """Nothing is slow here."""
+
+    async def load_state(self, sections: Sequence[StateSection]) -> None:
+        """`load()` of the one section."""
+        kinds = [(section.kind, section.version) for section in sections]
+        if kinds != [(StateKind.OPAQUE, STATE_VERSION)]:
+            raise GuestError(f"state sections {kinds}", ErrorCode.UNKNOWN_STATE)
+        try:
+            self.load(sections[0].data)
+        except ValueError as error:
+            raise GuestError(str(error), ErrorCode.STATE_REJECTED) from error
+
+    async def run(self, epoch: int, runner: Runner) -> None:
+        """`start()`."""
+        del epoch, runner
+        self.start()
+
+    async def discard(self) -> None:
+        """The guest did not come."""

@@ -1,0 +1,125 @@
+"""The guest in the embedder's own process keeps the laws of the guest interface."""
+
+import pytest
+
+from sterna.errors import GuestError
+from sterna.guest.api import GuestDescription
+from sterna.guest.embedded import PAGE_BYTES, REGION, EmbeddedGuest
+from sterna.registry import Architecture, ErrorCode, StateKind
+from sterna.testing import check_guest
+from sterna.wire.records import Region, StateSection
+
+PAGES = 64
+
+
+class Counting(EmbeddedGuest):
+    """Writes its count to one page after the other while it runs."""
+
+    def __init__(self, guest_id: bytes = bytes(16)) -> None:
+        super().__init__(bytearray(PAGES * PAGE_BYTES), "counting", guest_id=guest_id)
+        self.count = 0
+        self.running = False
+
+    def work(self, writes: int) -> None:
+        for _ in range(writes if self.running else 0):
+            self.count += 1
+            offset = self.count % PAGES * PAGE_BYTES + 8 * (self.count % 500)
+            self.memory(REGION)[offset : offset + 8] = self.count.to_bytes(8, "little")
+            self.wrote(offset, 8)
+
+    def start(self) -> None:
+        self.running = True
+
+    def stop(self) -> None:
+        self.running = False
+
+    def save(self) -> bytes:
+        return self.count.to_bytes(8, "little")
+
+    def load(self, state: bytes) -> None:
+        if len(state) != 8:
+            raise ValueError(f"{len(state)} bytes of state")
+        self.count = int.from_bytes(state, "little")
+
+
+async def test_keeps_the_laws() -> None:
+    guests: list[Counting] = []
+
+    async def source() -> Counting:
+        guests.append(Counting())
+        guests[-1].start()
+        return guests[-1]
+
+    async def destination() -> Counting:
+        guests.append(Counting())
+        return guests[-1]
+
+    async def run_for(seconds: float) -> None:
+        for guest in guests:
+            guest.work(int(seconds * 1000))
+
+    await check_guest(source, destination, run_for=run_for)
+
+
+@pytest.mark.parametrize(
+    ("offset", "length", "pages"),
+    [
+        (0, 0, []),
+        (0, 1, [0]),
+        (4095, 1, [0]),
+        (4095, 2, [0, 1]),
+        (4096, 8192, [1, 2]),
+        (63 * 4096, 4096, [63]),
+    ],
+)
+async def test_a_write_dirties_every_page_that_it_touches(offset: int, length: int, pages: list[int]) -> None:
+    guest = Counting()
+    await guest.start_tracking()
+    guest.wrote(offset, length)
+    dirty = (await guest.collect_dirty())[REGION]
+    assert [page for page in range(PAGES) if page in dirty] == pages
+    assert not (await guest.collect_dirty())[REGION].any()
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4097])
+def test_memory_is_whole_pages(size: int) -> None:
+    with pytest.raises(ValueError, match="whole pages"):
+        EmbeddedGuest(bytearray(size))
+
+
+async def test_refuses_a_guest_that_does_not_fit() -> None:
+    here = Counting()
+    two = GuestDescription(bytes(16), "two", (Region(1, 0, 4096), Region(2, 8192, 4096)))
+    arm = GuestDescription(bytes(16), "arm", here.description.regions, architecture=Architecture.AARCH64)
+    for description, code in ((two, ErrorCode.REFUSED), (arm, ErrorCode.ARCHITECTURE)):
+        with pytest.raises(GuestError) as caught:
+            await here.reserve(description)
+        assert caught.value.code is code
+    with pytest.raises(GuestError, match="no region 7"):
+        here.memory(7)
+
+
+async def test_a_guest_without_state_takes_none() -> None:
+    guest = EmbeddedGuest(bytearray(4096))
+    assert guest.save() == b""
+    await guest.load_state([StateSection(StateKind.OPAQUE, 1, b"")])
+    with pytest.raises(GuestError) as caught:
+        await guest.load_state([StateSection(StateKind.OPAQUE, 1, b"x")])
+    assert caught.value.code is ErrorCode.STATE_REJECTED
+    guest.stop()
+    guest.start()
+    await guest.throttle(0.5)
+
+
+async def test_a_granted_guest_runs_again_only_when_the_grant_is_revoked() -> None:
+    guest = Counting()
+    await guest.mark_granted(3)
+    with pytest.raises(GuestError, match="granted"):
+        await guest.resume()
+    await guest.revoke_grant(2)
+    with pytest.raises(GuestError, match="granted"):
+        await guest.resume()
+    await guest.revoke_grant(3)
+    await guest.resume()
+    assert guest.running
+    await guest.release()
