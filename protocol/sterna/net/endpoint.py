@@ -53,6 +53,7 @@ from sterna.wire.records import NO_RUNNER, Guest, Hello, Runner
 
 AGENT = "sterna"
 
+_BATCH_S = 0.05
 _GREASE_FRAMES = 3
 _GREASE_WITHIN = 40
 _GREASE_BYTES = 64
@@ -178,7 +179,7 @@ class Source:
             epoch=epoch,
             runner=runner,
             policy=options.policy or PolicySettings(fixed_cost_s=estimate_fixed_cost_s(table.pages)),
-            batch_bytes=options.batch_bytes,
+            batch_bytes=_batch_bytes(options),
         )
         views = {region.id: guest.memory(region.id) for region in table.copied}
         self._runner = runner
@@ -331,6 +332,13 @@ class Destination:
         await self.guest.reserve(description)
         views: Mapping[int, memoryview] = {region.id: self.guest.memory(region.id) for region in table.copied}
         return RegionPages(table, views)
+
+
+def _batch_bytes(options: Options) -> int:
+    """A batch that passes a bandwidth cap in `_BATCH_S`, so that heartbeats behind it are not late."""
+    if options.bandwidth_bytes_s is None:
+        return options.batch_bytes
+    return min(options.batch_bytes, max(bounds.CHUNK_BYTES, int(options.bandwidth_bytes_s * _BATCH_S)))
 
 
 def _limiter(options: Options) -> RateLimiter | None:
