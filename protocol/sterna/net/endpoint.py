@@ -7,6 +7,7 @@ one, for two endpoints and nothing else [ONE-43].
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ from sterna.core.events import (
 from sterna.core.policy import PolicySettings, estimate_fixed_cost_s
 from sterna.core.session import Grease
 from sterna.core.source import SourceConfig, SourceMachine
-from sterna.errors import GuestError
+from sterna.errors import ConfigError, GuestError
 from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest
 from sterna.limits import Limits
 from sterna.memory.pages import PageSink, RegionPages
@@ -144,6 +145,12 @@ class Options:
     clock: Clock = boottime
     grease: bool = True
     agent: str = AGENT
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a cap so low that a chunk would look like a stalled connection."""
+        cap = self.bandwidth_bytes_s
+        if cap is not None and not bounds.CHUNK_BYTES <= cap < math.inf:
+            raise ConfigError(f"a bandwidth cap of {cap:g} bytes/s: the least is {bounds.CHUNK_BYTES}")
 
 
 class Source:
