@@ -19,6 +19,10 @@ from sterna.errors import ConfigError, SternaError
 
 # name, where it is, what it does: enough for `sterna --help` without importing any of them
 COMMANDS = (
+    ("demo", "sterna.cli.demo:demo", "Migrate a live guest between processes of this machine."),
+    ("serve", "sterna.cli.serve:serve", "Listen for a guest."),
+    ("migrate", "sterna.cli.migrate:migrate", "Send a guest away, while it runs."),
+    ("holder", "sterna.cli.holder:holder", "Run a guest to be migrated, or make room for one."),
     ("doctor", "sterna.cli.doctor:doctor", "Tell what this machine can do, and how to make it do more."),
     ("pki", "sterna.cli.pki:app", "Make certificates for hosts."),
     ("exits", "sterna.cli.exits:exits", "Print the table of exit codes."),

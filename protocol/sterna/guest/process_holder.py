@@ -25,7 +25,7 @@ from sterna.wire.records import Runner
 
 # The protocol thread waits for the interpreter lock behind the workload's; the default of 5 ms would be most
 # of a pause's latency.
-_SWITCH_INTERVAL_S = 0.0005
+SWITCH_INTERVAL_S = 0.0005
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the holder until it is told to end. Returns the exit status: 0, or 1 with a sentence on stderr."""
     options = _arguments(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     # A pidfd, not PR_SET_PDEATHSIG: that one fires when the *thread* that started us ends.
     parent = Pidfd.open(os.getppid()) if options.die_with_parent else None
     try:

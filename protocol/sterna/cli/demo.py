@@ -1,0 +1,158 @@
+"""`sterna demo`: a live guest moves between two processes of this machine, and is audited there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal
+
+import trio
+
+from sterna.cli.demo_processes import DESTINATION, SOURCE, ProcessDemo
+from sterna.cli.demo_report import tell
+from sterna.cli.demo_run import DemoRun, Wishes
+from sterna.cli.demo_simulated import SimulatedDemo
+from sterna.cli.endpoint import INSECURE, Ending, Flag, PathOption, Security
+from sterna.cli.follow import Reporter
+from sterna.cli.holder import HOT_BYTES, MEMORY_BYTES, RATE_BYTES_S, check_size
+from sterna.cli.output import Output
+from sterna.cli.units import Json, Rate, Size
+from sterna.errors import ConfigError
+from sterna.host.evidence import DESTINATION_IMAGE, JOURNAL, SOURCE_IMAGE, WARNING, Evidence
+from sterna.host.peers import PeerList
+from sterna.host.pki import init_ca, issue
+from sterna.net.tls import TlsConfig
+
+_PEERS: Final = f"""\
+[[peer]]
+identity = "{SOURCE}"
+may_send = ["*"]
+
+[[peer]]
+identity = "{DESTINATION}"
+may_receive = ["*"]
+"""
+
+
+def demo(
+    *,
+    guest: Literal["auto", "simulated", "process"] = "auto",
+    memory: Size = MEMORY_BYTES,
+    dirty_rate: Rate = RATE_BYTES_S,
+    hot: Size = HOT_BYTES,
+    insecure: Flag = False,
+    evidence: PathOption = None,
+    json: Json = False,
+) -> int:
+    """Migrate a live guest between two processes of this machine, and check that nothing was lost.
+
+    Source and destination, and the two holders that keep the guest, are processes of their own; they
+    authenticate each other with certificates of a throw-away authority. The guest writes its memory all
+    the time and checks every page that it writes; after the migration all of its memory is audited.
+
+    Args:
+        guest: process: a real process with real time; simulated: one process, for machines without the
+            means; auto: what this machine can.
+        memory: size of the guest.
+        dirty_rate: what it writes a second; 0B/s is one page and then nothing.
+        hot: the part of its memory to which it mostly writes.
+        insecure: plaintext instead of TLS.
+        evidence: directory for source.img and destination.img (try `cmp`) and the guest's journal.
+        json: one JSON object on stdout.
+    """
+    check_size(memory)
+    reporter = Reporter(Output(json=json))
+    wishes = Wishes(
+        memory_bytes=memory,
+        rate_bytes_s=dirty_rate,
+        hot_bytes=min(hot, memory),
+        insecure=insecure,
+        evidence=None if evidence is None else _evidence(evidence, reporter),
+    )
+    if insecure:
+        reporter.notice(INSECURE)
+    kind = _choose(guest)
+    directory = Path(tempfile.mkdtemp(prefix="sterna-demo-"))
+    try:
+        with reporter:
+            run = trio.run(partial(_run, kind, wishes, reporter, directory))
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    reporter.result(run.fields(wishes))
+    tell(run, wishes, reporter.output)
+    return run.exit_code
+
+
+def _choose(guest: str) -> str:
+    """The process guest where there are memory files and Unix sockets: any Linux of these years."""
+    able = hasattr(os, "memfd_create") and hasattr(socket, "AF_UNIX")
+    if guest == "auto":
+        return "process" if able else "simulated"
+    if guest == "process" and not able:
+        raise ConfigError(
+            "--guest process needs memory files, which this system lacks: try --guest simulated"
+        )
+    return guest
+
+
+def _evidence(directory: Path, reporter: Reporter) -> Evidence:
+    evidence = Evidence(directory)
+    for name in (SOURCE_IMAGE, DESTINATION_IMAGE):
+        evidence.path(name).unlink(missing_ok=True)
+    evidence.new_file(JOURNAL)
+    reporter.notice(f"{directory} {WARNING}; writing destination.img lengthens the blackout")
+    return evidence
+
+
+async def _run(kind: str, wishes: Wishes, reporter: Reporter, directory: Path) -> DemoRun:
+    runs: list[DemoRun] = []
+    async with trio.open_nursery() as nursery:
+        ending = Ending(nursery.cancel_scope)
+        await nursery.start(ending.watch)
+        pki = None if wishes.insecure else await trio.to_thread.run_sync(_make_pki, directory)
+        demo: SimulatedDemo | ProcessDemo
+        if kind == "simulated":
+            demo = SimulatedDemo(wishes, reporter, _tls(pki), DESTINATION)
+        else:
+            demo = ProcessDemo(wishes, reporter, directory, _security(pki, directory))
+        runs.append(await demo.run())
+        nursery.cancel_scope.cancel()
+    if ending.interrupted:
+        raise KeyboardInterrupt
+    return runs[0]
+
+
+def _make_pki(directory: Path) -> Path:
+    pki = directory / "pki"
+    init_ca(pki, name="demo")
+    for name in (SOURCE, DESTINATION):
+        issue(pki, name, hosts=("127.0.0.1",))
+    (directory / "peers.toml").write_text(_PEERS)
+    return pki
+
+
+def _security(pki: Path | None, directory: Path) -> Mapping[str, Sequence[str]]:
+    """Options of `sterna migrate` and `sterna serve`."""
+    if pki is None:
+        return {name: ["--insecure", "--name", name] for name in (SOURCE, DESTINATION)}
+    common = ["--pki", str(pki), "--peers", str(directory / "peers.toml")]
+    return {
+        SOURCE: [*common, "--name", SOURCE, "--peer", DESTINATION],
+        DESTINATION: [*common, "--name", DESTINATION],
+    }
+
+
+def _tls(pki: Path | None) -> tuple[TlsConfig, TlsConfig] | None:
+    """The same for endpoints in this process."""
+    if pki is None:
+        return None
+    check = PeerList.load(pki.parent / "peers.toml").check_peer
+    source, destination = (Security(pki=pki, name=name).tls(check) for name in (SOURCE, DESTINATION))
+    assert source is not None
+    assert destination is not None
+    return source, destination

@@ -1,0 +1,109 @@
+"""What the demo says at its end, to people: a table, and a picture of the rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from sterna.cli.demo_run import DemoRun, Wishes
+from sterna.cli.exits import Exit
+from sterna.cli.output import Output
+from sterna.core.words import duration_text, rate_text, share_text, size_text
+
+_BAR_CELLS: Final = 40
+_PAGE_BYTES: Final = 4096
+
+
+def tell(run: DemoRun, wishes: Wishes, output: Output) -> None:
+    """Everything worth knowing about a run; nothing with --json, where the object has said it."""
+    if output.json:
+        return
+    rounds = _rounds(run)
+    if rounds:
+        output.table(("", "sent", ""), picture(rounds))
+    output.table(("", "measured"), rows(run, wishes))
+    for text in remarks(run, wishes):
+        output.say(text)
+    good = run.exit_code is Exit.OK
+    verdict = "The guest has moved, whole, and runs on." if good else "This did not go as it should."
+    output.say(verdict, style="green" if good else "red")
+
+
+def picture(rounds: list[Mapping[str, object]]) -> list[tuple[str, str, str]]:
+    """A bar a round, as long as its bytes; the last one is the blackout's."""
+    most = max((_number(one, "bytes") for one in rounds), default=0.0) or 1.0
+    found = []
+    for index, one in enumerate(rounds):
+        sent = _number(one, "bytes")
+        cells = max(1, round(sent / most * _BAR_CELLS)) if sent else 0
+        last = index == len(rounds) - 1
+        name = "blackout" if last else f"round {one.get('round')}"
+        text = f"{size_text(sent)} in {duration_text(_number(one, 'seconds'))}"
+        found.append((name, ("▓" if last else "█") * cells, text))
+    return found
+
+
+def rows(run: DemoRun, wishes: Wishes) -> list[tuple[str, str]]:
+    """The summary, as pairs of a name and what it is."""
+    tls = run.source.get("tls")
+    secured = (
+        f"{tls['version']}, {tls['cipher']}, both sides" if isinstance(tls, dict) else "none (--insecure)"
+    )
+    source, _ = run.digests
+    hot = f"{size_text(run.hot_bytes)} of {size_text(wishes.memory_bytes)} hot"
+    rate = (
+        f"{rate_text(run.dirty_rate_bytes_s)} of distinct pages (asked for {rate_text(wishes.rate_bytes_s)})"
+    )
+    found = [
+        ("outcome", run.outcome),
+        ("guest", f"{run.guest}, {hot}, followed by {run.tracker}"),
+        ("it wrote", rate),
+        ("TLS", secured),
+        (
+            "sent",
+            f"{size_text(_number(run.source, 'bytes_sent'))} in {_seconds(run.source, 'seconds_total')}",
+        ),
+        ("blackout", f"{_seconds(run.source, 'seconds_blackout')} as the source saw it"),
+    ]
+    if run.blackout_guest_s is not None:
+        found.append(("", f"{duration_text(run.blackout_guest_s)} as the guest saw it, from write to write"))
+    if source is not None:
+        found.append(("memory digest", f"{source}, {'equal' if run.equal else 'NOT equal'} on both sides"))
+    if run.audit is not None:
+        checked = f"{run.audit['pages_checked']} pages checked, {run.errors} errors"
+        found.append(("audit", checked))
+        found.append(("writes", f"{run.writes_before} before, {run.writes_after} after"))
+    return found
+
+
+def remarks(run: DemoRun, wishes: Wishes) -> list[str]:
+    """What a reader of the figures should know."""
+    found = list(run.failures)
+    throttle = max((_number(one, "throttle") for one in _rounds(run)), default=0.0)
+    if throttle:
+        found.append(
+            "The guest wrote faster than its pages could be sent, and was slowed down by up to "
+            f"{share_text(throttle)} until it could be caught up with."
+        )
+    if wishes.rate_bytes_s < _PAGE_BYTES:
+        found.append("The guest writes next to nothing: from write to write says little about the blackout.")
+    if wishes.evidence is not None and run.equal:
+        directory = wishes.evidence.directory
+        found.append(f"Compare the images yourself: cmp {directory}/source.img {directory}/destination.img")
+    if text := run.source.get("text"):
+        found.append(str(text))
+    return found
+
+
+def _rounds(run: DemoRun) -> list[Mapping[str, object]]:
+    rounds = run.source.get("rounds")
+    return rounds if isinstance(rounds, list) else []
+
+
+def _number(fields: Mapping[str, object], name: str) -> float:
+    value = fields.get(name)
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _seconds(fields: Mapping[str, object], name: str) -> str:
+    return duration_text(_number(fields, name))

@@ -1,0 +1,124 @@
+"""What a demo was asked for, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sterna.cli.events import Fields
+from sterna.cli.exits import Exit, exit_of_outcome
+from sterna.core.events import Outcome
+from sterna.host.evidence import Evidence
+from sterna.registry import ErrorCode
+
+# How long the guest runs at each side: enough for its rate to be measured, over about a second.
+BEFORE_S = 1.2
+AFTER_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """The command's arguments. Sizes in bytes, rates in bytes a second."""
+
+    memory_bytes: int
+    rate_bytes_s: int
+    hot_bytes: int
+    insecure: bool
+    evidence: Evidence | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoRun:
+    """A migration as it went, complete or not.
+
+    Attributes:
+        source: the result of the source, in the fields of `sterna migrate --json`.
+        destination: the result of the destination, in those of `sterna serve --json`.
+        dirty_rate_bytes_s: distinct pages that the guest wrote a second before it was migrated, in bytes.
+        blackout_guest_s: from the guest's last write at the source to its first at the destination; None
+            if there was none.
+        writes_before: pages written until the pause.
+        audit: the audit at the destination: `pages_checked`, `errors`, `writes`; None if there was none.
+        processes: process ids by role; None where a role has no process of its own.
+        failures: what else went wrong, for people.
+    """
+
+    guest: str
+    tracker: str
+    hot_bytes: int
+    source: Mapping[str, object]
+    destination: Mapping[str, object]
+    dirty_rate_bytes_s: int
+    blackout_guest_s: float | None
+    writes_before: int
+    audit: Mapping[str, int] | None
+    processes: Mapping[str, int | None]
+    failures: Sequence[str] = field(default=())
+
+    @property
+    def outcome(self) -> str:
+        """How the migration ended, as the source sees it."""
+        return str(self.source.get("outcome", "failed"))
+
+    @property
+    def digests(self) -> tuple[object, object]:
+        """The memory digests of both sides; None where there is none."""
+        return self.source.get("digest"), self.destination.get("digest")
+
+    @property
+    def writes_after(self) -> int:
+        """Pages written at the destination."""
+        return 0 if self.audit is None else self.audit["writes"] - self.writes_before
+
+    @property
+    def errors(self) -> int:
+        """What the audit found."""
+        return 0 if self.audit is None else self.audit["errors"]
+
+    @property
+    def equal(self) -> bool:
+        """Whether both digests are there and equal."""
+        source, destination = self.digests
+        return source is not None and source == destination
+
+    @property
+    def exit_code(self) -> Exit:
+        """OK only if the guest has moved, whole, and runs."""
+        if self.outcome != Outcome.COMPLETED:
+            code = self.source.get("code")
+            known = None if code is None else ErrorCode[str(code).upper()]
+            failed = exit_of_outcome(Outcome(self.outcome), known)
+            return failed or Exit.FAILED
+        good = self.equal and self.audit is not None and not self.errors and self.writes_after > 0
+        return Exit.OK if good and not self.failures else Exit.FAILED
+
+    def fields(self, wishes: Wishes) -> Fields:
+        """The object of `--json`."""
+        source, destination = self.digests
+        rounds = self.source.get("rounds")
+        audit = self.audit or {"pages_checked": 0}
+        return {
+            "outcome": self.outcome,
+            "code": self.source.get("code"),
+            "guest": self.guest,
+            "tracker": self.tracker,
+            "tls": self.source.get("tls"),
+            "memory_bytes": wishes.memory_bytes,
+            "dirty_rate_requested": wishes.rate_bytes_s,
+            "dirty_rate_achieved": self.dirty_rate_bytes_s,
+            "hot_set_bytes": self.hot_bytes,
+            "rounds": rounds if isinstance(rounds, list) else [],
+            "bytes_sent": self.source.get("bytes_sent", 0),
+            "seconds_total": self.source.get("seconds_total", 0.0),
+            "seconds_blackout": self.source.get("seconds_blackout"),
+            "seconds_blackout_guest": self.blackout_guest_s,
+            "digest": {"source": source, "destination": destination, "equal": self.equal},
+            "audit": {
+                "pages_checked": audit["pages_checked"],
+                "errors": self.errors,
+                "writes_before": self.writes_before,
+                "writes_after": self.writes_after,
+            },
+            "processes": dict(self.processes),
+            "failures": list(self.failures),
+        }

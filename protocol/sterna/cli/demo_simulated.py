@@ -1,0 +1,179 @@
+"""The demo with simulated guests: one process, but real TCP and TLS over loopback between the endpoints."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import trio
+
+from sterna.cli.demo_run import AFTER_S, BEFORE_S, DemoRun, Wishes
+from sterna.cli.endpoint import tell_progress
+from sterna.cli.events import Fields, connection_fields, result_fields
+from sterna.cli.follow import Reporter, now_ns
+from sterna.guest.api import DestinationGuest, GuestDescription, StateSection
+from sterna.guest.journal import Journal
+from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedMachine, SimulatedSourceGuest
+from sterna.guest.workload import PAGE_BYTES, WorkloadParameters
+from sterna.host.evidence import DESTINATION_IMAGE, JOURNAL, SOURCE_IMAGE, Evidence
+from sterna.net.connect import Address, connect
+from sterna.net.endpoint import Destination, LocalHost, Options, Source
+from sterna.net.listen import listen
+from sterna.net.tls import TlsConfig
+from sterna.net.transport import Transport
+from sterna.wire.records import Runner
+
+_TICK_S = 0.002
+
+
+class _Departing(SimulatedSourceGuest):
+    """Keeps its image for the evidence."""
+
+    evidence: Evidence | None = None
+
+    async def release(self) -> None:
+        if self.evidence is not None:
+            await self.evidence.keep_image(SOURCE_IMAGE, self.description, self.memory)
+        await super().release()
+
+
+class _Arriving(SimulatedDestinationGuest):
+    """Likewise."""
+
+    evidence: Evidence | None = None
+
+    async def load_state(self, sections: Sequence[StateSection]) -> None:
+        await super().load_state(sections)
+        if self.evidence is not None and self.description is not None:
+            await self.evidence.keep_image(DESTINATION_IMAGE, self.description, self.memory)
+
+
+class SimulatedDemo:
+    """One run.
+
+    Args:
+        wishes: what was asked for.
+        reporter: told of the source's events.
+        tls: configurations of source and destination; None is plaintext.
+        expected: the destination's identity.
+    """
+
+    def __init__(
+        self, wishes: Wishes, reporter: Reporter, tls: tuple[TlsConfig, TlsConfig] | None, expected: str
+    ) -> None:
+        self._wishes = wishes
+        self._reporter = reporter
+        self._tls: tuple[TlsConfig | None, TlsConfig | None] = tls or (None, None)
+        self._expected = expected if tls else None
+        parameters = WorkloadParameters.for_memory(wishes.memory_bytes, wishes.hot_bytes, cold_every=64)
+        self._guest = _Departing(parameters, rate_bytes_s=wishes.rate_bytes_s)
+        self._guest.machine.runner = Runner("source", secrets.token_bytes(16))
+        self._arriving = _Arriving(memory_limit_bytes=wishes.memory_bytes, rate_bytes_s=wishes.rate_bytes_s)
+        self._guest.evidence = self._arriving.evidence = wishes.evidence
+        self._journal = Journal(None if wishes.evidence is None else str(wishes.evidence.path(JOURNAL)))
+        self._journaled = 0
+        self._arrived = trio.Event()
+        self._destination: Fields = {}
+        self._first_write_ns = self._last_write_ns = 0
+
+    async def run(self) -> DemoRun:
+        """Let the guest run, move it, let it run on, audit it."""
+        guest, arriving = self._guest, self._arriving
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._live)
+            rate_bytes_s = await self._measure()
+            (address,) = await nursery.start(
+                partial(listen, Address("127.0.0.1", 0), self._take, tls=self._tls[1])
+            )
+            source = await self._send(address)
+            writes_before = guest.workload.count
+            if arriving.has_run:
+                await self._arrived.wait()
+                await trio.sleep(AFTER_S)
+            nursery.cancel_scope.cancel()
+        self._journal.close()
+        stood_ns = self._first_write_ns - self._last_write_ns
+        pid = os.getpid()
+        return DemoRun(
+            guest="simulated",
+            tracker=guest.tracker,
+            hot_bytes=guest.workload.parameters.hot_pages * PAGE_BYTES,
+            source=source,
+            destination=self._destination,
+            dirty_rate_bytes_s=rate_bytes_s,
+            blackout_guest_s=stood_ns / 1e9 if self._first_write_ns else None,
+            writes_before=writes_before,
+            audit=self._audit(),
+            processes={"source": pid, "destination": pid, "source_holder": None, "destination_holder": None},
+            failures=() if self._wishes.evidence is None else tuple(self._wishes.evidence.failures),
+        )
+
+    async def _measure(self) -> int:
+        """Let the guest run for a while; distinct bytes that it wrote a second."""
+        workload, started = self._guest.workload, trio.current_time()
+        first = workload.count
+        await trio.sleep(BEFORE_S)
+        distinct = workload.distinct_pages(first, workload.count)
+        return round(distinct * PAGE_BYTES / (trio.current_time() - started))
+
+    async def _live(self) -> None:
+        """Simulated guests have no time of their own: give them the real one, and watch them from inside."""
+        last = trio.current_time()
+        while True:
+            await trio.sleep(_TICK_S)
+            now = trio.current_time()
+            if self._guest.advance(now - last):
+                self._last_write_ns = now_ns()
+                self._note(self._guest.machine)
+            if self._arriving.machine is not None and self._arriving.running:
+                if not self._first_write_ns:
+                    # As the process guest does: its first write tells when it runs, whatever its rate is.
+                    self._arriving.workload.write(1)
+                    self._first_write_ns = now_ns()
+                self._arriving.advance(now - last)
+                self._note(self._arriving.machine)
+            last = now
+
+    def _note(self, machine: SimulatedMachine) -> None:
+        if machine.workload.count > self._journaled:
+            self._journaled = machine.workload.count
+            self._journal.append(machine.workload.count, machine.epoch, machine.runner, "beat")
+
+    async def _send(self, address: Address) -> Fields:
+        transport = await connect(address, tls=self._tls[0], expected=self._expected)
+        self._reporter.emit(
+            {
+                "event": "migration",
+                "memory_bytes": self._wishes.memory_bytes,
+                "page_bytes": PAGE_BYTES,
+                "tracker": self._guest.tracker,
+            }
+        )
+        options = Options(on_event=self._reporter.on_event)
+        runner = self._guest.machine.runner
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tell_progress, self._reporter, transport)
+            result = await Source(self._guest, transport, epoch=1, runner=runner, options=options).run()
+            nursery.cancel_scope.cancel()
+        return {**connection_fields(transport), **result_fields(result)}
+
+    async def _take(self, transport: Transport) -> None:
+        result = await Destination(self._room, transport, host=LocalHost("destination")).run()
+        self._destination = {**connection_fields(transport), **result_fields(result)}
+        self._arrived.set()
+
+    def _room(self, _: GuestDescription) -> DestinationGuest:
+        return self._arriving
+
+    def _audit(self) -> Mapping[str, int] | None:
+        if not self._arriving.has_run:
+            return None
+        workload = self._arriving.workload
+        found = workload.audit()
+        return {
+            "pages_checked": found.pages_checked,
+            "errors": found.errors + workload.errors,
+            "writes": found.count,
+        }

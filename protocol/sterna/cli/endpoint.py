@@ -1,0 +1,163 @@
+"""What `sterna serve` and `sterna migrate` share: who they are, how long they wait, and how they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Final
+
+import trio
+from cyclopts import Parameter
+
+from sterna.cli.follow import Reporter
+from sterna.core.deadlines import Deadlines
+from sterna.errors import ConfigError
+from sterna.host.peers import PeerList
+from sterna.host.pki import CA_CERTIFICATE
+from sterna.linux.pidfd import Pidfd
+from sterna.net.identity import check_name, is_name
+from sterna.net.tls import CheckPeer, TlsConfig
+from sterna.net.transport import Transport
+
+Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
+PathOption = Annotated[Path | None, Parameter(show_default=False)]
+
+PROGRESS_S: Final = 0.2
+
+INSECURE: Final = (
+    "--insecure: no TLS. Everybody on the network can read the guest's memory, change it on its way, "
+    "and send or take guests. For tests on a network of your own only."
+)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Security:
+    """Who this host is and whom it talks to."""
+
+    pki: PathOption = None
+    """Directory with ca.pem, NAME.pem and NAME.key (`sterna pki`)."""
+
+    insecure: Flag = False
+    """Plaintext, with everybody; instead of --pki."""
+
+    name: Annotated[str, Parameter(show_default=False)] = ""
+    """This host's identity; by default the machine's name."""
+
+    peers: PathOption = None
+    """Peer list (TOML): which hosts are known, and which guests they may send or receive."""
+
+    @property
+    def own_name(self) -> str:
+        """The name to use.
+
+        Raises:
+            ConfigError: it can be no host's identity.
+        """
+        if self.name:
+            return check_name(self.name)
+        machine = socket.gethostname().lower()
+        return machine if is_name(machine) else "localhost"
+
+    def peer_list(self) -> PeerList | None:
+        """The peer list, None if none was given.
+
+        Raises:
+            ConfigError: it is not usable.
+        """
+        return None if self.peers is None else PeerList.load(self.peers)
+
+    def tls(self, check_peer: CheckPeer) -> TlsConfig | None:
+        """This side of TLS, None for plaintext.
+
+        Raises:
+            ConfigError: neither or both of --pki and --insecure were given.
+        """
+        if (self.pki is None) == (not self.insecure):
+            raise ConfigError("say either --pki DIR (see `sterna pki`) or --insecure, which is plaintext")
+        if self.pki is None:
+            return None
+        name = self.own_name
+        return TlsConfig(
+            self.pki / f"{name}.pem", self.pki / f"{name}.key", self.pki / CA_CERTIFICATE, check_peer
+        )
+
+
+def deadlines(patience_s: float | None) -> Deadlines:
+    """The deadlines for an operator who waits no longer than this for a peer, in any phase.
+
+    Raises:
+        ConfigError: too short for a heartbeat to arrive in.
+    """
+    usual = Deadlines()
+    if patience_s is None:
+        return usual
+    if patience_s < 0.1:
+        raise ConfigError("--patience: less than 100ms is less than a peer needs to answer")
+    all_alike = dict.fromkeys((field.name for field in fields(Deadlines)), patience_s)
+    return replace(
+        Deadlines(**all_alike),
+        heartbeat_s=min(usual.heartbeat_s, patience_s / 4),
+        silence_s=min(usual.silence_s, patience_s),
+        stall_s=min(usual.stall_s, patience_s),
+    )
+
+
+class Ending:
+    """How a command ends before its time: SIGINT and SIGTERM, or the end of the process that started it.
+
+    Attributes:
+        ask: what the first wish to end does; None, and any later wish, cancels `scope`.
+        interrupted: whether it did.
+    """
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        self.ask: Callable[[str], None] | None = None
+        self.interrupted = False
+        self._scope = scope
+
+    async def watch(
+        self, *, parent: bool = False, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Wait for reasons to end; `parent`: the end of the process that started this one is one."""
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async with trio.open_nursery() as nursery:
+                if parent:
+                    nursery.start_soon(self._watch_parent)
+                task_status.started()
+                async for number in signals:
+                    self.end(signal.Signals(number).name)
+
+    def end(self, why: str) -> None:
+        """Somebody wishes this command to end."""
+        ask, self.ask = self.ask, None
+        if ask is not None:
+            ask(why)
+        else:
+            self.interrupted = True
+            self._scope.cancel()
+
+    async def _watch_parent(self) -> None:
+        parent = Pidfd.open(os.getppid())
+        try:
+            await trio.lowlevel.wait_readable(parent)
+        finally:
+            parent.close()
+        self.end("the process that started this one has ended")
+
+
+async def tell_progress(reporter: Reporter, transport: Transport) -> None:
+    """Report how many bytes have passed, until cancelled."""
+    while True:
+        reporter.emit(
+            {
+                "event": "progress",
+                "bytes_sent": transport.bytes_sent,
+                "bytes_received": transport.bytes_received,
+            }
+        )
+        await trio.sleep(PROGRESS_S)

@@ -1,0 +1,139 @@
+"""A migration's events as JSON objects: the lines of `--follow`, and what the live display is drawn from.
+
+Every line is one object with `schema`, `event` and `time_ns` (CLOCK_BOOTTIME: on one host the lines of two
+commands can be put in order). Commands add their own: `listening`, `connected`, `refused`, `guest`,
+`progress`, `notice`; the last line of a command is always `result` or `error`.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeAlias
+
+from sterna.core.events import (
+    Decided,
+    Event,
+    Finished,
+    PeerProgress,
+    PhaseEntered,
+    Result,
+    RoundFinished,
+    RoundStarted,
+    SessionOpened,
+)
+from sterna.core.policy import RoundStats
+from sterna.guest.holder_client import HolderStatus
+from sterna.net.transport import Peer, TlsInfo, Transport
+from sterna.registry import ErrorCode, Phase
+
+Fields: TypeAlias = dict[str, object]
+
+# Sizes and counts that a peer states go up to 2**64 - 1; other readers of JSON lose digits above this.
+_EXACT: Final = (1 << 53) - 1
+
+
+def event_fields(event: Event) -> Fields:
+    """A machine's event; `event` is its name."""
+    match event:
+        case SessionOpened(session, agent, version):
+            return {
+                "event": "session_opened",
+                "session": session.hex(),
+                "peer_agent": agent,
+                "version": version,
+            }
+        case PhaseEntered(phase):
+            return {"event": "phase", "phase": phase_name(phase)}
+        case RoundStarted(number, pages, last):
+            return {"event": "round_started", "round": number, "pages": min(pages, _EXACT), "last": last}
+        case RoundFinished(stats):
+            return {"event": "round_finished", **round_fields(stats)}
+        case Decided(decision):
+            return {
+                "event": "decided",
+                "action": decision.action.value,
+                "throttle": decision.throttle,
+                "predicted_downtime_s": decision.predicted_downtime_s,
+                "bandwidth_bytes_s": decision.bandwidth_bytes_s,
+                "dirty_rate_bytes_s": decision.dirty_rate_bytes_s,
+                "verdict": decision.verdict,
+            }
+        case PeerProgress(record):
+            return {
+                "event": "peer_progress",
+                "phase": phase_name(record.phase),
+                "round": record.round,
+                "pages_remaining": min(record.pages_remaining, _EXACT),
+                "pages_total": min(record.pages_total, _EXACT),
+            }
+        case Finished(result):
+            return {"event": "finished", "outcome": str(result.outcome), "code": code_name(result.code)}
+
+
+def round_fields(stats: RoundStats) -> Fields:
+    """One round, as everywhere in JSON."""
+    return {
+        "round": stats.round,
+        "pages": stats.pages,
+        "bytes": stats.bulk_bytes,
+        "seconds": stats.seconds,
+        "dirty_pages": stats.dirty_pages,
+        "dirty_bytes": stats.dirty_bytes,
+        "rejected_pages": stats.rejected_pages,
+        "throttle": stats.throttle,
+    }
+
+
+def result_fields(result: Result) -> Fields:
+    """How a session ended at one side."""
+    return {
+        "outcome": str(result.outcome),
+        "code": code_name(result.code),
+        "by_peer": result.by_peer,
+        "text": "" if result.error is None or result.code is None else str(result.error),
+        "phase": phase_name(result.phase),
+        "epoch": result.epoch,
+        "rounds": [round_fields(stats) for stats in result.rounds],
+        "bytes_sent": result.bytes_sent,
+        "bytes_received": result.bytes_received,
+        "seconds_total": result.seconds,
+        "seconds_blackout": result.blackout_s,
+        "digest": result.digest.hex() or None,
+        "retry_after_ms": result.retry_after_ms,
+        "missing": list(result.items),
+    }
+
+
+def connection_fields(transport: Transport) -> Fields:
+    """Who is at the other end, and how that is known."""
+    return {"peer": peer_fields(transport.peer), "tls": tls_fields(transport.tls)}
+
+
+def peer_fields(peer: Peer) -> Fields:
+    """A peer; `identity` is null on a plain connection, where nobody knows."""
+    return {"address": peer.address, "identity": peer.identity}
+
+
+def tls_fields(tls: TlsInfo | None) -> Fields | None:
+    """What TLS negotiated; null for plaintext."""
+    return None if tls is None else {"version": tls.version, "cipher": tls.cipher, "mutual": tls.mutual}
+
+
+def holder_fields(status: HolderStatus) -> Fields:
+    """A held guest."""
+    return {
+        "state": status.state,
+        "epoch": status.epoch,
+        "tracker": status.tracker,
+        "tracking": status.tracking,
+        **status.guest,
+    }
+
+
+def code_name(code: ErrorCode | None) -> str | None:
+    """An error code as the registry writes it."""
+    return None if code is None else code.name.lower()
+
+
+def phase_name(phase: Phase) -> str | None:
+    """A phase as the registry writes it; null for none."""
+    return None if phase is Phase.ANY else phase.name.lower()

@@ -1,0 +1,99 @@
+"""Where a command that takes a while says how it goes: lines of JSON for programs, a display for people.
+
+`--follow` writes every event as one line of JSON to stdout (`sterna.cli.events`), the command's result as
+the last one. People get text on stderr in any case, and a display that moves if stderr is a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from sterna.cli.display import Display
+from sterna.cli.events import event_fields
+from sterna.cli.exits import exit_of, gravest
+from sterna.cli.output import SCHEMA, Output
+from sterna.core.events import Event
+from sterna.errors import ConfigError, SternaError
+
+
+class Reporter:
+    """Tells of one command. Use it as a context manager around the command's work.
+
+    Args:
+        output: the command's output.
+        follow: whether --follow was given.
+
+    Raises:
+        ConfigError: --json and --follow both claim stdout.
+    """
+
+    def __init__(self, output: Output, *, follow: bool = False) -> None:
+        if output.json and follow:
+            raise ConfigError(
+                "--json and --follow exclude each other: the last line of --follow is the result"
+            )
+        self.output = output
+        self.follow = follow
+        self._display = Display(output)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._display.close()
+        if error is not None:
+            self._line({"event": "error", **error_fields(error)})
+
+    def on_event(self, event: Event) -> None:
+        """An event of the machine; the hook for `sterna.net.endpoint.Options`."""
+        self.emit(event_fields(event))
+
+    def emit(self, fields: Mapping[str, object]) -> None:
+        """An event, which has its name as `event`."""
+        self._line(fields)
+        self._display.show(fields)
+
+    def notice(self, text: str) -> None:
+        """Something that a person must know."""
+        self._line({"event": "notice", "text": text})
+        self._display.say(text, style="yellow")
+
+    def say(self, text: str) -> None:
+        """A sentence for people only."""
+        self._display.say(text)
+
+    def result(self, fields: Mapping[str, object]) -> None:
+        """The command's result, once, at the end."""
+        self._display.close()
+        self._line({"event": "result", **fields})
+        self.output.result(fields)
+
+    def _line(self, fields: Mapping[str, object]) -> None:
+        if not self.follow:
+            return
+        line = {"schema": SCHEMA, "event": fields["event"], "time_ns": now_ns(), **fields}
+        print(json.dumps(line, allow_nan=False, ensure_ascii=False), file=sys.stdout, flush=True)
+
+
+def now_ns() -> int:
+    """CLOCK_BOOTTIME, the clock of the guests' journals and of the endpoints."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def error_fields(error: BaseException) -> dict[str, object]:
+    """An exception that ends a command."""
+    cause = gravest(error)
+    if isinstance(cause, ConfigError):
+        code = "usage"
+    elif isinstance(cause, SternaError):
+        code = cause.code.name.lower()
+    else:
+        code = "interrupted" if isinstance(cause, KeyboardInterrupt) else "internal"
+    return {"code": code, "text": str(cause), "exit": int(exit_of(error))}

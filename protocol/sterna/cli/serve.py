@@ -1,0 +1,282 @@
+"""`sterna serve`: a destination that listens, and loads what comes into a holder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import trio
+from cyclopts import Parameter
+
+from sterna.cli.endpoint import INSECURE, Ending, Flag, PathOption, Security, deadlines, tell_progress
+from sterna.cli.events import Fields, connection_fields, holder_fields, result_fields
+from sterna.cli.exits import Exit, exit_of_outcome
+from sterna.cli.follow import Reporter, error_fields
+from sterna.cli.output import Output
+from sterna.cli.units import Duration, Json, Size
+from sterna.core.events import Outcome, Result
+from sterna.core.words import duration_text, size_text
+from sterna.errors import ConfigError, LocalProtocolError, SternaError
+from sterna.guest.api import DestinationGuest, GuestDescription
+from sterna.guest.holder_client import connect_holder
+from sterna.host.agent import HostSession, PeerListHost, refusal
+from sterna.host.evidence import DESTINATION_IMAGE, WARNING, Evidence
+from sterna.host.held import ArrivingGuest
+from sterna.host.peers import PeerList
+from sterna.limits import Limits
+from sterna.net.connect import Address, parse_address
+from sterna.net.endpoint import Destination, Options
+from sterna.net.listen import listen as accept_peers
+from sterna.net.tls import TlsConfig
+from sterna.net.transport import Transport
+
+
+def serve(
+    *,
+    listen: str,
+    holder: Path,
+    spawn_holder: Flag = False,
+    security: Security = Security(),  # noqa: B008 - frozen
+    once: Flag = False,
+    memory_limit: Annotated[Size | None, Parameter(show_default=False)] = None,
+    patience: Annotated[Duration | None, Parameter(show_default=False)] = None,
+    evidence: PathOption = None,
+    follow: Flag = False,
+    die_with_parent: Flag = False,
+    json: Json = False,
+) -> int:
+    """Listen for a guest, and let it run in a holder when it has come.
+
+    Args:
+        listen: where: host:port, or [v6 address]:port; port 0 lets the system choose one.
+        holder: socket of a holder with room for a guest (`sterna holder --destination`).
+        spawn_holder: start that holder; it stays, with its guest, when this command ends.
+        once: end after the first session, whatever became of it.
+        memory_limit: take no guest with more memory.
+        patience: wait no longer than this for the other side, in any phase.
+        evidence: directory for destination.img, the guest's memory at its first instruction.
+        follow: every event as a line of JSON on stdout.
+        die_with_parent: end when the process that started this one ends.
+        security: who this host is and whom it talks to; with --pki a peer list is needed, too.
+        json: one JSON object on stdout.
+    """
+    output = Output(json=json)
+    reporter = Reporter(output, follow=follow)
+    job = _Job(
+        address=parse_address(listen, listen=True),
+        holder=holder,
+        spawn_holder=spawn_holder,
+        security=security,
+        options=Options(
+            on_event=reporter.on_event,
+            deadlines=deadlines(patience),
+            limits=Limits() if memory_limit is None else Limits(memory_bytes=memory_limit),
+        ),
+        once=once,
+        evidence=None if evidence is None else Evidence(evidence),
+        reporter=reporter,
+        die_with_parent=die_with_parent,
+    )
+    with reporter:
+        return trio.run(job.run)
+
+
+@dataclass(kw_only=True)
+class _Job:
+    """One call of the command."""
+
+    address: Address
+    holder: Path
+    spawn_holder: bool
+    security: Security
+    options: Options
+    once: bool
+    evidence: Evidence | None
+    reporter: Reporter
+    die_with_parent: bool
+    sessions: int = 0
+    last: Fields = field(default_factory=dict)
+    exit_code: Exit = Exit.OK
+    _running: set[Destination] = field(default_factory=set)
+    _stopping: bool = False
+    _scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+    async def run(self) -> Exit:
+        async with trio.open_nursery() as nursery:
+            ending = Ending(nursery.cancel_scope)
+            await nursery.start(partial(ending.watch, parent=self.die_with_parent))
+            if self.spawn_holder:
+                await self._with_holder(ending)
+            else:
+                await self._listen(ending)
+            nursery.cancel_scope.cancel()
+        if ending.interrupted or (self.once and not self.sessions):
+            raise KeyboardInterrupt
+        self.reporter.result({**self.last, "sessions": self.sessions})
+        return self.exit_code
+
+    async def _with_holder(self, ending: Ending) -> None:
+        holder = await _start_holder(self.holder)
+        try:
+            await self._listen(ending)
+        finally:
+            if self.last.get("runs"):
+                self.reporter.say(f"its holder goes on: {self.holder}, process {holder.pid}")
+            else:
+                holder.terminate()
+
+    async def _check_holder(self) -> None:
+        """Say now what a peer would be told later."""
+        async with await connect_holder(self.holder, role="observer") as connection:
+            state = connection.attached.state
+            if state not in {"empty", "reserved", "loaded"}:
+                raise ConfigError(f"the holder at {self.holder} has a guest already: it is {state}")
+
+    def _security(self) -> tuple[TlsConfig | None, PeerList | None]:
+        peers = self.security.peer_list()
+        if peers is None and not self.security.insecure:
+            raise ConfigError("--pki needs --peers FILE: which hosts may send which guests here")
+        tls = self.security.tls(_anybody if peers is None else peers.check_peer)
+        if tls is None:
+            self.reporter.notice(INSECURE)
+        return tls, peers
+
+    async def _listen(self, ending: Ending) -> None:
+        tls, peers = self._security()
+        await self._check_holder()
+        if self.evidence is not None:
+            path = self.evidence.path(DESTINATION_IMAGE)
+            self.reporter.notice(f"{path} {WARNING}; writing it lengthens the blackout")
+        host = PeerListHost(self.security.own_name, peers)
+        ending.ask = self._stop
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                accept = partial(
+                    accept_peers,
+                    self.address,
+                    partial(self._serve, host),
+                    tls=tls,
+                    farewell=None if tls is None else refusal,
+                    on_failure=self._refused,
+                )
+                addresses = [str(address) for address in await nursery.start(accept)]
+                self.reporter.emit({"event": "listening", "addresses": addresses, "tls": tls is not None})
+                self.reporter.say(f"listening on {', '.join(addresses)} as {host.name}")
+
+    def _refused(self, peer: str, error: SternaError) -> None:
+        self.reporter.emit({**error_fields(error), "event": "refused", "peer": peer})
+        self.reporter.say(f"{peer}: {error}")
+
+    async def _serve(self, host: PeerListHost, transport: Transport) -> None:
+        """One connection."""
+        self.reporter.emit({"event": "connected", **connection_fields(transport)})
+        with host.session() as session:
+            arrival = _Arrival(self, session)
+            destination = Destination(arrival.make_guest, transport, host=session, options=self.options)
+            session.cancel = destination.cancel
+            self._running.add(destination)
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(tell_progress, self.reporter, transport)
+                    result = await destination.run()
+                    nursery.cancel_scope.cancel()
+            finally:
+                self._running.discard(destination)
+            fields = await arrival.conclude(transport, result)
+        self.reporter.emit({"event": "session", **fields})
+        self.reporter.say(_sentence(result, transport))
+        if session.admitted:
+            self.sessions += 1
+            self.last = fields
+            self.exit_code = exit_of_outcome(result.outcome, result.code) if self.once else Exit.OK
+        if (self.once and session.admitted) or (self._stopping and not self._running):
+            self._scope.cancel()
+
+    def _stop(self, why: str) -> None:
+        self._stopping = True
+        if not self._running:
+            self._scope.cancel()
+        for destination in self._running:
+            try:
+                destination.cancel(why)
+            except LocalProtocolError:
+                self.reporter.notice("too late to cancel: the guest may run here, wait for the end")
+
+
+class _Arrival:
+    """The guest of one session, if there comes one."""
+
+    def __init__(self, job: _Job, session: HostSession) -> None:
+        self._job = job
+        self._session = session
+        self._guest: ArrivingGuest | None = None
+        self._description: GuestDescription | None = None
+
+    def make_guest(self, description: GuestDescription) -> DestinationGuest:
+        """Room for it, in the holder."""
+        reporter = self._job.reporter
+        memory_bytes = sum(region.size_bytes for region in description.regions)
+        self._description = description
+        reporter.emit(
+            {
+                "event": "migration",
+                "guest": {"id": description.id.hex(), "name": description.name},
+                "memory_bytes": memory_bytes,
+                "page_bytes": 1 << description.regions[0].granule_log2,
+            }
+        )
+        reporter.say(f"{description.name!r} ({size_text(memory_bytes)}) comes from {self._session.peer}")
+        self._guest = ArrivingGuest(self._job.holder, self._session.authorise, self._job.evidence)
+        return self._guest
+
+    async def conclude(self, transport: Transport, result: Result) -> Fields:
+        """Let go of the holder; what became of the session."""
+        status = None
+        if self._guest is not None:
+            status = await self._guest.status()
+            await self._guest.leave()
+        about, evidence = self._description, self._job.evidence
+        return {
+            "role": "destination",
+            "guest": None if about is None else {"id": about.id.hex(), "name": about.name},
+            **connection_fields(transport),
+            **result_fields(result),
+            "runs": result.outcome in {Outcome.COMPLETED, Outcome.MOVED},
+            "holder": None if status is None else holder_fields(status),
+            "evidence_failures": [] if evidence is None else evidence.failures,
+        }
+
+
+def _anybody(_identity: str, _fingerprint: bytes) -> None:
+    """Never asked: without a peer list there is no TLS."""
+
+
+async def _start_holder(path: Path) -> trio.Process:
+    """Start a holder that outlives this command."""
+    command = (sys.executable, "-m", "sterna.guest.process", "--socket", str(path), "--role", "destination")
+    process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    async with process.stdout:
+        if not await process.stdout.receive_some():  # one line when it is ready, the end if it has failed
+            raise ConfigError(f"no holder could be started at {path}")
+    return process
+
+
+def _sentence(result: Result, transport: Transport) -> str:
+    """How a session ended, for people."""
+    why = "" if result.error is None else f": {result.error}"
+    match result.outcome:
+        case Outcome.COMPLETED | Outcome.MOVED:
+            stood = "" if result.blackout_s is None else f", {duration_text(result.blackout_s)} after READY"
+            return f"the guest runs here{stood}: {size_text(result.bytes_received)} from {transport.peer}"
+        case Outcome.UNDECIDED:
+            return (
+                f"permission to run the guest has come, but it does not run here{why}. It stays paused at "
+                "the source: make certain that it cannot run here before it is run again there"
+            )
+        case _:
+            return f"the guest has not come{why}"

@@ -1,0 +1,119 @@
+"""Held guests as the command line's endpoints use them.
+
+A destination does not know when a guest will come, and may listen for days: it attaches to its holder only
+when there is something to reserve, and lets go of it when the session is over, so that another controller
+(the next migration of the guest, above all) finds it free.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from sterna.errors import GuestError
+from sterna.guest.api import GuestDescription, StateSection
+from sterna.guest.holder_client import HolderConnection, HolderStatus, connect_holder
+from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
+from sterna.host.evidence import DESTINATION_IMAGE, SOURCE_IMAGE, Evidence
+from sterna.wire.records import Runner
+
+
+class DepartingGuest(HolderSourceGuest):
+    """A held guest that is sent away, with its image kept if somebody wants it.
+
+    Attributes:
+        evidence: where to keep the image, None for not at all.
+    """
+
+    evidence: Evidence | None = None
+
+    async def release(self) -> None:
+        """The image has been frozen since the pause, and is free after this."""
+        if self.evidence is not None:
+            await self.evidence.keep_image(SOURCE_IMAGE, self.description, self.memory)
+        await super().release()
+
+
+class ArrivingGuest:
+    """A `DestinationGuest` in a holder to which nobody is attached yet.
+
+    Args:
+        path: the holder's socket.
+        authorise: called before anything is reserved; raises to refuse.
+        evidence: where to keep the image, None for not at all.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        authorise: Callable[[GuestDescription], None],
+        evidence: Evidence | None = None,
+    ) -> None:
+        self._path = path
+        self._authorise = authorise
+        self._evidence = evidence
+        self._description: GuestDescription | None = None
+        self._connection: HolderConnection | None = None
+        self._guest: HolderDestinationGuest | None = None
+
+    async def reserve(self, description: GuestDescription) -> None:
+        """Attach, then reserve.
+
+        Raises:
+            SternaError: the peer may not send this guest; there is no holder, or it has no room.
+        """
+        self._authorise(description)
+        self._description = description
+        self._connection = connection = await connect_holder(self._path)
+        guest = HolderDestinationGuest(connection)
+        await guest.reserve(description)
+        self._guest = guest
+
+    def memory(self, region: int) -> memoryview:
+        """The guest's memory to be."""
+        return self._here.memory(region)
+
+    async def prepare(self) -> None:
+        """Every page is there when this returns."""
+        await self._here.prepare()
+
+    async def load_state(self, sections: Sequence[StateSection]) -> None:
+        """Then keep the image: what is in memory now is what the first instruction will find."""
+        await self._here.load_state(sections)
+        if self._evidence is not None:
+            assert self._description is not None
+            await self._evidence.keep_image(DESTINATION_IMAGE, self._description, self.memory)
+
+    async def run(self, epoch: int, runner: Runner) -> None:
+        """First instruction."""
+        await self._here.run(epoch, runner)
+
+    async def discard(self) -> None:
+        """Free everything; legal when nothing was reserved."""
+        if self._guest is not None:
+            await self._guest.discard()
+
+    async def status(self) -> HolderStatus | None:
+        """How the guest does; None if the holder does not answer."""
+        if self._connection is None:
+            return None
+        try:
+            return await self._connection.status()
+        except GuestError:
+            return None
+
+    async def leave(self) -> None:
+        """Give up control. The guest goes on as it is."""
+        connection, self._connection, self._guest = self._connection, None, None
+        if connection is None:
+            return
+        try:
+            await connection.detach()
+        except GuestError:
+            await connection.aclose()
+
+    @property
+    def _here(self) -> HolderDestinationGuest:
+        if self._guest is None:
+            raise GuestError("the guest's holder is not attached")
+        return self._guest
