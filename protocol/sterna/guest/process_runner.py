@@ -178,7 +178,7 @@ class WorkloadRunner:
 
     def _sample(self, *, beat: bool = True) -> None:
         self._samples.append((self._running_s, self.workload.count))
-        while len(self._samples) > 2 and self._samples[0][0] < self._running_s - _WINDOW_S:
+        while len(self._samples) > 2 and self._samples[1][0] <= self._running_s - _WINDOW_S:
             self._samples.popleft()
         if beat:
             self._on_progress("beat")

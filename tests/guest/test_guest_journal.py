@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from sterna.guest.journal import Journal, boottime_ns
+from sterna.wire.records import Runner
+
+RUNNER = Runner("here", bytes(range(16)))
+
+
+def test_lines(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    before = boottime_ns()
+    for event in ("run", "pause"):  # two holders, one file
+        journal = Journal(str(path))
+        journal.append(5, 2, RUNNER, event)
+        journal.close()
+        journal.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    name = "here:000102030405060708090a0b0c0d0e0f"
+    assert [line[:3] + line[4:] for line in lines] == [[5, 2, name, "run"], [5, 2, name, "pause"]]
+    assert before <= lines[0][3] <= lines[1][3] <= boottime_ns()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert journal.failure == ""
+
+
+def test_no_path_no_file() -> None:
+    journal = Journal(None)
+    journal.append(1, 1, RUNNER, "run")
+    journal.close()
+
+
+def test_the_guest_does_not_stop_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(str(tmp_path / "journal"))
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    journal.append(1, 1, RUNNER, "run")
+    journal.append(2, 1, RUNNER, "beat")
+    journal.close()
+    assert "No space left" in journal.failure

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from sterna.guest import process_memory
+from sterna.guest.process_memory import GuestMemory
+from sterna.linux.memfd import PAGE_BYTES, MemoryMap
+
+SIZE = 16 * PAGE_BYTES
+
+
+def test_populated_and_freed() -> None:
+    memory = GuestMemory(SIZE, "compare")
+    other = memory.file.map()
+    memory.wait_populated()  # nothing to wait for
+    memory.start_populating()
+    memory.wait_populated()
+    memory.map.array[:] = 3
+    assert other.view[5] == 3
+    memory.free()
+    assert other.view[5] == 0  # [HOL-31]: freed for everybody
+    assert (memory.tracker.name, memory.tracker_reason) == ("compare", "asked for")
+    other.close()
+
+
+def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError("populating memory")
+
+    memory = GuestMemory(SIZE, "compare")
+    monkeypatch.setattr(MemoryMap, "populate", refuse)
+    memory.start_populating()
+    with pytest.raises(MemoryError):
+        memory.wait_populated()
+    memory.free()
+
+
+def test_freeing_does_not_wait_for_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_memory, "_STEP_BYTES", PAGE_BYTES)
+    begun, go = threading.Event(), threading.Event()
+    steps = []
+
+    def slow(_: MemoryMap, offset: int, __: int) -> None:
+        steps.append(offset)
+        begun.set()
+        assert go.wait(30)
+
+    memory = GuestMemory(SIZE, "compare")
+    monkeypatch.setattr(MemoryMap, "populate", slow)
+    memory.start_populating()
+    assert begun.wait(30)
+    memory._cancelled = True
+    go.set()
+    memory.free()
+    assert len(steps) == 1
