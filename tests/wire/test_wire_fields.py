@@ -30,11 +30,11 @@ def violation(call, *arguments) -> tuple[str, ErrorCode, int]:
 
 
 def test_a_rule_knows_where_its_value_begins():
-    small: Rule[int] = at_most("XXX-1", 9, "things")
+    small: Rule[int] = at_most("ABC-1", 9, "things")
     struct = Struct("first" / Int8ul, "second" / Ruled(Int8ul, small))
     assert parse(struct, b"\x0a\x09").second == 9
-    assert violation(parse, struct, b"\x09\x0a") == ("XXX-1", ErrorCode.BAD_VALUE, 1)
-    assert violation(build, struct, {"first": 1, "second": 10}) == ("XXX-1", ErrorCode.BAD_VALUE, 1)
+    assert violation(parse, struct, b"\x09\x0a") == ("ABC-1", ErrorCode.BAD_VALUE, 1)
+    assert violation(build, struct, {"first": 1, "second": 10}) == ("ABC-1", ErrorCode.BAD_VALUE, 1)
     assert build(struct, {"first": 1, "second": 10}, unchecked=True, counts={}) == b"\x01\x0a"
 
 
@@ -88,7 +88,7 @@ def test_texts():
 def test_counts_rows_and_blobs():
     """[FRM-12] What is written follows the list; what is stated may lie only unchecked."""
     struct = Struct(
-        "row_count" / count("rows", at_most("XXX-1", 2, "rows"), width=Int8ul),
+        "row_count" / count("rows", at_most("ABC-1", 2, "rows"), width=Int8ul),
         "size" / count("data", width=Int8ul),
         "rows" / Rows("row_count", Int8ul),
         "data" / Blob("size"),
@@ -98,8 +98,8 @@ def test_counts_rows_and_blobs():
     assert build(struct, value) == b"\2\3\1\2abc"
     found = parse(struct, b"\2\3\1\2abc")
     assert (found.rows, found.data) == ((1, 2), b"abc")
-    assert violation(parse, struct, b"\3\0\1\2\3")[0] == "XXX-1"
-    assert violation(build, struct, {"rows": (1, 2, 3), "data": b""})[0] == "XXX-1"
+    assert violation(parse, struct, b"\3\0\1\2\3")[0] == "ABC-1"
+    assert violation(build, struct, {"rows": (1, 2, 3), "data": b""})[0] == "ABC-1"
     assert build(struct, value, unchecked=True, counts={"rows": 9}) == b"\x09\3\1\2abc"
     for cut in range(7):
         with pytest.raises(ConstructError):

@@ -29,7 +29,7 @@ from sterna.wire.rules import Run, Table, Violation
 
 RAW, ZERO, ZSTD, DELTA, ABSENT = Encoding
 EVERY = frozenset(Encoding)
-SMALL = r.Region(1, 0, 100 << 12)
+SMALL = r.Region(1, 0, 200 << 12)
 SMALL_BOUNDS = Bounds(regions={1: SMALL}, encodings=EVERY)
 
 
@@ -82,7 +82,7 @@ def refused(record: r.Pages, clause: str, code: ErrorCode, bounds: Bounds = SMAL
 # --- the two forms are one -----------------------------------------------------------------------
 
 
-@given(strategies.pages(most=60))
+@given(strategies.pages(most=130))
 def test_the_schema_reads_and_writes_the_same(record):
     body = encode_body(record, BOUNDS)
     found = oracle(body, BOUNDS)
@@ -90,7 +90,7 @@ def test_the_schema_reads_and_writes_the_same(record):
     assert schema.PAGES.build(found, bounds=BOUNDS) == body
 
 
-@given(strategies.pages(most=60), st.data())
+@given(strategies.pages(most=130), st.data())
 def test_the_schema_finds_the_same_faults(record, data):
     """Any bytes of a table changed, cut or appended: the same record, or the same clause and code."""
     body = bytearray(encode_body(record, BOUNDS))
@@ -112,7 +112,7 @@ def test_the_schema_finds_the_same_faults(record, data):
 
 
 _ROWS = st.tuples(
-    st.integers(0, 110),
+    st.integers(0, 210),
     st.integers(0, 3),
     st.sampled_from((0, 1, 4096, 8192, 12288, 12289)),
     st.integers(0, 5),
@@ -120,7 +120,7 @@ _ROWS = st.tuples(
 )
 
 
-@given(st.lists(_ROWS, max_size=40), st.integers(0, 4), st.booleans(), st.booleans())
+@given(st.lists(_ROWS, max_size=90), st.integers(0, 4), st.booleans(), st.booleans())
 def test_the_schema_judges_any_rows_alike(rows, hashes, in_order, every):
     rows = sorted(rows) if in_order else rows
     record = table(*(row(*one) for one in rows), hashes=hashes)
@@ -151,7 +151,7 @@ def test_the_region_is_one_of_the_guest():
 @pytest.mark.parametrize("transfer", [Transfer.SHARED, Transfer.REGENERATE, Transfer.OPAQUE])
 def test_the_region_is_copied(transfer):
     """[PGS-3]"""
-    bounds = Bounds(regions={1: r.Region(1, 0, 100 << 12, transfer=transfer)})
+    bounds = Bounds(regions={1: r.Region(1, 0, 200 << 12, transfer=transfer)})
     refused(table(row(0, 1, 0, ZERO)), "PGS-3", ErrorCode.BAD_VALUE, bounds)
 
 
@@ -171,25 +171,25 @@ def test_a_batch_has_at_most_the_announced_runs():
 
 
 # Rows that are right, to put the wrong one behind: none, few, and more than the loop takes.
-BEFORE = [0, 1, 30]
+BEFORE = [0, 1, 80]
 
 
 @pytest.mark.parametrize("before", BEFORE)
 @pytest.mark.parametrize(
     ("clause", "code", "wrong"),
     [
-        ("PGS-6", ErrorCode.BAD_VALUE, row(50, 0, 0, ZERO)),
-        ("FRM-4", ErrorCode.BAD_VALUE, row(50, 1, 0, 5)),
-        ("FRM-3", ErrorCode.BAD_VALUE, row(50, 1, 0, ZERO, reserved=1)),
-        ("PGS-7", ErrorCode.OUTSIDE_REGION, row(99, 2, 0, ZERO)),
-        ("PGS-7", ErrorCode.OUTSIDE_REGION, row(100, 1, 0, ZERO)),
+        ("PGS-6", ErrorCode.BAD_VALUE, row(150, 0, 0, ZERO)),
+        ("FRM-4", ErrorCode.BAD_VALUE, row(150, 1, 0, 5)),
+        ("FRM-3", ErrorCode.BAD_VALUE, row(150, 1, 0, ZERO, reserved=1)),
+        ("PGS-7", ErrorCode.OUTSIDE_REGION, row(199, 2, 0, ZERO)),
+        ("PGS-7", ErrorCode.OUTSIDE_REGION, row(200, 1, 0, ZERO)),
         ("PGS-7", ErrorCode.OUTSIDE_REGION, row((1 << 64) - 1, 2, 0, ZERO)),
-        ("PGS-10", ErrorCode.BAD_VALUE, row(50, 2, 4096, RAW)),
-        ("PGS-10", ErrorCode.BAD_VALUE, row(50, 2, 0, RAW)),
-        ("PGS-11", ErrorCode.BAD_VALUE, row(50, 2, 1, ZERO)),
-        ("PGS-11", ErrorCode.BAD_VALUE, row(50, 2, 1, ABSENT)),
-        ("PGS-11", ErrorCode.BAD_VALUE, row(50, 2, 0, ZSTD)),
-        ("PGS-11", ErrorCode.BAD_VALUE, row(50, 2, 8193, DELTA)),
+        ("PGS-10", ErrorCode.BAD_VALUE, row(150, 2, 4096, RAW)),
+        ("PGS-10", ErrorCode.BAD_VALUE, row(150, 2, 0, RAW)),
+        ("PGS-11", ErrorCode.BAD_VALUE, row(150, 2, 1, ZERO)),
+        ("PGS-11", ErrorCode.BAD_VALUE, row(150, 2, 1, ABSENT)),
+        ("PGS-11", ErrorCode.BAD_VALUE, row(150, 2, 0, ZSTD)),
+        ("PGS-11", ErrorCode.BAD_VALUE, row(150, 2, 8193, DELTA)),
     ],
 )
 def test_rows(before, clause, code, wrong):
@@ -202,11 +202,11 @@ def test_rows(before, clause, code, wrong):
 
 
 @pytest.mark.parametrize("before", BEFORE)
-@pytest.mark.parametrize("second", [row(61, 1, 0, ZERO), row(50, 1, 0, ZERO), row(60, 2, 0, ZERO)])
+@pytest.mark.parametrize("second", [row(161, 1, 0, ZERO), row(150, 1, 0, ZERO), row(160, 2, 0, ZERO)])
 def test_runs_ascend(before, second):
     """[PGS-8] For the writer even without a region table."""
     right = [row(number, 1, 0, ZERO) for number in range(before)]
-    wrong = table(*right, row(60, 2, 0, ZERO), second)
+    wrong = table(*right, row(160, 2, 0, ZERO), second)
     refused(wrong, "PGS-8", ErrorCode.OVERLAPPING_RUNS)
     with pytest.raises(LocalProtocolError) as caught:
         encode_body(wrong)
@@ -218,7 +218,7 @@ def test_runs_ascend(before, second):
 def test_encodings_were_selected(before, encoding):
     """[PGS-9]"""
     right = [row(number, 1, 0, ZERO) for number in range(before)]
-    wrong = table(*right, row(60, 2, 0, encoding))
+    wrong = table(*right, row(160, 2, 0, encoding))
     refused(wrong, "PGS-9", ErrorCode.NOT_SELECTED, Bounds(regions={1: SMALL}))
 
 
@@ -233,7 +233,7 @@ def test_not_even_zero_is_selected_by_itself():
 def test_there_is_a_hash_for_each_chunk(before, hashes):
     """[PGS-12] 17 pages of 4 KiB are one chunk and a piece, 16 exactly one."""
     right = [row(number, 1, 0, ZERO) for number in range(before)]
-    rows = (*right, row(40, 17, 17 << 12, RAW), row(60, 16, 16 << 12, RAW))
+    rows = (*right, row(120, 17, 17 << 12, RAW), row(160, 16, 16 << 12, RAW))
     assert encode_body(table(*rows, hashes=3), SMALL_BOUNDS)
     refused(table(*rows, hashes=hashes), "PGS-12", ErrorCode.COUNT_MISMATCH)
 
@@ -268,7 +268,7 @@ def test_a_run_of_four_thousand_million_pages():
 # --- helpers -------------------------------------------------------------------------------------
 
 
-@given(strategies.pages(most=60))
+@given(strategies.pages(most=130))
 def test_counts_agree_with_their_definition(record):
     """[PGS-12]"""
     lengths = bulk_lengths(record.runs)
@@ -284,3 +284,43 @@ def test_make_runs():
     assert runs["first"].tolist() == [3, 9]
     assert runs["size_bytes"].tolist() == [16384, 0]
     assert make_runs([], 12).shape == (0,)
+
+
+# --- tables of the wrong length ------------------------------------------------------------------
+
+RIGHT = encode_body(table(row(0, 1, 4096, RAW), row(5, 2, 0, ZERO), hashes=1), SMALL_BOUNDS)
+
+
+def judged(body: bytes, clause: str, code: ErrorCode, offset: int) -> None:
+    assert fast(body, SMALL_BOUNDS) == oracle(body, SMALL_BOUNDS) == (clause, code)
+    with pytest.raises(RemoteProtocolError) as caught:
+        decode_body(FrameType.PAGES, body, SMALL_BOUNDS)
+    assert caught.value.offset == HEADER_BYTES + offset
+
+
+@pytest.mark.parametrize("size", range(len(RIGHT)))
+def test_a_table_cut_anywhere(size):
+    """[FRM-1]"""
+    judged(RIGHT[:size], "FRM-1", ErrorCode.MALFORMED, size)
+
+
+def test_bytes_behind_a_table():
+    """[FRM-2]"""
+    judged(RIGHT + bytes(3), "FRM-2", ErrorCode.TRAILING_BYTES, len(RIGHT))
+
+
+@pytest.mark.parametrize(
+    ("size", "clause"), [(24 + 24 + 11, "FRM-1"), (24 + 24 + 12, "PGS-6"), (len(RIGHT), "PGS-6")]
+)
+def test_a_wrong_row_of_a_cut_table_comes_first(size, clause):
+    """[HDR-11] In reading order: the second row's count is there, or not yet."""
+    body = bytearray(RIGHT)
+    body[24 + 24 + 8] = 0
+    code = ErrorCode.MALFORMED if clause == "FRM-1" else ErrorCode.BAD_VALUE
+    judged(bytes(body[:size]), clause, code, size if clause == "FRM-1" else 24 + 24)
+
+
+def test_a_wrong_count_of_a_cut_head_comes_first():
+    """[PGS-4] [HDR-11]"""
+    judged(bytes(16), "PGS-4", ErrorCode.BAD_VALUE, 12)
+    judged(bytes(15), "FRM-1", ErrorCode.MALFORMED, 15)

@@ -17,12 +17,12 @@ def every_rule() -> list[Rule]:
 
 
 def test_a_rule_holds_or_says_what_and_where():
-    rule: Rule[int] = rules.at_most("XXX-1", 3, "things")
+    rule: Rule[int] = rules.at_most("ABC-1", 3, "things")
     rule.check(3, DEFAULT_BOUNDS)
     with pytest.raises(Violation) as caught:
         rule.check(4, DEFAULT_BOUNDS, 17)
     violation = caught.value
-    assert (violation.code, violation.clause, violation.offset) == (ErrorCode.BAD_VALUE, "XXX-1", 17)
+    assert (violation.code, violation.clause, violation.offset) == (ErrorCode.BAD_VALUE, "ABC-1", 17)
     assert violation.detail == "more than 3 things"
 
 

@@ -11,6 +11,7 @@ What a frame means in the conversation (rounds, attempts, selections, sums) is t
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -403,8 +404,7 @@ Bitmap = DirtyBitmap | Held
 
 
 def _bitmap_runs(data: bytes) -> list[tuple[int, int]]:
-    numbers = [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8)]
-    return list(zip(numbers[::2], numbers[1::2], strict=True))
+    return list(struct.iter_unpack("<QQ", data))
 
 
 def _plain(bitmap: Bitmap) -> bool:
