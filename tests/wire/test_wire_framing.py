@@ -314,6 +314,15 @@ def test_sequences_count_every_frame():
     assert owner.failure[:2] == (ErrorCode.BAD_SEQUENCE, "HDR-6")
 
 
+def test_the_offending_frame_has_a_number():
+    """[ABT-2] Whether its header was refused or its body."""
+    for wrong in (unchecked.frame(FrameType.PING, b"", sequence=1), unchecked.frame(0xFFFF, sequence=1)):
+        made = greeted()
+        assert made.last_sequence == 0
+        feed(PING + wrong, made)
+        assert made.last_sequence == 1
+
+
 def test_a_data_connection_has_its_own_number():
     """[HDR-5]"""
     owner = feed(unchecked.frame(FrameType.PING, bytes(8), stream=3), greeted(stream=3))

@@ -115,6 +115,7 @@ class FrameReader:
         self._control_limit = HANDSHAKE_BODY_BYTES
         self._bulk_limit = 0
         self._sequence = 0
+        self._last_sequence = 0
         self._unknown_in_a_row = 0
         self._state = _State.PREFACE
         self._error: RemoteProtocolError | None = None
@@ -156,6 +157,11 @@ class FrameReader:
     def next_sequence(self) -> int:
         """The sequence number that the next frame must have; so many frames have begun."""
         return self._sequence
+
+    @property
+    def last_sequence(self) -> int:
+        """Number of the newest frame whose header has come, refused or not, for ABORT [ABT-2]; 0 before."""
+        return self._last_sequence
 
     # --- bytes in -------------------------------------------------------------------------------
 
@@ -324,6 +330,7 @@ class FrameReader:
         raw = self._take(HEADER_BYTES)
         if raw is None:
             return _Step.MORE
+        self._last_sequence = self._sequence
         header = self._header = decode_header(raw)
         self._admit(header)
         self._sequence += 1
