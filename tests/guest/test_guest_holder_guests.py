@@ -105,7 +105,7 @@ async def test_without_tracking_everything_is_dirty(serve: Serve) -> None:
 
 
 async def test_a_granted_guest_can_be_won_back(serve: Serve) -> None:
-    """[HOL-30]"""
+    """[HOL-29]"""
     async with serve(with_guest=True) as (connection, held):
         guest = await HolderSourceGuest.open(connection)
         await guest.pause()

@@ -9,12 +9,15 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_guest_holder_backend import FakeHeld
 
 from sterna.errors import GuestError
@@ -160,6 +163,17 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
         yield Rig(tmp_path / "holder", stack)
 
 
+FRAMES = st.builds(
+    lambda name, fields: encode_frame({"id": 1, "op": name, **fields}),
+    st.sampled_from(
+        ["attach", "pause", "status", "revoke", "throttle", "memory", "track_start", "detach", "x"]
+    ),
+    st.dictionaries(
+        st.sampled_from(["version", "role", "epoch", "share"]), st.integers(0, 9) | st.text(max_size=3)
+    ),
+)
+
+
 def open_descriptors(name: str) -> int:
     """How many descriptors of this process, so of the holder too, are of the memory file `name`."""
     found = 0
@@ -290,6 +304,35 @@ def test_more_descriptors_than_a_frame_may_carry(rig: Rig) -> None:
     assert answer is not None
     assert answer["error"]["code"] == "malformed"
     assert peer.read() is None
+    assert rig.state() == "running"
+
+
+@given(data=st.lists(st.binary(max_size=40) | FRAMES, max_size=5), attached=st.booleans())
+def test_any_bytes_leave_the_guest_running(data: list[bytes], attached: bool) -> None:
+    """[HOL-10]: and the holder answers others afterwards."""
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
+        rig = Rig(Path(directory) / "holder", stack)
+        peer = rig.peer()
+        if attached:
+            peer.attach()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            peer.socket.sendall(b"".join(data))
+            peer.socket.shutdown(socket.SHUT_WR)
+        while peer.read() is not None:  # every answer is a frame, and they end
+            pass
+        assert rig.state() == "running"
+        assert rig.guest.running
+
+
+def test_who_connects_and_cannot_be_known_is_refused(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """[HOL-1]"""
+
+    def gone(_: socket.socket) -> Pidfd:
+        raise ProcessLookupError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(holder_server.Pidfd, "of_peer", gone)
+        assert rig.peer().read() is None
     assert rig.state() == "running"
 
 
@@ -474,7 +517,7 @@ def test_a_failure_of_our_own_costs_the_connection_and_nothing_else(
 
 
 def test_shutdown_ends_the_holder(rig: Rig) -> None:
-    """[HOL-32]"""
+    """[HOL-31]"""
     peer = rig.peer()
     peer.attach()
     assert peer.ask("shutdown") == {}

@@ -132,6 +132,7 @@ def check_journal(path: Path) -> None:
 
 
 def test_pause_is_complete_and_resume_runs_on() -> None:
+    """[HOL-24] [HOL-25]"""
     guest = source()
     with closing(guest):
         guest.run(1, HERE)
@@ -176,6 +177,7 @@ def test_pause_is_complete_and_resume_runs_on() -> None:
     ],
 )
 def test_guests_that_are_not_taken(changes: dict[str, object], code: ErrorCode) -> None:
+    """[HOL-27]"""
     guest = room(limit=MEMORY)
     with closing(guest):
         with pytest.raises(GuestError) as caught:
@@ -216,7 +218,20 @@ def test_memory_that_is_promised_and_not_there(monkeypatch: pytest.MonkeyPatch) 
         assert caught.value.code is ErrorCode.FULL
 
 
+def test_no_memory_for_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise MemoryError
+
+    guest = source()
+    with closing(guest):
+        monkeypatch.setattr("sterna.guest.tracker.CompareTracker.start", refuse)
+        with pytest.raises(GuestError) as caught:
+            guest.start_tracking()
+        assert caught.value.code is ErrorCode.FULL
+
+
 def test_states_that_are_not_taken() -> None:
+    """[HOL-28]"""
     left, right = source(), room()
     with closing(left, right):
         (good,) = left.save_state()

@@ -20,7 +20,7 @@ def test_populated_and_freed() -> None:
     memory.map.array[:] = 3
     assert other.view[5] == 3
     memory.free()
-    assert other.view[5] == 0  # [HOL-31]: freed for everybody
+    assert other.view[5] == 0  # [HOL-30]: freed for everybody
     assert (memory.tracker.name, memory.tracker_reason) == ("compare", "asked for")
     other.close()
 

@@ -29,6 +29,7 @@ def test_two_mappings_show_one_memory() -> None:
 
 
 def test_nobody_changes_its_size() -> None:
+    """[HOL-32]"""
     file = MemoryFile("test", PAGE_BYTES)
     for size in (0, 2 * PAGE_BYTES):
         with pytest.raises(PermissionError):

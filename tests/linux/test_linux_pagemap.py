@@ -62,6 +62,12 @@ def test_more_runs_than_the_vector_holds(memory: MemoryMap, scanner: PagemapScan
     assert written(scanner, memory) == []
 
 
+def test_a_process_that_cannot_look_at_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sterna.linux.pagemap._PAGEMAP", "/none/such")
+    with pytest.raises(CapabilityMissing, match="/none/such"):
+        PagemapScanner()
+
+
 @pytest.mark.needs("pagemap_scan")
 def test_a_range_that_is_not_registered(memory: MemoryMap) -> None:
     scanner = PagemapScanner()

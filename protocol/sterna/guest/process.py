@@ -90,8 +90,11 @@ class ProcessGuest(HeldGuest):
         return {REGION: self._here.file}
 
     def start_tracking(self) -> None:
-        """By the tracker that works here."""
-        self._here.tracker.start()
+        """By the tracker that works here; comparing takes as much memory again."""
+        try:
+            self._here.tracker.start()
+        except MemoryError as error:
+            raise GuestError("no memory for a copy to compare with", ErrorCode.FULL) from error
 
     def collect(self) -> Mapping[int, PageBitmap]:
         """While the workload writes on."""

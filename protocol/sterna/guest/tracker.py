@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sterna.linux.errors import CapabilityMissing
-from sterna.linux.memfd import PAGE_BYTES, MemoryMap
+from sterna.linux.memfd import PAGE_BYTES, MemoryFile, MemoryMap
 from sterna.linux.pagemap import PagemapScanner
 from sterna.linux.userfaultfd import WRITE_TRACKING, Mode, Userfaultfd
 from sterna.memory.bitmap import PageBitmap
@@ -151,12 +151,23 @@ def choose_tracker(memory: MemoryMap, wanted: str = "auto") -> tuple[Tracker, st
         raise ValueError(f"no tracker {wanted!r}")
     if wanted == "compare":
         return CompareTracker(memory), "asked for"
-    tracker = UffdTracker(memory)
     try:
-        tracker.start()
+        _try_userfaultfd()
     except CapabilityMissing as missing:
         if wanted == "userfaultfd":
             raise
         return CompareTracker(memory), str(missing)
-    tracker.stop()
-    return tracker, ""
+    return UffdTracker(memory), ""
+
+
+def _try_userfaultfd() -> None:
+    """Track a page, not the memory itself: protecting untouched memory costs page tables for all of it."""
+    file = MemoryFile("sterna-probe", PAGE_BYTES)
+    memory = file.map()
+    tracker = UffdTracker(memory)
+    try:
+        tracker.start()
+    finally:
+        tracker.stop()
+        memory.close()
+        file.close()

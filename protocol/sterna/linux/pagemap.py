@@ -37,14 +37,26 @@ _REGION_WORDS: Final = 3
 # Rows a call may fill. More runs than this cost one more call, 2 ms for a GiB with 8192 of them.
 _VECTOR_ROWS: Final = 8192
 
+_PAGEMAP: Final = "/proc/self/pagemap"
 _PAGE: Final = mmap.PAGESIZE
 
 
 class PagemapScanner:
-    """Asks for written pages of this process's memory. One thread at a time."""
+    """Asks for written pages of this process's memory. One thread at a time.
+
+    Raises:
+        CapabilityMissing: there is nothing to ask.
+    """
 
     def __init__(self, vector_rows: int = _VECTOR_ROWS) -> None:
-        self._fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._fd = os.open(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise CapabilityMissing(
+                "pagemap_scan",
+                f"{_PAGEMAP}: {error.strerror}",
+                "mount /proc, and let this process see itself there",
+            ) from error
         self._rows = np.zeros((vector_rows, _REGION_WORDS), dtype=np.uint64)
 
     def scan_written(self, start: int, length: int, *, rearm: bool = True) -> PageRuns:
