@@ -105,7 +105,7 @@ def _evidence(directory: Path, reporter: Reporter) -> Evidence:
     for name in (SOURCE_IMAGE, DESTINATION_IMAGE):
         evidence.path(name).unlink(missing_ok=True)
     evidence.new_file(JOURNAL)
-    reporter.notice(f"{directory} {WARNING}; writing destination.img lengthens the blackout")
+    reporter.notice(f"{directory} {WARNING}")
     return evidence
 
 

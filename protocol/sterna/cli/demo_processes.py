@@ -143,6 +143,7 @@ class ProcessDemo:
             hot_bytes=int(before.figure("hot_set_bytes")),
             source=source,
             destination=destination,
+            write_rate_bytes_s=int(before.figure("rate_bytes_s")),
             dirty_rate_bytes_s=int(before.figure("distinct_bytes_s")),
             blackout_guest_s=None,
             writes_before=_count(left, "writes"),

@@ -11,7 +11,6 @@ from sterna.cli.output import Output
 from sterna.core.words import duration_text, rate_text, share_text, size_text
 
 _BAR_CELLS: Final = 40
-_PAGE_BYTES: Final = 4096
 
 
 def tell(run: DemoRun, wishes: Wishes, output: Output) -> None:
@@ -51,13 +50,13 @@ def rows(run: DemoRun, wishes: Wishes) -> list[tuple[str, str]]:
     )
     source, _ = run.digests
     hot = f"{size_text(run.hot_bytes)} of {size_text(wishes.memory_bytes)} hot"
-    rate = (
-        f"{rate_text(run.dirty_rate_bytes_s)} of distinct pages (asked for {rate_text(wishes.rate_bytes_s)})"
-    )
+    rate = f"{rate_text(run.write_rate_bytes_s)}, asked for {rate_text(wishes.rate_bytes_s)}"
+    distinct = f"{rate_text(run.dirty_rate_bytes_s)} of distinct pages"
     found = [
         ("outcome", run.outcome),
         ("guest", f"{run.guest}, {hot}, followed by {run.tracker}"),
         ("it wrote", rate),
+        ("", distinct),
         ("TLS", secured),
         (
             "sent",
@@ -65,7 +64,7 @@ def rows(run: DemoRun, wishes: Wishes) -> list[tuple[str, str]]:
         ),
         ("blackout", f"{_seconds(run.source, 'seconds_blackout')} as the source saw it"),
     ]
-    if run.blackout_guest_s is not None:
+    if run.blackout_guest_s is not None and wishes.writes_enough:
         found.append(("", f"{duration_text(run.blackout_guest_s)} as the guest saw it, from write to write"))
     if source is not None:
         found.append(("memory digest", f"{source}, {'equal' if run.equal else 'NOT equal'} on both sides"))
@@ -85,8 +84,6 @@ def remarks(run: DemoRun, wishes: Wishes) -> list[str]:
             "The guest wrote faster than its pages could be sent, and was slowed down by up to "
             f"{share_text(throttle)} until it could be caught up with."
         )
-    if wishes.rate_bytes_s < _PAGE_BYTES:
-        found.append("The guest writes next to nothing: from write to write says little about the blackout.")
     if wishes.evidence is not None and run.equal:
         directory = wishes.evidence.directory
         found.append(f"Compare the images yourself: cmp {directory}/source.img {directory}/destination.img")

@@ -15,6 +15,8 @@ from sterna.registry import ErrorCode
 BEFORE_S = 1.2
 AFTER_S = 1.0
 
+WRITES_ENOUGH_BYTES_S = 100 * 4096
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
@@ -26,6 +28,11 @@ class Wishes:
     insecure: bool
     evidence: Evidence | None
 
+    @property
+    def writes_enough(self) -> bool:
+        """Whether the time between two writes of the guest says something about its blackout."""
+        return self.rate_bytes_s >= WRITES_ENOUGH_BYTES_S
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoRun:
@@ -34,7 +41,8 @@ class DemoRun:
     Attributes:
         source: the result of the source, in the fields of `sterna migrate --json`.
         destination: the result of the destination, in those of `sterna serve --json`.
-        dirty_rate_bytes_s: distinct pages that the guest wrote a second before it was migrated, in bytes.
+        write_rate_bytes_s: what the guest wrote a second before it was migrated.
+        dirty_rate_bytes_s: the same, counting a page that was written twice within that second once.
         blackout_guest_s: from the guest's last write at the source to its first at the destination; None
             if there was none.
         writes_before: pages written until the pause.
@@ -48,6 +56,7 @@ class DemoRun:
     hot_bytes: int
     source: Mapping[str, object]
     destination: Mapping[str, object]
+    write_rate_bytes_s: int
     dirty_rate_bytes_s: int
     blackout_guest_s: float | None
     writes_before: int
@@ -106,12 +115,14 @@ class DemoRun:
             "memory_bytes": wishes.memory_bytes,
             "dirty_rate_requested": wishes.rate_bytes_s,
             "dirty_rate_achieved": self.dirty_rate_bytes_s,
+            "write_rate_achieved": self.write_rate_bytes_s,
             "hot_set_bytes": self.hot_bytes,
             "rounds": rounds if isinstance(rounds, list) else [],
             "bytes_sent": self.source.get("bytes_sent", 0),
             "seconds_total": self.source.get("seconds_total", 0.0),
             "seconds_blackout": self.source.get("seconds_blackout"),
-            "seconds_blackout_guest": self.blackout_guest_s,
+            # A guest that seldom writes cannot tell a pause from its own idleness.
+            "seconds_blackout_guest": self.blackout_guest_s if wishes.writes_enough else None,
             "digest": {"source": source, "destination": destination, "equal": self.equal},
             "audit": {
                 "pages_checked": audit["pages_checked"],

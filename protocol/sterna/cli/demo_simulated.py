@@ -40,7 +40,7 @@ class _Departing(SimulatedSourceGuest):
 
 
 class _Arriving(SimulatedDestinationGuest):
-    """Likewise."""
+    """Likewise, of what is there before its first instruction."""
 
     evidence: Evidence | None = None
 
@@ -83,7 +83,7 @@ class SimulatedDemo:
         guest, arriving = self._guest, self._arriving
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._live)
-            rate_bytes_s = await self._measure()
+            rates_bytes_s = await self._measure()
             (address,) = await nursery.start(
                 partial(listen, Address("127.0.0.1", 0), self._take, tls=self._tls[1])
             )
@@ -102,7 +102,8 @@ class SimulatedDemo:
             hot_bytes=guest.workload.parameters.hot_pages * PAGE_BYTES,
             source=source,
             destination=self._destination,
-            dirty_rate_bytes_s=rate_bytes_s,
+            write_rate_bytes_s=rates_bytes_s[0],
+            dirty_rate_bytes_s=rates_bytes_s[1],
             blackout_guest_s=stood_ns / 1e9 if self._first_write_ns else None,
             writes_before=writes_before,
             audit=self._audit(),
@@ -110,13 +111,14 @@ class SimulatedDemo:
             failures=() if self._wishes.evidence is None else tuple(self._wishes.evidence.failures),
         )
 
-    async def _measure(self) -> int:
-        """Let the guest run for a while; distinct bytes that it wrote a second."""
+    async def _measure(self) -> tuple[int, int]:
+        """Let the guest run for a while; what it wrote a second, and of distinct pages."""
         workload, started = self._guest.workload, trio.current_time()
         first = workload.count
         await trio.sleep(BEFORE_S)
-        distinct = workload.distinct_pages(first, workload.count)
-        return round(distinct * PAGE_BYTES / (trio.current_time() - started))
+        seconds = trio.current_time() - started
+        written, distinct = workload.count - first, workload.distinct_pages(first, workload.count)
+        return round(written * PAGE_BYTES / seconds), round(distinct * PAGE_BYTES / seconds)
 
     async def _live(self) -> None:
         """Simulated guests have no time of their own: give them the real one, and watch them from inside."""

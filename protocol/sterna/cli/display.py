@@ -76,6 +76,9 @@ class Display:
                 self._finish_round(event)
             case "decided":
                 self._decided(event)
+            case "finished":
+                self._round = None
+                self._verdict = f"{event.get('outcome')}"
             case _:
                 return
         self._refresh()

@@ -20,7 +20,7 @@ from cyclopts import Parameter
 from sterna.cli.endpoint import Flag, PathOption
 from sterna.cli.exits import Exit
 from sterna.cli.output import Output
-from sterna.cli.units import Json, Rate, Size
+from sterna.cli.units import Json, Rate, Size, format_size
 from sterna.core.words import rate_text, size_text
 from sterna.errors import ConfigError, GuestError
 from sterna.guest.holder_client import HolderStatus, connect_holder
@@ -31,6 +31,7 @@ from sterna.guest.workload import PAGE_BYTES
 from sterna.linux.pidfd import Pidfd
 
 MEMORY_BYTES: Final = 256 << 20
+MEMORY_MIN_BYTES: Final = 32 * PAGE_BYTES  # a block of the workload
 RATE_BYTES_S: Final = 50 << 20
 HOT_BYTES: Final = 64 << 20
 
@@ -99,8 +100,11 @@ def check_size(memory: int) -> None:
     Raises:
         ConfigError: it cannot.
     """
-    if memory % PAGE_BYTES or not memory:
-        raise ConfigError(f"--memory: {memory} bytes are not whole pages of {PAGE_BYTES} bytes")
+    if memory % PAGE_BYTES or memory < MEMORY_MIN_BYTES:
+        raise ConfigError(
+            f"--memory: {memory} bytes; it is whole pages of {PAGE_BYTES} bytes, and at least "
+            f"{format_size(MEMORY_MIN_BYTES)}"
+        )
 
 
 def _options(**fields: object) -> argparse.Namespace:

@@ -150,7 +150,7 @@ class _Job:
         await self._check_holder()
         if self.evidence is not None:
             path = self.evidence.path(DESTINATION_IMAGE)
-            self.reporter.notice(f"{path} {WARNING}; writing it lengthens the blackout")
+            self.reporter.notice(f"{path} {WARNING}; copying it lengthens the blackout a little")
         host = PeerListHost(self.security.own_name, peers)
         ending.ask = self._stop
         with self._scope:

@@ -2,8 +2,8 @@
 
 An image is the memory of all copied regions, in ascending order of their ids, as one file. The source's is
 taken when the guest is released: it has been frozen since the pause, so this costs no downtime. The
-destination's is taken after its state was loaded and before its first instruction, which lengthens the
-blackout by the time that it takes to write.
+destination's is what is in memory when the state has been loaded: a copy is made then, into memory that was
+made ready before the pause, and written when the guest runs. So the blackout is longer by the copy alone.
 
 These files hold the guest's memory, with every secret in it. They are made readable by their owner alone, and
 whoever asks for them is told. Evidence never endangers a guest: a file that cannot be written is reported in
@@ -15,8 +15,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
+import numpy as np
 import trio
 
 from sterna.errors import ConfigError
@@ -29,6 +30,8 @@ JOURNAL: Final = "journal.ndjson"
 WARNING: Final = "holds the guest's memory, with every secret in it; only this user can read it"
 
 _STEP_BYTES: Final = 8 << 20
+
+Memory: TypeAlias = Callable[[int], memoryview]
 
 
 class Evidence:
@@ -67,15 +70,51 @@ class Evidence:
             raise ConfigError(f"cannot write {path}: {error.strerror}") from error
         return path
 
-    async def keep_image(
-        self, name: str, description: GuestDescription, memory: Callable[[int], memoryview]
-    ) -> None:
+    async def keep_image(self, name: str, description: GuestDescription, memory: Memory) -> None:
         """Write an image. The memory must not change meanwhile."""
-        ids = sorted(region.id for region in description.regions if region.transfer is Transfer.COPY)
+        views = [memory(number) for number in _copied(description)]
+        await self._attempt(name, lambda: _write(self.path(name), views))
+
+    async def keep_copy(self, name: str, copy: ImageCopy) -> None:
+        """Write an image that was copied before; nothing if none was."""
+        if copy.taken:
+            await self._attempt(name, lambda: _write(self.path(name), [copy.data.data]))
+
+    async def _attempt(self, name: str, write: Callable[[], None]) -> None:
         try:
-            await trio.to_thread.run_sync(_write, self.path(name), [memory(number) for number in ids])
+            await trio.to_thread.run_sync(write)
         except OSError as error:
             self.failures.append(f"{self.path(name)}: {error.strerror}")
+
+
+class ImageCopy:
+    """A copy of a guest's memory, taken in the blackout.
+
+    Attributes:
+        data: the copy; empty before `reserve`.
+        taken: whether `data` is an image.
+    """
+
+    def __init__(self, description: GuestDescription) -> None:
+        self._ids = _copied(description)
+        self._size_bytes = sum(one.size_bytes for one in description.regions if one.id in set(self._ids))
+        self.data = np.empty(0, np.uint8)
+        self.taken = False
+
+    async def reserve(self) -> None:
+        """Have memory for the copy, touched: the kernel's zeroing of it is not for the blackout."""
+        self.data = np.empty(self._size_bytes, np.uint8)
+        await trio.to_thread.run_sync(self.data.fill, 0)
+
+    async def take(self, memory: Memory) -> None:
+        """Copy. The memory must not change meanwhile."""
+        views = [np.frombuffer(memory(number), np.uint8) for number in self._ids]
+        await trio.to_thread.run_sync(lambda: np.concatenate(views, out=self.data))
+        self.taken = True
+
+
+def _copied(description: GuestDescription) -> list[int]:
+    return sorted(region.id for region in description.regions if region.transfer is Transfer.COPY)
 
 
 def _new(path: Path) -> int:

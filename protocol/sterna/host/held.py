@@ -14,7 +14,7 @@ from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription, StateSection
 from sterna.guest.holder_client import HolderConnection, HolderStatus, connect_holder
 from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
-from sterna.host.evidence import DESTINATION_IMAGE, SOURCE_IMAGE, Evidence
+from sterna.host.evidence import DESTINATION_IMAGE, SOURCE_IMAGE, Evidence, ImageCopy
 from sterna.wire.records import Runner
 
 
@@ -52,7 +52,7 @@ class ArrivingGuest:
         self._path = path
         self._authorise = authorise
         self._evidence = evidence
-        self._description: GuestDescription | None = None
+        self._copy: ImageCopy | None = None
         self._connection: HolderConnection | None = None
         self._guest: HolderDestinationGuest | None = None
 
@@ -63,7 +63,10 @@ class ArrivingGuest:
             SternaError: the peer may not send this guest; there is no holder, or it has no room.
         """
         self._authorise(description)
-        self._description = description
+        if self._evidence is not None:
+            # Here and not in `prepare`, after which the guest would have had time to write a lot.
+            self._copy = ImageCopy(description)
+            await self._copy.reserve()
         self._connection = connection = await connect_holder(self._path)
         guest = HolderDestinationGuest(connection)
         await guest.reserve(description)
@@ -78,11 +81,10 @@ class ArrivingGuest:
         await self._here.prepare()
 
     async def load_state(self, sections: Sequence[StateSection]) -> None:
-        """Then keep the image: what is in memory now is what the first instruction will find."""
+        """Then copy the image: what is in memory now is what the first instruction will find."""
         await self._here.load_state(sections)
-        if self._evidence is not None:
-            assert self._description is not None
-            await self._evidence.keep_image(DESTINATION_IMAGE, self._description, self.memory)
+        if self._copy is not None:
+            await self._copy.take(self.memory)
 
     async def run(self, epoch: int, runner: Runner) -> None:
         """First instruction."""
@@ -103,7 +105,9 @@ class ArrivingGuest:
             return None
 
     async def leave(self) -> None:
-        """Give up control. The guest goes on as it is."""
+        """Give up control, and write the evidence. The guest goes on as it is."""
+        if self._evidence is not None and self._copy is not None:
+            await self._evidence.keep_copy(DESTINATION_IMAGE, self._copy)
         connection, self._connection, self._guest = self._connection, None, None
         if connection is None:
             return
