@@ -25,7 +25,7 @@ from sterna.guest.workload import PAGE_BYTES, Workload
 BLOCK_PAGES: Final = 256  # 0.3 ms at the 3.5 GiB/s that a core reaches
 BEAT_S: Final = 0.1
 _BUCKET_S: Final = 0.1
-_LEAST_SLEEP_S: Final = 0.001  # shorter sleeps cost more in waking up than they gain in evenness
+_LEAST_SLEEP_S: Final = 0.01  # shorter sleeps cost more in waking up than they gain in evenness
 _WINDOW_S: Final = 1.0
 _STOP_WITHIN_S: Final = 5.0
 
@@ -160,12 +160,18 @@ class WorkloadRunner:
             if pages < least:
                 self._sleep(min((least - tokens) / rate, next_beat - now))
                 continue
+            pages = self._whole_blocks(pages)
             self._write(pages)
             tokens -= pages
             if not self._rate_pages_s and self._share:
                 self._sleep((time.monotonic() - now) * self._share / (1.0 - self._share))
         self._running_s = before + time.monotonic() - started
         self._sample(beat=False)
+
+    def _whole_blocks(self, pages: int) -> int:
+        """Up to so many pages, ending where one of the workload's blocks ends: parts of one cost as much."""
+        over = (self.workload.count + pages) % self.workload.parameters.block_pages
+        return pages - over if over < pages else pages
 
     def _write(self, pages: int) -> None:
         self.workload.write(pages)
