@@ -130,6 +130,21 @@ def test_zero_pages_split_runs():
     assert rows(source.encode(5, [3, 4, 6], [1, 1, 1])) == [(3, 1, zero), (4, 1, zero), (6, 1, raw)]
 
 
+def test_zero_pages_travel_as_bytes_where_the_encoding_was_not_selected():
+    """[NEG-7] [PGS-9]"""
+    memory = random_memory(8 * PAGE)
+    memory[2 * PAGE : 5 * PAGE] = bytes(3 * PAGE)
+    source, sink, target = pair(memory)
+    batch = source.encode(5, [0, 4, 5], [3, 0, 3], zeros=False)
+    assert rows(batch) == [(0, 3, Encoding.RAW), (5, 3, Encoding.RAW)]
+    assert (batch.page_count, batch.bulk_bytes, len(batch.hashes)) == (6, 6 * PAGE, 2)
+    table = batch.table(1, 1)
+    transport(batch, sink.targets(table))
+    assert sink.commit(table) == []
+    assert target[: 3 * PAGE] == memory[: 3 * PAGE]
+    assert target[5 * PAGE :] == memory[5 * PAGE :]
+
+
 @pytest.mark.parametrize("offset", [0, 7, 8, PAGE - 8, PAGE - 1])
 def test_one_byte_makes_a_page_not_zero(offset):
     memory = bytearray(3 * PAGE)

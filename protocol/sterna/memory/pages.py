@@ -72,11 +72,19 @@ class EncodedBatch:
 class PageSource(Protocol):
     """Where the source's page bytes come from."""
 
-    def encode(self, region: int, starts: npt.ArrayLike, counts: npt.ArrayLike) -> EncodedBatch:
+    def encode(
+        self, region: int, starts: npt.ArrayLike, counts: npt.ArrayLike, *, zeros: bool = True
+    ) -> EncodedBatch:
         """Encode runs of pages, ascending and disjoint, as they are now.
 
         The table has at most as many runs as there are pages. Whoever calls keeps a batch within
         the peer's limits: bytes never exceed those of the pages.
+
+        Args:
+            region: id of a copied region.
+            starts: first page of each run.
+            counts: pages of each run.
+            zeros: whether zero pages may be sent as such; if not, their bytes are sent [NEG-7].
 
         Raises:
             KeyError: not a copied region.
@@ -144,9 +152,11 @@ class RegionPages:
                 raise ValueError(f"no memory for region {region.id}")
             self._memory[region.id] = _Memory(region, views[region.id], fresh=fresh)
 
-    def encode(self, region: int, starts: npt.ArrayLike, counts: npt.ArrayLike) -> EncodedBatch:
+    def encode(
+        self, region: int, starts: npt.ArrayLike, counts: npt.ArrayLike, *, zeros: bool = True
+    ) -> EncodedBatch:
         """See `PageSource.encode`."""
-        return self._memory[region].encode(starts, counts)
+        return self._memory[region].encode(starts, counts, zeros=zeros)
 
     def targets(self, table: Pages) -> list[memoryview]:
         """See `PageSink.targets`. Raises ValueError if the memory is read-only."""
@@ -172,11 +182,11 @@ class _Memory:
         # Pages that may hold anything but zeros. Kept by the sink alone.
         self._touched: Final = PageBitmap(region.pages) if fresh else PageBitmap.full(region.pages)
 
-    def encode(self, starts: npt.ArrayLike, counts: npt.ArrayLike) -> EncodedBatch:
+    def encode(self, starts: npt.ArrayLike, counts: npt.ArrayLike, *, zeros: bool) -> EncodedBatch:
         first, count = checked_runs(starts, counts, self._region.pages)
         if np.count_nonzero(first[1:] < (first + count)[:-1]):
             raise ValueError("runs overlap or are not in order")
-        first, count, zero = self._split(first, count)
+        first, count, zero = self._split(first, count, zeros=zeros)
         granule = self._region.granule_log2
         size = np.where(zero, 0, count << granule)
         if len(count) and max(int(size.max()), int(count.max())) > _SIZE_MAX:
@@ -197,11 +207,13 @@ class _Memory:
         )
 
     def _split(
-        self, first: Positions, count: Positions
+        self, first: Positions, count: Positions, *, zeros: bool
     ) -> tuple[Positions, Positions, npt.NDArray[np.bool_]]:
         """Cut runs where zero pages and others alternate: starts, counts, and whether a run is zero."""
         some = count > 0
         first, count = first[some], count[some]
+        if not zeros:
+            return first, count, np.zeros(len(first), dtype=np.bool_)
         pages = expand_runs(first, count)
         zero = self._zero(pages)
         if not np.count_nonzero(zero):
