@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_guest_holder_server import Peer
+from test_guest_holder_server import Other, Peer, attach_when_free
 
 from sterna.guest import process_holder
 from sterna.guest.process_holder import main, make_engine
@@ -45,6 +45,26 @@ def test_a_source_runs_until_it_is_told_to_end(tmp_path: Path, number: int) -> N
         assert holder.wait(WITHIN_S) == 0
     assert not (tmp_path / "holder").exists()
     assert json.loads(journal.read_text().splitlines()[-1])[4] == "end"
+
+
+def test_a_killed_endpoint_leaves_the_guest_running_unharmed(tmp_path: Path) -> None:
+    """[HOL-18]: real processes, killed in the blackout."""
+    with start(tmp_path / "holder", "source", *SMALL) as holder:
+        endpoint = Other(tmp_path / "holder")
+        for operation in ("track_start", "pause", "save_state"):
+            assert "ok" in endpoint.ask(operation)
+        endpoint.kill()
+        peer = attach_when_free(tmp_path / "holder")
+        status = peer.ask("status")
+        assert (status["state"], status["tracking"]) == ("running", False)
+        count = status["guest"]["writes"]
+        while peer.ask("status")["guest"]["writes"] == count:  # its rate is a MiB a second
+            assert holder.poll() is None
+        audit = peer.ask("audit")["audit"]
+        assert (audit["errors"], audit["errors_while_running"]) == (0, 0)
+        assert peer.ask("shutdown") == {}
+        peer.close()
+        assert holder.wait(WITHIN_S) == 0
 
 
 def test_a_destination_waits(tmp_path: Path) -> None:
