@@ -352,7 +352,7 @@ class NoDiscardAtFirst(NoDiscard):
         (TakesStrangers, "law 5: a section of unknown kind beside the good ones was accepted"),
         (TakesTwice, "law 5: a section twice was accepted"),
         (WrongCode, "law 5: .*: refused with INTERNAL"),
-        (Crashes, "law 5: .*: ValueError instead of STATE_REJECTED"),
+        (Crashes, "law 5: .*: ValueError instead of a GuestError"),
         (NeverRuns, "law 6: after run the guest does not run"),
         (LosesAPage, "law 6: .* audit finds"),
         (ReadOnly, "memory: region 0: not writable"),
@@ -365,6 +365,31 @@ class NoDiscardAtFirst(NoDiscard):
 async def test_a_broken_destination_is_caught(room, message):
     with pytest.raises(AssertionError, match=message):
         await check(room=room)
+
+
+class TellsUnknownFromBad(SimulatedDestinationGuest):
+    async def load_state(self, sections):
+        if any(section.kind != StateKind.WORKLOAD for section in sections):
+            raise GuestError("a section of a kind that is unknown here", ErrorCode.UNKNOWN_STATE)
+        await super().load_state(sections)
+
+
+async def test_unknown_state_is_a_refusal_too():
+    """[STA-6] [CON-51]"""
+    await check(room=TellsUnknownFromBad)
+
+
+class RevokesOnlyGrants(SimulatedSourceGuest):
+    async def revoke_grant(self, epoch):
+        if self.granted_epoch is None:
+            raise GuestError("nothing was granted")
+        await super().revoke_grant(epoch)
+
+
+async def test_a_grant_that_was_not_made_can_be_revoked():
+    """[ONE-19] An endpoint does not know how far a `mark_granted` came that failed."""
+    with pytest.raises(GuestError, match="nothing was granted"):
+        await check(RevokesOnlyGrants)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """What a guest is to an endpoint: two small structural interfaces, one a side.
 
-An endpoint calls these from one trio task, one call at a time, and never again after an exception. Any
-`GuestError` (and any other exception) ends the migration as far as the phase allows: before HANDOVER
-the guest is resumed at the source. Times are seconds, rates bytes a second, sizes bytes.
+An endpoint calls these from one trio task, one call at a time. Any `GuestError` (and any other exception)
+ends the migration as far as the phase allows, and what is called afterwards only undoes it: at the source
+`revoke_grant` if a grant was ordered, `stop_tracking`, `throttle(0.0)` and `resume`, at the destination
+`discard`. One exception does not end it: a `prepare` that failed may be called again. Times are seconds,
+rates bytes a second, sizes bytes.
 
 The source's laws, which `sterna.testing.check_guest` checks:
 
@@ -10,14 +12,17 @@ The source's laws, which `sterna.testing.check_guest` checks:
    clears what it returns in one step: a write is in this answer or in the next, never in neither.
    Answering more is legal, "all" included; correctness never hangs on precision.
 2. `pause` returns when no vCPU runs and no guest I/O is in flight. Memory does not change until `resume`.
-3. `save_state` is called while paused, and has no side effects: `resume` afterwards runs on unharmed.
+3. `save_state` is called while paused, and has no side effects: `resume` afterwards runs on unharmed. Until
+   then it gives equal sections, in the same order, however often it is called.
 4. `mark_granted` is durable before it returns: from then on nothing makes the guest run here again but
-   `revoke_grant` of the same endpoint, a claim that is won, or an operator.
+   `revoke_grant` of the same endpoint, a claim that is won, or an operator. If it fails, the endpoint does
+   not know whether the mark was set, and revokes it all the same.
 
 The destination's:
 
-5. `load_state` makes the guest ready but runs nothing. It raises `GuestError` with `STATE_REJECTED` for
-   what it does not accept, and is then as before.
+5. `load_state` makes the guest ready but runs nothing. It raises `GuestError` for what it does not accept,
+   with `UNKNOWN_STATE` for an architecture, kind or version that it does not know, or with `STATE_REJECTED`,
+   and is then as before. It may be called again, for a new attempt: the newest state counts.
 6. `run` is called at most once, and only after the epoch has been claimed.
 7. `discard` frees everything; legal at any moment before `run`.
 """
@@ -125,7 +130,10 @@ class SourceGuest(Protocol):
         ...
 
     async def save_state(self) -> Sequence[StateSection]:
-        """All CPU and device state of the paused guest."""
+        """All CPU and device state of the paused guest, equal each time while it stays paused.
+
+        No two sections agree in architecture, vcpu, kind, version and instance.
+        """
         ...
 
     async def mark_granted(self, epoch: int) -> None:
@@ -133,7 +141,7 @@ class SourceGuest(Protocol):
         ...
 
     async def revoke_grant(self, epoch: int) -> None:
-        """Take the mark of `mark_granted` off again, paused as before.
+        """Take the mark of `mark_granted` off again, paused as before; legal when there is none.
 
         Only for the caller that set it and knows that no byte of HANDOVER has left [ONE-19].
         """
@@ -160,11 +168,20 @@ class DestinationGuest(Protocol):
         ...
 
     async def prepare(self) -> None:
-        """Get ready for a switchover: whatever may be slow or fail and needs no memory content."""
+        """Get ready for a switchover: whatever may be slow or fail and needs no memory content.
+
+        May be called again, after it failed as after it succeeded.
+        """
         ...
 
     async def load_state(self, sections: Sequence[StateSection]) -> None:
-        """Take the state; the guest could run from here on, but does not."""
+        """Take the state; the guest could run from here on, but does not.
+
+        Called again with the state of a new attempt if the one before was taken back.
+
+        Raises:
+            GuestError: STATE_REJECTED or UNKNOWN_STATE, and nothing has changed.
+        """
         ...
 
     async def run(self, epoch: int, runner: Runner) -> None:
