@@ -235,20 +235,26 @@ def test_states_that_are_not_taken() -> None:
     left, right = source(), room()
     with closing(left, right):
         (good,) = left.save_state()
-        bad: list[tuple[StateSection, ...]] = [
+        unknown = (
+            StateSection(StateKind.OPAQUE, good.version, good.data),
+            StateSection(good.kind, good.version + 1, good.data),
+            StateSection(good.kind, good.version, good.data, architecture=Architecture.X86_64),
+        )
+        rejected: list[tuple[StateSection, ...]] = [
             (),
             (good, good),
-            (StateSection(StateKind.OPAQUE, good.version, good.data),),
-            (StateSection(good.kind, good.version + 1, good.data),),
-            (StateSection(good.kind, good.version, good.data, architecture=Architecture.X86_64),),
             (StateSection(good.kind, good.version, good.data[:-1] + b"\0"),),
             (StateSection(good.kind, good.version, b""),),
         ]
         right.reserve(description())
-        for sections in bad:
+        for sections, code in (
+            *(((section,), ErrorCode.UNKNOWN_STATE) for section in unknown),
+            *(((good, section), ErrorCode.UNKNOWN_STATE) for section in unknown),
+            *((sections, ErrorCode.STATE_REJECTED) for sections in rejected),
+        ):
             with pytest.raises(GuestError) as caught:
                 right.load_state(sections)
-            assert caught.value.code is ErrorCode.STATE_REJECTED
+            assert caught.value.code is code
         other = room()
         with closing(other):
             other.reserve(description(regions=(Region(0, 0, 2 * MEMORY),)))

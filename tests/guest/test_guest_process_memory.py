@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import threading
 
 import pytest
@@ -32,8 +33,13 @@ def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = GuestMemory(SIZE, "compare")
     monkeypatch.setattr(MemoryMap, "populate", refuse)
     memory.start_populating()
-    with pytest.raises(MemoryError):
+    for _ in range(2):
+        with pytest.raises(MemoryError):
+            memory.wait_populated()
+    monkeypatch.undo()
+    with contextlib.suppress(MemoryError):  # of the attempt that began before there was enough
         memory.wait_populated()
+    memory.wait_populated()
     memory.free()
 
 

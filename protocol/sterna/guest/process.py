@@ -160,14 +160,14 @@ class ProcessGuest(HeldGuest):
 
     def load_state(self, sections: Sequence[StateSection]) -> None:
         """Exactly one section, good in itself and for this memory."""
+        for section in sections:
+            name = (section.architecture, section.kind, section.version)
+            if name != (Architecture.SYNTHETIC, StateKind.WORKLOAD, STATE_VERSION):
+                raise GuestError(f"not a workload's state: {name}", ErrorCode.UNKNOWN_STATE)
         if len(sections) != 1:
             raise GuestError(f"{len(sections)} sections instead of one", ErrorCode.STATE_REJECTED)
-        section = sections[0]
-        kind = (section.architecture, section.kind, section.version)
-        if kind != (Architecture.SYNTHETIC, StateKind.WORKLOAD, STATE_VERSION):
-            raise GuestError(f"not a workload's state: {kind}", ErrorCode.STATE_REJECTED)
         try:
-            self._workload = Workload.from_state(section.data, self._here.map.array)
+            self._workload = Workload.from_state(sections[0].data, self._here.map.array)
         except ValueError as error:
             raise GuestError(str(error), ErrorCode.STATE_REJECTED) from error
 

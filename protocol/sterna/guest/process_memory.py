@@ -43,8 +43,10 @@ class GuestMemory:
         """
         if self._populating is not None:
             self._populating.join()
-        if self._failure is not None:
-            raise self._failure
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            self.start_populating()  # whoever asks again may find that others have given memory back
+            raise failure
 
     def free(self) -> None:
         """Give all pages back, also those that another process still maps."""
