@@ -7,6 +7,7 @@ from sterna.registry import ErrorCode
 
 @pytest.mark.parametrize("name", ["a", "host-a", "7", "rack-3.node-12", "a" * 63])
 def test_names(name):
+    """[TLS-14]"""
     assert is_name(name)
     assert check_name(name) == name
     assert identity_of({"subjectAltName": (("DNS", "x"), ("URI", f"sterna:host:{name}"))}) == name
@@ -17,6 +18,7 @@ def test_names(name):
     ["", "A", "-a", "a-", ".a", "a.", "a..b", "a/b", "../a", "a b", "a\n", "a\0", "ä", "a_b", "a" * 64, "*"],
 )
 def test_what_is_no_name(name):
+    """[TLS-14]"""
     assert not is_name(name)
     with pytest.raises(ConfigError, match="no host name"):
         check_name(name)
@@ -35,6 +37,7 @@ def test_what_is_no_name(name):
     ],
 )
 def test_a_certificate_bears_exactly_one(names, what):
+    """[TLS-12, TLS-13]"""
     with pytest.raises(TransportError, match=what) as caught:
         identity_of({"subjectAltName": names})
     assert caught.value.code == ErrorCode.PEER_NOT_LISTED

@@ -1,8 +1,13 @@
 """`TlsTransport` and `TlsConfig`: real TLS over loopback."""
 
 import os
+import re
+import shutil
 import socket
 import ssl
+import subprocess
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import trio
@@ -11,8 +16,9 @@ from net_support import Stub, receive_exactly
 from trio.testing import wait_all_tasks_blocked
 
 from sterna.errors import ConfigError, TransportError
-from sterna.net.tls import RECORD_BYTES, SLICE_BYTES, TlsConfig
-from sterna.registry import ErrorCode
+from sterna.net.connect import Address, connect
+from sterna.net.tls import KEY_RECORDS_MAX, KEY_RECORDS_RESERVE, RECORD_BYTES, SLICE_BYTES, TlsConfig
+from sterna.registry import ALPN, ErrorCode
 
 
 def scratch() -> memoryview:
@@ -93,6 +99,7 @@ async def test_both_directions_at_once(tls_pair):
 
 
 async def test_close_notify_is_the_end(tls_pair):
+    """[TLS-20]"""
     a, b = tls_pair
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
@@ -128,7 +135,7 @@ async def test_the_other_direction_outlives_close_notify(tls_pair):
 
 
 async def test_a_ragged_end_is_not_an_end(tls_pair):
-    """FIN without close_notify. CPython up to 3.11.2 and `suppress_ragged_eofs` would call it an end."""
+    """FIN without close_notify [TLS-21]. CPython up to 3.11.2 and `suppress_ragged_eofs` would call it an end."""
     a, b = tls_pair
     await a.send([b"half a frame"])
     a._sock.shutdown(socket.SHUT_WR)
@@ -195,6 +202,22 @@ async def test_damaged_records_are_noticed(tls_pair):
     assert error.code == ErrorCode.TLS_FAILED
     assert "changed on the way" in str(error)
     assert (await error_of(b.receive_into, scratch())).code == ErrorCode.TLS_FAILED
+
+
+async def test_a_key_is_not_used_longer_than_it_is_good_for(tls_pair):
+    """[TLS-18] What is refused leaves the connection whole: there is still a record for the ABORT."""
+    a, b = tls_pair
+    a.records_sent = KEY_RECORDS_MAX - KEY_RECORDS_RESERVE - 2
+    await a.send([bytes(2 * RECORD_BYTES)])
+    assert (await error_of(a.send, [bytes(RECORD_BYTES + 1)])).code == ErrorCode.UNSUPPORTED
+    await a.send([b"abort: unsupported"])
+    assert (await receive_exactly(b, 2 * RECORD_BYTES + 18)).endswith(b"abort: unsupported")
+    a.records_sent = KEY_RECORDS_MAX
+    error = await error_of(a.send, [b"x"])
+    assert "Python cannot renew it" in str(error)
+    a.tls = replace(a.tls, cipher="TLS_CHACHA20_POLY1305_SHA256")  # which has no such limit
+    await a.send([b"x"])
+    assert await receive_exactly(b, 1) == b"x"
 
 
 async def test_a_cancelled_receive_loses_nothing(tls_pair, autojump_clock):
@@ -360,6 +383,50 @@ async def test_whatever_openssl_wants_is_waited_for(tls_pair):
     a._sock = Stub(real, recv_into=[3, ssl.SSLWantWriteError()])
     assert await a.receive_into(scratch()) == 3
     a._sock = real
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
+async def test_a_foreign_peer_that_renews_its_key_under_load(host_a, host_b):
+    """Python cannot send a KeyUpdate, others do [TLS-19]: `k` makes openssl send one.
+
+    Not `K`, which also asks for ours: OpenSSL 3.0 breaks the connection if that arrives while a write is
+    pending (openssl/openssl#8677, #12485).
+    """
+    command = (
+        "openssl s_server -accept 127.0.0.1:0 -tls1_3 -num_tickets 0 -Verify 1 -verify_return_error"
+        f" -alpn {ALPN} -cert {host_a.certificate} -key {host_a.key} -CAfile {host_a.authority}"
+    )
+    renewed, renewals = trio.open_memory_channel(100)
+    async with trio.open_nursery() as nursery:
+        pipe = subprocess.PIPE
+        options = {"stdin": pipe, "stdout": pipe, "stderr": subprocess.DEVNULL, "check": False}
+        process = await nursery.start(partial(trio.run_process, command.split(), **options))
+        said = b""
+        while (port := re.search(rb"ACCEPT 127\.0\.0\.1:(\d+)\n", said)) is None:
+            said += await process.stdout.receive_some()
+        transport = await connect(Address("127.0.0.1", int(port[1])), tls=host_b, expected="host-a")
+
+        async def drain():
+            async for said in process.stdout:
+                for _ in range(said.count(b"SSL_do_handshake -> 1")):
+                    renewed.send_nowait(None)
+
+        async def load():
+            while True:
+                await transport.send([bytes(1_000_000)])
+
+        with trio.fail_after(60):
+            async with trio.open_nursery() as tasks:
+                tasks.start_soon(drain)
+                tasks.start_soon(load)
+                for _ in range(5):
+                    await process.stdin.send_all(b"k\n")
+                    await renewals.receive()
+                    await process.stdin.send_all(b"page\n")
+                    assert await receive_exactly(transport, 5) == b"page\n"
+                tasks.cancel_scope.cancel()
+        transport.abort()
+        process.kill()
 
 
 @pytest.fixture

@@ -202,7 +202,7 @@ class _Handshake:
         identity = identity_of(tls_sock.getpeercert() or {})
         if self.expected is not None and identity != self.expected:
             raise TransportError(
-                ErrorCode.TLS_FAILED,
+                ErrorCode.PEER_NOT_LISTED,
                 f"the host at {self.address} is {identity!r}, not {self.expected!r}: check the address, "
                 "or say that this host is expected",
             )

@@ -54,7 +54,7 @@ class SocketOptions:
     keepalive_idle_s: int = 15
     keepalive_interval_s: int = 5
     keepalive_probes: int = 6
-    unsent_bytes: int | None = None
+    unsent_bytes: int | None = 512 * 1024
     send_buffer_bytes: int | None = None
     receive_buffer_bytes: int | None = None
 

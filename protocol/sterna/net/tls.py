@@ -20,7 +20,9 @@ What there is to know about OpenSSL as CPython sets it up:
   the client as an alert at its first read, or as a reset at an early write: then the alert is looked for.
 - Session tickets are off: nobody resumes TLS sessions here, and they would be the first bytes to arrive.
 - Python cannot send a KeyUpdate, and RFC 8446 (5.5) allows about 2**24.5 records under one AES-GCM key.
-  `records_sent` counts them; a connection is to be replaced before `KEY_RECORDS_MAX`, which is 256 GiB.
+  `records_sent` counts them, and a send that would pass `KEY_RECORDS_MAX` (256 GiB) is refused [TLS-18].
+- A peer's KeyUpdate is processed by OpenSSL [TLS-19]. One that asks for ours too, and comes while a write is
+  pending, breaks the connection in OpenSSL 3.0 (openssl/openssl#8677): peers had better not ask.
 
 Handshakes, and how it is decided who the peer is, are in `sterna.net.handshake`.
 """
@@ -39,10 +41,13 @@ from sterna.errors import ConfigError, TransportError
 from sterna.net.tcp import YIELD_BYTES, dispose, linger
 from sterna.net.tls_errors import Doing, tls_error
 from sterna.net.transport import OnSent, Peer, TlsInfo, Transport
-from sterna.registry import ALPN
+from sterna.registry import ALPN, ErrorCode
 
 RECORD_BYTES: Final = 16 * 1024  # the largest plaintext of a record
 KEY_RECORDS_MAX: Final = 1 << 24
+
+# Of these the last are for frames of one record, so that there is a key left to say why it ends.
+KEY_RECORDS_RESERVE: Final = 1024
 
 # One SSL_write: between two of them other tasks run, and `on_sent` is called.
 SLICE_BYTES: Final = YIELD_BYTES
@@ -122,6 +127,17 @@ class TlsTransport(Transport):
         self._failed: TransportError | None = None  # of a receive; OpenSSL does not repeat itself
         self._early = b""  # received while looking for the reason of a failed send
         self._waiting: dict[bool, trio.Event] = {}  # writable?: ends when the task that waits for it wakes
+
+    def _before_send(self, size: int) -> None:
+        assert self.tls is not None
+        records = -(-size // RECORD_BYTES)
+        left = KEY_RECORDS_MAX - self.records_sent - (KEY_RECORDS_RESERVE if records > 1 else 0)
+        if records > left and "AES" in self.tls.cipher:
+            raise TransportError(
+                ErrorCode.UNSUPPORTED,
+                "the TLS key of this connection has protected all the data that it may (256 GiB), "
+                "and Python cannot renew it",
+            )
 
     async def _send(self, views: list[memoryview], sent: OnSent) -> None:
         for piece in self._pieces(views):

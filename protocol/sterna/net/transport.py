@@ -127,7 +127,7 @@ class Transport(ABC):
             on_sent: called with the number of bytes, each time that some were taken by the layer below.
 
         Raises:
-            TransportError: the connection is lost.
+            TransportError: the connection is lost, or its key is used up (`UNSUPPORTED`, TLS).
             trio.BusyResourceError: another task is sending.
             trio.ClosedResourceError: this side has closed it, or an earlier send was cut short.
         """
@@ -136,6 +136,7 @@ class Transport(ABC):
             await trio.lowlevel.checkpoint_if_cancelled()
             if self._closed or self._torn:
                 raise trio.ClosedResourceError
+            self._before_send(sum(view.nbytes for view in views))
 
             def sent(count: int) -> None:
                 self.bytes_sent += count
@@ -201,6 +202,9 @@ class Transport(ABC):
         """Raise if this side has closed it: what failed then failed for that reason."""
         if self._closed:
             raise trio.ClosedResourceError
+
+    def _before_send(self, size: int) -> None:  # noqa: B027 (most need nothing)
+        """Raise `TransportError` if `size` bytes cannot be sent any more; nothing of them has left then."""
 
     @abstractmethod
     async def _send(self, views: list[memoryview], sent: OnSent) -> None:
