@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +17,7 @@ from sterna.cli.follow import Reporter
 from sterna.cli.output import Output
 from sterna.cli.units import Duration, Json, Rate
 from sterna.core.events import Outcome, Result
-from sterna.core.policy import PolicySettings
+from sterna.core.policy import PolicySettings, estimate_fixed_cost_s
 from sterna.core.words import duration_text, size_text
 from sterna.errors import ConfigError, GuestError, LocalProtocolError
 from sterna.guest.holder_client import HolderConnection, connect_holder
@@ -77,8 +77,9 @@ def migrate(
             on_event=reporter.on_event,
             bandwidth_bytes_s=bandwidth,
             deadlines=deadlines(patience),
-            policy=PolicySettings(allowed_downtime_s=downtime, max_rounds=max_rounds),
         ),
+        downtime_s=downtime,
+        max_rounds=max_rounds,
         evidence=None if evidence is None else Evidence(evidence),
         reporter=reporter,
         die_with_parent=die_with_parent,
@@ -96,6 +97,8 @@ class _Job:
     peer: str
     security: Security
     options: Options
+    downtime_s: float
+    max_rounds: int
     evidence: Evidence | None
     reporter: Reporter
     die_with_parent: bool
@@ -154,7 +157,7 @@ class _Job:
                 epoch=attached.epoch,
                 runner=attached.runner,
                 host=session,
-                options=self.options,
+                options=replace(self.options, policy=self._policy(guest)),
             )
             ending.ask = partial(self._cancel, source)
             async with trio.open_nursery() as nursery:
@@ -163,6 +166,13 @@ class _Job:
                 nursery.cancel_scope.cancel()
             ending.ask = None
         return await self._conclude(guest, transport, result)
+
+    def _policy(self, guest: DepartingGuest) -> PolicySettings:
+        return PolicySettings(
+            allowed_downtime_s=self.downtime_s,
+            max_rounds=self.max_rounds,
+            fixed_cost_s=estimate_fixed_cost_s(sum(region.pages for region in guest.description.regions)),
+        )
 
     def _introduce(self, guest: DepartingGuest, transport: Transport) -> None:
         region = guest.description.regions[0]

@@ -22,6 +22,7 @@ from sterna.core.events import (
     Claim,
     CollectDirty,
     Discard,
+    Event,
     LoadState,
     MarkGranted,
     Pause,
@@ -48,6 +49,7 @@ from sterna.memory.pages import PageSink, RegionPages
 from sterna.memory.regions import RegionTable
 from sterna.net.pump import Clock, OnEvent, Pump, boottime
 from sterna.net.rate import RateLimiter
+from sterna.net.steady import SteadyPages
 from sterna.net.transport import Peer, Transport
 from sterna.registry import GREASE_FIRST, GREASE_LAST
 from sterna.wire.records import NO_RUNNER, Guest, Hello, Runner
@@ -190,12 +192,18 @@ class Source:
         )
         views = {region.id: guest.memory(region.id) for region in table.copied}
         self._runner = runner
-        self._machine = SourceMachine(config, RegionPages(table, views), options.clock())
+        pages = SteadyPages(RegionPages(table, views), options.clock)
+        self._machine = SourceMachine(config, pages, options.clock())
+
+        def on_event(event: Event) -> None:
+            pages.on_event(event)
+            options.on_event(event)
+
         self._pump = Pump(
             self._machine,
             transport,
             self._perform,
-            on_event=options.on_event,
+            on_event=on_event,
             limiter=_limiter(options),
             clock=options.clock,
         )

@@ -1,0 +1,83 @@
+"""Pages of a running guest, copied before they are hashed where a link is too slow to go without.
+
+Page bytes normally go from guest memory to the socket without a copy (sterna.memory.pages). A page that the
+guest writes between its hash and its departure is rejected and sent again, which is cheap while that gap is
+short. On a slow link it is as long as a batch takes to leave, and a guest that writes its hot pages in less
+would have nearly all of them rejected, until the destination takes the sender for a broken one [RAK-5]. So
+where the gap is long, or many pages were rejected, a batch is copied first and its hashes are those of the
+copy: what arrives then always matches. A copy costs a tenth of a millisecond a mebibyte, which no slow link
+notices.
+
+How long the gap is shows in how long the batch before took: the next one is encoded when it has left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sterna.core.events import Event, RoundFinished, RoundStarted
+from sterna.memory.pages import EncodedBatch, PageSource, hash_chunks
+
+# Hot sets of a few ten mebibytes are rewritten in some 20 ms by a core that does nothing else: a gap of this
+# length then spoils a tenth of them.
+GAP_S: Final = 0.004
+# Nothing is known of the link before so much has passed. Small guests are always copied.
+UNMEASURED_BYTES: Final = 64 << 20
+REJECTED_SHARE: Final = 0.01
+
+
+class SteadyPages:
+    """A `PageSource` over another one; see the module's text.
+
+    At most one batch is under way: the one before must have been sent when the next one is encoded.
+    """
+
+    def __init__(self, pages: PageSource, clock: Callable[[], float]) -> None:
+        self._pages = pages
+        self._clock = clock
+        self._copy: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._unmeasured_bytes = UNMEASURED_BYTES
+        self._encoded_at: float | None = None
+        self._rejected = False
+        self._paused = False
+
+    def on_event(self, event: Event) -> None:
+        """Learn how many pages of a round were rejected, and when nothing writes any more."""
+        match event:
+            case RoundFinished(stats):
+                self._rejected = stats.rejected_pages > stats.pages * REJECTED_SHARE
+            case RoundStarted(last=True):
+                self._paused = True
+            case _:
+                pass
+
+    def encode(
+        self, region: int, starts: npt.ArrayLike, counts: npt.ArrayLike, *, zeros: bool = True
+    ) -> EncodedBatch:
+        """See `PageSource.encode`."""
+        slow = self._encoded_at is None or self._clock() - self._encoded_at > GAP_S
+        batch = self._pages.encode(region, starts, counts, zeros=zeros)
+        if not self._paused and (slow or self._rejected or self._unmeasured_bytes > 0):
+            batch = self._steady(batch)
+        self._unmeasured_bytes -= batch.bulk_bytes
+        self._encoded_at = self._clock()
+        return batch
+
+    def _steady(self, batch: EncodedBatch) -> EncodedBatch:
+        """The batch with bytes that nobody changes any more."""
+        size = batch.bulk_bytes
+        if not size:
+            return batch
+        if len(self._copy) < size:
+            self._copy = np.empty(size, np.uint8)
+        np.concatenate([np.frombuffer(buffer, np.uint8) for buffer in batch.buffers], out=self._copy[:size])
+        view = self._copy.data[:size]
+        sizes = [buffer.nbytes for buffer in batch.buffers]
+        offsets = np.cumsum([0, *sizes[:-1]]).tolist()
+        hashes = np.array(hash_chunks(view, offsets, sizes), dtype=np.uint64)
+        return replace(batch, hashes=hashes, buffers=(view,))
