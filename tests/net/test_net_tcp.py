@@ -12,7 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 from sterna.errors import TransportError
 from sterna.net import tcp
 from sterna.net.tcp import IOV_MAX, SocketOptions, TcpTransport, connection_lost, format_address
-from sterna.net.transport import Transport
+from sterna.net.transport import YIELD_BYTES, Transport
 from sterna.registry import ErrorCode
 
 
@@ -235,7 +235,7 @@ async def test_a_long_transfer_lets_others_run(pair):
         nursery.start_soon(a.send, [bytes(4_000_000)])
         await receive_exactly(b, 4_000_000)
         nursery.cancel_scope.cancel()
-    assert turns >= 4_000_000 // tcp.YIELD_BYTES
+    assert turns >= 4_000_000 // YIELD_BYTES
 
 
 async def test_options_are_set():

@@ -135,7 +135,7 @@ async def test_the_other_direction_outlives_close_notify(tls_pair):
 
 
 async def test_a_ragged_end_is_not_an_end(tls_pair):
-    """FIN without close_notify [TLS-21]. CPython up to 3.11.2 and `suppress_ragged_eofs` would call it an end."""
+    """[TLS-21] FIN without close_notify. CPython up to 3.11.2 and `suppress_ragged_eofs` hide it."""
     a, b = tls_pair
     await a.send([b"half a frame"])
     a._sock.shutdown(socket.SHUT_WR)

@@ -3,7 +3,7 @@
 The socket is a non-blocking one of the standard library, driven with trio's `wait_readable` and
 `wait_writable`: one system call moves a frame's header, table and pages (`sendmsg`), and received bytes
 land where the caller wants them. Every call is tried first and waited for only if it would block, which
-at full rate saves most of the waiting; in exchange the loops yield after `YIELD_BYTES`, so that
+at full rate saves most of the waiting; in exchange they yield after every `YIELD_BYTES`, so that
 heartbeats and the other direction get their turn.
 
 How a connection ends. `close` sends FIN and then reads until the peer's own FIN: closing a socket with
@@ -29,8 +29,7 @@ from sterna.registry import ErrorCode
 # sendmsg refuses more buffers than this. POSIX guarantees 16, Linux has 1024.
 IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
 
-# How much may be moved between two turns of the other tasks: some 0.1 ms of copying.
-YIELD_BYTES: Final = 256 * 1024
+SCRATCH_BYTES: Final = 256 * 1024
 
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 
@@ -86,7 +85,6 @@ class TcpTransport(Transport):
     def __init__(self, sock: socket.socket, peer: Peer | None = None) -> None:
         super().__init__(peer or Peer(peer_address(sock)))
         self._sock = sock
-        self._unyielded_bytes = 0
 
     async def _send(self, views: list[memoryview], sent: OnSent) -> None:
         first = 0
@@ -117,13 +115,6 @@ class TcpTransport(Transport):
                 await self._yield_after(count)
                 return count
 
-    async def _yield_after(self, count: int) -> None:
-        # Not a cancellation point: the bytes have moved already, and the caller must hear of them.
-        self._unyielded_bytes += count
-        if self._unyielded_bytes >= YIELD_BYTES:
-            self._unyielded_bytes = 0
-            await trio.lowlevel.cancel_shielded_checkpoint()
-
     async def _finish(self) -> None:
         trio.lowlevel.notify_closing(self._sock)
         await linger(self._sock)
@@ -149,7 +140,7 @@ async def linger(sock: socket.socket) -> None:
 
     Reads below TLS, if there is any: nobody wants these bytes.
     """
-    scratch = bytearray(YIELD_BYTES)
+    scratch = bytearray(SCRATCH_BYTES)
     try:
         sock.shutdown(socket.SHUT_WR)
         while True:

@@ -38,9 +38,9 @@ from typing import Final
 import trio
 
 from sterna.errors import ConfigError, TransportError
-from sterna.net.tcp import YIELD_BYTES, dispose, linger
+from sterna.net.tcp import dispose, linger
 from sterna.net.tls_errors import Doing, tls_error
-from sterna.net.transport import OnSent, Peer, TlsInfo, Transport
+from sterna.net.transport import YIELD_BYTES, OnSent, Peer, TlsInfo, Transport
 from sterna.registry import ALPN, ErrorCode
 
 RECORD_BYTES: Final = 16 * 1024  # the largest plaintext of a record
@@ -49,8 +49,8 @@ KEY_RECORDS_MAX: Final = 1 << 24
 # Of these the last are for frames of one record, so that there is a key left to say why it ends.
 KEY_RECORDS_RESERVE: Final = 1024
 
-# One SSL_write: between two of them other tasks run, and `on_sent` is called.
-SLICE_BYTES: Final = YIELD_BYTES
+# One SSL_write, and one call of `on_sent`: often enough for a deadline to see progress on a slow link.
+SLICE_BYTES: Final = 256 * 1024
 
 CheckPeer = Callable[[str, bytes], None]
 
@@ -181,7 +181,7 @@ class TlsTransport(Transport):
                 raise self._send_error(error) from error
             else:
                 rest = rest[count:]
-                await trio.lowlevel.cancel_shielded_checkpoint()
+                await self._yield_after(count)
 
     def _send_error(self, error: OSError) -> TransportError:
         """Why a send failed: what the peer said before it closed, if it said something."""
@@ -202,10 +202,10 @@ class TlsTransport(Transport):
             self._early = self._early[count:]
             return count
         filled = 0
-        limit = min(view.nbytes, YIELD_BYTES)
+        limit = min(view.nbytes, YIELD_BYTES)  # others get a turn even if the peer never pauses
         while filled < limit and self._failed is None:
             try:
-                count = self._sock.recv_into(view[filled:])
+                count = self._sock.recv_into(view[filled:limit])
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as want:
                 if filled:
                     break
@@ -220,7 +220,7 @@ class TlsTransport(Transport):
                 filled += count
         if self._failed is not None and not filled:
             raise TransportError(self._failed.code, self._failed.detail)
-        await trio.lowlevel.cancel_shielded_checkpoint()
+        await self._yield_after(filled)
         return filled
 
     async def _wait(self, *, writable: bool) -> None:
