@@ -23,10 +23,10 @@ import numpy.typing as npt
 from sterna.core.events import Event, RoundFinished, RoundStarted
 from sterna.memory.pages import EncodedBatch, PageSource, hash_chunks
 
-# Hot sets of a few ten mebibytes are rewritten in some 20 ms by a core that does nothing else: a gap of this
-# length then spoils a tenth of them.
-GAP_S: Final = 0.004
-# Nothing is known of the link before so much has passed. Small guests are always copied.
+# A core that does nothing else rewrites 64 MiB in this time: a gap half as long spoils half of them, which in
+# a first round of a few hundred mebibytes is tolerable, and after it `REJECTED_SHARE` decides.
+GAP_S: Final = 0.02
+# Nothing is known of the link before so much has passed: small hot guests are copied from the start.
 UNMEASURED_BYTES: Final = 64 << 20
 REJECTED_SHARE: Final = 0.01
 
