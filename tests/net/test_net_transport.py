@@ -1,0 +1,138 @@
+"""The rules that the base class keeps, with the smallest implementation there can be."""
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from sterna.errors import TransportError
+from sterna.net.transport import YIELD_BYTES, Guard, Peer, Transport
+from sterna.registry import ErrorCode
+
+
+class Sink(Transport):
+    """Sends into a list; waits while `blocked`, fails with `error`."""
+
+    def __init__(self):
+        super().__init__(Peer("sink:1"))
+        self.data = bytearray()
+        self.blocked = False
+        self.error = None
+        self.ends = []
+
+    async def _send(self, views, sent):
+        for view in views:
+            if self.blocked:
+                await trio.sleep_forever()
+            if self.error is not None:
+                raise self.error
+            self.data += view
+            sent(view.nbytes)
+            await self._yield_after(view.nbytes)
+
+    async def _receive_into(self, view):
+        if self.error is not None:
+            raise self.error
+        await trio.sleep_forever()
+
+    async def _finish(self):
+        self.ends.append("finish")
+        await trio.sleep_forever()
+
+    def _dispose(self, *, abrupt):
+        self.ends.append("abrupt" if abrupt else "closed")
+
+
+def test_peers_are_named_for_people():
+    assert str(Peer("[::1]:7000")) == "[::1]:7000"
+    assert str(Peer("[::1]:7000", "host-a")) == "host-a at [::1]:7000"
+
+
+def test_a_guard_is_free_again_after_an_error():
+    guard = Guard("busy")
+    with pytest.raises(ZeroDivisionError), guard:
+        raise ZeroDivisionError
+    assert not guard.held
+    with guard, pytest.raises(trio.BusyResourceError, match="busy"):
+        guard.__enter__()
+    assert not guard.held
+
+
+async def test_empty_buffers_are_not_sent():
+    sink, sent = Sink(), []
+    await sink.send([b"", memoryview(b"ab"), bytearray(), b"c"], sent.append)
+    assert bytes(sink.data) == b"abc"
+    assert sent == [2, 1]
+    assert sink.bytes_sent == 3
+    await sink.send([])
+
+
+async def test_others_get_a_turn_after_so_many_bytes():
+    sink, turns = Sink(), []
+
+    async def other():
+        while True:
+            turns.append(sink.bytes_sent)
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        await trio.lowlevel.checkpoint()
+        before = len(turns)
+        await sink.send([bytes(YIELD_BYTES // 4)] * 3)
+        assert len(turns) == before
+        await sink.send([b"x" * (YIELD_BYTES // 4)])
+        assert len(turns) > before
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_failed_send_tears():
+    sink = Sink()
+    sink.error = TransportError(ErrorCode.CONNECTION_LOST)
+    with pytest.raises(TransportError):
+        await sink.send([b"x"])
+    sink.error = None
+    with pytest.raises(trio.ClosedResourceError):
+        await sink.send([b"x"])
+    await sink.close()
+    assert sink.ends == ["abrupt"]
+
+
+async def test_closing_during_a_send_is_abrupt(autojump_clock):
+    sink = Sink()
+    sink.blocked = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sink.send, [b"x"])
+        await wait_all_tasks_blocked()
+        await sink.close()
+        nursery.cancel_scope.cancel()
+    assert sink.ends == ["abrupt"]
+
+
+async def test_close_is_bounded_and_final(autojump_clock):
+    sink = Sink()
+    await sink.close(3)
+    assert trio.current_time() == pytest.approx(3)
+    assert sink.ends == ["finish", "closed"]
+    assert sink.closed
+    for operation in (sink.send([b"x"]), sink.receive_into(memoryview(bytearray(1)))):
+        with pytest.raises(trio.ClosedResourceError):
+            await operation
+
+
+async def test_an_error_after_closing_is_not_the_peers():
+    sink = Sink()
+
+    class Late(TransportError):
+        def __init__(self):
+            super().__init__(ErrorCode.CONNECTION_LOST)
+            sink.abort()
+
+    real = sink._receive_into
+
+    async def closes_meanwhile(view):
+        sink.error = Late()
+        return await real(view)
+
+    sink._receive_into = closes_meanwhile
+    with pytest.raises(trio.ClosedResourceError):
+        await sink.receive_into(memoryview(bytearray(1)))
