@@ -220,18 +220,14 @@ DESTINATION: Final[Table] = {
     (_D.PREPARING, _J.UNPREPARED): Row(_D.STANDBY, "send NOT_READY", "CON-38"),
     (_D.READY, F.ROUND): Row(_D.BLACKOUT, "open the last round", "CON-45"),
     (_D.READY, F.DIRTY_BITMAP): Row(_D.BLACKOUT, "pages become stale", "MEM-10", reserved=True),
-    (_D.READY, _J.NEW_ATTEMPT): Row(_D.RECEIVING, "void the attempt", "CON-59", reserved=True),
     (_D.BLACKOUT, F.PAGES): Row(_D.BLACKOUT, "verify, hold", "CON-47"),
     (_D.BLACKOUT, F.DIRTY_BITMAP): Row(_D.BLACKOUT, "pages become stale", "MEM-10", reserved=True),
     (_D.BLACKOUT, F.ROUND_END): Row(_D.FROZEN, "check the counts", "CON-46"),
-    (_D.BLACKOUT, _J.NEW_ATTEMPT): Row(_D.RECEIVING, "void the attempt", "CON-59", reserved=True),
     (_D.FROZEN, F.STATE): Row(_D.FROZEN, "collect fragments", "STA-5"),
     (_D.FROZEN, F.DIRTY_BITMAP): Row(_D.FROZEN, "pages become stale", "MEM-10", reserved=True),
     (_D.FROZEN, F.SEAL): Row(_D.LOADING, "compare digests, load state", "CON-50"),
-    (_D.FROZEN, _J.NEW_ATTEMPT): Row(_D.RECEIVING, "void the attempt", "CON-59", reserved=True),
     (_D.LOADING, _J.STATE_LOADED): Row(_D.LOADED, "send LOADED", "CON-52"),
     (_D.LOADED, F.HANDOVER): Row(_D.RECORDING, "record CLAIMING", "ONE-25"),
-    (_D.LOADED, _J.NEW_ATTEMPT): Row(_D.RECEIVING, "void the attempt", "CON-59", reserved=True),
     (_D.RECORDING, _J.RECORDED): Row(_D.CLAIMING, "claim the epoch", "ONE-25"),
     (_D.CLAIMING, _J.CLAIM_WON): Row(_D.COMMITTING, "record START", "ONE-27"),
     (_D.CLAIMING, _J.CLAIM_LOST): Row(_D.DISCARDING, "free everything", "ONE-29", reserved=True),
@@ -255,6 +251,17 @@ _DISCARDS = (
 )  # fmt: skip
 DESTINATION.update({(state, _J.LOST): Row(_D.DISCARDING, "free everything", "CON-63") for state in _DISCARDS})
 
+# A source may take its attempt back at any moment before HANDOVER [CON-58].
+_VOIDS = (
+    _D.STANDBY, _D.RECEIVING, _D.PREPARING, _D.READY, _D.BLACKOUT, _D.FROZEN, _D.LOADING, _D.LOADED,
+)  # fmt: skip
+DESTINATION.update(
+    {
+        (state, _J.NEW_ATTEMPT): Row(_D.RECEIVING, "void the attempt", "CON-59", reserved=True)
+        for state in _VOIDS
+    }
+)
+
 # With HANDOVER received the permission stands, whether the connection does or not [ONE-30].
 _GOES_ON = (_D.RECORDING, _D.CLAIMING, _D.COMMITTING, _D.STARTING)
 DESTINATION.update({(state, _J.LOST): Row(state, "go on", "ONE-30") for state in _GOES_ON})
@@ -268,6 +275,15 @@ TERMINAL: Final[frozenset[State]] = frozenset(
 
 # In these the session is over for this side: what still arrives is read and ignored.
 DEAF: Final[frozenset[State]] = TERMINAL | {_S.ROLLING_BACK, _D.DISCARDING}
+
+# Permission to run may have been given: what this side says decides nothing any more.
+COMMITTED: Final[frozenset[State]] = frozenset(
+    {
+        _S.HANDED_OVER, _S.MOVED, _S.RELEASING, _S.CLOSING, _S.CLOSED, _S.DEPARTED, _S.UNDECIDED,
+        _D.RECORDING, _D.CLAIMING, _D.COMMITTING, _D.STARTING, _D.RUNNING, _D.RELEASED, _D.CLOSED,
+        _D.SETTLED, _D.UNDECIDED,
+    }
+)  # fmt: skip
 
 # The phase that ABORT and PROGRESS name, and whose deadline runs.
 PHASES: Final[dict[State, Phase]] = {
