@@ -8,9 +8,10 @@ arrived, the loss of the connection changes nothing any more: the permission sta
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 from sterna import limits as bounds
 from sterna.core.events import (
@@ -30,16 +31,22 @@ from sterna.core.events import (
     RunGuest,
     SessionOpened,
 )
-from sterna.core.negotiate import Selection, check_room, choices, select
-from sterna.core.policy import RoundStats
+from sterna.core.negotiate import Selection, check_granules, choices, select
+from sterna.core.rounds import IncomingRound
 from sterna.core.session import Config, Session
 from sterna.core.state import StateAssembler
 from sterna.core.tables import DESTINATION, DestinationInput, DestinationState
-from sterna.errors import LocalProtocolError, ProtocolError, RemoteProtocolError, SternaError, remote_error
+from sterna.errors import (
+    LimitExceeded,
+    LocalProtocolError,
+    RemoteProtocolError,
+    SternaError,
+    remote_error,
+)
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import PageSink
-from sterna.memory.regions import PageSets, RegionTable
-from sterna.registry import ERRORS, ErrorCode, FrameType, Mode, Phase, Sender, Style
+from sterna.memory.regions import RegionTable
+from sterna.registry import ERRORS, ErrorCode, FrameType, Phase, Sender, Style
 from sterna.wire import Header, PagesAnnounced, PagesReceived
 from sterna.wire.records import (
     Accept,
@@ -49,7 +56,6 @@ from sterna.wire.records import (
     Hello,
     Loaded,
     NotReady,
-    PageRange,
     Progress,
     Ready,
     Record,
@@ -65,7 +71,8 @@ from sterna.wire.records import (
     Welcome,
 )
 
-_U64_MAX: Final = (1 << 64) - 1
+# What of a guest may be more than was announced.
+_UNFIT: Final = frozenset({ErrorCode.LIMIT_REGIONS, ErrorCode.LIMIT_MEMORY, ErrorCode.LIMIT_STATE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,28 +102,10 @@ class DestinationMachine(Session):
         self._sink: PageSink | None = None
         self._regions = RegionTable(())
         self._digest = MemoryDigest(self._regions)
-        self._rejected = PageSets(self._regions)
         self._states = StateAssembler(0, 0)
-        self._round = 0
-        self._round_pages = 0
-        self._round_bytes = 0
-        self._round_started = now
-        self._last_pages_sequence: int | None = None
+        self._round = IncomingRound(0, self._regions, now, last=False)
+        self._bulk_bytes = 0
         self._sealed = b""
-
-    @property
-    def _lost_changes_nothing(self) -> bool:
-        return self._state in {
-            DestinationState.RECORDING,
-            DestinationState.CLAIMING,
-            DestinationState.COMMITTING,
-            DestinationState.STARTING,
-            DestinationState.RUNNING,
-            DestinationState.RELEASED,
-            DestinationState.CLOSED,
-            DestinationState.SETTLED,
-            DestinationState.UNDECIDED,
-        }
 
     @property
     def digest(self) -> bytes:
@@ -130,14 +119,13 @@ class DestinationMachine(Session):
     # ---- frames ----
 
     def _frame(self, header: Header, record: Record, now: float) -> None:
-        if isinstance(record, Hello) and record.mode is not Mode.OPEN:
-            resumes = record.mode is Mode.RESUME
-            self._step(DestinationInput.HELLO_RESUME if resumes else DestinationInput.HELLO_VERDICT, now)
-        if isinstance(record, Round) and record.attempt == self._attempt + 1 and self._can_void:
-            self._step(DestinationInput.NEW_ATTEMPT, now)
+        """Each frame is checked in the state in which it came; only then does it change the state."""
+        begins = isinstance(record, Round) and record.attempt == self._attempt + 1
+        if begins and (self._state, DestinationInput.NEW_ATTEMPT) in DESTINATION:
+            self._require(DestinationInput.NEW_ATTEMPT, FrameType.ROUND)
         if self._is_of_old_attempt(record):
             return
-        self._step(FrameType(header.type), now)
+        self._require(FrameType(header.type))
         match record:
             case Hello():
                 self._on_hello(record, now)
@@ -148,52 +136,62 @@ class DestinationMachine(Session):
             case RoundEnd():
                 self._on_round_end(record, now)
             case Switchover():
-                self._on_switchover(record)
+                self._on_switchover(record, now)
             case State():
                 self._states.add(record)
+                self._step(FrameType.STATE, now)
             case Seal():
-                self._on_seal(record)
+                self._on_seal(record, now)
             case Handover():
-                self._on_handover(record)
+                self._on_handover(record, now)
             case Release():
-                self._check_epoch(record.epoch, self._epoch + 1, "CMP-4", record)
+                self._check_epoch(record, self._epoch + 1, "CMP-4")
+                self._step(FrameType.RELEASE, now)
             case _:  # BYE, the only other frame that the table lets through
+                self._step(FrameType.BYE, now)
                 self._bye()
                 self._finish(Outcome.COMPLETED, now, epoch=self._epoch + 1, digest=self._sealed)
 
     def _on_hello(self, record: Hello, now: float) -> None:
         self._hello = record
-        self._selected = select(record)
+        try:
+            self._selected = select(record)
+        except RemoteProtocolError as error:
+            self._refuse(error, now)
+            return
+        self._step(FrameType.HELLO, now)
         self._ask(Admit(record))
 
     def _on_guest(self, record: Guest, now: float) -> None:
+        try:
+            check_granules(record, self._config.limits)
+        except RemoteProtocolError as error:
+            self._refuse(error, now)
+            return
         self._guest = record
-        check_room(record, self._config.limits)
         self._described(record.regions)
         self._regions = RegionTable(record.regions)
+        self._step(FrameType.GUEST, now)
         self._ask(Reserve(record))
 
     def _on_round(self, record: Round, now: float) -> None:
-        if record.round != self._round + 1:
-            detail = f"round {record.round} after {self._round}"
+        if record.round != self._round.number + 1:
+            detail = f"round {record.round} after {self._round.number}"
             raise self._wrong(ErrorCode.BAD_ROUND, detail, "CON-20", record)
-        self._round = record.round
-        self._round_pages = self._round_bytes = 0
-        self._round_started = now
-        self._last_pages_sequence = None
-        self._rejected = PageSets(self._regions)
-        self._emit(RoundStarted(record.round, record.pages, self._state is DestinationState.BLACKOUT))
+        self._step(FrameType.ROUND, now)
+        last = self._state is DestinationState.BLACKOUT
+        self._round = IncomingRound(record.round, self._regions, now, last=last)
+        self._emit(RoundStarted(record.round, record.pages, last))
 
     def _pages_announced(self, event: PagesAnnounced) -> Sequence[memoryview] | None:
         table = event.record
-        if self._state not in {DestinationState.RECEIVING, DestinationState.BLACKOUT}:
-            raise self._unexpected(FrameType.PAGES)
         if self._is_of_old_attempt(table):
             return None
-        if table.round != self._round:
-            detail = f"pages of round {table.round} in round {self._round}"
-            raise self._wrong(ErrorCode.BAD_ROUND, detail, "CON-21", table)
+        self._require(FrameType.PAGES)
+        self._round.announce(table)
         assert self._sink is not None
+        # From here on these pages are neither of the old version nor of the new one.
+        self._digest.mark_stale(table.region, table.runs["first"], table.runs["count"])
         return self._sink.targets(table) if table.bulk_bytes else None
 
     def _pages_received(self, event: PagesReceived, now: float) -> None:
@@ -204,71 +202,30 @@ class DestinationMachine(Session):
         assert self._sink is not None
         rejected = self._sink.commit(table)
         self._digest.record(table, rejected)
-        self._round_pages += table.page_count
-        self._round_bytes += table.bulk_bytes
-        self._last_pages_sequence = event.header.sequence
-        if self._round_pages > self._regions.pages:
-            detail = f"{self._round_pages} pages in a round, the guest has {self._regions.pages}"
-            raise self._wrong(ErrorCode.COUNT_MISMATCH, detail, "CON-27", table)
-        if rejected and self._state is DestinationState.BLACKOUT:
-            detail = f"{sum(pages.count for pages in rejected)} pages differ from their hash"
-            raise self._wrong(ErrorCode.PAGE_HASH, detail, "CON-47", table)
-        if self._rejected.any():
-            self._rejected[table.region].clear_runs(table.runs["first"], table.runs["count"])
-        self._rejected.add_ranges(rejected)
+        self._bulk_bytes += table.bulk_bytes
+        self._round.take(table, rejected, event.header.sequence)
 
     def _on_round_end(self, record: RoundEnd, now: float) -> None:
-        if record.round != self._round:
-            detail = f"end of round {record.round} in round {self._round}"
-            raise self._wrong(ErrorCode.BAD_ROUND, detail, "CON-21", record)
-        if (record.pages, record.bulk_bytes) != (self._round_pages, self._round_bytes):
-            detail = (
-                f"{record.pages} pages and {record.bulk_bytes} bytes stated, "
-                f"{self._round_pages} and {self._round_bytes} arrived"
-            )
-            raise self._wrong(ErrorCode.COUNT_MISMATCH, detail, "RND-3", record)
-        self._check_sequences(record.last_sequences, record)
-        seconds = now - self._round_started
-        rate_bytes_s = min(int(self._round_bytes / seconds), _U64_MAX) if seconds > 0 else 0
-        count = self._rejected.count()
-        stats = RoundStats(
-            round=self._round,
-            pages=self._round_pages,
-            bulk_bytes=self._round_bytes,
-            seconds=seconds,
-            dirty_pages=0,
-            dirty_bytes=0,
-            rejected_pages=count,
-            receive_rate_bytes_s=rate_bytes_s,
-            throttle=0.0,
-        )
+        self._round.check_end(record)
+        assert self._selection is not None
+        rejected = self._round.rejected(self._selection.limits, record)
+        self._step(FrameType.ROUND_END, now)
+        stats = self._round.stats(now)
         self._rounds.append(stats)
         self._emit(RoundFinished(stats))
-        if self._state is DestinationState.STANDBY:  # a round of the running guest, not the last one
-            rejected = self._list_rejected(count, record)
-            pages = self._round_pages - count
-            self._send(RoundAck(self._attempt, self._round, pages, rate_bytes_s, rejected))
+        if not self._round.last:
+            pages = stats.pages - stats.rejected_pages
+            rate_bytes_s = int(stats.receive_rate_bytes_s)
+            self._send(RoundAck(self._attempt, stats.round, pages, rate_bytes_s, rejected))
 
-    def _list_rejected(self, count: int, record: Record) -> tuple[PageRange, ...]:
-        assert self._selection is not None
-        ranges = tuple(
-            PageRange(region, int(start), int(length))
-            for region, (starts, lengths) in self._rejected.runs()
-            for start, length in zip(starts, lengths, strict=True)
-        )
-        allowed = max(bounds.REJECTED_FLOOR_PAGES, int(self._round_pages * bounds.REJECTED_SHARE_MAX))
-        if count > allowed or len(ranges) > self._selection.limits.rejected_runs:
-            detail = f"{count} pages in {len(ranges)} ranges"
-            raise self._wrong(ErrorCode.TOO_MANY_REJECTED, detail, "RAK-5", record)
-        return ranges
-
-    def _on_switchover(self, record: Switchover) -> None:
+    def _on_switchover(self, record: Switchover, now: float) -> None:
         if record.style is not Style.STOP_AND_COPY:
             raise self._wrong(ErrorCode.NOT_SELECTED, f"style {record.style.name}", "SWI-1", record)
+        self._step(FrameType.SWITCHOVER, now)
         self._ask(Prepare(record.style))
 
-    def _on_seal(self, record: Seal) -> None:
-        self._check_sequences(record.last_sequences, record)
+    def _on_seal(self, record: Seal, now: float) -> None:
+        self._round.check_sequences(record.last_sequences, record)
         sections = self._states.sections
         if not self._states.is_whole or (record.state_sections, record.state_bytes) != (
             len(sections),
@@ -281,14 +238,31 @@ class DestinationMachine(Session):
             detail = f"{self._digest.stale_pages} pages are missing, digest {digest.hex()}"
             raise self._wrong(ErrorCode.DIGEST_MISMATCH, detail, "MEM-15", record)
         self._sealed = digest
+        self._step(FrameType.SEAL, now)
         self._ask(LoadState(sections))
 
-    def _on_handover(self, record: Handover) -> None:
-        self._check_epoch(record.epoch, self._epoch, "HND-1", record)
+    def _on_handover(self, record: Handover, now: float) -> None:
+        self._check_epoch(record, self._epoch, "HND-1")
+        self._step(FrameType.HANDOVER, now)
         assert self._admission is not None
         self._ask(Persist(RecordKind.CLAIMING, self._epoch + 1, self._admission.runner))
 
     # ---- completions ----
+
+    def _check_answer(self, request: Request, answer: object) -> None:
+        good, wanted = True, ""
+        match request:
+            case Admit():
+                good, wanted = isinstance(answer, Admission) and answer.is_sound, "an Admission"
+            case Reserve():
+                good, wanted = hasattr(answer, "targets") and hasattr(answer, "commit"), "a PageSink"
+            case Claim():
+                good, wanted = isinstance(answer, bool), "True or False"
+            case _:
+                pass  # whatever else is done is done
+        if not good:
+            detail = f"{type(request).__name__} is answered with {wanted}"
+            raise LocalProtocolError(ErrorCode.INTERNAL, detail)
 
     def _completed(self, request: Request, answer: object, now: float) -> None:
         if isinstance(request, Discard):
@@ -313,12 +287,11 @@ class DestinationMachine(Session):
             case Persist(kind=kind, epoch=epoch, runner=runner):
                 self._step(DestinationInput.RECORDED, now)
                 self._ask(Claim(epoch, runner) if kind is RecordKind.CLAIMING else RunGuest(epoch, runner))
-            case Claim(epoch=epoch, runner=runner):
-                self._on_claimed(request, answer, now)
-            case RunGuest(epoch=epoch, runner=runner):
-                self._on_started(request, now)
+            case Claim():
+                self._on_claimed(request, won=answer is True, now=now)
             case _:
-                raise LocalProtocolError(ErrorCode.INTERNAL, f"{type(request).__name__} is the source's")
+                assert isinstance(request, RunGuest)
+                self._on_started(request, now)
 
     def _request_failed(self, request: Request, error: SternaError, now: float) -> None:
         if isinstance(request, Discard):
@@ -331,16 +304,17 @@ class DestinationMachine(Session):
             self._step(DestinationInput.UNPREPARED, now)
             self._send(NotReady(self._attempt, error.code, ERRORS[error.code].text))
             self._attempt += 1
+        elif isinstance(request, (Admit, Reserve)):
+            self._refuse(error, now)
         else:
             self._fail(error, now)
 
     def _on_admitted(self, answer: object, now: float) -> None:
-        if not isinstance(answer, Admission):
-            raise LocalProtocolError(ErrorCode.INTERNAL, "Admit is answered with an Admission")
-        selection = self._selected
+        assert isinstance(answer, Admission)
+        selection, hello = self._selected, self._hello
         assert selection is not None
+        assert hello is not None
         self._admission = answer
-        self._step(DestinationInput.ADMITTED, now)
         welcome = Welcome(
             selection.version,
             answer.session,
@@ -350,24 +324,21 @@ class DestinationMachine(Session):
             self._config.agent,
         )
         self._send(welcome)
-        self._welcomed(selection)
-        assert self._hello is not None
-        self._emit(SessionOpened(answer.session, self._hello.agent, selection.version, selection.features))
+        self._step(DestinationInput.ADMITTED, now)
+        self._welcomed(selection, now)
+        self._emit(SessionOpened(answer.session, hello.agent, selection.version, selection.features))
 
     def _on_reserved(self, answer: object, now: float) -> None:
-        if not (hasattr(answer, "targets") and hasattr(answer, "commit")):
-            raise LocalProtocolError(ErrorCode.INTERNAL, "Reserve is answered with a PageSink")
         assert self._guest is not None
-        self._sink = answer
+        self._sink = cast("PageSink", answer)
         self._digest = MemoryDigest(self._regions)
-        self._rejected = PageSets(self._regions)
         limits = self._config.limits
         self._states = StateAssembler(min(limits.state_bytes, self._guest.state_bytes), limits.state_sections)
         self._step(DestinationInput.RESERVED, now)
         self._send(Accept(sum(region.size_bytes for region in self._guest.regions)))
 
-    def _on_claimed(self, request: Claim, answer: object, now: float) -> None:
-        if answer is not True:
+    def _on_claimed(self, request: Claim, *, won: bool, now: float) -> None:
+        if not won:
             detail = f"epoch {request.epoch} belongs to somebody else"
             self._commit_failed(LocalProtocolError(ErrorCode.STALE_EPOCH, detail, clause="ONE-29"), now)
             return
@@ -395,6 +366,7 @@ class DestinationMachine(Session):
     def _after_loss(self, now: float) -> None:
         match self._state:
             case DestinationState.DISCARDING:
+                self._requests.clear()
                 self._ask(Discard())
             case DestinationState.SETTLED:
                 self._finish(Outcome.MOVED, now, epoch=self._epoch + 1, digest=self._sealed)
@@ -404,46 +376,52 @@ class DestinationMachine(Session):
                 pass  # permission was given: claiming and starting go on
 
     @property
-    def _can_void(self) -> bool:
-        return (self._state, DestinationInput.NEW_ATTEMPT) in DESTINATION
-
-    @property
     def _goes_on(self) -> bool:
         return self.phase is Phase.COMMIT
 
-    # ---- checks ----
+    # ---- refusing ----
+
+    def _refuse(self, error: SternaError, now: float) -> None:
+        """The session that HELLO asks for is not opened, or the guest of GUEST is not taken [CON-11]."""
+        self._fail(error, now, words=self._refusal(error))
+
+    def _refusal(self, error: SternaError) -> Refuse:
+        again = error.code in {ErrorCode.FULL, ErrorCode.BUSY}
+        retry_after_ms = self._job.retry_after_ms if again else 0
+        return Refuse(error.code, retry_after_ms, _items(error), ERRORS[error.code].text)
 
     def _last_words(self, error: SternaError) -> Record:
-        """REFUSE where the session, or the guest of GUEST, is not taken [CON-11]; ABORT otherwise."""
-        refuses = self._state in {
-            DestinationState.IDLE,
-            DestinationState.ADMITTING,
-            DestinationState.RESERVING,
-        }
-        of_guest = isinstance(error, ProtocolError) and error.frame == FrameType.GUEST
-        if not (refuses or of_guest):
-            return super()._last_words(error)
-        retry_after_ms = self._job.retry_after_ms if error.code in {ErrorCode.FULL, ErrorCode.BUSY} else 0
-        items = getattr(error, "items", ())[: bounds.REFUSE_ITEMS]
-        return Refuse(error.code, retry_after_ms, items, ERRORS[error.code].text)
+        """The codec holds GUEST to what this side has announced: that is a refusal, too [CON-15]."""
+        unfit = isinstance(error, LimitExceeded) and error.code in _UNFIT
+        if unfit and self._state is DestinationState.WELCOMED:
+            return self._refusal(error)
+        return super()._last_words(error)
 
-    def _check_epoch(self, epoch: int, expected: int, clause: str, record: Record) -> None:
-        if epoch != expected:
-            raise self._wrong(ErrorCode.BAD_EPOCH, f"epoch {epoch}, expected {expected}", clause, record)
+    # ---- checks ----
 
-    def _check_sequences(self, stated: tuple[tuple[int, int], ...], record: Record) -> None:
-        """With one stream everything before this frame has been applied; the statement must say so too."""
-        mine = () if self._last_pages_sequence is None else ((0, self._last_pages_sequence),)
-        if stated != mine:
-            detail = f"last sequences {stated} stated, {mine} arrived"
-            raise self._wrong(ErrorCode.COUNT_MISMATCH, detail, "RND-4", record)
+    def _check_epoch(self, record: Handover | Release, expected: int, clause: str) -> None:
+        if record.epoch != expected:
+            detail = f"epoch {record.epoch}, expected {expected}"
+            raise self._wrong(ErrorCode.BAD_EPOCH, detail, clause, record)
 
     def _wrong(self, code: ErrorCode, detail: str, clause: str, record: Record) -> RemoteProtocolError:
         return remote_error(code, detail, clause=clause, frame=record.type)
 
     def _progress(self) -> Progress | None:
-        if not self._round:
+        if self._sink is None:
             return None
-        total = self._regions.pages
-        stale = self._digest.stale_pages
-        return Progress(self.phase, self._round, total, stale, self._bytes_received, 0, 0, 0)
+        total, stale = self._regions.pages, self._digest.stale_pages
+        return Progress(self.phase, self._round.number, total, stale, self._bulk_bytes, 0, 0, 0)
+
+
+def _items(error: SternaError) -> tuple[str, ...]:
+    """What the host's error lists as missing, in words that fit REFUSE [CON-16] [TXT-3] [TXT-4]."""
+    listed = getattr(error, "items", ())
+    if not isinstance(listed, (tuple, list)):
+        return ()
+    return tuple(_text(str(item)) for item in listed[: bounds.REFUSE_ITEMS])
+
+
+def _text(words: str) -> str:
+    printable = "".join(each for each in words if not unicodedata.category(each).startswith("C"))
+    return printable.encode()[: bounds.TEXT_BYTES].decode(errors="ignore")

@@ -3,8 +3,9 @@
 A *request* wants something done that the core cannot do: touch the guest, write a record, claim an epoch.
 The driver carries requests out one after another, in the order in which it got them, and answers each with
 `machine.complete(request, answer, now)` or `machine.fail(request, error, now)`. A request that has become
-pointless (the session was lost meanwhile) is carried out and answered all the same; the machine ignores
-the answer. That order is what makes a roll-back come after the pause that it undoes.
+pointless (the session was lost meanwhile) is answered all the same, and the machine ignores the answer; one
+that the driver has not taken yet is withdrawn. That order is what makes a roll-back come after the pause that
+it undoes.
 
 An *event* needs no answer.
 """
@@ -20,7 +21,7 @@ from sterna.core.policy import Decision, RoundStats
 from sterna.errors import SternaError
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode, Phase, Style
-from sterna.wire.records import Guest, Hello, Progress, Runner, StateSection
+from sterna.wire.records import NO_ID, NO_TOKEN, Guest, Hello, Progress, Runner, StateSection
 
 
 class RecordKind(Enum):
@@ -91,7 +92,10 @@ class ReleaseImage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Admit:
-    """Decide on a new session. Answer: an `Admission`; `fail` refuses with the error's code."""
+    """Decide on a new session. Answer: an `Admission`; `fail` refuses with the error's code.
+
+    If the error has `items`, a sequence of texts, REFUSE lists them as what is missing.
+    """
 
     hello: Hello
 
@@ -104,10 +108,15 @@ class Admission:
     token: bytes
     runner: Runner
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether WELCOME can carry the ids."""
+        return (len(self.session), len(self.token)) == (len(NO_ID), len(NO_TOKEN)) and self.session != NO_ID
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reserve:
-    """Allocate all of it. Answer: a `sterna.memory.pages.PageSink` over the memory; `fail` refuses."""
+    """Allocate all of it. Answer: a `sterna.memory.pages.PageSink` over the memory; `fail` as for `Admit`."""
 
     guest: Guest
 

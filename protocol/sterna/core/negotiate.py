@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from sterna.errors import RemoteProtocolError, remote_error
-from sterna.limits import Limits
+from sterna.errors import LocalProtocolError, RemoteProtocolError, remote_error
+from sterna.limits import HANDSHAKE_BODY_BYTES, Limits
 from sterna.registry import (
     IMPLEMENTED_FEATURES,
     VERSION_DRAFT,
@@ -19,6 +19,8 @@ from sterna.registry import (
     ErrorCode,
     Feature,
     FrameType,
+    Mode,
+    Transfer,
 )
 from sterna.wire.records import FeatureChoice, FeatureOffer, Guest, Hello, Welcome
 
@@ -43,7 +45,7 @@ class Selection:
 
 
 def offer(progress_ms: int = 1000) -> tuple[FeatureOffer, ...]:
-    """The features that our sources offer: exactly those that are implemented [NEG-7]."""
+    """The features that our sources offer: exactly those that are implemented [NEG-10]."""
     parameters = {Feature.PROGRESS: progress_ms}
     return tuple(
         FeatureOffer(feature, feature in _REQUIRED, parameters.get(feature, 0))
@@ -55,11 +57,14 @@ def select(hello: Hello, supported: Collection[int] = IMPLEMENTED_FEATURES) -> S
     """The destination's choice.
 
     Raises:
-        RemoteProtocolError: NO_COMMON_VERSION or MISSING_FEATURE, to be answered with REFUSE.
+        RemoteProtocolError: NO_COMMON_VERSION, MISSING_FEATURE or LIMIT_MISMATCH, to be answered with REFUSE.
     """
     if VERSION not in hello.versions:
         spoken = ", ".join(f"{version >> 16}-draft.{version & 0xFFFF}" for version in hello.versions)
         raise _refusal(ErrorCode.NO_COMMON_VERSION, f"the source speaks {spoken}", "NEG-1", FrameType.HELLO)
+    if hello.mode is not Mode.OPEN:
+        detail = f"a HELLO of mode {hello.mode.name.lower()}"
+        raise _refusal(ErrorCode.UNSUPPORTED, detail, "CON-10", FrameType.HELLO)
     missing = [each.id for each in hello.features if each.required and each.id not in supported]
     if missing:
         raise _refusal(
@@ -73,7 +78,7 @@ def select(hello: Hello, supported: Collection[int] = IMPLEMENTED_FEATURES) -> S
     if lacking:
         detail = f"the source does not offer {', '.join(lacking)}"
         raise _refusal(ErrorCode.MISSING_FEATURE, detail, "NEG-4", FrameType.HELLO)
-    return Selection(VERSION, features, Limits.from_wire(hello.limits))
+    return Selection(VERSION, features, _usable(hello.limits, FrameType.HELLO))
 
 
 def choices(selection: Selection) -> tuple[FeatureChoice, ...]:
@@ -85,7 +90,8 @@ def check_welcome(hello: Hello, welcome: Welcome) -> Selection:
     """The source's check of what was selected.
 
     Raises:
-        RemoteProtocolError: UNSOLICITED if it was not offered, MISSING_FEATURE if it was required.
+        RemoteProtocolError: UNSOLICITED if it was not offered, MISSING_FEATURE if it was required and is not
+            selected, LIMIT_MISMATCH for limits that no session fits.
     """
     if welcome.version not in hello.versions:
         raise _refusal(ErrorCode.UNSOLICITED, "a version that was not offered", "NEG-2", FrameType.WELCOME)
@@ -115,26 +121,50 @@ def check_welcome(hello: Hello, welcome: Welcome) -> Selection:
             "NEG-6",
             FrameType.WELCOME,
         )
-    return Selection(welcome.version, selected, Limits.from_wire(welcome.limits))
+    return Selection(welcome.version, selected, _usable(welcome.limits, FrameType.WELCOME))
 
 
-def check_room(guest: Guest, limits: Limits) -> None:
-    """Whether a guest fits what a receiver announced; both sides ask, the source before it sends GUEST.
+def check_granules(guest: Guest, limits: Limits) -> None:
+    """The destination's check that a page fits a frame; the codec holds GUEST to the other limits.
 
     Raises:
-        RemoteProtocolError: LIMIT_REGIONS, LIMIT_MEMORY or LIMIT_STATE.
+        RemoteProtocolError: PAGE_SIZE, to be answered with REFUSE.
+    """
+    granule_bytes = _largest_granule_bytes(guest)
+    if granule_bytes > limits.bulk_bytes:
+        detail = f"granules of {granule_bytes} bytes, a frame takes {limits.bulk_bytes}"
+        raise _refusal(ErrorCode.PAGE_SIZE, detail, "CON-15", FrameType.GUEST)
+
+
+def check_room(guest: Guest, peer: Limits) -> None:
+    """The source's check that a guest fits what the destination announced, before it sends GUEST.
+
+    Raises:
+        LocalProtocolError: LIMIT_MISMATCH.
     """
     memory_bytes = sum(region.size_bytes for region in guest.regions)
-    largest_granule = max((1 << region.granule_log2 for region in guest.regions), default=1)
-    for code, need, have, what in (
-        (ErrorCode.LIMIT_REGIONS, len(guest.regions), limits.regions, "regions"),
-        (ErrorCode.LIMIT_MEMORY, memory_bytes, limits.memory_bytes, "bytes of memory"),
-        (ErrorCode.LIMIT_STATE, guest.state_bytes, limits.state_bytes, "bytes of state"),
-        (ErrorCode.LIMIT_BULK, largest_granule, limits.bulk_bytes, "bytes of bulk a frame"),
+    for need, have, what in (
+        (len(guest.regions), peer.regions, "regions"),
+        (memory_bytes, peer.memory_bytes, "bytes of memory"),
+        (guest.state_bytes, peer.state_bytes, "bytes of state"),
+        (_largest_granule_bytes(guest), peer.bulk_bytes, "bytes of bulk a frame"),
     ):
         if need > have:
             detail = f"the guest needs {need} {what}, announced are {have}"
-            raise _refusal(code, detail, "LIM-6", FrameType.GUEST)
+            raise LocalProtocolError(ErrorCode.LIMIT_MISMATCH, detail, clause="LIM-6")
+
+
+def _largest_granule_bytes(guest: Guest) -> int:
+    copied = (region for region in guest.regions if region.transfer is Transfer.COPY)
+    return max((1 << region.granule_log2 for region in copied), default=0)
+
+
+def _usable(stated: Mapping[int, int], frame: FrameType) -> Limits:
+    """The peer's limits, if a session fits them at all."""
+    limits = Limits.from_wire(stated)
+    if limits.control_bytes < HANDSHAKE_BODY_BYTES or not limits.bulk_bytes or not limits.batch_runs:
+        raise _refusal(ErrorCode.LIMIT_MISMATCH, "no session fits the peer's limits", "LIM-7", frame)
+    return limits
 
 
 def feature_name(number: int) -> str:

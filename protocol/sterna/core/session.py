@@ -17,20 +17,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeAlias
+from typing import Final
 
-from sterna.core.deadlines import WAITS, Deadlines
+from sterna.core.deadlines import Deadlines, Watch
 from sterna.core.events import Event, Finished, Outcome, PeerProgress, PhaseEntered, Request, Result
+from sterna.core.heartbeat import PONGS_OWED_MAX, Heartbeat
 from sterna.core.negotiate import Selection
+from sterna.core.outbox import Grease, Outbox
 from sterna.core.policy import RoundStats
-from sterna.core.tables import DEAF, PHASES, TERMINAL, Input, State, Table
+from sterna.core.tables import COMMITTED, DEAF, PHASES, TERMINAL, Input, Row, State, Table
 from sterna.errors import (
     LocalProtocolError,
     PeerAborted,
     PeerMisbehaved,
-    ProtocolError,
     RemoteProtocolError,
     SternaError,
     TransportError,
@@ -38,32 +39,12 @@ from sterna.errors import (
 )
 from sterna.limits import Limits
 from sterna.registry import ERRORS, FRAMES, Encoding, ErrorCode, Feature, FrameType, Phase, Sender
-from sterna.wire import (
-    Buffer,
-    FrameReader,
-    FrameReceived,
-    FrameWriter,
-    Header,
-    PagesAnnounced,
-    PagesReceived,
-)
+from sterna.wire import Buffer, FrameReader, FrameReceived, Header, PagesAnnounced, PagesReceived
 from sterna.wire.records import Abort, Bye, Ping, Pong, Progress, Record, Region
 
-_Timer: TypeAlias = Callable[[float], None]
-
-# Answers owed to PINGs. A peer that pings and does not read would make us store them without end.
-PONGS_OWED_MAX: Final = 16
+__all__ = ["PONGS_OWED_MAX", "Config", "Grease", "Session"]
 
 _SCRATCH_BYTES: Final = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Grease:
-    """A frame of a reserved type, to be sent after so many others [FRM-9]. The driver throws the dice."""
-
-    after_frames: int
-    type: int
-    payload: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,26 +69,17 @@ class Session(ABC):
         self._state = idle
         self._lost = lost
         self._reader = FrameReader()
-        self._writer = FrameWriter()
+        self._outbox = Outbox(config.grease)
+        self._watch = Watch(config.deadlines, now)
+        self._heartbeat = Heartbeat()
         self._selection: Selection | None = None
         self._requests: deque[Request] = deque()
-        self._outstanding: list[Request] = []
+        self._outstanding: deque[Request] = deque()
         self._events: deque[Event] = deque()
-        self._out: deque[list[Buffer]] = deque([[self._writer.preface()]])
-        self._grease = deque(sorted(config.grease, key=lambda grease: grease.after_frames))
-        self._connected = True  # bytes can still leave
         self._over = False  # the session is lost; what the peer still sends does not matter
         self._greeted = False  # WELCOME has gone over; before that only the handshake's deadline runs [CON-2]
         self._attempt = 1
-        self._pongs_owed = 0
-        self._pings: dict[int, float] = {}
-        self._ping_id = 0
-        self._rtt_s: float | None = None
-        self._started = self._entered = self._heard = self._said = now
-        self._suspect: float | None = None
-        self._in_flight_bytes = 0
-        self._left = now
-        self._bytes_sent = 0
+        self._started = now
         self._bytes_received = 0
         self._rounds: list[RoundStats] = []
         self._failure: SternaError | None = None
@@ -136,12 +108,12 @@ class Session(ABC):
     @property
     def rtt_s(self) -> float | None:
         """The shortest round trip seen so far."""
-        return self._rtt_s
+        return self._heartbeat.rtt_s
 
     @property
     def has_unsent(self) -> bool:
         """Whether something queued, or taken by the driver, has not left yet."""
-        return self._connected and bool(self._out or self._in_flight_bytes)
+        return self._outbox.has_unsent
 
     # ---- out ----
 
@@ -162,30 +134,34 @@ class Session(ABC):
 
         Buffers of guest memory are live: they must be sent, or dropped with the connection, not kept.
         """
-        if not self._connected:
-            return []
-        if not self._out:
-            self._more(now)
-        if not self._out:
-            return []
-        buffers = self._out.popleft()
-        size = sum(len(buffer) for buffer in buffers)
-        if not self._in_flight_bytes:
-            self._left = now
-        self._in_flight_bytes += size
-        self._said = now
+        if not self._outbox and self._can_speak:
+            try:
+                self._more(now)
+            except SternaError as error:  # the guest's memory or state, not the driver's doing
+                self._fail(error, now)
+        if not self._outbox.in_flight_bytes:
+            self._watch.left = now
+        buffers = self._outbox.take()
+        if buffers:
+            self._watch.said = now
         return buffers
 
     def transmitted(self, count: int, now: float) -> None:
-        """So many bytes of what `poll_transmit` gave have left this process."""
-        self._in_flight_bytes -= count
-        self._bytes_sent += count
-        self._left = now
-        self._pongs_owed = 0 if not self._in_flight_bytes and not self._out else self._pongs_owed
+        """So many bytes of what `poll_transmit` gave have left this process.
+
+        Raises:
+            LocalProtocolError: it gave fewer.
+        """
+        self._outbox.left(count)
+        self._watch.left = now
+        self._heartbeat.left(self._outbox.sent_bytes)
 
     def poll_timeout(self) -> float | None:
-        """When `handle_timeout` has to be called next, None when all is over."""
-        return min((at for at, _ in self._timers()), default=None)
+        """When `handle_timeout` has to be called next, None when nothing waits for its time."""
+        times = [self._watch.next_look(code, at) for code, at in self._alarms()]
+        if self._beats:
+            times.append(self._watch.said + self._watch.deadlines.heartbeat_s)
+        return min(times, default=None)
 
     # ---- in ----
 
@@ -196,7 +172,7 @@ class Session(ABC):
     def buffer_updated(self, count: int, now: float) -> None:
         """So many bytes were read into the buffer that `get_buffer` gave last."""
         self._bytes_received += count
-        self._heard, self._suspect = now, None
+        self._watch.heard = now
         if not self._is_deaf:
             self._reader.buffer_updated(count)
             self._read(now)
@@ -204,18 +180,14 @@ class Session(ABC):
     def receive_data(self, data: bytes | memoryview, now: float) -> None:
         """The other door: bytes that were received elsewhere."""
         self._bytes_received += len(data)
-        self._heard, self._suspect = now, None
+        self._watch.heard = now
         if not self._is_deaf:
             self._reader.receive_data(data)
             self._read(now)
 
     def connection_lost(self, error: TransportError | None, now: float) -> None:
         """The connection has ended: None says with its proper closing exchange. Never success [CON-69]."""
-        if not self._connected:
-            return
-        self._connected = False
-        self._out.clear()
-        self._in_flight_bytes = 0
+        self._outbox.disconnect()
         if self._is_deaf:
             return
         problem: SternaError
@@ -229,9 +201,16 @@ class Session(ABC):
 
     def handle_timeout(self, now: float) -> None:
         """Act on every timer that has run out. Calling it early is harmless."""
-        for at, act in list(self._timers()):
-            if at <= now and self._state not in TERMINAL:
-                act(now)
+        for code, at in self._alarms():
+            if self._watch.confirms(code, at, now):
+                error = self._watch.error(code, self._state, now)
+                if code is ErrorCode.PEER_STALLED:
+                    self.connection_lost(error, now)
+                else:
+                    self._fail(error, now)
+                return
+        if self._beats and self._watch.said + self._watch.deadlines.heartbeat_s <= now:
+            self._on_heartbeat(now)
 
     def cancel(self, now: float, reason: str = "") -> None:
         """End the session. The guest stays with the source.
@@ -239,25 +218,35 @@ class Session(ABC):
         Raises:
             LocalProtocolError: TOO_LATE, once permission to run may have been given.
         """
-        if self._lost_changes_nothing:
+        if self._state in COMMITTED:
             raise LocalProtocolError(ErrorCode.TOO_LATE, clause="CON-72")
-        if not self._is_deaf:
-            self._fail(LocalProtocolError(ErrorCode.CANCELLED, reason, clause="CON-71"), now)
+        self._fail(LocalProtocolError(ErrorCode.CANCELLED, reason, clause="CON-71"), now)
 
     def complete(self, request: Request, answer: object, now: float) -> None:
         """A request was carried out; `answer` is what its class asks for.
 
         Raises:
-            LocalProtocolError: the request is not outstanding, or the answer is of the wrong type.
+            LocalProtocolError: the request is not the next one to be answered, or the answer is of the wrong
+                type. Nothing has changed.
         """
-        self._settle(request)
+        self._check_turn(request)
         if isinstance(answer, BaseException):
             raise LocalProtocolError(ErrorCode.INTERNAL, "an exception is an answer for fail()")
-        self._completed(request, answer, now)
+        self._check_answer(request, answer)
+        self._outstanding.popleft()
+        try:
+            self._completed(request, answer, now)
+        except SternaError as error:  # an answer that is well-formed and makes no sense: the guest's failure
+            self._fail(error, now)
 
     def fail(self, request: Request, error: SternaError, now: float) -> None:
-        """A request could not be carried out."""
-        self._settle(request)
+        """A request could not be carried out.
+
+        Raises:
+            LocalProtocolError: the request is not the next one to be answered. Nothing has changed.
+        """
+        self._check_turn(request)
+        self._outstanding.popleft()
         self._request_failed(request, error, now)
 
     # ---- for the roles ----
@@ -265,6 +254,10 @@ class Session(ABC):
     @abstractmethod
     def _frame(self, header: Header, record: Record, now: float) -> None:
         """A frame for this role, its direction checked."""
+
+    @abstractmethod
+    def _check_answer(self, request: Request, answer: object) -> None:
+        """Raise LocalProtocolError unless the answer is of the type that the request's class asks for."""
 
     @abstractmethod
     def _completed(self, request: Request, answer: object, now: float) -> None:
@@ -277,11 +270,6 @@ class Session(ABC):
     @abstractmethod
     def _after_loss(self, now: float) -> None:
         """The session is lost and the table has said what that means; see to it."""
-
-    @property
-    @abstractmethod
-    def _lost_changes_nothing(self) -> bool:
-        """Whether this side's word no longer decides where the guest runs."""
 
     def _more(self, now: float) -> None:  # noqa: B027  # most states have nothing more to say
         """Queue more to send, if there is; called when everything queued has been taken."""
@@ -297,36 +285,50 @@ class Session(ABC):
         """What to say of this side's progress, None for a plain PING."""
         return None
 
-    def _step(self, what: Input, now: float) -> None:
-        """The only place where the state changes.
+    def _require(self, what: Input, frame: FrameType | None = None) -> Row:
+        """The row of an input in the present state. Check with it before anything is changed.
+
+        Args:
+            what: the input.
+            frame: the frame that it is about, if it is none itself.
 
         Raises:
             RemoteProtocolError: a frame that the state does not allow, or a reserved transition.
             LocalProtocolError: a call that the state does not allow.
         """
+        frame = what if isinstance(what, FrameType) else frame
         row = self._table.get((self._state, what))
         if row is None:
-            if isinstance(what, FrameType):
-                raise self._unexpected(what)
+            if frame is not None:
+                raise self._unexpected(frame)
             detail = f"{what.value} while {self._state.value}"
             raise LocalProtocolError(ErrorCode.INTERNAL, detail)
         if row.reserved:
             detail = f"{what.name} while {self._state.value}"
-            frame = what if isinstance(what, FrameType) else None
             raise remote_error(ErrorCode.UNSUPPORTED, detail, clause=row.clause, frame=frame)
+        return row
+
+    def _step(self, what: Input, now: float) -> None:
+        """The only place where the state changes. Raises what `_require` raises."""
+        row = self._require(what)
         before = self.phase
         self._state = row.next
-        self._entered = now
+        self._watch.entered = now
         if self.phase is not before and self.phase is not Phase.ANY:
             self._events.append(PhaseEntered(self.phase))
 
     def _send(self, record: Record, buffers: Sequence[memoryview] = ()) -> None:
-        if self._over or not self._connected:
-            return
-        self._out.append(self._writer.frame(record, buffers))
-        while self._greeted and self._grease and self._grease[0].after_frames <= self._writer.next_sequence:
-            grease = self._grease.popleft()
-            self._out.append([self._writer.grease(grease.type, grease.payload)])
+        """Queue a frame, unless nothing can be said any more.
+
+        Raises:
+            LocalProtocolError: the record breaks a rule, or is more than the peer takes; nothing is queued.
+        """
+        if self._can_speak:
+            self._outbox.send(record, buffers)
+
+    @property
+    def _can_speak(self) -> bool:
+        return self._outbox.takes and not self._over
 
     def _ask(self, request: Request) -> None:
         self._requests.append(request)
@@ -334,13 +336,22 @@ class Session(ABC):
     def _emit(self, event: Event) -> None:
         self._events.append(event)
 
-    def _fail(self, error: SternaError, now: float, *, tell: bool = True) -> None:
-        """The one way to lose a session: remember why, tell the peer, let the table say what follows."""
-        if self._over or self._state in DEAF:
+    def _fail(
+        self, error: SternaError, now: float, *, words: Record | None = None, tell: bool = True
+    ) -> None:
+        """The one way to lose a session: remember why, tell the peer, let the table say what follows.
+
+        Args:
+            error: why.
+            now: the time.
+            words: what the peer is told, if not an ABORT.
+            tell: whether it is told anything.
+        """
+        if self._is_deaf:
             return
         self._failure, self._failed_in = error, self.phase
         if tell:
-            self._send(self._last_words(error))
+            self._send(words or self._last_words(error))
         self._over = True
         self._step(self._lost, now)
         self._after_loss(now)
@@ -356,7 +367,7 @@ class Session(ABC):
             phase=self._failed_in,
             epoch=epoch,
             rounds=tuple(self._rounds),
-            bytes_sent=self._bytes_sent,
+            bytes_sent=self._outbox.sent_bytes,
             bytes_received=self._bytes_received,
             seconds=now - self._started,
             blackout_s=self._blackout_s,
@@ -380,33 +391,39 @@ class Session(ABC):
             RemoteProtocolError: BAD_ATTEMPT for an attempt that never was.
         """
         attempt = getattr(record, "attempt", self._attempt)
-        if attempt > self._attempt:
+        if not 1 <= attempt <= self._attempt:
             detail = f"attempt {attempt}, the current one is {self._attempt}"
-            raise remote_error(ErrorCode.BAD_ATTEMPT, detail, clause="CON-23", frame=record.type)
+            clause = "CON-23" if attempt else "CON-22"
+            raise remote_error(ErrorCode.BAD_ATTEMPT, detail, clause=clause, frame=record.type)
         return bool(attempt < self._attempt)
 
-    def _welcomed(self, selection: Selection) -> None:
+    def _welcomed(self, selection: Selection, now: float) -> None:
         """WELCOME has gone over: limits, heartbeats and GREASE are on."""
         self._selection = selection
         self._greeted = True
+        # The peer owed nothing while it waited for WELCOME: its silence begins now.
+        self._watch.heard = self._watch.said = now
+        self._heartbeat.select(selection.features, now)
         encodings = frozenset(
             {Encoding.RAW, Encoding.ZERO} if selection.has(Feature.ENCODING_ZERO) else {Encoding.RAW}
         )
         self._reader.set_limits(self._config.limits)
         self._reader.set_encodings(encodings)
-        self._writer.set_limits(selection.limits)
-        self._writer.set_encodings(encodings)
+        self._outbox.writer.set_limits(selection.limits)
+        self._outbox.writer.set_encodings(encodings)
+        self._outbox.greases = True
 
     def _described(self, regions: Sequence[Region]) -> None:
         """GUEST has gone over: from now on page tables are held to its regions."""
         by_id = {region.id: region for region in regions}
         self._reader.set_regions(by_id)
-        self._writer.set_regions(by_id)
+        self._outbox.writer.set_regions(by_id)
 
-    def _settle(self, request: Request) -> None:
-        if request not in self._outstanding:
-            raise LocalProtocolError(ErrorCode.INTERNAL, f"{type(request).__name__} is not outstanding")
-        self._outstanding.remove(request)
+    def _check_turn(self, request: Request) -> None:
+        """Answers come in the order of the requests, each once."""
+        if not self._outstanding or request is not self._outstanding[0]:
+            detail = f"{type(request).__name__} is not the next request to be answered"
+            raise LocalProtocolError(ErrorCode.INTERNAL, detail)
 
     def _unexpected(self, frame: int) -> PeerMisbehaved:
         detail = f"{FrameType(frame).name} while {self._state.value}"
@@ -442,86 +459,67 @@ class Session(ABC):
         self._check_sender(header.type)
         match record:
             case Ping(id=number):
-                self._pongs_owed += 1
-                if self._pongs_owed > PONGS_OWED_MAX:
-                    detail = f"more than {PONGS_OWED_MAX} PINGs while it reads nothing"
-                    raise remote_error(ErrorCode.LIMIT_RATE, detail, clause="CON-79", frame=header.type)
-                self._send(Pong(number))
+                self._on_ping(number)
             case Pong(id=number):
-                if number not in self._pings:
-                    raise remote_error(
-                        ErrorCode.UNSOLICITED, "PONG without PING", clause="PNG-2", frame=header.type
-                    )
-                rtt_s = now - self._pings.pop(number)
-                self._rtt_s = rtt_s if self._rtt_s is None else min(self._rtt_s, rtt_s)
+                self._heartbeat.answered(number, now)
             case Progress():
-                if self._selection is None or not self._selection.has(Feature.PROGRESS):
-                    raise remote_error(ErrorCode.NOT_SELECTED, "PROGRESS", clause="PRG-1", frame=header.type)
+                self._heartbeat.heard_progress(now)
                 self._emit(PeerProgress(record))
             case Abort(code=code, text=text):
                 self._fail(PeerAborted(code, text), now, tell=False)
             case _:
                 self._frame(header, record, now)
 
+    def _on_ping(self, number: int) -> None:
+        if not self._greeted:
+            return  # it came too early [CON-2], and so would the answer
+        self._heartbeat.check_owed()
+        self._send(Pong(number))
+        self._heartbeat.owe(self._outbox.queued_bytes)
+
     def _last_words(self, error: SternaError) -> Record:
         """What the peer is told of a failure: code, place and the registry's sentence, nothing else."""
         frame = sequence = offset = 0
-        if isinstance(error, ProtocolError):
-            frame, offset = error.frame or 0, error.offset or 0
-            sequence = self._reader.next_sequence - 1 if error.frame is not None else 0
+        if isinstance(error, RemoteProtocolError):
+            frame, offset, sequence = error.frame or 0, error.offset or 0, self._reader.last_sequence
         return Abort(error.code, self.phase, frame, sequence, offset, ERRORS[error.code].text)
 
     def _bye(self) -> None:
         self._send(Bye())
 
     def ping(self, now: float) -> None:
-        """Measure the round trip."""
-        self._ping_id += 1
-        # Unanswered pings are few: silence ends the session long before this grows.
-        self._pings[self._ping_id] = now
-        self._send(Ping(self._ping_id))
+        """Measure the round trip. Does nothing before WELCOME, and when nothing can be said any more."""
+        if self._greeted and self._can_speak:
+            self._send(self._heartbeat.ask(now))
 
     # ---- the clocks ----
 
-    def _timers(self) -> list[tuple[float, _Timer]]:
-        if self._state in TERMINAL or not self._connected:
+    def _alarms(self) -> list[tuple[ErrorCode, float]]:
+        if self._state in TERMINAL or not self._outbox.connected:
             return []
-        deadlines = self._config.deadlines
-        timers: list[tuple[float, _Timer]] = []
-        if self._greeted and not self._is_deaf:
-            heard = self._heard if self._suspect is None else self._suspect
-            grace = deadlines.silence_s if self._suspect is None else deadlines.heartbeat_s
-            timers.append((heard + grace, self._on_silence))
-            timers.append((self._said + deadlines.heartbeat_s, self._on_heartbeat))
-        wait = WAITS.get(self._state)
-        if wait is not None and not self._is_deaf:
-            timers.append((self._entered + getattr(deadlines, wait), self._on_deadline))
-        if self._in_flight_bytes:
-            timers.append((self._left + deadlines.stall_s, self._on_stall))
-        return timers
+        return self._watch.alarms(
+            self._state,
+            greeted=self._greeted,
+            listening=not self._is_deaf,
+            in_flight=self._outbox.in_flight_bytes > 0,
+        )
+
+    @property
+    def _beats(self) -> bool:
+        """Whether this side has to show that it lives."""
+        return self._greeted and self._can_speak and self._state not in DEAF
 
     def _on_heartbeat(self, now: float) -> None:
-        self._said = now
-        if self._in_flight_bytes or self._out:
+        self._watch.said = now
+        if self._outbox.has_unsent:
             return  # something is on its way already
-        progress = self._progress() if self._selection and self._selection.has(Feature.PROGRESS) else None
-        if progress is None:
-            self.ping(now)
-        else:
+        progress = self._progress() if self._heartbeat.may_tell(now) else None
+        if progress is not None:
+            self._heartbeat.tell(now)
             self._send(progress)
-
-    def _on_silence(self, now: float) -> None:
-        if self._suspect is None:
-            # This process may have slept, with the peer's bytes waiting in the socket: look once more.
-            self._suspect = now
-            return
-        detail = f"nothing heard for {now - self._heard:.1f} s"
-        self._fail(TransportError(ErrorCode.PEER_SILENT, detail), now)
-
-    def _on_deadline(self, now: float) -> None:
-        detail = f"{self._state.value} for {now - self._entered:.1f} s"
-        self._fail(TransportError(ErrorCode.PHASE_DEADLINE, detail), now)
-
-    def _on_stall(self, now: float) -> None:
-        detail = f"no byte left for {now - self._left:.1f} s"
-        self.connection_lost(TransportError(ErrorCode.PEER_STALLED, detail), now)
+        elif self._heartbeat.unanswered >= PONGS_OWED_MAX:
+            # One more would oblige a peer that answers late to end the session [CON-79].
+            detail = f"{PONGS_OWED_MAX} PINGs without an answer"
+            self._fail(TransportError(ErrorCode.PEER_SILENT, detail), now)
+        else:
+            self.ping(now)

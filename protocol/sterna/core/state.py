@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
-from sterna.errors import remote_error
+from sterna.errors import GuestError, remote_error
 from sterna.registry import ErrorCode, FrameType
 from sterna.wire.records import State, StateSection
 
@@ -31,6 +31,21 @@ def fragments(section: StateSection, attempt: int, control_bytes: int) -> Iterat
             offset + len(data) == total,
             data,
         )
+
+
+def check_sections(sections: Sequence[StateSection], limit_bytes: int, limit_sections: int) -> int:
+    """Whether a destination with these limits can take the sections; their size in bytes.
+
+    Raises:
+        GuestError: LIMIT_MISMATCH, or GUEST_FAILED for two sections of one name.
+    """
+    total = sum(len(section.data) for section in sections)
+    if total > limit_bytes or len(sections) > limit_sections:
+        detail = f"{len(sections)} state sections of {total} bytes: more than GUEST or the peer's limits say"
+        raise GuestError(detail, ErrorCode.LIMIT_MISMATCH)
+    if len({_name(section) for section in sections}) < len(sections):
+        raise GuestError("two state sections of one name")
+    return total
 
 
 class StateAssembler:
@@ -59,12 +74,13 @@ class StateAssembler:
         """Take the next fragment.
 
         Raises:
-            RemoteProtocolError: BAD_FRAGMENT, LIMIT_STATE, or BAD_VALUE for a section that came before.
+            RemoteProtocolError: BAD_FRAGMENT, for a section that came before too; or LIMIT_STATE.
         """
         if self._open is None:
             self._begin(fragment)
-        elif _name(fragment) != _name(self._open) or fragment.offset != len(self._data):
-            detail = f"offset {fragment.offset} of {_name(fragment)} after {len(self._data)} bytes of another"
+        elif _fields(fragment) != _fields(self._open) or fragment.offset != len(self._data):
+            here = f"{len(self._data)} bytes of {_name(self._open)}"
+            detail = f"offset {fragment.offset} of {_name(fragment)} after {here}"
             raise remote_error(ErrorCode.BAD_FRAGMENT, detail, clause="STA-5", frame=FrameType.STATE)
         self._open = fragment
         self._data += fragment.data
@@ -82,10 +98,11 @@ class StateAssembler:
         if self.bytes > self._limit_bytes:
             detail = f"more than {self._limit_bytes} bytes"
             raise remote_error(ErrorCode.LIMIT_STATE, detail, clause="STA-1", frame=FrameType.STATE)
-        if _name(fragment)[:4] in self._names:
+        if _name(fragment) in self._names:
+            # By its name it belongs to that section, and should begin where that ended.
             detail = f"section {_name(fragment)} twice"
-            raise remote_error(ErrorCode.BAD_VALUE, detail, clause="STA-5", frame=FrameType.STATE)
-        self._names.add(_name(fragment)[:4])
+            raise remote_error(ErrorCode.BAD_FRAGMENT, detail, clause="STA-5", frame=FrameType.STATE)
+        self._names.add(_name(fragment))
 
     def _end(self, last: State) -> None:
         data = bytes(self._data)
@@ -96,12 +113,11 @@ class StateAssembler:
         )
 
 
-def _name(fragment: State) -> tuple[int, ...]:
-    return (
-        fragment.architecture,
-        fragment.vcpu,
-        fragment.kind,
-        fragment.instance,
-        fragment.version,
-        fragment.total_bytes,
-    )
+def _name(of: State | StateSection) -> tuple[int, ...]:
+    """What identifies a section."""
+    return (of.architecture, of.kind, of.vcpu, of.version, of.instance)
+
+
+def _fields(fragment: State) -> tuple[int, ...]:
+    """What all fragments of a section have in common."""
+    return (*_name(fragment), fragment.total_bytes)

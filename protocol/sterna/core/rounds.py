@@ -1,0 +1,252 @@
+"""A round under way, as either side sees it [8.4]: what it consists of, and whether both sides agree on it.
+
+The source works off a set of pages that nobody changes meanwhile; the destination knows no such set, it
+counts what comes. ROUND_END lets the destination compare the counts, ROUND_ACK the source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from sterna import limits as bounds
+from sterna.core.policy import RoundStats
+from sterna.errors import RemoteProtocolError, remote_error
+from sterna.limits import Limits
+from sterna.memory.bitmap import Positions
+from sterna.memory.pages import EncodedBatch
+from sterna.memory.regions import PageSets, RegionTable
+from sterna.registry import ErrorCode, FrameType
+from sterna.wire.records import PageRange, Pages, Record, Round, RoundAck, RoundEnd
+
+# Body of a page table: its head, and a row with one hash for each page at the worst.
+_TABLE_HEAD, _ROW_BYTES = 24, 32
+# Body of ROUND_ACK: its head, and a rejected range.
+_ACK_HEAD, _RANGE_BYTES = 32, 24
+
+_BATCH_S: Final = 0.05  # what is behind a batch, heartbeats and ABORT among it, waits for so long
+_BATCH_FLOOR_BYTES: Final = 256 * 1024  # below that, what a batch costs beside its bytes begins to show
+_CLOCK_S: Final = 1e-6  # a shorter round tells nothing about the rate
+_U64_MAX: Final = (1 << 64) - 1
+
+
+def batch_bounds(
+    regions: RegionTable, peer: Limits, batch_bytes: int, rate_bytes_s: float
+) -> tuple[int, int]:
+    """Bytes and runs of a batch: within the peer's limits, and soon through a link of this rate.
+
+    Args:
+        regions: the guest's.
+        peer: what the receiver announced.
+        batch_bytes: the most that this side wants to send at once.
+        rate_bytes_s: what the link has carried so far.
+    """
+    runs = min(peer.batch_runs, (peer.control_bytes - _TABLE_HEAD) // _ROW_BYTES)
+    # A batch may turn out to alternate between zero and other pages: as many runs as pages.
+    granule_log2 = min((region.granule_log2 for region in regions.copied), default=0)
+    soon = max(int(rate_bytes_s * _BATCH_S), _BATCH_FLOOR_BYTES)
+    return min(batch_bytes, soon, peer.bulk_bytes, runs << granule_log2), runs
+
+
+class OutgoingRound:
+    """A round that is being sent.
+
+    Attributes:
+        number: of the round.
+        pages: the pages that it is to carry, fixed.
+        last: whether it is the one of the blackout.
+        page_count: pages sent so far.
+        bulk_bytes: their bytes on the wire.
+        last_sequences: (stream, sequence) of the newest PAGES, as ROUND_END and SEAL state them [STR-8].
+    """
+
+    def __init__(
+        self, number: int, attempt: int, pages: PageSets, batch: tuple[int, int], now: float, *, last: bool
+    ) -> None:
+        """Begin. `batch`: the most bytes and runs of a batch."""
+        self.number: Final = number
+        self.pages: Final = pages
+        self.last: Final = last
+        self.page_count = 0
+        self.bulk_bytes = 0
+        self.last_sequences: tuple[tuple[int, int], ...] = ()
+        self._attempt: Final = attempt
+        self._started: Final = now
+        self._intended: Final = pages.count()
+        self._batches: Final = pages.batches(*batch)
+
+    def opening(self) -> Round:
+        """The frame that begins it."""
+        return Round(self._attempt, self.number, self._intended)
+
+    def next_runs(self) -> tuple[int, Positions, Positions] | None:
+        """Region, starts and counts of the next batch; None when all have been given out."""
+        return next(self._batches, None)
+
+    def sent(self, batch: EncodedBatch, sequence: int) -> Pages:
+        """A batch goes out as the frame of this number; its table."""
+        self.page_count += batch.page_count
+        self.bulk_bytes += batch.bulk_bytes
+        self.last_sequences = ((0, sequence),)
+        return batch.table(self._attempt, self.number)
+
+    def ending(self) -> RoundEnd:
+        """The frame that ends it."""
+        return RoundEnd(self._attempt, self.number, self.page_count, self.bulk_bytes, self.last_sequences)
+
+    @property
+    def pages_left(self) -> int:
+        """Pages that are still to be sent."""
+        return self._intended - self.page_count
+
+    def rejected(self, ack: RoundAck) -> PageSets:
+        """The pages that an acknowledgement rejects.
+
+        Raises:
+            RemoteProtocolError: it is not this round's, its counts are wrong, or it lists other pages.
+        """
+        if ack.round != self.number:
+            raise _wrong(ErrorCode.BAD_ROUND, f"round {ack.round} of {self.number}", "CON-30", ack)
+        count = sum(pages.count for pages in ack.rejected)
+        if ack.pages + count != self.page_count:
+            detail = f"{ack.pages} pages acknowledged, {count} rejected, {self.page_count} sent"
+            raise _wrong(ErrorCode.COUNT_MISMATCH, detail, "CON-32", ack)
+        self.pages.table.check_ranges(ack.rejected)
+        rejected = PageSets(self.pages.table)
+        rejected.add_ranges(ack.rejected)
+        stray = rejected.copy()
+        stray -= self.pages
+        if stray.any():
+            raise _wrong(ErrorCode.COUNT_MISMATCH, "pages that were not sent", "CON-33", ack)
+        return rejected
+
+    def stats(self, now: float, throttle: float, dirty: PageSets, ack: RoundAck | None = None) -> RoundStats:
+        """What it measured. `dirty`: what is to be sent again; `ack`: None for the blackout's round."""
+        return RoundStats(
+            round=self.number,
+            pages=self.page_count,
+            bulk_bytes=self.bulk_bytes,
+            seconds=now - self._started,
+            dirty_pages=dirty.count(),
+            dirty_bytes=dirty.size_bytes(),
+            rejected_pages=0 if ack is None else sum(pages.count for pages in ack.rejected),
+            receive_rate_bytes_s=0 if ack is None else ack.receive_rate_bytes_s,
+            throttle=throttle,
+        )
+
+
+class IncomingRound:
+    """A round that is being received.
+
+    Attributes:
+        number: of the round.
+        last: whether it is the one of the blackout.
+        page_count: pages received so far, rejected ones included.
+        bulk_bytes: their bytes on the wire.
+    """
+
+    def __init__(self, number: int, table: RegionTable, now: float, *, last: bool) -> None:
+        self.number: Final = number
+        self.last: Final = last
+        self.page_count = 0
+        self.bulk_bytes = 0
+        self._table: Final = table
+        self._rejected: Final = PageSets(table)
+        self._last_sequences: tuple[tuple[int, int], ...] = ()
+        self._started: Final = now
+
+    def announce(self, table: Pages) -> None:
+        """Check a page table before any of its bytes is taken.
+
+        Raises:
+            RemoteProtocolError: BAD_ROUND, or COUNT_MISMATCH for more pages than the guest has.
+        """
+        if table.round != self.number:
+            detail = f"pages of round {table.round} in round {self.number}"
+            raise _wrong(ErrorCode.BAD_ROUND, detail, "CON-21", table)
+        count = self.page_count + table.page_count
+        if count > self._table.pages:
+            detail = f"{count} pages in a round, the guest has {self._table.pages}"
+            raise _wrong(ErrorCode.COUNT_MISMATCH, detail, "CON-27", table)
+
+    def take(self, table: Pages, rejected: Sequence[PageRange], sequence: int) -> None:
+        """The pages of a table have come; `rejected` did not match their hash.
+
+        Raises:
+            RemoteProtocolError: PAGE_HASH in the blackout's round.
+        """
+        self.page_count += table.page_count
+        self.bulk_bytes += table.bulk_bytes
+        self._last_sequences = ((0, sequence),)
+        if rejected and self.last:
+            detail = f"{sum(pages.count for pages in rejected)} pages differ from their hash"
+            raise _wrong(ErrorCode.PAGE_HASH, detail, "CON-47", table)
+        if self._rejected.any():
+            self._rejected[table.region].clear_runs(table.runs["first"], table.runs["count"])
+        self._rejected.add_ranges(rejected)
+
+    def check_end(self, record: RoundEnd) -> None:
+        """Compare what ROUND_END says with what has come.
+
+        Raises:
+            RemoteProtocolError: BAD_ROUND or COUNT_MISMATCH.
+        """
+        if record.round != self.number:
+            detail = f"end of round {record.round} in round {self.number}"
+            raise _wrong(ErrorCode.BAD_ROUND, detail, "CON-21", record)
+        if (record.pages, record.bulk_bytes) != (self.page_count, self.bulk_bytes):
+            detail = (
+                f"{record.pages} pages and {record.bulk_bytes} bytes stated, "
+                f"{self.page_count} and {self.bulk_bytes} arrived"
+            )
+            raise _wrong(ErrorCode.COUNT_MISMATCH, detail, "RND-3", record)
+        self.check_sequences(record.last_sequences, record)
+
+    def check_sequences(self, stated: tuple[tuple[int, int], ...], record: Record) -> None:
+        """With one stream everything before this frame has been applied; the statement must say so too.
+
+        Raises:
+            RemoteProtocolError: COUNT_MISMATCH.
+        """
+        if stated != self._last_sequences:
+            detail = f"last sequences {stated} stated, {self._last_sequences} arrived"
+            raise _wrong(ErrorCode.COUNT_MISMATCH, detail, "RND-4", record)
+
+    def rejected(self, peer: Limits, record: RoundEnd) -> tuple[PageRange, ...]:
+        """The pages that ROUND_ACK has to list.
+
+        Raises:
+            RemoteProtocolError: TOO_MANY_REJECTED for more than a running guest explains, or than a
+                ROUND_ACK within the peer's limits can list.
+        """
+        ranges = tuple(
+            PageRange(region, int(start), int(length))
+            for region, (starts, lengths) in self._rejected.runs()
+            for start, length in zip(starts, lengths, strict=True)
+        )
+        count = self._rejected.count()
+        most = max(bounds.REJECTED_FLOOR_PAGES, int(self.page_count * bounds.REJECTED_SHARE_MAX))
+        room = min(peer.rejected_runs, (peer.control_bytes - _ACK_HEAD) // _RANGE_BYTES)
+        if count > most or len(ranges) > room:
+            detail = f"{count} pages in {len(ranges)} ranges"
+            raise _wrong(ErrorCode.TOO_MANY_REJECTED, detail, "RAK-5", record)
+        return ranges
+
+    def stats(self, now: float) -> RoundStats:
+        """What it measured; what the guest has written meanwhile only the source knows."""
+        seconds = now - self._started
+        rate_bytes_s = min(int(self.bulk_bytes / seconds), _U64_MAX) if seconds > _CLOCK_S else 0
+        return RoundStats(
+            round=self.number,
+            pages=self.page_count,
+            bulk_bytes=self.bulk_bytes,
+            seconds=seconds,
+            dirty_pages=0,
+            dirty_bytes=0,
+            rejected_pages=self._rejected.count(),
+            receive_rate_bytes_s=rate_bytes_s,
+        )
+
+
+def _wrong(code: ErrorCode, detail: str, clause: str, record: Record) -> RemoteProtocolError:
+    return remote_error(code, detail, clause=clause, frame=FrameType(record.type))
