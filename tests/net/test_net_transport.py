@@ -122,15 +122,11 @@ async def test_close_is_bounded_and_final(autojump_clock):
 async def test_an_error_after_closing_is_not_the_peers():
     sink = Sink()
 
-    class Late(TransportError):
-        def __init__(self):
-            super().__init__(ErrorCode.CONNECTION_LOST)
-            sink.abort()
-
     real = sink._receive_into
 
     async def closes_meanwhile(view):
-        sink.error = Late()
+        sink.error = TransportError(ErrorCode.CONNECTION_LOST)
+        sink.abort()
         return await real(view)
 
     sink._receive_into = closes_meanwhile
