@@ -129,6 +129,8 @@ class DestinationInput(Enum):
     CLAIM_LOST = "claim lost"
     HAND_BACK = "storage locks refused"
     STARTED = "guest runs"
+    STARTED_EARLY = "guest runs, pages are missing"
+    INSTALLED = "last page installed"
     START_FAILED = "recording, claiming or starting failed"
     DISCARDED = "everything freed"
     LOST = "failure, ABORT, refusal, cancel(), deadline, lost connection"
@@ -234,7 +236,10 @@ DESTINATION: Final[Table] = {
     (_D.COMMITTING, _J.HAND_BACK): Row(_D.HANDING_BACK, "record HANDBACK", "ONE-26", reserved=True),
     (_D.COMMITTING, _J.RECORDED): Row(_D.STARTING, "run the guest", "ONE-28"),
     (_D.STARTING, _J.STARTED): Row(_D.RUNNING, "send RUNNING, COMPLETE", "CON-56"),
+    (_D.STARTING, _J.STARTED_EARLY): Row(_D.FETCHING, "send RUNNING", "CON-56", reserved=True),
     (_D.FETCHING, F.PAGES): Row(_D.FETCHING, "verify, install", "MEM-4", reserved=True),
+    (_D.FETCHING, _J.INSTALLED): Row(_D.RUNNING, "send COMPLETE", "CON-57", reserved=True),
+    (_D.FETCHING, _J.LOST): Row(_D.FETCHING, "guest waits for the source", "RES-13", reserved=True),
     (_D.RUNNING, F.RELEASE): Row(_D.RELEASED, "forget the source", "CMP-2"),
     (_D.RUNNING, _J.LOST): Row(_D.SETTLED, "guest runs on", "CON-64"),
     (_D.RELEASED, F.BYE): Row(_D.CLOSED, "send BYE, close", "CON-70"),

@@ -1,0 +1,548 @@
+"""What the tests of `sterna.core` share: one machine with a scripted peer, and small guests for two of them.
+
+A rig drives a machine by hand, frame by frame and answer by answer, into any state that can be reached from
+outside. What it sends is built without checks, so a frame can be wrong in exactly one way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from sterna.core import events as e
+from sterna.core.destination import DestinationConfig, DestinationMachine
+from sterna.core.negotiate import VERSION, offer
+from sterna.core.session import Session
+from sterna.core.source import SourceConfig, SourceMachine
+from sterna.core.state import fragments
+from sterna.core.tables import TERMINAL, DestinationState, SourceState, State
+from sterna.errors import GuestError
+from sterna.guest.api import GuestDescription
+from sterna.limits import HANDSHAKE_BODY_BYTES, Limits
+from sterna.memory.bitmap import PageBitmap
+from sterna.memory.digest import MemoryDigest
+from sterna.memory.pages import EncodedBatch, RegionPages
+from sterna.memory.regions import RegionTable
+from sterna.registry import (
+    Checksum,
+    ErrorCode,
+    Mode,
+    StateKind,
+    Style,
+    Transfer,
+)
+from sterna.testing.pair import Pair, source_config_of
+from sterna.wire import FrameReader, FrameReceived, PagesAnnounced, PagesReceived, UnknownFrame, unchecked
+from sterna.wire import records as r
+
+PAGE = 4096
+ID = bytes(range(16))
+SESSION, TOKEN = bytes(range(1, 17)), bytes(range(32))
+HERE, THERE = r.Runner("source.test", b"\x11" * 16), r.Runner("destination.test", b"\x22" * 16)
+ADMISSION = e.Admission(SESSION, TOKEN, THERE)
+EPOCH = 5
+REGION = r.Region(0, 0, 4 * PAGE)
+GUEST = r.Guest("guest", 0, 1, 4096, (REGION,))
+IMAGE = b"\x11" * PAGE + b"\x22" * PAGE + bytes(2 * PAGE)
+SECTION = r.StateSection(StateKind.WORKLOAD, 1, b"registers")
+ALL_FEATURES = tuple(r.FeatureChoice(each.id, each.parameter) for each in offer())
+
+
+class Rig:
+    """A machine and whoever is at the other end of its connection.
+
+    Attributes:
+        machine: under test.
+        now: the time that every call is given.
+        heard: what the machine has said so far; PAGES as their tables.
+        bulk: the bulk parts of these, in order.
+        unknown: types of the frames that a receiver skips.
+        asked: the requests that were taken from the machine so far.
+    """
+
+    script: Sequence[tuple[State, Callable[[Rig], None]]]
+
+    def __init__(self, machine: Session) -> None:
+        self.machine = machine
+        self.now = 100.0
+        self.heard: list[r.Record] = []
+        self.bulk: list[bytes] = []
+        self.unknown: list[int] = []
+        self.asked: list[e.Request] = []
+        self.said = 0
+        self.preface = True
+        self._reader = FrameReader()
+        self._reader.set_limits(Limits())
+        self._reader.set_regions({region.id: region for region in GUEST.regions})
+
+    # ---- the peer ----
+
+    def encode(self, record: r.Record, bulk: bytes = b"") -> bytes:
+        """A record as the next frame of the peer, with the preface before the first."""
+        start = unchecked.preface() if self.preface else b""
+        self.preface = False
+        frame = unchecked.frame(record.type, unchecked.body(record), bulk, sequence=self.said)
+        self.said += 1
+        return start + frame
+
+    def say(self, *records: r.Record) -> None:
+        """Let the machine receive these frames, each in one piece."""
+        for record in records:
+            self.machine.receive_data(self.encode(record), self.now)
+
+    def say_bytes(self, data: bytes) -> None:
+        """Let the machine receive these bytes."""
+        self.machine.receive_data(data, self.now)
+
+    def drain(self, *, leave: bool = True) -> list[r.Record]:
+        """Take everything that the machine has to say; what was new."""
+        before = len(self.heard)
+        while buffers := self.machine.poll_transmit(self.now):
+            data = b"".join(bytes(buffer) for buffer in buffers)
+            if leave:
+                self.machine.transmitted(len(data), self.now)
+            self._reader.receive_data(data)
+            while (event := self._reader.next_event()) is not None:
+                match event:
+                    case FrameReceived():
+                        self.heard.append(event.record)
+                    case PagesAnnounced():
+                        self.bulk.append(b"")
+                        if event.header.bulk_bytes:
+                            place = bytearray(event.header.bulk_bytes)
+                            self._reader.supply_bulk([place])
+                            self.bulk[-1] = place
+                    case PagesReceived():
+                        self.heard.append(event.record)
+                    case UnknownFrame():
+                        self.unknown.append(event.header.type)
+        return self.heard[before:]
+
+    def last(self) -> r.Record:
+        """The last thing that the machine has said."""
+        self.drain()
+        return self.heard[-1]
+
+    # ---- the driver ----
+
+    def take(self, kind: type | None = None) -> e.Request:
+        """The next request, which must be of this kind."""
+        request = self.machine.poll_request()
+        assert request is not None
+        assert kind is None or isinstance(request, kind), request
+        self.asked.append(request)
+        return request
+
+    def do(self, kind: type, answer: object = None) -> None:
+        """Carry out the next request, which must be of this kind."""
+        self.machine.complete(self.take(kind), answer, self.now)
+
+    def break_(self, kind: type, error: Exception | None = None) -> None:
+        """Fail the next request, which must be of this kind."""
+        self.machine.fail(self.take(kind), error or GuestError("broken"), self.now)
+
+    @property
+    def wishes(self) -> list[type]:
+        """Classes of the requests that nobody has taken."""
+        return [type(request) for request in self.machine._requests]
+
+    def events(self, kind: type | None = None) -> list:
+        """The events that came since, of one kind or all."""
+        found = []
+        while (event := self.machine.poll_event()) is not None:
+            if kind is None or isinstance(event, kind):
+                found.append(event)
+        return found
+
+    # ---- the way ----
+
+    def until(self, state: State):
+        """Follow the script to a state."""
+        for reached, step in self.script:
+            if self.machine.state is state:
+                break
+            step(self)
+            if self.machine.state is not reached:
+                self.drain()
+            assert self.machine.state is reached, self.machine.result
+        assert self.machine.state is state
+        if state not in {SourceState.ROUND, SourceState.BLACKOUT}:  # there, what is said leads on
+            self.drain()
+        return self
+
+    def pass_time(self, seconds: float, step: float = 0.25) -> None:
+        """Let time pass, with the machine's timers acting in it; what it says leaves at once."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now = min(self.now + step, end)
+            self.machine.handle_timeout(self.now)
+            self.drain()
+
+
+class SourceRig(Rig):
+    """A source, whose destination is scripted."""
+
+    machine: SourceMachine
+
+    def __init__(self, image: bytes = IMAGE, *, guest: r.Guest = GUEST, **changes: object) -> None:
+        self.memory = bytearray(image)
+        self.table = RegionTable(guest.regions)
+        views = {region.id: memoryview(self.memory)[: region.size_bytes] for region in self.table.copied}
+        config = SourceConfig(guest=guest, guest_id=ID, epoch=EPOCH, runner=HERE, **changes)
+        super().__init__(SourceMachine(config, RegionPages(self.table, views), 100.0))
+
+    def welcome(self, **changes: object) -> r.Welcome:
+        """A WELCOME that selects everything."""
+        fields = {
+            "version": VERSION,
+            "session": SESSION,
+            "token": TOKEN,
+            "features": ALL_FEATURES,
+            "limits": {},
+            "agent": "rig",
+        }
+        return r.Welcome(**fields | changes)
+
+    def clean(self) -> dict[int, PageBitmap]:
+        """What a tracker answers if nothing was written."""
+        return {region.id: PageBitmap(region.pages) for region in self.table.copied}
+
+    def dirty(self, *pages: int) -> dict[int, PageBitmap]:
+        """What a tracker answers if these pages of the first region were written."""
+        answer = self.clean()
+        for page in pages:
+            answer[self.table.copied[0].id].set(page, 1)
+        return answer
+
+    def ack(self, *rejected: r.PageRange, **changes: object) -> r.RoundAck:
+        """The answer to the last ROUND_END."""
+        end = next(each for each in reversed(self.heard) if isinstance(each, r.RoundEnd))
+        count = sum(pages.count for pages in rejected)
+        fields = {
+            "attempt": end.attempt,
+            "round": end.round,
+            "pages": end.pages - count,
+            "receive_rate_bytes_s": 0,
+            "rejected": rejected,
+        }
+        return r.RoundAck(**fields | changes)
+
+    def start(self) -> None:
+        """Open the session."""
+        self.machine.start(self.now)
+
+    def acknowledge(self) -> None:
+        """Nothing was rejected."""
+        self.say(self.ack())
+
+    def loaded(self) -> None:
+        """The right LOADED."""
+        self.say(r.Loaded(1, self.machine.digest))
+
+
+class DestinationRig(Rig):
+    """A destination, whose source is scripted."""
+
+    machine: DestinationMachine
+
+    def __init__(self, *, guest: r.Guest = GUEST, **changes: object) -> None:
+        super().__init__(DestinationMachine(DestinationConfig(**changes), 100.0))
+        self.guest = guest
+        self.table = RegionTable(guest.regions)
+        self.image = bytearray(IMAGE)
+        self.memory = {region.id: bytearray(region.size_bytes) for region in self.table.copied}
+        self.digest = MemoryDigest(self.table)
+        self.attempt = 1
+        self.round = 0
+        self.end = r.RoundEnd(1, 1, 0, 0)
+
+    def hello(self, **changes: object) -> r.Hello:
+        """A HELLO that offers everything."""
+        fields = {
+            "mode": Mode.OPEN,
+            "versions": (VERSION,),
+            "features": offer(),
+            "limits": {},
+            "guest": ID,
+            "epoch": EPOCH,
+            "runner": HERE,
+            "agent": "rig",
+        }
+        return r.Hello(**fields | changes)
+
+    def reserve(self) -> None:
+        """Answer Reserve with memory that reads as zeros."""
+        views = {number: memoryview(memory) for number, memory in self.memory.items()}
+        self.do_reserve(RegionPages(self.table, views))
+
+    def do_reserve(self, sink: object) -> None:
+        """Answer Reserve."""
+        self.do(e.Reserve, sink)
+
+    def begin(self) -> None:
+        """The next ROUND."""
+        self.round += 1
+        self.end = r.RoundEnd(self.attempt, self.round, 0, 0)
+        self.say(r.Round(self.attempt, self.round, 4))
+
+    def batch(self, starts: Sequence[int] = (0,), counts: Sequence[int] = (4,)) -> EncodedBatch:
+        """Pages of the image, encoded."""
+        pages = RegionPages(self.table, {0: memoryview(self.image)})
+        return pages.encode(0, starts, counts)
+
+    def pages(
+        self, starts: Sequence[int] = (0,), counts: Sequence[int] = (4,), *, damage: bool = False
+    ) -> None:
+        """A PAGES frame; `damage`: its bytes differ from their hashes."""
+        batch = self.batch(starts, counts)
+        table = batch.table(self.attempt, self.round)
+        bulk = bytearray(b"".join(batch.buffers))
+        if damage:
+            bulk[0] ^= 1
+        sequence = self.said
+        self.say_bytes(self.encode(table, bytes(bulk)))
+        self.digest.record(table)
+        self.end = r.RoundEnd(
+            self.attempt,
+            self.round,
+            self.end.pages + batch.page_count,
+            self.end.bulk_bytes + batch.bulk_bytes,
+            ((0, sequence),),
+        )
+
+    def finish_round(self) -> None:
+        """ROUND_END with the right counts."""
+        self.say(self.end)
+
+    def whole_round(self) -> None:
+        """A round with all pages."""
+        self.begin()
+        self.pages()
+        self.finish_round()
+
+    def switchover(self) -> None:
+        """SWITCHOVER of the current attempt."""
+        self.say(r.Switchover(self.attempt, Style.STOP_AND_COPY))
+
+    def state(self, *sections: r.StateSection) -> None:
+        """STATE frames."""
+        for section in sections:
+            self.say(*fragments(section, self.attempt, HANDSHAKE_BODY_BYTES))
+
+    def seal(self, **changes: object) -> r.Seal:
+        """SEAL for the image and one section."""
+        fields = {
+            "attempt": self.attempt,
+            "algorithm": Checksum.XXH3_128,
+            "digest": self.digest.value(),
+            "state_sections": 1,
+            "state_bytes": len(SECTION.data),
+            "last_sequences": self.end.last_sequences,
+        }
+        return r.Seal(**fields | changes)
+
+
+def _scripts() -> None:
+    s, d = SourceState, DestinationState
+    SourceRig.script = (
+        (s.GREETING, SourceRig.start),
+        (s.DESCRIBING, lambda rig: rig.say(rig.welcome())),
+        (s.ARMING, lambda rig: rig.say(r.Accept(4 * PAGE))),
+        (s.ROUND, lambda rig: rig.do(e.StartTracking)),
+        (s.ACKING, lambda rig: rig.drain()),
+        (s.COLLECTING, SourceRig.acknowledge),
+        (s.PREPARING, lambda rig: rig.do(e.CollectDirty, rig.clean())),
+        (s.PAUSING, lambda rig: rig.say(r.Ready(1))),
+        (s.FREEZING, lambda rig: rig.do(e.Pause)),
+        (s.BLACKOUT, lambda rig: rig.do(e.CollectDirty, rig.dirty(1))),
+        (s.SEALED, lambda rig: rig.do(e.SaveState, (SECTION,))),
+        (s.GRANTING, SourceRig.loaded),
+        (s.RECORDING, lambda rig: rig.do(e.MarkGranted)),
+        (s.HANDED_OVER, lambda rig: rig.do(e.Persist)),
+        (s.MOVED, lambda rig: rig.say(r.Running(EPOCH + 1, THERE))),
+        (s.RELEASING, lambda rig: rig.say(r.Complete(EPOCH + 1, rig.machine.digest))),
+        (s.CLOSING, lambda rig: rig.do(e.ReleaseImage)),
+        (s.CLOSED, lambda rig: rig.say(r.Bye())),
+    )
+    DestinationRig.script = (
+        (d.ADMITTING, lambda rig: rig.say(rig.hello())),
+        (d.WELCOMED, lambda rig: rig.do(e.Admit, ADMISSION)),
+        (d.RESERVING, lambda rig: rig.say(rig.guest)),
+        (d.STANDBY, DestinationRig.reserve),
+        (d.RECEIVING, DestinationRig.begin),
+        (d.RECEIVING, DestinationRig.pages),
+        (d.STANDBY, DestinationRig.finish_round),
+        (d.PREPARING, DestinationRig.switchover),
+        (d.READY, lambda rig: rig.do(e.Prepare)),
+        (d.BLACKOUT, DestinationRig.begin),
+        (d.FROZEN, DestinationRig.finish_round),
+        (d.FROZEN, lambda rig: rig.state(SECTION)),
+        (d.LOADING, lambda rig: rig.say(rig.seal())),
+        (d.LOADED, lambda rig: rig.do(e.LoadState)),
+        (d.RECORDING, lambda rig: rig.say(r.Handover(1, EPOCH))),
+        (d.CLAIMING, lambda rig: rig.do(e.Persist)),
+        (d.COMMITTING, lambda rig: rig.do(e.Claim, True)),
+        (d.STARTING, lambda rig: rig.do(e.Persist)),
+        (d.RUNNING, lambda rig: rig.do(e.RunGuest)),
+        (d.RELEASED, lambda rig: rig.say(r.Release(EPOCH + 1))),
+        (d.CLOSED, lambda rig: rig.say(r.Bye())),
+    )
+
+
+_scripts()
+
+# The states in which a rig can stop and look, in order.
+SOURCE_STATES = (SourceState.IDLE, *dict.fromkeys(state for state, _ in SourceRig.script))
+DESTINATION_STATES = (DestinationState.IDLE, *dict.fromkeys(state for state, _ in DestinationRig.script))
+BOTH = [(SourceRig, state) for state in SOURCE_STATES] + [
+    (DestinationRig, state) for state in DESTINATION_STATES
+]
+LIVE = [(rig, state) for rig, state in BOTH if state not in TERMINAL]
+
+
+def code_of(rig: Rig) -> ErrorCode | None:
+    """The code with which the machine has ended the session in its last frame."""
+    last = rig.last()
+    assert isinstance(last, (r.Abort, r.Refuse)), last
+    return ErrorCode(last.code)
+
+
+# ---- guests ----
+
+
+class PlainSource:
+    """Any regions, any content; `write` is all that it does. Every page that is written is reported once."""
+
+    def __init__(
+        self,
+        regions: Sequence[r.Region] = (REGION,),
+        *,
+        sections: Sequence[r.StateSection] = (SECTION,),
+        state_bytes: int = 4096,
+        seed: int | None = None,
+    ) -> None:
+        self.description = GuestDescription(ID, "plain", tuple(regions), state_bytes=state_bytes)
+        self.table = RegionTable(regions)
+        self.bytes = {region.id: bytearray(region.size_bytes) for region in regions}
+        self.sections = tuple(sections)
+        self.running = True
+        self.tracked = False
+        self.share = 0.0
+        self.granted: int | None = None
+        self.released = False
+        self.image: dict[int, bytes] = {}
+        self.calls: list[str] = []
+        self.dirty = {region.id: PageBitmap(region.pages) for region in regions}
+        if seed is not None:
+            random = np.random.default_rng(seed)
+            for region in regions:
+                self.bytes[region.id][:] = random.bytes(region.size_bytes)
+
+    tracker = "plain"
+
+    def write(self, region: int, page: int, value: int) -> None:
+        """Fill a page."""
+        assert self.running
+        size = 1 << next(each for each in self.description.regions if each.id == region).granule_log2
+        self.bytes[region][page * size : (page + 1) * size] = bytes([value]) * size
+        self.dirty[region].set(page, 1)
+
+    def memory(self, region: int) -> memoryview:
+        return memoryview(self.bytes[region])
+
+    async def start_tracking(self) -> None:
+        self.calls.append("start_tracking")
+        self.tracked = True
+
+    async def collect_dirty(self) -> dict[int, PageBitmap]:
+        self.calls.append("collect_dirty")
+        found, self.dirty = self.dirty, {id_: PageBitmap(each.bits) for id_, each in self.dirty.items()}
+        return found
+
+    async def stop_tracking(self) -> None:
+        self.calls.append("stop_tracking")
+        self.tracked = False
+
+    async def pause(self) -> None:
+        self.calls.append("pause")
+        self.running = False
+        self.image = {number: bytes(memory) for number, memory in self.bytes.items()}
+
+    async def resume(self) -> None:
+        self.calls.append("resume")
+        assert self.granted is None
+        self.running = True
+
+    async def throttle(self, share: float) -> None:
+        self.calls.append(f"throttle {share:.2f}")
+        self.share = share
+
+    async def save_state(self) -> Sequence[r.StateSection]:
+        self.calls.append("save_state")
+        assert not self.running
+        return self.sections
+
+    async def mark_granted(self, epoch: int) -> None:
+        self.calls.append("mark_granted")
+        self.granted = epoch
+
+    async def revoke_grant(self, epoch: int) -> None:
+        self.calls.append("revoke_grant")
+        self.granted = None
+
+    async def release(self) -> None:
+        self.calls.append("release")
+        assert not self.running
+        self.released = True
+
+
+class PlainDestination:
+    """Room for a plain guest."""
+
+    def __init__(self) -> None:
+        self.bytes: dict[int, bytearray] = {}
+        self.sections: tuple[r.StateSection, ...] | None = None
+        self.running = False
+        self.runs: list[tuple[int, r.Runner]] = []
+        self.discarded = False
+        self.calls: list[str] = []
+        self.prepare_errors: list[GuestError] = []
+        self.image: dict[int, bytes] = {}
+
+    async def reserve(self, description: GuestDescription) -> None:
+        self.calls.append("reserve")
+        copied = (each for each in description.regions if each.transfer is Transfer.COPY)
+        self.bytes = {region.id: bytearray(region.size_bytes) for region in copied}
+
+    def memory(self, region: int) -> memoryview:
+        return memoryview(self.bytes[region])
+
+    async def prepare(self) -> None:
+        self.calls.append("prepare")
+        if self.prepare_errors:
+            raise self.prepare_errors.pop(0)
+
+    async def load_state(self, sections: Sequence[r.StateSection]) -> None:
+        self.calls.append("load_state")
+        self.sections = tuple(sections)
+
+    async def run(self, epoch: int, runner: r.Runner) -> None:
+        self.calls.append("run")
+        self.running = True
+        self.runs.append((epoch, runner))
+        self.image = {number: bytes(memory) for number, memory in self.bytes.items()}
+
+    async def discard(self) -> None:
+        self.calls.append("discard")
+        assert not self.running
+        self.discarded = True
+
+
+def plain_pair(
+    source: PlainSource | None = None, between: Callable[[Pair], None] = lambda _: None, **changes: object
+) -> Pair:
+    """Two plain guests and their machines; `changes` are of the source's configuration."""
+    source = source or PlainSource()
+    config = source_config_of(source.description, epoch=EPOCH, runner=HERE, **changes)
+    return Pair(source, PlainDestination(), source_config=config, between=between)

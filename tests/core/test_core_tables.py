@@ -1,0 +1,190 @@
+"""Every input in every state, and what the tables promise as graphs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from core_support import BOTH, DestinationRig, SourceRig
+
+from sterna.core.deadlines import WAITS
+from sterna.core.tables import (
+    COMMITTED,
+    DEAF,
+    DESTINATION,
+    PHASES,
+    SOURCE,
+    TERMINAL,
+    DestinationInput,
+    DestinationState,
+    SourceInput,
+    SourceState,
+)
+from sterna.errors import LocalProtocolError, PeerIncompatible, PeerMisbehaved
+from sterna.registry import FRAMES, IMPLEMENTED_FRAMES, ErrorCode, FrameType, Phase, Sender
+
+TABLES = {SourceState: SOURCE, DestinationState: DESTINATION}
+RIGS = {SourceState: SourceRig, DestinationState: DestinationRig}
+INPUTS = {SourceState: SourceInput, DestinationState: DestinationInput}
+STATES = [*SourceState, *DestinationState]
+PROTOCOL = (Path(__file__).parents[2] / "spec" / "protocol.md").read_text(encoding="utf-8")
+
+ROLES = pytest.mark.parametrize("role", [SourceState, DestinationState])
+
+
+def reachable(role, start, without=(), *, reserved):
+    """States that rows lead to, `start` included, with the rows in `without` taken out."""
+    found, new = {start}, [start]
+    while new:
+        state = new.pop()
+        for (here, what), row in TABLES[role].items():
+            open_ = reserved or not row.reserved
+            if here is state and open_ and (here, what) not in without and row.next not in found:
+                found.add(row.next)
+                new.append(row.next)
+    return found
+
+
+@pytest.mark.parametrize("state", STATES, ids=str)
+def test_every_input_in_every_state(state):
+    """[CON-3] [CON-5] What is in the table happens; reserved is `unsupported`; the rest is an error."""
+    role = type(state)
+    for what in (*INPUTS[role], *FrameType):
+        machine = RIGS[role]().machine
+        machine._state = state
+        row = TABLES[role].get((state, what))
+        if row is None and isinstance(what, FrameType):
+            with pytest.raises(PeerMisbehaved) as caught:
+                machine._step(what, 0.0)
+            assert (caught.value.code, caught.value.frame) == (ErrorCode.UNEXPECTED_FRAME, what)
+        elif row is None:
+            with pytest.raises(LocalProtocolError):
+                machine._step(what, 0.0)
+        elif row.reserved:
+            with pytest.raises(PeerIncompatible) as caught:
+                machine._step(what, 0.0)
+            assert (caught.value.code, caught.value.clause) == (ErrorCode.UNSUPPORTED, row.clause)
+        else:
+            machine._step(what, 0.0)
+            state_after = row.next
+        good = row is not None and not row.reserved
+        assert machine.state is (state_after if good else state)
+
+
+@ROLES
+def test_every_state_can_be_reached(role):
+    assert reachable(role, role.IDLE, reserved=True) == set(role)
+
+
+@ROLES
+def test_every_implemented_state_is_reached_by_a_rig_or_is_an_end(role):
+    """So that tests which are parametrised over the rigs' states leave none out."""
+    implemented = reachable(role, role.IDLE, reserved=False)
+    seen = {state for rig, state in BOTH if rig is RIGS[role]}
+    transient = {SourceState.DECIDING}  # the policy answers at once
+    assert implemented - seen - transient <= TERMINAL | DEAF
+    assert seen <= implemented
+
+
+@ROLES
+def test_every_state_has_a_way_out_to_an_end(role):
+    for state in role:
+        if state not in TERMINAL:
+            assert reachable(role, state, reserved=True) & TERMINAL
+        if state in reachable(role, role.IDLE, reserved=False):
+            assert reachable(role, state, reserved=False) & TERMINAL
+
+
+def test_the_end_has_no_rows():
+    assert not [key for table in TABLES.values() for key in table if key[0] in TERMINAL]
+
+
+def test_what_is_deaf_takes_no_frame():
+    assert TERMINAL <= DEAF
+    frames = [key for table in TABLES.values() for key in table if isinstance(key[1], FrameType)]
+    assert not [key for key in frames if key[0] in DEAF]
+
+
+@ROLES
+def test_a_loss_is_defined_wherever_the_peer_is_heard(role):
+    lost = INPUTS[role].LOST
+    for state in reachable(role, role.IDLE, reserved=False) - DEAF:
+        assert not TABLES[role][state, lost].reserved
+
+
+@ROLES
+def test_clauses_exist(role):
+    for row in TABLES[role].values():
+        assert f"**[{row.clause}]**" in PROTOCOL
+        assert row.does
+
+
+@ROLES
+def test_frames_come_from_the_other_side(role):
+    """[CON-4]"""
+    mine = Sender.SOURCE if role is SourceState else Sender.DESTINATION
+    for (_, what), row in TABLES[role].items():
+        if isinstance(what, FrameType):
+            assert FRAMES[what].sender is not mine
+            assert row.reserved or what in IMPLEMENTED_FRAMES
+
+
+def test_what_is_legal_everywhere_stands_nowhere():
+    """[CON-1]"""
+    anywhere = {FrameType.PING, FrameType.PONG, FrameType.PROGRESS, FrameType.ABORT}
+    assert not anywhere & {what for table in TABLES.values() for _, what in table}
+
+
+@ROLES
+def test_every_state_that_waits_or_works_has_its_phase(role):
+    assert {state for state in role if state not in DEAF} == {each for each in PHASES if each in role}
+    assert Phase.ANY not in PHASES.values()
+    assert {state for state in WAITS if state in role} <= reachable(role, role.IDLE, reserved=False) - DEAF
+
+
+# ---- exactly one runner, as far as tables can tell ----
+
+
+def test_a_source_that_may_have_handed_over_never_runs_the_guest_by_itself():
+    """[ONE-20] ROLLING_BACK is where it is set running again; implemented rows do not lead there."""
+    after = reachable(SourceState, SourceState.HANDED_OVER, reserved=False)
+    assert SourceState.ROLLING_BACK not in after
+    assert after <= COMMITTED
+
+
+def test_a_source_that_has_not_handed_over_always_runs_the_guest_again():
+    """[CON-62] [ONE-19]"""
+    handover = (SourceState.RECORDING, SourceInput.RECORDED)
+    before = reachable(SourceState, SourceState.IDLE, without={handover}, reserved=False)
+    assert before & TERMINAL == {SourceState.ENDED}
+    assert not before & COMMITTED
+    for state in before - DEAF:
+        assert SOURCE[state, SourceInput.LOST].next is SourceState.ROLLING_BACK
+
+
+def test_a_destination_runs_the_guest_only_with_handover_and_its_records():
+    """[ONE-24] [ONE-25] [ONE-27] [ONE-28]"""
+    for key in (
+        (DestinationState.LOADED, FrameType.HANDOVER),
+        (DestinationState.RECORDING, DestinationInput.RECORDED),
+        (DestinationState.CLAIMING, DestinationInput.CLAIM_WON),
+        (DestinationState.COMMITTING, DestinationInput.RECORDED),
+    ):
+        without = reachable(DestinationState, DestinationState.IDLE, without={key}, reserved=False)
+        assert not without & {DestinationState.STARTING, DestinationState.RUNNING}
+
+
+def test_a_destination_without_handover_frees_everything():
+    """[CON-63]"""
+    handover = (DestinationState.LOADED, FrameType.HANDOVER)
+    before = reachable(DestinationState, DestinationState.IDLE, without={handover}, reserved=False)
+    assert before & TERMINAL == {DestinationState.ENDED}
+    assert not before & COMMITTED
+    for state in before - DEAF:
+        assert DESTINATION[state, DestinationInput.LOST].next is DestinationState.DISCARDING
+
+
+def test_a_loss_takes_no_permission_back():
+    """[ONE-30] [CON-64]"""
+    for state in reachable(DestinationState, DestinationState.RECORDING, reserved=False) - DEAF:
+        assert DESTINATION[state, DestinationInput.LOST].next in COMMITTED
