@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -154,6 +155,20 @@ def test_sections_stay_inside_of_their_file() -> None:
     bad(fields_of.sections_from_json, {"sections": [{**entry, "bytes": 3}]}, b"12345")
     bad(fields_of.sections_from_json, {"sections": [{**entry, "offset": 6}]}, b"12345")
     assert "overlap" in bad(fields_of.sections_from_json, {"sections": [entry, entry, entry]}, b"12345")
+
+
+def test_overlapping_sections_are_refused_before_they_are_copied() -> None:
+    """A small file and a short table must not become more memory than the file has."""
+    data = bytes(1 << 20)
+    entry = {"kind": 1, "version": 1, "architecture": 0, "vcpu": 0, "instance": 0, "offset": 1}
+    table = [{**entry, "bytes": len(data) - 1}] * 64
+    tracemalloc.start()
+    try:
+        assert "overlap" in bad(fields_of.sections_from_json, {"sections": table}, data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(data)
 
 
 def test_too_many_features() -> None:

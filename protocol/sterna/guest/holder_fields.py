@@ -207,11 +207,16 @@ def sections_to_json(sections: Sequence[StateSection]) -> tuple[list[Json], byte
 
 
 def sections_from_json(fields: JsonObject, data: bytes) -> tuple[StateSection, ...]:
-    """State sections from their table and their bytes."""
+    """State sections from their table and their bytes; together they have no more bytes than there are."""
     sections = []
+    left = len(data)
     for entry in objects(fields, "sections", STATE_SECTIONS):
         offset = integer(entry, "offset", 0, len(data))
         size = integer(entry, "bytes", 0, len(data) - offset)
+        # Told before it is copied: sections that overlap would let a small file stand for terabytes.
+        left -= size
+        if left < 0:
+            raise bad_value("sections: they overlap")
         sections.append(
             StateSection(
                 kind=integer(entry, "kind", 0, 0xFFFF),
@@ -222,7 +227,4 @@ def sections_from_json(fields: JsonObject, data: bytes) -> tuple[StateSection, .
                 instance=integer(entry, "instance", 0, _U32),
             )
         )
-    # Sections that overlap would let a small file stand for a large state.
-    if sum(len(section.data) for section in sections) > len(data):
-        raise bad_value("sections: they overlap")
     return tuple(sections)
