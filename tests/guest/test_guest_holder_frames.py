@@ -142,6 +142,7 @@ def test_descriptors_go_with_their_frames() -> None:
         (b'{"descriptors":65}', 0),
         (b'{"descriptors":true}', 1),
         (b'{"descriptors":"1"}', 1),
+        (b"no object", 1),
     ],
 )
 def test_descriptors_that_do_not_fit_end_the_connection(body: bytes, sent: int) -> None:
@@ -154,6 +155,19 @@ def test_descriptors_that_do_not_fit_end_the_connection(body: bytes, sent: int) 
     assert caught.value.fatal
     reader.close()
     assert not any(is_open(descriptor) for descriptor in came)
+
+
+def test_whether_there_is_a_frame_is_known_before_it_is_read() -> None:
+    reader = FrameReader()
+    data = framed(b"{}")
+    for byte in data:
+        assert not reader.has_frame
+        reader.receive(bytes([byte]))
+    assert reader.has_frame
+    assert reader.next_frame() is not None
+    assert not reader.has_frame
+    reader.receive(b"\xff\xff\xff\xff")
+    assert reader.has_frame  # an error to be told
 
 
 def test_closing() -> None:

@@ -105,8 +105,20 @@ class FrameReader:
             return None
         body = bytes(self._bytes[LENGTH_BYTES : LENGTH_BYTES + size])
         del self._bytes[: LENGTH_BYTES + size]
-        fields = _parse(body)
+        try:
+            fields = _parse(body)
+        except FrameError:
+            self._check_left_over()
+            raise
         return Frame(fields, self._take(fields))
+
+    @property
+    def has_frame(self) -> bool:
+        """Whether `next_frame` has something to say without more bytes."""
+        if len(self._bytes) < LENGTH_BYTES:
+            return False
+        size = int.from_bytes(self._bytes[:LENGTH_BYTES], "little")
+        return size > FRAME_BYTES or len(self._bytes) >= LENGTH_BYTES + size
 
     def _take(self, fields: JsonObject) -> tuple[int, ...]:
         count = fields.get("descriptors", 0)
@@ -115,11 +127,18 @@ class FrameReader:
         if count > len(self._descriptors):
             raise FrameError(f"{count} descriptors announced, {len(self._descriptors)} came", fatal=True)
         taken = tuple(self._descriptors.popleft() for _ in range(count))
-        # Left over with no byte of a next frame behind them: whose they are can no longer be told. [HOL-6]
-        if self._descriptors and not self._bytes:
+        try:
+            self._check_left_over()
+        except FrameError:
             close_all(taken)
-            raise FrameError("descriptors that no frame announced", fatal=True)
+            raise
         return taken
+
+    def _check_left_over(self) -> None:
+        # With no byte of a next frame behind them, they came with a frame that did not announce them. The
+        # next one that takes some must not get these. [HOL-6]
+        if self._descriptors and not self._bytes:
+            raise FrameError("descriptors that no frame announced", fatal=True)
 
     def close(self) -> None:
         """Close descriptors that nobody has taken."""
