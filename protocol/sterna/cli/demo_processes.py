@@ -7,6 +7,7 @@ is left of them in any case. They also end by themselves when this process is go
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -155,7 +156,7 @@ class ProcessDemo:
 
     async def _start_holders(self) -> None:
         wishes = self._wishes
-        common = ["--json", "--die-with-parent"]
+        common = ["--json", "--die-with", str(os.getpid())]
         if wishes.evidence is not None:
             common += ["--journal", str(wishes.evidence.path(JOURNAL))]
         rate = ["--dirty-rate", f"{wishes.rate_bytes_s}B/s"]
@@ -200,7 +201,7 @@ class ProcessDemo:
         return {}
 
     def _endpoint_options(self, name: str) -> list[str]:
-        options = [*self._security[name], "--follow", "--die-with-parent"]
+        options = [*self._security[name], "--follow", "--die-with", str(os.getpid())]
         if self._wishes.evidence is not None:
             options += ["--evidence", str(self._wishes.evidence.directory)]
         return options

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from sterna.net.tls import CheckPeer, TlsConfig
 from sterna.net.transport import Transport
 
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
+ProcessOption = Annotated[int | None, Parameter(show_default=False)]
 PathOption = Annotated[Path | None, Parameter(show_default=False)]
 
 PROGRESS_S: Final = 0.2
@@ -108,7 +108,7 @@ def deadlines(patience_s: float | None) -> Deadlines:
 
 
 class Ending:
-    """How a command ends before its time: SIGINT and SIGTERM, or the end of the process that started it.
+    """How a command ends before its time: SIGINT and SIGTERM, or the end of another process.
 
     Attributes:
         ask: what the first wish to end does; None, and any later wish, cancels `scope`.
@@ -121,13 +121,13 @@ class Ending:
         self._scope = scope
 
     async def watch(
-        self, *, parent: bool = False, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self, *, process: int | None = None, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Wait for reasons to end; `parent`: the end of the process that started this one is one."""
+        """Wait for reasons to end; the end of `process` is one."""
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with trio.open_nursery() as nursery:
-                if parent:
-                    nursery.start_soon(self._watch_parent)
+                if process is not None:
+                    nursery.start_soon(self._watch_process, process)
                 task_status.started()
                 async for number in signals:
                     self.end(signal.Signals(number).name)
@@ -141,13 +141,26 @@ class Ending:
             self.interrupted = True
             self._scope.cancel()
 
-    async def _watch_parent(self) -> None:
-        parent = Pidfd.open(os.getppid())
-        try:
-            await trio.lowlevel.wait_readable(parent)
-        finally:
-            parent.close()
-        self.end("the process that started this one has ended")
+    async def _watch_process(self, number: int) -> None:
+        watched = open_process(number)
+        if watched is not None:
+            try:
+                await trio.lowlevel.wait_readable(watched)
+            finally:
+                watched.close()
+        self.end(f"process {number} has ended")
+
+
+def open_process(number: int) -> Pidfd | None:
+    """A process to be watched; None if it has ended already.
+
+    Whoever starts a command with --die-with says its own number: asking the system for the parent would
+    answer wrongly when that has ended before the command could ask.
+    """
+    try:
+        return Pidfd.open(number)
+    except ProcessLookupError:
+        return None
 
 
 async def tell_progress(reporter: Reporter, transport: Transport) -> None:

@@ -17,7 +17,7 @@ from typing import Annotated, Final, Literal
 import trio
 from cyclopts import Parameter
 
-from sterna.cli.endpoint import Flag, PathOption
+from sterna.cli.endpoint import Flag, PathOption, ProcessOption, open_process
 from sterna.cli.exits import Exit
 from sterna.cli.output import Output
 from sterna.cli.units import Json, Rate, Size, format_size
@@ -28,7 +28,6 @@ from sterna.guest.holder_engine import HolderEngine
 from sterna.guest.holder_server import HolderServer
 from sterna.guest.process_holder import SWITCH_INTERVAL_S, make_engine
 from sterna.guest.workload import PAGE_BYTES
-from sterna.linux.pidfd import Pidfd
 
 MEMORY_BYTES: Final = 256 << 20
 MEMORY_MIN_BYTES: Final = 32 * PAGE_BYTES  # a block of the workload
@@ -49,7 +48,7 @@ def holder(
     tracker: Literal["auto", "userfaultfd", "compare"] = "auto",
     memory_limit: Annotated[Size | None, Parameter(show_default=False)] = None,
     journal: PathOption = None,
-    die_with_parent: Flag = False,
+    die_with: ProcessOption = None,
     json: Json = False,
 ) -> int:
     """Run a guest that writes its memory, in this terminal; or make room for one that comes.
@@ -66,7 +65,7 @@ def holder(
         tracker: how its writes are followed.
         memory_limit: take no guest that is larger.
         journal: file to which the guest's journal is appended.
-        die_with_parent: end when the process that started this one ends.
+        die_with: end when the process of this number ends.
         json: one JSON object on stdout when the holder is ready.
     """
     output = Output(json=json)
@@ -83,10 +82,12 @@ def holder(
         journal=None if journal is None else str(journal),
     )
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    parent = Pidfd.open(os.getppid()) if die_with_parent else None
+    watched = None if die_with is None else open_process(die_with)
+    if watched is None and die_with is not None:
+        raise ConfigError(f"--die-with: there is no process {die_with}")
     try:
         engine = make_engine(options)
-        server = HolderServer(socket, engine, parent=parent)
+        server = HolderServer(socket, engine, parent=watched)
     except (ValueError, OSError, MemoryError) as error:
         raise ConfigError(f"no holder at {socket}: {error}") from error
     _say_ready(output, socket, engine, options)

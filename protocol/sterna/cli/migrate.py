@@ -10,7 +10,16 @@ from typing import Annotated
 import trio
 from cyclopts import Parameter
 
-from sterna.cli.endpoint import INSECURE, Ending, Flag, PathOption, Security, deadlines, tell_progress
+from sterna.cli.endpoint import (
+    INSECURE,
+    Ending,
+    Flag,
+    PathOption,
+    ProcessOption,
+    Security,
+    deadlines,
+    tell_progress,
+)
 from sterna.cli.events import Fields, connection_fields, holder_fields, result_fields
 from sterna.cli.exits import Exit, exit_of_outcome
 from sterna.cli.follow import Reporter
@@ -45,7 +54,7 @@ def migrate(
     patience: Annotated[Duration | None, Parameter(show_default=False)] = None,
     evidence: PathOption = None,
     follow: Flag = False,
-    die_with_parent: Flag = False,
+    die_with: ProcessOption = None,
     json: Json = False,
 ) -> int:
     """Send a holder's guest to another host, while it runs.
@@ -62,7 +71,7 @@ def migrate(
         patience: wait no longer than this for the other side, in any phase.
         evidence: directory for source.img, the guest's memory at the pause.
         follow: every event as a line of JSON on stdout.
-        die_with_parent: cancel when the process that started this one ends.
+        die_with: cancel when the process of this number ends.
         security: who this host is and whom it talks to.
         json: one JSON object on stdout.
     """
@@ -82,7 +91,7 @@ def migrate(
         max_rounds=max_rounds,
         evidence=None if evidence is None else Evidence(evidence),
         reporter=reporter,
-        die_with_parent=die_with_parent,
+        die_with=die_with,
     )
     with reporter:
         return trio.run(job.run)
@@ -101,13 +110,13 @@ class _Job:
     max_rounds: int
     evidence: Evidence | None
     reporter: Reporter
-    die_with_parent: bool
+    die_with: int | None
 
     async def run(self) -> Exit:
         exit_code = Exit.INTERRUPTED
         async with trio.open_nursery() as nursery:
             ending = Ending(nursery.cancel_scope)
-            await nursery.start(partial(ending.watch, parent=self.die_with_parent))
+            await nursery.start(partial(ending.watch, process=self.die_with))
             exit_code = await self._send(ending)
             nursery.cancel_scope.cancel()
         if ending.interrupted:

@@ -12,7 +12,16 @@ from typing import Annotated
 import trio
 from cyclopts import Parameter
 
-from sterna.cli.endpoint import INSECURE, Ending, Flag, PathOption, Security, deadlines, tell_progress
+from sterna.cli.endpoint import (
+    INSECURE,
+    Ending,
+    Flag,
+    PathOption,
+    ProcessOption,
+    Security,
+    deadlines,
+    tell_progress,
+)
 from sterna.cli.events import Fields, connection_fields, holder_fields, result_fields
 from sterna.cli.exits import Exit, exit_of_outcome
 from sterna.cli.follow import Reporter, error_fields
@@ -46,7 +55,7 @@ def serve(
     patience: Annotated[Duration | None, Parameter(show_default=False)] = None,
     evidence: PathOption = None,
     follow: Flag = False,
-    die_with_parent: Flag = False,
+    die_with: ProcessOption = None,
     json: Json = False,
 ) -> int:
     """Listen for a guest, and let it run in a holder when it has come.
@@ -60,7 +69,7 @@ def serve(
         patience: wait no longer than this for the other side, in any phase.
         evidence: directory for destination.img, the guest's memory at its first instruction.
         follow: every event as a line of JSON on stdout.
-        die_with_parent: end when the process that started this one ends.
+        die_with: end when the process of this number ends.
         security: who this host is and whom it talks to; with --pki a peer list is needed, too.
         json: one JSON object on stdout.
     """
@@ -79,7 +88,7 @@ def serve(
         once=once,
         evidence=None if evidence is None else Evidence(evidence),
         reporter=reporter,
-        die_with_parent=die_with_parent,
+        die_with=die_with,
     )
     with reporter:
         return trio.run(job.run)
@@ -97,7 +106,7 @@ class _Job:
     once: bool
     evidence: Evidence | None
     reporter: Reporter
-    die_with_parent: bool
+    die_with: int | None
     sessions: int = 0
     last: Fields = field(default_factory=dict)
     exit_code: Exit = Exit.OK
@@ -108,7 +117,7 @@ class _Job:
     async def run(self) -> Exit:
         async with trio.open_nursery() as nursery:
             ending = Ending(nursery.cancel_scope)
-            await nursery.start(partial(ending.watch, parent=self.die_with_parent))
+            await nursery.start(partial(ending.watch, process=self.die_with))
             if self.spawn_holder:
                 await self._with_holder(ending)
             else:
@@ -261,8 +270,12 @@ async def _start_holder(path: Path) -> trio.Process:
     process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout is not None
     async with process.stdout:
-        if not await process.stdout.receive_some():  # one line when it is ready, the end if it has failed
-            raise ConfigError(f"no holder could be started at {path}")
+        said = b""
+        while not said.endswith(b"\n"):  # one line when it is ready, the end if it has failed
+            more = await process.stdout.receive_some()
+            if not more:
+                raise ConfigError(f"no holder could be started at {path}")
+            said += more
     return process
 
 
