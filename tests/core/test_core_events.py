@@ -1,0 +1,58 @@
+"""What a driver relies on in requests and results."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+
+import pytest
+from core_support import ADMISSION, HERE, SESSION, TOKEN
+
+from sterna.core import events as e
+from sterna.registry import ErrorCode, Phase
+from sterna.wire.records import NO_ID
+
+REQUESTS = typing.get_args(e.Request)
+
+
+def test_requests_are_told_apart_by_identity():
+    """Two equal ones, a CollectDirty after another, are answered one by one."""
+    assert len(REQUESTS) == 16
+    for kind in REQUESTS:
+        parameters = kind.__dataclass_params__
+        assert parameters.frozen
+        assert not parameters.eq
+    assert e.CollectDirty() != e.CollectDirty()
+
+
+def test_events_are_values():
+    for kind in typing.get_args(e.Event):
+        assert kind.__dataclass_params__.frozen
+    assert e.PhaseEntered(Phase.ROUNDS) == e.PhaseEntered(Phase.ROUNDS)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"session": NO_ID}, {"session": SESSION[:-1]}, {"token": TOKEN + b"\0"}], ids=str
+)
+def test_an_admission_that_no_welcome_can_carry(changes):
+    """[WEL-3]"""
+    assert ADMISSION.is_sound
+    assert not dataclasses.replace(ADMISSION, **changes).is_sound
+
+
+def test_outcomes_read_as_words():
+    assert e.Outcome.COMPLETED == "completed"
+    assert {str(outcome) for outcome in e.Outcome} == {
+        "completed", "moved", "rolled_back", "undecided", "guest_failed",
+    }  # fmt: skip
+
+
+def test_a_result_says_nothing_that_it_does_not_know():
+    result = e.Result(e.Outcome.ROLLED_BACK, ErrorCode.CANCELLED)
+    assert (result.blackout_s, result.digest, result.rounds, result.items) == (None, b"", (), ())
+    assert result.phase is Phase.ANY
+
+
+def test_a_record_names_its_epoch_and_runner():
+    record = e.Persist(e.RecordKind.CLAIMING, 6, HERE)
+    assert (record.kind, record.epoch, record.runner) == (e.RecordKind.CLAIMING, 6, HERE)

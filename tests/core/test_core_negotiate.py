@@ -1,0 +1,218 @@
+"""What the two sides agree on before anything moves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from core_support import ALL_FEATURES, GUEST, HERE, ID, PAGE, SESSION, TOKEN
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sterna.core.negotiate import (
+    VERSION,
+    VERSIONS,
+    check_granules,
+    check_room,
+    check_welcome,
+    choices,
+    feature_name,
+    offer,
+    select,
+)
+from sterna.errors import LimitExceeded, LocalProtocolError, PeerIncompatible, PeerMisbehaved
+from sterna.limits import Limits
+from sterna.registry import (
+    IMPLEMENTED_FEATURES,
+    VERSION_DRAFT,
+    VERSION_MAJOR,
+    ErrorCode,
+    Feature,
+    FrameType,
+    Limit,
+    Mode,
+    Transfer,
+)
+from sterna.wire import records as r
+
+REQUIRED = {Feature.STOP_AND_COPY, Feature.HASH_XXH3_64}
+
+
+def hello(**changes):
+    return replace(r.Hello(Mode.OPEN, VERSIONS, offer(), {}, ID, 5, HERE), **changes)
+
+
+def welcome(**changes):
+    return replace(r.Welcome(VERSION, SESSION, TOKEN, ALL_FEATURES, {}), **changes)
+
+
+def without(features, *gone):
+    return tuple(each for each in features if each.id not in gone)
+
+
+# ---- the offer ----
+
+
+def test_the_offer_is_what_is_implemented():
+    """[NEG-10] [MEM-17]"""
+    offers = {each.id: each for each in offer(progress_ms=250)}
+    assert offers.keys() == IMPLEMENTED_FEATURES
+    assert {number for number, each in offers.items() if each.required} == REQUIRED
+    assert offers[Feature.PROGRESS].parameter == 250
+    assert VERSION == VERSION_MAJOR << 16 | VERSION_DRAFT
+
+
+def test_features_have_names():
+    assert feature_name(Feature.ENCODING_ZERO) == "encoding_zero"
+    assert feature_name(4711) == "feature 4711"
+
+
+# ---- the selection ----
+
+
+def test_everything_that_both_know_is_selected():
+    """[NEG-3] [NEG-11]"""
+    unknown = r.FeatureOffer(4711, required=False, parameter=9)
+    selection = select(hello(features=(unknown, *offer(500)), limits={Limit.REGIONS: 3, 4711: 9}))
+    assert selection.version == VERSION
+    assert selection.features == {each.id: each.parameter for each in offer(500)}
+    assert selection.has(Feature.PROGRESS)
+    assert not selection.has(Feature.RESUME)
+    assert selection.limits == Limits(regions=3)  # [LIM-2] [LIM-3]
+    assert {each.id for each in choices(selection)} == IMPLEMENTED_FEATURES
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_a_version_is_found_or_the_session_refused(mode):
+    """[NEG-1] [VRS-3] Whatever else the HELLO holds."""
+    with pytest.raises(PeerIncompatible, match="2-draft.7") as caught:
+        select(hello(mode=mode, versions=(2 << 16 | 7, 3 << 16), features=()))
+    assert (caught.value.code, caught.value.clause) == (ErrorCode.NO_COMMON_VERSION, "NEG-1")
+    assert select(hello(versions=(9 << 16, VERSION))).version == VERSION
+
+
+@pytest.mark.parametrize("mode", [Mode.RESUME, Mode.VERDICT, Mode.STORED])
+def test_modes_that_are_not_implemented(mode):
+    """[CON-10] [STO-7]"""
+    with pytest.raises(PeerIncompatible) as caught:
+        select(hello(mode=mode, session=SESSION))
+    assert (caught.value.code, caught.value.frame) == (ErrorCode.UNSUPPORTED, FrameType.HELLO)
+
+
+def test_a_required_feature_that_is_missing_here():
+    """[NEG-4] All that are missing are named."""
+    strange = (r.FeatureOffer(Feature.RESUME, required=True), r.FeatureOffer(4711, required=True))
+    with pytest.raises(PeerIncompatible, match="resume, feature 4711") as caught:
+        select(hello(features=(*offer(), *strange)))
+    assert (caught.value.code, caught.value.clause) == (ErrorCode.MISSING_FEATURE, "NEG-4")
+
+
+@pytest.mark.parametrize("feature", sorted(REQUIRED))
+def test_a_feature_that_the_source_must_offer(feature):
+    """[NEG-4] [MEM-17]"""
+    with pytest.raises(PeerIncompatible, match=feature_name(feature)) as caught:
+        select(hello(features=without(offer(), feature)))
+    assert caught.value.code is ErrorCode.MISSING_FEATURE
+
+
+UNUSABLE = [{Limit.CONTROL_BYTES: 65535}, {Limit.BULK_BYTES: 0}, {Limit.BATCH_RUNS: 0}]
+
+
+@pytest.mark.parametrize("limits", UNUSABLE, ids=str)
+def test_limits_that_no_session_fits(limits):
+    """[LIM-7] On both sides."""
+    with pytest.raises(LimitExceeded) as caught:
+        select(hello(limits=limits))
+    assert (caught.value.code, caught.value.clause) == (ErrorCode.LIMIT_MISMATCH, "LIM-7")
+    with pytest.raises(LimitExceeded) as caught:
+        check_welcome(hello(), welcome(limits=limits))
+    assert (caught.value.code, caught.value.clause) == (ErrorCode.LIMIT_MISMATCH, "LIM-7")
+
+
+# ---- the source's look at it ----
+
+
+def test_a_version_that_was_not_offered():
+    """[NEG-2]"""
+    with pytest.raises(PeerMisbehaved) as caught:
+        check_welcome(hello(), welcome(version=VERSION + 1))
+    assert (caught.value.code, caught.value.clause) == (ErrorCode.UNSOLICITED, "NEG-2")
+
+
+def test_a_feature_that_was_not_offered():
+    """[NEG-5]"""
+    with pytest.raises(PeerMisbehaved, match="post_copy") as caught:
+        check_welcome(hello(), welcome(features=(*ALL_FEATURES, r.FeatureChoice(Feature.POST_COPY))))
+    assert (caught.value.code, caught.value.clause) == (ErrorCode.UNSOLICITED, "NEG-5")
+
+
+@pytest.mark.parametrize("feature", [Feature.PROGRESS, Feature.ENCODING_ZERO])
+def test_a_parameter_above_the_offered_one(feature):
+    """[NEG-8]"""
+    grown = tuple(r.FeatureChoice(each.id, each.parameter + (each.id == feature)) for each in ALL_FEATURES)
+    with pytest.raises(PeerMisbehaved, match=feature_name(feature)) as caught:
+        check_welcome(hello(), welcome(features=grown))
+    assert (caught.value.code, caught.value.clause) == (ErrorCode.UNSOLICITED, "NEG-8")
+
+
+@pytest.mark.parametrize("feature", sorted(REQUIRED))
+def test_a_required_feature_that_is_not_selected(feature):
+    """[NEG-6]"""
+    with pytest.raises(PeerIncompatible, match=feature_name(feature)) as caught:
+        check_welcome(hello(), welcome(features=without(ALL_FEATURES, feature)))
+    assert (caught.value.code, caught.value.clause) == (ErrorCode.MISSING_FEATURE, "NEG-6")
+
+
+OFFERS = st.lists(
+    st.builds(r.FeatureOffer, st.integers(0, 40), st.just(False), st.integers(0, 99)),
+    unique_by=lambda o: o.id,
+)
+
+
+@given(OFFERS, st.dictionaries(st.sampled_from(list(Limit)), st.integers(65536, 1 << 64 - 1)))
+def test_what_a_destination_selects_the_source_accepts(more, limits):
+    """[NEG-5] [NEG-6] [NEG-8] Whatever is offered beside what is needed."""
+    said = hello(
+        features=(*offer(), *(each for each in more if each.id not in IMPLEMENTED_FEATURES)), limits=limits
+    )
+    chosen = select(said)
+    answer = welcome(features=choices(chosen), limits=limits)
+    assert check_welcome(said, answer) == chosen
+
+
+# ---- room ----
+
+
+def test_a_guest_that_fits():
+    check_room(GUEST, Limits())
+    check_granules(GUEST, Limits())
+    check_room(GUEST, Limits(regions=1, memory_bytes=4 * PAGE, state_bytes=4096, bulk_bytes=PAGE))
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        Limits(regions=0),
+        Limits(memory_bytes=4 * PAGE - 1),
+        Limits(state_bytes=4095),
+        Limits(bulk_bytes=PAGE - 1),
+    ],
+)
+def test_a_guest_that_does_not_fit_the_destination(limits):
+    """[LIM-6]"""
+    with pytest.raises(LocalProtocolError, match="announced are") as caught:
+        check_room(GUEST, limits)
+    assert (caught.value.code, caught.value.clause) == (ErrorCode.LIMIT_MISMATCH, "LIM-6")
+
+
+def test_a_page_that_no_frame_carries():
+    """[CON-15]"""
+    with pytest.raises(PeerIncompatible) as caught:
+        check_granules(GUEST, Limits(bulk_bytes=PAGE - 1))
+    assert (caught.value.code, caught.value.frame) == (ErrorCode.PAGE_SIZE, FrameType.GUEST)
+
+
+def test_pages_that_do_not_travel_may_have_any_size():
+    shared = replace(GUEST.regions[0], granule_log2=16, size_bytes=1 << 16, transfer=Transfer.SHARED)
+    check_granules(replace(GUEST, regions=(shared,)), Limits(bulk_bytes=1))
+    check_room(replace(GUEST, regions=(shared,)), Limits(bulk_bytes=1))

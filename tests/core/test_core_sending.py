@@ -1,0 +1,130 @@
+"""The source's memory on its way."""
+
+from __future__ import annotations
+
+import pytest
+from core_support import PAGE
+
+from sterna.core.sending import Sending
+from sterna.errors import GuestError, PeerMisbehaved
+from sterna.limits import Limits
+from sterna.memory.bitmap import PageBitmap
+from sterna.memory.digest import MemoryDigest
+from sterna.memory.pages import RegionPages
+from sterna.memory.regions import RegionTable
+from sterna.registry import Encoding
+from sterna.wire import records as r
+
+TABLE = RegionTable([r.Region(3, 0, 8 * PAGE)])
+
+
+class Memory:
+    """Eight pages: four of data, four zero; and what a destination would know of them."""
+
+    def __init__(self):
+        self.bytes = bytearray(b"x" * 4 * PAGE + bytes(4 * PAGE))
+        self.sending = Sending(TABLE, RegionPages(TABLE, {3: memoryview(self.bytes)}))
+        self.arrived = MemoryDigest(TABLE)
+
+    def round(self, now=0.0, *, last=False, zeros=True):
+        opening = self.sending.begin(1, Limits(), 3 * PAGE, 1e12, now, last=last)
+        tables = []
+        while (batch := self.sending.next_batch(10 + len(tables), zeros=zeros)) is not None:
+            tables.append(batch[0])
+            self.arrived.record(batch[0])
+        return opening, tables
+
+    def write(self, *pages):
+        bitmap = PageBitmap(8)
+        for page in pages:
+            self.bytes[page * PAGE] ^= 1
+            bitmap.set(page, 1)
+        return {3: bitmap}
+
+
+def test_at_first_everything_is_missing():
+    """[MEM-7] [MEM-11] [CON-20]"""
+    memory = Memory()
+    assert memory.sending.round == 0
+    assert memory.sending.last_sequences == ()
+    assert (memory.sending.pending_bytes, memory.sending.pages_missing) == (8 * PAGE, 8)
+    opening, tables = memory.round()
+    assert opening == r.Round(1, 1, 8)
+    assert len(tables) == 3
+    assert (memory.sending.pending_bytes, memory.sending.pages_missing) == (0, 0)
+    assert memory.sending.bulk_bytes == 4 * PAGE
+    assert memory.sending.last_sequences == ((0, 12),)
+    assert memory.sending.ending() == r.RoundEnd(1, 1, 8, 4 * PAGE, ((0, 12),))
+
+
+def test_the_digest_is_that_of_what_arrived():
+    """[MEM-9] [MEM-14]"""
+    memory = Memory()
+    memory.round()
+    assert memory.sending.seal() == memory.arrived.value()
+    memory.sending.written(memory.write(2, 5))
+    assert memory.sending.pages_missing == 2
+    memory.round()
+    assert memory.sending.seal() == memory.arrived.value()
+    assert memory.arrived.stale_pages == 0
+
+
+def test_what_is_dirty_is_sent_again_and_nothing_else():
+    """[CON-34] Written or rejected."""
+    memory = Memory()
+    memory.round()
+    memory.sending.acknowledged(r.RoundAck(1, 1, 7, 0, (r.PageRange(3, 6, 1),)))
+    memory.sending.written(memory.write(0, 1))
+    assert memory.sending.pending_bytes == 3 * PAGE
+    opening, tables = memory.round()
+    assert (opening.round, opening.pages) == (2, 3)
+    sent = {(int(row["first"]), int(row["count"])) for table in tables for row in table.runs}
+    assert sent == {(0, 2), (6, 1)}
+
+
+def test_a_page_without_its_entry_seals_nothing():
+    """[MEM-10] [MEM-12]"""
+    memory = Memory()
+    memory.round()
+    memory.sending.written(memory.write(1))
+    with pytest.raises(AssertionError):
+        memory.sending.seal()
+
+
+def test_zero_pages_where_they_were_not_selected():
+    """[NEG-7]"""
+    memory = Memory()
+    _, tables = memory.round(zeros=False)
+    assert {int(row["encoding"]) for table in tables for row in table.runs} == {Encoding.RAW}
+    assert memory.sending.bulk_bytes == 8 * PAGE
+    assert memory.sending.seal() == memory.arrived.value()
+
+
+def test_wrong_answers_change_nothing():
+    memory = Memory()
+    memory.round()
+    with pytest.raises(GuestError):
+        memory.sending.written({3: PageBitmap(7)})
+    with pytest.raises(GuestError):
+        memory.sending.written({4: PageBitmap(8)})
+    with pytest.raises(PeerMisbehaved):
+        memory.sending.acknowledged(r.RoundAck(1, 2, 8, 0))
+    assert memory.sending.pages_missing == 0
+    assert memory.sending.seal() == memory.arrived.value()
+
+
+def test_what_is_missing_shrinks_batch_by_batch():
+    memory = Memory()
+    memory.sending.begin(1, Limits(), 3 * PAGE, 1e12, 5.0, last=True)
+    left = []
+    while memory.sending.next_batch(1, zeros=True) is not None:
+        left.append(memory.sending.pages_missing)
+    assert left == [5, 2, 0]
+    stats = memory.sending.stats(7.0, 0.25, None)
+    assert (stats.round, stats.pages, stats.seconds, stats.throttle, stats.dirty_pages) == (
+        1,
+        8,
+        2.0,
+        0.25,
+        0,
+    )
