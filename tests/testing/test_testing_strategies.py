@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sterna.limits import Limits
 from sterna.registry import FrameType
 from sterna.testing import strategies
 from sterna.wire import encode_body
@@ -51,3 +52,9 @@ def test_pieces_are_the_whole(found):
 def test_pages_lie_in_their_region(table):
     """Even in one that is smaller than what would be drawn."""
     assert (table.runs["first"] + table.runs["count"]).max() <= 20
+
+
+@given(strategies.pages(region=r.Region(1, 0, 1 << 34, 16)))
+def test_pages_are_no_more_than_the_default_limit_takes(table):
+    """[PGS-21] Runs without bytes among them."""
+    assert table.page_count << 16 <= Limits().bulk_bytes

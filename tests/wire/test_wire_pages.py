@@ -104,6 +104,7 @@ def test_the_schema_finds_the_same_faults(record, data):
                 BOUNDS,
                 Bounds(regions=BOUNDS.regions, encodings=EVERY),
                 Bounds(regions=BOUNDS.regions, limits=Limits(batch_runs=3)),
+                Bounds(regions=BOUNDS.regions, limits=Limits(bulk_bytes=1 << 20)),
                 Bounds(),
             )
         )
@@ -238,6 +239,29 @@ def test_there_is_a_hash_for_each_chunk(before, hashes):
     refused(table(*rows, hashes=hashes), "PGS-12", ErrorCode.COUNT_MISMATCH)
 
 
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("encoding", [RAW, ZERO, ABSENT, ZSTD])
+def test_a_batch_has_at_most_the_announced_bytes(before, encoding):
+    """[PGS-21] [LIM-4] Decoded: a run without bytes counts like any other."""
+    right = [row(number, 1, 0, ZERO) for number in range(before)]
+    size = {RAW: 3 << 12, ZSTD: 1}.get(encoding, 0)
+    record = table(*right, row(100, 3, size, encoding), hashes=encoding in {RAW, ZSTD})
+
+    def bounds(bulk_bytes: int) -> Bounds:
+        return Bounds(regions={1: SMALL}, encodings=EVERY, limits=Limits(bulk_bytes=bulk_bytes))
+
+    body = encode_body(record, bounds(before + 3 << 12))
+    assert fast(body, bounds(before + 3 << 12)) == as_table(record)
+    refused(record, "PGS-21", ErrorCode.LIMIT_BULK, bounds((before + 3 << 12) - 1))
+
+
+def test_the_decoded_size_comes_before_the_count_of_hashes():
+    """[PGS-21] [HDR-11] And behind the sizes of the runs."""
+    bounds = Bounds(regions={1: SMALL}, limits=Limits(bulk_bytes=4096))
+    refused(table(row(0, 2, 8192, RAW), hashes=7), "PGS-21", ErrorCode.LIMIT_BULK, bounds)
+    refused(table(row(0, 2, 1, ZERO)), "PGS-11", ErrorCode.BAD_VALUE, bounds)
+
+
 def test_reserved_encodings_that_are_right():
     """[PGS-11] [PGS-12]"""
     record = table(row(0, 17, 1, ZSTD), row(17, 1, 4096, DELTA), row(20, 80, 0, ABSENT), hashes=3)
@@ -255,14 +279,27 @@ def test_the_head_has_a_reserved_field():
 
 
 def test_a_run_of_four_thousand_million_pages():
-    """Sums are taken in 64 bits."""
+    """[PGS-21] [SEC-10] Sums are taken in 64 bits."""
     region = r.Region(1, 0, 1 << 63, 16)
-    bounds = Bounds(regions={1: region}, encodings=EVERY)
+    bounds = Bounds(regions={1: region}, encodings=EVERY, limits=Limits(bulk_bytes=1 << 60))
     count = 0xFFFFFFFF
     record = table(row(0, count, 0, ZERO), row(1 << 40, count, 0, ABSENT))
     body = encode_body(record, bounds)
     assert fast(body, bounds) == oracle(body, bounds) == as_table(record)
     refused(table(row(0, count, 0xFFFFFFFF, RAW)), "PGS-10", ErrorCode.BAD_VALUE, bounds)
+    refused(record, "PGS-21", ErrorCode.LIMIT_BULK, Bounds(regions={1: region}, encodings=EVERY))
+
+
+def test_a_table_of_a_whole_address_space():
+    """[PGS-21] [SEC-10] The largest sum that PGS-7 and PGS-8 let through."""
+    region = r.Region(1, 0, (1 << 64) - (1 << 16), 16)
+    count = 0xFFFFFFFF
+    rows = [row(number * count, count, 0, ZERO) for number in range(region.pages // count)]
+    assert sum(each[1] for each in rows) << 16 > 1 << 63
+    for bulk_bytes, clause in (((1 << 64) - 1, None), (1 << 63, "PGS-21")):
+        bounds = Bounds(regions={1: region}, limits=Limits(bulk_bytes=bulk_bytes, batch_runs=1 << 17))
+        found = fast(unchecked.body(table(*rows)), bounds)
+        assert found == (clause, ErrorCode.LIMIT_BULK) if clause else len(found.runs) == len(rows)
 
 
 # --- helpers -------------------------------------------------------------------------------------

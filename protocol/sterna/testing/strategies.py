@@ -203,15 +203,15 @@ def rounds() -> st.SearchStrategy[r.Round]:
 def pages(draw: st.DrawFn, region: r.Region = REGION, most: int = 24) -> r.Pages:
     """A page table of raw and zero runs for `region`; raw runs are short, so that bulk parts are small."""
     runs: list[tuple[int, int, Encoding]] = []
-    first = 0
+    first, room = 0, _LIMITS.bulk_bytes >> region.granule_log2
     for _ in range(draw(st.integers(1, most))):
         encoding = draw(st.sampled_from((Encoding.RAW, Encoding.ZERO)))
         first += draw(st.integers(0, 1 << 10))
-        count = draw(st.integers(1, 24 if encoding is Encoding.RAW else 1 << 12))
-        if first + count > region.pages:
+        count = min(draw(st.integers(1, 24 if encoding is Encoding.RAW else 1 << 12)), room)
+        if not count or first + count > region.pages:
             break
         runs.append((first, count, encoding))
-        first += count
+        first, room = first + count, room - count
     table = make_runs(runs or [(0, 1, Encoding.ZERO)], region.granule_log2)
     seed = draw(u32())
     hashes = np.random.default_rng(seed).integers(

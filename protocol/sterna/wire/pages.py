@@ -89,7 +89,7 @@ def parse(body: Buffer, bounds: Bounds) -> Pages:
     """The table of a PAGES body. The record's arrays are views of `body`, which must not change.
 
     Raises:
-        Violation: PGS-1 to PGS-12, FRM-1 to FRM-4.
+        Violation: PGS-1 to PGS-12, PGS-21, FRM-1 to FRM-4.
     """
     if len(body) < HEAD_BYTES:
         _short_head(body, bounds)
@@ -145,7 +145,7 @@ def _surely_right(
     """True if a short table obeys every rule; False is no verdict."""
     if region is None or run_count > _FEW_RUNS or region.transfer is not Transfer.COPY:
         return False
-    granule_log2, encodings, end, chunks = region.granule_log2, bounds.encodings, 0, 0
+    granule_log2, encodings, end, pages, chunks = region.granule_log2, bounds.encodings, 0, 0, 0
     for first, count, size_bytes, encoding, reserved in _ROW.iter_unpack(rows):
         if first < end or not count or reserved != _NO_BYTES or encoding not in encodings:
             return False
@@ -153,8 +153,10 @@ def _surely_right(
         if size_bytes != raw_bytes or encoding > Encoding.ZERO:
             return False
         chunks += (raw_bytes + CHUNK_BYTES - 1) >> _CHUNK_LOG2
+        pages += count
         end = first + count
-    return end <= region.pages and chunks == hash_count
+    decoded_bytes = pages << granule_log2
+    return end <= region.pages and chunks == hash_count and decoded_bytes <= bounds.limits.bulk_bytes
 
 
 def _short_head(body: Buffer, bounds: Bounds) -> NoReturn:
@@ -220,7 +222,7 @@ def _check_order(runs: Runs, bounds: Bounds) -> None:
 
 
 def _check_table(runs: Runs, hash_count: int, region: Region, bounds: Bounds) -> None:
-    """PGS-7 to PGS-12, each over all rows."""
+    """PGS-7 to PGS-12 and PGS-21, each over all rows."""
     first, count = runs["first"], runs["count"].astype(np.uint64)
     pages = np.uint64(region.pages)
     inside = (first < pages) & (count <= pages - np.minimum(first, pages))
@@ -237,6 +239,10 @@ def _check_table(runs: Runs, hash_count: int, region: Region, bounds: Bounds) ->
     carried = carries_bytes(runs)
     sized = np.where(carried, (size_bytes > 0) & (size_bytes <= raw_bytes), size_bytes == 0)
     _require(sized, ErrorCode.BAD_VALUE, "PGS-11", "a run's size does not fit its encoding")
+    # The sum does not wrap: disjoint runs (PGS-8) of one region (PGS-7) have less than 2**64 bytes.
+    decoded_bytes = int(raw_bytes.sum())
+    if decoded_bytes > bounds.limits.bulk_bytes:
+        raise Violation(ErrorCode.LIMIT_BULK, "PGS-21", f"a batch of {decoded_bytes} bytes", HEAD_BYTES)
     chunks = chunk_count(runs, region.granule_log2)
     if chunks != hash_count:
         raise Violation(

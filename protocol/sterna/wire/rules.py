@@ -391,6 +391,12 @@ TABLE: tuple[Rule[Table], ...] = (
         lambda t, b: all(_sized(run, _of(t, b)) for run in t.runs),
     ),
     Rule(
+        "PGS-21",  # checked here and not last [5.10]
+        ErrorCode.LIMIT_BULK,
+        "a batch of more bytes than announced",
+        lambda t, b: sum(_raw_bytes(run, _of(t, b)) for run in t.runs) <= b.limits.bulk_bytes,
+    ),
+    Rule(
         "PGS-12",
         ErrorCode.COUNT_MISMATCH,
         "the hashes do not match the runs",
