@@ -351,16 +351,29 @@ def test_hello_states_no_limit_twice():
     assert refusal(FrameType.HELLO, _two_equal_limits(HELLO)) == ("HEL-4", ErrorCode.BAD_VALUE)
 
 
+@pytest.mark.parametrize("mode", [Mode.OPEN, Mode.STORED])
 @pytest.mark.parametrize("extra", [{"session": b"s" * 16}, {"token": b"t" * 32}, {"generation": 1}])
-def test_an_opening_names_no_session(extra):
+def test_an_opening_names_no_session(extra, mode):
     """[HEL-5]"""
-    both_refuse(replace(HELLO, **extra), "HEL-5", ErrorCode.BAD_VALUE)
+    both_refuse(replace(HELLO, mode=mode, **extra), "HEL-5", ErrorCode.BAD_VALUE)
 
 
 @pytest.mark.parametrize("mode", [Mode.RESUME, Mode.VERDICT])
 def test_resume_and_verdict_name_a_session(mode):
     """[HEL-6]"""
     both_refuse(replace(HELLO, mode=mode), "HEL-6", ErrorCode.BAD_VALUE)
+
+
+@pytest.mark.parametrize("epoch", [(1 << 64) - 2, (1 << 64) - 1])
+def test_two_epochs_can_follow_an_opening(epoch):
+    """[HEL-8] Other modes name the epoch of an opening, or of a stream that nobody hands over."""
+    both_refuse(replace(HELLO, epoch=epoch), "HEL-8", ErrorCode.BAD_VALUE)
+    for hello in (
+        replace(HELLO, epoch=(1 << 64) - 3),
+        replace(HELLO, epoch=epoch, mode=Mode.STORED),
+        replace(HELLO, epoch=epoch, mode=Mode.VERDICT, session=b"s" * 16),
+    ):
+        assert decode_body(FrameType.HELLO, encode_body(hello)) == hello
 
 
 def test_welcome_selects_no_feature_twice():

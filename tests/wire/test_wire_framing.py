@@ -379,6 +379,17 @@ def test_unknown_frames_are_skipped(kind, payload):
     assert ping.record == r.Ping(0)
 
 
+@given(strategies.grease())
+def test_an_unknown_frame_before_hello_is_skipped(grease):
+    """[FRM-7] [HEL-1] The first frame is the first that is known; bounds are those of the handshake."""
+    hello = r.Hello(0, (1,), (), {}, bytes(16), 1, r.NO_RUNNER)
+    owner = feed(
+        encode_preface() + unchecked.frame(*grease) + b"".join(encode_frame(hello, 1)), FrameReader()
+    )
+    assert [type(event) for event in owner.events] == [PrefaceReceived, UnknownFrame, FrameReceived]
+    assert (owner.events[-1].header.sequence, owner.events[-1].record) == (1, hello)
+
+
 @given(strategies.unknown_types(critical=True))
 def test_unknown_critical_frames_end_the_session(kind):
     """[FRM-6]"""

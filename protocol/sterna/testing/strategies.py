@@ -123,19 +123,19 @@ def ranges(draw: st.DrawFn, pages: int = REGION.pages, most: int = 8) -> list[tu
 
 @st.composite
 def hellos(draw: st.DrawFn) -> r.Hello:
-    """Any HELLO; session, token and generation fit its mode."""
+    """Any HELLO; epoch, session, token and generation fit its mode."""
     mode = draw(st.sampled_from(Mode))
     offers = st.lists(
         st.builds(r.FeatureOffer, u16(), st.booleans(), u64()), max_size=8, unique_by=lambda offer: offer.id
     )
-    opening = mode is Mode.OPEN
+    opening = mode in {Mode.OPEN, Mode.STORED}
     return r.Hello(
         mode=mode,
         versions=tuple(draw(st.lists(u32(), min_size=1, max_size=16, unique=True))),
         features=tuple(draw(offers)),
         limits=draw(limits()),
         guest=draw(ids()),
-        epoch=draw(u64()),
+        epoch=draw(st.integers(0, U64_MAX - 2) if mode is Mode.OPEN else u64()),
         runner=draw(runners()),
         agent=draw(texts()),
         session=r.NO_ID if opening else draw(ids().filter(any)),

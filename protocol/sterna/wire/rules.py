@@ -179,20 +179,27 @@ HELLO_LIMIT_COUNT = at_most("HEL-4", LIMITS, "limits")
 HELLO_LIMITS: Rule[Sequence[tuple[int, int]]] = Rule(
     "HEL-4", _BAD, "a limit twice", lambda pairs, _: unique(number for number, _value in pairs)
 )
+_OPENING: Final = frozenset({Mode.OPEN, Mode.STORED})  # modes without a session to go on with
 HELLO: tuple[Rule[Hello], ...] = (
     Rule(
         "HEL-5",
         _BAD,
         "an opening names a session, token or generation",
         lambda h, _: (
-            h.mode is not Mode.OPEN or (h.session == NO_ID and h.token == NO_TOKEN and h.generation == 0)
+            h.mode not in _OPENING or (h.session == NO_ID and h.token == NO_TOKEN and h.generation == 0)
         ),
     ),
     Rule(
         "HEL-6",
         _BAD,
         "no session to resume or ask for",
-        lambda h, _: h.mode is Mode.OPEN or h.session != NO_ID,
+        lambda h, _: h.mode in _OPENING or h.session != NO_ID,
+    ),
+    Rule(
+        "HEL-8",
+        _BAD,
+        "no epochs for a hand-over and a hand-back",
+        lambda h, _: h.mode != Mode.OPEN or h.epoch < U64_MAX - 1,
     ),
 )
 
