@@ -1,0 +1,37 @@
+"""One world a test, one certificate authority for all."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from commands import World, make_pki
+
+
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificates of host-a, host-b and host-c; only the first two are on the peer list."""
+    return make_pki(tmp_path_factory.mktemp("pki"), "host-a", "host-b", "host-c")
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """Short enough for the path of a socket, which pytest's own are not."""
+    path = Path(tempfile.mkdtemp(prefix="sterna-e2e-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+async def world(directory: Path, pki: Path, nursery: trio.Nursery) -> AsyncIterator[World]:
+    """A directory and its processes, which end with the test."""
+    world = World(directory, pki, nursery)
+    try:
+        yield world
+    finally:
+        with trio.CancelScope(shield=True):
+            await world.close()

@@ -1,0 +1,123 @@
+"""Peers of the commands that live in the test itself: half-hearted, scripted, or of another protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import trio
+
+from sterna.core.deadlines import Deadlines
+from sterna.core.events import Event, Result
+from sterna.guest.simulated import SimulatedDestinationGuest
+from sterna.net.connect import Address
+from sterna.net.endpoint import Destination, Options
+from sterna.net.listen import listen
+from sterna.net.tcp import TcpTransport
+from sterna.net.transport import OnSent, Transport
+
+# For peers that shall not be the first to lose patience.
+PATIENT = Deadlines(**dict.fromkeys(("round_s", "prepare_s", "blackout_s", "commit_s", "silence_s"), 600.0))
+
+
+class Stalling(Transport):
+    """A transport whose reading and sending can be stopped: the process is there, and does nothing."""
+
+    def __init__(self, inner: TcpTransport) -> None:
+        super().__init__(inner.peer, inner.tls)
+        self.reads = self.sends = True
+        self._inner = inner
+
+    def stall(self, what: str) -> None:
+        """Stop `reading`, `sending`, or `both`."""
+        self.reads = what == "sending"
+        self.sends = what == "reading"
+
+    async def _send(self, views: list[memoryview], sent: OnSent) -> None:
+        if not self.sends:
+            await trio.sleep_forever()
+        await self._inner._send(views, sent)
+
+    async def _receive_into(self, view: memoryview) -> int:
+        if not self.reads:
+            await trio.sleep_forever()
+        return await self._inner._receive_into(view)
+
+    async def _finish(self) -> None:
+        await self._inner._finish()
+
+    def _dispose(self, *, abrupt: bool) -> None:
+        self._inner._dispose(abrupt=abrupt)
+
+
+class StallingDestination:
+    """Takes guests until an event comes that `found`; then it does nothing any more.
+
+    Attributes:
+        guests: of each session.
+        results: likewise, once they have ended.
+    """
+
+    def __init__(self, found: Callable[[Event], bool] | None, what: str) -> None:
+        self.guests: list[SimulatedDestinationGuest] = []
+        self.results: list[Result] = []
+        self._found = found
+        self._what = what
+
+    async def serve(self, transport: Transport) -> None:
+        """One session."""
+        assert isinstance(transport, TcpTransport)
+        stalling = Stalling(transport)
+        if self._found is None:
+            stalling.stall(self._what)
+        guest = SimulatedDestinationGuest()
+        self.guests.append(guest)
+
+        def on_event(event: Event) -> None:
+            if self._found is not None and self._found(event):
+                stalling.stall(self._what)
+
+        options = Options(on_event=on_event, deadlines=PATIENT)
+        self.results.append(await Destination(lambda _: guest, stalling, options=options).run())
+
+
+async def listen_plainly(nursery: trio.Nursery, handler: Callable[[Transport], Awaitable[None]]) -> int:
+    """Listen on loopback, until the nursery is cancelled; the port."""
+    (address,) = await nursery.start(partial(listen, Address("127.0.0.1", 0), handler, tls=None))
+    return address.port
+
+
+@asynccontextmanager
+async def answering(answer: bytes):
+    """A server that says this to everybody, whatever it is told, and then only reads; its port."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            try:
+                if answer:
+                    await stream.send_all(answer)
+                    async for _ in stream:
+                        pass
+            except trio.BrokenResourceError:
+                return
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        yield listeners[0].socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+async def say(port: int, *pieces: bytes) -> bytes:
+    """Connect, send, and read until the end."""
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    received = b""
+    async with stream:
+        try:
+            for piece in pieces:
+                await stream.send_all(piece)
+            async for data in stream:
+                received += data
+        except trio.BrokenResourceError:
+            pass
+    return received
