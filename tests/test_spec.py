@@ -234,7 +234,7 @@ EMPTIEST: list[tuple[r.Record, int]] = [
     (r.Switchover(1, Style.STOP_AND_COPY), 0),
     (r.NotReady(1, 1), 0),
     (r.State(1, 0, 0, 1, 1, 0, 1, 0, True, b"\x00"), 1),
-    (r.Seal(1, Checksum.XXH3_128, bytes(16), 0, 0), 0),
+    (r.Seal(1, Checksum.XXH3_128, bytes(16), bytes(16), 0, 0), 0),
     (r.Loaded(1, bytes(16)), 0),
     (r.Handover(1, 0), 0),
     (r.HandBack(1, RUNNER), 0),
@@ -285,6 +285,19 @@ def test_digest_example() -> None:
     assert shown == digest
 
 
+def example_state_digest() -> tuple[bytes, bytes]:
+    """Section 10.5 again, from its words alone: hashed bytes, digest."""
+    data = struct.pack("<HHIIIQ", 0, 2, 0, 1, 0, 8) + bytes(range(8))
+    return data, xxhash.xxh3_128_digest(data)
+
+
+def test_state_digest_example() -> None:
+    """[MEM-18]"""
+    text = section("### 10.5 The state digest")
+    assert tuple(hexes(text)) == example_state_digest()
+    assert f"These {len(example_state_digest()[0])} bytes" in text
+
+
 def migration() -> list[tuple[str, int, r.Record, bytes]]:
     """Appendix A: sender, sequence number, record, bulk."""
     version = 1 << 16 | 1
@@ -315,7 +328,7 @@ def migration() -> list[tuple[str, int, r.Record, bytes]]:
         ("S", r.Pages(1, 2, 7, second, np.array(hashes[2:], dtype=np.uint64)), NEW),
         ("S", r.RoundEnd(1, 2, 1, len(NEW), ((0, 7),)), b""),
         ("S", r.State(1, 0, 0, 2, 1, 0, 8, 0, True, bytes(range(8))), b""),
-        ("S", r.Seal(1, Checksum.XXH3_128, digest, 1, 8, ((0, 7),)), b""),
+        ("S", r.Seal(1, Checksum.XXH3_128, digest, example_state_digest()[1], 1, 8, ((0, 7),)), b""),
         ("D", r.Loaded(1, digest), b""),
         ("S", r.Handover(1, 3), b""),
         ("D", r.Running(4, there), b""),

@@ -487,7 +487,7 @@ ERRORS: Final[dict[ErrorCode, ErrorInfo]] = {
         ErrorClass.MISBEHAVED, "more pages were rejected than a running guest explains"
     ),
     ErrorCode.DIGEST_MISMATCH: ErrorInfo(
-        ErrorClass.MISBEHAVED, "the memory digests of the two sides differ"
+        ErrorClass.MISBEHAVED, "the digests of the two sides differ"
     ),
     ErrorCode.BAD_FRAGMENT: ErrorInfo(
         ErrorClass.MISBEHAVED, "a state section's fragments do not follow each other"

@@ -35,6 +35,7 @@ from sterna.registry import (
 from sterna.testing.pair import Pair, source_config_of
 from sterna.wire import FrameReader, FrameReceived, PagesAnnounced, PagesReceived, UnknownFrame, unchecked
 from sterna.wire import records as r
+from sterna.wire.integrity import state_digest
 
 PAGE = 4096
 ID = bytes(range(16))
@@ -336,6 +337,7 @@ class DestinationRig(Rig):
             "attempt": self.attempt,
             "algorithm": Checksum.XXH3_128,
             "digest": self.digest.value(),
+            "state_digest": state_digest((SECTION,)),
             "state_sections": 1,
             "state_bytes": len(SECTION.data),
             "last_sequences": self.end.last_sequences,

@@ -55,7 +55,7 @@ RUNS = r.DirtyBitmap(
     1, REGION.id, 8, 12, BitmapEncoding.RUNS, bytes.fromhex("01" + "00" * 7 + "02" + "00" * 7)
 )
 STATE = r.State(1, 0, r.NO_VCPU, 2, 1, 0, total_bytes=10, offset=4, last=False, data=b"abc")
-SEAL = r.Seal(1, Checksum.XXH3_128, b"d" * 16, 3, 4000, ((0, 17), (1, 4)))
+SEAL = r.Seal(1, Checksum.XXH3_128, b"d" * 16, b"e" * 16, 3, 4000, ((0, 17), (1, 4)))
 VERDICT = r.Verdict(Owner.DESTINATION, 4, r.Runner("b", b"r" * 16), complete=True, digest=b"d" * 16)
 
 
@@ -202,7 +202,7 @@ RESERVED = [
     (STATE, 41, 7),
     (SEAL, 5, 1),
     (SEAL, 12, 4),
-    (SEAL, 42, 6),
+    (SEAL, 58, 6),
     (r.Loaded(1, b"d" * 16), 4, 4),
     (r.Handover(1, 1), 4, 4),
     (r.PageRequest(REGION.id, 0, 1), 5, 3),
@@ -634,6 +634,7 @@ def test_a_count_that_the_body_cannot_hold(record, name):
         replace(HELLO, features=None),
         replace(HELLO, guest=b"short"),
         replace(HELLO, guest=7),
+        replace(SEAL, state_digest=b""),
         replace(HELLO, agent=None),
         replace(SEAL, last_sequences=((1,),)),
         r.Pages(1, 1, REGION.id, strategies.np.zeros(3), strategies.np.zeros(0, "<u8")),

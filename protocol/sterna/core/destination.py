@@ -47,7 +47,7 @@ from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import PageSink
 from sterna.memory.regions import RegionTable
 from sterna.registry import ERRORS, ErrorCode, FrameType, Phase, Sender, Style
-from sterna.wire import Header, PagesAnnounced, PagesReceived
+from sterna.wire import Header, PagesAnnounced, PagesReceived, state_digest
 from sterna.wire.records import (
     Accept,
     Complete,
@@ -237,6 +237,8 @@ class DestinationMachine(Session):
         if record.digest != digest or self._digest.stale_pages:
             detail = f"{self._digest.stale_pages} pages are missing, digest {digest.hex()}"
             raise self._wrong(ErrorCode.DIGEST_MISMATCH, detail, "MEM-15", record)
+        if record.state_digest != state_digest(sections):
+            raise self._wrong(ErrorCode.DIGEST_MISMATCH, "another execution state", "MEM-19", record)
         self._sealed = digest
         self._step(FrameType.SEAL, now)
         self._ask(LoadState(sections))

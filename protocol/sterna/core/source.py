@@ -39,7 +39,7 @@ from sterna.errors import LocalProtocolError, PeerAborted, SternaError, remote_e
 from sterna.memory.pages import PageSource
 from sterna.memory.regions import RegionTable
 from sterna.registry import Checksum, ErrorCode, Feature, FrameType, Mode, Sender, Style
-from sterna.wire import Header
+from sterna.wire import Header, state_digest
 from sterna.wire.records import (
     NO_ID,
     NO_RUNNER,
@@ -409,7 +409,8 @@ class SourceMachine(Session):
         self._sealed = self._memory.seal()
         count, total = len(self._sections), sum(len(section.data) for section in self._sections)
         last = self._memory.last_sequences
-        self._send(Seal(self._attempt, Checksum.XXH3_128, self._sealed, count, total, last))
+        state = state_digest(self._sections)
+        self._send(Seal(self._attempt, Checksum.XXH3_128, self._sealed, state, count, total, last))
         self._step(SourceInput.SEAL_SENT, now)
         self._note_round(now, None)
 

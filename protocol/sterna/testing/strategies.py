@@ -301,7 +301,7 @@ def states(draw: st.DrawFn) -> r.State:
 
 def seals() -> st.SearchStrategy[r.Seal]:
     """Any SEAL."""
-    return st.builds(r.Seal, u32(), st.just(Checksum.XXH3_128), ids(), u32(), u64(), last_sequences())
+    return st.builds(r.Seal, u32(), st.just(Checksum.XXH3_128), ids(), ids(), u32(), u64(), last_sequences())
 
 
 def loadeds() -> st.SearchStrategy[r.Loaded]:

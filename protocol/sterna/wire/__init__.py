@@ -19,6 +19,7 @@ from sterna.wire.integrity import (
     crc32,
     digest,
     page_hash,
+    state_digest,
 )
 from sterna.wire.pages import bulk_lengths, carries_bytes, chunk_count, chunk_counts, make_runs
 from sterna.wire.records import (
@@ -154,4 +155,5 @@ __all__ = [
     "encode_preface",
     "make_runs",
     "page_hash",
+    "state_digest",
 ]

@@ -366,12 +366,13 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """Everything of the pause image has been sent."""
+    """Everything of the pause image has been sent: digests of its memory, and of all state sections."""
 
     type: ClassVar[FrameType] = FrameType.SEAL
     attempt: int
     algorithm: Checksum
     digest: bytes
+    state_digest: bytes
     state_sections: int
     state_bytes: int
     last_sequences: tuple[tuple[int, int], ...] = ()

@@ -495,7 +495,7 @@ STATE: tuple[Rule[State], ...] = (
 )
 
 DIGEST_ALGORITHM: Rule[Checksum] = Rule(
-    "SEA-1", _BAD, "no algorithm for memory digests", lambda algorithm, _: algorithm is Checksum.XXH3_128
+    "SEA-1", _BAD, "no algorithm for digests", lambda algorithm, _: algorithm is Checksum.XXH3_128
 )
 
 # --- commit and after ---------------------------------------------------------------------------

@@ -329,6 +329,7 @@ SEAL: Final = body(
     reserved(4),
     "state_bytes" / Int64ul,
     "digest" / DIGEST,
+    "state_digest" / DIGEST,
     "last_sequences" / last_sequences("SEA-2"),
 )
 LOADED: Final = body(r.Loaded, "attempt" / Int32ul, reserved(4), "digest" / DIGEST)
