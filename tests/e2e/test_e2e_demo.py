@@ -129,9 +129,10 @@ async def all_children(pid: int, count: int) -> set[int]:
 
 async def all_gone(pids: set[int]) -> None:
     with trio.fail_after(60):
-        for pid in pids:
-            while alive(pid):
-                await trio.sleep(0.01)
+        while True:
+            if not any(map(alive, pids)):
+                return
+            await trio.sleep(0.01)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
