@@ -33,9 +33,16 @@ from sterna.registry import (
     Transfer,
 )
 from sterna.testing.pair import Pair, source_config_of
-from sterna.wire import FrameReader, FrameReceived, PagesAnnounced, PagesReceived, UnknownFrame, unchecked
+from sterna.wire import (
+    FrameReader,
+    FrameReceived,
+    PagesAnnounced,
+    PagesReceived,
+    UnknownFrame,
+    state_digest,
+    unchecked,
+)
 from sterna.wire import records as r
-from sterna.wire.integrity import state_digest
 
 PAGE = 4096
 ID = bytes(range(16))
@@ -48,6 +55,8 @@ GUEST = r.Guest("guest", 0, 1, 4096, (REGION,))
 IMAGE = b"\x11" * PAGE + b"\x22" * PAGE + bytes(2 * PAGE)
 SECTION = r.StateSection(StateKind.WORKLOAD, 1, b"registers")
 ALL_FEATURES = tuple(r.FeatureChoice(each.id, each.parameter) for each in offer())
+
+_SENDING = {SourceState.ROUND, SourceState.BLACKOUT}  # there, what is taken leads on
 
 
 class Rig:
@@ -73,6 +82,7 @@ class Rig:
         self.asked: list[e.Request] = []
         self.said = 0
         self.preface = True
+        self._done = 0  # steps of the script
         self._reader = FrameReader()
         self._reader.set_limits(Limits())
         self._reader.set_regions({region.id: region for region in GUEST.regions})
@@ -139,6 +149,10 @@ class Rig:
         """Carry out the next request, which must be of this kind."""
         self.machine.complete(self.take(kind), answer, self.now)
 
+    def answer(self, request: e.Request) -> object:
+        """What this request asks for."""
+        return None
+
     def break_(self, kind: type, error: Exception | None = None) -> None:
         """Fail the next request, which must be of this kind."""
         self.machine.fail(self.take(kind), error or GuestError("broken"), self.now)
@@ -159,17 +173,14 @@ class Rig:
     # ---- the way ----
 
     def until(self, state: State):
-        """Follow the script to a state."""
-        for reached, step in self.script:
-            if self.machine.state is state:
-                break
+        """Follow the script, from where it is, to a state."""
+        while self.machine.state is not state:
+            reached, step = self.script[self._done]
+            self._done += 1
             step(self)
-            if self.machine.state is not reached:
+            if self.machine.state is not reached or reached not in _SENDING:
                 self.drain()
             assert self.machine.state is reached, self.machine.result
-        assert self.machine.state is state
-        if state not in {SourceState.ROUND, SourceState.BLACKOUT}:  # there, what is said leads on
-            self.drain()
         return self
 
     def pass_time(self, seconds: float, step: float = 0.25) -> None:
@@ -204,6 +215,10 @@ class SourceRig(Rig):
             "agent": "rig",
         }
         return r.Welcome(**fields | changes)
+
+    def answer(self, request: e.Request) -> object:
+        """What this request asks for."""
+        return {e.CollectDirty: self.clean(), e.SaveState: (SECTION,)}.get(type(request))
 
     def clean(self) -> dict[int, PageBitmap]:
         """What a tracker answers if nothing was written."""
@@ -272,14 +287,14 @@ class DestinationRig(Rig):
         }
         return r.Hello(**fields | changes)
 
-    def reserve(self) -> None:
-        """Answer Reserve with memory that reads as zeros."""
+    def sink(self) -> RegionPages:
+        """Memory that reads as zeros."""
         views = {number: memoryview(memory) for number, memory in self.memory.items()}
-        self.do_reserve(RegionPages(self.table, views))
+        return RegionPages(self.table, views)
 
-    def do_reserve(self, sink: object) -> None:
-        """Answer Reserve."""
-        self.do(e.Reserve, sink)
+    def answer(self, request: e.Request) -> object:
+        """What this request asks for."""
+        return {e.Admit: ADMISSION, e.Reserve: self.sink(), e.Claim: True}.get(type(request))
 
     def begin(self) -> None:
         """The next ROUND."""
@@ -371,7 +386,7 @@ def _scripts() -> None:
         (d.ADMITTING, lambda rig: rig.say(rig.hello())),
         (d.WELCOMED, lambda rig: rig.do(e.Admit, ADMISSION)),
         (d.RESERVING, lambda rig: rig.say(rig.guest)),
-        (d.STANDBY, DestinationRig.reserve),
+        (d.STANDBY, lambda rig: rig.do(e.Reserve, rig.sink())),
         (d.RECEIVING, DestinationRig.begin),
         (d.RECEIVING, DestinationRig.pages),
         (d.STANDBY, DestinationRig.finish_round),

@@ -13,14 +13,14 @@ from sterna.errors import GuestError, LimitExceeded, PeerMisbehaved
 from sterna.limits import HANDSHAKE_BODY_BYTES
 from sterna.registry import ErrorCode, StateKind
 from sterna.wire.codec import decode_body, encode_body
-from sterna.wire.records import State, StateSection
+from sterna.wire.records import NO_VCPU, State, StateSection
 
 SMALL = HANDSHAKE_BODY_BYTES
 LONG = StateSection(StateKind.OPAQUE, 1, bytes(range(256)) * 400)  # 100 KiB: four fragments
 
 
-def assembler(limit_bytes=1 << 20, limit_sections=8):
-    return StateAssembler(limit_bytes, limit_sections)
+def assembler(limit_bytes=1 << 20, limit_sections=8, vcpus=4):
+    return StateAssembler(limit_bytes, limit_sections, vcpus)
 
 
 def refused(assembler, fragment, code, clause):
@@ -35,7 +35,7 @@ SECTIONS = st.builds(
     version=st.integers(0, 3),
     data=st.binary(max_size=100) | st.integers(0, 3 * FRAGMENT_BYTES).map(bytes),
     architecture=st.integers(0, 3),
-    vcpu=st.integers(0, 3),
+    vcpu=st.integers(0, 3) | st.just(NO_VCPU),
     instance=st.integers(0, 3),
 )
 SETS = st.lists(SECTIONS, unique_by=lambda s: (s.kind, s.version, s.architecture, s.vcpu, s.instance))
@@ -53,7 +53,7 @@ def test_what_is_cut_is_put_together_again(sections, control_bytes):
         assert together.is_whole
     assert list(together.sections) == sections
     assert together.bytes == sum(len(section.data) for section in sections)
-    assert check_sections(sections, 1 << 40, len(sections)) == together.bytes
+    assert check_sections(sections, 1 << 40, len(sections), 4) == together.bytes
 
 
 def test_fragments_are_short_and_in_order():
@@ -90,7 +90,7 @@ def test_a_fragment_follows_the_one_before(at):
 @pytest.mark.parametrize("name", ["architecture", "vcpu", "kind", "version", "instance", "total_bytes"])
 def test_no_other_section_begins_inside_of_one(name):
     """[STA-5]"""
-    first, second, *_ = fragments(LONG, 1, SMALL)
+    first, second, *_ = fragments(replace(LONG, vcpu=0), 1, SMALL)
     together = assembler()
     together.add(first)
     other = replace(second, **{name: getattr(second, name) + 1})
@@ -98,15 +98,26 @@ def test_no_other_section_begins_inside_of_one(name):
 
 
 def test_a_section_comes_once():
-    """[STA-5] A section that is named again should go on where it ended."""
+    """[STA-8] Of another version it is another section."""
     together = assembler()
     (piece,) = fragments(replace(LONG, data=b"x"), 1, SMALL)
     together.add(piece)
-    refused(together, piece, ErrorCode.BAD_FRAGMENT, "STA-5")
+    refused(together, piece, ErrorCode.BAD_FRAGMENT, "STA-8")
     together = assembler()
     together.add(piece)
-    together.add(replace(piece, version=2))  # another section by its name
+    together.add(replace(piece, version=2))
     assert [section.version for section in together.sections] == [1, 2]
+
+
+@pytest.mark.parametrize("vcpu", [4, NO_VCPU - 1])
+def test_a_vcpu_that_the_guest_does_not_have(vcpu):
+    """[STA-9]"""
+    (piece,) = fragments(replace(LONG, data=b"x", vcpu=vcpu), 1, SMALL)
+    refused(assembler(vcpus=4), piece, ErrorCode.BAD_VALUE, "STA-9")
+    with pytest.raises(GuestError, match="none of the 4"):
+        check_sections((replace(LONG, vcpu=vcpu),), 1 << 20, 1, 4)
+    for good in (0, 3, NO_VCPU):
+        assembler(vcpus=4).add(replace(piece, vcpu=good))
 
 
 def test_more_bytes_than_announced():
@@ -131,11 +142,11 @@ def test_more_sections_than_announced():
 
 def test_a_guest_s_state_is_checked_before_it_is_sent():
     """[LIM-6]"""
-    assert check_sections((LONG,), len(LONG.data), 1) == len(LONG.data)
+    assert check_sections((LONG,), len(LONG.data), 1, 1) == len(LONG.data)
     for bounds in ((len(LONG.data) - 1, 1), (len(LONG.data), 0)):
         with pytest.raises(GuestError) as caught:
-            check_sections((LONG,), *bounds)
+            check_sections((LONG,), *bounds, 1)
         assert caught.value.code is ErrorCode.LIMIT_MISMATCH
     with pytest.raises(GuestError, match="one name") as caught:
-        check_sections((LONG, LONG), 1 << 20, 2)
+        check_sections((LONG, LONG), 1 << 20, 2, 1)
     assert caught.value.code is ErrorCode.GUEST_FAILED

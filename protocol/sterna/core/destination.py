@@ -102,7 +102,7 @@ class DestinationMachine(Session):
         self._sink: PageSink | None = None
         self._regions = RegionTable(())
         self._digest = MemoryDigest(self._regions)
-        self._states = StateAssembler(0, 0)
+        self._states = StateAssembler(0, 0, 0)
         self._round = IncomingRound(0, self._regions, now, last=False)
         self._bulk_bytes = 0
         self._sealed = b""
@@ -334,8 +334,9 @@ class DestinationMachine(Session):
         assert self._guest is not None
         self._sink = cast("PageSink", answer)
         self._digest = MemoryDigest(self._regions)
-        limits = self._config.limits
-        self._states = StateAssembler(min(limits.state_bytes, self._guest.state_bytes), limits.state_sections)
+        limits, guest = self._config.limits, self._guest
+        most_bytes = min(limits.state_bytes, guest.state_bytes)
+        self._states = StateAssembler(most_bytes, limits.state_sections, guest.vcpus)
         self._step(DestinationInput.RESERVED, now)
         self._send(Accept(sum(region.size_bytes for region in self._guest.regions)))
 
@@ -393,9 +394,16 @@ class DestinationMachine(Session):
         return Refuse(error.code, retry_after_ms, _items(error), ERRORS[error.code].text)
 
     def _last_words(self, error: SternaError) -> Record:
-        """The codec holds GUEST to what this side has announced: that is a refusal, too [CON-15]."""
+        """Some refusals are the codec's.
+
+        It holds GUEST to what this side has announced [CON-15], and does not read a HELLO that has a value of
+        a later version, which must be refused whatever it holds [VRS-3].
+        """
         unfit = isinstance(error, LimitExceeded) and error.code in _UNFIT
-        if unfit and self._state is DestinationState.WELCOMED:
+        strange = isinstance(error, RemoteProtocolError) and error.frame == FrameType.HELLO
+        if (unfit and self._state is DestinationState.WELCOMED) or (
+            strange and self._state is DestinationState.IDLE
+        ):
             return self._refusal(error)
         return super()._last_words(error)
 

@@ -78,6 +78,7 @@ class Session(ABC):
         self._events: deque[Event] = deque()
         self._over = False  # the session is lost; what the peer still sends does not matter
         self._greeted = False  # WELCOME has gone over; before that only the handshake's deadline runs [CON-2]
+        self._waited = False  # `_more` was not called the last time, because something was queued
         self._attempt = 1
         self._started = now
         self._bytes_received = 0
@@ -134,7 +135,10 @@ class Session(ABC):
 
         Buffers of guest memory are live: they must be sent, or dropped with the connection, not kept.
         """
-        if not self._outbox and self._can_speak:
+        # Pages and state are queued when nothing else waits, and else every other time: a peer that pings as
+        # often as it is answered must not hold them up, but come to owe more than it may [CON-79].
+        self._waited = bool(self._outbox) and not self._waited
+        if self._can_speak and not self._waited:
             try:
                 self._more(now)
             except SternaError as error:  # the guest's memory or state, not the driver's doing

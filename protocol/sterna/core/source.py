@@ -119,8 +119,6 @@ class SourceMachine(Session):
                 has changed.
         """
         self._require(SourceInput.START)
-        if self._job.epoch >= _U64_MAX:
-            raise LocalProtocolError(ErrorCode.BAD_VALUE, "no epoch follows", clause="HND-3")
         self._hello = Hello(
             Mode.OPEN,
             VERSIONS,
@@ -303,7 +301,8 @@ class SourceMachine(Session):
         assert isinstance(answer, Sequence)
         assert self._selection is not None
         peer = self._selection.limits
-        check_sections(answer, min(peer.state_bytes, self._job.guest.state_bytes), peer.state_sections)
+        guest = self._job.guest
+        check_sections(answer, min(peer.state_bytes, guest.state_bytes), peer.state_sections, guest.vcpus)
         self._sections = tuple(answer)
 
     def _on_released(self, now: float) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 
 from sterna.errors import GuestError, remote_error
 from sterna.registry import ErrorCode, FrameType
-from sterna.wire.records import State, StateSection
+from sterna.wire.records import NO_VCPU, State, StateSection
 
 # Small enough that heartbeats pass between two fragments, and below the least control limit [LIM-7].
 FRAGMENT_BYTES: Final = 32 * 1024
@@ -33,11 +33,13 @@ def fragments(section: StateSection, attempt: int, control_bytes: int) -> Iterat
         )
 
 
-def check_sections(sections: Sequence[StateSection], limit_bytes: int, limit_sections: int) -> int:
-    """Whether a destination with these limits can take the sections; their size in bytes.
+def check_sections(
+    sections: Sequence[StateSection], limit_bytes: int, limit_sections: int, vcpus: int
+) -> int:
+    """Whether a destination with these limits can take the sections of such a guest; their size in bytes.
 
     Raises:
-        GuestError: LIMIT_MISMATCH, or GUEST_FAILED for two sections of one name.
+        GuestError: LIMIT_MISMATCH, or GUEST_FAILED for two sections of one name or one of a vCPU too many.
     """
     total = sum(len(section.data) for section in sections)
     if total > limit_bytes or len(sections) > limit_sections:
@@ -45,15 +47,18 @@ def check_sections(sections: Sequence[StateSection], limit_bytes: int, limit_sec
         raise GuestError(detail, ErrorCode.LIMIT_MISMATCH)
     if len({_name(section) for section in sections}) < len(sections):
         raise GuestError("two state sections of one name")
+    if any(section.vcpu >= vcpus and section.vcpu != NO_VCPU for section in sections):
+        raise GuestError(f"state of a vCPU that is none of the {vcpus}")
     return total
 
 
 class StateAssembler:
     """Collects the sections of one attempt. Holds at most `limit_bytes`, in at most `limit_sections`."""
 
-    def __init__(self, limit_bytes: int, limit_sections: int) -> None:
+    def __init__(self, limit_bytes: int, limit_sections: int, vcpus: int) -> None:
         self._limit_bytes = limit_bytes
         self._limit_sections = limit_sections
+        self._vcpus = vcpus
         self._sections: list[StateSection] = []
         self._names: set[tuple[int, ...]] = set()
         self._open: State | None = None
@@ -74,7 +79,8 @@ class StateAssembler:
         """Take the next fragment.
 
         Raises:
-            RemoteProtocolError: BAD_FRAGMENT, for a section that came before too; or LIMIT_STATE.
+            RemoteProtocolError: BAD_FRAGMENT, for a section that came before too; LIMIT_STATE; or BAD_VALUE
+                for a vCPU that the guest does not have.
         """
         if self._open is None:
             self._begin(fragment)
@@ -99,9 +105,11 @@ class StateAssembler:
             detail = f"more than {self._limit_bytes} bytes"
             raise remote_error(ErrorCode.LIMIT_STATE, detail, clause="STA-1", frame=FrameType.STATE)
         if _name(fragment) in self._names:
-            # By its name it belongs to that section, and should begin where that ended.
             detail = f"section {_name(fragment)} twice"
-            raise remote_error(ErrorCode.BAD_FRAGMENT, detail, clause="STA-5", frame=FrameType.STATE)
+            raise remote_error(ErrorCode.BAD_FRAGMENT, detail, clause="STA-8", frame=FrameType.STATE)
+        if fragment.vcpu >= self._vcpus and fragment.vcpu != NO_VCPU:
+            detail = f"vCPU {fragment.vcpu} of {self._vcpus}"
+            raise remote_error(ErrorCode.BAD_VALUE, detail, clause="STA-9", frame=FrameType.STATE)
         self._names.add(_name(fragment))
 
     def _end(self, last: State) -> None:

@@ -1,0 +1,753 @@
+"""The source's machine against a scripted destination."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from core_support import (
+    ALL_FEATURES,
+    EPOCH,
+    GUEST,
+    HERE,
+    ID,
+    IMAGE,
+    PAGE,
+    REGION,
+    SECTION,
+    SESSION,
+    THERE,
+    SourceRig,
+    code_of,
+)
+
+from sterna.core import events as e
+from sterna.core.events import Outcome
+from sterna.core.policy import PolicySettings, RoundStats
+from sterna.core.source import NOT_READY_MAX, SourceConfig, SourceMachine
+from sterna.core.tables import SourceState
+from sterna.errors import GuestError, LocalProtocolError, PeerAborted
+from sterna.memory.bitmap import PageBitmap
+from sterna.memory.pages import RegionPages
+from sterna.memory.regions import RegionTable
+from sterna.registry import Encoding, ErrorCode, Feature, FrameType, Limit, Mode, Phase, Style, Transfer
+from sterna.wire import records as r
+
+S = SourceState
+WRONG = b"\xee" * 16
+
+
+def rolled_back(rig, code, *, by_peer=False):
+    """The guest is set running here again, and the result says why."""
+    rig.do(e.RollBack)
+    result = rig.machine.result
+    assert (result.outcome, result.code, result.by_peer) == (Outcome.ROLLED_BACK, code, by_peer)
+    assert result.epoch == EPOCH
+    return result
+
+
+# ---- opening ----
+
+
+def test_hello_says_who_and_what():
+    """[CON-7] [HEL-7] [PRE-1]"""
+    rig = SourceRig(agent="me")
+    assert rig.drain() == []  # the preface alone
+    rig.machine.start(rig.now)
+    (hello,) = rig.drain()
+    assert (hello.mode, hello.guest, hello.epoch, hello.runner, hello.agent) == (
+        Mode.OPEN,
+        ID,
+        EPOCH,
+        HERE,
+        "me",
+    )
+    assert hello.limits[Limit.CONTROL_BYTES] > 0
+    rig.pass_time(2.0)
+    assert rig.drain() == []
+
+
+def test_a_session_is_started_once():
+    rig = SourceRig()
+    for state in (S.GREETING, S.COLLECTING, S.CLOSED):
+        rig.until(state)
+        said = len(rig.heard)
+        with pytest.raises(LocalProtocolError, match=r"start\(\)"):
+            rig.machine.start(rig.now)
+        assert rig.machine.state is state
+        assert len(rig.heard) == said
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"agent": "x" * 256}, {"guest_id": b"short"}, {"epoch": (1 << 64) - 2}, {"epoch": -1}],
+    ids=str,
+)
+def test_a_configuration_that_fits_no_hello(changes):
+    """[HEL-8] [TXT-4] Nothing has changed: the guest runs on, no session was begun."""
+    fields = {"guest": GUEST, "guest_id": ID, "epoch": EPOCH} | changes
+    pages = RegionPages(RegionTable(GUEST.regions), {0: memoryview(bytearray(IMAGE))})
+    machine = SourceMachine(SourceConfig(**fields), pages, 0.0)
+    with pytest.raises(LocalProtocolError):
+        machine.start(0.0)
+    assert machine.state is S.IDLE
+    assert [bytes(each) for each in machine.poll_transmit(0.0)] == [machine._outbox.writer.preface()]
+    assert not machine.poll_transmit(0.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"version": 7 << 16}, ErrorCode.UNSOLICITED),  # [NEG-2]
+        ({"features": (*ALL_FEATURES, r.FeatureChoice(Feature.BITMAP))}, ErrorCode.UNSOLICITED),  # [NEG-5]
+        ({"features": ALL_FEATURES[1:]}, ErrorCode.MISSING_FEATURE),  # [NEG-6]
+        (
+            {"features": tuple(replace(each, parameter=each.parameter + 1) for each in ALL_FEATURES)},
+            ErrorCode.UNSOLICITED,  # [NEG-8]
+        ),
+        ({"session": bytes(16)}, ErrorCode.BAD_VALUE),  # [WEL-3]
+        ({"generation": 1}, ErrorCode.BAD_VALUE),  # [WEL-4]
+        ({"complete_round": 1}, ErrorCode.BAD_VALUE),  # [WEL-4]
+        ({"held_frames": 1}, ErrorCode.BAD_VALUE),  # [WEL-4]
+        ({"limits": {Limit.CONTROL_BYTES: 65535}}, ErrorCode.LIMIT_MISMATCH),  # [LIM-7]
+        ({"limits": {Limit.BATCH_RUNS: 0}}, ErrorCode.LIMIT_MISMATCH),  # [LIM-7]
+        ({"limits": {Limit.BULK_BYTES: 4095}}, ErrorCode.LIMIT_MISMATCH),  # [LIM-6]
+        ({"limits": {Limit.REGIONS: 0}}, ErrorCode.LIMIT_MISMATCH),  # [LIM-6]
+        ({"limits": {Limit.MEMORY_BYTES: 4 * PAGE - 1}}, ErrorCode.LIMIT_MISMATCH),  # [LIM-6]
+        ({"limits": {Limit.STATE_BYTES: 4095}}, ErrorCode.LIMIT_MISMATCH),  # [LIM-6]
+    ],
+    ids=str,
+)
+def test_a_welcome_that_does_not_fit(changes, code):
+    """Refused in the handshake [CON-66]; the guest has not been touched."""
+    rig = SourceRig().until(S.GREETING)
+    rig.say(rig.welcome(**changes))
+    assert code_of(rig) is code
+    assert rig.heard[-1].phase == Phase.HANDSHAKE
+    assert not [each for each in rig.heard if isinstance(each, r.Guest)]
+    rolled_back(rig, code)
+
+
+def test_a_description_longer_than_the_peer_takes():
+    """[LIM-6]"""
+    features = tuple(f"{number:0250d}" for number in range(1000))
+    rig = SourceRig(guest=replace(GUEST, cpu_features=features)).until(S.GREETING)
+    rig.say(rig.welcome(limits={Limit.CONTROL_BYTES: 65536}))
+    assert code_of(rig) is ErrorCode.LIMIT_MISMATCH
+    rolled_back(rig, ErrorCode.LIMIT_MISMATCH)
+
+
+def test_a_description_that_no_frame_carries():
+    """A guest whose regions overlap is this side's own mistake, and is told as such."""
+    guest = replace(GUEST, regions=(REGION, replace(REGION, id=1, address=PAGE)))
+    rig = SourceRig(bytes(4 * PAGE), guest=guest).until(S.GREETING)
+    rig.say(rig.welcome())
+    assert code_of(rig) is ErrorCode.BAD_REGION
+    assert (rig.heard[-1].frame, rig.heard[-1].sequence) == (0, 0)  # [ABT-2] no frame of the peer's
+    rolled_back(rig, ErrorCode.BAD_REGION)
+
+
+@pytest.mark.parametrize("state", [S.GREETING, S.DESCRIBING])
+def test_a_refusal(state):
+    """[CON-9] [CON-16] [REF-2] [REF-3]"""
+    rig = SourceRig().until(state)
+    said = len(rig.heard)
+    items = ("avx512f", "amx_tile")
+    rig.say(r.Refuse(ErrorCode.CPU_FEATURES, 7000, items, "not here"))
+    assert rig.drain() == rig.heard[said:] == []
+    result = rolled_back(rig, ErrorCode.CPU_FEATURES, by_peer=True)
+    assert (result.retry_after_ms, result.items) == (7000, items)
+    assert "avx512f" in str(result.error)
+
+
+def test_a_refusal_with_an_unknown_code():
+    """[REF-3]"""
+    rig = SourceRig().until(S.GREETING)
+    rig.say(r.Refuse(0xEEEE))
+    assert rolled_back(rig, ErrorCode.INTERNAL, by_peer=True).error.wire_code == 0xEEEE
+
+
+@pytest.mark.parametrize(
+    ("accept", "code"),
+    [
+        (r.Accept(4 * PAGE, data_streams=1), ErrorCode.NOT_SELECTED),  # [ACC-3]
+        (r.Accept(4 * PAGE - 1), ErrorCode.BAD_VALUE),  # [CON-17]
+    ],
+)
+def test_an_accept_that_does_not_fit(accept, code):
+    rig = SourceRig().until(S.DESCRIBING)
+    rig.say(accept)
+    assert code_of(rig) is code
+    assert rig.heard[-1].phase == Phase.DESCRIBE
+    rolled_back(rig, code)
+
+
+def test_only_copied_regions_need_room():
+    """[CON-17]"""
+    shared = r.Region(1, 1 << 40, 1 << 30, transfer=Transfer.SHARED)
+    rig = SourceRig(guest=replace(GUEST, regions=(REGION, shared))).until(S.DESCRIBING)
+    rig.say(r.Accept(4 * PAGE))
+    assert rig.machine.state is S.ARMING
+
+
+# ---- rounds ----
+
+
+def test_nothing_is_read_before_writes_are_followed():
+    """[CON-19] [CON-28]"""
+    rig = SourceRig().until(S.ARMING)
+    assert rig.drain() == []
+    rig.memory[0] = 0x77  # written before tracking began: must be in what is sent
+    rig.do(e.StartTracking)
+    rig.drain()
+    assert rig.bulk[0][0] == 0x77
+
+
+def test_a_page_is_sent_in_the_version_of_the_moment():
+    """Pages wait as pages, not as copies."""
+    rig = SourceRig(batch_bytes=PAGE).until(S.ROUND)
+    first = rig.machine.poll_transmit(rig.now)
+    assert len(first) == 1  # ROUND
+    rig.memory[0] = 0x55
+    buffers = rig.machine.poll_transmit(rig.now)
+    assert bytes(buffers[1])[:1] == b"\x55"
+
+
+def test_a_round_in_batches():
+    """[CON-20] [CON-21] [RND-3] [STR-8]"""
+    rig = SourceRig(batch_bytes=PAGE).until(S.ACKING)
+    opening, *pages, end = rig.heard[3:]
+    assert opening == r.Round(1, 1, 4)
+    assert [table.page_count for table in pages] == [1, 1, 1, 1]
+    assert end == r.RoundEnd(1, 1, 4, 2 * PAGE, ((0, 7),))
+    assert b"".join(bytes(bulk) for bulk in rig.bulk) == IMAGE[: 2 * PAGE]
+
+
+def test_zero_pages_where_the_encoding_was_not_selected():
+    """[NEG-7] [PGS-9]"""
+    rig = SourceRig().until(S.GREETING)
+    rig.say(rig.welcome(features=tuple(each for each in ALL_FEATURES if each.id != Feature.ENCODING_ZERO)))
+    rig.say(r.Accept(4 * PAGE))
+    rig.do(e.StartTracking)
+    rig.drain()
+    (table,) = (each for each in rig.heard if isinstance(each, r.Pages))
+    assert set(table.runs["encoding"].tolist()) == {Encoding.RAW}
+    assert bytes(rig.bulk[0]) == IMAGE
+
+
+@pytest.mark.parametrize(
+    ("ack", "code"),
+    [
+        (r.RoundAck(1, 2, 4, 0), ErrorCode.BAD_ROUND),  # [CON-30]
+        (r.RoundAck(1, 1, 3, 0), ErrorCode.COUNT_MISMATCH),  # [CON-32]
+        (r.RoundAck(1, 1, 3, 0, (r.PageRange(0, 4, 1),)), ErrorCode.OUTSIDE_REGION),  # [FRM-18]
+        (r.RoundAck(2, 1, 4, 0), ErrorCode.BAD_ATTEMPT),  # [CON-25]
+        (r.RoundAck(0, 1, 4, 0), ErrorCode.BAD_ATTEMPT),  # [CON-22]
+    ],
+    ids=str,
+)
+def test_an_acknowledgement_that_does_not_fit(ack, code):
+    rig = SourceRig().until(S.ACKING)
+    rig.say(ack)
+    assert code_of(rig) is code
+    assert (rig.heard[-1].frame, rig.heard[-1].phase) == (FrameType.ROUND_ACK, Phase.ROUNDS)
+    rolled_back(rig, code)
+
+
+def test_pages_of_another_round_are_not_rejected():
+    """[CON-33]"""
+    rig = SourceRig(policy=PolicySettings(allowed_downtime_s=0.001)).until(S.COLLECTING)
+    rig.do(e.CollectDirty, rig.dirty(2))
+    rig.drain()
+    assert rig.machine.state is S.ACKING
+    assert rig.heard[-1] == r.RoundEnd(1, 2, 1, 0, rig.heard[-1].last_sequences)
+    rig.say(rig.ack(r.PageRange(0, 1, 1)))
+    assert code_of(rig) is ErrorCode.COUNT_MISMATCH
+
+
+def test_more_rejected_ranges_than_announced():
+    """[RAK-2]"""
+    rig = SourceRig(limits=replace(SourceRig().machine._config.limits, rejected_runs=1)).until(S.ACKING)
+    rig.say(rig.ack(r.PageRange(0, 0, 1), r.PageRange(0, 2, 1)))
+    assert code_of(rig) is ErrorCode.LIMIT_REJECTED
+
+
+def test_rejected_and_written_pages_are_sent_again():
+    """[CON-34] [RAK-4]"""
+    rig = SourceRig(policy=PolicySettings(allowed_downtime_s=0.001)).until(S.ACKING)
+    rig.say(rig.ack(r.PageRange(0, 1, 1)))
+    rig.events()
+    rig.do(e.CollectDirty, rig.dirty(3))
+    rig.drain()
+    (stats,) = (event.stats for event in rig.events(e.RoundFinished))
+    assert (stats.pages, stats.rejected_pages, stats.dirty_pages) == (4, 1, 2)
+    table = rig.heard[-2]
+    assert [(int(row["first"]), int(row["count"])) for row in table.runs] == [(1, 1), (3, 1)]
+
+
+def test_a_tracker_that_answers_all():
+    """Precision is not needed, only that nothing is missing."""
+    rig = SourceRig(policy=PolicySettings(allowed_downtime_s=0.001)).until(S.COLLECTING)
+    rig.do(e.CollectDirty, {0: PageBitmap.full(4)})
+    rig.drain()
+    assert rig.heard[-1].pages == 4
+
+
+@pytest.mark.parametrize("answer", [{0: PageBitmap(5)}, {7: PageBitmap(4)}], ids=["bits", "region"])
+@pytest.mark.parametrize("state", [S.COLLECTING, S.FREEZING])
+def test_a_tracker_that_answers_nonsense(state, answer):
+    """The guest's failure, not the driver's: the session ends and the guest runs on [CON-62]."""
+    rig = SourceRig().until(state)
+    rig.do(e.CollectDirty, answer)
+    assert code_of(rig) is ErrorCode.GUEST_FAILED
+    rolled_back(rig, ErrorCode.GUEST_FAILED)
+
+
+def test_memory_that_cannot_be_read():
+    class Broken:
+        def encode(self, region, starts, counts, *, zeros=True):
+            raise GuestError("the holder is gone")
+
+    rig = SourceRig()
+    rig.machine._memory._pages = Broken()
+    rig.until(S.ROUND)
+    rig.drain()
+    assert code_of(rig) is ErrorCode.GUEST_FAILED
+    rolled_back(rig, ErrorCode.GUEST_FAILED)
+
+
+def test_a_guest_that_does_not_converge_is_throttled_and_at_last_given_up():
+    """[CON-36] [CON-62]"""
+    policy = PolicySettings(
+        allowed_downtime_s=0.1, fixed_cost_s=0, max_rounds=8, patience=1, max_throttle=0.5
+    )
+    rig = SourceRig(policy=policy).until(S.ACKING)
+    while rig.machine.state is S.ACKING:
+        rig.now += 0.1
+        rig.say(rig.ack())
+        rig.do(e.CollectDirty, rig.dirty(0, 1, 2, 3))
+        if e.Throttle in rig.wishes:
+            rig.do(e.Throttle)
+        rig.drain()
+    shares = [each.share for each in rig.asked if isinstance(each, e.Throttle)]
+    assert shares == sorted(shares)
+    assert shares[-1] == 0.5
+    assert code_of(rig) is ErrorCode.NOT_CONVERGING
+    result = rolled_back(rig, ErrorCode.NOT_CONVERGING)
+    assert [stats.round for stats in result.rounds] == list(range(1, len(result.rounds) + 1))
+    assert len(result.rounds) <= 8
+    assert all(isinstance(stats, RoundStats) for stats in result.rounds)
+
+
+def test_a_throttle_that_fails():
+    policy = PolicySettings(allowed_downtime_s=0.1, fixed_cost_s=0, max_rounds=8, patience=1)
+    rig = SourceRig(policy=policy).until(S.ACKING)
+    while not rig.wishes:
+        rig.now += 0.1
+        rig.say(rig.ack())
+        rig.do(e.CollectDirty, rig.dirty(0, 1, 2, 3))
+        if not rig.wishes:
+            rig.drain()
+    assert rig.machine.state is S.ROUND
+    rig.break_(e.Throttle)
+    rolled_back(rig, ErrorCode.GUEST_FAILED)
+
+
+# ---- preparing ----
+
+
+def test_the_guest_runs_until_the_destination_is_ready():
+    """[CON-39] [CON-37] [SWI-2]"""
+    rig = SourceRig().until(S.PREPARING)
+    assert rig.heard[-1].style is Style.STOP_AND_COPY
+    assert rig.wishes == []
+    rig.say(r.Ready(1))
+    assert rig.wishes == [e.Pause]
+
+
+@pytest.mark.parametrize("attempt", [0, 2])
+@pytest.mark.parametrize(
+    "frame", [r.Ready, lambda attempt: r.NotReady(attempt, 1)], ids=["ready", "not_ready"]
+)
+def test_an_answer_to_another_attempt(frame, attempt):
+    """[SWI-3] [CON-22] [CON-25]"""
+    rig = SourceRig().until(S.PREPARING)
+    rig.say(frame(attempt))
+    assert code_of(rig) is ErrorCode.BAD_ATTEMPT
+
+
+def test_not_ready_begins_a_new_attempt():
+    """[CON-22] [CON-25] [CON-42] What still comes of the old one is ignored, in whatever state."""
+    rig = SourceRig().until(S.PREPARING)
+    rig.say(r.NotReady(1, ErrorCode.NOT_READY, "busy"))
+    rig.do(e.CollectDirty, rig.clean())
+    assert rig.last() == replace(rig.heard[-1], attempt=2)
+    rig.say(r.Ready(1), r.NotReady(1, 1), r.RoundAck(1, 1, 0, 0), r.Loaded(1, WRONG))
+    assert rig.machine.state is S.PREPARING
+    assert rig.wishes == []
+    rig.say(r.Ready(2))
+    rig.do(e.Pause)
+    rig.do(e.CollectDirty, rig.dirty(0))
+    rig.do(e.SaveState, (SECTION,))
+    rig.drain()
+    assert rig.heard[-1].attempt == 2
+    rig.say(r.Loaded(2, rig.machine.digest))
+    rig.do(e.MarkGranted)
+    rig.do(e.Persist)
+    assert rig.last() == r.Handover(2, EPOCH)
+
+
+def test_a_destination_that_is_never_ready():
+    """[CON-43]"""
+    rig = SourceRig().until(S.PREPARING)
+    for attempt in range(1, NOT_READY_MAX):
+        rig.say(r.NotReady(attempt, 1))
+        rig.do(e.CollectDirty, rig.clean())
+        assert rig.last().attempt == attempt + 1
+    rig.say(r.NotReady(NOT_READY_MAX, 1, "never"))
+    assert code_of(rig) is ErrorCode.NOT_READY
+    result = rolled_back(rig, ErrorCode.NOT_READY, by_peer=True)
+    assert isinstance(result.error, PeerAborted)
+    assert e.Pause not in [type(each) for each in rig.asked]
+
+
+# ---- blackout ----
+
+
+def test_the_order_of_the_blackout():
+    """[CON-44] [CON-45] [CON-48] [MEM-12] [STR-8]"""
+    rig = SourceRig(guest=replace(GUEST, state_bytes=1 << 20)).until(S.FREEZING)
+    said = len(rig.heard)
+    assert [type(each) for each in rig.asked[-1:]] == [e.Pause]
+    assert rig.wishes == [e.CollectDirty, e.SaveState]
+    assert rig.machine._requests[0].last
+    rig.do(e.CollectDirty, rig.dirty(1))
+    rig.do(e.SaveState, (SECTION, replace(SECTION, instance=1, data=bytes(70_000))))
+    rig.drain()
+    told = rig.heard[said:]
+    assert [type(each) for each in told] == [r.Round, r.Pages, r.RoundEnd, *[r.State] * 4, r.Seal]
+    assert told[0] == r.Round(1, 2, 1)
+    seal = told[-1]
+    assert (seal.state_sections, seal.state_bytes) == (2, 70_000 + len(SECTION.data))
+    assert seal.last_sequences == told[2].last_sequences
+    assert seal.digest == rig.machine.digest
+    (last,) = (event for event in rig.events(e.RoundFinished) if event.stats.round == 2)
+    assert (last.stats.pages, last.stats.dirty_pages) == (1, 0)
+
+
+def test_a_blackout_without_a_dirty_page():
+    """[CON-45] [STR-8]"""
+    rig = SourceRig().until(S.FREEZING)
+    rig.do(e.CollectDirty, rig.clean())
+    rig.do(e.SaveState, ())
+    opening, end, seal = rig.drain()
+    assert opening == r.Round(1, 2, 0)
+    assert end == r.RoundEnd(1, 2, 0, 0, ())
+    assert (seal.state_sections, seal.state_bytes, seal.last_sequences) == (0, 0, ())
+
+
+def test_pages_do_not_wait_for_the_state():
+    """[CON-54] Nor does SEAL go out before it."""
+    rig = SourceRig().until(S.BLACKOUT)
+    assert [type(each) for each in rig.drain()] == [r.Round, r.Pages, r.RoundEnd]
+    assert rig.drain() == []
+    rig.do(e.SaveState, (SECTION,))
+    assert [type(each) for each in rig.drain()] == [r.State, r.Seal]
+
+
+def test_heartbeats_pass_between_pieces_of_the_state():
+    """[CON-79] [PNG-1] A large state on a slow link must not end the session for PINGs without answer."""
+    rig = SourceRig(guest=replace(GUEST, state_bytes=1 << 20)).until(S.FREEZING)
+    rig.do(e.CollectDirty, rig.clean())
+    rig.do(e.SaveState, (replace(SECTION, data=bytes(1 << 20)),))
+    order = []
+    for number in range(40):
+        if number % 2:
+            rig.say(r.Ping(number))
+        buffers = rig.machine.poll_transmit(rig.now)
+        data = b"".join(bytes(buffer) for buffer in buffers)
+        rig.machine.transmitted(len(data), rig.now)
+        order.append(FrameType(int.from_bytes(data[:2], "little")))
+    assert rig.machine.state is S.BLACKOUT
+    assert order.count(FrameType.PONG) >= 15
+    assert order.count(FrameType.STATE) >= 15
+
+
+def test_a_peer_that_pings_as_often_as_it_is_answered_does_not_hold_up_the_blackout():
+    """[CON-79] It comes to owe more than it may, while the guest stands still."""
+    rig = SourceRig(guest=replace(GUEST, state_bytes=1 << 22)).until(S.FREEZING)
+    rig.do(e.CollectDirty, rig.clean())
+    rig.do(e.SaveState, (replace(SECTION, data=bytes(1 << 22)),))
+    for number in range(100):
+        rig.say(r.Ping(number))
+        rig.machine.transmitted(sum(map(len, rig.machine.poll_transmit(rig.now))), rig.now)
+    rolled_back(rig, ErrorCode.LIMIT_RATE)
+
+
+@pytest.mark.parametrize(
+    ("sections", "code"),
+    [
+        ((replace(SECTION, data=bytes(4097)),), ErrorCode.LIMIT_MISMATCH),
+        ((SECTION, SECTION), ErrorCode.GUEST_FAILED),
+        ((replace(SECTION, version=1 << 32),), ErrorCode.MALFORMED),
+    ],
+    ids=["too much", "twice", "no frame carries it"],
+)
+def test_a_state_that_cannot_be_sent(sections, code):
+    """[LIM-6] [STA-1] Everything before HANDOVER sets the guest running again [CON-62]."""
+    rig = SourceRig().until(S.FREEZING)
+    rig.do(e.CollectDirty, rig.clean())
+    rig.do(e.SaveState, sections)
+    assert code_of(rig) is code
+    rolled_back(rig, code)
+
+
+def test_more_sections_than_the_peer_takes():
+    """[STA-7] [LIM-6]"""
+    rig = SourceRig().until(S.GREETING)
+    rig.say(rig.welcome(limits={Limit.STATE_SECTIONS: 1}))
+    rig._done += 1
+    rig.until(S.FREEZING)
+    rig.do(e.CollectDirty, rig.clean())
+    rig.do(e.SaveState, (SECTION, replace(SECTION, instance=1)))
+    rolled_back(rig, ErrorCode.LIMIT_MISMATCH)
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "answer"),
+    [
+        (e.CollectDirty, S.COLLECTING, [PageBitmap(4)]),
+        (e.CollectDirty, S.FREEZING, None),
+        (e.SaveState, S.BLACKOUT, None),
+        (e.SaveState, S.BLACKOUT, (SECTION, b"registers")),
+        (e.SaveState, S.BLACKOUT, {SECTION}),
+    ],
+    ids=str,
+)
+def test_an_answer_of_the_wrong_type(kind, state, answer):
+    """Misuse: nothing has changed, and the right answer can still be given."""
+    rig = SourceRig().until(state)
+    request = rig.take(kind)
+    for _ in range(2):
+        with pytest.raises(LocalProtocolError, match=kind.__name__):
+            rig.machine.complete(request, answer, rig.now)
+        assert rig.machine.state is state
+    rig.machine.complete(request, rig.clean() if kind is e.CollectDirty else (SECTION,), rig.now)
+
+
+def test_loaded_with_another_digest():
+    """[CON-53] [MEM-14]"""
+    rig = SourceRig().until(S.SEALED)
+    rig.say(r.Loaded(1, WRONG))
+    assert code_of(rig) is ErrorCode.DIGEST_MISMATCH
+    assert rolled_back(rig, ErrorCode.DIGEST_MISMATCH).phase is Phase.BLACKOUT
+    assert e.MarkGranted not in [type(each) for each in rig.asked]
+
+
+# ---- granting ----
+
+
+def test_the_order_of_granting():
+    """[ONE-17] [ONE-18] Mark, record, HANDOVER; each done before the next."""
+    rig = SourceRig().until(S.SEALED)
+    said = len(rig.heard)
+    rig.loaded()
+    mark = rig.take(e.MarkGranted)
+    assert mark.epoch == EPOCH + 1
+    assert rig.wishes == []
+    rig.machine.complete(mark, None, rig.now)
+    record = rig.take(e.Persist)
+    assert (record.kind, record.epoch, record.runner) == (e.RecordKind.GRANTED, EPOCH + 1, HERE)
+    assert rig.drain() == rig.heard[said:] == []
+    rig.machine.complete(record, None, rig.now)
+    assert rig.drain() == [r.Handover(1, EPOCH)]
+
+
+@pytest.mark.parametrize("state", [S.GRANTING, S.RECORDING])
+@pytest.mark.parametrize("how", ["fails", "lost", "cancelled"])
+def test_a_grant_that_has_not_left_is_taken_back(state, how):
+    """[ONE-19] Record and mark, whichever of them was ordered; then the guest runs again."""
+    rig = SourceRig().until(state)
+    request = rig.take()
+    if how == "fails":
+        rig.machine.fail(request, GuestError("disk full", ErrorCode.RECORD_FAILED), rig.now)
+    else:
+        if how == "lost":
+            rig.machine.connection_lost(None, rig.now)
+        else:
+            rig.machine.cancel(rig.now)
+        assert rig.machine.result is None
+        rig.machine.complete(request, None, rig.now)
+    assert not [each for each in rig.drain() if isinstance(each, r.Handover)]
+    undo = rig.take(e.RollBack)
+    assert undo.granted == EPOCH + 1
+    rig.machine.complete(undo, None, rig.now)
+    assert rig.machine.result.outcome is Outcome.ROLLED_BACK
+
+
+def test_a_mark_that_was_never_ordered_is_not_taken_back():
+    """[ONE-19]"""
+    rig = SourceRig().until(S.GRANTING)
+    assert rig.wishes == [e.MarkGranted]
+    rig.machine.cancel(rig.now)
+    assert rig.take(e.RollBack).granted is None
+
+
+@pytest.mark.parametrize("state", [S.PAUSING, S.FREEZING, S.SEALED])
+def test_before_the_grant_there_is_nothing_to_take_back(state):
+    rig = SourceRig().until(state)
+    rig.machine.cancel(rig.now)
+    assert rig.take(e.RollBack).granted is None
+
+
+def test_a_guest_that_cannot_be_set_running_again():
+    """[SFX-7] The source owns it, and it stands still: somebody has to look."""
+    rig = SourceRig().until(S.SEALED)
+    rig.machine.cancel(rig.now)
+    rig.break_(e.RollBack, GuestError("no storage locks"))
+    result = rig.machine.result
+    assert (result.outcome, result.code) == (Outcome.GUEST_FAILED, ErrorCode.GUEST_FAILED)
+    assert "locks" in str(result.error)
+    assert result.epoch == EPOCH
+
+
+# ---- after HANDOVER ----
+
+
+def test_handed_over_and_lost():
+    """[ONE-20] [ONE-43] [ONE-49] Whatever the reason, the guest stays paused; nothing is asked for."""
+    rig = SourceRig().until(S.HANDED_OVER)
+    rig.machine.connection_lost(None, rig.now)
+    result = rig.machine.result
+    assert (result.outcome, result.code, result.epoch) == (
+        Outcome.UNDECIDED,
+        ErrorCode.CONNECTION_LOST,
+        EPOCH,
+    )
+    assert rig.wishes == []
+    assert result.digest == b""
+
+
+@pytest.mark.parametrize("epoch", [EPOCH, EPOCH + 2, 0])
+def test_running_under_another_epoch(epoch):
+    """[RUN-1] It is not believed: who runs the guest is not known."""
+    rig = SourceRig().until(S.HANDED_OVER)
+    rig.say(r.Running(epoch, THERE))
+    assert code_of(rig) is ErrorCode.BAD_EPOCH
+    assert rig.heard[-1].phase == Phase.COMMIT
+    result = rig.machine.result
+    assert (result.outcome, result.code) == (Outcome.UNDECIDED, ErrorCode.BAD_EPOCH)
+
+
+@pytest.mark.parametrize("record", [r.HandBack(EPOCH + 1, THERE), r.Verdict(1, EPOCH)])
+def test_words_that_this_release_does_not_understand(record):
+    """[CON-5] [ONE-49]"""
+    rig = SourceRig().until(S.HANDED_OVER)
+    rig.say(record)
+    assert code_of(rig) is ErrorCode.UNSUPPORTED
+    assert rig.machine.result.outcome is Outcome.UNDECIDED
+
+
+@pytest.mark.parametrize(
+    ("epoch", "digest", "code"),
+    [(EPOCH + 1, WRONG, ErrorCode.MEMORY_MISMATCH), (EPOCH, None, ErrorCode.BAD_EPOCH)],
+)
+def test_complete_with_another_digest_or_epoch(epoch, digest, code):
+    """[CMP-1] [CMP-2] [CMP-4] [ONE-40] The image is kept, the peer told, and the session over."""
+    rig = SourceRig().until(S.MOVED)
+    rig.say(r.Complete(epoch, digest or rig.machine.digest))
+    assert code_of(rig) is code
+    result = rig.machine.result
+    assert (result.outcome, result.code) == (Outcome.MOVED, code)
+    assert result.epoch == EPOCH + 1
+    assert rig.wishes == []
+    assert e.ReleaseImage not in [type(each) for each in rig.asked]
+
+
+def test_moved_and_lost():
+    """[CON-64] [ONE-38] The guest runs there; the image is kept."""
+    rig = SourceRig().until(S.MOVED)
+    rig.machine.connection_lost(None, rig.now)
+    result = rig.machine.result
+    assert (result.outcome, result.code) == (Outcome.MOVED, ErrorCode.CONNECTION_LOST)
+    assert result.digest == rig.machine.digest
+    assert rig.wishes == []
+
+
+@pytest.mark.parametrize("freed", [True, False])
+@pytest.mark.parametrize("linked", [True, False])
+def test_release(freed, linked):
+    """[CMP-5] [PNG-4] [CON-70] Freed or given up, told or not."""
+    rig = SourceRig().until(S.RELEASING)
+    request = rig.take(e.ReleaseImage)
+    if not linked:
+        rig.machine.connection_lost(None, rig.now)
+        assert rig.machine.result is None
+    if freed:
+        rig.machine.complete(request, None, rig.now)
+    else:
+        rig.machine.fail(request, GuestError("no"), rig.now)
+    if linked:
+        assert rig.drain() == [r.Release(EPOCH + 1), r.Bye()]
+        assert rig.machine.state is S.CLOSING
+        rig.say(r.Bye())
+    result = rig.machine.result
+    assert (result.outcome, result.code, result.epoch) == (Outcome.COMPLETED, None, EPOCH + 1)
+    assert result.digest == rig.machine.digest
+
+
+def test_after_bye_nothing_is_said():
+    """[PNG-3] No PONG, no heartbeat, no ABORT."""
+    rig = SourceRig().until(S.CLOSING)
+    said = len(rig.heard)
+    rig.say(r.Ping(1))
+    rig.pass_time(3.0)
+    rig.say_bytes(b"nonsense" * 10)
+    rig.pass_time(10.0)
+    assert rig.heard[said:] == []
+    assert rig.machine.result.outcome is Outcome.COMPLETED
+
+
+def test_the_blackout_is_timed():
+    """From the order to pause to the word that the guest runs."""
+    rig = SourceRig().until(S.PREPARING)
+    rig.now += 1.0
+    rig.until(S.HANDED_OVER)
+    rig.now += 0.25
+    rig.until(S.CLOSED)
+    assert rig.machine.result.blackout_s == 0.25
+
+
+def test_progress_tells_how_far_it_is():
+    """[CON-80] [CON-81] Rounds and bytes never run backwards."""
+    rig = SourceRig(policy=PolicySettings(allowed_downtime_s=0.001, max_rounds=4), batch_bytes=PAGE)
+    rig.until(S.ACKING)
+    rig.pass_time(1.1)
+    rig.say(rig.ack())
+    rig.do(e.CollectDirty, rig.dirty(1))
+    rig.pass_time(1.1)
+    told = [each for each in rig.heard if isinstance(each, r.Progress)]
+    assert [each.round for each in told] == sorted(each.round for each in told)
+    assert [each.bulk_bytes for each in told] == sorted(each.bulk_bytes for each in told)
+    assert told[-1].pages_total == 4
+    assert told[-1].bulk_bytes in {2 * PAGE, 3 * PAGE}
+
+
+def test_progress_no_oftener_than_agreed():
+    """[PRG-1] [CON-76] Between two of them a PING shows that this side lives."""
+    deadlines = replace(SourceRig().machine._config.deadlines, heartbeat_s=0.25, silence_s=100.0)
+    rig = SourceRig(deadlines=deadlines).until(S.ACKING)
+    start = len(rig.heard)
+    for _ in range(8):
+        rig.pass_time(0.5)
+        pings = [each for each in rig.heard if isinstance(each, r.Ping)]
+        rig.say(*(r.Pong(each.id) for each in pings if each.id in rig.machine._heartbeat._asked))
+    told = [type(each) for each in rig.heard[start:]]
+    assert 3 <= told.count(r.Progress) <= 5
+    assert told.count(r.Ping) >= 8
+
+
+def test_session_opened_is_told():
+    rig = SourceRig().until(S.DESCRIBING)
+    (opened,) = rig.events(e.SessionOpened)
+    assert (opened.session, opened.peer_agent) == (SESSION, "rig")
