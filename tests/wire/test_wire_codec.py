@@ -24,6 +24,7 @@ from sterna.testing import strategies
 from sterna.testing.strategies import BOUNDS, REGION
 from sterna.wire import Bounds, decode_body, encode_body, unchecked
 from sterna.wire import records as r
+from sterna.wire.header import VERSION
 
 HELLO = r.Hello(
     Mode.OPEN,
@@ -362,6 +363,66 @@ def test_an_opening_names_no_session(extra, mode):
 def test_resume_and_verdict_name_a_session(mode):
     """[HEL-6]"""
     both_refuse(replace(HELLO, mode=mode), "HEL-6", ErrorCode.BAD_VALUE)
+
+
+# Values that mean nothing here, and may in another version: offset in HELLO and bytes.
+STRANGE = {
+    "mode": (0, b"\x09"),
+    "reserved": (1, b"\x01"),
+    "epoch": (8, b"\xff" * 8),
+    "generation": (16, b"\x01"),
+    "more reserved": (20, b"\x01"),
+    "session": (56, b"\x01"),
+    "token": (72, b"\x01"),
+    "required": (104 + 7 + 7 + 8 + 2, b"\x02"),
+    "of a feature": (104 + 7 + 7 + 8 + 3, b"\xff" * 5),
+    "of a limit": (104 + 7 + 7 + 8 + 32 + 2, b"\xff" * 6),
+}
+LATER = replace(HELLO, versions=(0x20000, 0x20001))
+
+
+@pytest.mark.parametrize(("offset", "new"), STRANGE.values(), ids=STRANGE)
+def test_a_hello_of_another_version_is_answered_whatever_it_holds(offset, new):
+    """[VRS-3] [FRM-15] [NEG-1] Values are this version's business only if a common version is listed."""
+    assert refusal(FrameType.HELLO, patched(LATER, offset, new)) == ("NEG-1", ErrorCode.NO_COMMON_VERSION)
+    assert refusal(FrameType.HELLO, patched(HELLO, offset, new))[1] is ErrorCode.BAD_VALUE
+
+
+def test_a_hello_of_another_version_is_a_record_if_its_values_make_sense():
+    """[NEG-1] Only the core knows that it is to be refused, and in which words."""
+    assert decode_body(FrameType.HELLO, encode_body(LATER)) == LATER
+
+
+def test_the_layout_of_a_hello_comes_before_its_versions():
+    """[VRS-3] [HDR-11] Nothing can be said of versions that cannot be found, or of values before these."""
+    for hello in (HELLO, LATER):
+        body = patched(hello, 0, b"\x09")
+        for wrong, clause in (
+            (body[:-1], "FRM-1"),
+            (body + b"x", "FRM-2"),
+            (body[:2] + bytes(2) + body[4:], "HEL-2"),
+            (body[:118] + body[122:126] + body[122:], "HEL-2"),
+            (body[:4] + b"\x41" + body[5:], "HEL-3"),
+            (body[:6] + b"\x41" + body[7:], "HEL-4"),
+            (body[:105] + b"\xff" + body[106:], "TXT-2"),
+            (body[:105] + b"\n" + body[106:], "TXT-3"),
+        ):
+            assert refusal(FrameType.HELLO, wrong)[0] == clause
+
+
+@given(strategies.hellos(), st.data())
+def test_the_layout_of_hello_does_not_change(hello, data):
+    """[FRM-15] The same bytes: whatever a value is, the versions are found, and nothing else is told of."""
+    body = bytearray(encode_body(hello))
+    for offset, size in ((0, 1), (1, 1), (8, 12), (20, 4), (24, 80)):
+        body[offset : offset + size] = data.draw(st.binary(min_size=size, max_size=size))
+    try:
+        found = decode_body(FrameType.HELLO, bytes(body))
+    except RemoteProtocolError:
+        code = ErrorCode.BAD_VALUE if VERSION in hello.versions else ErrorCode.NO_COMMON_VERSION
+        assert refusal(FrameType.HELLO, bytes(body))[1] is code
+    else:
+        assert found.versions == hello.versions
 
 
 @pytest.mark.parametrize("epoch", [(1 << 64) - 2, (1 << 64) - 1])

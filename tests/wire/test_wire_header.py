@@ -9,7 +9,7 @@ from sterna.errors import PeerMisbehaved
 from sterna.registry import MAGIC, VERSION_DRAFT, VERSION_MAJOR, ErrorCode
 from sterna.testing import strategies
 from sterna.wire import Header, decode_header, encode_header, encode_preface, schema, unchecked
-from sterna.wire.header import decode_preface, diagnose_preface
+from sterna.wire.header import VERSION, VERSIONS, decode_preface, diagnose_preface
 from sterna.wire.integrity import crc32
 from sterna.wire.rules import DEFAULT_BOUNDS, Violation
 
@@ -73,8 +73,10 @@ def test_a_preface_has_the_layout_of_the_schema(major, draft):
 
 
 def test_the_preface_names_this_release():
-    """[PRE-6]"""
+    """[PRE-6] [VRS-1] The newest version that it speaks."""
     assert decode_preface(encode_preface()) == (VERSION_MAJOR, VERSION_DRAFT)
+    assert VERSION == VERSION_MAJOR * 65536 + VERSION_DRAFT
+    assert VERSION in VERSIONS
 
 
 def test_the_schema_knows_the_magic():

@@ -14,18 +14,16 @@ from sterna.errors import LocalProtocolError, RemoteProtocolError, remote_error
 from sterna.limits import HANDSHAKE_BODY_BYTES, Limits
 from sterna.registry import (
     IMPLEMENTED_FEATURES,
-    VERSION_DRAFT,
-    VERSION_MAJOR,
     ErrorCode,
     Feature,
     FrameType,
     Mode,
     Transfer,
 )
+from sterna.wire import header
 from sterna.wire.records import FeatureChoice, FeatureOffer, Guest, Hello, Welcome
 
-VERSION = VERSION_MAJOR << 16 | VERSION_DRAFT
-VERSIONS = (VERSION,)
+VERSION, VERSIONS = header.VERSION, header.VERSIONS
 
 # Without these two nothing can be moved; the rest makes it better.
 _REQUIRED = frozenset({Feature.STOP_AND_COPY, Feature.HASH_XXH3_64})

@@ -33,6 +33,7 @@ from sterna.registry import (
     Transfer,
 )
 from sterna.wire import records as r
+from sterna.wire.header import VERSION
 from sterna.wire.pages import chunk_count, make_runs
 from sterna.wire.rules import FAULT_GRANULE_MAX_LOG2, U64_MAX, Bounds
 from sterna.wire.writing import GREASE_BODY_BYTES
@@ -131,7 +132,7 @@ def hellos(draw: st.DrawFn) -> r.Hello:
     opening = mode in {Mode.OPEN, Mode.STORED}
     return r.Hello(
         mode=mode,
-        versions=tuple(draw(st.lists(u32(), min_size=1, max_size=16, unique=True))),
+        versions=tuple(draw(st.lists(st.just(VERSION) | u32(), min_size=1, max_size=16, unique=True))),
         features=tuple(draw(offers)),
         limits=draw(limits()),
         guest=draw(ids()),

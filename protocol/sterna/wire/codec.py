@@ -17,10 +17,11 @@ from sterna.errors import LocalProtocolError, remote_error
 from sterna.limits import HEADER_BYTES
 from sterna.registry import ErrorCode, FrameType
 from sterna.wire import pages
+from sterna.wire.header import VERSIONS
 from sterna.wire.integrity import Buffer
-from sterna.wire.records import Pages, Record
+from sterna.wire.records import Hello, Pages, Record
 from sterna.wire.rules import DEFAULT_BOUNDS, Bounds, Violation
-from sterna.wire.schema import BODIES
+from sterna.wire.schema import BODIES, HELLO_OF_ANY_VERSION
 
 # What parsing and building can raise inside, Construct's own errors apart: a number too large, a wrong
 # type in a record, text that is none. Listed, so that a fault of this program (an assertion, no memory)
@@ -59,6 +60,8 @@ def decode_body(frame_type: int, body: Buffer, bounds: Bounds = DEFAULT_BOUNDS) 
             _blame(violation, frame_type)
     stream = io.BytesIO(body)
     try:
+        if frame_type == FrameType.HELLO:
+            return _hello(stream, bounds)
         return cast("Record", schema.parse_stream(stream, bounds=bounds))
     except Violation as violation:
         _blame(violation, frame_type)
@@ -69,6 +72,23 @@ def decode_body(frame_type: int, body: Buffer, bounds: Bounds = DEFAULT_BOUNDS) 
         )
     except (ConstructError, *_INSIDE) as error:
         _blame(Violation(ErrorCode.MALFORMED, "FRM-1", type(error).__name__, stream.tell()), frame_type)
+
+
+def _hello(stream: io.BytesIO, bounds: Bounds) -> Hello:
+    """Layout first, then the versions, then the values [VRS-3].
+
+    A HELLO with values that only its own versions can explain is answered by saying that none of them is
+    spoken here. One that merely lists no common version is a record like any other: the core refuses it.
+    """
+    versions = HELLO_OF_ANY_VERSION.parse_stream(stream, bounds=bounds).versions
+    stream.seek(0)
+    try:
+        return cast("Hello", BODIES[FrameType.HELLO].parse_stream(stream, bounds=bounds))
+    except Violation as violation:
+        if not set(versions).isdisjoint(VERSIONS):
+            raise
+        detail = f"a HELLO of other versions: {violation.detail}"
+        raise Violation(ErrorCode.NO_COMMON_VERSION, "NEG-1", detail, violation.offset) from None
 
 
 def _blame(violation: Violation, frame_type: int) -> NoReturn:

@@ -259,9 +259,9 @@ def pair(first: str, second: str, struct: AnyConstruct) -> AnyConstruct:
     )
 
 
-def limits(*held: Rule[Any]) -> AnyConstruct:
+def limits(*held: Rule[Any], unused: Callable[[int], AnyConstruct] = reserved) -> AnyConstruct:
     """The limits of HELLO and WELCOME: rows on the wire, a dict in the record."""
-    row = pair("id", "value", Struct("id" / Int16ul, reserved(2), reserved(4), "value" / Int64ul))
+    row = pair("id", "value", Struct("id" / Int16ul, unused(2), unused(4), "value" / Int64ul))
     return Mapped(
         Ruled(Rows("limit_count", row), *held), dict, lambda value, _unchecked: tuple(value.items())
     )

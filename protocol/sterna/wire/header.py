@@ -15,6 +15,9 @@ from sterna.limits import HEADER_BYTES, PREFACE_BYTES
 from sterna.registry import CRITICAL_BIT, MAGIC, VERSION_DRAFT, VERSION_MAJOR, ErrorCode
 from sterna.wire.integrity import Buffer, crc32
 
+VERSION: Final = VERSION_MAJOR << 16 | VERSION_DRAFT  # as HELLO and WELCOME write it [VRS-1]
+VERSIONS: Final = (VERSION,)  # all that this release speaks
+
 _VERSION: Final = struct.Struct("<HH")
 _HEADER: Final = struct.Struct("<HHHHQIIII")
 _CHECKED: Final = struct.Struct("<HHHHQIII")  # what header_crc covers

@@ -13,6 +13,7 @@ Laws of this module, which with fields.py and codec.py alone knows Construct:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from construct import Bytes, Int8ul, Int16ul, Int32ul, Int64ul, Struct, Terminated
@@ -50,6 +51,7 @@ from sterna.wire.fields import (
     record,
     reserved,
 )
+from sterna.wire.rules import Rule
 
 # --- preface and header -------------------------------------------------------------------------
 
@@ -76,41 +78,38 @@ HEADER: Final[AnyConstruct] = Struct(
 
 # --- handshake and description ------------------------------------------------------------------
 
-HELLO: Final = body(
-    r.Hello,
-    "mode" / closed(Mode),
-    reserved(1),
-    "version_count" / count("versions", *rules.HELLO_VERSION_COUNT),
-    "feature_count" / count("features", rules.HELLO_FEATURE_COUNT),
-    "limit_count" / count("limits", rules.HELLO_LIMIT_COUNT),
-    "epoch" / Int64ul,
-    "generation" / Int32ul,
-    reserved(4),
-    "guest" / ID,
-    "runner_id" / ID,
-    "session" / ID,
-    "token" / TOKEN,
-    "runner_host" / TEXT,
-    "agent" / TEXT,
-    "versions" / Ruled(Rows("version_count", Int32ul), rules.HELLO_VERSIONS),
-    "features"
-    / Ruled(
-        Rows(
-            "feature_count",
-            record(
-                r.FeatureOffer,
-                "id" / Int16ul,
-                "required" / FLAG,
-                reserved(1),
-                reserved(4),
-                "parameter" / Int64ul,
-            ),
-        ),
-        rules.HELLO_FEATURES,
-    ),
-    "limits" / limits(rules.HELLO_LIMITS),
-    rules=rules.HELLO,
-)
+
+def _hello(mode: Any, flag: Any, unused: Callable[[int], Any], held: Iterable[Rule[Any]]) -> AnyConstruct:
+    """The layout of HELLO, which is that of every version [FRM-15]; what its values may be is not."""
+    feature = record(
+        r.FeatureOffer, "id" / Int16ul, "required" / flag, unused(1), unused(4), "parameter" / Int64ul
+    )
+    return body(
+        r.Hello,
+        "mode" / mode,
+        unused(1),
+        "version_count" / count("versions", *rules.HELLO_VERSION_COUNT),
+        "feature_count" / count("features", rules.HELLO_FEATURE_COUNT),
+        "limit_count" / count("limits", rules.HELLO_LIMIT_COUNT),
+        "epoch" / Int64ul,
+        "generation" / Int32ul,
+        unused(4),
+        "guest" / ID,
+        "runner_id" / ID,
+        "session" / ID,
+        "token" / TOKEN,
+        "runner_host" / TEXT,
+        "agent" / TEXT,
+        "versions" / Ruled(Rows("version_count", Int32ul), rules.HELLO_VERSIONS),
+        "features" / Ruled(Rows("feature_count", feature), rules.HELLO_FEATURES),
+        "limits" / limits(rules.HELLO_LIMITS, unused=unused),
+        rules=held,
+    )
+
+
+HELLO: Final = _hello(closed(Mode), FLAG, reserved, rules.HELLO)
+# For reading alone, and of what is read only the versions: other fields hold whatever came [VRS-3].
+HELLO_OF_ANY_VERSION: Final = _hello(Int8ul, Int8ul, Bytes, ())
 
 WELCOME: Final = body(
     r.Welcome,
