@@ -247,21 +247,53 @@ def test_who_states_no_epoch_may_not_run_a_granted_guest() -> None:
 @pytest.mark.parametrize("state", S)
 def test_when_the_controller_is_gone(state: HeldState) -> None:
     """[HOL-18] [HOL-19] [HOL-20]"""
-    rig = Rig(state)
-    if state in {S.RUNNING, S.PAUSED}:
+    rig = Rig()
+    if state in {S.RUNNING, S.PAUSED, S.GRANTED}:
         rig.ask("track_start")
         rig.ask("throttle", {"share": 0.9})
+        for operation in WAYS[state]:
+            rig.ask(operation)
+    else:
+        rig.close()
+        rig = Rig(state)
     rig.guest.calls.clear()
     rig.engine.controller_gone()
     assert ("resume" in rig.guest.calls) == (state is S.PAUSED)
     assert "run" not in rig.guest.calls
     assert rig.engine.state is (S.RUNNING if state is S.PAUSED else state)
-    if state in {S.RUNNING, S.PAUSED}:
-        assert rig.guest.running
-        assert rig.guest.share == 0.0
+    assert rig.guest.share == 0.0
+    assert not rig.ask("status")["tracking"]
+    if state in {S.RUNNING, S.PAUSED, S.GRANTED}:
+        assert rig.guest.running is (state is not S.GRANTED)
         assert "stop_tracking" in rig.guest.calls
         rig.engine.state = S.RUNNING
         assert rig.ask("track_collect") == {"all": True}  # [HOL-35]
+    rig.close()
+
+
+@pytest.mark.parametrize("broken", ["stop_tracking", "throttle"])
+def test_a_guest_runs_on_though_something_else_fails(broken: str) -> None:
+    """[HOL-18]"""
+    rig = Rig(S.PAUSED)
+    rig.guest.broken[broken] = OSError("no")
+    with pytest.raises(OSError, match="no"):
+        rig.engine.controller_gone()
+    assert rig.guest.running
+    assert rig.engine.state is S.RUNNING
+    assert {"stop_tracking", "throttle", "resume"} <= set(rig.guest.calls)
+    rig.close()
+
+
+def test_tracking_ends_with_the_controller_though_a_collect_has_failed() -> None:
+    """[HOL-18]"""
+    rig = Rig()
+    rig.ask("track_start")
+    rig.guest.broken["collect"] = GuestError("the kernel says no")
+    with pytest.raises(GuestError):
+        rig.ask("track_collect")
+    rig.guest.calls.clear()
+    rig.engine.controller_gone()
+    assert "stop_tracking" in rig.guest.calls
     rig.close()
 
 

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from test_guest_holder_backend import FakeHeld
 
 from sterna.errors import GuestError
-from sterna.guest import holder_server
+from sterna.guest import holder_connection, holder_server
+from sterna.guest import holder_fields as fields_of
 from sterna.guest.holder_backend import HeldState
 from sterna.guest.holder_engine import HolderEngine
 from sterna.guest.holder_frames import FRAME_BYTES, FrameReader, encode_frame
@@ -434,17 +435,73 @@ def test_who_does_not_read_is_not_read_from(rig: Rig) -> None:
         assert "ok" in answer
 
 
-def test_descriptors_cannot_wait_for_a_reader(rig: Rig) -> None:
+def test_answers_with_descriptors_wait_for_a_reader_too(rig: Rig) -> None:
+    """[HOL-8]: whoever sends many requests before he reads is no worse for it."""
     peer = rig.peer()
     peer.attach()
     request = encode_frame({"id": 1, "op": "memory"})
+    sent = 0
     peer.socket.setblocking(False)
-    try:
-        for _ in range(1 << 16):
-            peer.socket.send(request)
-    except (BlockingIOError, BrokenPipeError, ConnectionResetError):
-        pass
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sent += peer.socket.send(request)
     assert rig.state() == "running"
+    peer.socket.settimeout(WITHIN_S)
+    for _ in range(sent // len(request)):
+        answer = peer.read()
+        assert answer is not None
+        assert answer["descriptors"] == 2
+
+
+def test_one_that_asks_a_lot_does_not_keep_the_others_waiting(rig: Rig) -> None:
+    entered, go = threading.Event(), threading.Event()
+
+    def audit() -> dict[str, Any]:
+        rig.guest.calls.append("audit")
+        entered.set()
+        assert go.wait(WITHIN_S)
+        return {}
+
+    def status() -> dict[str, Any]:
+        rig.guest.calls.append("status")
+        return {}
+
+    rig.guest.audit, rig.guest.status = audit, status
+    peer, observer = rig.peer(), rig.peer()
+    peer.attach()
+    observer.attach("observer")
+    peer.socket.sendall(encode_frame({"id": 1, "op": "audit"}) * 100)
+    assert entered.wait(WITHIN_S)
+    observer.send({"id": 2, "op": "status"})
+    go.set()
+    assert observer.read() is not None
+    for _ in range(100):
+        assert peer.read() is not None
+    assert rig.guest.calls.index("status") < 10
+
+
+def test_the_answer_to_attach_tells_what_is_so_now(rig: Rig) -> None:
+    """[HOL-18]: also where the former controller's end was not yet noticed when the next one came."""
+    entered, go = threading.Event(), threading.Event()
+
+    def status() -> dict[str, Any]:
+        entered.set()
+        assert go.wait(WITHIN_S)
+        return {}
+
+    other, next_one, observer = rig.other(), rig.peer(), rig.peer()
+    other.ask("pause")
+    assert next_one.attach() == "busy"
+    observer.attach("observer")
+    rig.guest.status = status
+    observer.send({"id": 1, "op": "status"})
+    assert entered.wait(WITHIN_S)
+    next_one.send({"id": 2, "op": "attach", "version": 1, "role": "controller"})  # is read before the end
+    other.kill()
+    go.set()
+    answer = next_one.read()
+    assert answer is not None
+    assert answer["ok"]["state"] == "running"
 
 
 def test_connections_are_bounded(rig: Rig) -> None:
@@ -459,7 +516,7 @@ def test_connections_are_bounded(rig: Rig) -> None:
 
 def test_who_does_not_attach_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """[HOL-2]"""
-    monkeypatch.setattr(holder_server, "ATTACH_WITHIN_S", 0.0)
+    monkeypatch.setattr(holder_connection, "ATTACH_WITHIN_S", 0.0)
     with contextlib.ExitStack() as stack:
         rig = Rig(tmp_path / "holder", stack)
         peer = rig.peer()
@@ -516,6 +573,36 @@ def test_a_failure_of_our_own_costs_the_connection_and_nothing_else(
     assert "a connection failed" in caplog.text
 
 
+def test_an_answer_that_cannot_be_sent_is_an_internal_error(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer = rig.peer()
+    peer.attach()
+    for figure, code in ((float("nan"), "internal"), ("x" * FRAME_BYTES, "limit_control")):
+        rig.guest.status = lambda figure=figure: {"figure": figure}
+        assert peer.ask("status") == code
+    assert peer.ask("pause") == {}
+
+
+def test_an_error_is_a_text_whatever_it_quotes(rig: Rig) -> None:
+    """[HOL-9]: 255 bytes, not characters."""
+    peer = rig.peer()
+    peer.attach()
+    peer.send({"id": 1, "op": "é" * 127})
+    answer = peer.read()
+    assert answer is not None
+    assert answer["error"]["code"] == "unsupported"
+    assert len(fields_of.text(answer["error"], "text").encode()) in {254, 255}
+
+
+def test_stopping_one_that_has_ended(tmp_path: Path) -> None:
+    """A second signal comes while the guest's memory is given back."""
+    server = HolderServer(tmp_path / "holder", HolderEngine(FakeHeld()))
+    server.stop()
+    server.serve()
+    server.stop()
+
+
 def test_shutdown_ends_the_holder(rig: Rig) -> None:
     """[HOL-31]"""
     peer = rig.peer()
@@ -556,14 +643,3 @@ def test_a_path_that_cannot_be(tmp_path: Path) -> None:
         with pytest.raises(GuestError, match="cannot listen"):
             HolderServer(path, engine)
     engine.close()
-
-
-def test_an_old_socket_is_replaced(tmp_path: Path) -> None:
-    """A holder that was killed leaves its socket behind."""
-    path = tmp_path / "holder"
-    left = socket.socket(socket.AF_UNIX)
-    left.bind(str(path))
-    left.close()
-    with contextlib.ExitStack() as stack:
-        rig = Rig(path, stack)
-        assert rig.state() == "running"

@@ -65,7 +65,7 @@ class HeldGuest(ABC):
 
     @abstractmethod
     def stop_tracking(self) -> None:
-        """End of tracking; legal when there is none."""
+        """End of tracking; legal when there is none. Every state."""
 
     @abstractmethod
     def pause(self) -> None:
@@ -77,7 +77,7 @@ class HeldGuest(ABC):
 
     @abstractmethod
     def throttle(self, share: float) -> None:
-        """Take away this share of the running time. RUNNING or PAUSED."""
+        """Take away this share of the running time. RUNNING, PAUSED or GRANTED."""
 
     @abstractmethod
     def save_state(self) -> Sequence[StateSection]:

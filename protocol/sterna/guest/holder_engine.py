@@ -10,6 +10,7 @@ belongs here until it was granted [HOL-18]; a granted one never does, because it
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -149,15 +150,19 @@ class HolderEngine:
         return operation.act(self, frame)
 
     def controller_gone(self) -> None:
-        """The controller has ended or closed its connection: back to a guest that nobody migrates."""
-        if self._tracking:
-            self._tracking = False
-            self.guest.stop_tracking()
-        if self.state in _HERE:
-            self.guest.throttle(0.0)
-        if self.state is _S.PAUSED:  # [HOL-18]; GRANTED and LOADED stay as they are [HOL-19] [HOL-20]
-            self.guest.resume()
-            self.state = _S.RUNNING
+        """The controller has ended or closed its connection: back to a guest that nobody migrates.
+
+        Raises:
+            GuestError: of the guest; everything has been tried all the same.
+        """
+        self._tracking = False
+        # The last one first, and each of them even if another fails.
+        with contextlib.ExitStack() as stack:
+            if self.state is _S.PAUSED:  # [HOL-18]; GRANTED and LOADED stay as they are [HOL-19] [HOL-20]
+                stack.callback(self._resume, Frame({}))
+            if self.state in _HERE | {_S.GRANTED}:
+                stack.callback(self.guest.throttle, 0.0)
+                stack.callback(self.guest.stop_tracking)
 
     def close(self) -> None:
         """End the guest and free everything."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -73,9 +73,14 @@ def encode_frame(fields: JsonObject, descriptors: Sequence[int] = ()) -> bytes:
 
 
 class FrameReader:
-    """Cuts a stream of bytes and descriptors into frames."""
+    """Cuts a stream of bytes and descriptors into frames.
 
-    def __init__(self) -> None:
+    Args:
+        close: what to do with descriptors that nobody wants.
+    """
+
+    def __init__(self, close: Callable[[Iterable[int]], None] = close_all) -> None:
+        self._close = close
         self._bytes = bytearray()
         self._descriptors: deque[int] = deque()
 
@@ -130,7 +135,7 @@ class FrameReader:
         try:
             self._check_left_over()
         except FrameError:
-            close_all(taken)
+            self._close(taken)
             raise
         return taken
 
@@ -142,7 +147,7 @@ class FrameReader:
 
     def close(self) -> None:
         """Close descriptors that nobody has taken."""
-        close_all(self._descriptors)
+        self._close(self._descriptors)
         self._descriptors.clear()
         self._bytes.clear()
 

@@ -111,8 +111,12 @@ class MemoryFile:
         """A file with this content, for passing on."""
         file = cls(name, len(data))
         written = 0
-        while written < len(data):
-            written += os.pwrite(file.fileno(), memoryview(data)[written:], written)
+        try:
+            while written < len(data):
+                written += os.pwrite(file.fileno(), memoryview(data)[written:], written)
+        except BaseException:
+            file.close()
+            raise
         return file
 
     def fileno(self) -> int:
@@ -134,15 +138,25 @@ class MemoryFile:
             os.close(fd)
 
 
+def is_memory_file(fd: int) -> bool:
+    """Whether this is memory: only such files have seals. Asking does not wait, whatever it is."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return True
+
+
 def read_shared(fd: int, limit_bytes: int) -> bytes:
     """The whole content of a memory file that somebody passed to us.
 
     Raises:
         ValueError: not a memory file, larger than `limit_bytes`, or shrunk while it was read.
     """
+    # Anything else (a pipe, a FUSE file) could make us wait for ever; even fstat(2) of it could.
+    if not is_memory_file(fd):
+        raise ValueError("not a readable memory file")
     try:
-        # Only memory files have seals. Anything else (a pipe, a FUSE file) could make us wait for ever.
-        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
         size = os.fstat(fd).st_size
         if size > limit_bytes:
             raise ValueError(f"a memory file of {size} bytes, at most {limit_bytes} are taken")
