@@ -218,7 +218,7 @@ class HolderServer:
             raise GuestError(f"process {self._controller.process.pid} controls the guest", ErrorCode.BUSY)
         former = self._former
         if former is not None:
-            if former.pid != connection.process.pid and not former.ended():
+            if not former.is_process_of(connection.process) and not former.ended():
                 raise GuestError(f"process {former.pid} controlled the guest and lives", ErrorCode.BUSY)
             former.close()
             self._former = None

@@ -63,8 +63,10 @@ class Pidfd:
         try:
             raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4)
         except OSError as error:
-            if error.errno in {errno.ENOPROTOOPT, errno.EINVAL}:
-                return cls.open(pid)  # before Linux 6.5: the number might have been reused meanwhile
+            # Before Linux 6.5, where the number might have been reused meanwhile. EINVAL is of one that has
+            # ended, so its number may well be another's by now.
+            if error.errno == errno.ENOPROTOOPT:
+                return cls.open(pid)
             raise ProcessLookupError(error.errno, error.strerror) from error
         return cls(struct.unpack("=i", raw)[0], pid)
 
@@ -73,6 +75,13 @@ class Pidfd:
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         return bool(poll.poll(timeout_s * 1000))
+
+    def is_process_of(self, other: Pidfd) -> bool:
+        """Whether both are the same process, if this one is alive.
+
+        One of a foreign process namespace has no number here (0), and is nobody's equal.
+        """
+        return self.pid == other.pid > 0
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal; nothing happens if the process has ended."""
