@@ -275,19 +275,20 @@ class Session(ABC):
     def _after_loss(self, now: float) -> None:
         """The session is lost and the table has said what that means; see to it."""
 
-    def _more(self, now: float) -> None:  # noqa: B027  # most states have nothing more to say
-        """Queue more to send, if there is; called when everything queued has been taken."""
-
-    def _pages_announced(self, event: PagesAnnounced) -> Sequence[memoryview] | None:
-        """Where the bulk part goes; None for nowhere."""
-        raise self._unexpected(event.header.type)
-
-    def _pages_received(self, event: PagesReceived, now: float) -> None:
-        raise self._unexpected(event.header.type)
-
+    @abstractmethod
     def _progress(self) -> Progress | None:
         """What to say of this side's progress, None for a plain PING."""
-        return None
+
+    # What only one of the roles does. The other has nothing more to say, and is sent no pages [CON-4].
+
+    def _more(self, now: float) -> None:  # noqa: B027
+        """Queue more to send, if there is."""
+
+    def _pages_announced(self, event: PagesAnnounced) -> Sequence[memoryview] | None:  # noqa: B027
+        """Where the bulk part goes; None for nowhere."""
+
+    def _pages_received(self, event: PagesReceived, now: float) -> None:  # noqa: B027
+        """The bulk part is where it belongs."""
 
     def _require(self, what: Input, frame: FrameType | None = None) -> Row:
         """The row of an input in the present state. Check with it before anything is changed.

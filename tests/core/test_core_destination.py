@@ -1,0 +1,862 @@
+"""The destination's machine against a scripted source."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from core_support import (
+    ADMISSION,
+    EPOCH,
+    GUEST,
+    IMAGE,
+    PAGE,
+    REGION,
+    SECTION,
+    SESSION,
+    THERE,
+    TOKEN,
+    DestinationRig,
+    code_of,
+)
+
+from sterna.core import events as e
+from sterna.core.events import Outcome
+from sterna.core.negotiate import VERSION, offer
+from sterna.core.tables import DestinationState
+from sterna.errors import GuestError, LocalProtocolError
+from sterna.limits import Limits
+from sterna.registry import (
+    ERRORS,
+    Encoding,
+    ErrorCode,
+    Feature,
+    FrameType,
+    Limit,
+    Mode,
+    Phase,
+    RegionKind,
+    Style,
+    Transfer,
+)
+from sterna.wire import records as r
+from sterna.wire import unchecked
+from sterna.wire.pages import make_runs
+
+D = DestinationState
+WRONG = b"\xee" * 16
+NO_HASHES = np.empty(0, np.uint64)
+
+
+def discarded(rig, code, *, by_peer=False):
+    """Everything that was reserved is freed, and the result says why."""
+    rig.do(e.Discard)
+    result = rig.machine.result
+    assert (result.outcome, result.code, result.by_peer) == (Outcome.ROLLED_BACK, code, by_peer)
+    assert e.RunGuest not in [type(each) for each in rig.asked]
+    return result
+
+
+def refused(rig, code):
+    """A REFUSE, and the way back."""
+    last = rig.last()
+    assert isinstance(last, r.Refuse)
+    assert (last.code, last.text) == (code, ERRORS[code].text)
+    discarded(rig, code)
+    return last
+
+
+# ---- opening ----
+
+
+def test_a_session_is_admitted_by_the_host():
+    """[CON-8] [CON-9] [WEL-3] [NEG-11]"""
+    rig = DestinationRig(agent="me", limits=Limits(regions=7))
+    assert rig.drain() == []
+    hello = rig.hello()
+    rig.say(hello)
+    assert rig.drain() == []
+    admit = rig.take(e.Admit)
+    assert admit.hello == hello
+    rig.machine.complete(admit, ADMISSION, rig.now)
+    welcome = rig.last()
+    assert (welcome.session, welcome.token, welcome.version, welcome.agent) == (SESSION, TOKEN, VERSION, "me")
+    assert {each.id: each.parameter for each in welcome.features} == {
+        each.id: each.parameter for each in offer()
+    }
+    assert welcome.limits[Limit.REGIONS] == 7
+    assert (welcome.generation, welcome.complete_round, welcome.held_frames) == (0, 0, 0)
+    (opened,) = rig.events(e.SessionOpened)
+    assert (opened.session, opened.peer_agent) == (SESSION, "rig")
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"versions": (VERSION + 1, 9 << 16)}, ErrorCode.NO_COMMON_VERSION),  # [NEG-1] [VRS-3]
+        ({"features": offer()[1:]}, ErrorCode.MISSING_FEATURE),  # [NEG-4] [MEM-17]
+        ({"features": (*offer(), r.FeatureOffer(4711, required=True))}, ErrorCode.MISSING_FEATURE),  # [NEG-4]
+        ({"mode": Mode.RESUME, "session": SESSION}, ErrorCode.UNSUPPORTED),  # [CON-10]
+        ({"mode": Mode.VERDICT, "session": SESSION}, ErrorCode.UNSUPPORTED),  # [CON-10]
+        ({"mode": Mode.STORED}, ErrorCode.UNSUPPORTED),  # [STO-7]
+        ({"limits": {Limit.CONTROL_BYTES: 65535}}, ErrorCode.LIMIT_MISMATCH),  # [LIM-7]
+        ({"limits": {Limit.BULK_BYTES: 0}}, ErrorCode.LIMIT_MISMATCH),  # [LIM-7]
+    ],
+    ids=str,
+)
+def test_a_hello_that_does_not_fit(changes, code):
+    """[CON-11] Before the host has been asked."""
+    rig = DestinationRig()
+    rig.say(rig.hello(**changes))
+    assert rig.wishes == [e.Discard]
+    refused(rig, code)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"versions": ()}, {"epoch": (1 << 64) - 1}, {"features": offer() * 2}], ids=str
+)
+def test_a_hello_that_breaks_a_rule(changes):
+    """[CON-11] [CON-12] [HEL-2] [HEL-3] [HEL-8]"""
+    rig = DestinationRig()
+    rig.say(rig.hello(**changes))
+    refused(rig, ErrorCode.BAD_VALUE)
+
+
+def test_what_is_no_hello():
+    """[HEL-1] [CON-11] An ABORT: nobody has asked for a session."""
+    rig = DestinationRig()
+    rig.say(GUEST)
+    assert code_of(rig) is ErrorCode.UNEXPECTED_FRAME
+    assert isinstance(rig.heard[-1], r.Abort)
+    discarded(rig, ErrorCode.UNEXPECTED_FRAME)
+
+
+@pytest.mark.parametrize(
+    "start", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x00\x00\x00\x00", b"nonsense"]
+)
+def test_another_protocol(start):
+    """[PRE-2] [PRE-4] [PRE-5]"""
+    rig = DestinationRig()
+    rig.say_bytes(start)
+    assert isinstance(rig.last(), r.Abort)
+    rig.do(e.Discard)
+    assert rig.machine.result.code in {
+        ErrorCode.HTTP_ON_PLAIN,
+        ErrorCode.TLS_ON_PLAIN,
+        ErrorCode.BAD_MAGIC,
+    }
+
+
+def test_a_hello_that_is_repeated():
+    """[CON-3] In whatever mode."""
+    for mode in (Mode.OPEN, Mode.RESUME, Mode.VERDICT):
+        for state in (D.ADMITTING, D.WELCOMED, D.STANDBY, D.LOADED):
+            rig = DestinationRig().until(state)
+            rig.say(rig.hello(mode=mode, session=SESSION if mode else bytes(16)))
+            assert code_of(rig) is ErrorCode.UNEXPECTED_FRAME, (mode, state)
+            assert isinstance(rig.heard[-1], r.Abort)
+
+
+class UnfitError(GuestError):
+    """What a host may raise to say more than a code."""
+
+    def __init__(self, code, items):
+        super().__init__("unfit", code)
+        self.items = items
+
+
+@pytest.mark.parametrize("kind", [e.Admit, e.Reserve])
+@pytest.mark.parametrize(
+    "code", [ErrorCode.NOT_AUTHORISED, ErrorCode.BUSY, ErrorCode.FULL, ErrorCode.CPU_FEATURES]
+)
+def test_a_host_that_refuses(kind, code):
+    """[CON-9] [CON-11] [CON-14] [CON-15] [FRM-14]"""
+    rig = DestinationRig(retry_after_ms=4711).until(D.ADMITTING if kind is e.Admit else D.RESERVING)
+    rig.break_(kind, GuestError("/secret/path is missing", code))
+    refusal = refused(rig, code)
+    assert refusal.retry_after_ms == (4711 if code in {ErrorCode.BUSY, ErrorCode.FULL} else 0)
+    assert refusal.items == ()
+    assert "secret" not in refusal.text
+
+
+def test_a_refusal_lists_what_is_missing():
+    """[CON-16] [REF-1] [TXT-3] [TXT-4] In words that fit, whatever the host says."""
+    items = ["avx512f", "a\nb\x00\x9f\ud800c", "ü" * 200, 7, *(f"x{number}" for number in range(100))]
+    rig = DestinationRig().until(D.RESERVING)
+    rig.break_(e.Reserve, UnfitError(ErrorCode.CPU_FEATURES, items))
+    listed = refused(rig, ErrorCode.CPU_FEATURES).items
+    assert listed[:4] == ("avx512f", "abc", "ü" * 127, "7")
+    assert len(listed) == 64
+    rig = DestinationRig().until(D.RESERVING)
+    rig.break_(e.Reserve, UnfitError(ErrorCode.CPU_FEATURES, "avx512f"))
+    assert refused(rig, ErrorCode.CPU_FEATURES).items == ()
+
+
+# ---- the guest ----
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [
+        (Limits(regions=0), ErrorCode.LIMIT_REGIONS),  # [GST-2]
+        (Limits(memory_bytes=4 * PAGE - 1), ErrorCode.LIMIT_MEMORY),  # [GST-9]
+        (Limits(state_bytes=4095), ErrorCode.LIMIT_STATE),  # [GST-10]
+        (Limits(bulk_bytes=PAGE - 1), ErrorCode.PAGE_SIZE),  # [CON-15]
+    ],
+)
+def test_a_guest_that_is_larger_than_announced(limits, code):
+    """[CON-11] [CON-15] [LIM-4] Refused before anything is allocated."""
+    rig = DestinationRig(limits=limits).until(D.WELCOMED)
+    rig.say(GUEST)
+    assert rig.wishes == [e.Discard]
+    refused(rig, code)
+
+
+@pytest.mark.parametrize(
+    "regions",
+    [
+        (),  # [GST-1]
+        (REGION, REGION),  # [GST-3]
+        (replace(REGION, granule_log2=11),),  # [GST-4]
+        (replace(REGION, size_bytes=PAGE + 1),),  # [GST-6]
+        (REGION, replace(REGION, id=1, address=PAGE)),  # [GST-8]
+    ],
+    ids=len,
+)
+def test_a_guest_that_makes_no_sense(regions):
+    """[CON-11] That is no guest that could be refused."""
+    rig = DestinationRig().until(D.WELCOMED)
+    rig.say(replace(GUEST, regions=regions))
+    assert isinstance(rig.last(), r.Abort)
+    discarded(rig, ErrorCode.BAD_REGION)
+
+
+def test_a_second_guest():
+    """[GST-13]"""
+    for state in (D.RESERVING, D.STANDBY, D.RECEIVING, D.RUNNING):
+        rig = DestinationRig().until(state)
+        rig.say(GUEST)
+        assert code_of(rig) is ErrorCode.UNEXPECTED_FRAME
+        assert isinstance(rig.heard[-1], r.Abort), state
+
+
+def test_what_is_reserved_is_accepted():
+    """[ACC-1] [CON-17]"""
+    rig = DestinationRig(
+        guest=replace(GUEST, regions=(REGION, r.Region(1, 1 << 40, PAGE, transfer=Transfer.SHARED)))
+    )
+    rig.until(D.RESERVING)
+    assert rig.take(e.Reserve).guest == rig.guest
+    assert rig.drain() == []
+    rig.machine.complete(rig.asked[-1], rig.sink(), rig.now)
+    assert rig.last() == r.Accept(5 * PAGE)
+
+
+@pytest.mark.parametrize("record", ["pages", "round"])
+def test_pages_before_accept(record):
+    """[PGS-1] [CON-3]"""
+    rig = DestinationRig().until(D.RESERVING)
+    rig.round = 1
+    rig.pages() if record == "pages" else rig.begin()
+    assert code_of(rig) is ErrorCode.UNEXPECTED_FRAME
+    assert e.Reserve not in [type(each) for each in rig.asked]
+    assert rig.wishes == [e.Discard]
+
+
+def test_pages_before_guest():
+    """[PGS-1]"""
+    rig = DestinationRig().until(D.WELCOMED)
+    rig.round = 1
+    rig.pages()
+    assert code_of(rig) is ErrorCode.UNEXPECTED_FRAME
+
+
+# ---- misuse ----
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "answer"),
+    [
+        (e.Admit, D.ADMITTING, None),
+        (e.Admit, D.ADMITTING, THERE),
+        (e.Admit, D.ADMITTING, replace(ADMISSION, session=bytes(16))),
+        (e.Admit, D.ADMITTING, replace(ADMISSION, token=b"short")),
+        (e.Reserve, D.RESERVING, None),
+        (e.Reserve, D.RESERVING, bytearray(4 * PAGE)),
+        (e.Claim, D.CLAIMING, None),
+        (e.Claim, D.CLAIMING, 1),
+    ],
+)
+def test_an_answer_of_the_wrong_type(kind, state, answer):
+    """Nothing has changed, and the right answer can still be given."""
+    rig = DestinationRig().until(state)
+    request = rig.take(kind)
+    for _ in range(2):
+        with pytest.raises(LocalProtocolError, match=kind.__name__):
+            rig.machine.complete(request, answer, rig.now)
+        assert rig.machine.state is state
+    rig.machine.complete(request, rig.answer(request), rig.now)
+    assert rig.machine.state is not state
+
+
+# ---- rounds ----
+
+
+def test_a_round():
+    """[CON-20] [CON-30] [CON-31] [CON-32] [MEM-8]"""
+    rig = DestinationRig().until(D.STANDBY)
+    rig.begin()
+    rig.now += 2.0
+    rig.pages()
+    assert rig.drain() == []
+    rig.finish_round()
+    assert rig.last() == r.RoundAck(1, 1, 4, PAGE)
+    assert bytes(rig.memory[0]) == IMAGE
+    (started,) = rig.events(e.RoundStarted)
+    assert (started.round, started.pages, started.last) == (1, 4, False)
+
+
+def test_rounds_are_told():
+    rig = DestinationRig().until(D.FROZEN)
+    told = [event for event in rig.events() if isinstance(event, (e.RoundStarted, e.RoundFinished))]
+    assert [type(event) for event in told] == [e.RoundStarted, e.RoundFinished] * 2
+    assert [event.last for event in told[::2]] == [False, True]
+    assert [event.stats.pages for event in told[1::2]] == [4, 0]
+
+
+@pytest.mark.parametrize("number", [0, 2, 7])
+def test_a_round_out_of_order(number):
+    """[CON-20] [RND-1]"""
+    rig = DestinationRig().until(D.STANDBY)
+    rig.say(r.Round(1, number, 4))
+    assert code_of(rig) is (ErrorCode.BAD_ROUND if number else ErrorCode.BAD_VALUE)
+    assert rig.heard[-1].phase == Phase.ROUNDS
+
+
+def test_a_round_twice():
+    """[CON-20] [CON-26]"""
+    rig = DestinationRig().until(D.RECEIVING)
+    rig.say(r.Round(1, 1, 4))
+    assert code_of(rig) is ErrorCode.UNEXPECTED_FRAME
+    rig = DestinationRig().until(D.RECEIVING)
+    rig.pages()
+    rig.finish_round()
+    rig.say(r.Round(1, 1, 4))
+    assert code_of(rig) is ErrorCode.BAD_ROUND
+
+
+@pytest.mark.parametrize("state", [D.RECEIVING, D.BLACKOUT])
+def test_pages_of_another_round(state):
+    """[CON-21] [PGS-15]"""
+    rig = DestinationRig().until(state)
+    rig.round += 1
+    rig.pages()
+    assert code_of(rig) is ErrorCode.BAD_ROUND
+    assert rig.heard[-1].frame == FrameType.PAGES
+
+
+@pytest.mark.parametrize("name", ["round", "pages", "bulk_bytes", "last_sequences"])
+@pytest.mark.parametrize("state", [D.RECEIVING, D.BLACKOUT])
+def test_a_round_that_ends_otherwise(state, name):
+    """[CON-21] [RND-3] [RND-4] [STR-8] [STR-9]"""
+    rig = DestinationRig().until(state)
+    rig.pages()
+    wrong = ((0, 99),) if name == "last_sequences" else getattr(rig.end, name) + 1
+    rig.say(replace(rig.end, **{name: wrong}))
+    assert code_of(rig) is (ErrorCode.BAD_ROUND if name == "round" else ErrorCode.COUNT_MISMATCH)
+    discarded(rig, ErrorCode(rig.heard[-1].code))
+
+
+def test_what_a_round_means_to_send_binds_nobody():
+    """[CON-29]"""
+    rig = DestinationRig().until(D.STANDBY)
+    rig.round = 1
+    rig.say(r.Round(1, 1, (1 << 64) - 1))
+    rig.say(r.RoundEnd(1, 1, 0, 0))
+    assert rig.last() == r.RoundAck(1, 1, 0, 0)
+
+
+def test_pages_that_differ_from_their_hash_are_rejected():
+    """[CON-35] [MEM-3] [RAK-4] The chunk's pages and no others; they are not held, whatever came before."""
+    rig = DestinationRig().until(D.RECEIVING)
+    rig.pages()
+    rig.finish_round()
+    held = rig.machine._digest.held_pages
+    rig.begin()
+    rig.pages([0, 2], [1, 2], damage=True)
+    assert rig.machine._digest.held_pages == held - 1
+    rig.finish_round()
+    assert rig.last().rejected == (r.PageRange(0, 0, 1),)
+    assert rig.last().pages == 2
+    rig.begin()
+    rig.pages([0], [1])
+    rig.finish_round()
+    assert rig.last().rejected == ()
+    assert rig.machine._digest.held_pages == held
+
+
+def test_in_the_blackout_nothing_may_differ():
+    """[CON-47]"""
+    rig = DestinationRig().until(D.BLACKOUT)
+    rig.pages(damage=True)
+    assert code_of(rig) is ErrorCode.PAGE_HASH
+    assert rig.heard[-1].phase == Phase.BLACKOUT
+    discarded(rig, ErrorCode.PAGE_HASH)
+
+
+class Spy:
+    """A sink that tells what it was asked."""
+
+    def __init__(self, sink):
+        self.sink = sink
+        self.calls = []
+
+    def targets(self, table):
+        self.calls.append("targets")
+        return self.sink.targets(table)
+
+    def commit(self, table):
+        self.calls.append("commit")
+        return self.sink.commit(table)
+
+
+def test_more_pages_than_the_guest_has_are_refused_before_they_are_taken():
+    """[CON-27] [SEC-6]"""
+    rig = DestinationRig().until(D.RESERVING)
+    spy = Spy(rig.sink())
+    rig.do(e.Reserve, spy)
+    rig.begin()
+    rig.pages()
+    assert spy.calls == ["targets", "commit"]
+    rig.pages([0], [1])
+    assert code_of(rig) is ErrorCode.COUNT_MISMATCH
+    assert spy.calls == ["targets", "commit"]
+
+
+def test_pages_whose_memory_is_being_written_are_held_by_nobody():
+    """[MEM-8] A link that breaks between a table and its last byte leaves no entry that is not true."""
+    rig = DestinationRig().until(D.RECEIVING)
+    rig.pages()
+    rig.finish_round()
+    rig.begin()
+    assert rig.machine._digest.stale_pages == 0
+    batch = rig.batch([1], [2])
+    whole = rig.encode(batch.table(1, 2), b"".join(batch.buffers))
+    rig.say_bytes(whole[:-1])
+    assert rig.machine._digest.stale(0).runs()[0].tolist() == [1]
+    assert rig.machine._digest.stale_pages == 2
+    rig.machine.connection_lost(None, rig.now)
+    assert rig.machine._digest.stale_pages == 2
+
+
+def test_zero_runs_alone_carry_no_bytes():
+    """[MEM-8] [CON-18]"""
+    rig = DestinationRig().until(D.RECEIVING)
+    rig.memory[0][:] = b"z" * 4 * PAGE  # as if written before
+    rig.pages([0], [2])
+    rig.pages([2], [2])
+    rig.finish_round()
+    assert rig.last().pages == 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "code"),
+    [
+        ([(0, 5, Encoding.ZERO)], ErrorCode.OUTSIDE_REGION),  # [PGS-7]
+        ([((1 << 52) - 1, 1, Encoding.ZERO)], ErrorCode.OUTSIDE_REGION),  # [PGS-7]
+        ([(0, 2, Encoding.ZERO), (1, 1, Encoding.ZERO)], ErrorCode.OVERLAPPING_RUNS),  # [PGS-8]
+        ([(2, 1, Encoding.ZERO), (0, 1, Encoding.ZERO)], ErrorCode.OVERLAPPING_RUNS),  # [PGS-8]
+        ([(0, 1, Encoding.ABSENT)], ErrorCode.NOT_SELECTED),  # [PGS-9]
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("state", [D.RECEIVING, D.BLACKOUT])
+def test_a_page_table_that_reaches_where_it_should_not(state, rows, code):
+    """[SEC-9]"""
+    rig = DestinationRig().until(state)
+    rig.say(r.Pages(1, rig.round, 0, make_runs(rows, 12), NO_HASHES))
+    assert code_of(rig) is code
+    discarded(rig, code)
+
+
+def test_zero_runs_that_were_not_selected():
+    """[NEG-7] [PGS-9]"""
+    rig = DestinationRig()
+    rig.say(rig.hello(features=tuple(each for each in offer() if each.id != Feature.ENCODING_ZERO)))
+    rig._done = 1
+    rig.until(D.RECEIVING)
+    rig.pages()
+    assert code_of(rig) is ErrorCode.NOT_SELECTED
+
+
+def test_pages_of_a_region_that_is_not_copied():
+    """[PGS-3] [PGS-2]"""
+    rom = r.Region(1, 1 << 40, PAGE, kind=RegionKind.ROM, transfer=Transfer.REGENERATE)
+    for region, code in ((1, ErrorCode.BAD_VALUE), (2, ErrorCode.OUTSIDE_REGION)):
+        rig = DestinationRig(guest=replace(GUEST, regions=(REGION, rom))).until(D.RECEIVING)
+        rig.say(r.Pages(1, 1, region, make_runs([(0, 1, Encoding.ZERO)], 12), NO_HASHES))
+        assert code_of(rig) is code
+
+
+# ---- attempts ----
+
+OF_ATTEMPTS = {
+    "round": lambda attempt, number: r.Round(attempt, number, 4),
+    "pages": lambda attempt, number: r.Pages(
+        attempt, number, 0, make_runs([(0, 1, Encoding.ZERO)], 12), NO_HASHES
+    ),
+    "round_end": lambda attempt, number: r.RoundEnd(attempt, number, 0, 0),
+    "switchover": lambda attempt, number: r.Switchover(attempt, Style.STOP_AND_COPY),
+    "dirty_bitmap": lambda attempt, number: r.DirtyBitmap(attempt, 0, 0, 4, 0, b"\0"),
+    "state": lambda attempt, number: r.State(attempt, 0, 0, 1, 1, 0, 0, 0, True, b""),
+    "seal": lambda attempt, number: r.Seal(attempt, 3, WRONG, WRONG, 0, 0),
+    "handover": lambda attempt, number: r.Handover(attempt, EPOCH),
+}
+STATES = [D.STANDBY, D.RECEIVING, D.PREPARING, D.READY, D.BLACKOUT, D.FROZEN, D.LOADING, D.LOADED]
+
+
+def second_attempt(state):
+    """A rig in the second attempt: the first one ended with NOT_READY."""
+    rig = DestinationRig().until(D.PREPARING)
+    rig.break_(e.Prepare, GuestError("busy", ErrorCode.NOT_READY))
+    assert rig.last() == r.NotReady(1, ErrorCode.NOT_READY, ERRORS[ErrorCode.NOT_READY].text)
+    rig.attempt = 2
+    if state is D.STANDBY:
+        return rig
+    if state is D.RECEIVING:
+        rig.begin()
+        return rig
+    rig.switchover()
+    while rig.machine.state is not state:
+        match rig.machine.state:
+            case D.PREPARING:
+                rig.do(e.Prepare)
+            case D.READY:
+                rig.begin()
+            case D.BLACKOUT:
+                rig.finish_round()
+            case D.FROZEN:
+                rig.state(SECTION)
+                rig.say(rig.seal())
+            case D.LOADING:
+                rig.do(e.LoadState)
+        rig.drain()
+    return rig
+
+
+@pytest.mark.parametrize("name", OF_ATTEMPTS)
+@pytest.mark.parametrize("state", STATES, ids=lambda state: state.name)
+def test_frames_of_an_older_attempt_are_ignored(state, name):
+    """[CON-24] [CON-82] In every state; their bytes are not written to memory."""
+    rig = second_attempt(state)
+    before = bytes(rig.memory[0])
+    for number in (1, 2):
+        rig.say(OF_ATTEMPTS[name](1, number))
+    if name == "pages":
+        batch = rig.batch([0], [2])
+        rig.say_bytes(rig.encode(batch.table(1, 1), bytes(2 * PAGE)))
+    assert rig.machine.state is state
+    assert rig.drain() == []
+    assert bytes(rig.memory[0]) == before
+    if state is D.LOADED:
+        rig.say(r.Handover(2, EPOCH))
+        assert rig.machine.state is D.RECORDING
+
+
+@pytest.mark.parametrize("name", OF_ATTEMPTS)
+@pytest.mark.parametrize("state", STATES, ids=lambda state: state.name)
+@pytest.mark.parametrize("attempt", [0, 3])
+def test_an_attempt_that_never_was(attempt, state, name):
+    """[CON-22] [CON-23] [CON-82] Before anything else is looked at."""
+    if name == "round" and attempt:
+        attempt += 1  # the next one may be begun, see below
+    rig = second_attempt(state)
+    rig.say(OF_ATTEMPTS[name](attempt, 2))
+    assert code_of(rig) is ErrorCode.BAD_ATTEMPT
+
+
+@pytest.mark.parametrize("state", STATES, ids=lambda state: state.name)
+def test_an_attempt_that_is_taken_back(state):
+    """[CON-58] [CON-59] Legal at any moment before HANDOVER, and not implemented."""
+    rig = DestinationRig().until(state)
+    rig.say(r.Round(2, rig.round + 1, 4))
+    assert code_of(rig) is ErrorCode.UNSUPPORTED
+    assert rig.heard[-1].frame == FrameType.ROUND
+    discarded(rig, ErrorCode.UNSUPPORTED)
+
+
+def test_after_handover_nothing_is_taken_back():
+    """[CON-55] [ONE-30]"""
+    rig = DestinationRig().until(D.RECORDING)
+    rig.say(r.Round(2, rig.round + 1, 4))
+    assert code_of(rig) is ErrorCode.BAD_ATTEMPT
+    assert rig.machine.state is D.RECORDING
+
+
+def test_not_ready_and_then_ready():
+    """[CON-38] [CON-42] [CON-22]"""
+    rig = second_attempt(D.LOADED)
+    rig.say(r.Handover(2, EPOCH))
+    assert rig.machine.state is D.RECORDING
+
+
+# ---- switchover ----
+
+
+@pytest.mark.parametrize("style", [Style.BITMAP, Style.POST_COPY])
+def test_a_style_that_was_not_selected(style):
+    """[SWI-1] [NEG-7]"""
+    rig = DestinationRig().until(D.STANDBY)
+    rig.say(r.Switchover(1, style))
+    assert code_of(rig) is ErrorCode.NOT_SELECTED
+    assert rig.wishes == [e.Discard]
+
+
+def test_a_switchover_without_a_round():
+    """[CON-37]"""
+    rig = DestinationRig().until(D.STANDBY)
+    rig.switchover()
+    assert rig.take(e.Prepare).style is Style.STOP_AND_COPY
+    rig.machine.complete(rig.asked[-1], None, rig.now)
+    assert rig.last() == r.Ready(1)
+    rig.begin()
+    rig.pages()
+    rig.finish_round()
+    assert rig.machine.state is D.FROZEN
+    assert not [each for each in rig.heard if isinstance(each, r.RoundAck)]  # [CON-46]
+
+
+# ---- state and seal ----
+
+
+@pytest.mark.parametrize(
+    ("fragment", "code"),
+    [
+        (r.State(1, 0, 0, 1, 1, 0, 4097, 0, False, b"x"), ErrorCode.LIMIT_STATE),  # [STA-1]
+        (r.State(1, 0, 0, 1, 1, 0, 10, 0, True, b"x"), ErrorCode.BAD_FRAGMENT),  # [STA-3]
+        (r.State(1, 0, 0, 1, 1, 0, 10, 8, False, b"xxx"), ErrorCode.BAD_FRAGMENT),  # [STA-2]
+        (r.State(1, 0, 0, 1, 1, 0, 10, 0, False, b""), ErrorCode.BAD_FRAGMENT),  # [STA-4]
+        (r.State(1, 0, 0, 1, 1, 0, 10, 1, False, b"x"), ErrorCode.BAD_FRAGMENT),  # [STA-5]
+        (r.State(1, 0, 1, 1, 1, 0, 1, 0, True, b"x"), ErrorCode.BAD_VALUE),  # [STA-9]
+    ],
+    ids=str,
+)
+def test_a_fragment_that_does_not_fit(fragment, code):
+    rig = DestinationRig().until(D.BLACKOUT)
+    rig.finish_round()
+    rig.say(fragment)
+    assert code_of(rig) is code
+    discarded(rig, code)
+
+
+def test_a_section_that_comes_twice():
+    """[STA-8]"""
+    rig = DestinationRig().until(D.BLACKOUT)
+    rig.finish_round()
+    rig.state(SECTION, SECTION)
+    assert code_of(rig) is ErrorCode.BAD_FRAGMENT
+
+
+def test_more_sections_than_announced():
+    """[STA-7]"""
+    rig = DestinationRig(limits=Limits(state_sections=1)).until(D.BLACKOUT)
+    rig.finish_round()
+    rig.state(SECTION, replace(SECTION, instance=1))
+    assert code_of(rig) is ErrorCode.LIMIT_STATE
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"last_sequences": ((0, 99),)}, ErrorCode.COUNT_MISMATCH),  # [STR-8]
+        ({"state_sections": 2}, ErrorCode.COUNT_MISMATCH),  # [SEA-3]
+        ({"state_bytes": 8}, ErrorCode.COUNT_MISMATCH),  # [SEA-3]
+        ({"digest": WRONG}, ErrorCode.DIGEST_MISMATCH),  # [MEM-15] [SEA-4]
+        ({"algorithm": 2}, ErrorCode.BAD_VALUE),  # [SEA-1]
+    ],
+    ids=str,
+)
+def test_a_seal_that_does_not_fit(changes, code):
+    """[CON-50]"""
+    rig = DestinationRig().until(D.FROZEN)
+    rig.state(SECTION)
+    rig.say(rig.seal(**changes))
+    assert code_of(rig) is code
+    assert e.LoadState not in rig.wishes
+    discarded(rig, code)
+
+
+def test_a_seal_inside_of_a_section():
+    """[SEA-3]"""
+    rig = DestinationRig().until(D.FROZEN)
+    rig.say(r.State(1, 0, 0, 1, 1, 0, 9, 0, False, b"x"))
+    rig.say(rig.seal(state_sections=0, state_bytes=9))
+    assert code_of(rig) is ErrorCode.COUNT_MISMATCH
+
+
+def test_a_seal_over_pages_that_never_came():
+    """[MEM-10] [MEM-11] Even if the digests agree on that."""
+    rig = DestinationRig().until(D.STANDBY)
+    rig.switchover()
+    rig.do(e.Prepare)
+    rig.begin()
+    rig.pages([0], [3])
+    rig.finish_round()
+    rig.state(SECTION)
+    assert rig.digest.value() == rig.machine._digest.value()
+    rig.say(rig.seal())
+    assert code_of(rig) is ErrorCode.DIGEST_MISMATCH
+
+
+def test_the_state_is_loaded_as_it_came():
+    """[CON-48] [CON-52] LOADED names the digest that was computed here, once all is done that can fail."""
+    rig = DestinationRig().until(D.LOADING)
+    assert rig.take(e.LoadState).sections == (SECTION,)
+    assert not [each for each in rig.drain() if isinstance(each, r.Loaded)]
+    rig.machine.complete(rig.asked[-1], None, rig.now)
+    assert rig.last() == r.Loaded(1, rig.machine.digest)
+    assert rig.machine.digest == rig.digest.value()
+
+
+@pytest.mark.parametrize("code", [ErrorCode.STATE_REJECTED, ErrorCode.UNKNOWN_STATE])
+def test_a_state_that_the_guest_does_not_take(code):
+    """[CON-51] [STA-6]"""
+    rig = DestinationRig().until(D.LOADING)
+    rig.break_(e.LoadState, GuestError("what is that?", code))
+    assert code_of(rig) is code
+    discarded(rig, code)
+
+
+# ---- commit ----
+
+
+@pytest.mark.parametrize("epoch", [EPOCH - 1, EPOCH + 1])
+def test_a_handover_of_another_epoch(epoch):
+    """[HND-1] [ONE-24] It permits nothing: what was reserved is freed."""
+    rig = DestinationRig().until(D.LOADED)
+    rig.say(r.Handover(1, epoch))
+    assert code_of(rig) is ErrorCode.BAD_EPOCH
+    assert rig.heard[-1].phase == Phase.BLACKOUT
+    discarded(rig, ErrorCode.BAD_EPOCH)
+
+
+def test_the_order_of_committing():
+    """[ONE-25] [ONE-27] [ONE-28] [CON-56] [CON-57] CLAIMING, the claim, START, the guest, RUNNING."""
+    rig = DestinationRig().until(D.LOADED)
+    said = len(rig.heard)
+    rig.say(r.Handover(1, EPOCH))
+    order = []
+    while rig.wishes:
+        (kind,) = rig.wishes
+        request = rig.take(kind)
+        order.append(request.kind if kind is e.Persist else kind)
+        assert (request.epoch, request.runner) == (EPOCH + 1, THERE)
+        assert rig.drain() == rig.heard[said:] == []
+        rig.machine.complete(request, rig.answer(request), rig.now)
+    assert order == [e.RecordKind.CLAIMING, e.Claim, e.RecordKind.START, e.RunGuest]
+    digest = rig.machine.digest
+    assert rig.drain() == [r.Running(EPOCH + 1, THERE), r.Complete(EPOCH + 1, digest)]
+
+
+COMMITTING = [D.RECORDING, D.CLAIMING, D.COMMITTING, D.STARTING]
+
+
+@pytest.mark.parametrize("state", COMMITTING, ids=lambda state: state.name)
+@pytest.mark.parametrize("how", ["lost", "abort", "nonsense", "silence"])
+def test_a_permission_stands(state, how):
+    """[ONE-30] [CON-64] Whatever happens to the link or is said on it."""
+    rig = DestinationRig().until(state)
+    match how:
+        case "lost":
+            rig.machine.connection_lost(None, rig.now)
+        case "abort":
+            rig.say(r.Abort(ErrorCode.CANCELLED, Phase.COMMIT))
+        case "nonsense":
+            rig.say_bytes(unchecked.frame(0x8999))
+        case "silence":
+            rig.pass_time(20.0)
+    assert rig.machine.result is None
+    while rig.wishes:
+        request = rig.take()
+        rig.machine.complete(request, rig.answer(request), rig.now)
+    result = rig.machine.result
+    assert (result.outcome, result.epoch) == (Outcome.MOVED, EPOCH + 1)
+    assert result.code is not None
+    assert isinstance(rig.asked[-1], e.RunGuest)
+    assert not [each for each in rig.drain() if isinstance(each, r.Running)]
+
+
+@pytest.mark.parametrize("state", COMMITTING, ids=lambda state: state.name)
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_permission_that_cannot_be_used(state, linked):
+    """[ONE-49] Whether the guest ran is for its holder to tell: it is left as it is, and nobody runs it."""
+    rig = DestinationRig().until(state)
+    if not linked:
+        rig.machine.connection_lost(None, rig.now)
+    rig.break_(type(rig.machine._requests[0]), GuestError("disk full", ErrorCode.RECORD_FAILED))
+    result = rig.machine.result
+    assert (result.outcome, result.code) == (Outcome.UNDECIDED, ErrorCode.RECORD_FAILED)
+    assert result.epoch == EPOCH
+    assert result.phase is Phase.COMMIT
+    assert rig.wishes == []
+    if linked:
+        assert code_of(rig) is ErrorCode.RECORD_FAILED
+        assert rig.heard[-1].phase == Phase.COMMIT
+
+
+def test_a_claim_that_is_lost():
+    """[ONE-29]"""
+    rig = DestinationRig().until(D.CLAIMING)
+    rig.do(e.Claim, False)
+    assert code_of(rig) is ErrorCode.STALE_EPOCH
+    assert rig.machine.result.outcome is Outcome.UNDECIDED
+    assert e.RunGuest not in [type(each) for each in rig.asked] + rig.wishes
+
+
+@pytest.mark.parametrize("epoch", [EPOCH, EPOCH + 2])
+def test_a_release_of_another_epoch(epoch):
+    """[CMP-4] The guest runs on here; whether the source keeps an image is not known."""
+    rig = DestinationRig().until(D.RUNNING)
+    rig.say(r.Release(epoch))
+    assert code_of(rig) is ErrorCode.BAD_EPOCH
+    assert rig.machine.result.outcome is Outcome.MOVED
+
+
+def test_what_can_not_be_freed_does_not_run_either():
+    rig = DestinationRig().until(D.STANDBY)
+    rig.machine.connection_lost(None, rig.now)
+    rig.break_(e.Discard)
+    assert rig.machine.result.outcome is Outcome.ROLLED_BACK
+    assert rig.machine.state is D.ENDED
+
+
+def test_the_end_in_order():
+    """[PNG-4] [CON-70]"""
+    rig = DestinationRig().until(D.CLOSED)
+    assert isinstance(rig.heard[-1], r.Bye)
+    result = rig.machine.result
+    assert (result.outcome, result.code, result.epoch) == (Outcome.COMPLETED, None, EPOCH + 1)
+    assert result.digest == rig.machine.digest
+    assert result.blackout_s is not None
+
+
+def test_the_blackout_is_timed():
+    """From READY to the guest's start."""
+    rig = DestinationRig().until(D.READY)
+    rig.now += 0.5
+    rig.until(D.RUNNING)
+    rig.now += 7.0
+    rig.until(D.CLOSED)
+    assert rig.machine.result.blackout_s == 0.5
+
+
+def test_progress_tells_how_far_it_is():
+    """[CON-76] [CON-80]"""
+    rig = DestinationRig().until(D.RECEIVING)
+    rig.pass_time(1.5)
+    rig.pages([0, 3], [1, 1])
+    rig.pass_time(1.5)
+    first, *_, second = (each for each in rig.heard if isinstance(each, r.Progress))
+    assert (first.phase, first.round, first.pages_total, first.pages_remaining) == (Phase.ROUNDS, 1, 4, 4)
+    assert (second.pages_remaining, first.bulk_bytes, second.bulk_bytes) == (2, 0, PAGE)
