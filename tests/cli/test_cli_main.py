@@ -42,6 +42,25 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
     assert f"Usage: sterna {name}" in capsys.readouterr().out
 
 
+def test_a_command_s_own_help_says_more_than_its_line_in_the_list(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["holder", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "The guest belongs to this process: Ctrl-C ends both." in out
+
+
+def test_closed_streams_are_opened_before_anything_else_gets_their_numbers() -> None:
+    code = (
+        "import os, sys; from sterna.cli.main import main; status = main(['exits', '--json']); "
+        "first = os.open('/', os.O_RDONLY); sys.exit(status if first > 2 else 99)"
+    )
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code], check=False, timeout=60
+    )
+    assert done.returncode == 0
+
+
 def test_help_is_quick_because_it_imports_little() -> None:
     code = (
         "import sys; from sterna.cli.main import main; main(['--help']); "

@@ -6,8 +6,6 @@ the last one. People get text on stderr in any case, and a display that moves if
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -16,7 +14,7 @@ from typing import Self
 from sterna.cli.display import Display
 from sterna.cli.events import event_fields
 from sterna.cli.exits import exit_of, gravest
-from sterna.cli.output import SCHEMA, Output
+from sterna.cli.output import SCHEMA, Output, write_line
 from sterna.core.events import Event
 from sterna.errors import ConfigError, SternaError
 
@@ -78,8 +76,7 @@ class Reporter:
     def _line(self, fields: Mapping[str, object]) -> None:
         if not self.follow:
             return
-        line = {"schema": SCHEMA, "event": fields["event"], "time_ns": now_ns(), **fields}
-        print(json.dumps(line, allow_nan=False, ensure_ascii=False), file=sys.stdout, flush=True)
+        write_line({"schema": SCHEMA, "event": fields["event"], "time_ns": now_ns(), **fields})
 
 
 def now_ns() -> int:

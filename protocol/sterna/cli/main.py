@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -29,12 +30,17 @@ COMMANDS = (
 )
 
 
-def application() -> App:
-    """The command line, with its commands not yet imported."""
+def application(chosen: str = "") -> App:
+    """The command line, with its commands not yet imported.
+
+    Args:
+        chosen: the command that will be called. It is imported in any case, so its own help is what its
+            docstring says, which is more than its line in the list of commands.
+    """
     app = App(
         name="sterna",
         help="Live migration over an open wire protocol.",
-        help_format="plaintext",
+        help_format="markdown",
         help_epilogue="With --json a command writes one object to stdout; text for people goes to stderr.",
         version=version_line,
         suppress_keyboard_interrupt=False,
@@ -42,23 +48,31 @@ def application() -> App:
         backend="trio",
     )
     for name, path, text in COMMANDS:
-        app.command(path, name=name, help=text)
+        app.command(path, name=name, help=None if name == chosen else text)
     return app
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the returned number is the exit code."""
+    _open_standard_streams()
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     # Known before parsing has succeeded: a usage error, too, is answered as it was asked for.
     output = Output(json="--json" in tokens)
     try:
-        result = application()(tokens, exit_on_error=False, print_error=False)
+        result = application("".join(tokens[:1]))(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         output.failure("usage", str(error), Exit.USAGE)
         return Exit.USAGE
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:  # noqa: BLE001 - nobody is above us
         return _failed(error, output)
     return int(result or 0)
+
+
+def _open_standard_streams() -> None:
+    """Whoever starts a command without them would find its first socket in their place, and text in it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - stays open
 
 
 def _failed(error: BaseException, output: Output) -> Exit:

@@ -3,14 +3,19 @@
 So a pipe only ever carries data. Text may hold what a peer or a file said; it is never read as markup, and
 control characters are shown as escapes, so that nobody's terminal is written to from outside.
 Colours and widths are rich's business, which also honours NO_COLOR.
+
+Nothing here ever ends a migration: a reader that has gone (``| head``), or a log on a full disk, loses text
+and lines, and the guest does not notice.
 """
 
 from __future__ import annotations
 
+import io
 import json as json_module
+import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +31,54 @@ def printable(text: str) -> str:
         character if character.isprintable() or character == "\n" else repr(character)[1:-1]
         for character in text
     )
+
+
+def write_line(fields: Mapping[str, object]) -> None:
+    """One object as a line on stdout. Numbers must be finite: JSON has no word for anything else."""
+    text = json_module.dumps(fields, allow_nan=False, ensure_ascii=False) + "\n"
+    try:
+        # UTF-8 whatever the locale; of a path that is none, an escape that JSON has too.
+        sys.stdout.buffer.write(text.encode(errors="backslashreplace"))
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        _forget(sys.stdout)
+    except OSError as error:
+        print(f"sterna: stdout: {error.strerror}", file=_Patient())
+
+
+def _forget(stream: IO[str]) -> None:
+    """Nobody reads this any more; what is in its buffer must not fail once more when Python ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+class _Patient(io.TextIOBase):
+    """stderr; what cannot be written is lost."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Of stderr."""
+        return sys.stderr.encoding
+
+    def isatty(self) -> bool:
+        """Whether a person looks at it."""
+        return sys.stderr.isatty()
+
+    def fileno(self) -> int:
+        """Of stderr."""
+        return sys.stderr.fileno()
+
+    def write(self, text: str) -> int:
+        """All of it, or nothing that anybody could do something about."""
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except BrokenPipeError:
+            _forget(sys.stderr)
+        except OSError:
+            pass  # a full disk may have room again for the next line
+        return len(text)
 
 
 class Output:
@@ -45,7 +98,7 @@ class Output:
         if self._console is None:
             from rich.console import Console
 
-            self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+            self._console = Console(file=cast("IO[str]", _Patient()), highlight=False, soft_wrap=True)
         return self._console
 
     @property
@@ -55,7 +108,9 @@ class Output:
 
     def say(self, text: str, *, style: str = "") -> None:
         """A line for people."""
-        self.console.print(printable(text), style=style or None, markup=False)
+        # A terminal would break it inside of words; a file shall have it as it is.
+        wrapped = self.console.is_terminal
+        self.console.print(printable(text), style=style or None, markup=False, soft_wrap=not wrapped)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
         """A table for people; nothing with --json, where the result says it all."""
@@ -71,13 +126,9 @@ class Output:
         self.console.print(table, soft_wrap=False)
 
     def result(self, fields: Mapping[str, object]) -> None:
-        """The command's one object on stdout; nothing without --json.
-
-        Numbers must be finite: JSON has no word for anything else.
-        """
+        """The command's one object on stdout; nothing without --json."""
         if self.json:
-            text = json_module.dumps({"schema": SCHEMA, **fields}, allow_nan=False, ensure_ascii=False)
-            print(text, file=sys.stdout, flush=True)
+            write_line({"schema": SCHEMA, **fields})
 
     def failure(self, code: str, text: str, exit_code: Exit) -> None:
         """What went wrong: a line for people, or the error as the result."""

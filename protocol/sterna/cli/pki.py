@@ -13,7 +13,7 @@ from sterna.cli.units import Json
 if TYPE_CHECKING:
     from sterna.host.pki import Issued
 
-app = App(name="pki", help="Make certificates for hosts.", help_format="plaintext", version_flags=())
+app = App(name="pki", help="Make certificates for hosts.", help_format="markdown", version_flags=())
 
 
 @app.command

@@ -60,6 +60,14 @@ def serve(
 ) -> int:
     """Listen for a guest, and let it run in a holder when it has come.
 
+    Who may send what is in the peer list, a TOML file with an entry like this for each host:
+
+        [[peer]]
+        identity = "host-a"
+        may_send = ["web-*"]
+
+    What is not listed is not allowed. A guest is named by a glob over names, or by id: and its 32 hex digits.
+
     Args:
         listen: where: host:port, or [v6 address]:port; port 0 lets the system choose one.
         holder: socket of a holder with room for a guest (`sterna holder --destination`).
