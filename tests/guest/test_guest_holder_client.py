@@ -227,6 +227,17 @@ async def test_a_holder_that_goes_away() -> None:
     theirs.close()
 
 
+async def test_who_is_turned_away_hears_why() -> None:
+    """The holder says it and closes, without having read a request."""
+    ours, theirs = trio.socket.socketpair(socket.AF_UNIX)
+    await theirs.send(encode_frame({"id": None, "error": {"code": "busy", "text": "no connection for you"}}))
+    theirs.close()
+    async with HolderConnection(ours) as connection:
+        with pytest.raises(GuestError, match="no connection for you") as caught:
+            await connection.attach("controller", None)
+    assert caught.value.code is ErrorCode.BUSY
+
+
 async def test_closing_lets_a_paused_guest_run_on(path: Path) -> None:
     """[HOL-18]"""
     async with await connect_holder(path) as connection:

@@ -206,3 +206,57 @@ async def test_requests_are_short_even_when_cancelled_at_once(serve: Serve) -> N
             await guest.save_state()
         await guest.resume()
         assert held.running
+
+
+async def test_what_a_cancelled_collect_had_taken_is_not_lost(serve: Serve) -> None:
+    """[HOL-34]: the holder forgets what it has reported, whether its answer was waited for or not."""
+    async with serve(with_guest=True) as (connection, held):
+        guest = await HolderSourceGuest.open(connection)
+        await guest.start_tracking()
+        held.dirty = {1}
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await guest.collect_dirty()
+        await connection.status()  # so it has collected
+        held.dirty = {2}
+        assert (await guest.collect_dirty())[3].count() == PAGES
+        held.dirty = {3}
+        assert (await guest.collect_dirty())[3].count() == 1
+
+
+@pytest.mark.parametrize("cut", ["reserve", "discard"])
+async def test_what_was_cut_off_is_discarded_all_the_same(serve: Serve, cut: str) -> None:
+    async with serve(with_guest=False) as (connection, held):
+        room = HolderDestinationGuest(connection)
+        if cut == "discard":
+            await room.reserve(DESCRIPTION)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await (room.discard() if cut == "discard" else room.reserve(DESCRIPTION))
+        await room.discard()
+        await room.discard()
+        assert (await connection.status()).state == "empty"
+        assert held.calls == ["reserve", "discard"]
+
+
+async def test_memory_is_not_for_writing_once_the_guest_has_run(serve: Serve) -> None:
+    """[HOL-33]"""
+    async with serve(with_guest=False) as (connection, _):
+        room = HolderDestinationGuest(connection)
+        await room.reserve(DESCRIPTION)
+        assert not room.memory(3).readonly
+        await room.load_state(STATE)
+        assert mappings() == 2
+        await room.run(5, RUNNER)
+        assert mappings() == 0
+        with pytest.raises(GuestError, match="region 3"):
+            room.memory(3)
+        await room.discard()  # changes nothing
+        assert (await connection.status()).state == "running"
+
+
+def mappings() -> int:
+    """Writable mappings of the fake guest's memory in this process."""
+    return sum(
+        "memfd:fake" in line and " rw" in line for line in Path("/proc/self/maps").read_text().splitlines()
+    )

@@ -1,13 +1,14 @@
 """The endpoint's side of the holder protocol, for trio.
 
-A connection has one request under way at a time. Cancelling one breaks nothing: what was not yet sent goes
-first at the next request, and an answer that nobody waits for any more is dropped by its number. That
+A connection has one request under way at a time. Cancelling one does not break it: what was not yet sent
+goes first at the next request, and an answer that nobody waits for any more is dropped by its number. That
 matters, because the endpoint resumes the guest over the same connection after a deadline has cut a request
-off.
+off. Whether the holder has done what was cancelled is for the caller to consider.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from dataclasses import dataclass
@@ -158,7 +159,9 @@ class HolderConnection:
         data = encode_frame({"id": number, "op": operation, **fields}, descriptors)
         # Copies, because a cancelled request is sent later all the same: half a frame cannot be taken back.
         self._unsent.append((data, tuple(os.dup(descriptor) for descriptor in descriptors)))
-        await self._send()
+        # A holder that turns us away does not read before it closes; what it said is still there.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            await self._send()
         while True:
             frame = await self._next_frame()
             if frame.fields.get("id") == number:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,8 @@ from sterna.linux.memfd import MemoryFile, MemoryMap, read_shared
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import Transfer
 from sterna.wire.records import Runner
+
+_UNKNOWN: Final = ""  # a request was sent that changes the holder's state; its answer has not come
 
 
 async def _map_memory(
@@ -93,6 +96,7 @@ class HolderSourceGuest:
         self._tracker = tracker
         self._maps = maps
         self._bitmaps: _Bitmaps | None = None
+        self._collected = True  # the last collect's answer has come; what it told is not lost
 
     @classmethod
     async def open(cls, connection: HolderConnection) -> HolderSourceGuest:
@@ -123,11 +127,14 @@ class HolderSourceGuest:
     async def start_tracking(self) -> None:
         """The bitmap's descriptor comes with the answer."""
         self._bitmaps = _Bitmaps(await self.connection.call("track_start"))
+        self._collected = True
 
     async def collect_dirty(self) -> Mapping[int, PageBitmap]:
-        """From the shared bitmap."""
+        """From the shared bitmap; all, if a collect was cut off after which the holder may have forgotten."""
+        complete, self._collected = self._collected, False
         answer = await self.connection.call("track_collect")
-        if self._bitmaps is None or answer.fields.get("all") is not False:
+        self._collected = True
+        if self._bitmaps is None or not complete or answer.fields.get("all") is not False:
             return {
                 region.id: PageBitmap.full(region.pages)
                 for region in self._description.regions
@@ -191,8 +198,9 @@ class HolderDestinationGuest:
 
     async def reserve(self, description: GuestDescription) -> None:
         """Begin anew: what an earlier endpoint may have left half-way is discarded."""
-        if self._state in {"reserved", "loaded"}:
+        if await self._is_occupied():
             await self.discard()
+        self._state = _UNKNOWN
         await self.connection.call(
             "reserve",
             {"description": fields_of.description_to_json(description)},
@@ -202,7 +210,13 @@ class HolderDestinationGuest:
         self._maps = await _map_memory(self.connection, description, writable=True)
 
     def memory(self, region: int) -> memoryview:
-        """The guest's memory to be, writable."""
+        """The guest's memory to be, writable.
+
+        Raises:
+            GuestError: nothing is reserved, or the guest has run.
+        """
+        if region not in self._maps:
+            raise GuestError(f"no memory of region {region} to write to")
         return self._maps[region].view
 
     async def prepare(self) -> None:
@@ -220,13 +234,20 @@ class HolderDestinationGuest:
         self._state = "loaded"
 
     async def run(self, epoch: int, runner: Runner) -> None:
-        """First instruction."""
+        """First instruction. The mapping goes with the last view of it: nobody may write now [HOL-33]."""
+        self._maps, self._state = {}, _UNKNOWN
         await self.connection.call("run", {"epoch": epoch, "runner": fields_of.runner_to_json(runner)})
-        self._state = "running"
 
     async def discard(self) -> None:
         """Free everything; legal when there is nothing."""
-        if self._state in {"reserved", "loaded"}:
+        if await self._is_occupied():
+            self._state = _UNKNOWN
             await self.connection.call("discard")
         self._state = "empty"
         self._maps = {}
+
+    async def _is_occupied(self) -> bool:
+        """Whether the holder keeps a guest that never ran; asked where an answer may have been lost."""
+        if self._state == _UNKNOWN:
+            self._state = (await self.connection.status()).state
+        return self._state in {"reserved", "loaded"}
