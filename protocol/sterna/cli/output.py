@@ -54,28 +54,31 @@ def _forget(stream: IO[str]) -> None:
 
 
 class _Patient(io.TextIOBase):
-    """stderr; what cannot be written is lost."""
+    """stderr as it is now (a live display puts itself in its place); what cannot be written is lost."""
+
+    def __init__(self) -> None:
+        self._stream = sys.stderr
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
         """Of stderr."""
-        return sys.stderr.encoding
+        return self._stream.encoding
 
     def isatty(self) -> bool:
         """Whether a person looks at it."""
-        return sys.stderr.isatty()
+        return self._stream.isatty()
 
     def fileno(self) -> int:
         """Of stderr."""
-        return sys.stderr.fileno()
+        return self._stream.fileno()
 
     def write(self, text: str) -> int:
         """All of it, or nothing that anybody could do something about."""
         try:
-            sys.stderr.write(text)
-            sys.stderr.flush()
+            self._stream.write(text)
+            self._stream.flush()
         except BrokenPipeError:
-            _forget(sys.stderr)
+            _forget(self._stream)
         except OSError:
             pass  # a full disk may have room again for the next line
         return len(text)
@@ -98,7 +101,7 @@ class Output:
         if self._console is None:
             from rich.console import Console
 
-            self._console = Console(file=cast("IO[str]", _Patient()), highlight=False, soft_wrap=True)
+            self._console = Console(file=cast("IO[str]", _Patient()), highlight=False)
         return self._console
 
     @property
@@ -123,7 +126,7 @@ class Output:
         table = Table(*columns, box=box.SIMPLE_HEAD, title=title or None, title_justify="left")
         for row in rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
-        self.console.print(table, soft_wrap=False)
+        self.console.print(table)
 
     def result(self, fields: Mapping[str, object]) -> None:
         """The command's one object on stdout; nothing without --json."""
