@@ -1,0 +1,247 @@
+"""The pump: what it owes to a machine, to a guest that is slow, and to whoever cancels it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import pytest
+import trio
+from trio.abc import Clock
+
+from sterna.core.events import Event, Finished, Outcome, Result
+from sterna.guest.api import GuestDescription, StateSection
+from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
+from sterna.guest.workload import WorkloadParameters
+from sterna.memory.bitmap import PageBitmap
+from sterna.net.endpoint import Destination, Options, Source
+from sterna.net.memory import MemoryTransport, memory_transport_pair
+from sterna.net.pump import boottime
+from sterna.testing import run_workload
+from sterna.wire.records import Runner
+
+STEP_S = 0.01
+PARAMETERS = WorkloadParameters.for_memory(256 << 10, 128 << 10)
+
+
+@pytest.fixture
+def virtual_time(autojump_clock: Clock) -> Clock:
+    """Every test takes it: pytest-trio looks for a clock among a test's arguments only."""
+    return autojump_clock
+
+
+class SlowSource(SimulatedSourceGuest):
+    """Every call takes a while before it has its effect, and a while after it."""
+
+    async def start_tracking(self) -> None:
+        await trio.sleep(STEP_S)
+        await super().start_tracking()
+        await trio.sleep(STEP_S)
+
+    async def collect_dirty(self) -> Mapping[int, PageBitmap]:
+        await trio.sleep(STEP_S)
+        dirty = await super().collect_dirty()
+        await trio.sleep(STEP_S)
+        return dirty
+
+    async def stop_tracking(self) -> None:
+        await trio.sleep(STEP_S)
+        await super().stop_tracking()
+
+    async def pause(self) -> None:
+        await trio.sleep(STEP_S)
+        await super().pause()
+        await trio.sleep(STEP_S)
+
+    async def resume(self) -> None:
+        await trio.sleep(STEP_S)
+        await super().resume()
+
+    async def save_state(self) -> Sequence[StateSection]:
+        await trio.sleep(STEP_S)
+        return await super().save_state()
+
+    async def mark_granted(self, epoch: int) -> None:
+        await trio.sleep(STEP_S)
+        await super().mark_granted(epoch)
+        await trio.sleep(STEP_S)
+
+    async def revoke_grant(self, epoch: int) -> None:
+        await trio.sleep(STEP_S)
+        self.granted_epoch = epoch  # it may not have been made: revoking is legal all the same
+        await super().revoke_grant(epoch)
+
+    async def release(self) -> None:
+        await trio.sleep(STEP_S)
+        await super().release()
+
+
+class SlowDestination(SimulatedDestinationGuest):
+    """Likewise."""
+
+    def __init__(self, rate_bytes_s: float) -> None:
+        super().__init__(rate_bytes_s=rate_bytes_s)
+        self.asked_to_run = trio.Event()
+
+    async def reserve(self, description: GuestDescription) -> None:
+        await trio.sleep(STEP_S)
+        await super().reserve(description)
+        await trio.sleep(STEP_S)
+
+    async def prepare(self) -> None:
+        await trio.sleep(STEP_S)
+        await super().prepare()
+
+    async def load_state(self, sections: Sequence[StateSection]) -> None:
+        await trio.sleep(STEP_S)
+        await super().load_state(sections)
+        await trio.sleep(STEP_S)
+
+    async def run(self, epoch: int, runner: Runner) -> None:
+        self.asked_to_run.set()
+        await trio.sleep(STEP_S)
+        await super().run(epoch, runner)
+        await trio.sleep(STEP_S)
+
+    async def discard(self) -> None:
+        await trio.sleep(STEP_S)
+        await super().discard()
+
+
+class Pair:
+    """Both endpoints around slow guests, each in a cancel scope of its own."""
+
+    def __init__(self) -> None:
+        self.guest = SlowSource(PARAMETERS, rate_bytes_s=4e6)
+        self.room = SlowDestination(rate_bytes_s=4e6)
+        self.ends: tuple[MemoryTransport, MemoryTransport] = memory_transport_pair(latency_s=0.001)
+        self.scopes = (trio.CancelScope(), trio.CancelScope())
+        self.results: dict[int, Result] = {}
+        self.events: list[Event] = []
+        options = Options(clock=trio.current_time, grease=False)
+        watched = Options(clock=trio.current_time, grease=False, on_event=self.events.append)
+        self.source = Source(self.guest, self.ends[0], epoch=1, options=watched)
+        self.destination = Destination(lambda _: self.room, self.ends[1], options=options)
+
+    async def run(self, stop_at: float | None = None, which: int = 0) -> float:
+        """Migrate; cancel one side from outside after so many seconds. The time that it took."""
+        started = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_workload, self.guest, 0.005)
+            nursery.start_soon(run_workload, self.room, 0.005)
+            async with trio.open_nursery() as both:
+                both.start_soon(self._run, 0, self.source.run)
+                both.start_soon(self._run, 1, self.destination.run)
+                if stop_at is not None:
+                    await trio.sleep(stop_at)
+                    self.scopes[which].cancel()
+            nursery.cancel_scope.cancel()
+        return trio.current_time() - started
+
+    async def _run(self, which: int, run: Callable[[], object]) -> None:
+        with self.scopes[which]:
+            self.results[which] = await run()  # type: ignore[misc]
+
+
+async def test_slow_guests_move(virtual_time: Clock) -> None:
+    pair = Pair()
+    seconds = await pair.run()
+    assert [result.outcome for result in pair.results.values()] == [Outcome.COMPLETED] * 2
+    assert seconds < 1
+    assert isinstance(pair.events[-1], Finished)
+
+
+def moments() -> list[float]:
+    """Every part of a slow migration, and a little more: each call of a guest is hit before and in it."""
+    return [0.0003 + 0.004 * step for step in range(70)]
+
+
+@pytest.mark.slow
+async def test_a_source_that_is_cancelled_while_its_guest_is_busy(virtual_time: Clock) -> None:
+    """Whatever the guest was asked for, it is set running again, unless HANDOVER may have left [CON-62]."""
+    granted = set()
+    for moment in moments():
+        pair = Pair()
+        await pair.run(moment, 0)
+        granted.add(pair.guest.granted_epoch)
+        if pair.guest.granted_epoch is None:
+            assert pair.guest.running, moment
+            assert pair.guest.machine.throttle == 0
+            assert not pair.room.has_run
+        else:
+            assert not pair.guest.running, moment
+    assert granted == {None, 2}
+
+
+@pytest.mark.slow
+async def test_a_destination_that_is_cancelled_while_its_guest_is_busy(virtual_time: Clock) -> None:
+    """Nothing takes back a permission that was received [ONE-30]: it goes on until the guest runs."""
+    ran = set()
+    for moment in moments():
+        pair = Pair()
+        await pair.run(moment, 1)
+        ran.add(pair.room.has_run)
+        outcome = pair.results[0].outcome if 0 in pair.results else None
+        if pair.guest.granted_epoch is None:
+            assert outcome is Outcome.ROLLED_BACK, moment
+            assert pair.guest.running
+            assert not pair.room.has_run
+        else:
+            assert not pair.guest.running, moment
+            if not pair.room.has_run:
+                # HANDOVER was on its way when the destination was cancelled.
+                assert outcome is Outcome.UNDECIDED, moment
+                assert pair.room.discarded
+        assert pair.room.running == pair.room.has_run
+    assert ran == {False, True}
+
+
+async def test_a_destination_is_not_interrupted_once_it_has_the_permission(virtual_time: Clock) -> None:
+    """`run` is slow; a cancellation in the middle of it waits for its end."""
+    pair = Pair()
+
+    async def cancel_in_run() -> None:
+        await pair.room.asked_to_run.wait()
+        pair.scopes[1].cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cancel_in_run)
+        await pair.run()
+    assert pair.room.running
+
+
+async def test_a_guest_that_never_answers_does_not_hold_up_a_cancellation_for_ever(
+    virtual_time: Clock,
+) -> None:
+    pair = Pair()
+
+    async def hang() -> None:
+        await trio.sleep_forever()
+
+    pair.guest.resume = hang  # type: ignore[method-assign]
+    assert await pair.run(0.05, 0) < 60
+
+
+async def test_a_callback_that_raises_does_not_end_a_migration(
+    virtual_time: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who only watches decides nothing; the first error is logged, and the callback is not called again."""
+    pair = Pair()
+    calls: list[Event] = []
+
+    def on_event(event: Event) -> None:
+        calls.append(event)
+        raise RuntimeError("an embedder's own")
+
+    pair.source = Source(
+        pair.guest, pair.ends[0], epoch=1, options=Options(clock=trio.current_time, on_event=on_event)
+    )
+    await pair.run()
+    assert [result.outcome for result in pair.results.values()] == [Outcome.COMPLETED] * 2
+    assert len(calls) == 1
+    assert "on_event" in caplog.text
+
+
+def test_the_clock_is_one_that_goes_on_while_the_host_sleeps() -> None:
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert before <= boottime() <= time.clock_gettime(time.CLOCK_BOOTTIME)
