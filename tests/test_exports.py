@@ -24,7 +24,14 @@ WITHOUT_TESTS = {
     "guest/api.py": "Protocols only; sterna.testing.check_guest is their test",
 }
 # Tests of no single module.
-WITHOUT_MODULE = {"test_conftest.py", "test_core_conversation.py", "test_exports.py", "test_spec.py"}
+WITHOUT_MODULE = {
+    "test_conftest.py",
+    "test_core_conversation.py",
+    "test_exports.py",
+    "test_readme.py",
+    "test_spec.py",
+    "test_vectors.py",
+}
 
 
 def modules() -> Iterator[Path]:
