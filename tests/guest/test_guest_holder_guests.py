@@ -246,17 +246,9 @@ async def test_memory_is_not_for_writing_once_the_guest_has_run(serve: Serve) ->
         await room.reserve(DESCRIPTION)
         assert not room.memory(3).readonly
         await room.load_state(STATE)
-        assert mappings() == 2
         await room.run(5, RUNNER)
-        assert mappings() == 0
-        with pytest.raises(GuestError, match="region 3"):
-            room.memory(3)
+        assert room.memory(3).readonly
         await room.discard()  # changes nothing
         assert (await connection.status()).state == "running"
-
-
-def mappings() -> int:
-    """Writable mappings of the fake guest's memory in this process."""
-    return sum(
-        "memfd:fake" in line and " rw" in line for line in Path("/proc/self/maps").read_text().splitlines()
-    )
+        with pytest.raises(GuestError, match="no memory of region 3"):
+            room.memory(3)

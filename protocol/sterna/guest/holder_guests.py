@@ -195,6 +195,7 @@ class HolderDestinationGuest:
         self.connection = connection
         self._maps: Mapping[int, MemoryMap] = {}
         self._state = connection.attached.state
+        self._has_run = False
 
     async def reserve(self, description: GuestDescription) -> None:
         """Begin anew: what an earlier endpoint may have left half-way is discarded."""
@@ -206,18 +207,19 @@ class HolderDestinationGuest:
             {"description": fields_of.description_to_json(description)},
             within_s=SLOW_ANSWER_WITHIN_S,
         )
-        self._state = "reserved"
+        self._state, self._has_run = "reserved", False
         self._maps = await _map_memory(self.connection, description, writable=True)
 
     def memory(self, region: int) -> memoryview:
-        """The guest's memory to be, writable.
+        """The guest's memory to be, writable; read-only from `run` on.
 
         Raises:
-            GuestError: nothing is reserved, or the guest has run.
+            GuestError: nothing is reserved.
         """
         if region not in self._maps:
-            raise GuestError(f"no memory of region {region} to write to")
-        return self._maps[region].view
+            raise GuestError(f"there is no memory of region {region}")
+        view = self._maps[region].view
+        return view.toreadonly() if self._has_run else view
 
     async def prepare(self) -> None:
         """Every page is there when this returns."""
@@ -234,8 +236,8 @@ class HolderDestinationGuest:
         self._state = "loaded"
 
     async def run(self, epoch: int, runner: Runner) -> None:
-        """First instruction. The mapping goes with the last view of it: nobody may write now [HOL-33]."""
-        self._maps, self._state = {}, _UNKNOWN
+        """First instruction; nobody writes to its memory from here on [HOL-33]."""
+        self._has_run, self._state = True, _UNKNOWN
         await self.connection.call("run", {"epoch": epoch, "runner": fields_of.runner_to_json(runner)})
 
     async def discard(self) -> None:
