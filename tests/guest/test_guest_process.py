@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from sterna.guest.holder_engine import HolderEngine
 from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
 from sterna.guest.journal import boottime_ns
 from sterna.guest.process import ProcessGuest, ProcessSettings, describe
+from sterna.guest.process_runner import WorkloadRunner
 from sterna.guest.schedule import PAGE_BYTES, WorkloadParameters
 from sterna.guest.workload import STATE_BYTES
 from sterna.registry import Architecture, ErrorCode, RegionKind, StateKind
@@ -129,6 +131,72 @@ def check_journal(path: Path) -> None:
         (2, f"there:{THERE.id.hex()}"),
     }
     assert [line[3] for line in lines] == sorted(line[3] for line in lines)
+
+
+def test_one_that_is_stopped_before_its_first_write_leaves_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its count is that of the last epoch's last line, and the same count under two epochs is a fork."""
+    journal = tmp_path / "journal"
+    left, right = source(journal=journal), room(journal=journal)
+    with closing(left, right):
+        left.run(1, HERE)
+        wait_for_writes(left)
+        right.reserve(left.description)
+        left.pause()
+        there, here = right.memory()[0].map(), left.memory()[0].map()
+        there.array[:] = here.array
+        right.load_state(left.save_state())
+        left.mark_granted(2)
+        with monkeypatch.context() as patch:
+            patch.setattr(WorkloadRunner, "_set", lambda *_: None)  # its thread does not hear of it
+            right.run(2, THERE)
+        right.pause()
+        right.mark_granted(3)
+        right.revoke_grant(3)
+        right.resume()
+        wait_for_writes(right, int(figure(left, "writes")))
+        there.close()
+        here.close()
+    check_journal(journal)
+
+
+def test_a_run_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """[HOL-10]: above all, a granted guest stays one, and writes no end."""
+    journal = tmp_path / "journal"
+    guest = source(journal=journal)
+
+    def fail(_: WorkloadRunner) -> None:
+        raise GuestError("the workload failed")
+
+    with closing(guest):
+        guest.run(1, HERE)
+        wait_for_writes(guest)
+        guest.pause()
+        guest.mark_granted(2)
+        with monkeypatch.context() as patch:
+            patch.setattr(WorkloadRunner, "_check", fail)
+            with pytest.raises(GuestError, match="failed"):
+                guest.run(2, THERE)
+        assert guest.status()["paused"] is True
+    assert json.loads(journal.read_text().splitlines()[-1])[4] == "granted"
+
+
+def test_without_a_thread_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = room()
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(process.GuestMemory, "start_populating", refuse)
+    with closing(guest):
+        try:
+            guest.reserve(description())
+        except GuestError as error:
+            assert error.code is ErrorCode.FULL  # noqa: PT017 - its traceback must not keep the mapping
+        assert guest.tracker == "none"
+        assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_pause_is_complete_and_resume_runs_on() -> None:

@@ -174,14 +174,17 @@ def test_a_workload_that_fails(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Non
         rig.runner.run()
 
 
-def test_a_workload_that_does_not_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_workload_that_does_not_stop_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[HOL-10]: a pause that was refused does not happen later, when nobody would resume it."""
     monkeypatch.setattr(process_runner, "_STOP_WITHIN_S", 0.001)
     rig = Rig(0)
     entered, go = threading.Event(), threading.Event()
+    write = rig.workload.write
 
-    def hang(_: int) -> None:
+    def hang(pages: int) -> None:
         entered.set()
         assert go.wait(WITHIN_S)
+        write(pages)
 
     monkeypatch.setattr(rig.workload, "write", hang)
     rig.runner.run("run")
@@ -189,7 +192,22 @@ def test_a_workload_that_does_not_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(GuestError, match="does not stop"):
         rig.runner.park()
     go.set()
-    rig.runner._thread.join(0)
+    rig.watch.wait("beat", 2)
     monkeypatch.setattr(process_runner, "_STOP_WITHIN_S", WITHIN_S)
+    rig.runner.park()
     rig.runner.stop()
     assert not rig.runner._thread.is_alive()
+
+
+def test_an_event_is_told_though_it_was_parked_before_it_had_written(rig: Rig) -> None:
+    """An audit right after `run` must not take the blackout's end away."""
+    with rig.runner._condition:  # the thread does not get to see this
+        rig.runner._event = "run"
+    rig.runner.park()
+    rig.runner.run()
+    rig.watch.wait("run")
+    rig.runner.park()
+    assert rig.runner.first_write_ns > 0
+    rig.runner.run("resume")
+    rig.watch.wait("resume")
+    assert rig.watch.events.count("run") == 1

@@ -64,6 +64,7 @@ class ProcessGuest(HeldGuest):
         self._paused = False
         self._granted = False
         self._journaled_count = -1
+        self._journaled_epoch = 0  # of the last line that tells of writes
 
     def create(self, guest: GuestDescription, parameters: WorkloadParameters) -> None:
         """A new guest, filled, not yet running."""
@@ -113,8 +114,8 @@ class ProcessGuest(HeldGuest):
 
     def resume(self) -> None:
         """With the next block."""
-        self._paused = False
         self._running.run("resume")
+        self._paused = False
 
     def throttle(self, share: float) -> None:
         """At once."""
@@ -145,10 +146,15 @@ class ProcessGuest(HeldGuest):
         if self._available_bytes is not None and size > self._available_bytes():
             raise GuestError(f"{size} bytes are not available", ErrorCode.FULL)
         try:
-            self._image = GuestMemory(size, self._settings.tracker)
-        except (MemoryError, OSError) as error:
+            image = GuestMemory(size, self._settings.tracker)
+            try:
+                image.start_populating()
+            except BaseException:
+                image.free()
+                raise
+        except (MemoryError, OSError, RuntimeError) as error:  # the last one: no thread
             raise GuestError(f"no memory: {error}", ErrorCode.FULL) from error
-        self._image.start_populating()
+        self._image = image
         self._description = description
 
     def prepare(self) -> None:
@@ -174,11 +180,16 @@ class ProcessGuest(HeldGuest):
     def run(self, epoch: int, runner: Runner) -> None:
         """Start the thread, or let the one go on that was stopped here."""
         assert self._workload is not None
-        self._epoch, self._who, self._granted = epoch, runner, False
-        if self._runner is None:
-            self._runner = WorkloadRunner(self._workload, self._settings.rate_bytes_s, self._progress)
+        before = self._epoch, self._who, self._granted
+        self._epoch, self._who, self._granted = epoch, runner, False  # the first write is noted under these
+        try:
+            if self._runner is None:
+                self._runner = WorkloadRunner(self._workload, self._settings.rate_bytes_s, self._progress)
+            self._runner.run("run")
+        except BaseException:
+            self._epoch, self._who, self._granted = before
+            raise
         self._paused = False
-        self._runner.run("run")
 
     def discard(self) -> None:
         """Free the memory."""
@@ -266,10 +277,14 @@ class ProcessGuest(HeldGuest):
     def _progress(self, event: str) -> None:
         assert self._workload is not None
         if event != "beat" or self._workload.count > self._journaled_count:
+            self._journaled_epoch = self._epoch
             self._note(event)
 
     def _note(self, event: str) -> None:
         assert self._workload is not None
+        # Stopped before its first write in this epoch: the count is that of a line of the epoch before.
+        if self._journaled_epoch != self._epoch:
+            return
         self._journaled_count = self._workload.count
         self._journal.append(self._workload.count, self._epoch, self._who, event)
 

@@ -69,17 +69,25 @@ class WorkloadRunner:
         self._thread.start()
 
     def run(self, event: str = "") -> None:
-        """Let it write. `event` is what `on_progress` is told after the first write; empty for nothing."""
+        """Let it write. `event` is what `on_progress` is told after the first write; empty for nothing.
+
+        One that was not told yet, because it was parked again before it had written, goes first.
+        """
         self._check()
-        self._event = event
+        self._event = self._event or event
         self._set(_Wish.RUN)
 
     def park(self) -> None:
-        """Have it stop between two blocks; returns when it has."""
+        """Have it stop between two blocks; returns when it has.
+
+        Raises:
+            GuestError: it did not in time, and runs on; or it has failed.
+        """
         with self._condition:
-            self._wish = _Wish.PARK
+            before, self._wish = self._wish, _Wish.PARK
             self._condition.notify_all()
             if not self._condition.wait_for(lambda: self._parked, _STOP_WITHIN_S):
+                self._wish = before  # or it would stop later, when nobody knows of it any more
                 raise GuestError("the workload does not stop")
         self._check()
 
@@ -144,7 +152,8 @@ class WorkloadRunner:
         self._write(1)
         if self._event:
             self.first_write_ns = self.last_write_ns
-            self._on_progress(self._event)
+            event, self._event = self._event, ""
+            self._on_progress(event)
         tokens = -1.0
         while self._wish is _Wish.RUN:
             now = time.monotonic()
