@@ -46,3 +46,42 @@ def test_the_guest_does_not_stop_for_a_full_disk(tmp_path: Path, monkeypatch: py
     journal.append(2, 1, RUNNER, "beat")
     journal.close()
     assert "No space left" in journal.failure
+
+
+def test_a_line_that_was_cut_off_swallows_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(str(tmp_path / "journal"))
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda fd, data: write(fd, data[:10]))
+        journal.append(1, 1, RUNNER, "run")
+    assert "10 of" in journal.failure
+    for count in (2, 3):
+        journal.append(count, 1, RUNNER, "beat")
+    journal.close()
+    cut, *whole = (tmp_path / "journal").read_text().splitlines()
+    assert len(cut) == 10
+    assert [json.loads(line)[0] for line in whole] == [2, 3]
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "device", "directory"])
+def test_what_is_no_journal(tmp_path: Path, kind: str) -> None:
+    """Opening a pipe without a reader would wait for ever; a link may lead to somebody else's file."""
+    path, other = tmp_path / "journal", tmp_path / "other"
+    other.write_text("")
+    if kind == "link":
+        path.symlink_to(other)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path = Path("/dev/null")
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK) if kind == "pipe" else -1
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match=r"regular|symbolic|directory"):
+        Journal(str(path))
+    assert len(os.listdir("/proc/self/fd")) == before
+    if reader >= 0:
+        os.close(reader)
+        with pytest.raises(OSError, match="No such device or address"):
+            Journal(str(path))

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 
 import pytest
 
 from sterna.guest import process_memory
 from sterna.guest.process_memory import GuestMemory
-from sterna.linux.memfd import PAGE_BYTES, MemoryMap
+from sterna.linux.memfd import PAGE_BYTES, MemoryFile, MemoryMap
 
 SIZE = 16 * PAGE_BYTES
 
@@ -41,6 +42,17 @@ def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         memory.wait_populated()
     memory.wait_populated()
     memory.free()
+
+
+def test_what_cannot_be_made_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A destination is asked again and again."""
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ValueError, match="no tracker"):
+        GuestMemory(SIZE, "magic")
+    monkeypatch.setattr(MemoryFile, "map", lambda _: (_ for _ in ()).throw(OSError(12, "no memory")))
+    with pytest.raises(OSError, match="no memory"):
+        GuestMemory(SIZE, "compare")
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_freeing_does_not_wait_for_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

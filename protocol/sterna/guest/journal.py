@@ -16,8 +16,10 @@ is a fork.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import time
 from typing import Final
 
@@ -34,11 +36,14 @@ class Journal:
 
     Attributes:
         failure: the first error of the file, in words; the guest does not stop for it.
+
+    Raises:
+        OSError: it cannot be written to, or is no regular file: the guest would wait for a pipe's reader.
     """
 
     def __init__(self, path: str | None) -> None:
-        flags: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        self._fd = -1 if path is None else os.open(path, flags, 0o600)
+        self._fd = -1 if path is None else _open(path)
+        self._cut = b""  # what ends a line that was written in part
         self.failure = ""
 
     def append(self, count: int, epoch: int, runner: Runner, event: str, ns: int | None = None) -> None:
@@ -49,13 +54,29 @@ class Journal:
             [count, epoch, f"{runner.host}:{runner.id.hex()}", boottime_ns() if ns is None else ns, event],
             separators=(",", ":"),
         )
+        data = self._cut + line.encode() + b"\n"
         try:
-            os.write(self._fd, line.encode() + b"\n")
+            written = os.write(self._fd, data)
         except OSError as error:
             self.failure = self.failure or str(error)
+            return
+        self._cut = b""
+        if written < len(data):  # a full disk; what is left of the line must not swallow the next one
+            self._cut = b"\n"
+            self.failure = self.failure or f"{written} of {len(data)} bytes of a line were written"
 
     def close(self) -> None:
         """Close the file. Legal twice."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _open(path: str) -> int:
+    # A link could lead to anybody's file; opening a pipe for writing waits for its reader.
+    flags: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    fd = os.open(path, flags, 0o600)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return fd

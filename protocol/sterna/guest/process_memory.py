@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Final
 
@@ -22,10 +23,14 @@ class GuestMemory:
     """
 
     def __init__(self, size_bytes: int, tracker: str) -> None:
-        self.file = MemoryFile("sterna-guest", size_bytes)
-        self.map = self.file.map()
-        self.map.advise_huge_pages()
-        self.tracker, self.tracker_reason = choose_tracker(self.map, tracker)
+        with contextlib.ExitStack() as stack:
+            self.file = MemoryFile("sterna-guest", size_bytes)
+            stack.callback(self.file.close)
+            self.map = self.file.map()
+            stack.callback(self.map.close)
+            self.map.advise_huge_pages()
+            self.tracker, self.tracker_reason = choose_tracker(self.map, tracker)
+            stack.pop_all()
         self._cancelled = False
         self._failure: MemoryError | None = None
         self._populating: threading.Thread | None = None
