@@ -358,6 +358,7 @@ class Session(ABC):
         if tell:
             self._send(words or self._last_words(error))
         self._over = True
+        self._reader = FrameReader()  # the one before may still hold places in guest memory that is freed next
         self._step(self._lost, now)
         self._after_loss(now)
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
+
+import trio
 
 from sterna import limits as bounds
 from sterna.core.deadlines import Deadlines
@@ -25,6 +28,7 @@ from sterna.core.events import (
     Event,
     LoadState,
     MarkGranted,
+    Outcome,
     Pause,
     Persist,
     Prepare,
@@ -39,20 +43,22 @@ from sterna.core.events import (
     StartTracking,
     Throttle,
 )
+from sterna.core.outbox import Outbox
 from sterna.core.policy import PolicySettings, estimate_fixed_cost_s
-from sterna.core.session import Grease
+from sterna.core.session import Grease, Session
 from sterna.core.source import SourceConfig, SourceMachine
-from sterna.errors import ConfigError, GuestError
+from sterna.core.tables import SourceState
+from sterna.errors import ConfigError, GuestError, LocalProtocolError, SternaError, TransportError
 from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest
 from sterna.limits import Limits
 from sterna.memory.pages import PageSink, RegionPages
 from sterna.memory.regions import RegionTable
-from sterna.net.pump import Clock, OnEvent, Pump, boottime
+from sterna.net.pump import FLUSH_STALL_S, Clock, OnEvent, Perform, Pump, boottime
 from sterna.net.rate import RateLimiter
 from sterna.net.steady import SteadyPages
 from sterna.net.transport import Peer, Transport
-from sterna.registry import GREASE_FIRST, GREASE_LAST
-from sterna.wire.records import NO_RUNNER, Guest, Hello, Runner
+from sterna.registry import ERRORS, GREASE_FIRST, GREASE_LAST, ErrorCode, Phase
+from sterna.wire.records import NO_RUNNER, Abort, Guest, Hello, PageRange, Pages, Runner
 
 AGENT = "sterna"
 
@@ -155,10 +161,61 @@ class Options:
             raise ConfigError(f"a bandwidth cap of {cap:g} bytes/s: the least is {bounds.CHUNK_BYTES}")
 
 
-class Source:
-    """Sends `guest` to whoever is at the other end of `transport`.
+class _Endpoint:
+    """One side of one session.
+
+    Attributes:
+        result: how it ended, None until then. It is there, too, if `run` was cancelled from outside.
+    """
+
+    def __init__(self, transport: Transport, host: Host | None, options: Options | None) -> None:
+        self.result: Result | None = None
+        self._transport = transport
+        self._host = host or LocalHost()
+        self._options = options or Options()
+        self._pump: Pump | None = None
+        self._cancelled: str | None = None
+
+    def cancel(self, reason: str = "") -> None:
+        """Ask for the end: before HANDOVER may have left the guest stays at the source [CON-71] [CON-72].
+
+        Raises:
+            LocalProtocolError: TOO_LATE.
+        """
+        if self._pump is None:
+            self._cancelled = reason
+        else:
+            self._pump.cancel(reason)
+
+    def _begin(self, machine: Session, perform: Perform, on_event: OnEvent) -> Pump:
+        """The clocks of a session begin to run when this is called.
+
+        Raises:
+            LocalProtocolError: INTERNAL, the second time.
+        """
+        if self._pump is not None:
+            raise LocalProtocolError(ErrorCode.INTERNAL, "an endpoint is for one session: run() comes once")
+        options = self._options
+        self._pump = Pump(
+            machine,
+            self._transport,
+            perform,
+            on_event=on_event,
+            limiter=_limiter(options),
+            clock=options.clock,
+        )
+        if self._cancelled is not None:
+            self._pump.cancel(self._cancelled)
+        return self._pump
+
+
+class Source(_Endpoint):
+    """Sends `guest` to whoever is at the other end of `transport`, which it closes in any case.
 
     ``result = await Source(guest, transport).run()``; the outcome is in the result, not in an exception.
+
+    Raises:
+        GuestError, ValueError: the guest's description or its memory makes no sense.
     """
 
     def __init__(
@@ -171,14 +228,13 @@ class Source:
         host: Host | None = None,
         options: Options | None = None,
     ) -> None:
+        super().__init__(transport, host, options)
         self._guest = guest
-        self._transport = transport
-        self._host = host or LocalHost()
-        self._options = options = options or Options()
+        options = self._options
         description = guest.description
         record = description.to_record()
         table = RegionTable(record.regions)
-        config = SourceConfig(
+        self._config = SourceConfig(
             agent=options.agent,
             limits=options.limits,
             deadlines=options.deadlines,
@@ -191,37 +247,49 @@ class Source:
             batch_bytes=_batch_bytes(options),
         )
         views = {region.id: guest.memory(region.id) for region in table.copied}
-        self._runner = runner
-        pages = SteadyPages(RegionPages(table, views), options.clock)
-        self._machine = SourceMachine(config, pages, options.clock())
-
-        def on_event(event: Event) -> None:
-            pages.on_event(event)
-            options.on_event(event)
-
-        self._pump = Pump(
-            self._machine,
-            transport,
-            self._perform,
-            on_event=on_event,
-            limiter=_limiter(options),
-            clock=options.clock,
-        )
+        self._pages = SteadyPages(RegionPages(table, views), options.clock)
 
     async def run(self) -> Result:
-        """Migrate. Returns when it is decided who runs the guest, or that nobody can know."""
-        await self._host.may_send(self._guest.description, self._transport.peer)
-        self._machine.start(self._options.clock())
-        return await self._pump.drive()
+        """Migrate, once. Returns when it is decided who runs the guest, or that nobody can know."""
+        clock = self._options.clock
+        machine = SourceMachine(self._config, self._pages, clock())
+        pump = self._begin(machine, self._perform, self._on_event)
+        try:
+            refused = await self._refused()
+            if refused is not None:
+                self.result = await self._decline(refused)
+                return self.result
+            if machine.state is SourceState.IDLE:  # not cancelled meanwhile
+                machine.start(clock())
+            return await pump.drive()
+        finally:
+            self._transport.abort()
+            self._pages.close()
+            self.result = self.result or machine.result
 
-    def cancel(self, reason: str = "") -> None:
-        """Ask for the end: before HANDOVER the guest runs on here.
+    def _on_event(self, event: Event) -> None:
+        self._pages.on_event(event)
+        self._options.on_event(event)
 
-        Raises:
-            LocalProtocolError: TOO_LATE.
-        """
-        self._machine.cancel(self._options.clock(), reason)
-        self._pump.kick()
+    async def _refused(self) -> SternaError | None:
+        """Why this host does not let the guest go there, None if it does."""
+        try:
+            await self._host.may_send(self._guest.description, self._transport.peer)
+        except SternaError as error:
+            return error
+        return None
+
+    async def _decline(self, error: SternaError) -> Result:
+        """End before the session has begun: a word for the peer, and nothing for the guest."""
+        words = Outbox()
+        words.send(Abort(error.code, Phase.HANDSHAKE, 0, 0, 0, ERRORS[error.code].text))
+        buffers = [buffer for unit in iter(words.take, []) for buffer in unit]
+        with trio.move_on_after(FLUSH_STALL_S), suppress(TransportError):
+            await self._transport.send(buffers)
+            await self._transport.close()
+        return Result(
+            Outcome.ROLLED_BACK, error.code, error=error, phase=Phase.HANDSHAKE, epoch=self._config.epoch
+        )
 
     async def _perform(self, request: Request) -> object:
         guest = self._guest
@@ -243,6 +311,7 @@ class Source:
             case RollBack(granted=granted):
                 await self._roll_back(granted)
             case ReleaseImage():
+                self._pages.close()
                 await guest.release()
             case _:
                 raise GuestError(f"{type(request).__name__} is not for a source")
@@ -257,10 +326,14 @@ class Source:
         await self._guest.resume()
 
 
-class Destination:
-    """Takes a guest in from the other end of `transport`; `make_guest` makes the room for it.
+class Destination(_Endpoint):
+    """Takes a guest in from the other end of `transport`, and closes that; `make_guest` makes the room.
 
     ``result = await Destination(make_guest, transport).run()``; afterwards `guest` is the guest, or None.
+
+    Attributes:
+        guest: from the time when its description has come; None again when it has been discarded.
+        description: of the guest that came, whatever became of it.
     """
 
     def __init__(
@@ -271,41 +344,29 @@ class Destination:
         host: Host | None = None,
         options: Options | None = None,
     ) -> None:
+        super().__init__(transport, host, options)
         self._make_guest = make_guest
-        self._transport = transport
-        self._host = host or LocalHost()
-        self._options = options = options or Options()
         self._hello: Hello | None = None
+        self._room: _Room | None = None
         self.guest: DestinationGuest | None = None
         self.description: GuestDescription | None = None
+
+    async def run(self) -> Result:
+        """Take part in one session. Returns when it is decided who runs the guest."""
+        options = self._options
         config = DestinationConfig(
             agent=options.agent,
             limits=options.limits,
             deadlines=options.deadlines,
             grease=_grease() if options.grease else (),
         )
-        self._machine = DestinationMachine(config, options.clock())
-        self._pump = Pump(
-            self._machine,
-            transport,
-            self._perform,
-            on_event=options.on_event,
-            limiter=_limiter(options),
-            clock=options.clock,
-        )
-
-    async def run(self) -> Result:
-        """Take part in one session. Returns when it is decided who runs the guest."""
-        return await self._pump.drive()
-
-    def cancel(self, reason: str = "") -> None:
-        """Ask for the end: before HANDOVER the guest stays at the source.
-
-        Raises:
-            LocalProtocolError: TOO_LATE.
-        """
-        self._machine.cancel(self._options.clock(), reason)
-        self._pump.kick()
+        machine = DestinationMachine(config, options.clock())
+        pump = self._begin(machine, self._perform, options.on_event)
+        try:
+            return await pump.drive()
+        finally:
+            self.result = machine.result
+            self._free_room()
 
     async def _perform(self, request: Request) -> object:
         match request:
@@ -321,9 +382,7 @@ class Destination:
             case Claim(epoch=epoch, runner=runner):
                 return await self._host.claim(epoch, runner)
             case Discard():
-                if self.guest is not None:
-                    await self.guest.discard()
-                    self.guest = None
+                await self._discard()
                 return None
         guest = self.guest
         assert guest is not None
@@ -345,8 +404,42 @@ class Destination:
         self.description = description
         self.guest = self._make_guest(description)
         await self.guest.reserve(description)
-        views: Mapping[int, memoryview] = {region.id: self.guest.memory(region.id) for region in table.copied}
-        return RegionPages(table, views)
+        views = {region.id: self.guest.memory(region.id) for region in table.copied}
+        if any(view.readonly for view in views.values()):
+            raise GuestError("the memory that it has reserved is read-only")
+        self._room = _Room(RegionPages(table, views))
+        return self._room
+
+    async def _discard(self) -> None:
+        self._free_room()
+        guest, self.guest = self.guest, None
+        if guest is not None:
+            await guest.discard()
+
+    def _free_room(self) -> None:
+        if self._room is not None:
+            self._room.close()
+
+
+class _Room:
+    """A `PageSink` that can let go of the memory, so that its owner can free it."""
+
+    def __init__(self, pages: PageSink) -> None:
+        self._pages: PageSink | None = pages
+
+    def targets(self, table: Pages) -> list[memoryview]:
+        """See `PageSink.targets`."""
+        assert self._pages is not None
+        return self._pages.targets(table)
+
+    def commit(self, table: Pages) -> list[PageRange]:
+        """See `PageSink.commit`."""
+        assert self._pages is not None
+        return self._pages.commit(table)
+
+    def close(self) -> None:
+        """Nothing can be received any more."""
+        self._pages = None
 
 
 def _batch_bytes(options: Options) -> int:

@@ -32,15 +32,11 @@ REJECTED_SHARE: Final = 0.01
 
 
 class SteadyPages:
-    """A `PageSource` over another one; see the module's text.
-
-    At most one batch is under way: the one before must have been sent when the next one is encoded.
-    """
+    """A `PageSource` over another one; see the module's text."""
 
     def __init__(self, pages: PageSource, clock: Callable[[], float]) -> None:
-        self._pages = pages
+        self._pages: PageSource | None = pages
         self._clock = clock
-        self._copy: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
         self._unmeasured_bytes = UNMEASURED_BYTES
         self._encoded_at: float | None = None
         self._rejected = False
@@ -60,24 +56,27 @@ class SteadyPages:
         self, region: int, starts: npt.ArrayLike, counts: npt.ArrayLike, *, zeros: bool = True
     ) -> EncodedBatch:
         """See `PageSource.encode`."""
+        assert self._pages is not None
         slow = self._encoded_at is None or self._clock() - self._encoded_at > GAP_S
         batch = self._pages.encode(region, starts, counts, zeros=zeros)
-        if not self._paused and (slow or self._rejected or self._unmeasured_bytes > 0):
-            batch = self._steady(batch)
+        if batch.bulk_bytes and not self._paused and (slow or self._rejected or self._unmeasured_bytes > 0):
+            batch = _copied(batch)
         self._unmeasured_bytes -= batch.bulk_bytes
         self._encoded_at = self._clock()
         return batch
 
-    def _steady(self, batch: EncodedBatch) -> EncodedBatch:
-        """The batch with bytes that nobody changes any more."""
-        size = batch.bulk_bytes
-        if not size:
-            return batch
-        if len(self._copy) < size:
-            self._copy = np.empty(size, np.uint8)
-        np.concatenate([np.frombuffer(buffer, np.uint8) for buffer in batch.buffers], out=self._copy[:size])
-        view = self._copy.data[:size]
-        sizes = [buffer.nbytes for buffer in batch.buffers]
-        offsets = np.cumsum([0, *sizes[:-1]]).tolist()
-        hashes = np.array(hash_chunks(view, offsets, sizes), dtype=np.uint64)
-        return replace(batch, hashes=hashes, buffers=(view,))
+    def close(self) -> None:
+        """Let go of the memory, so that its owner can free it. Nothing can be encoded any more."""
+        self._pages = None
+
+
+def _copied(batch: EncodedBatch) -> EncodedBatch:
+    """The batch with bytes that nobody changes any more.
+
+    Into memory of its own: the batch before may still be waiting to be sent.
+    """
+    bulk = np.concatenate([np.frombuffer(buffer, np.uint8) for buffer in batch.buffers]).data
+    sizes = [buffer.nbytes for buffer in batch.buffers]
+    offsets = np.cumsum([0, *sizes[:-1]]).tolist()
+    hashes = np.array(hash_chunks(bulk, offsets, sizes), dtype=np.uint64)
+    return replace(batch, hashes=hashes, buffers=(bulk,))
