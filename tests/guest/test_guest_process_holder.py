@@ -118,6 +118,15 @@ sys.stdin.read()
         ("--memory", "0"),
         ("--memory", str(MIB), "--journal", "/none/such"),
         ("--memory", str(MIB), "--tracker", "compare", "--socket", "/none/such"),
+        ("--memory", str(1 << 40)),  # more than there is
+        ("--memory", str(MIB), "--rate", "-1"),  # would write nothing, and never sleep
+        ("--memory", str(MIB), "--hot", "-1"),
+        ("--memory", str(MIB), "--memory-limit", "-1"),
+        ("--memory", str(MIB), "--epoch", "0"),
+        ("--memory", str(MIB), "--epoch", str(1 << 53)),
+        ("--memory", str(MIB), "--name", "x" * 256),
+        ("--memory", str(MIB), "--host", "a\nb"),
+        ("--memory", str(MIB), "--die-with-parent", str(os.getpid())),  # not the parent, any more
     ],
 )
 def test_what_cannot_start_says_why(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -59,3 +60,13 @@ async def test_cancelled_while_it_starts(tmp_path: Path, monkeypatch: pytest.Mon
     with trio.move_on_after(0.01) as scope:
         await launch_process_holder(tmp_path / "holder", "destination")
     assert scope.cancelled_caught
+
+
+async def test_what_lies_around_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it hear of a Ctrl-C that its starter hears of."""
+    (tmp_path / "numpy.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+    process = await launch_process_holder(tmp_path / "holder", "destination", die_with_parent=True)
+    assert os.getsid(process.pid) == process.pid
+    process.terminate()
+    assert await process.wait() == 0

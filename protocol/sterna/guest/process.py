@@ -67,7 +67,12 @@ class ProcessGuest(HeldGuest):
         self._journaled_epoch = 0  # of the last line that tells of writes
 
     def create(self, guest: GuestDescription, parameters: WorkloadParameters) -> None:
-        """A new guest, filled, not yet running."""
+        """A new guest, filled, not yet running.
+
+        Raises:
+            GuestError: with FULL.
+        """
+        self._check_available(guest.regions[0].size_bytes)
         self._image = GuestMemory(guest.regions[0].size_bytes, self._settings.tracker)
         self._image.start_populating()
         self._image.wait_populated()
@@ -143,8 +148,7 @@ class ProcessGuest(HeldGuest):
         limit = self._settings.memory_limit_bytes
         if limit and size > limit:
             raise GuestError(f"{size} bytes, the limit is {limit}", ErrorCode.FULL)
-        if self._available_bytes is not None and size > self._available_bytes():
-            raise GuestError(f"{size} bytes are not available", ErrorCode.FULL)
+        self._check_available(size)
         try:
             image = GuestMemory(size, self._settings.tracker)
             try:
@@ -273,6 +277,11 @@ class ProcessGuest(HeldGuest):
     def _running(self) -> WorkloadRunner:
         assert self._runner is not None
         return self._runner
+
+    def _check_available(self, size_bytes: int) -> None:
+        # Before it is touched: where memory runs out, the kernel kills somebody.
+        if self._available_bytes is not None and size_bytes > self._available_bytes():
+            raise GuestError(f"{size_bytes} bytes are not available", ErrorCode.FULL)
 
     def _progress(self, event: str) -> None:
         assert self._workload is not None

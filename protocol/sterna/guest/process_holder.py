@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -16,6 +17,8 @@ from types import FrameType
 from sterna.errors import SternaError
 from sterna.guest.holder_backend import HeldState
 from sterna.guest.holder_engine import HolderEngine
+from sterna.guest.holder_fields import text
+from sterna.guest.holder_frames import INTEGER_MAX
 from sterna.guest.holder_server import HolderServer
 from sterna.guest.process import ProcessGuest, ProcessSettings, describe
 from sterna.guest.schedule import WorkloadParameters
@@ -66,7 +69,15 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--memory-limit", type=int, default=0, metavar="BYTES", help="destination: the largest guest taken")
     add("--journal", default=None, metavar="PATH", help="file for the guest's journal")
     add("--tracker", default="auto", choices=("auto", "userfaultfd", "compare"), help="dirty tracking")
-    add("--die-with-parent", action="store_true", help="end when the process that started this one ends")
+    add(
+        "--die-with-parent",
+        nargs="?",
+        type=int,
+        const=0,
+        default=None,
+        metavar="PID",
+        help="end when the process that started this one ends; its number, for one that ends at once",
+    )
     return parser.parse_args(arguments)
 
 
@@ -77,13 +88,43 @@ def _id(text: str) -> bytes:
     return value
 
 
+def _check(options: argparse.Namespace) -> None:
+    for name, low, high in (
+        ("rate", 0, INTEGER_MAX),
+        ("hot", 0, INTEGER_MAX),
+        ("memory_limit", 0, INTEGER_MAX),
+        ("epoch", 1, INTEGER_MAX - 1),  # there is one to be granted
+    ):
+        value = getattr(options, name)
+        if not low <= value <= high:
+            raise ValueError(f"{name}: {value} is not in {low}..{high}")
+    for name in ("name", "host"):
+        text({name: getattr(options, name)}, name)
+
+
+def _parent(number: int | None) -> Pidfd | None:
+    """The process to end with. A pidfd: PR_SET_PDEATHSIG fires when the *thread* that started us ends.
+
+    Raises:
+        ProcessLookupError: it has ended already, and we are another's child by now.
+    """
+    if number is None:
+        return None
+    parent = Pidfd.open(os.getppid())
+    if number not in {0, os.getppid()}:
+        parent.close()
+        raise ProcessLookupError(errno.ESRCH, "the process to end with has ended")
+    return parent
+
+
 def make_engine(options: argparse.Namespace) -> HolderEngine:
     """The engine with its guest, running if this is a source.
 
     Raises:
-        GuestError: no memory, or no such tracker here.
-        ValueError: the sizes do not fit each other.
+        GuestError: no memory, or no such tracker here; a name that nobody could read.
+        ValueError: a number out of its range, or sizes that do not fit each other.
     """
+    _check(options)
     settings = ProcessSettings(options.rate, options.tracker, options.memory_limit, options.journal)
     guest = ProcessGuest(settings, available_bytes)
     if options.role == "destination":
@@ -104,9 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _arguments(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    # A pidfd, not PR_SET_PDEATHSIG: that one fires when the *thread* that started us ends.
-    parent = Pidfd.open(os.getppid()) if options.die_with_parent else None
     try:
+        parent = _parent(options.die_with_parent)
         engine = make_engine(options)
         server = HolderServer(options.socket, engine, parent=parent)
     except (SternaError, ValueError, OSError, MemoryError) as error:

@@ -57,9 +57,15 @@ async def launch_process_holder(
     if journal is not None:
         arguments += ["--journal", os.fspath(journal)]
     if die_with_parent:
-        arguments.append("--die-with-parent")
-    command = [sys.executable, "-m", "sterna.guest.process", *arguments, *options]
-    process = await trio.lowlevel.open_process(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        arguments += ["--die-with-parent", str(os.getpid())]
+    # -P: or Python would import what it finds in the directory in which we happen to have been started.
+    command = [sys.executable, "-P", "-m", "sterna.guest.process", *arguments, *options]
+    process = await trio.lowlevel.open_process(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # a Ctrl-C that is meant for the endpoint must not end the guest
+    )
     try:
         with trio.fail_after(READY_WITHIN_S):
             await _wait_ready(process)
