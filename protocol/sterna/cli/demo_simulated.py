@@ -155,9 +155,10 @@ class SimulatedDemo:
         )
         options = Options(on_event=self._reporter.on_event)
         runner = self._guest.machine.runner
+        source = Source(self._guest, transport, epoch=1, runner=runner, options=options)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tell_progress, self._reporter, transport)
-            result = await Source(self._guest, transport, epoch=1, runner=runner, options=options).run()
+            result = await source.run()
             nursery.cancel_scope.cancel()
         return {**connection_fields(transport), **result_fields(result)}
 

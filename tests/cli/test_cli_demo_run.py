@@ -1,0 +1,90 @@
+"""When a demo has gone well, and the object that says how it went."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from sterna.cli.demo_run import DemoRun, Wishes
+from sterna.cli.exits import Exit
+
+WISHES = Wishes(memory_bytes=1 << 20, rate_bytes_s=50 << 20, hot_bytes=1 << 19, insecure=False, evidence=None)
+ROUND = {"round": 1, "pages": 256, "bytes": 1 << 20, "seconds": 0.1, "dirty_pages": 0}
+GOOD = DemoRun(
+    guest="process",
+    tracker="userfaultfd",
+    hot_bytes=1 << 19,
+    source={
+        "outcome": "completed",
+        "code": None,
+        "digest": "d1",
+        "rounds": [ROUND],
+        "bytes_sent": 1_100_000,
+        "seconds_total": 0.5,
+        "seconds_blackout": 0.01,
+        "tls": {"version": "TLSv1.3", "cipher": "x", "mutual": True},
+    },
+    destination={"digest": "d1"},
+    write_rate_bytes_s=52_000_000,
+    dirty_rate_bytes_s=51_000_000,
+    blackout_guest_s=0.011,
+    writes_before=1000,
+    audit={"pages_checked": 256, "errors": 0, "writes": 1500},
+    processes={"source": 1, "destination": 2, "source_holder": 3, "destination_holder": 4},
+)
+AUDIT = {"pages_checked": 256, "errors": 0, "writes": 1500}
+
+
+def test_a_good_run() -> None:
+    assert GOOD.exit_code is Exit.OK
+    fields = GOOD.fields(WISHES)
+    json.dumps(fields, allow_nan=False)
+    assert fields["outcome"] == "completed"
+    assert fields["digest"] == {"source": "d1", "destination": "d1", "equal": True}
+    assert fields["audit"] == {"pages_checked": 256, "errors": 0, "writes_before": 1000, "writes_after": 500}
+    assert fields["dirty_rate_requested"] == 50 << 20
+    assert fields["dirty_rate_achieved"] == 51_000_000
+    assert fields["rounds"] == [ROUND]
+    assert fields["seconds_blackout_guest"] == 0.011
+    assert fields["hot_set_bytes"] == 1 << 19
+
+
+BAD = {
+    "digests differ": {"destination": {"digest": "d2"}},
+    "no digest there": {"destination": {}},
+    "no digest at all": {"source": {**GOOD.source, "digest": None}, "destination": {"digest": None}},
+    "no audit": {"audit": None},
+    "errors": {"audit": {**AUDIT, "errors": 1}},
+    "it does not write": {"audit": {**AUDIT, "writes": 1000}},
+    "no evidence": {"failures": ("disk full",)},
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_run_with_a_flaw_fails(name: str) -> None:
+    run = replace(GOOD, **BAD[name])
+    assert run.exit_code is Exit.FAILED
+    json.dumps(run.fields(WISHES), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "expected"),
+    [
+        ("rolled_back", "peer_silent", Exit.TRANSPORT),
+        ("rolled_back", "not_converging", Exit.ROLLED_BACK),
+        ("undecided", "connection_lost", Exit.UNDECIDED),
+        ("guest_failed", "guest_failed", Exit.GUEST),
+        ("moved", "connection_lost", Exit.FAILED),  # it has moved, but the demo is about all of it
+    ],
+)
+def test_a_migration_that_does_not_complete(outcome: str, code: str, expected: Exit) -> None:
+    run = replace(GOOD, source={**GOOD.source, "outcome": outcome, "code": code}, audit=None)
+    assert run.exit_code is expected
+
+
+def test_a_guest_that_hardly_writes_cannot_measure_its_blackout() -> None:
+    idle = replace(WISHES, rate_bytes_s=0)
+    assert GOOD.fields(idle)["seconds_blackout_guest"] is None
+    assert GOOD.exit_code is Exit.OK
