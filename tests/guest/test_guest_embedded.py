@@ -1,13 +1,17 @@
 """The guest in the embedder's own process keeps the laws of the guest interface."""
 
+import threading
+
 import pytest
+import trio
 
 from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription
 from sterna.guest.embedded import PAGE_BYTES, REGION, EmbeddedGuest
+from sterna.memory.bitmap import PageBitmap
 from sterna.registry import Architecture, ErrorCode, StateKind
 from sterna.testing import check_guest
-from sterna.wire.records import Region, StateSection
+from sterna.wire.records import Region, Runner, StateSection
 
 PAGES = 64
 
@@ -123,3 +127,64 @@ async def test_a_granted_guest_runs_again_only_when_the_grant_is_revoked() -> No
     await guest.resume()
     assert guest.running
     await guest.release()
+
+
+async def test_a_write_is_in_one_of_two_collects_whichever_thread_tells_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Law 1. The guest's thread was about to mark a page when the endpoint collected."""
+    guest = Counting()
+    await guest.start_tracking()
+    entered, go = threading.Event(), threading.Event()
+    mark = PageBitmap.set
+
+    def slowly(bitmap: PageBitmap, first: int, count: int = 1) -> None:
+        entered.set()
+        assert go.wait(30)
+        mark(bitmap, first, count)
+
+    monkeypatch.setattr(PageBitmap, "set", slowly)
+    found = [0, 0]
+
+    async def collect_twice() -> None:
+        for i in range(2):
+            found[i] = (await guest.collect_dirty())[REGION].count()  # read at once, as an endpoint does
+
+    writer = threading.Thread(target=guest.wrote, args=(0, 1))
+    collector = threading.Thread(target=trio.run, args=(collect_twice,))
+    writer.start()
+    assert entered.wait(30)
+    collector.start()
+    collector.join(0.05)
+    go.set()
+    writer.join(30)
+    collector.join(30)
+    assert sum(found) == 1
+
+
+async def test_memory_reads_as_zeros_again_after_a_guest_that_did_not_come() -> None:
+    guest = Counting()
+    await guest.reserve(guest.description)
+    guest.memory(REGION)[5000:5003] = b"abc"
+    await guest.discard()
+    await guest.reserve(guest.description)
+    assert not any(guest.memory(REGION))
+
+
+async def test_a_guest_comes_back_to_where_it_was() -> None:
+    """There and back: neither its old image nor its old grant is in the way."""
+    here, there = Counting(), Counting()
+    here.start()
+    here.work(100)
+    for epoch, (source, destination) in enumerate(((here, there), (there, here)), 2):
+        await destination.reserve(source.description)
+        assert not any(destination.memory(REGION))
+        await source.pause()
+        destination.memory(REGION)[:] = source.memory(REGION)
+        await destination.load_state(await source.save_state())
+        await source.mark_granted(epoch)
+        await destination.run(epoch, Runner("host", bytes(16)))
+        await source.release()
+    await here.pause()
+    await here.resume()
+    assert (here.running, here.count) == (True, 100)

@@ -12,7 +12,10 @@ The same class serves both sides. Such a guest needs no holder, and dies with it
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription, StateSection
@@ -44,17 +47,22 @@ class EmbeddedGuest:
         if not self._memory.nbytes or self._memory.nbytes % PAGE_BYTES:
             raise ValueError(f"{self._memory.nbytes} bytes are not whole pages of {PAGE_BYTES}")
         region = Region(REGION, 0, self._memory.nbytes)
-        self._description = GuestDescription(secrets.token_bytes(16) if guest_id is None else guest_id, name, (region,))
+        self._description = GuestDescription(
+            secrets.token_bytes(16) if guest_id is None else guest_id, name, (region,)
+        )
         self._dirty = PageBitmap(region.pages)
+        self._marking = threading.Lock()  # of `_dirty`: the guest may write in a thread of its own
         self._granted: int | None = None
+        self._has_left = False
 
     # ---- for the subclass ----
 
     def wrote(self, offset: int, length: int) -> None:
-        """The guest has written `length` bytes at `offset`: say it after each write, from any one thread."""
+        """The guest has written `length` bytes at `offset`: say it after each write, from any thread."""
         if length:
             first = offset // PAGE_BYTES
-            self._dirty.set(first, (offset + length - 1) // PAGE_BYTES - first + 1)
+            with self._marking:  # or a page could be marked in a bitmap that has been collected already
+                self._dirty.set(first, (offset + length - 1) // PAGE_BYTES - first + 1)
 
     def stop(self) -> None:
         """Stand still; return when nothing of the guest runs. Legal when stopped."""
@@ -88,12 +96,13 @@ class EmbeddedGuest:
 
     async def start_tracking(self) -> None:
         """Forget what was written so far."""
-        self._dirty.clear_all()
+        with self._marking:
+            self._dirty.clear_all()
 
     async def collect_dirty(self) -> Mapping[int, PageBitmap]:
         """What `wrote` was told since the last time."""
-        dirty = self._dirty
-        self._dirty = PageBitmap(dirty.bits)
+        with self._marking:
+            dirty, self._dirty = self._dirty, PageBitmap(self._dirty.bits)
         return {REGION: dirty}
 
     async def stop_tracking(self) -> None:
@@ -126,7 +135,8 @@ class EmbeddedGuest:
             self._granted = None
 
     async def release(self) -> None:
-        """The guest has left; its memory is the embedder's to free."""
+        """The guest has left; its memory is the embedder's to free, or for the guest when it comes back."""
+        self._has_left = True
 
     # ---- destination ----
 
@@ -139,6 +149,9 @@ class EmbeddedGuest:
             raise GuestError(detail, ErrorCode.REFUSED)
         if description.architecture != self._description.architecture:
             raise GuestError(f"architecture {description.architecture}", ErrorCode.ARCHITECTURE)
+        if self._has_left:
+            self._clear()
+            self._has_left = False
 
     async def prepare(self) -> None:
         """Nothing is slow here."""
@@ -156,7 +169,12 @@ class EmbeddedGuest:
     async def run(self, epoch: int, runner: Runner) -> None:
         """`start()`."""
         del epoch, runner
+        self._granted = None  # that was when it left, if it is back
         self.start()
 
     async def discard(self) -> None:
-        """The guest did not come."""
+        """The guest did not come; whoever comes next finds zeros again, not half of another."""
+        self._clear()
+
+    def _clear(self) -> None:
+        np.frombuffer(self._memory, np.uint8)[:] = 0
