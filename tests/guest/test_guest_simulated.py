@@ -178,20 +178,21 @@ async def test_bad_state_is_rejected_and_changes_nothing():
     await moved(guest, room)
     loaded = room.machine
     (good,) = await guest.save_state()
-    for bad in (
-        (),
-        (good, good),
-        (replace(good, kind=StateKind.CLOCK),),
-        (replace(good, version=2),),
-        (replace(good, architecture=Architecture.X86_64),),
-        (replace(good, vcpu=0),),
-        (replace(good, instance=1),),
-        (replace(good, data=good.data[:-1]),),
-        (replace(good, data=bytes(120)),),
+    for bad, code in (
+        ((), ErrorCode.STATE_REJECTED),
+        ((good, good), ErrorCode.STATE_REJECTED),
+        ((replace(good, kind=StateKind.CLOCK),), ErrorCode.UNKNOWN_STATE),
+        ((good, replace(good, kind=StateKind.CLOCK)), ErrorCode.UNKNOWN_STATE),
+        ((replace(good, version=2),), ErrorCode.UNKNOWN_STATE),
+        ((replace(good, architecture=Architecture.X86_64),), ErrorCode.UNKNOWN_STATE),
+        ((replace(good, vcpu=0),), ErrorCode.STATE_REJECTED),
+        ((replace(good, instance=1),), ErrorCode.STATE_REJECTED),
+        ((replace(good, data=good.data[:-1]),), ErrorCode.STATE_REJECTED),
+        ((replace(good, data=bytes(120)),), ErrorCode.STATE_REJECTED),
     ):
         with pytest.raises(GuestError) as caught:
             await room.load_state(bad)
-        assert caught.value.code == ErrorCode.STATE_REJECTED
+        assert caught.value.code == code
         assert room.machine is loaded
 
 

@@ -353,19 +353,20 @@ class SimulatedDestinationGuest(_Faults):
         """Take the workload's state.
 
         Raises:
-            GuestError: STATE_REJECTED if it is not exactly one good section for this memory.
+            GuestError: UNKNOWN_STATE for an architecture, kind or version that it does not know,
+                STATE_REJECTED if it is not exactly one good section for this memory.
         """
         self._called("load_state")
         memory, _ = self._reserved()
         if self.has_run:
             raise GuestError("the guest has run already")
-        if len(sections) != 1:
-            raise GuestError(f"{len(sections)} state sections instead of one", ErrorCode.STATE_REJECTED)
+        for section in sections:
+            name = (section.architecture, section.kind, section.version)
+            if name != (Architecture.SYNTHETIC, StateKind.WORKLOAD, STATE_VERSION):
+                raise GuestError(f"not a workload's state: {name}", ErrorCode.UNKNOWN_STATE)
+        if [(section.vcpu, section.instance) for section in sections] != [(NO_VCPU, 0)]:
+            raise GuestError("not exactly one state section, of no vCPU", ErrorCode.STATE_REJECTED)
         (section,) = sections
-        known = StateSection(StateKind.WORKLOAD, STATE_VERSION, section.data, Architecture.SYNTHETIC, NO_VCPU)
-        if section != known:
-            what = f"state kind {section.kind}, version {section.version}"
-            raise GuestError(what, ErrorCode.STATE_REJECTED)
         try:
             workload = Workload.from_state(section.data, memory)
         except ValueError as error:
