@@ -450,6 +450,20 @@ def test_pages_whose_memory_is_being_written_are_held_by_nobody():
     assert rig.machine._digest.stale_pages == 2
 
 
+def test_memory_can_be_freed_as_soon_as_the_session_is_lost():
+    """Nothing here still points into it, wherever the link broke; the sink is its owner's."""
+    rig = DestinationRig().until(D.RESERVING)
+    spy = Spy(rig.sink())
+    rig.do(e.Reserve, spy)
+    rig.begin()
+    batch = rig.batch()
+    whole = rig.encode(batch.table(1, 1), b"".join(batch.buffers))
+    rig.say_bytes(whole[:-1])
+    rig.machine.connection_lost(None, rig.now)
+    spy.sink = None
+    rig.memory[0].clear()  # refused while it is looked at
+
+
 def test_zero_runs_alone_carry_no_bytes():
     """[MEM-8] [CON-18]"""
     rig = DestinationRig().until(D.RECEIVING)

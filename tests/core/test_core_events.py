@@ -6,9 +6,13 @@ import dataclasses
 import typing
 
 import pytest
-from core_support import ADMISSION, HERE, SESSION, TOKEN
+from core_support import ADMISSION, HERE, REGION, SECTION, SESSION, TOKEN
 
 from sterna.core import events as e
+from sterna.errors import GuestError, LocalProtocolError
+from sterna.memory.bitmap import PageBitmap
+from sterna.memory.pages import RegionPages
+from sterna.memory.regions import RegionTable
 from sterna.registry import ErrorCode, Phase
 from sterna.wire.records import NO_ID
 
@@ -23,6 +27,28 @@ def test_requests_are_told_apart_by_identity():
         assert parameters.frozen
         assert not parameters.eq
     assert e.CollectDirty() != e.CollectDirty()
+
+
+GOOD = {
+    e.CollectDirty: {0: PageBitmap(4)},
+    e.SaveState: (SECTION,),
+    e.Admit: ADMISSION,
+    e.Reserve: RegionPages(RegionTable((REGION,)), {0: memoryview(bytearray(REGION.size_bytes))}),
+    e.Claim: False,
+}
+
+
+@pytest.mark.parametrize("kind", REQUESTS)
+def test_an_answer_is_what_the_request_asks_for(kind):
+    request = object.__new__(kind)
+    e.check_answer(request, GOOD.get(kind))
+    for answer in (*GOOD.values(), None, GuestError("no")):
+        fits = any(each is kind and answer is good for each, good in GOOD.items())
+        if fits or (kind not in GOOD and not isinstance(answer, Exception)):
+            e.check_answer(request, answer)
+        else:
+            with pytest.raises(LocalProtocolError, match=kind.__name__):
+                e.check_answer(request, answer)
 
 
 def test_events_are_values():

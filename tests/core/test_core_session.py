@@ -831,7 +831,7 @@ def test_an_exception_is_no_answer(rig, state):
         return
     request = rig.take()
     before = snapshot(rig)
-    with pytest.raises(LocalProtocolError, match="fail"):
+    with pytest.raises(LocalProtocolError, match="is answered with"):
         rig.machine.complete(request, GuestError("no"), rig.now)
     assert snapshot(rig) == before
     rig.machine.fail(request, GuestError("no"), rig.now)

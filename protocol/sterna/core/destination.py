@@ -41,7 +41,6 @@ from sterna.errors import (
     LocalProtocolError,
     RemoteProtocolError,
     SternaError,
-    remote_error,
 )
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import PageSink
@@ -251,21 +250,6 @@ class DestinationMachine(Session):
 
     # ---- completions ----
 
-    def _check_answer(self, request: Request, answer: object) -> None:
-        good, wanted = True, ""
-        match request:
-            case Admit():
-                good, wanted = isinstance(answer, Admission) and answer.is_sound, "an Admission"
-            case Reserve():
-                good, wanted = hasattr(answer, "targets") and hasattr(answer, "commit"), "a PageSink"
-            case Claim():
-                good, wanted = isinstance(answer, bool), "True or False"
-            case _:
-                pass  # whatever else is done is done
-        if not good:
-            detail = f"{type(request).__name__} is answered with {wanted}"
-            raise LocalProtocolError(ErrorCode.INTERNAL, detail)
-
     def _completed(self, request: Request, answer: object, now: float) -> None:
         if isinstance(request, Discard):
             self._step(DestinationInput.DISCARDED, now)
@@ -413,9 +397,6 @@ class DestinationMachine(Session):
         if record.epoch != expected:
             detail = f"epoch {record.epoch}, expected {expected}"
             raise self._wrong(ErrorCode.BAD_EPOCH, detail, clause, record)
-
-    def _wrong(self, code: ErrorCode, detail: str, clause: str, record: Record) -> RemoteProtocolError:
-        return remote_error(code, detail, clause=clause, frame=record.type)
 
     def _progress(self) -> Progress | None:
         if self._sink is None:

@@ -12,13 +12,13 @@ An *event* needs no answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import TypeAlias
 
 from sterna.core.policy import Decision, RoundStats
-from sterna.errors import SternaError
+from sterna.errors import LocalProtocolError, SternaError
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode, Phase, Style
 from sterna.wire.records import NO_ID, NO_TOKEN, Guest, Hello, Progress, Runner, StateSection
@@ -172,6 +172,33 @@ Request: TypeAlias = (
     StartTracking | CollectDirty | Throttle | Pause | SaveState | MarkGranted | RollBack | ReleaseImage
     | Admit | Reserve | Prepare | LoadState | Claim | RunGuest | Discard | Persist
 )  # fmt: skip
+
+
+def check_answer(request: Request, answer: object) -> None:
+    """Whether an answer is of the type that the request's class asks for; where that is None, any will do.
+
+    Raises:
+        LocalProtocolError: it is not.
+    """
+    good, wanted = not isinstance(answer, BaseException), "what was asked for; an exception is for fail()"
+    match request:
+        case CollectDirty():
+            good, wanted = isinstance(answer, Mapping), "bitmaps by region"
+        case SaveState():
+            good = isinstance(answer, Sequence) and all(isinstance(each, StateSection) for each in answer)
+            wanted = "state sections"
+        case Admit():
+            good, wanted = isinstance(answer, Admission) and answer.is_sound, "an Admission"
+        case Reserve():
+            good, wanted = hasattr(answer, "targets") and hasattr(answer, "commit"), "a PageSink"
+        case Claim():
+            good, wanted = isinstance(answer, bool), "True or False"
+        case _:
+            pass
+    if not good:
+        detail = f"{type(request).__name__} is answered with {wanted}"
+        raise LocalProtocolError(ErrorCode.INTERNAL, detail)
+
 
 # ---- events ----
 

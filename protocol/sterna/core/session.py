@@ -22,7 +22,16 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from sterna.core.deadlines import Deadlines, Watch
-from sterna.core.events import Event, Finished, Outcome, PeerProgress, PhaseEntered, Request, Result
+from sterna.core.events import (
+    Event,
+    Finished,
+    Outcome,
+    PeerProgress,
+    PhaseEntered,
+    Request,
+    Result,
+    check_answer,
+)
 from sterna.core.heartbeat import PONGS_OWED_MAX, Heartbeat
 from sterna.core.negotiate import Selection
 from sterna.core.outbox import Grease, Outbox
@@ -234,9 +243,7 @@ class Session(ABC):
                 type. Nothing has changed.
         """
         self._check_turn(request)
-        if isinstance(answer, BaseException):
-            raise LocalProtocolError(ErrorCode.INTERNAL, "an exception is an answer for fail()")
-        self._check_answer(request, answer)
+        check_answer(request, answer)
         self._outstanding.popleft()
         try:
             self._completed(request, answer, now)
@@ -258,10 +265,6 @@ class Session(ABC):
     @abstractmethod
     def _frame(self, header: Header, record: Record, now: float) -> None:
         """A frame for this role, its direction checked."""
-
-    @abstractmethod
-    def _check_answer(self, request: Request, answer: object) -> None:
-        """Raise LocalProtocolError unless the answer is of the type that the request's class asks for."""
 
     @abstractmethod
     def _completed(self, request: Request, answer: object, now: float) -> None:
@@ -358,7 +361,7 @@ class Session(ABC):
         if tell:
             self._send(words or self._last_words(error))
         self._over = True
-        self._reader = FrameReader()  # the one before may still hold places in guest memory that is freed next
+        self._reader = FrameReader()  # the old one may hold places in guest memory that is freed next
         self._step(self._lost, now)
         self._after_loss(now)
 
@@ -430,6 +433,9 @@ class Session(ABC):
         if not self._outstanding or request is not self._outstanding[0]:
             detail = f"{type(request).__name__} is not the next request to be answered"
             raise LocalProtocolError(ErrorCode.INTERNAL, detail)
+
+    def _wrong(self, code: ErrorCode, detail: str, clause: str, record: Record) -> RemoteProtocolError:
+        return remote_error(code, detail, clause=clause, frame=record.type)
 
     def _unexpected(self, frame: int) -> PeerMisbehaved:
         detail = f"{FrameType(frame).name} while {self._state.value}"

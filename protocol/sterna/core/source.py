@@ -35,7 +35,7 @@ from sterna.core.sending import Sending
 from sterna.core.session import Config, Session
 from sterna.core.state import check_sections, fragments
 from sterna.core.tables import SOURCE, SourceInput, SourceState
-from sterna.errors import LocalProtocolError, PeerAborted, SternaError, remote_error
+from sterna.errors import LocalProtocolError, PeerAborted, SternaError
 from sterna.memory.pages import PageSource
 from sterna.memory.regions import RegionTable
 from sterna.registry import Checksum, ErrorCode, Feature, FrameType, Mode, Sender, Style
@@ -170,9 +170,7 @@ class SourceMachine(Session):
     def _on_welcome(self, record: Welcome, now: float) -> None:
         assert self._hello is not None
         if record.session == NO_ID or record.generation or record.complete_round or record.held_frames:
-            raise remote_error(
-                ErrorCode.BAD_VALUE, "a WELCOME of mode resume", clause="WEL-4", frame=FrameType.WELCOME
-            )
+            raise self._wrong(ErrorCode.BAD_VALUE, "a WELCOME of mode resume", "WEL-4", record)
         selection = check_welcome(self._hello, record)
         check_room(self._job.guest, selection.limits)
         self._welcomed(selection, now)
@@ -227,20 +225,6 @@ class SourceMachine(Session):
         self._ask(ReleaseImage())
 
     # ---- completions ----
-
-    def _check_answer(self, request: Request, answer: object) -> None:
-        good, wanted = True, ""
-        match request:
-            case CollectDirty():
-                good, wanted = isinstance(answer, Mapping), "bitmaps by region"
-            case SaveState():
-                good = isinstance(answer, Sequence) and all(isinstance(each, StateSection) for each in answer)
-                wanted = "state sections"
-            case _:
-                pass  # whatever else is done is done
-        if not good:
-            detail = f"{type(request).__name__} is answered with {wanted}"
-            raise LocalProtocolError(ErrorCode.INTERNAL, detail)
 
     def _completed(self, request: Request, answer: object, now: float) -> None:
         if isinstance(request, RollBack):
@@ -419,9 +403,6 @@ class SourceMachine(Session):
         if record.epoch != self._job.epoch + 1:
             detail = f"epoch {record.epoch}, permitted was {self._job.epoch + 1}"
             raise self._wrong(ErrorCode.BAD_EPOCH, detail, clause, record)
-
-    def _wrong(self, code: ErrorCode, detail: str, clause: str, record: Record) -> SternaError:
-        return remote_error(code, detail, clause=clause, frame=record.type)
 
     def _progress(self) -> Progress | None:
         decision = self._decision
