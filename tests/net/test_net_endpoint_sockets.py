@@ -1,0 +1,131 @@
+"""Both endpoints over real sockets: TCP and mutual TLS, what is said last, and what is left open."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+import trio
+import trio.testing
+from endpoint_support import Migration, frames, until, welcome
+from net_support import shake_hands, tcp_pair
+
+from sterna.core.events import Outcome
+from sterna.guest.embedded import PAGE_BYTES, EmbeddedGuest
+from sterna.guest.simulated import SimulatedSourceGuest
+from sterna.guest.workload import WorkloadParameters
+from sterna.limits import PREFACE_BYTES
+from sterna.net.endpoint import Destination, Source
+from sterna.net.tcp import TcpTransport
+from sterna.net.tls import TlsConfig
+from sterna.net.transport import Transport
+from sterna.registry import ErrorCode, Phase
+from sterna.wire.records import Abort, Accept
+
+SMALL = 64 * 1024  # of a socket's buffers: a peer that does not read is noticed soon
+LARGE = WorkloadParameters(seed=3, pages=2048, hot_pages=256)
+
+Ends = tuple[Transport, Transport]
+
+
+def plain() -> Ends:
+    near, far = tcp_pair(SMALL)
+    return TcpTransport(near), TcpTransport(far)
+
+
+@pytest.fixture(params=["tcp", "tls"])
+async def ends(request: pytest.FixtureRequest, host_a: TlsConfig, host_b: TlsConfig) -> Ends:
+    if request.param == "tcp":
+        return plain()
+    return await shake_hands(host_b, host_a, "host-a", buffer_bytes=SMALL)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_open() -> Iterator[None]:
+    """Neither descriptors nor objects that complain when they are collected."""
+    gc.collect()
+    before = os.listdir("/proc/self/fd")
+    yield
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= len(before)
+
+
+async def test_a_running_guest_moves(ends: Ends) -> None:
+    migration = Migration(parameters=LARGE, ends=ends, rate_bytes_s=40e6, virtual=False, tick_s=0.002)
+    with trio.fail_after(60):
+        await migration.run()
+    migration.check_moved()
+    assert migration.results["source"].bytes_sent == ends[0].bytes_sent == ends[1].bytes_received
+
+
+async def test_an_embedded_guest_moves(ends: Ends) -> None:
+    memory = os.urandom(64 * PAGE_BYTES)
+    here, there = EmbeddedGuest(bytearray(memory)), EmbeddedGuest(bytearray(len(memory)))
+    destination = Destination(lambda _: there, ends[1])
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(destination.run)
+            result = await Source(here, ends[0]).run()
+    assert result.outcome is Outcome.COMPLETED
+    assert destination.result is not None
+    assert destination.result.outcome is Outcome.COMPLETED
+    assert destination.guest is there
+    assert bytes(there.memory(1)) == memory
+
+
+@pytest.mark.parametrize("side", ["source", "destination"])
+async def test_an_abort_reaches_a_peer_that_is_sending(ends: Ends, side: str) -> None:
+    """[CON-65] [CON-67]: what the peer has sent meanwhile lies unread, and no reset destroys the ABORT."""
+    migration = Migration(parameters=LARGE, ends=ends, rate_bytes_s=0, virtual=False)
+
+    async def cancel_in_a_round() -> None:
+        await until(lambda: migration.far.bytes_received > SMALL)
+        getattr(migration, side).cancel("enough")
+
+    with trio.fail_after(60):
+        await migration.run(cancel_in_a_round)
+    assert migration.outcomes == (Outcome.ROLLED_BACK, Outcome.ROLLED_BACK)
+    for name, result in migration.results.items():
+        assert (result.code, result.by_peer) == (ErrorCode.CANCELLED, name != side)
+
+
+async def test_a_refusal_reaches_the_source(ends: Ends) -> None:
+    migration = Migration(ends=ends, virtual=False)
+    migration.room.memory_limit_bytes = 1
+    with trio.fail_after(60):
+        await migration.run()
+    result = migration.results["source"]
+    assert (result.code, result.by_peer) == (ErrorCode.FULL, True)
+    assert result.retry_after_ms > 0
+
+
+def _has_sent(transport: Transport) -> bool:
+    return transport.bytes_sent > SMALL
+
+
+async def test_what_a_peer_says_before_it_resets_is_heard() -> None:
+    """It says why, and closes with unread data: the failed send that follows is not the reason.
+
+    Often enough for either task of the source to be the first to notice.
+    """
+    abort = Abort(ErrorCode.FULL, Phase.ROUNDS)
+    for _ in range(20):
+        near, peer = tcp_pair(SMALL)
+        guest = SimulatedSourceGuest(LARGE)
+        transport = TcpTransport(near)
+        source = Source(guest, transport)
+        before = frames(welcome(), Accept(LARGE.pages * PAGE_BYTES))
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(source.run)
+                peer.send(before)
+                await until(partial(_has_sent, transport))
+                await trio.testing.wait_all_tasks_blocked()  # in a send, and in a receive
+                peer.send(frames(b"", b"", abort)[PREFACE_BYTES:])
+                peer.close()
+        assert source.result is not None
+        assert (source.result.code, source.result.by_peer) == (ErrorCode.FULL, True)
+        assert guest.running
