@@ -22,6 +22,7 @@ from sterna.cli.follow import Reporter
 from sterna.cli.holder import HOT_BYTES, MEMORY_BYTES, RATE_BYTES_S, check_size
 from sterna.cli.output import Output
 from sterna.cli.units import Json, Rate, Size
+from sterna.core.words import size_text
 from sterna.errors import ConfigError
 from sterna.host.evidence import DESTINATION_IMAGE, JOURNAL, SOURCE_IMAGE, WARNING, Evidence
 from sterna.host.peers import PeerList
@@ -65,7 +66,8 @@ def demo(
         evidence: directory for source.img and destination.img (try `cmp`) and the guest's journal.
         json: one JSON object on stdout.
     """
-    check_size(memory)
+    # At both sides at once, and evidence is copied before it is written.
+    check_size(memory, copies=2 if evidence is None else 3)
     reporter = Reporter(Output(json=json))
     wishes = Wishes(
         memory_bytes=memory,
@@ -77,6 +79,7 @@ def demo(
     if insecure:
         reporter.notice(INSECURE)
     kind = _choose(guest)
+    reporter.say(f"A guest with {size_text(memory)} of memory starts, and runs for a second before it moves.")
     directory = Path(tempfile.mkdtemp(prefix="sterna-demo-"))
     try:
         with reporter:
@@ -103,7 +106,7 @@ def _choose(guest: str) -> str:
 def _evidence(directory: Path, reporter: Reporter) -> Evidence:
     evidence = Evidence(directory)
     for name in (SOURCE_IMAGE, DESTINATION_IMAGE):
-        evidence.path(name).unlink(missing_ok=True)
+        evidence.remove(name)
     evidence.new_file(JOURNAL)
     reporter.notice(f"{directory} {WARNING}")
     return evidence

@@ -8,6 +8,7 @@ from typing import Final
 from sterna.cli.demo_run import DemoRun, Wishes
 from sterna.cli.exits import Exit
 from sterna.cli.output import Output
+from sterna.cli.units import format_rate
 from sterna.core.words import duration_text, rate_text, share_text, size_text
 
 _BAR_CELLS: Final = 40
@@ -19,7 +20,7 @@ def tell(run: DemoRun, wishes: Wishes, output: Output) -> None:
         return
     rounds = _rounds(run)
     if rounds:
-        output.table(("", "sent", ""), picture(rounds))
+        output.table(("", "sent", ""), picture(rounds, paused=_has_blackout(run)))
     output.table(("", "measured"), rows(run, wishes))
     for text in remarks(run, wishes):
         output.say(text)
@@ -28,14 +29,14 @@ def tell(run: DemoRun, wishes: Wishes, output: Output) -> None:
     output.say(verdict, style="green" if good else "red")
 
 
-def picture(rounds: list[Mapping[str, object]]) -> list[tuple[str, str, str]]:
-    """A bar a round, as long as its bytes; the last one is the blackout's."""
+def picture(rounds: list[Mapping[str, object]], *, paused: bool) -> list[tuple[str, str, str]]:
+    """A bar a round, as long as its bytes; the last one is the blackout's if the guest was `paused`."""
     most = max((_number(one, "bytes") for one in rounds), default=0.0) or 1.0
     found = []
     for index, one in enumerate(rounds):
         sent = _number(one, "bytes")
         cells = max(1, round(sent / most * _BAR_CELLS)) if sent else 0
-        last = index == len(rounds) - 1
+        last = paused and index == len(rounds) - 1
         name = "blackout" if last else f"round {one.get('round')}"
         text = f"{size_text(sent)} in {duration_text(_number(one, 'seconds'))}"
         found.append((name, ("▓" if last else "█") * cells, text))
@@ -49,21 +50,23 @@ def rows(run: DemoRun, wishes: Wishes) -> list[tuple[str, str]]:
         f"{tls['version']}, {tls['cipher']}, both sides" if isinstance(tls, dict) else "none (--insecure)"
     )
     source, _ = run.digests
-    hot = f"{size_text(run.hot_bytes)} of {size_text(wishes.memory_bytes)} hot"
-    rate = f"{rate_text(run.write_rate_bytes_s)}, asked for {rate_text(wishes.rate_bytes_s)}"
-    distinct = f"{rate_text(run.dirty_rate_bytes_s)} of distinct pages"
+    hot = f"mostly to {size_text(run.hot_bytes)} of {size_text(wishes.memory_bytes)}"
+    asked = f"asked for {rate_text(wishes.rate_bytes_s)} ({format_rate(wishes.rate_bytes_s)})"
+    distinct = f"{rate_text(run.dirty_rate_bytes_s)} counting each page once a second"
     found = [
         ("outcome", run.outcome),
-        ("guest", f"{run.guest}, {hot}, followed by {run.tracker}"),
-        ("it wrote", rate),
+        ("guest", f"{run.guest}, writes followed by {run.tracker}"),
+        ("it wrote", f"{rate_text(run.write_rate_bytes_s)}, {hot}"),
+        ("", asked),
         ("", distinct),
         ("TLS", secured),
         (
             "sent",
             f"{size_text(_number(run.source, 'bytes_sent'))} in {_seconds(run.source, 'seconds_total')}",
         ),
-        ("blackout", f"{_seconds(run.source, 'seconds_blackout')} as the source saw it"),
     ]
+    if _has_blackout(run):
+        found.append(("blackout", f"{_seconds(run.source, 'seconds_blackout')} as the source saw it"))
     if run.blackout_guest_s is not None and wishes.writes_enough:
         found.append(("", f"{duration_text(run.blackout_guest_s)} as the guest saw it, from write to write"))
     if source is not None:
@@ -71,7 +74,7 @@ def rows(run: DemoRun, wishes: Wishes) -> list[tuple[str, str]]:
     if run.audit is not None:
         checked = f"{run.audit['pages_checked']} pages checked, {run.errors} errors"
         found.append(("audit", checked))
-        found.append(("writes", f"{run.writes_before} before, {run.writes_after} after"))
+        found.append(("pages written", f"{run.writes_before} before, {run.writes_after} after"))
     return found
 
 
@@ -90,6 +93,10 @@ def remarks(run: DemoRun, wishes: Wishes) -> list[str]:
     if text := run.source.get("text"):
         found.append(str(text))
     return found
+
+
+def _has_blackout(run: DemoRun) -> bool:
+    return run.source.get("seconds_blackout") is not None
 
 
 def _rounds(run: DemoRun) -> list[Mapping[str, object]]:

@@ -2,12 +2,17 @@
 
 It is drawn from the same objects that `--follow` writes, so the demo shows another process's migration as
 that process would. What they say was partly said by a peer: nothing of it is trusted but to be shown.
+
+A table belongs to one migration: a listener has one after the other, and a peer that is turned away while a
+guest comes must not write into that one's table. So events carry the number of their `connection`, where
+there is more than one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
 from sterna.cli.output import Output, printable
 from sterna.core.words import duration_text, rate_text, share_text, size_text
@@ -16,13 +21,38 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
-COLUMNS = ("round", "sent", "in", "rate", "written meanwhile", "would stop for")
-_BAR_CELLS = 24
-_PAGE_BYTES = 4096
+_BAR_CELLS: Final = 40
+_PAGE_BYTES: Final = 4096
+_BLACKOUT: Final = "blackout"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A round. What is not known, or not known yet, is empty."""
+
+    name: str
+    sent: str
+    took: str
+    rate: str = ""
+    written: str = ""
+    slowed: str = ""
+    stop: str = ""
+
+
+# Header, what stands below it, and whether only a source knows it. All at their widest fill 79 cells.
+_COLUMNS: Final[tuple[tuple[str, Callable[[Row], str], bool], ...]] = (
+    ("round", lambda row: row.name, False),
+    ("sent", lambda row: row.sent, False),
+    ("in", lambda row: row.took, False),
+    ("rate", lambda row: row.rate, False),
+    ("written meanwhile", lambda row: row.written, True),
+    ("slowed", lambda row: row.slowed, True),
+    ("would stop", lambda row: row.stop, True),
+)
 
 
 class Display:
-    """Shows events of one migration.
+    """Shows events of one migration after the other.
 
     Args:
         output: the command's output; its terminal decides between a live table and lines.
@@ -32,24 +62,25 @@ class Display:
         self._output = output
         self._silent = output.json
         self._live: Live | None = None
-        self._rows: list[tuple[str, ...]] = []
+        self._running = False
+        self._begin({})
+
+    def _begin(self, event: Mapping[str, object]) -> None:
+        self._connection = event.get("connection")
+        self._rows: list[Row] = []
         self._verdict = ""
-        self._phase = ""
         self._round: int | None = None
         self._last = False
         self._round_bytes = 0.0
         self._bytes_before = 0.0
         self._bytes_sent = 0.0
-        self._page_bytes = _PAGE_BYTES
-        self._sees_writes = False  # the source does
+        self._page_bytes = int(_number(event, "page_bytes")) or _PAGE_BYTES
+        self._sees_writes = "tracker" in event  # the source does
         self._done = 0.0
 
     def say(self, text: str, *, style: str = "") -> None:
         """A line of its own, above the table if that is up."""
-        if self._live is not None:
-            self._live.console.print(printable(text), style=style or None, markup=False)
-        else:
-            self._output.say(text, style=style)
+        self._output.say(text, style=style)
 
     def close(self) -> None:
         """Leave the table as it is. Legal twice."""
@@ -62,12 +93,13 @@ class Display:
         """An event."""
         if self._silent:
             return
-        match event.get("event"):
-            case "migration":
-                self._page_bytes = int(_number(event, "page_bytes")) or _PAGE_BYTES
-                self._sees_writes = "tracker" in event
-            case "phase":
-                self._phase = str(event.get("phase", ""))
+        kind = event.get("event")
+        if kind == "migration" and not self._running:
+            self._running = True
+            self._begin(event)
+        elif not self._running or event.get("connection") != self._connection:
+            return
+        match kind:
             case "round_started":
                 self._start_round(event)
             case "progress":
@@ -78,7 +110,10 @@ class Display:
                 self._decided(event)
             case "finished":
                 self._round = None
-                self._verdict = f"{event.get('outcome')}"
+                self._running = False
+                self._verdict = str(event.get("outcome"))
+                self.close()
+                return
             case _:
                 return
         self._refresh()
@@ -93,28 +128,29 @@ class Display:
             self._verdict = "the guest is paused: its last pages, its state, the handover"
 
     def _finish_round(self, event: Mapping[str, object]) -> None:
-        name = "blackout" if self._last else str(int(_number(event, "round")))
         sent, seconds = _number(event, "bytes"), _number(event, "seconds")
-        rate = rate_text(sent / seconds) if seconds > 0 else ""
-        dirty = _number(event, "dirty_bytes")
-        written = "" if self._last or not self._sees_writes else size_text(dirty)
-        if written and seconds > 0:
-            written += f" ({rate_text(dirty / seconds)})"
-        if throttle := _number(event, "throttle"):
-            written += f", slowed down by {share_text(throttle)}"
-        self._rows.append((name, size_text(sent), duration_text(seconds), rate, written, ""))
+        dirty, throttle = _number(event, "dirty_bytes"), _number(event, "throttle")
+        written = ""
+        if self._sees_writes and not self._last:
+            written = size_text(dirty) + (f" ({rate_text(dirty / seconds)})" if seconds > 0 else "")
+        row = Row(
+            name=_BLACKOUT if self._last else str(int(_number(event, "round"))),
+            sent=size_text(sent),
+            took=duration_text(seconds),
+            rate=rate_text(sent / seconds) if seconds > 0 else "",
+            written=written,
+            slowed=share_text(throttle) if throttle else "",
+        )
+        self._rows.append(row)
         self._round = None
-        if self._watched:
-            return
-        what = "paused guest" if self._last else f"round {name}"
-        line = f"{what}: {size_text(sent)} in {duration_text(seconds)}"
-        self.say(f"{line}; written meanwhile: {written}" if written else line)
+        if not self._watched:
+            self.say(_line(row))
 
     def _decided(self, event: Mapping[str, object]) -> None:
         self._verdict = str(event.get("verdict", ""))
         if self._rows:
             stop = duration_text(_number(event, "predicted_downtime_s"))
-            self._rows[-1] = (*self._rows[-1][:-1], stop)
+            self._rows[-1] = replace(self._rows[-1], stop=stop)
         if not self._watched:
             self.say(f"  {self._verdict}")
 
@@ -138,15 +174,25 @@ class Display:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD)
-        for column in COLUMNS:
-            table.add_column(column, justify="left" if column == COLUMNS[0] else "right", no_wrap=True)
-        for row in self._rows:
-            table.add_row(*row, style="bold" if row[0] == "blackout" else None)
+        parts: list[RenderableType] = []
+        if self._rows:
+            slowed = any(row.slowed for row in self._rows)
+            columns = [
+                (name, cell)
+                for name, cell, of_source in _COLUMNS
+                if (self._sees_writes or not of_source) and (slowed or name != "slowed")
+            ]
+            table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+            for name, _ in columns:
+                table.add_column(name, justify="left" if name == "round" else "right", no_wrap=True)
+            for row in self._rows:
+                cells = (cell(row) for _, cell in columns)
+                table.add_row(*cells, style="bold" if row.name == _BLACKOUT else None)
+            parts.append(table)
         if self._round is not None:
-            name = "blackout" if self._last else str(self._round)
-            table.add_row(name, self._bar(), style="cyan")
-        return Group(table, Text(printable(self._verdict), style="dim"))
+            name = _BLACKOUT if self._last else f"round {self._round}"
+            parts.append(Text(f"{name} {self._bar()}", style="cyan"))
+        return Group(*parts, Text(printable(self._verdict), style="dim"))
 
     def _bar(self) -> str:
         """The running round. Zero pages take no bytes, so a round may end early, but it never runs back."""
@@ -155,6 +201,14 @@ class Display:
         self._done = max(self._done, share)
         full = round(self._done * _BAR_CELLS)
         return "━" * full + "╌" * (_BAR_CELLS - full)
+
+
+def _line(row: Row) -> str:
+    """A row where nobody watches."""
+    what = "paused guest" if row.name == _BLACKOUT else f"round {row.name}"
+    written = f"; written meanwhile: {row.written}" if row.written else ""
+    slowed = f", slowed down by {row.slowed}" if row.slowed else ""
+    return f"{what}: {row.sent} in {row.took}{written}{slowed}"
 
 
 def _number(event: Mapping[str, object], name: str) -> float:

@@ -7,14 +7,14 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeAlias
 
 import trio
 from cyclopts import Parameter
 
-from sterna.cli.follow import Reporter
+from sterna.cli.follow import ConnectionReporter, Reporter
 from sterna.core.deadlines import Deadlines
-from sterna.errors import ConfigError
+from sterna.errors import ConfigError, GuestError
 from sterna.host.peers import PeerList
 from sterna.host.pki import CA_CERTIFICATE
 from sterna.linux.pidfd import Pidfd
@@ -25,6 +25,8 @@ from sterna.net.transport import Transport
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 ProcessOption = Annotated[int | None, Parameter(show_default=False)]
 PathOption = Annotated[Path | None, Parameter(show_default=False)]
+
+Emitter: TypeAlias = Reporter | ConnectionReporter
 
 PROGRESS_S: Final = 0.2
 
@@ -69,6 +71,8 @@ class Security:
         Raises:
             ConfigError: it is not usable.
         """
+        if self.peers is not None and self.insecure:
+            raise ConfigError("--peers goes with --pki: without certificates nobody knows who a peer is")
         return None if self.peers is None else PeerList.load(self.peers)
 
     def tls(self, check_peer: CheckPeer) -> TlsConfig | None:
@@ -82,9 +86,13 @@ class Security:
         if self.pki is None:
             return None
         name = self.own_name
-        return TlsConfig(
-            self.pki / f"{name}.pem", self.pki / f"{name}.key", self.pki / CA_CERTIFICATE, check_peer
-        )
+        certificate = self.pki / f"{name}.pem"
+        if not certificate.exists():
+            raise ConfigError(
+                f"there is no {certificate}: this host calls itself {name!r}, so give it another --name, or "
+                f"make one where the CA's key is: sterna pki issue DIR {name}"
+            )
+        return TlsConfig(certificate, self.pki / f"{name}.key", self.pki / CA_CERTIFICATE, check_peer)
 
 
 def deadlines(patience_s: float | None) -> Deadlines:
@@ -107,8 +115,14 @@ def deadlines(patience_s: float | None) -> Deadlines:
     )
 
 
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Signals that end a command in order; a terminal that is closed does not if `nohup` said so."""
+    wanted = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    return tuple(one for one in wanted if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN)
+
+
 class Ending:
-    """How a command ends before its time: SIGINT and SIGTERM, or the end of another process.
+    """How a command ends before its time: SIGINT, SIGTERM, SIGHUP, or the end of another process.
 
     Attributes:
         ask: what the first wish to end does; None, and any later wish, cancels `scope`.
@@ -124,7 +138,7 @@ class Ending:
         self, *, process: int | None = None, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Wait for reasons to end; the end of `process` is one."""
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with trio.open_signal_receiver(*ending_signals()) as signals:
             async with trio.open_nursery() as nursery:
                 if process is not None:
                     nursery.start_soon(self._watch_process, process)
@@ -163,7 +177,20 @@ def open_process(number: int) -> Pidfd | None:
         return None
 
 
-async def tell_progress(reporter: Reporter, transport: Transport) -> None:
+def holder_missing(error: GuestError, path: Path, options: str) -> GuestError:
+    """The same, with what to do about it.
+
+    Args:
+        error: of `connect_holder`.
+        path: the holder's socket.
+        options: of the `sterna holder` that would help.
+    """
+    if path.exists():
+        return error
+    return GuestError(f"{error.detail}: start one with sterna holder --socket {path} {options}".rstrip())
+
+
+async def tell_progress(reporter: Emitter, transport: Transport) -> None:
     """Report how many bytes have passed, until cancelled."""
     while True:
         reporter.emit(

@@ -53,6 +53,10 @@ class Reporter:
         """An event of the machine; the hook for `sterna.net.endpoint.Options`."""
         self.emit(event_fields(event))
 
+    def of_connection(self, number: int) -> ConnectionReporter:
+        """The same for one of several connections: their events can be told apart."""
+        return ConnectionReporter(self, number)
+
     def emit(self, fields: Mapping[str, object]) -> None:
         """An event, which has its name as `event`."""
         self._line(fields)
@@ -77,6 +81,22 @@ class Reporter:
         if not self.follow:
             return
         write_line({"schema": SCHEMA, "event": fields["event"], "time_ns": now_ns(), **fields})
+
+
+class ConnectionReporter:
+    """Adds a connection's number to its events."""
+
+    def __init__(self, reporter: Reporter, number: int) -> None:
+        self._reporter = reporter
+        self._number = number
+
+    def on_event(self, event: Event) -> None:
+        """An event of the machine."""
+        self.emit(event_fields(event))
+
+    def emit(self, fields: Mapping[str, object]) -> None:
+        """An event, which has its name as `event`."""
+        self._reporter.emit({**fields, "connection": self._number})
 
 
 def now_ns() -> int:

@@ -17,17 +17,19 @@ from typing import Annotated, Final, Literal
 import trio
 from cyclopts import Parameter
 
-from sterna.cli.endpoint import Flag, PathOption, ProcessOption, open_process
+from sterna.cli.endpoint import Flag, PathOption, ProcessOption, ending_signals, open_process
 from sterna.cli.exits import Exit
 from sterna.cli.output import Output
 from sterna.cli.units import Json, Rate, Size, format_size
 from sterna.core.words import rate_text, size_text
 from sterna.errors import ConfigError, GuestError
+from sterna.guest.holder_backend import HeldState
 from sterna.guest.holder_client import HolderStatus, connect_holder
 from sterna.guest.holder_engine import HolderEngine
 from sterna.guest.holder_server import HolderServer
 from sterna.guest.process_holder import SWITCH_INTERVAL_S, make_engine
 from sterna.guest.workload import PAGE_BYTES
+from sterna.linux.memory import available_bytes
 
 MEMORY_BYTES: Final = 256 << 20
 MEMORY_MIN_BYTES: Final = 32 * PAGE_BYTES  # a block of the workload
@@ -35,6 +37,7 @@ RATE_BYTES_S: Final = 50 << 20
 HOT_BYTES: Final = 64 << 20
 
 _WATCH_S: Final = 0.5
+_WATCH_END_S: Final = 2.0
 
 
 def holder(
@@ -69,13 +72,14 @@ def holder(
         json: one JSON object on stdout when the holder is ready.
     """
     output = Output(json=json)
-    check_size(memory)
+    if not destination:
+        check_size(memory)
     options = _options(
         role="destination" if destination else "source",
         memory=memory,
         # A rate of nothing is the holder's "as fast as it goes"; a byte a second is a page in an hour.
         rate=max(dirty_rate, 1),
-        hot=hot,
+        hot=max(hot, 1),  # nothing would be the holder's "half of it"; a byte is one block
         name=name,
         tracker=tracker,
         memory_limit=memory_limit or 0,
@@ -95,16 +99,22 @@ def holder(
     return Exit.OK
 
 
-def check_size(memory: int) -> None:
-    """Whether a guest can have so much memory.
+def check_size(memory: int, *, copies: int = 1) -> None:
+    """Whether a guest can have so much memory here, so many times.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: it cannot. Without this, filling it would take the whole machine's first.
     """
     if memory % PAGE_BYTES or memory < MEMORY_MIN_BYTES:
         raise ConfigError(
             f"--memory: {memory} bytes; it is whole pages of {PAGE_BYTES} bytes, and at least "
             f"{format_size(MEMORY_MIN_BYTES)}"
+        )
+    available = available_bytes()
+    if memory * copies > available:
+        needed = size_text(memory) if copies == 1 else f"{copies} times {size_text(memory)}"
+        raise ConfigError(
+            f"--memory: {needed} is more than the {size_text(available)} that are available here"
         )
 
 
@@ -131,15 +141,18 @@ def _say_ready(output: Output, path: Path, engine: HolderEngine, options: argpar
     }
     if running:
         about = engine.guest.description
+        hot = min(max(options.hot, MEMORY_MIN_BYTES), options.memory)
         fields["guest"] = {"id": about.id.hex(), "name": about.name}
         output.say(
-            f"{about.name} runs: {size_text(options.memory)}, {rate_text(options.rate)} to its hot "
-            f"{size_text(options.hot)}, writes followed by {engine.guest.tracker}. Send it away with:\n"
-            f"  sterna migrate --holder {path} --to HOST:PORT ..."
+            f"{about.name} runs: {size_text(options.memory)}, of which it writes {rate_text(options.rate)}, "
+            f"mostly to {size_text(hot)}; followed by {engine.guest.tracker}. "
+            f"Send it away with:\n"
+            f"  sterna migrate --holder {path} --to HOST:PORT --pki DIR"
         )
     else:
         output.say(
-            f"room for a guest. Listen for one with:\n  sterna serve --holder {path} --listen HOST:PORT ..."
+            "room for a guest. Listen for one with:\n"
+            f"  sterna serve --holder {path} --listen HOST:PORT --pki DIR --peers FILE"
         )
     output.result(fields)
 
@@ -148,11 +161,15 @@ def _serve(server: HolderServer, output: Output, path: Path) -> None:
     def end(number: int, frame: FrameType | None) -> None:
         server.stop()
 
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
+    for number in ending_signals():
+        signal.signal(number, end)
+    watch = threading.Thread(target=partial(trio.run, _watch, path, output), name="watch", daemon=True)
     if output.live:
-        threading.Thread(target=partial(trio.run, _watch, path, output), name="watch", daemon=True).start()
+        watch.start()
     server.serve()
+    if output.live:
+        watch.join(_WATCH_END_S)  # so that its line is gone before the last word
+    output.say(_last_word(server.engine))
 
 
 async def _watch(path: Path, output: Output) -> None:
@@ -165,6 +182,21 @@ async def _watch(path: Path, output: Output) -> None:
                     await trio.sleep(_WATCH_S)
     except GuestError:
         return  # the holder has ended
+
+
+def _last_word(engine: HolderEngine) -> str:
+    match engine.state:
+        case HeldState.RELEASED:
+            return f"the guest has moved away (epoch {engine.granted_epoch}); its holder ends"
+        case HeldState.EMPTY | HeldState.RESERVED:
+            return "the holder ends; no guest has come"
+        case HeldState.GRANTED:
+            return (
+                "the holder ends with a guest that was granted to another host: if that does not run it, "
+                "it is lost"
+            )
+        case _:
+            return "the holder ends, and its guest with it"
 
 
 def _line(status: HolderStatus) -> str:

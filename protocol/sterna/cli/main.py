@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from sterna.cli.exits import Exit, exit_of, gravest
+from sterna.cli.hints import hint
 from sterna.cli.output import Output
 from sterna.cli.version import version_line
 from sterna.errors import ConfigError, SternaError
@@ -80,7 +81,7 @@ def _failed(error: BaseException, output: Output) -> Exit:
     if isinstance(cause, ConfigError):
         output.failure("usage", str(cause), code)
     elif isinstance(cause, SternaError):
-        output.failure(cause.code.name.lower(), str(cause), code)
+        output.failure(cause.code.name.lower(), str(cause), code, hint(cause))
     elif isinstance(cause, KeyboardInterrupt):
         output.failure("interrupted", "interrupted", code)
     else:

@@ -18,11 +18,13 @@ from sterna.cli.endpoint import (
     ProcessOption,
     Security,
     deadlines,
+    holder_missing,
     tell_progress,
 )
 from sterna.cli.events import Fields, connection_fields, holder_fields, result_fields
 from sterna.cli.exits import Exit, exit_of_outcome
 from sterna.cli.follow import Reporter
+from sterna.cli.hints import hinted
 from sterna.cli.output import Output
 from sterna.cli.units import Duration, Json, Rate
 from sterna.core.events import Outcome, Result
@@ -130,7 +132,7 @@ class _Job:
             self.reporter.notice(INSECURE)
         if self.evidence is not None:
             self.reporter.notice(f"{self.evidence.path(SOURCE_IMAGE)} {WARNING}")
-        async with await connect_holder(self.holder) as connection:
+        async with await self._attach() as connection:
             if connection.attached.state not in {"running", "paused"}:
                 raise _not_here(connection)
             guest = await DepartingGuest.open(connection)
@@ -142,6 +144,12 @@ class _Job:
                 return await self._migrate(guest, transport, host, ending)
             finally:
                 transport.abort()
+
+    async def _attach(self) -> HolderConnection:
+        try:
+            return await connect_holder(self.holder)
+        except GuestError as error:
+            raise holder_missing(error, self.holder, "") from error
 
     async def _connect(self, tls: TlsConfig | None) -> Transport:
         transport = await connect(
@@ -255,7 +263,7 @@ def _sentence(result: Result, transport: Transport) -> str:
                 f"{kept if result.outcome is Outcome.MOVED else ''}"
             )
         case Outcome.ROLLED_BACK:
-            return f"the guest runs on here{why}"
+            return hinted(f"the guest runs on here{why}", result.error)
         case Outcome.UNDECIDED:
             return (
                 f"nobody here can know who owns the guest{why}. It stays paused here: "

@@ -133,9 +133,11 @@ class Output:
         if self.json:
             write_line({"schema": SCHEMA, **fields})
 
-    def failure(self, code: str, text: str, exit_code: Exit) -> None:
-        """What went wrong: a line for people, or the error as the result."""
+    def failure(self, code: str, text: str, exit_code: Exit, hint: str = "") -> None:
+        """What went wrong, and what to do about it: for people, or the error as the result."""
         if self.json:
             self.result({"error": {"code": code, "text": text, "exit": int(exit_code)}})
-        else:
-            self.say(f"sterna: {text}", style="red")
+            return
+        self.say(f"sterna: {text}", style="red")
+        if hint:
+            self.say(f"  {hint}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -20,21 +18,23 @@ from sterna.cli.endpoint import (
     ProcessOption,
     Security,
     deadlines,
+    holder_missing,
     tell_progress,
 )
 from sterna.cli.events import Fields, connection_fields, holder_fields, result_fields
 from sterna.cli.exits import Exit, exit_of_outcome
-from sterna.cli.follow import Reporter, error_fields
+from sterna.cli.follow import ConnectionReporter, Reporter, error_fields
 from sterna.cli.output import Output
+from sterna.cli.spawned import spawned_holder
 from sterna.cli.units import Duration, Json, Size
 from sterna.core.events import Outcome, Result
 from sterna.core.words import duration_text, size_text
-from sterna.errors import ConfigError, LocalProtocolError, SternaError
+from sterna.errors import ConfigError, GuestError, LocalProtocolError, SternaError
 from sterna.guest.api import DestinationGuest, GuestDescription
 from sterna.guest.holder_client import connect_holder
 from sterna.host.agent import HostSession, PeerListHost, refusal
 from sterna.host.evidence import DESTINATION_IMAGE, WARNING, Evidence
-from sterna.host.held import ArrivingGuest
+from sterna.host.held import ROOM, ArrivingGuest
 from sterna.host.peers import PeerList
 from sterna.limits import Limits
 from sterna.net.connect import Address, parse_address
@@ -89,7 +89,6 @@ def serve(
         spawn_holder=spawn_holder,
         security=security,
         options=Options(
-            on_event=reporter.on_event,
             deadlines=deadlines(patience),
             limits=Limits() if memory_limit is None else Limits(memory_bytes=memory_limit),
         ),
@@ -116,6 +115,7 @@ class _Job:
     reporter: Reporter
     die_with: int | None
     sessions: int = 0
+    connections: int = 0
     last: Fields = field(default_factory=dict)
     exit_code: Exit = Exit.OK
     _running: set[Destination] = field(default_factory=set)
@@ -123,47 +123,46 @@ class _Job:
     _scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     async def run(self) -> Exit:
+        tls, peers = self._security()
         async with trio.open_nursery() as nursery:
             ending = Ending(nursery.cancel_scope)
             await nursery.start(partial(ending.watch, process=self.die_with))
             if self.spawn_holder:
-                await self._with_holder(ending)
+                async with spawned_holder(self.holder, self.reporter.say):
+                    await self._listen(ending, tls, peers)
             else:
-                await self._listen(ending)
+                await self._listen(ending, tls, peers)
             nursery.cancel_scope.cancel()
         if ending.interrupted or (self.once and not self.sessions):
             raise KeyboardInterrupt
         self.reporter.result({**self.last, "sessions": self.sessions})
         return self.exit_code
 
-    async def _with_holder(self, ending: Ending) -> None:
-        holder = await _start_holder(self.holder)
-        try:
-            await self._listen(ending)
-        finally:
-            if self.last.get("runs"):
-                self.reporter.say(f"its holder goes on: {self.holder}, process {holder.pid}")
-            else:
-                holder.terminate()
-
     async def _check_holder(self) -> None:
         """Say now what a peer would be told later."""
+        try:
+            state = await self._holder_state()
+        except GuestError as error:
+            raise holder_missing(error, self.holder, "--destination, or add --spawn-holder here") from error
+        if state not in ROOM:
+            raise ConfigError(f"the holder at {self.holder} has a guest already: it is {state}")
+
+    async def _holder_state(self) -> str:
         async with await connect_holder(self.holder, role="observer") as connection:
-            state = connection.attached.state
-            if state not in {"empty", "reserved", "loaded"}:
-                raise ConfigError(f"the holder at {self.holder} has a guest already: it is {state}")
+            return connection.attached.state
 
     def _security(self) -> tuple[TlsConfig | None, PeerList | None]:
         peers = self.security.peer_list()
-        if peers is None and not self.security.insecure:
-            raise ConfigError("--pki needs --peers FILE: which hosts may send which guests here")
+        if peers is None and self.security.pki is not None and not self.security.insecure:
+            raise ConfigError(
+                "--pki needs --peers FILE: which hosts may send which guests here (see `sterna serve --help`)"
+            )
         tls = self.security.tls(_anybody if peers is None else peers.check_peer)
         if tls is None:
             self.reporter.notice(INSECURE)
         return tls, peers
 
-    async def _listen(self, ending: Ending) -> None:
-        tls, peers = self._security()
+    async def _listen(self, ending: Ending, tls: TlsConfig | None, peers: PeerList | None) -> None:
         await self._check_holder()
         if self.evidence is not None:
             path = self.evidence.path(DESTINATION_IMAGE)
@@ -190,21 +189,24 @@ class _Job:
 
     async def _serve(self, host: PeerListHost, transport: Transport) -> None:
         """One connection."""
-        self.reporter.emit({"event": "connected", **connection_fields(transport)})
+        self.connections += 1
+        reporter = self.reporter.of_connection(self.connections)
+        reporter.emit({"event": "connected", **connection_fields(transport)})
         with host.session() as session:
-            arrival = _Arrival(self, session)
-            destination = Destination(arrival.make_guest, transport, host=session, options=self.options)
+            arrival = _Arrival(self, session, reporter)
+            options = replace(self.options, on_event=reporter.on_event)
+            destination = Destination(arrival.make_guest, transport, host=session, options=options)
             session.cancel = destination.cancel
             self._running.add(destination)
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(tell_progress, self.reporter, transport)
+                    nursery.start_soon(tell_progress, reporter, transport)
                     result = await destination.run()
                     nursery.cancel_scope.cancel()
             finally:
                 self._running.discard(destination)
             fields = await arrival.conclude(transport, result)
-        self.reporter.emit({"event": "session", **fields})
+        reporter.emit({"event": "session", **fields})
         self.reporter.say(_sentence(result, transport))
         if session.admitted:
             self.sessions += 1
@@ -227,18 +229,18 @@ class _Job:
 class _Arrival:
     """The guest of one session, if there comes one."""
 
-    def __init__(self, job: _Job, session: HostSession) -> None:
+    def __init__(self, job: _Job, session: HostSession, reporter: ConnectionReporter) -> None:
         self._job = job
         self._session = session
+        self._reporter = reporter
         self._guest: ArrivingGuest | None = None
         self._description: GuestDescription | None = None
 
     def make_guest(self, description: GuestDescription) -> DestinationGuest:
         """Room for it, in the holder."""
-        reporter = self._job.reporter
         memory_bytes = sum(region.size_bytes for region in description.regions)
         self._description = description
-        reporter.emit(
+        self._reporter.emit(
             {
                 "event": "migration",
                 "guest": {"id": description.id.hex(), "name": description.name},
@@ -246,7 +248,9 @@ class _Arrival:
                 "page_bytes": 1 << description.regions[0].granule_log2,
             }
         )
-        reporter.say(f"{description.name!r} ({size_text(memory_bytes)}) comes from {self._session.peer}")
+        self._job.reporter.say(
+            f"{description.name!r} ({size_text(memory_bytes)}) comes from {self._session.peer}"
+        )
         self._guest = ArrivingGuest(self._job.holder, self._session.authorise, self._job.evidence)
         return self._guest
 
@@ -270,21 +274,6 @@ class _Arrival:
 
 def _anybody(_identity: str, _fingerprint: bytes) -> None:
     """Never asked: without a peer list there is no TLS."""
-
-
-async def _start_holder(path: Path) -> trio.Process:
-    """Start a holder that outlives this command."""
-    command = (sys.executable, "-m", "sterna.guest.process", "--socket", str(path), "--role", "destination")
-    process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, start_new_session=True)
-    assert process.stdout is not None
-    async with process.stdout:
-        said = b""
-        while not said.endswith(b"\n"):  # one line when it is ready, the end if it has failed
-            more = await process.stdout.receive_some()
-            if not more:
-                raise ConfigError(f"no holder could be started at {path}")
-            said += more
-    return process
 
 
 def _sentence(result: Result, transport: Transport) -> str:

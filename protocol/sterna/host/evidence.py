@@ -70,6 +70,18 @@ class Evidence:
             raise ConfigError(f"cannot write {path}: {error.strerror}") from error
         return path
 
+    def remove(self, name: str) -> None:
+        """Remove an earlier migration's: what is found afterwards is this one's.
+
+        Raises:
+            ConfigError: it cannot be removed.
+        """
+        path = self.path(name)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot replace {path}: {error.strerror}") from error
+
     async def keep_image(self, name: str, description: GuestDescription, memory: Memory) -> None:
         """Write an image. The memory must not change meanwhile."""
         views = [memory(number) for number in _copied(description)]

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription, StateSection
 from sterna.guest.holder_client import HolderConnection, HolderStatus, connect_holder
 from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
 from sterna.host.evidence import DESTINATION_IMAGE, SOURCE_IMAGE, Evidence, ImageCopy
+from sterna.registry import ErrorCode
 from sterna.wire.records import Runner
+
+ROOM: Final = frozenset({"empty", "reserved", "loaded"})  # states of a holder in which no guest has run
 
 
 class DepartingGuest(HolderSourceGuest):
@@ -68,6 +72,10 @@ class ArrivingGuest:
             self._copy = ImageCopy(description)
             await self._copy.reserve()
         self._connection = connection = await connect_holder(self._path)
+        state = connection.attached.state
+        if state not in ROOM:
+            text = f"the holder at {os.fspath(self._path)} has a guest already: it is {state}"
+            raise GuestError(text, ErrorCode.REFUSED)
         guest = HolderDestinationGuest(connection)
         await guest.reserve(description)
         self._guest = guest
