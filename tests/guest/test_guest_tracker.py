@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Iterator
 
@@ -172,6 +173,37 @@ def test_comparison_can_be_asked_for(memory: MemoryMap) -> None:
     assert (tracker.name, reason) == ("compare", "asked for")
     with pytest.raises(ValueError, match="no tracker"):
         choose_tracker(memory, "magic")
+
+
+@pytest.mark.needs("pagemap_scan")
+@pytest.mark.parametrize("mode", ["advise", "never", None])
+def test_a_kernel_that_forgets_unmapped_huge_pages(
+    memory: MemoryMap, monkeypatch: pytest.MonkeyPatch, mode: str | None
+) -> None:
+    """Where a huge page was, no page table is left; it does not call that written."""
+
+    def huge_pages() -> str:
+        if mode is None:
+            raise OSError("no such kernel")
+        return mode
+
+    monkeypatch.setattr(module, "shared_huge_pages", huge_pages)
+    assert choose_tracker(memory)[0].name == "userfaultfd" or mode == "advise"
+    monkeypatch.setattr(module.PagemapScanner, "scan_written", lambda *_, **__: np.empty((0, 2), np.uint64))
+    tracker, reason = choose_tracker(memory)
+    assert tracker.name == ("compare" if mode == "advise" else "userfaultfd")
+    assert ("huge pages" in reason) == (mode == "advise")
+
+
+@pytest.mark.needs("pagemap_scan")
+def test_what_is_not_mapped_any_more_is_written(memory: MemoryMap) -> None:
+    """As after reclaim: pages that were written and then unmapped."""
+    tracker = UffdTracker(memory)
+    tracker.start()
+    memory.array[::PAGE_BYTES] += 1
+    memory._map.madvise(mmap.MADV_DONTNEED, 5 * PAGE_BYTES, 2 * PAGE_BYTES)
+    assert pages_of(tracker.collect()) == list(range(PAGES))
+    tracker.stop()
 
 
 @pytest.mark.needs("userfaultfd")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sterna.linux import capabilities
+from sterna.linux import capabilities, memory
 from sterna.linux.capabilities import Capability, probe
 from sterna.linux.errors import CapabilityMissing
 
@@ -96,7 +96,7 @@ def test_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_huge_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     switch = tmp_path / "shmem_enabled"
-    monkeypatch.setattr(capabilities, "_SHMEM_HUGE", switch)
+    monkeypatch.setattr(memory, "SHARED_HUGE_PAGES", switch)
     with pytest.raises(CapabilityMissing, match="THP"):
         capabilities._huge_pages()
     switch.write_text("always within_size advise [never] deny force\n")

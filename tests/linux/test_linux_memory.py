@@ -54,3 +54,11 @@ def test_nothing_to_read(system: Path) -> None:
 
 def test_this_machine_has_some() -> None:
     assert memory.available_bytes() > 0
+
+
+def test_when_shared_memory_gets_huge_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "SHARED_HUGE_PAGES", tmp_path / "shmem_enabled")
+    with pytest.raises(OSError, match="No such file"):
+        memory.shared_huge_pages()
+    (tmp_path / "shmem_enabled").write_text("always within_size [advise] never deny force\n")
+    assert memory.shared_huge_pages() == "advise"

@@ -19,6 +19,8 @@ earlier content must not be followed this way.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Final, Protocol
 
 import numpy as np
@@ -26,11 +28,13 @@ import numpy.typing as npt
 
 from sterna.linux.errors import CapabilityMissing
 from sterna.linux.memfd import PAGE_BYTES, MemoryFile, MemoryMap
+from sterna.linux.memory import SHARED_HUGE_PAGES, shared_huge_pages
 from sterna.linux.pagemap import PagemapScanner
 from sterna.linux.userfaultfd import WRITE_TRACKING, Mode, Userfaultfd
 from sterna.memory.bitmap import PageBitmap
 
 _PAGE_WORDS: Final = PAGE_BYTES // 8
+_TABLE_BYTES: Final = PAGE_BYTES * (PAGE_BYTES // 8)  # what one page table maps; a huge page
 # Compared at once: live pages, their copies and the result stay in a second-level cache.
 _STEP_PAGES: Final = 64
 
@@ -162,12 +166,49 @@ def choose_tracker(memory: MemoryMap, wanted: str = "auto") -> tuple[Tracker, st
 
 def _try_userfaultfd() -> None:
     """Track a page, not the memory itself: protecting untouched memory costs page tables for all of it."""
-    file = MemoryFile("sterna-probe", PAGE_BYTES)
-    memory = file.map()
-    tracker = UffdTracker(memory)
+    with _probe_memory(PAGE_BYTES) as memory:
+        tracker = UffdTracker(memory)
+        try:
+            tracker.start()
+        finally:
+            tracker.stop()
+    _check_huge_pages()
+
+
+def _check_huge_pages() -> None:
+    """Whether writes to a huge page are still reported when it was unmapped, by reclaim or a split.
+
+    A range without a page table is what it leaves behind. A page that is not mapped counts as written
+    everywhere, such a range only with newer kernels; with others the writes would be lost.
+
+    Raises:
+        CapabilityMissing: there are huge pages, and ranges without page tables are not reported.
+    """
     try:
-        tracker.start()
-    finally:
-        tracker.stop()
-        memory.close()
-        file.close()
+        if shared_huge_pages() in {"never", "deny"}:
+            return
+    except OSError:
+        return
+    with _probe_memory(2 * _TABLE_BYTES) as memory, Userfaultfd(WRITE_TRACKING) as uffd:
+        uffd.register(memory.address, memory.size_bytes, Mode.WP)
+        scanner = PagemapScanner()
+        try:
+            found = scanner.scan_written(memory.address, memory.size_bytes, rearm=False)
+        finally:
+            scanner.close()
+    if found.tolist() != [[0, 2 * _TABLE_BYTES // PAGE_BYTES]]:
+        raise CapabilityMissing(
+            "pagemap_scan",
+            "this kernel may lose writes to huge pages when it reclaims them",
+            f"echo never > {SHARED_HUGE_PAGES}, or a newer kernel",
+        )
+
+
+@contextlib.contextmanager
+def _probe_memory(size_bytes: int) -> Iterator[MemoryMap]:
+    with contextlib.closing(MemoryFile("sterna-probe", size_bytes)) as file:
+        memory = file.map()
+        try:
+            yield memory
+        finally:
+            memory.close()

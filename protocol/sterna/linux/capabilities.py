@@ -13,20 +13,23 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from sterna.linux.errors import CapabilityMissing
 from sterna.linux.ioctl import io
 from sterna.linux.memfd import PAGE_BYTES, MemoryFile
-from sterna.linux.memory import cgroup_available_bytes, system_available_bytes
+from sterna.linux.memory import (
+    SHARED_HUGE_PAGES,
+    cgroup_available_bytes,
+    shared_huge_pages,
+    system_available_bytes,
+)
 from sterna.linux.pagemap import PagemapScanner
 from sterna.linux.userfaultfd import WRITE_TRACKING, Feature, Mode, Userfaultfd, supported
 
 _KVM: Final = "/dev/kvm"
 _KVM_GET_API_VERSION: Final = io(0xAE, 0x00)
 _KVM_API_VERSION: Final = 12  # the only one since Linux 2.6.22
-_SHMEM_HUGE: Final = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 _TOOL_WITHIN_S: Final = 10.0
 _QEMU_NAMES: Final = ("qemu-system-x86_64", "/usr/libexec/qemu-kvm", "qemu-kvm")
 
@@ -143,15 +146,13 @@ def _tool(capability: str, names: tuple[str, ...], remedy: str) -> str:
 
 
 def _huge_pages() -> str:
-    remedy = f"echo advise > {_SHMEM_HUGE}"
     try:
-        text = _SHMEM_HUGE.read_text()
+        mode = shared_huge_pages()
     except OSError as error:
-        raise CapabilityMissing(
-            "huge_pages", f"{_SHMEM_HUGE}: {error.strerror}", "a kernel with THP"
-        ) from error
-    mode = text[text.find("[") + 1 : text.find("]")]
+        reason = f"{SHARED_HUGE_PAGES}: {error.strerror}"
+        raise CapabilityMissing("huge_pages", reason, "a kernel with THP") from error
     if mode in {"never", "deny"}:
+        remedy = f"echo advise > {SHARED_HUGE_PAGES}"
         raise CapabilityMissing("huge_pages", f"shared memory has none (shmem_enabled: {mode})", remedy)
     return f"for shared memory: {mode}"
 

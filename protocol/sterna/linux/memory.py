@@ -1,4 +1,4 @@
-"""How much memory this process may still take: the system's, and its control group's."""
+"""How much memory this process may still take, the system's and its control group's; and of what pages."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Final
 _MEMINFO: Final = Path("/proc/meminfo")
 _OWN_CGROUP: Final = Path("/proc/self/cgroup")
 _CGROUPS: Final = Path("/sys/fs/cgroup")
+SHARED_HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 
 
 def system_available_bytes() -> int:
@@ -56,3 +57,13 @@ def available_bytes() -> int:
     group = cgroup_available_bytes()
     system = system_available_bytes()
     return system if group is None else min(system, group)
+
+
+def shared_huge_pages() -> str:
+    """When shared memory gets huge pages, in the kernel's word: ``never``, ``deny``, or something else.
+
+    Raises:
+        OSError: this kernel knows of none.
+    """
+    text = SHARED_HUGE_PAGES.read_text()
+    return text[text.find("[") + 1 : text.find("]")]
