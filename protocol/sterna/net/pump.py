@@ -28,7 +28,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-import traceback
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
@@ -58,6 +57,7 @@ OVERTAKEN_S: Final = 5.0
 UNDO_S: Final = 30.0
 
 _UNDOING: Final = DEAF - TERMINAL
+_NO_BUG: Final = (TransportError, trio.ClosedResourceError, trio.Cancelled)  # what a transport may raise
 
 _log = logging.getLogger(__name__)
 
@@ -187,32 +187,36 @@ class Pump:
 
     async def _receive(self) -> None:
         try:
-            self._lose(await self._receive_all())
+            await self._receive_all()
+            self._lose(None)
+        except _NO_BUG as error:
+            _forget_frames(error)
+            if isinstance(error, trio.Cancelled):
+                raise
+            self._lose(error)
         finally:
             self._memory_free.set()
             self._heard_all.set()
 
-    async def _receive_all(self) -> TransportError | trio.ClosedResourceError | None:
-        """Receive until the end; why it ended."""
+    async def _receive_all(self) -> None:
+        """Receive until the peer's proper end."""
         machine, transport = self._machine, self._transport
-        try:
-            while True:
-                with trio.CancelScope() as self._receiving:
-                    while count := await transport.receive_into(machine.get_buffer()):
-                        machine.buffer_updated(count, self._clock())
-                        self.kick()
-                    return None
-                self._memory_free.set()  # from here on what arrives goes nowhere
-        except (TransportError, trio.ClosedResourceError) as error:
-            _forget_locals(error)
-            return error
+        while True:
+            with trio.CancelScope() as self._receiving:
+                while count := await transport.receive_into(machine.get_buffer()):
+                    machine.buffer_updated(count, self._clock())
+                    self.kick()
+                return
+            self._memory_free.set()  # from here on what arrives goes nowhere
 
     async def _send(self) -> None:
         try:
             while True:
                 await self._send_unit()
-        except (TransportError, trio.ClosedResourceError) as error:
-            _forget_locals(error)
+        except _NO_BUG as error:
+            _forget_frames(error)
+            if isinstance(error, trio.Cancelled):
+                raise
             # The peer may have said why before it closed.
             with trio.move_on_after(LAST_WORDS_S):
                 await self._heard_all.wait()
@@ -331,11 +335,11 @@ class Pump:
             await self._carry_out_one(request)
 
 
-def _forget_locals(error: BaseException) -> None:
-    """Drop the local variables of the functions that `error` came through, as far as they have ended.
+def _forget_frames(error: BaseException) -> None:
+    """Drop what an error of the network, or a cancellation, remembers of the functions that it came through.
 
-    Among them are views of guest memory, which could not be freed as long as the error lives.
+    Their variables are views of guest memory, which could not be freed as long as the error lives.
     """
     for each in (error, error.__cause__, error.__context__):
-        if each is not None:
-            traceback.clear_frames(each.__traceback__)
+        if isinstance(each, (*_NO_BUG, OSError)):
+            each.__traceback__ = None
