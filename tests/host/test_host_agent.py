@@ -1,282 +1,406 @@
-"""Who may come, and how often: the rules of a host around its sessions."""
+"""Who may bring a guest here or get one, and which of two sessions of one guest is the one."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import pytest
 import trio
 from trio.abc import Clock
 
-from sterna.core.events import RecordKind
-from sterna.core.negotiate import offer
+from sterna.core.deadlines import Deadlines
+from sterna.core.events import Outcome, RecordKind, Result, RoundStarted
 from sterna.errors import LocalProtocolError, SternaError, TransportError
 from sterna.guest.api import GuestDescription
+from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
+from sterna.guest.workload import WorkloadParameters
 from sterna.host.agent import REPLACE_WITHIN_S, HostSession, PeerListHost, refusal, rejection
 from sterna.host.peers import PeerList
+from sterna.net.endpoint import Destination, Options, Source
+from sterna.net.memory import MemoryTransport, memory_transport_pair
 from sterna.net.transport import Peer
-from sterna.registry import ErrorCode, Mode
-from sterna.wire import FrameReader, FrameReceived
-from sterna.wire.records import NO_RUNNER, Abort, Hello, Refuse, Region, Runner
+from sterna.registry import ERRORS, ErrorCode, Mode
+from sterna.testing import run_workload
+from sterna.wire import FrameReader, FrameReceived, PrefaceReceived
+from sterna.wire.records import Abort, Hello, Refuse, Region, Runner
 
-GUEST, OTHER = b"g" * 16, b"o" * 16
-PRINT = bytes(32)
-LIST = PeerList.parse(
+ID, OTHER_ID = bytes(range(16)), b"\xff" * 16
+PRINT, OTHER_PRINT = b"\x5f" * 32, b"\x60" * 32
+WEB = GuestDescription(ID, "web-1", (Region(0, 0, 4096),))
+DB = GuestDescription(OTHER_ID, "db-1", (Region(0, 0, 4096),))
+
+PEERS = PeerList.parse(
     f"""
-    [[peer]]
-    identity = "names"
-    may_send = ["web-*"]
-    may_receive = ["db-*"]
-    [[peer]]
-    identity = "ids"
-    may_send = ["id:{GUEST.hex()}"]
-    [[peer]]
-    identity = "nothing"
-    """,
-    "the list",
+[[peer]]
+identity = "sender"
+may_send = ["web-*"]
+fingerprint = "{PRINT.hex()}"
+
+[[peer]]
+identity = "by-id"
+may_send = ["id:{ID.hex()}"]
+
+[[peer]]
+identity = "receiver"
+may_receive = ["web-*"]
+""",
+    "peers.toml",
 )
-NAMES, IDS = Peer("10.0.0.1:1", "names", PRINT), Peer("10.0.0.2:2", "ids", PRINT)
-PLAIN = Peer("10.0.0.3:3")
+SENDER = Peer("192.0.2.1:4646", "sender", PRINT)
+BY_ID = Peer("192.0.2.2:4646", "by-id", OTHER_PRINT)
+RECEIVER = Peer("192.0.2.3:4646", "receiver", OTHER_PRINT)
+STRANGER = Peer("192.0.2.4:4646", "stranger", OTHER_PRINT)
+NOBODY = Peer("192.0.2.5:4646")
 
 
-def hello(guest: bytes = GUEST, epoch: int = 1) -> Hello:
-    return Hello(Mode.OPEN, (1 << 16 | 1,), offer(), {}, guest, epoch, NO_RUNNER)
+def hello(guest: bytes = ID, epoch: int = 1) -> Hello:
+    return Hello(Mode.OPEN, (), (), {}, guest, epoch, Runner("there", bytes(16)))
 
 
-def described(name: str, guest: bytes = GUEST) -> GuestDescription:
-    return GuestDescription(guest, name, (Region(0, 0, 4096),))
+@pytest.fixture
+def host() -> PeerListHost:
+    return PeerListHost("here", PEERS)
 
 
-async def code_of(act: Callable[[], object]) -> ErrorCode:
-    with pytest.raises(SternaError) as caught:
-        await act()  # type: ignore[misc]
-    return caught.value.code
+async def admitted(
+    host: PeerListHost, peer: Peer = SENDER, *, epoch: int = 1, guest: bytes = ID
+) -> HostSession:
+    session = host.session()
+    await session.admit(hello(guest, epoch), peer)
+    return session
 
 
-async def test_every_claim_has_a_runner_of_its_own() -> None:
-    """[ONE-4]: a name, and 128 bits that were in no other claim."""
-    host = PeerListHost("here", None)
-    runners = set()
-    for epoch in range(1, 5):
-        with host.session() as session:
-            runners.add(await session.admit(hello(epoch=epoch), PLAIN))
-    assert {runner.host for runner in runners} == {"here"}
-    assert len({runner.id for runner in runners}) == 4
-    assert all(len(runner.id) == 16 for runner in runners)
+async def refused(host: PeerListHost, peer: Peer, *, epoch: int = 1, guest: bytes = ID) -> SternaError:
+    """Why a session is not opened; it must not stand in anybody's way afterwards."""
+    session = host.session()
+    with session, pytest.raises(SternaError) as caught:
+        await session.admit(hello(guest, epoch), peer)
+    assert not session.admitted
+    return caught.value
 
 
-# ---- which guests ----
+# ---- who may come ----
 
 
-async def test_a_peer_that_may_send_nothing_is_turned_away_at_once() -> None:
-    host = PeerListHost("here", LIST)
-    for peer in (Peer("x", "nothing", PRINT), Peer("x", "unknown", PRINT), PLAIN):
-        with host.session() as session:
-            assert await code_of(lambda peer=peer, one=session: one.admit(hello(), peer)) is (
-                ErrorCode.NOT_AUTHORISED
-            )
-            assert not session.admitted
+async def test_a_peer_may_send_what_its_list_says(host: PeerListHost) -> None:
+    session = await admitted(host)
+    session.authorise(WEB)
+    with pytest.raises(TransportError, match=r"may_send of this peer in peers\.toml") as caught:
+        session.authorise(DB)
+    assert caught.value.code is ErrorCode.NOT_AUTHORISED
 
 
-async def test_a_peer_that_may_send_certain_ids_is_turned_away_with_others() -> None:
-    host = PeerListHost("here", LIST)
+async def test_who_may_send_nothing_opens_no_session(host: PeerListHost) -> None:
+    """A session would lock the guest's own host out [ONE-12], so it is refused before there is a name."""
+    for peer in (RECEIVER, STRANGER, NOBODY):
+        assert (await refused(host, peer)).code is ErrorCode.NOT_AUTHORISED
+    await admitted(host)
+
+
+async def test_who_may_send_one_guest_by_id_opens_no_session_of_another(host: PeerListHost) -> None:
+    await admitted(host, BY_ID)
+    error = await refused(host, BY_ID, guest=OTHER_ID)
+    assert error.code is ErrorCode.NOT_AUTHORISED
+    assert OTHER_ID.hex() in str(error)
+
+
+async def test_a_certificate_that_is_not_listed_sends_nothing(host: PeerListHost) -> None:
+    """TLS has looked at it already; a guest's name must not be let in by a second opinion."""
+    session = await admitted(host, Peer("192.0.2.1:4646", "sender", OTHER_PRINT))
+    with pytest.raises(TransportError) as caught:
+        session.authorise(WEB)
+    assert caught.value.code is ErrorCode.PEER_NOT_LISTED
+
+
+async def test_a_guest_leaves_only_for_who_may_receive_it(host: PeerListHost) -> None:
     with host.session() as session:
-        assert await code_of(lambda: session.admit(hello(OTHER), IDS)) is ErrorCode.NOT_AUTHORISED
-    with host.session() as session:
-        await session.admit(hello(GUEST), IDS)
-        assert session.admitted
-        session.authorise(described("anything"))
-
-
-async def test_a_name_is_judged_when_it_is_known() -> None:
-    """HELLO has only the id; GUEST tells the name, before anything is reserved."""
-    host = PeerListHost("here", LIST)
-    with host.session() as session:
-        await session.admit(hello(), NAMES)
-        session.authorise(described("web-1"))
-        with pytest.raises(TransportError) as caught:
-            session.authorise(described("db-1"))
-        assert caught.value.code is ErrorCode.NOT_AUTHORISED
-
-
-async def test_a_guest_leaves_for_those_who_may_receive_it() -> None:
-    with PeerListHost("here", LIST).session() as session:
-        await session.may_send(described("db-1"), NAMES)
-        assert await code_of(lambda: session.may_send(described("web-1"), NAMES)) is ErrorCode.NOT_AUTHORISED
-        assert await code_of(lambda: session.may_send(described("db-1"), PLAIN)) is ErrorCode.NOT_AUTHORISED
+        await session.may_send(WEB, RECEIVER)
+        for description, peer in ((DB, RECEIVER), (WEB, SENDER)):
+            with pytest.raises(TransportError) as caught:
+                await session.may_send(description, peer)
+            assert caught.value.code is ErrorCode.NOT_AUTHORISED
+        with pytest.raises(TransportError, match="has shown no certificate"):
+            await session.may_send(WEB, NOBODY)
 
 
 async def test_without_a_list_everybody_may_do_everything() -> None:
+    """--insecure says so in as many words."""
     host = PeerListHost("here", None)
-    with host.session() as session:
-        await session.admit(hello(), PLAIN)
-        session.authorise(described("anything"))
-        await session.may_send(described("anything"), PLAIN)
+    session = await admitted(host, NOBODY)
+    session.authorise(DB)
+    await session.may_send(DB, NOBODY)
 
 
-# ---- one session a guest ----
+# ---- one session of a guest ----
 
 
-async def test_another_identity_is_busy() -> None:
+async def test_every_admission_has_a_fresh_runner(host: PeerListHost) -> None:
+    """A runner is made for one candidate claim: two with one name could not be told apart."""
+    runners = set()
+    for _ in range(8):
+        with host.session() as session:
+            runner = await session.admit(hello(), SENDER)
+            assert runner.host == "here"
+            assert len(runner.id) == 16
+            runners.add(runner.id)
+    assert len(runners) == 8
+
+
+async def test_another_identity_is_busy(host: PeerListHost) -> None:
     """[ONE-12]"""
-    host = PeerListHost("here", LIST)
-    with host.session() as first, host.session() as second:
-        await first.admit(hello(), NAMES)
-        assert await code_of(lambda: second.admit(hello(), IDS)) is ErrorCode.BUSY
-        assert not second.admitted
+    first = await admitted(host)
+    asked: list[str] = []
+    first.cancel = asked.append
+    error = await refused(host, BY_ID)
+    assert error.code is ErrorCode.BUSY
+    assert isinstance(error, LocalProtocolError)
+    assert error.clause == "ONE-12"
+    assert "sender at 192.0.2.1:4646" in str(error)
+    assert not asked
 
 
-async def test_other_guests_and_epochs_are_not_in_the_way() -> None:
-    host = PeerListHost("here", LIST)
-    with host.session() as first, host.session() as second, host.session() as third:
-        await first.admit(hello(), NAMES)
-        await second.admit(hello(OTHER), NAMES)
-        await third.admit(hello(epoch=2), IDS)
+async def test_other_guests_and_other_epochs_are_other_sessions(host: PeerListHost) -> None:
+    await admitted(host)
+    await admitted(host, epoch=2)
+    await admitted(host, guest=OTHER_ID)
 
 
-async def test_a_session_that_is_over_is_in_nobodys_way() -> None:
-    host = PeerListHost("here", LIST)
-    with host.session() as first:
-        await first.admit(hello(), NAMES)
-    with host.session() as second:
-        await second.admit(hello(), IDS)
+async def test_a_session_that_is_over_is_in_nobody_s_way(host: PeerListHost) -> None:
+    with host.session() as session:
+        await session.admit(hello(), SENDER)
+        assert session.admitted
+    await admitted(host, BY_ID)
 
 
-async def test_the_same_identity_replaces_its_earlier_session(autojump_clock: Clock) -> None:
-    """[ONE-13]: it waits until that one has given back what it had reserved."""
-    host = PeerListHost("here", LIST)
-    cancelled: list[float] = []
-    admitted: list[float] = []
+async def test_the_same_identity_replaces_a_session_without_handover(host: PeerListHost) -> None:
+    """[ONE-13] The new one waits until the old one has given back what it had reserved."""
+    first = await admitted(host)
+    events: list[str] = []
 
-    async def earlier(task_status: trio.TaskStatus[None]) -> None:
-        end = trio.Event()
-        with host.session() as session:
-            await session.admit(hello(), NAMES)
+    def end(why: str) -> None:
+        events.append(why)
 
-            def cancel(_: str) -> None:
-                cancelled.append(trio.current_time())
-                end.set()
+    first.cancel = end
+    async with trio.open_nursery() as nursery:
 
-            session.cancel = cancel
-            task_status.started()
-            await end.wait()
-            await trio.sleep(1)
+        async def open_anew() -> None:
+            second = await admitted(host)
+            events.append("admitted")
+            assert second.identity == "sender"
+
+        nursery.start_soon(open_anew)
+        await trio.testing.wait_all_tasks_blocked()
+        assert events == ["a newer session has taken the place of this one"]
+        with first:
+            events.append("given back")
+    assert events[1:] == ["given back", "admitted"]
+
+
+async def test_a_session_that_does_not_end_is_not_replaced(
+    host: PeerListHost, autojump_clock: trio.testing.MockClock
+) -> None:
+    first = await admitted(host)
+    first.cancel = lambda _: None
+    started = trio.current_time()
+    assert (await refused(host, SENDER)).code is ErrorCode.BUSY
+    assert trio.current_time() - started == pytest.approx(REPLACE_WITHIN_S)
+
+
+async def test_of_two_that_wait_for_one_to_end_one_gets_its_place(host: PeerListHost) -> None:
+    first = await admitted(host)
+    first.cancel = lambda _: None
+    codes: list[ErrorCode | None] = []
+
+    async def open_anew() -> None:
+        try:
+            await admitted(host)
+        except LocalProtocolError as error:
+            codes.append(error.code)
+        else:
+            codes.append(None)
 
     async with trio.open_nursery() as nursery:
-        await nursery.start(earlier)
-        started = trio.current_time()
-        with host.session() as later:
-            await later.admit(hello(), NAMES)
-            admitted.append(trio.current_time())
-            with host.session() as another:
-                assert await code_of(lambda: another.admit(hello(), IDS)) is ErrorCode.BUSY
-    assert cancelled == [started]
-    assert admitted == [started + 1]
+        nursery.start_soon(open_anew)
+        nursery.start_soon(open_anew)
+        await trio.testing.wait_all_tasks_blocked()
+        with first:
+            pass
+    assert sorted(codes, key=str) == [ErrorCode.BUSY, None]
 
 
-async def test_a_session_that_does_not_end_makes_its_successor_busy(autojump_clock: Clock) -> None:
-    host = PeerListHost("here", LIST)
-    with host.session() as first, host.session() as second:
-        await first.admit(hello(), NAMES)
-        before = trio.current_time()
-        assert await code_of(lambda: second.admit(hello(), NAMES)) is ErrorCode.BUSY
-        assert trio.current_time() - before == REPLACE_WITHIN_S
+async def test_a_session_with_handover_is_not_replaced(host: PeerListHost) -> None:
+    """[ONE-14] There is no VERDICT yet, so it is refused."""
+    first = await admitted(host)
+    asked: list[str] = []
+    first.cancel = asked.append
+    await first.persist(RecordKind.CLAIMING, 2, Runner("here", bytes(16)))
+    assert (await refused(host, SENDER)).code is ErrorCode.BUSY
+    assert not asked
+    with first:
+        pass
+    error = await refused(host, SENDER)
+    assert error.code is ErrorCode.BUSY
+    assert isinstance(error, LocalProtocolError)
+    assert error.clause == "ONE-14"
 
 
-async def test_two_that_replace_at_the_same_time(autojump_clock: Clock) -> None:
-    """One of them comes in."""
-    host = PeerListHost("here", LIST)
-    outcomes: list[str] = []
-
-    async def attempt() -> None:
-        with host.session() as session:
-            try:
-                await session.admit(hello(), NAMES)
-            except LocalProtocolError as error:
-                outcomes.append(error.code.name)
-            else:
-                outcomes.append("admitted")
-                await trio.sleep(1)
-
-    async with trio.open_nursery() as nursery:
-        with host.session() as first:
-            await first.admit(hello(), NAMES)
-            nursery.start_soon(attempt)
-            nursery.start_soon(attempt)
-            await trio.sleep(0.5)
-    assert outcomes.count("admitted") >= 1
-    assert set(outcomes) <= {"admitted", "BUSY"}
-
-
-async def hand_over(session: HostSession, epoch: int = 1) -> None:
-    await session.admit(hello(epoch=epoch), NAMES)
-    await session.persist(RecordKind.CLAIMING, epoch + 1, Runner("here", bytes(16)))
-
-
-async def test_after_handover_nobody_replaces() -> None:
-    """[ONE-14], during the session and after it."""
-    host = PeerListHost("here", LIST)
-    with host.session() as first:
-        await hand_over(first)
-        first.cancel = lambda _: pytest.fail("a session that has received HANDOVER is not cancelled")
-        with host.session() as second:
-            assert await code_of(lambda: second.admit(hello(), NAMES)) is ErrorCode.BUSY
-    with host.session() as third:
-        assert await code_of(lambda: third.admit(hello(), NAMES)) is ErrorCode.BUSY
-
-
-async def test_an_endpoint_that_says_it_is_too_late_is_not_replaced() -> None:
-    """HANDOVER has come, but its record is not written yet."""
-    host = PeerListHost("here", LIST)
+async def test_a_session_that_cannot_be_cancelled_any_more_is_not_replaced(host: PeerListHost) -> None:
+    """HANDOVER may be here while its record is still being written: the machine knows first."""
+    first = await admitted(host)
 
     def too_late(_: str) -> None:
         raise LocalProtocolError(ErrorCode.TOO_LATE)
 
-    with host.session() as first, host.session() as second:
-        await first.admit(hello(), NAMES)
-        first.cancel = too_late
-        assert await code_of(lambda: second.admit(hello(), NAMES)) is ErrorCode.BUSY
+    first.cancel = too_late
+    assert not first.replace()
+    assert (await refused(host, SENDER)).code is ErrorCode.BUSY
 
 
-async def test_an_epoch_that_is_over_is_stale_and_the_next_one_is_welcome() -> None:
-    """[ONE-11], as far as a host without a lease store can know."""
-    host = PeerListHost("here", LIST)
-    with host.session() as session:
-        await hand_over(session, 5)
-    with host.session() as session:
-        assert await code_of(lambda: session.admit(hello(epoch=4), NAMES)) is ErrorCode.STALE_EPOCH
-    with host.session() as session:
-        await session.admit(hello(epoch=6), NAMES)
+async def test_handover_while_a_newer_session_waits_ends_its_hope(host: PeerListHost) -> None:
+    first = await admitted(host)
+    first.cancel = lambda _: None
+    async with trio.open_nursery() as nursery:
+
+        async def open_anew() -> None:
+            assert (await refused(host, SENDER)).code is ErrorCode.BUSY
+
+        nursery.start_soon(open_anew)
+        await trio.testing.wait_all_tasks_blocked()
+        with first:
+            await first.persist(RecordKind.CLAIMING, 2, Runner("here", bytes(16)))
 
 
-# ---- records ----
+async def test_an_epoch_that_is_over_is_stale(host: PeerListHost) -> None:
+    """[ONE-11] The guest was handed over at epoch 3: a source with an older one has been overtaken."""
+    with await admitted(host, epoch=3) as first:
+        await first.persist(RecordKind.CLAIMING, 4, Runner("here", bytes(16)))
+    error = await refused(host, SENDER, epoch=2)
+    assert error.code is ErrorCode.STALE_EPOCH
+    assert (await refused(host, SENDER, epoch=3)).code is ErrorCode.BUSY
+    with await admitted(host, epoch=5) as later:  # it went on, and comes back
+        await later.persist(RecordKind.CLAIMING, 6, Runner("here", bytes(16)))
+    assert (await refused(host, SENDER, epoch=3)).code is ErrorCode.STALE_EPOCH
+    await admitted(host, guest=OTHER_ID, epoch=1)
 
 
-async def test_records_can_be_voided() -> None:
-    with PeerListHost("here", None).session() as session:
-        runner = Runner("here", bytes(16))
+async def test_records_are_remembered_and_voided(host: PeerListHost) -> None:
+    runner = Runner("here", b"r" * 16)
+    with await admitted(host) as session:
         await session.persist(RecordKind.GRANTED, 2, runner)
-        assert session.records == {(RecordKind.GRANTED, 2): runner}
+        await session.persist(RecordKind.START, 2, runner)
+        assert session.records == {(RecordKind.GRANTED, 2): runner, (RecordKind.START, 2): runner}
         await session.void(RecordKind.GRANTED, 2)
         await session.void(RecordKind.GRANTED, 2)
-        assert session.records == {}
+        assert session.records == {(RecordKind.START, 2): runner}
         assert await session.claim(2, runner)
+    # A grant of the source's is no HANDOVER to this host.
+    await admitted(host)
 
 
-# ---- last words ----
+# ---- with endpoints ----
 
 
-@pytest.mark.parametrize(("farewell", "kind"), [(refusal, Refuse), (rejection, Abort)])
-def test_whoever_is_not_let_in_can_read_why(farewell: Callable[..., bytes], kind: type) -> None:
-    """Nothing of what this side knows goes along but the code and the registry's sentence."""
-    said = farewell(TransportError(ErrorCode.PEER_NOT_LISTED, "internal: see /etc/secret"))
-    reader = FrameReader()
-    reader.receive_data(said)
-    records = []
-    while (event := reader.next_event()) is not None:
-        if isinstance(event, FrameReceived):
-            records.append(event.record)
-    (record,) = records
-    assert isinstance(record, kind)
-    assert record.code == ErrorCode.PEER_NOT_LISTED
-    assert "secret" not in record.text
+class Place:
+    """A destination that takes what comes, over as many connections as are made."""
+
+    def __init__(self, host: PeerListHost) -> None:
+        self.host = host
+        self.rooms: list[SimulatedDestinationGuest] = []
+        self.results: list[Result] = []
+        self.both_ended = trio.Event()
+
+    async def serve(self, transport: MemoryTransport) -> None:
+        room = SimulatedDestinationGuest(rate_bytes_s=1e6)
+        self.rooms.append(room)
+        with self.host.session() as session:
+            options = Options(clock=trio.current_time)
+            destination = Destination(lambda _: room, transport, host=session, options=options)
+            session.cancel = destination.cancel
+            self.results.append(await destination.run())
+        if len(self.results) == 2:
+            self.both_ended.set()
+
+
+def leaving(transport: MemoryTransport, guest: SimulatedSourceGuest, **options: object) -> Source:
+    host = PeerListHost("source", None).session()
+    chosen = Options(clock=trio.current_time, **options)  # type: ignore[arg-type]
+    return Source(guest, transport, epoch=1, runner=guest.machine.runner, host=host, options=chosen)
+
+
+async def test_a_restarted_source_takes_its_half_open_session_over(autojump_clock: Clock) -> None:
+    """[ONE-13] Its first connection hangs without an end, as after a power cut, for no deadline long."""
+    place = Place(PeerListHost("here", None))
+    parameters = WorkloadParameters.for_memory(1 << 20, 1 << 18)
+    guest = SimulatedSourceGuest(parameters, rate_bytes_s=1e6)
+    near, far = memory_transport_pair(rate_bytes_s=10e6, identities=("a", "b"))
+    hangs = trio.Event()
+
+    def on_event(event: object) -> None:
+        if isinstance(event, RoundStarted):
+            near.vanish()
+            hangs.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_workload, guest)
+        nursery.start_soon(place.serve, far)
+        with trio.CancelScope() as lost:
+            async with trio.open_nursery() as first:
+                first.start_soon(leaving(near, guest, on_event=on_event).run)
+                await hangs.wait()
+                lost.cancel()
+        await guest.stop_tracking()
+        started = trio.current_time()
+        near, far = memory_transport_pair(rate_bytes_s=10e6, identities=("a", "b"))
+        nursery.start_soon(place.serve, far)
+        result = await leaving(near, guest).run()
+        took_s = trio.current_time() - started
+        await place.both_ended.wait()
+        nursery.cancel_scope.cancel()
+    assert result.outcome is Outcome.COMPLETED
+    assert took_s < Deadlines().silence_s / 2
+    assert sorted(one.outcome for one in place.results) == [Outcome.COMPLETED, Outcome.ROLLED_BACK]
+    assert [room.has_run for room in place.rooms] == [False, True]
+
+
+async def test_a_second_host_with_the_same_guest_is_refused(autojump_clock: Clock) -> None:
+    """[ONE-12] And the first one's migration does not notice."""
+    place = Place(PeerListHost("here", None))
+    parameters = WorkloadParameters.for_memory(1 << 20, 1 << 18)
+    guest, clone = (SimulatedSourceGuest(parameters, rate_bytes_s=1e6) for _ in range(2))
+    near, far = memory_transport_pair(rate_bytes_s=1e6, identities=("a", "b"))
+    others_near, others_far = memory_transport_pair(identities=("c", "b"))
+    results: list[Result] = []
+    under_way = trio.Event()
+
+    async def first() -> None:
+        results.append(await leaving(near, guest, on_event=lambda _: under_way.set()).run())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(place.serve, far)
+        nursery.start_soon(place.serve, others_far)
+        async with trio.open_nursery() as migration:
+            migration.start_soon(first)
+            await under_way.wait()
+            second = await leaving(others_near, clone).run()
+        nursery.cancel_scope.cancel()
+    assert (second.outcome, second.code) == (Outcome.ROLLED_BACK, ErrorCode.BUSY)
+    assert second.by_peer
+    assert results[0].outcome is Outcome.COMPLETED
+    assert clone.running
+
+
+# ---- what is said to peers that are not let in ----
+
+
+@pytest.mark.parametrize("code", [ErrorCode.PEER_NOT_LISTED, ErrorCode.FULL])
+def test_a_farewell_is_a_preface_and_one_frame_and_tells_no_details(code: ErrorCode) -> None:
+    error = TransportError(code, "secret detail of /etc/sterna/peers.toml")
+    for said, record_type in ((refusal(error), Refuse), (rejection(error), Abort)):
+        reader = FrameReader()
+        reader.receive_data(said)
+        assert isinstance(reader.next_event(), PrefaceReceived)
+        event = reader.next_event()
+        assert isinstance(event, FrameReceived)
+        assert type(event.record) is record_type
+        assert isinstance(event.record, Refuse | Abort)
+        assert (event.record.code, event.record.text) == (code, ERRORS[code].text)
+        assert reader.next_event() is None
+        assert b"secret" not in said

@@ -1,154 +1,189 @@
-"""Held guests as endpoints use them: attached late, let go of early, with evidence."""
+"""Held guests between two hosts, on real holders in threads."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import AsyncIterator
-from dataclasses import replace
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
-import trio
+from host_support import GUEST_ID, MEMORY_BYTES, holder
 
 from sterna.errors import GuestError, TransportError
-from sterna.guest.api import GuestDescription
+from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest
+from sterna.guest.holder_backend import HeldState
 from sterna.guest.holder_client import connect_holder
-from sterna.guest.process_launch import launch_process_holder
-from sterna.host.evidence import Evidence
+from sterna.guest.holder_engine import HolderEngine
+from sterna.guest.process import describe
+from sterna.host.evidence import DESTINATION_IMAGE, SOURCE_IMAGE, Evidence, ImageCopy
 from sterna.host.held import ArrivingGuest, DepartingGuest
 from sterna.registry import ErrorCode
 from sterna.wire.records import Runner
 
-MEMORY_BYTES = 1 << 20
-RUNNER = Runner("there", b"r" * 16)
-
-
-class Holders:
-    """Sockets of two holders: of a guest that runs, and of room for one."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.source = directory / "s"
-        self.room = directory / "d"
+RUNNER = Runner("there", b"t" * 16)
+DESCRIPTION = describe("web-1", GUEST_ID, MEMORY_BYTES)
 
 
 @pytest.fixture
-async def holders() -> AsyncIterator[Holders]:
-    with tempfile.TemporaryDirectory(prefix="sterna-held-") as name:
-        holders = Holders(Path(name))
-        processes = [
-            await launch_process_holder(
-                holders.source,
-                "source",
-                memory_bytes=MEMORY_BYTES,
-                rate_bytes_s=1 << 20,
-                die_with_parent=True,
-            ),
-            await launch_process_holder(
-                holders.room, "destination", rate_bytes_s=1 << 20, die_with_parent=True
-            ),
-        ]
-        try:
-            yield holders
-        finally:
-            with trio.CancelScope(shield=True):
-                for process in processes:
-                    process.kill()
-                    await process.wait()
+def there(tmp_path: Path) -> Iterator[tuple[Path, HolderEngine]]:
+    """A holder with room."""
+    with holder(tmp_path / "there", with_guest=False) as engine:
+        yield tmp_path / "there", engine
 
 
-def allow(_: GuestDescription) -> None:
-    """Everybody may send everything."""
+@asynccontextmanager
+async def departing(path: Path) -> AsyncIterator[DepartingGuest]:
+    with holder(path, with_guest=True):
+        async with await connect_holder(path) as connection:
+            guest = await DepartingGuest.open(connection)
+            assert isinstance(guest, DepartingGuest)
+            yield guest
 
 
-async def description_of(path: Path) -> GuestDescription:
-    async with await connect_holder(path) as connection:
-        description = (await DepartingGuest.open(connection)).description
-        await connection.detach()
-        return description
+def images(directory: Path) -> list[Path]:
+    return list(directory.rglob("*.img"))
 
 
-@pytest.mark.slow
-async def test_a_guest_arrives_by_way_of_its_holder(holders: Holders) -> None:
-    """By hand what endpoints do, with an image kept on each side."""
-    evidence = Evidence(holders.directory / "evidence")
-    async with await connect_holder(holders.source) as connection:
-        leaving = await DepartingGuest.open(connection)
-        assert isinstance(leaving, DepartingGuest)
+def anything(_: GuestDescription) -> None:
+    """Every guest may come."""
+
+
+async def test_a_whole_migration_with_evidence(tmp_path: Path, there: tuple[Path, HolderEngine]) -> None:
+    evidence = Evidence(tmp_path / "evidence")
+    async with departing(tmp_path / "here") as leaving:
         leaving.evidence = evidence
-        arriving = ArrivingGuest(holders.room, allow, evidence)
-        assert await arriving.status() is None
+        arriving = ArrivingGuest(there[0], anything, evidence)
+        source: SourceGuest = leaving
+        destination: DestinationGuest = arriving
+        await destination.reserve(source.description)
+        await destination.prepare()
+        await source.pause()
+        destination.memory(0)[:] = source.memory(0)
+        frozen = bytes(source.memory(0))
+        await destination.load_state(await source.save_state())
+        await source.mark_granted(2)
+        await destination.run(2, RUNNER)
+        status = await arriving.status()
+        assert status is not None
+        assert (status.state, status.epoch) == ("running", 2)
+        await arriving.leave()
+        await source.release()
+    for name in (SOURCE_IMAGE, DESTINATION_IMAGE):
+        assert evidence.path(name).read_bytes() == frozen
+    assert evidence.failures == []
+    # It goes on as it is, and the next controller finds it free.
+    async with await connect_holder(there[0]) as connection:
+        assert connection.attached.state == "running"
+        assert (await connection.audit())["errors"] == 0
+
+
+async def test_without_evidence_nothing_is_kept(tmp_path: Path, there: tuple[Path, HolderEngine]) -> None:
+    async with departing(tmp_path / "here") as leaving:
+        arriving = ArrivingGuest(there[0], anything)
         await arriving.reserve(leaving.description)
         await leaving.pause()
         arriving.memory(0)[:] = leaving.memory(0)
-        await arriving.prepare()
+        await arriving.load_state(await leaving.save_state())
+        await leaving.mark_granted(2)
+        await leaving.release()
+        await arriving.leave()
+    assert images(tmp_path) == []
+
+
+async def test_nobody_is_attached_before_there_is_something_to_reserve(tmp_path: Path) -> None:
+    """A listener may wait for days; its holder need not even be there."""
+    arriving = ArrivingGuest(tmp_path / "nothing", anything)
+    assert await arriving.status() is None
+    await arriving.discard()
+    await arriving.leave()
+    with pytest.raises(GuestError, match="not attached"):
+        arriving.memory(0)
+    with pytest.raises(GuestError, match="no holder at"):
+        await arriving.reserve(DESCRIPTION)
+
+
+async def test_who_may_not_send_a_guest_reserves_nothing(there: tuple[Path, HolderEngine]) -> None:
+    def never(_: GuestDescription) -> None:
+        raise TransportError(ErrorCode.NOT_AUTHORISED)
+
+    arriving = ArrivingGuest(there[0], never)
+    with pytest.raises(TransportError):
+        await arriving.reserve(DESCRIPTION)
+    assert there[1].state is HeldState.EMPTY
+    async with await connect_holder(there[0]):
+        pass  # it is free
+
+
+async def test_a_holder_that_has_a_guest_refuses_another(tmp_path: Path) -> None:
+    """It is the host that takes no guest: the peer has broken no rule."""
+    with holder(tmp_path / "full", with_guest=True):
+        arriving = ArrivingGuest(tmp_path / "full", anything)
+        with pytest.raises(GuestError, match="has a guest already: it is running") as caught:
+            await arriving.reserve(DESCRIPTION)
+        assert caught.value.code is ErrorCode.REFUSED
+        await arriving.discard()
+        await arriving.leave()
+        async with await connect_holder(tmp_path / "full") as connection:
+            assert connection.attached.state == "running"
+
+
+async def test_what_an_earlier_endpoint_left_half_way_is_no_guest(there: tuple[Path, HolderEngine]) -> None:
+    first = ArrivingGuest(there[0], anything)
+    await first.reserve(DESCRIPTION)
+    await first.leave()
+    assert there[1].state is HeldState.RESERVED
+    second = ArrivingGuest(there[0], anything)
+    await second.reserve(DESCRIPTION)
+    await second.discard()
+    assert there[1].state is HeldState.EMPTY
+    await second.discard()
+    await second.leave()
+
+
+async def test_no_memory_for_a_copy_is_a_failure_of_the_evidence_alone(
+    tmp_path: Path, there: tuple[Path, HolderEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def none(_: ImageCopy) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ImageCopy, "reserve", none)
+    evidence = Evidence(tmp_path / "evidence")
+    async with departing(tmp_path / "here") as leaving:
+        arriving = ArrivingGuest(there[0], anything, evidence)
+        await arriving.reserve(leaving.description)
+        await leaving.pause()
+        arriving.memory(0)[:] = leaving.memory(0)
         await arriving.load_state(await leaving.save_state())
         await leaving.mark_granted(2)
         await arriving.run(2, RUNNER)
-        status = await arriving.status()
-        assert status is not None
-        assert (status.state, status.epoch, status.runner) == ("running", 2, RUNNER)
+        await arriving.leave()
         await leaving.release()
+    assert evidence.failures == [f"{evidence.path(DESTINATION_IMAGE)}: no memory for a copy"]
+    assert there[1].state is HeldState.RUNNING
+
+
+async def test_the_image_is_that_of_the_first_instruction(
+    tmp_path: Path, there: tuple[Path, HolderEngine]
+) -> None:
+    """Whatever the guest writes afterwards, while its image is still on the way to the disk."""
+    evidence = Evidence(tmp_path / "evidence")
+    async with departing(tmp_path / "here") as leaving:
+        arriving = ArrivingGuest(there[0], anything, evidence)
+        await arriving.reserve(leaving.description)
+        await leaving.pause()
+        arriving.memory(0)[:] = leaving.memory(0)
+        await arriving.load_state(await leaving.save_state())
+        np.frombuffer(arriving.memory(0), np.uint8)[:] = 0
         await arriving.leave()
-        await arriving.leave()
-    images = [evidence.path(name).read_bytes() for name in ("source.img", "destination.img")]
-    assert images[0] == images[1]
-    assert len(images[0]) == MEMORY_BYTES
-    assert any(images[0])
-    # Whoever comes next finds the holder free, although this process lives on.
-    async with await connect_holder(holders.room) as connection:
-        assert connection.may_run
-        assert (await connection.audit())["errors"] == 0
-        await connection.detach()
+        assert evidence.path(DESTINATION_IMAGE).read_bytes() == bytes(leaving.memory(0))
+        await leaving.resume()
 
 
-@pytest.mark.slow
-async def test_what_was_reserved_is_given_back(holders: Holders) -> None:
-    description = await description_of(holders.source)
-    for _ in range(2):
-        arriving = ArrivingGuest(holders.room, allow)
-        await arriving.discard()  # legal when there is nothing
-        await arriving.reserve(description)
-        await arriving.discard()
-        status = await arriving.status()
-        assert status is not None
-        assert status.state == "empty"
-        await arriving.leave()
-
-
-@pytest.mark.slow
-async def test_a_guest_that_may_not_come_reaches_no_holder(holders: Holders) -> None:
-    description = await description_of(holders.source)
-
-    def refuse(_: GuestDescription) -> None:
-        raise TransportError(ErrorCode.NOT_AUTHORISED)
-
-    arriving = ArrivingGuest(holders.room, refuse)
-    with pytest.raises(TransportError):
-        await arriving.reserve(description)
+async def test_a_holder_that_has_gone_is_left_all_the_same(tmp_path: Path) -> None:
+    with holder(tmp_path / "there", with_guest=False):
+        arriving = ArrivingGuest(tmp_path / "there", anything)
+        await arriving.reserve(DESCRIPTION)
     assert await arriving.status() is None
     await arriving.leave()
-
-
-@pytest.mark.slow
-async def test_a_holder_that_is_taken(holders: Holders) -> None:
-    """The guest that is there is untouched, and the next peer is told so too."""
-    description = await description_of(holders.source)
-    for _ in range(2):
-        arriving = ArrivingGuest(holders.source, allow)
-        with pytest.raises(GuestError):
-            await arriving.reserve(replace(description, id=b"x" * 16))
-        await arriving.discard()
-        await arriving.leave()
-    async with await connect_holder(holders.source, role="observer") as connection:
-        assert (await connection.status()).state == "running"
-
-
-async def test_no_holder(tmp_path: Path) -> None:
-    arriving = ArrivingGuest(tmp_path / "none", allow)
-    with pytest.raises(GuestError, match="no holder"):
-        await arriving.reserve(GuestDescription(bytes(16), "guest", ()))
-    with pytest.raises(GuestError, match="not attached"):
-        arriving.memory(0)
-    await arriving.discard()
     await arriving.leave()

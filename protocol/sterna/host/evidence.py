@@ -114,14 +114,19 @@ class ImageCopy:
         self.taken = False
 
     async def reserve(self) -> None:
-        """Have memory for the copy, touched: the kernel's zeroing of it is not for the blackout."""
+        """Have memory for the copy, touched: the kernel's zeroing of it is not for the blackout.
+
+        Raises:
+            MemoryError: there is none.
+        """
         self.data = np.empty(self._size_bytes, np.uint8)
         await trio.to_thread.run_sync(self.data.fill, 0)
 
     async def take(self, memory: Memory) -> None:
         """Copy. The memory must not change meanwhile."""
         views = [np.frombuffer(memory(number), np.uint8) for number in self._ids]
-        await trio.to_thread.run_sync(lambda: np.concatenate(views, out=self.data))
+        if views:
+            await trio.to_thread.run_sync(lambda: np.concatenate(views, out=self.data))
         self.taken = True
 
 

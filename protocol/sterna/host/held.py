@@ -69,8 +69,7 @@ class ArrivingGuest:
         self._authorise(description)
         if self._evidence is not None:
             # Here and not in `prepare`, after which the guest would have had time to write a lot.
-            self._copy = ImageCopy(description)
-            await self._copy.reserve()
+            await self._reserve_copy(description, self._evidence)
         self._connection = connection = await connect_holder(self._path)
         state = connection.attached.state
         if state not in ROOM:
@@ -79,6 +78,15 @@ class ArrivingGuest:
         guest = HolderDestinationGuest(connection)
         await guest.reserve(description)
         self._guest = guest
+
+    async def _reserve_copy(self, description: GuestDescription, evidence: Evidence) -> None:
+        copy = ImageCopy(description)
+        try:
+            await copy.reserve()
+        except MemoryError:
+            evidence.failures.append(f"{evidence.path(DESTINATION_IMAGE)}: no memory for a copy")
+        else:
+            self._copy = copy
 
     def memory(self, region: int) -> memoryview:
         """The guest's memory to be."""
