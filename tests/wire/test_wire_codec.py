@@ -151,7 +151,7 @@ def test_a_body_cut_anywhere_is_refused(record):
     """[FRM-1] [FRM-12] No layout is the beginning of another one."""
     body = encode_body(record, BOUNDS)
     for size in range(min(len(body), 600)):
-        assert refusal(record.type, body[:size])[0] in {"FRM-1", "PGS-4"}
+        assert refusal(record.type, body[:size])[0] in {"FRM-1", "FRM-12", "PGS-4"}
 
 
 @given(strategies.records(), st.binary(min_size=1, max_size=40))
@@ -173,7 +173,7 @@ def test_errors_say_where():
     second = 24 + 3 + 24  # fixed part, name, first region
     with pytest.raises(PeerMisbehaved) as caught:
         decode_body(FrameType.GUEST, body[: second + 4] + b"\x11" + body[second + 5 :])
-    assert (caught.value.offset, caught.value.clause) == (HEADER_BYTES + second, "GST-4")
+    assert (caught.value.offset, caught.value.clause) == (HEADER_BYTES + second + 4, "GST-4")
 
 
 # --- clause by clause ----------------------------------------------------------------------------
@@ -398,7 +398,8 @@ def test_the_layout_of_a_hello_comes_before_its_versions():
     for hello in (HELLO, LATER):
         body = patched(hello, 0, b"\x09")
         for wrong, clause in (
-            (body[:-1], "FRM-1"),
+            (body[:100], "FRM-1"),
+            (body[:-1], "FRM-12"),
             (body + b"x", "FRM-2"),
             (body[:2] + bytes(2) + body[4:], "HEL-2"),
             (body[:118] + body[122:126] + body[122:], "HEL-2"),
@@ -671,19 +672,35 @@ def test_a_verdict_does_not_contradict_itself():
 
 
 @pytest.mark.parametrize(
-    ("record", "name"),
+    ("record", "name", "more", "clause"),
     [
-        (HELLO, "limits"),
-        (WELCOME, "limits"),
-        (r.Refuse(1, items=("a",)), "items"),
-        (GUEST, "disks"),
-        (BITMAP, "data"),
+        (HELLO, "limits", 1, "FRM-12"),
+        (WELCOME, "limits", 1, "FRM-12"),
+        (r.Refuse(1, items=("a",)), "items", 1, "FRM-1"),
+        (r.Refuse(1, items=("a",)), "items", 2, "FRM-12"),
+        (GUEST, "disks", 9, "FRM-12"),
+        (BITMAP, "data", 1, "FRM-12"),
     ],
 )
-def test_a_count_that_the_body_cannot_hold(record, name):
-    """[FRM-12]"""
-    body = unchecked.body(record, {name: len(getattr(record, name)) + 1})
-    assert refusal(record.type, body) == ("FRM-1", ErrorCode.MALFORMED)
+def test_a_count_that_the_body_cannot_hold(record, name, more, clause):
+    """[FRM-12] Texts are missed at their place, or before the first if even empty ones have no room."""
+    body = unchecked.body(record, {name: len(getattr(record, name)) + more})
+    assert refusal(record.type, body) == (clause, ErrorCode.MALFORMED)
+
+
+def test_a_count_comes_before_its_items():
+    """[FRM-12] [HDR-11] Two rows in the place of three, of which the first is wrong."""
+    record = r.RoundAck(1, 1, 0, 0, (r.PageRange(REGION.id, 0, 0), r.PageRange(REGION.id, 1, 1)))
+    assert refusal(FrameType.ROUND_ACK, unchecked.body(record, {"rejected": 3}))[0] == "FRM-12"
+    assert refusal(FrameType.ROUND_ACK, unchecked.body(record))[0] == "FRM-17"
+
+
+def test_what_concerns_one_field_comes_before_the_next():
+    """[HDR-11]"""
+    region = replace(GUEST.regions[0], granule_log2=3, kind=99)
+    assert refusal(FrameType.GUEST, unchecked.body(replace(GUEST, regions=(region,))))[0] == "GST-4"
+    last = unchecked.body(r.Handover(1, (1 << 64) - 1))
+    assert refusal(FrameType.HANDOVER, last + b"\0")[0] == "HND-3"
 
 
 @pytest.mark.parametrize(

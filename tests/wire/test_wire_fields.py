@@ -102,5 +102,7 @@ def test_counts_rows_and_blobs():
     assert violation(build, struct, {"rows": (1, 2, 3), "data": b""})[0] == "ABC-1"
     assert build(struct, value, unchecked=True, counts={"rows": 9}) == b"\x09\3\1\2abc"
     for cut in range(7):
-        with pytest.raises(ConstructError):
+        with pytest.raises((ConstructError, Violation)):
             parse(struct, b"\2\3\1\2abc"[:cut])
+    assert violation(parse, struct, b"\2\0\1")[::2] == ("FRM-12", 2)
+    assert violation(parse, struct, b"\1\3\1ab")[::2] == ("FRM-12", 3)

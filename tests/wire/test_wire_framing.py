@@ -341,12 +341,12 @@ def test_the_handshake_has_bounds_of_its_own(limits):
     assert owner.failure is None
     made.receive_data(unchecked.frame(0x7F00, bytes(HANDSHAKE_BODY_BYTES + 1), sequence=1))
     owner.drain()
-    assert owner.failure is None if limits else owner.failure[:2] == (ErrorCode.LIMIT_CONTROL, "HDR-7")
+    assert owner.failure is None if limits else owner.failure[:2] == (ErrorCode.LIMIT_CONTROL, "LIM-5")
     made = FrameReader()
     if limits:
         made.set_limits(Limits(bulk_bytes=1))
     owner = feed(encode_preface() + unchecked.frame(FrameType.PAGES, bulk_bytes=1), made)
-    assert owner.failure[1] == ("FRM-1" if limits else "HDR-9")
+    assert owner.failure[1] == ("FRM-1" if limits else "LIM-5")
 
 
 def test_bounds_hold_for_frames_that_are_yielded_after_them():

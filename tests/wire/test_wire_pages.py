@@ -337,8 +337,9 @@ def judged(body: bytes, clause: str, code: ErrorCode, offset: int) -> None:
 
 @pytest.mark.parametrize("size", range(len(RIGHT)))
 def test_a_table_cut_anywhere(size):
-    """[FRM-1]"""
-    judged(RIGHT[:size], "FRM-1", ErrorCode.MALFORMED, size)
+    """[FRM-1] [FRM-12] What is too short for a list is refused where the list begins."""
+    clause, offset = ("FRM-1", size) if size < 24 else ("FRM-12", 24 if size < 24 + 2 * 24 else 24 + 2 * 24)
+    judged(RIGHT[:size], clause, ErrorCode.MALFORMED, offset)
 
 
 def test_bytes_behind_a_table():
@@ -347,14 +348,14 @@ def test_bytes_behind_a_table():
 
 
 @pytest.mark.parametrize(
-    ("size", "clause"), [(24 + 24 + 11, "FRM-1"), (24 + 24 + 12, "PGS-6"), (len(RIGHT), "PGS-6")]
+    ("size", "clause"), [(24 + 24 + 23, "FRM-12"), (24 + 24 + 24, "PGS-6"), (len(RIGHT) + 1, "PGS-6")]
 )
-def test_a_wrong_row_of_a_cut_table_comes_first(size, clause):
-    """[HDR-11] In reading order: the second row's count is there, or not yet."""
-    body = bytearray(RIGHT)
+def test_a_wrong_row_of_a_table_of_the_wrong_length(size, clause):
+    """[HDR-11] [FRM-12] All rows must be there before the first is read; the hashes come behind them."""
+    body = bytearray(RIGHT + b"\0")
     body[24 + 24 + 8] = 0
-    code = ErrorCode.MALFORMED if clause == "FRM-1" else ErrorCode.BAD_VALUE
-    judged(bytes(body[:size]), clause, code, size if clause == "FRM-1" else 24 + 24)
+    code, offset = (ErrorCode.MALFORMED, 24) if clause == "FRM-12" else (ErrorCode.BAD_VALUE, 24 + 24)
+    judged(bytes(body[:size]), clause, code, offset)
 
 
 def test_a_wrong_count_of_a_cut_head_comes_first():

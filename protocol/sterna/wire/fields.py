@@ -121,14 +121,30 @@ class Count(Subconstruct):
         return count
 
 
-class Rows(Subconstruct):
-    """A list whose count came before. Writing, it takes what is there."""
+def _require_room(stream: Any, size: int) -> None:
+    """What was counted must fit into the rest of the body, before any of it is read (FRM-12)."""
+    offset = stream.tell()
+    if size > stream.getbuffer().nbytes - offset:
+        raise Violation(ErrorCode.MALFORMED, "FRM-12", "more is counted than the body holds", offset)
 
-    def __init__(self, count: str, subcon: AnyConstruct) -> None:
+
+class Rows(Subconstruct):
+    """A list whose count came before. Writing, it takes what is there.
+
+    Args:
+        count: name of the field with the count.
+        subcon: an item.
+        least: the fewest bytes that an item has, where its size is not fixed.
+    """
+
+    def __init__(self, count: str, subcon: AnyConstruct, least: int | None = None) -> None:
         super().__init__(subcon)
+        self.count = count
+        self.least = subcon.sizeof() if least is None else least
         self.reader: AnyConstruct = Array(this[count], subcon)
 
     def _parse(self, stream: Any, context: Any, path: Any) -> Any:
+        _require_room(stream, context[self.count] * self.least)
         return tuple(self.reader._parsereport(stream, context, path))
 
     def _build(self, obj: Any, stream: Any, context: Any, path: Any) -> Any:
@@ -142,8 +158,10 @@ class Blob(Subconstruct):
 
     def __init__(self, count: str) -> None:
         super().__init__(Bytes(this[count]))
+        self.count = count
 
     def _parse(self, stream: Any, context: Any, path: Any) -> Any:
+        _require_room(stream, context[self.count])
         return self.subcon._parsereport(stream, context, path)
 
     def _build(self, obj: Any, stream: Any, context: Any, path: Any) -> Any:

@@ -114,6 +114,7 @@ class FrameReader:
         self._bounds = Bounds()
         self._control_limit = HANDSHAKE_BODY_BYTES
         self._bulk_limit = 0
+        self._announced = False
         self._sequence = 0
         self._last_sequence = 0
         self._unknown_in_a_row = 0
@@ -139,6 +140,7 @@ class FrameReader:
         self._bounds = replace(self._bounds, limits=limits)
         self._control_limit = limits.control_bytes
         self._bulk_limit = limits.bulk_bytes
+        self._announced = True
 
     def set_regions(self, regions: Mapping[int, Region]) -> None:
         """The session's region table by id: page tables and ranges are held to it."""
@@ -358,9 +360,11 @@ class FrameReader:
         if header.bulk_bytes and header.type != FrameType.PAGES:
             refuse(ErrorCode.BAD_HEADER, "HDR-8", 20, "a bulk part where none belongs")
         if header.body_bytes > self._control_limit:
-            refuse(ErrorCode.LIMIT_CONTROL, "HDR-7", 16, f"{header.body_bytes} bytes of body")
+            clause = "HDR-7" if self._announced else "LIM-5"
+            refuse(ErrorCode.LIMIT_CONTROL, clause, 16, f"{header.body_bytes} bytes of body")
         if header.bulk_bytes > self._bulk_limit:
-            refuse(ErrorCode.LIMIT_BULK, "HDR-9", 20, f"{header.bulk_bytes} bytes of bulk")
+            clause = "HDR-9" if self._announced else "LIM-5"
+            refuse(ErrorCode.LIMIT_BULK, clause, 20, f"{header.bulk_bytes} bytes of bulk")
         if not known:
             self._unknown_in_a_row += 1
             if self._unknown_in_a_row > UNKNOWN_FRAMES_IN_A_ROW:
@@ -442,6 +446,7 @@ class FrameReader:
         self._input = self._unit = _NOTHING
         self._pages = None
         self._targets.clear()
+        self._lent = []
 
 
 class _Step(Enum):

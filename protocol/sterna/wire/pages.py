@@ -30,8 +30,6 @@ _RUN_COUNT_OFFSET: Final = 12
 _CHUNK_LOG2: Final = CHUNK_BYTES.bit_length() - 1
 _FEW_RUNS: Final = 64  # measured: below, the loop is cheaper than numpy
 _NO_BYTES: Final = bytes(7)
-_FIELD_ENDS: Final = (0, 8, 12, 16, 17)
-_GOOD_ROW: Final = _ROW.pack(0, 1, 0, Encoding.RAW, _NO_BYTES)
 _KNOWN: Final = np.zeros(256, bool)
 _KNOWN[[int(encoding) for encoding in Encoding]] = True
 _CARRIES: Final = np.zeros(256, bool)
@@ -89,7 +87,7 @@ def parse(body: Buffer, bounds: Bounds) -> Pages:
     """The table of a PAGES body. The record's arrays are views of `body`, which must not change.
 
     Raises:
-        Violation: PGS-1 to PGS-12, PGS-21, FRM-1 to FRM-4.
+        Violation: PGS-1 to PGS-12, PGS-21, FRM-1 to FRM-4, FRM-12.
     """
     if len(body) < HEAD_BYTES:
         _short_head(body, bounds)
@@ -97,7 +95,7 @@ def parse(body: Buffer, bounds: Bounds) -> Pages:
     _check_head(run_count, reserved, bounds)
     hashes_at = HEAD_BYTES + run_count * ROW_BYTES
     if hashes_at + hash_count * _HASH.itemsize != len(body):
-        _wrong_length(body, run_count, hashes_at + hash_count * _HASH.itemsize)
+        _wrong_length(body, run_count, hash_count)
     runs = np.frombuffer(body, RUN_DTYPE, run_count, HEAD_BYTES)
     region = None if bounds.regions is None else bounds.regions.get(region_id)
     if not _surely_right(body[HEAD_BYTES:hashes_at], run_count, hash_count, region, bounds):
@@ -166,15 +164,16 @@ def _short_head(body: Buffer, bounds: Bounds) -> NoReturn:
     raise Violation(ErrorCode.MALFORMED, "FRM-1", "the table's head is cut", len(body))
 
 
-def _wrong_length(body: Buffer, run_count: int, end: int) -> NoReturn:
-    """A body longer or shorter than its counts say: wrong fields of the rows that are there come first."""
-    rows = bytes(body[HEAD_BYTES : HEAD_BYTES + run_count * ROW_BYTES])
-    whole = len(rows) - len(rows) % ROW_BYTES
-    cut = max(at for at in _FIELD_ENDS if at <= len(rows) - whole)
-    _check_rows(np.frombuffer(rows[: whole + cut] + _GOOD_ROW[cut:], RUN_DTYPE))
-    if len(body) > end:
-        raise Violation(ErrorCode.TRAILING_BYTES, "FRM-2", "bytes behind the last hash", end)
-    raise Violation(ErrorCode.MALFORMED, "FRM-1", "the table is cut", len(body))
+def _wrong_length(body: Buffer, run_count: int, hash_count: int) -> NoReturn:
+    """A body longer or shorter than its counts say. Each list must fit before its items are read [FRM-12]."""
+    hashes_at = HEAD_BYTES + run_count * ROW_BYTES
+    if hashes_at > len(body):
+        raise Violation(ErrorCode.MALFORMED, "FRM-12", "fewer runs than counted", HEAD_BYTES)
+    _check_rows(np.frombuffer(body, RUN_DTYPE, run_count, HEAD_BYTES))
+    end = hashes_at + hash_count * _HASH.itemsize
+    if end > len(body):
+        raise Violation(ErrorCode.MALFORMED, "FRM-12", "fewer hashes than counted", hashes_at)
+    raise Violation(ErrorCode.TRAILING_BYTES, "FRM-2", "bytes behind the last hash", end)
 
 
 def _check_rows(runs: Runs) -> None:

@@ -2,9 +2,9 @@
 
 A `Rule` is one clause: its id, the error code that it yields, a sentence for the log and a predicate
 over the decoded value. The schema hangs rules on the field, list item, list or record they speak of,
-so the same rule guards reading and writing, and a violation knows where it is. Rules are checked in
-reading order and a rule over several values after the last of them, so that every receiver names the
-same code for the same bytes (HDR-11).
+so the same rule guards reading and writing, and a violation knows where it is. A rule of one
+field is checked there, one of a list's item behind the item, one of a list behind the list, one of several
+fields of a body behind its end, so that every receiver names the same code for the same bytes (HDR-11).
 
 What a frame means in the conversation (rounds, attempts, selections, sums) is the core's business.
 """
@@ -41,7 +41,6 @@ from sterna.wire.records import (
     Disk,
     FeatureChoice,
     FeatureOffer,
-    Handover,
     Held,
     Hello,
     Nic,
@@ -220,19 +219,19 @@ REGION_COUNT: tuple[Rule[int], ...] = (
     Rule("GST-1", _REGION, "no region", lambda count, _: count > 0),
     Rule("GST-2", ErrorCode.LIMIT_REGIONS, "too many regions", lambda count, b: count <= b.limits.regions),
 )
+GRANULE: Rule[int] = Rule(
+    "GST-4",
+    _REGION,
+    f"granule_log2 outside of {GRANULE_MIN_LOG2} to {GRANULE_MAX_LOG2}",
+    lambda log2, _: GRANULE_MIN_LOG2 <= log2 <= GRANULE_MAX_LOG2,
+)
+FAULT_GRANULE: Rule[int] = Rule(
+    "GST-5",
+    _REGION,
+    f"fault_granule_log2 outside of {GRANULE_MIN_LOG2} to {FAULT_GRANULE_MAX_LOG2}",
+    lambda log2, _: GRANULE_MIN_LOG2 <= log2 <= FAULT_GRANULE_MAX_LOG2,
+)
 REGION: tuple[Rule[Region], ...] = (
-    Rule(
-        "GST-4",
-        _REGION,
-        f"granule_log2 outside of {GRANULE_MIN_LOG2} to {GRANULE_MAX_LOG2}",
-        lambda r, _: GRANULE_MIN_LOG2 <= r.granule_log2 <= GRANULE_MAX_LOG2,
-    ),
-    Rule(
-        "GST-5",
-        _REGION,
-        f"fault_granule_log2 outside of {GRANULE_MIN_LOG2} to {FAULT_GRANULE_MAX_LOG2}",
-        lambda r, _: GRANULE_MIN_LOG2 <= r.fault_granule_log2 <= FAULT_GRANULE_MAX_LOG2,
-    ),
     Rule(
         "GST-6",
         _REGION,
@@ -500,7 +499,7 @@ DIGEST_ALGORITHM: Rule[Checksum] = Rule(
 
 # --- commit and after ---------------------------------------------------------------------------
 
-HANDOVER: Rule[Handover] = Rule("HND-3", _BAD, "no epoch follows", lambda h, _: h.epoch < U64_MAX)
+HANDOVER_EPOCH: Rule[int] = Rule("HND-3", _BAD, "no epoch follows", lambda epoch, _: epoch < U64_MAX)
 VERDICT: tuple[Rule[Verdict], ...] = (
     Rule("VER-1", _BAD, "handed back and complete", lambda v, _: not (v.handed_back and v.complete)),
     Rule("VER-2", _BAD, "a digest of what is not complete", lambda v, _: v.complete or v.digest == NO_ID),

@@ -140,14 +140,14 @@ REFUSE: Final = body(
     "item_count" / count("items", rules.REFUSE_ITEM_COUNT),
     "retry_after_ms" / Int32ul,
     "text" / TEXT,
-    "items" / Rows("item_count", TEXT),
+    "items" / Rows("item_count", TEXT, least=1),
 )
 
 REGION: Final = record(
     r.Region,
     "id" / Int32ul,
-    "granule_log2" / Int8ul,
-    "fault_granule_log2" / Int8ul,
+    "granule_log2" / Ruled(Int8ul, rules.GRANULE),
+    "fault_granule_log2" / Ruled(Int8ul, rules.FAULT_GRANULE),
     "kind" / closed(RegionKind),
     "transfer" / closed(Transfer),
     "address" / Int64ul,
@@ -169,9 +169,9 @@ GUEST: Final = body(
     "state_bytes" / Ruled(Int64ul, rules.GUEST_STATE_BYTES),
     "name" / TEXT,
     "regions" / Ruled(Rows("region_count", REGION), *rules.REGIONS),
-    "cpu_features" / Ruled(Rows("cpu_feature_count", TEXT), rules.CPU_FEATURE_NAMES),
-    "nics" / Ruled(Rows("nic_count", NIC), rules.NIC_NAMES),
-    "disks" / Ruled(Rows("disk_count", DISK), rules.DISK_NAMES),
+    "cpu_features" / Ruled(Rows("cpu_feature_count", TEXT, least=1), rules.CPU_FEATURE_NAMES),
+    "nics" / Ruled(Rows("nic_count", NIC, least=7), rules.NIC_NAMES),
+    "disks" / Ruled(Rows("disk_count", DISK, least=10), rules.DISK_NAMES),
 )
 
 ACCEPT: Final = body(
@@ -333,7 +333,7 @@ SEAL: Final = body(
 )
 LOADED: Final = body(r.Loaded, "attempt" / Int32ul, reserved(4), "digest" / DIGEST)
 HANDOVER: Final = body(
-    r.Handover, "attempt" / Int32ul, reserved(4), "epoch" / Int64ul, rules=(rules.HANDOVER,)
+    r.Handover, "attempt" / Int32ul, reserved(4), "epoch" / Ruled(Int64ul, rules.HANDOVER_EPOCH)
 )
 RUNNING: Final = body(r.Running, "epoch" / Int64ul, "runner_id" / ID, "runner_host" / TEXT)
 HANDBACK: Final = body(r.HandBack, "epoch" / Int64ul, "runner_id" / ID, "runner_host" / TEXT)
