@@ -1,6 +1,7 @@
-"""Write what follows from registry.toml and from the core's tables.
+"""Write what follows from registry.toml, from the core's tables, and from the cases of the vectors.
 
-`protocol/sterna/registry.py` is generated whole, of `spec/protocol.md` the parts between markers.
+`protocol/sterna/registry.py` and (by vectors.py) `spec/vectors/*.json` are generated whole, of
+`spec/protocol.md` the parts between markers.
 `python spec/build.py` writes, `python spec/build.py --check` exits 1 when a committed file differs.
 """
 
@@ -165,7 +166,9 @@ def outputs() -> dict[Path, str]:
 
 def main(arguments: list[str]) -> int:
     """Write the generated files, or with --check compare them."""
-    registry, status = load(), 0
+    import vectors
+
+    registry, status = load(), vectors.main(arguments)
     for path, generate in GENERATED.items():
         text = generate(registry)
         if path.exists() and path.read_text(encoding="utf-8") == text:
