@@ -603,6 +603,28 @@ def test_stopping_one_that_has_ended(tmp_path: Path) -> None:
     server.stop()
 
 
+@pytest.mark.parametrize("failing", ["__init__", "close"])
+def test_no_failure_of_a_connection_ends_the_guest(
+    rig: Rig, failing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """[HOL-10]: neither while it is made nor while it is closed."""
+    real = getattr(holder_connection.Connection, failing)
+
+    def fail(connection: holder_connection.Connection, *arguments: Any, **more: Any) -> None:
+        monkeypatch.undo()
+        real(connection, *arguments, **more)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(holder_connection.Connection, failing, fail)
+    peer = rig.peer()
+    with contextlib.suppress(BrokenPipeError):
+        peer.socket.sendall(b"\xff" * 4)
+    while peer.read() is not None:
+        pass
+    assert rig.state() == "running"
+    assert "RuntimeError" in caplog.text
+
+
 def test_shutdown_ends_the_holder(rig: Rig) -> None:
     """[HOL-31]"""
     peer = rig.peer()

@@ -108,7 +108,12 @@ class HolderServer:
 
     def _ready(self, key: selectors.SelectorKey, events: int) -> None:
         if key.fileobj is self._listener:
-            self._accept()
+            try:
+                self._accept()
+            except OSError:
+                pass  # it has gone, and who it was cannot be known
+            except Exception:
+                log.exception("a connection could not be accepted")
         elif isinstance(key.data, Connection) and key.data in self._connections:
             with self._dropping(key.data):
                 if isinstance(key.fileobj, Pidfd):
@@ -128,20 +133,21 @@ class HolderServer:
         sock = self._listener.accept()
         if sock is None:
             return
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(sock.close)
             refused = peer_credentials(sock).uid not in {0, os.geteuid()}
             process = Pidfd.of_peer(sock)
-        except OSError:
-            sock.close()
-            return
-        connection = Connection(sock, process, time.monotonic())
-        if refused or len(self._connections) >= CONNECTIONS:
-            code = ErrorCode.NOT_AUTHORISED if refused else ErrorCode.BUSY
-            _try_send(connection, _failure(None, GuestError("no connection for you", code)))
-            connection.close()
-            return
-        self._connections.add(connection)
-        self._selector.register(sock, selectors.EVENT_READ, connection)
+            stack.callback(process.close)
+            connection = Connection(sock, process, time.monotonic())
+            stack.pop_all()
+            stack.callback(_close_connection, connection)
+            if refused or len(self._connections) >= CONNECTIONS:
+                code = ErrorCode.NOT_AUTHORISED if refused else ErrorCode.BUSY
+                _try_send(connection, _failure(None, GuestError("no connection for you", code)))
+                return
+            self._selector.register(sock, selectors.EVENT_READ, connection)
+            self._connections.add(connection)
+            stack.pop_all()
 
     def _converse(self, connection: Connection, events: int) -> None:
         if events & selectors.EVENT_WRITE:
@@ -235,7 +241,7 @@ class HolderServer:
             if not detached and not connection.process.ended():
                 self._former, keep_process = connection.process, True
             self._controller_gone()
-        connection.close(keep_process=keep_process)
+        _close_connection(connection, keep_process=keep_process)
 
     def _controller_gone(self) -> None:
         try:
@@ -252,11 +258,18 @@ class HolderServer:
         self._selector.close()
         self._listener.close()
         for connection in self._connections:
-            connection.close()
+            _close_connection(connection)
         self._connections.clear()
         if self._former is not None:
             self._former.close()
         self.engine.close()
+
+
+def _close_connection(connection: Connection, *, keep_process: bool = False) -> None:
+    try:
+        connection.close(keep_process=keep_process)
+    except Exception:  # no thread, for one: better a descriptor lost than the guest
+        log.exception("a connection could not be closed")
 
 
 def _failure(number: int | None, error: GuestError) -> JsonObject:
