@@ -651,6 +651,7 @@ def test_words_that_this_release_does_not_understand(record):
 @pytest.mark.parametrize(
     ("epoch", "digest", "code"),
     [(EPOCH + 1, WRONG, ErrorCode.MEMORY_MISMATCH), (EPOCH, None, ErrorCode.BAD_EPOCH)],
+    ids=["digest", "epoch"],
 )
 def test_complete_with_another_digest_or_epoch(epoch, digest, code):
     """[CMP-1] [CMP-2] [CMP-4] [ONE-40] The image is kept, the peer told, and the session over."""
