@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from sterna.cli.follow import Reporter, error_fields, now_ns
+from sterna.cli.output import Output
+from sterna.core.events import PhaseEntered
+from sterna.errors import ConfigError, GuestError
+from sterna.registry import ErrorCode, Phase
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_every_event_is_a_line_and_the_result_is_the_last(capsys: pytest.CaptureFixture[str]) -> None:
+    before = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    with Reporter(Output(), follow=True) as reporter:
+        reporter.on_event(PhaseEntered(Phase.ROUNDS))
+        reporter.of_connection(3).on_event(PhaseEntered(Phase.BLACKOUT))
+        reporter.notice("look")
+        reporter.say("for people")
+        reporter.result({"outcome": "completed"})
+    found = lines(capsys)
+    times = [line.pop("time_ns") for line in found]
+    assert found == [
+        {"schema": 1, "event": "phase", "phase": "rounds"},
+        {"schema": 1, "event": "phase", "phase": "blackout", "connection": 3},
+        {"schema": 1, "event": "notice", "text": "look"},
+        {"schema": 1, "event": "result", "outcome": "completed"},
+    ]
+    assert times == sorted(times)
+    assert before <= times[0] <= times[-1] <= now_ns()
+
+
+def test_without_follow_there_is_one_object_or_none(capsys: pytest.CaptureFixture[str]) -> None:
+    for output, expected in ((Output(json=True), [{"schema": 1, "outcome": "completed"}]), (Output(), [])):
+        with Reporter(output) as reporter:
+            reporter.on_event(PhaseEntered(Phase.ROUNDS))
+            reporter.notice("look")
+            reporter.result({"outcome": "completed"})
+        assert lines(capsys) == expected
+
+
+def test_json_and_follow_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match="--json and --follow exclude each other"):
+        Reporter(Output(json=True), follow=True)
+
+
+def test_an_error_is_the_last_line(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = Reporter(Output(), follow=True)
+    reporter.notice("look")
+    with pytest.raises(GuestError), reporter:
+        raise GuestError("no memory", ErrorCode.FULL)
+    last = lines(capsys)[-1]
+    del last["time_ns"]
+    assert last == {"schema": 1, "event": "error", "code": "full", "text": "full: no memory", "exit": 4}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "exit_code"),
+    [
+        (ConfigError("wrong"), "usage", 2),
+        (GuestError("no"), "guest_failed", 6),
+        (KeyboardInterrupt(), "interrupted", 130),
+        (ZeroDivisionError("of something"), "internal", 70),
+        (BaseExceptionGroup("", [GuestError("no"), KeyboardInterrupt()]), "interrupted", 130),
+    ],
+)
+def test_every_error_has_its_code(error: BaseException, code: str, exit_code: int) -> None:
+    found = error_fields(error)
+    assert (found["code"], found["exit"]) == (code, exit_code)
+
+
+def test_people_are_told_on_stderr_whatever_programs_get(capsys: pytest.CaptureFixture[str]) -> None:
+    for output, follow in ((Output(), False), (Output(), True), (Output(json=True), False)):
+        with Reporter(output, follow=follow) as reporter:
+            reporter.notice("look")
+            reporter.say("there")
+        assert capsys.readouterr().err == "look\nthere\n"
