@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -142,9 +143,13 @@ async def test_what_an_earlier_endpoint_left_is_discarded(serve: Serve) -> None:
 class OddHolder(FakeHeld):
     """Passes memory that does not fit its description."""
 
-    odd = "size"
+    def __init__(self, odd: str) -> None:
+        super().__init__()
+        self.odd = odd
+        self.more: list[MemoryFile] = []
 
     def memory(self):
+        """[HOL-32]"""
         files = dict(super().memory())
         if self.odd == "missing":
             del files[3]
@@ -152,18 +157,44 @@ class OddHolder(FakeHeld):
             files[4] = files.pop(3)
         elif self.odd == "size":
             files[3] = files[5]
+        elif self.odd == "not sealed":
+            files[3] = unsealed(files[3].size_bytes)
+            self.more.append(files[3])
         return files
 
 
-@pytest.mark.parametrize("odd", ["missing", "other", "size"])
+@pytest.mark.parametrize("odd", ["missing", "other", "size", "not sealed"])
 async def test_a_holder_whose_memory_does_not_fit(tmp_path: Path, odd: str) -> None:
-    held = OddHolder()
-    held.odd = odd
+    held = OddHolder(odd)
     with serving(tmp_path / "odd", HolderEngine(held, state=HeldState.RUNNING, epoch=1)):
         async with await connect_holder(tmp_path / "odd") as connection:
             with pytest.raises(GuestError) as caught:
                 await HolderSourceGuest.open(connection)
             assert caught.value.code is ErrorCode.GUEST_FAILED
+    for file in held.more:
+        file.close()
+
+
+def unsealed(size_bytes: int) -> MemoryFile:
+    """Whoever maps it can be killed by whoever makes it smaller."""
+    file = MemoryFile("unsealed", 1)
+    os.close(file.fileno())
+    file._fd = os.memfd_create("unsealed", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    file.size_bytes = size_bytes
+    os.ftruncate(file.fileno(), size_bytes)
+    return file
+
+
+async def test_bitmaps_in_a_file_that_may_shrink() -> None:
+    file = unsealed(16)
+    answer = Frame({"bitmaps": [{"region": 3, "offset": 0, "bits": 64}]}, (file.fileno(),))
+
+    class Connection:
+        async def call(self, *_: object) -> Frame:
+            return answer
+
+    with pytest.raises(GuestError, match="make no sense"):
+        await HolderSourceGuest(Connection(), DESCRIPTION, {}, "told").start_tracking()
 
 
 class FakeConnection:

@@ -19,7 +19,7 @@ from sterna.guest.api import GuestDescription, StateSection
 from sterna.guest.holder_bitmaps import words_of
 from sterna.guest.holder_client import SLOW_ANSWER_WITHIN_S, HolderConnection
 from sterna.guest.holder_frames import Frame
-from sterna.linux.memfd import MemoryFile, MemoryMap, read_shared
+from sterna.linux.memfd import MemoryFile, MemoryMap, has_fixed_size, read_shared
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import Transfer
 from sterna.wire.records import Runner
@@ -39,8 +39,8 @@ async def _map_memory(
         for entry, descriptor in zip(entries, answer.descriptors, strict=True):
             number = fields_of.integer(entry, "region")
             region = wanted.pop(number)
-            if os.fstat(descriptor).st_size != region.size_bytes:
-                raise GuestError(f"the holder's memory of region {number} has another size")
+            if not has_fixed_size(descriptor) or os.fstat(descriptor).st_size != region.size_bytes:
+                raise GuestError(f"the holder's memory of region {number} has another size, or may get one")
             maps[number] = MemoryMap(descriptor, region.size_bytes, writable=writable)
         if wanted:
             raise GuestError(f"the holder passes no memory for regions {sorted(wanted)}")
@@ -59,8 +59,9 @@ class _Bitmaps:
         self._bits: dict[int, int] = {}
         try:
             (descriptor,) = answer.descriptors
-            size = os.fstat(descriptor).st_size
-            self._map = MemoryMap(descriptor, size, writable=False)
+            if not has_fixed_size(descriptor):
+                raise ValueError("their file may shrink")
+            self._map = MemoryMap(descriptor, os.fstat(descriptor).st_size, writable=False)
             words = self._map.array.view("<u8")
             for entry in fields_of.objects(answer.fields, "bitmaps", fields_of.REGIONS):
                 region, bits = fields_of.integer(entry, "region"), fields_of.integer(entry, "bits")

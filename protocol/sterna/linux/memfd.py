@@ -147,6 +147,15 @@ def is_memory_file(fd: int) -> bool:
     return True
 
 
+def has_fixed_size(fd: int) -> bool:
+    """Whether nobody can change the size of this memory file; others are not to be mapped."""
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return seals & _FIXED_SIZE == _FIXED_SIZE
+
+
 def read_shared(fd: int, limit_bytes: int) -> bytes:
     """The whole content of a memory file that somebody passed to us.
 
