@@ -255,6 +255,15 @@ def test_memory_that_was_never_filled_is_all_errors():
     assert len(workload.first_errors) == 8
 
 
+def test_a_guest_with_every_error_that_there_can_be_still_moves():
+    """[WKL-10]: its first write may find a bad page and bad registers."""
+    workload = Workload(SMALL, bytearray(SMALL.pages * PAGE_BYTES))
+    workload.registers = (0, 0, 0, 0)
+    workload.write(1)
+    assert workload.errors == 2
+    assert WorkloadState.from_bytes(workload.to_state()).errors == 2
+
+
 def test_content_does_not_compress():
     _, memory = make(WorkloadParameters(seed=1, pages=64, hot_pages=64))
     assert len(zlib.compress(memory)) > 0.95 * len(memory)
@@ -341,7 +350,7 @@ def test_any_changed_state_word_is_refused(index, value, sealed):
         (7, 1 << 32, "cold_every"),
         (8, 1 << 62, "count"),
         (8, 34, "registers"),
-        (9, 34, "errors"),
+        (9, 67, "errors"),
         (10, 0, "registers"),
     ],
 )

@@ -155,7 +155,8 @@ class WorkloadState:
             raise ValueError("the state does not match its checksum")
         seed, pages, hot_pages, zero_pages, block_pages, cold_every, count, errors, *registers = words
         parameters = WorkloadParameters(seed, pages, hot_pages, cold_every, block_pages, zero_pages)
-        if count >= COUNT_END or errors > count:
+        # A write counts one for its page, and some one more for the registers.
+        if count >= COUNT_END or errors > 2 * count:
             raise ValueError("count or errors out of range")
         if tuple(registers) != registers_at(seed, count):
             raise ValueError("the registers do not belong to the count")
