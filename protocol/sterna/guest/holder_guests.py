@@ -51,6 +51,12 @@ async def _map_memory(
     return maps
 
 
+def _fixed_size(descriptor: int) -> int:
+    if not has_fixed_size(descriptor):
+        raise ValueError("the file may shrink")
+    return os.fstat(descriptor).st_size
+
+
 class _Bitmaps:
     """The controller's view of the shared bitmap file."""
 
@@ -59,9 +65,7 @@ class _Bitmaps:
         self._bits: dict[int, int] = {}
         try:
             (descriptor,) = answer.descriptors
-            if not has_fixed_size(descriptor):
-                raise ValueError("their file may shrink")
-            self._map = MemoryMap(descriptor, os.fstat(descriptor).st_size, writable=False)
+            self._map = MemoryMap(descriptor, _fixed_size(descriptor), writable=False)
             words = self._map.array.view("<u8")
             for entry in fields_of.objects(answer.fields, "bitmaps", fields_of.REGIONS):
                 region, bits = fields_of.integer(entry, "region"), fields_of.integer(entry, "bits")
