@@ -10,15 +10,22 @@ import trio
 
 from sterna.core.deadlines import Deadlines
 from sterna.core.events import Event, Result
+from sterna.guest.api import SourceGuest
 from sterna.guest.simulated import SimulatedDestinationGuest
-from sterna.net.connect import Address
-from sterna.net.endpoint import Destination, Options
+from sterna.net.connect import Address, open_tcp
+from sterna.net.endpoint import Destination, Options, Source
 from sterna.net.listen import listen
 from sterna.net.tcp import TcpTransport
 from sterna.net.transport import OnSent, Transport
 
 # For peers that shall not be the first to lose patience.
 PATIENT = Deadlines(**dict.fromkeys(("round_s", "prepare_s", "blackout_s", "commit_s", "silence_s"), 600.0))
+
+
+# For those that end by themselves once the other side has given them up.
+IMPATIENT = Deadlines(
+    **dict.fromkeys(("handshake_s", "describe_s", "round_s", "prepare_s"), 1.5), silence_s=1.5
+)
 
 
 class Stalling(Transport):
@@ -28,11 +35,14 @@ class Stalling(Transport):
         super().__init__(inner.peer, inner.tls)
         self.reads = self.sends = True
         self._inner = inner
+        self._reading = trio.CancelScope()
 
     def stall(self, what: str) -> None:
-        """Stop `reading`, `sending`, or `both`."""
+        """Stop `reading`, `sending`, or `both`, also a read that waits already."""
         self.reads = what == "sending"
         self.sends = what == "reading"
+        if not self.reads:
+            self._reading.cancel()
 
     async def _send(self, views: list[memoryview], sent: OnSent) -> None:
         if not self.sends:
@@ -40,9 +50,11 @@ class Stalling(Transport):
         await self._inner._send(views, sent)
 
     async def _receive_into(self, view: memoryview) -> int:
-        if not self.reads:
-            await trio.sleep_forever()
-        return await self._inner._receive_into(view)
+        if self.reads:
+            with trio.CancelScope() as self._reading:
+                return await self._inner._receive_into(view)
+        await trio.sleep_forever()
+        raise AssertionError
 
     async def _finish(self) -> None:
         await self._inner._finish()
@@ -80,6 +92,34 @@ class StallingDestination:
 
         options = Options(on_event=on_event, deadlines=PATIENT)
         self.results.append(await Destination(lambda _: guest, stalling, options=options).run())
+
+
+class StallingSource:
+    """Sends a guest until an event comes that `found`; then it does nothing any more, but lives.
+
+    Attributes:
+        result: how the session ended at this side.
+    """
+
+    def __init__(self, guest: SourceGuest, found: Callable[[Event], bool] | None, what: str) -> None:
+        self.result: Result
+        self._guest = guest
+        self._found = found
+        self._what = what
+
+    async def migrate(self, port: int) -> None:
+        """Migrate to loopback."""
+        stalling = Stalling(await open_tcp(Address("127.0.0.1", port)))
+        if self._found is None:
+            stalling.stall(self._what)
+
+        def on_event(event: Event) -> None:
+            if self._found is not None and self._found(event):
+                stalling.stall(self._what)
+
+        # It learns of the other side's end by its own deadlines alone: a stalled side reads no ABORT.
+        options = Options(on_event=on_event, deadlines=IMPATIENT)
+        self.result = await Source(self._guest, stalling, options=options).run()
 
 
 async def listen_plainly(nursery: trio.Nursery, handler: Callable[[Transport], Awaitable[None]]) -> int:

@@ -8,9 +8,11 @@ import pytest
 import trio
 from commands import World
 from judge import judge_journal
-from peers import StallingDestination, listen_plainly
+from peers import StallingDestination, StallingSource, listen_plainly
 
-from sterna.core.events import PhaseEntered, RoundStarted
+from sterna.core.events import Outcome, PhaseEntered, RoundStarted
+from sterna.guest.simulated import SimulatedSourceGuest
+from sterna.guest.workload import WorkloadParameters
 from sterna.registry import Phase
 
 pytestmark = pytest.mark.slow
@@ -141,6 +143,32 @@ async def test_a_destination_that_stops_after_handover(world: World, nursery: tr
     assert after.state == "granted"
     assert after.figure("writes") == status.figure("writes")
     assert judge_journal(world.journal) == []
+
+
+@pytest.mark.parametrize("what", ["reading", "sending", "both"])
+async def test_a_source_that_stops_in_any_phase_before_handover(world: World, what: str) -> None:
+    """The destination gives up in bounded time, frees what it reserved, and takes the next guest."""
+    await world.room()
+    serve, port = await world.serve("--patience", "500ms", insecure=True)
+    phases = {
+        "handshake": None,
+        "describe": lambda event: event == PhaseEntered(Phase.DESCRIBE),
+        "rounds": lambda event: isinstance(event, RoundStarted) and not event.last,
+        "prepare": lambda event: event == PhaseEntered(Phase.PREPARE),
+        "blackout": lambda event: isinstance(event, RoundStarted) and event.last,
+    }
+    for name, found in phases.items():
+        seen = len(serve.lines)
+        guest = SimulatedSourceGuest(WorkloadParameters.for_memory(4 << 20, 1 << 20), rate_bytes_s=1 << 20)
+        source = StallingSource(guest, found, what)
+        await source.migrate(port)
+        session = await serve.until("session", since=seen)
+        assert session["outcome"] == "rolled_back", name
+        assert session["code"] in {"peer_silent", "peer_stalled", "phase_deadline", "connection_lost"}, name
+        assert source.result.outcome is Outcome.ROLLED_BACK, name
+        assert guest.running, name
+        await world.wait_for("d", lambda status: status.state == "empty")
+    assert guest.workload.audit().errors == 0
 
 
 async def test_the_source_endpoint_is_killed_while_the_guest_is_paused(
