@@ -55,7 +55,7 @@ class Group:
 
     def _flags(self, flags: Sequence[str]) -> list[str]:
         reserved = bool(self.frame) and REGISTRY["frames"][self.frame]["status"] == "reserved"
-        return [*flags, *(["Reserved frame"] if reserved else [])]
+        return [*flags, *(["ReservedFeature"] if reserved else [])]
 
     def add(
         self, name: str, comment: str, flags: Sequence[str], clause: str, data: bytes, **rest: Any

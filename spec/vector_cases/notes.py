@@ -136,9 +136,9 @@ NOTES: Final[dict[str, tuple[str, str, str]]] = {
         "A hash that is not that of its chunk.",
         "The guest runs on damaged memory.",
     ),
-    "Reserved frame": (
+    "ReservedFeature": (
         "INTEROP",
-        "A frame that is specified and need not be implemented; the vectors are for those who do.",
-        "None for an implementation that answers such frames as CON-5 says.",
+        "A frame or an encoding that is specified and need not be implemented; for those who do.",
+        "None for an implementation that answers its use as CON-5 says.",
     ),
 }

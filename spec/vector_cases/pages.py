@@ -423,7 +423,7 @@ def _reserved_encodings(group: Group) -> None:
             f"{word}: one byte",
             table((0, 1, 1, number), hashes=1),
             "Boundary",
-            "Reserved frame",
+            "ReservedFeature",
             clause="PGS-11",
         )
         group.valid(
@@ -431,14 +431,14 @@ def _reserved_encodings(group: Group) -> None:
             f"{word}: as many bytes as the page has",
             table((0, 1, PAGE, number), hashes=1),
             "Boundary",
-            "Reserved frame",
+            "ReservedFeature",
             clause="PGS-11",
         )
         group.valid(
             f"{word}-chunks",
             f"{word}: chunks are those of the decoded bytes",
             table((0, 17, 9, number), hashes=2),
-            "Reserved frame",
+            "ReservedFeature",
             clause="PGS-12",
         )
         group.wrong_value(
@@ -448,7 +448,7 @@ def _reserved_encodings(group: Group) -> None:
             "bad_value",
             table((0, 1, 0, number), hashes=1),
             "Runs",
-            "Reserved frame",
+            "ReservedFeature",
         )
         group.wrong_value(
             f"{word}-long",
@@ -457,7 +457,7 @@ def _reserved_encodings(group: Group) -> None:
             "bad_value",
             table((0, 1, PAGE + 1, number), hashes=1),
             "Runs",
-            "Reserved frame",
+            "ReservedFeature",
         )
         group.wrong_value(
             f"{word}-hashes",
@@ -466,13 +466,13 @@ def _reserved_encodings(group: Group) -> None:
             "count_mismatch",
             table((0, 1, 9, number)),
             "Count",
-            "Reserved frame",
+            "ReservedFeature",
         )
     group.valid(
         "absent",
         "a page whose content does not matter",
         table((0, 1, 0, ABSENT)),
-        "Reserved frame",
+        "ReservedFeature",
         clause="PGS-11",
     )
     group.wrong_value(
@@ -482,7 +482,7 @@ def _reserved_encodings(group: Group) -> None:
         "bad_value",
         table((0, 1, 1, ABSENT)),
         "Runs",
-        "Reserved frame",
+        "ReservedFeature",
     )
     mixed = table(raw(0, 1), (1, 1, 9, ZSTD), zero(2, 1), (3, 1, 0, ABSENT), (4, 1, 7, DELTA), hashes=3)
-    group.valid("every-encoding", "a run of each encoding", mixed, "Reserved frame", clause="PGS-11")
+    group.valid("every-encoding", "a run of each encoding", mixed, "ReservedFeature", clause="PGS-11")
