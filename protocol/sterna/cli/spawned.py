@@ -23,6 +23,7 @@ from sterna.guest.holder_client import connect_holder
 # States in which there is no guest's execution state yet, so that nobody can have been told to run it.
 _WITHOUT_GUEST: Final = frozenset({"empty", "reserved"})
 _ASK_WITHIN_S: Final = 5.0
+_END_WITHIN_S: Final = 5.0
 
 
 @asynccontextmanager
@@ -41,11 +42,16 @@ async def spawned_holder(path: Path, say: Callable[[str], None]) -> AsyncIterato
         yield process
     finally:
         with trio.CancelScope(shield=True):
-            state = await _state(path)
-        if state in _WITHOUT_GUEST:
-            process.terminate()
-        elif process.poll() is None:
-            say(f"the guest's holder goes on at {path}; to end both: kill {process.pid}")
+            await _part_from(process, path, say)
+
+
+async def _part_from(process: trio.Process, path: Path, say: Callable[[str], None]) -> None:
+    if await _state(path) in _WITHOUT_GUEST:
+        process.terminate()
+        with trio.move_on_after(_END_WITHIN_S):
+            await process.wait()
+    elif process.poll() is None:
+        say(f"the guest's holder goes on at {path}; to end both: kill {process.pid}")
 
 
 async def _start(path: Path) -> trio.Process:
@@ -63,6 +69,8 @@ async def _start(path: Path) -> trio.Process:
     finally:
         if not ready:
             process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
     if not ready:
         raise ConfigError(f"no holder could be started at {path}")
     return process

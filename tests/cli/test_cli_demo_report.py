@@ -1,0 +1,152 @@
+"""What the demo says to people: figures that were measured, in a table that fits a terminal."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sterna.cli.demo_report import picture, remarks, rows, tell
+from sterna.cli.demo_run import DemoRun, Wishes
+from sterna.cli.output import Output
+from sterna.host.evidence import Evidence
+
+MIB = 1 << 20
+ROUNDS = [
+    {"round": 1, "bytes": 256 * MIB, "seconds": 1.0, "throttle": 0.0},
+    {"round": 2, "bytes": 64 * MIB, "seconds": 0.25, "throttle": 0.4},
+    {"round": 3, "bytes": 1, "seconds": 0.001, "throttle": 0.2},
+]
+WISHES = Wishes(
+    memory_bytes=256 * MIB, rate_bytes_s=50 * MIB, hot_bytes=64 * MIB, insecure=False, evidence=None
+)
+RUN = DemoRun(
+    guest="process",
+    tracker="userfaultfd",
+    hot_bytes=64 * MIB,
+    source={
+        "outcome": "completed",
+        "digest": "22d6e080763569ea8ac616f26f3d8e0f",
+        "rounds": ROUNDS,
+        "bytes_sent": 321 * MIB,
+        "seconds_total": 1.3,
+        "seconds_blackout": 0.028,
+        "tls": {"version": "TLSv1.3", "cipher": "TLS_AES_256_GCM_SHA384", "mutual": True},
+    },
+    destination={"digest": "22d6e080763569ea8ac616f26f3d8e0f"},
+    write_rate_bytes_s=52_100_000,
+    dirty_rate_bytes_s=51_000_000,
+    blackout_guest_s=0.035,
+    writes_before=33472,
+    audit={"pages_checked": 65536, "errors": 0, "writes": 46592},
+    processes={},
+)
+ROLLED_BACK = replace(
+    RUN,
+    source={**RUN.source, "outcome": "rolled_back", "code": "peer_silent", "seconds_blackout": None}
+    | {"digest": None, "text": "nothing was heard"},
+    destination={},
+    audit=None,
+    blackout_guest_s=None,
+)
+
+
+def test_a_good_run(capsys: pytest.CaptureFixture[str]) -> None:
+    tell(RUN, WISHES, Output())
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("The guest has moved, whole, and runs on.\n")
+    for said in (
+        "completed",
+        "process, writes followed by userfaultfd",
+        "52.1 MB/s, mostly to 64 MiB of 256 MiB",
+        "asked for 52.4 MB/s (50MiB/s)",
+        "51 MB/s counting each page once a second",
+        "TLSv1.3, TLS_AES_256_GCM_SHA384, both sides",
+        "321 MiB in 1.3 s",
+        "28 ms as the source saw it",
+        "35 ms as the guest saw it",
+        "22d6e080763569ea8ac616f26f3d8e0f, equal on both sides",
+        "65536 pages checked, 0 errors",
+        "33472 before, 13120 after",
+    ):
+        assert said in err
+
+
+def test_it_fits_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    tell(RUN, WISHES, Output())
+    found = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err)
+    assert max(map(len, found.splitlines())) <= 80
+    assert "…" not in found
+    assert "equal on both sides" in found  # in one piece
+
+
+def test_json_has_said_it_all(capsys: pytest.CaptureFixture[str]) -> None:
+    tell(RUN, WISHES, Output(json=True))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_was_not_reached_is_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """A migration that ended before its pause had no blackout: not one of no time."""
+    tell(ROLLED_BACK, WISHES, Output())
+    err = capsys.readouterr().err
+    assert "blackout" not in err
+    assert "digest" not in err
+    assert "audit" not in err
+    assert "nothing was heard" in err
+    assert err.endswith("This did not go as it should.\n")
+
+
+def test_digests_that_differ_are_named() -> None:
+    run = replace(RUN, destination={"digest": "00" * 16})
+    assert ("memory digest", f"{RUN.source['digest']}, NOT equal on both sides") in rows(run, WISHES)
+
+
+def test_an_idle_guest_cannot_tell_a_pause() -> None:
+    said = rows(RUN, replace(WISHES, rate_bytes_s=0))
+    assert not any("as the guest saw it" in text for _, text in said)
+
+
+def test_plaintext_is_called_so() -> None:
+    run = replace(RUN, source={**RUN.source, "tls": None})
+    assert ("TLS", "none (--insecure)") in rows(run, WISHES)
+
+
+def test_the_picture_is_to_scale() -> None:
+    found = picture(ROUNDS, paused=True)
+    assert [name for name, _, _ in found] == ["round 1", "round 2", "blackout"]
+    assert [len(bar) for _, bar, _ in found] == [40, 10, 1]  # what was sent at all is seen
+    assert found[1][2] == "64 MiB in 250 ms"
+    assert [name for name, _, _ in picture(ROUNDS, paused=False)] == ["round 1", "round 2", "round 3"]
+
+
+def test_a_picture_of_nothing() -> None:
+    assert picture([], paused=False) == []
+    assert picture([{"round": 1, "bytes": 0, "seconds": 0.0}], paused=True) == [
+        ("blackout", "", "0 B in 0 µs")
+    ]
+    assert picture([{}], paused=False) == [("round None", "", "0 B in 0 µs")]
+
+
+def test_remarks(tmp_path: Path) -> None:
+    wishes = replace(WISHES, evidence=Evidence(tmp_path))
+    run = replace(RUN, failures=("source.img: No space left on device",))
+    assert remarks(run, wishes) == [
+        "source.img: No space left on device",
+        (
+            "The guest wrote faster than its pages could be sent, and was slowed down by up to "
+            "40 % until it could be caught up with."
+        ),
+        f"Compare the images yourself: cmp {tmp_path}/source.img {tmp_path}/destination.img",
+    ]
+    assert remarks(replace(RUN, source={"rounds": "nonsense"}), WISHES) == []
+
+
+def test_images_of_a_run_that_failed_are_not_offered_for_comparison(tmp_path: Path) -> None:
+    found = remarks(ROLLED_BACK, replace(WISHES, evidence=Evidence(tmp_path)))
+    assert not any("cmp" in text for text in found)
