@@ -29,6 +29,7 @@ from sterna.guest.holder_engine import HolderEngine
 from sterna.guest.holder_server import HolderServer
 from sterna.guest.process_holder import SWITCH_INTERVAL_S, make_engine
 from sterna.guest.workload import PAGE_BYTES
+from sterna.limits import TEXT_BYTES
 from sterna.linux.memory import available_bytes
 
 MEMORY_BYTES: Final = 256 << 20
@@ -74,6 +75,8 @@ def holder(
     output = Output(json=json)
     if not destination:
         check_size(memory)
+        if not name or not name.isprintable() or len(name.encode()) > TEXT_BYTES:
+            raise ConfigError(f"--name: a guest's name is 1 to {TEXT_BYTES} bytes of printable text")
     options = _options(
         role="destination" if destination else "source",
         memory=memory,
