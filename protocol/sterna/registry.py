@@ -411,229 +411,115 @@ DEFAULT_LIMITS: Final[dict[Limit, int]] = {
 }
 
 ERRORS: Final[dict[ErrorCode, ErrorInfo]] = {
-    ErrorCode.BAD_MAGIC: ErrorInfo(
-        ErrorClass.MISBEHAVED, "the first bytes are not a Sterna preface"
-    ),
+    ErrorCode.BAD_MAGIC: ErrorInfo(ErrorClass.MISBEHAVED, "the first bytes are not a Sterna preface"),
     ErrorCode.TEXT_MODE_DAMAGE: ErrorInfo(
         ErrorClass.MISBEHAVED, "the preface was changed by a text-mode transfer"
     ),
-    ErrorCode.TLS_ON_PLAIN: ErrorInfo(
-        ErrorClass.MISBEHAVED, "the peer speaks TLS to a plaintext endpoint"
-    ),
-    ErrorCode.HTTP_ON_PLAIN: ErrorInfo(
-        ErrorClass.MISBEHAVED, "the peer speaks HTTP"
-    ),
-    ErrorCode.HEADER_CHECKSUM: ErrorInfo(
-        ErrorClass.MISBEHAVED, "a frame header does not match its checksum"
-    ),
-    ErrorCode.BODY_CHECKSUM: ErrorInfo(
-        ErrorClass.MISBEHAVED, "a frame body does not match its checksum"
-    ),
+    ErrorCode.TLS_ON_PLAIN: ErrorInfo(ErrorClass.MISBEHAVED, "the peer speaks TLS to a plaintext endpoint"),
+    ErrorCode.HTTP_ON_PLAIN: ErrorInfo(ErrorClass.MISBEHAVED, "the peer speaks HTTP"),
+    ErrorCode.HEADER_CHECKSUM: ErrorInfo(ErrorClass.MISBEHAVED, "a frame header does not match its checksum"),
+    ErrorCode.BODY_CHECKSUM: ErrorInfo(ErrorClass.MISBEHAVED, "a frame body does not match its checksum"),
     ErrorCode.BAD_HEADER: ErrorInfo(
         ErrorClass.MISBEHAVED, "a reserved header field is not zero or a field makes no sense"
     ),
     ErrorCode.UNKNOWN_CRITICAL: ErrorInfo(
         ErrorClass.MISBEHAVED, "an unknown frame type has the critical bit"
     ),
-    ErrorCode.MALFORMED: ErrorInfo(
-        ErrorClass.MISBEHAVED, "a frame body does not have its layout"
-    ),
+    ErrorCode.MALFORMED: ErrorInfo(ErrorClass.MISBEHAVED, "a frame body does not have its layout"),
     ErrorCode.TRAILING_BYTES: ErrorInfo(
         ErrorClass.MISBEHAVED, "bytes follow the end of a body or a bitmap's last bit"
     ),
-    ErrorCode.BAD_VALUE: ErrorInfo(
-        ErrorClass.MISBEHAVED, "a field has a value that its definition excludes"
-    ),
+    ErrorCode.BAD_VALUE: ErrorInfo(ErrorClass.MISBEHAVED, "a field has a value that its definition excludes"),
     ErrorCode.BAD_TEXT: ErrorInfo(
         ErrorClass.MISBEHAVED, "a text field is not UTF-8, has a control character, or is too long"
     ),
-    ErrorCode.TRUNCATED: ErrorInfo(
-        ErrorClass.MISBEHAVED, "the connection ended inside a preface or frame"
-    ),
+    ErrorCode.TRUNCATED: ErrorInfo(ErrorClass.MISBEHAVED, "the connection ended inside a preface or frame"),
     ErrorCode.BAD_SEQUENCE: ErrorInfo(
         ErrorClass.MISBEHAVED, "a sequence number is not the next one of its stream"
     ),
-    ErrorCode.UNEXPECTED_FRAME: ErrorInfo(
-        ErrorClass.MISBEHAVED, "a frame that this state does not allow"
-    ),
-    ErrorCode.WRONG_DIRECTION: ErrorInfo(
-        ErrorClass.MISBEHAVED, "a frame that only the other role may send"
-    ),
-    ErrorCode.NOT_SELECTED: ErrorInfo(
-        ErrorClass.MISBEHAVED, "use of a feature that was not selected"
-    ),
+    ErrorCode.UNEXPECTED_FRAME: ErrorInfo(ErrorClass.MISBEHAVED, "a frame that this state does not allow"),
+    ErrorCode.WRONG_DIRECTION: ErrorInfo(ErrorClass.MISBEHAVED, "a frame that only the other role may send"),
+    ErrorCode.NOT_SELECTED: ErrorInfo(ErrorClass.MISBEHAVED, "use of a feature that was not selected"),
     ErrorCode.BAD_REGION: ErrorInfo(
         ErrorClass.MISBEHAVED, "regions overlap, wrap, repeat an id or are not aligned"
     ),
-    ErrorCode.OUTSIDE_REGION: ErrorInfo(
-        ErrorClass.MISBEHAVED, "pages outside of their region"
-    ),
+    ErrorCode.OUTSIDE_REGION: ErrorInfo(ErrorClass.MISBEHAVED, "pages outside of their region"),
     ErrorCode.OVERLAPPING_RUNS: ErrorInfo(
         ErrorClass.MISBEHAVED, "runs of one table overlap or are not in order"
     ),
-    ErrorCode.BAD_ATTEMPT: ErrorInfo(
-        ErrorClass.MISBEHAVED, "an attempt that never was"
-    ),
-    ErrorCode.BAD_ROUND: ErrorInfo(
-        ErrorClass.MISBEHAVED, "a round that is not the current one"
-    ),
-    ErrorCode.COUNT_MISMATCH: ErrorInfo(
-        ErrorClass.MISBEHAVED, "stated counts differ from what arrived"
-    ),
+    ErrorCode.BAD_ATTEMPT: ErrorInfo(ErrorClass.MISBEHAVED, "an attempt that never was"),
+    ErrorCode.BAD_ROUND: ErrorInfo(ErrorClass.MISBEHAVED, "a round that is not the current one"),
+    ErrorCode.COUNT_MISMATCH: ErrorInfo(ErrorClass.MISBEHAVED, "stated counts differ from what arrived"),
     ErrorCode.PAGE_HASH: ErrorInfo(
         ErrorClass.MISBEHAVED, "page bytes differ from their hash while the guest was paused"
     ),
     ErrorCode.TOO_MANY_REJECTED: ErrorInfo(
         ErrorClass.MISBEHAVED, "more pages were rejected than a running guest explains"
     ),
-    ErrorCode.DIGEST_MISMATCH: ErrorInfo(
-        ErrorClass.MISBEHAVED, "the digests of the two sides differ"
-    ),
+    ErrorCode.DIGEST_MISMATCH: ErrorInfo(ErrorClass.MISBEHAVED, "the digests of the two sides differ"),
     ErrorCode.BAD_FRAGMENT: ErrorInfo(
         ErrorClass.MISBEHAVED, "a state section's fragments do not follow each other"
     ),
-    ErrorCode.BAD_EPOCH: ErrorInfo(
-        ErrorClass.MISBEHAVED, "an epoch that does not follow from the session"
-    ),
-    ErrorCode.BAD_TOKEN: ErrorInfo(
-        ErrorClass.MISBEHAVED, "session or token is not known here"
-    ),
+    ErrorCode.BAD_EPOCH: ErrorInfo(ErrorClass.MISBEHAVED, "an epoch that does not follow from the session"),
+    ErrorCode.BAD_TOKEN: ErrorInfo(ErrorClass.MISBEHAVED, "session or token is not known here"),
     ErrorCode.MEMORY_MISMATCH: ErrorInfo(
         ErrorClass.MISBEHAVED, "the memory after switchover differs from the pause image"
     ),
-    ErrorCode.UNSOLICITED: ErrorInfo(
-        ErrorClass.MISBEHAVED, "an answer to nothing that was asked"
-    ),
-    ErrorCode.NO_COMMON_VERSION: ErrorInfo(
-        ErrorClass.INCOMPATIBLE, "no protocol version in common"
-    ),
-    ErrorCode.MISSING_FEATURE: ErrorInfo(
-        ErrorClass.INCOMPATIBLE, "a required feature is not supported"
-    ),
-    ErrorCode.PAGE_SIZE: ErrorInfo(
-        ErrorClass.INCOMPATIBLE, "a region's granule is not supported"
-    ),
-    ErrorCode.ARCHITECTURE: ErrorInfo(
-        ErrorClass.INCOMPATIBLE, "the guest's architecture is not supported"
-    ),
+    ErrorCode.UNSOLICITED: ErrorInfo(ErrorClass.MISBEHAVED, "an answer to nothing that was asked"),
+    ErrorCode.NO_COMMON_VERSION: ErrorInfo(ErrorClass.INCOMPATIBLE, "no protocol version in common"),
+    ErrorCode.MISSING_FEATURE: ErrorInfo(ErrorClass.INCOMPATIBLE, "a required feature is not supported"),
+    ErrorCode.PAGE_SIZE: ErrorInfo(ErrorClass.INCOMPATIBLE, "a region's granule is not supported"),
+    ErrorCode.ARCHITECTURE: ErrorInfo(ErrorClass.INCOMPATIBLE, "the guest's architecture is not supported"),
     ErrorCode.CPU_FEATURES: ErrorInfo(
         ErrorClass.INCOMPATIBLE, "the guest uses CPU features that are missing here"
     ),
-    ErrorCode.REGION_KIND: ErrorInfo(
-        ErrorClass.INCOMPATIBLE, "a region's kind or transfer is not supported"
-    ),
+    ErrorCode.REGION_KIND: ErrorInfo(ErrorClass.INCOMPATIBLE, "a region's kind or transfer is not supported"),
     ErrorCode.UNKNOWN_STATE: ErrorInfo(
         ErrorClass.INCOMPATIBLE, "a state section of unknown architecture, kind or version"
     ),
-    ErrorCode.UNSUPPORTED: ErrorInfo(
-        ErrorClass.INCOMPATIBLE, "specified, but not implemented here"
-    ),
-    ErrorCode.LIMIT_CONTROL: ErrorInfo(
-        ErrorClass.LIMIT, "a frame body is longer than announced"
-    ),
-    ErrorCode.LIMIT_BULK: ErrorInfo(
-        ErrorClass.LIMIT, "a bulk part is longer than announced"
-    ),
-    ErrorCode.LIMIT_REGIONS: ErrorInfo(
-        ErrorClass.LIMIT, "more regions than announced"
-    ),
-    ErrorCode.LIMIT_MEMORY: ErrorInfo(
-        ErrorClass.LIMIT, "more guest memory than announced"
-    ),
-    ErrorCode.LIMIT_STATE: ErrorInfo(
-        ErrorClass.LIMIT, "more state than announced"
-    ),
-    ErrorCode.LIMIT_RUNS: ErrorInfo(
-        ErrorClass.LIMIT, "more runs in a table than announced"
-    ),
-    ErrorCode.LIMIT_REJECTED: ErrorInfo(
-        ErrorClass.LIMIT, "more rejected runs than a reply may list"
-    ),
+    ErrorCode.UNSUPPORTED: ErrorInfo(ErrorClass.INCOMPATIBLE, "specified, but not implemented here"),
+    ErrorCode.LIMIT_CONTROL: ErrorInfo(ErrorClass.LIMIT, "a frame body is longer than announced"),
+    ErrorCode.LIMIT_BULK: ErrorInfo(ErrorClass.LIMIT, "a bulk part is longer than announced"),
+    ErrorCode.LIMIT_REGIONS: ErrorInfo(ErrorClass.LIMIT, "more regions than announced"),
+    ErrorCode.LIMIT_MEMORY: ErrorInfo(ErrorClass.LIMIT, "more guest memory than announced"),
+    ErrorCode.LIMIT_STATE: ErrorInfo(ErrorClass.LIMIT, "more state than announced"),
+    ErrorCode.LIMIT_RUNS: ErrorInfo(ErrorClass.LIMIT, "more runs in a table than announced"),
+    ErrorCode.LIMIT_REJECTED: ErrorInfo(ErrorClass.LIMIT, "more rejected runs than a reply may list"),
     ErrorCode.LIMIT_MISMATCH: ErrorInfo(
         ErrorClass.LIMIT, "the peer's limits are too small for this migration"
     ),
-    ErrorCode.LIMIT_RATE: ErrorInfo(
-        ErrorClass.LIMIT, "more control frames than a peer has reason to send"
-    ),
-    ErrorCode.LIMIT_EXPANSION: ErrorInfo(
-        ErrorClass.LIMIT, "a run decodes to more bytes than announced"
-    ),
-    ErrorCode.REFUSED: ErrorInfo(
-        ErrorClass.LOCAL, "this host does not take the guest"
-    ),
-    ErrorCode.FULL: ErrorInfo(
-        ErrorClass.LOCAL, "not enough memory here; try again later"
-    ),
-    ErrorCode.NOT_AUTHORISED: ErrorInfo(
-        ErrorClass.LOCAL, "this peer may not send or receive this guest"
-    ),
-    ErrorCode.BUSY: ErrorInfo(
-        ErrorClass.LOCAL, "the guest has another open session"
-    ),
-    ErrorCode.STALE_EPOCH: ErrorInfo(
-        ErrorClass.LOCAL, "the guest's newest epoch is another one"
-    ),
-    ErrorCode.GUEST_FAILED: ErrorInfo(
-        ErrorClass.LOCAL, "the guest or its holder failed"
-    ),
-    ErrorCode.STATE_REJECTED: ErrorInfo(
-        ErrorClass.LOCAL, "the guest does not accept its state"
-    ),
-    ErrorCode.NOT_READY: ErrorInfo(
-        ErrorClass.LOCAL, "the destination could not prepare the switchover"
-    ),
-    ErrorCode.RECORD_FAILED: ErrorInfo(
-        ErrorClass.LOCAL, "a durable record could not be written"
-    ),
-    ErrorCode.INTERNAL: ErrorInfo(
-        ErrorClass.LOCAL, "an internal error"
-    ),
-    ErrorCode.CONNECTION_LOST: ErrorInfo(
-        ErrorClass.TRANSPORT, "the connection was lost"
-    ),
+    ErrorCode.LIMIT_RATE: ErrorInfo(ErrorClass.LIMIT, "more control frames than a peer has reason to send"),
+    ErrorCode.LIMIT_EXPANSION: ErrorInfo(ErrorClass.LIMIT, "a run decodes to more bytes than announced"),
+    ErrorCode.REFUSED: ErrorInfo(ErrorClass.LOCAL, "this host does not take the guest"),
+    ErrorCode.FULL: ErrorInfo(ErrorClass.LOCAL, "not enough memory here; try again later"),
+    ErrorCode.NOT_AUTHORISED: ErrorInfo(ErrorClass.LOCAL, "this peer may not send or receive this guest"),
+    ErrorCode.BUSY: ErrorInfo(ErrorClass.LOCAL, "the guest has another open session"),
+    ErrorCode.STALE_EPOCH: ErrorInfo(ErrorClass.LOCAL, "the guest's newest epoch is another one"),
+    ErrorCode.GUEST_FAILED: ErrorInfo(ErrorClass.LOCAL, "the guest or its holder failed"),
+    ErrorCode.STATE_REJECTED: ErrorInfo(ErrorClass.LOCAL, "the guest does not accept its state"),
+    ErrorCode.NOT_READY: ErrorInfo(ErrorClass.LOCAL, "the destination could not prepare the switchover"),
+    ErrorCode.RECORD_FAILED: ErrorInfo(ErrorClass.LOCAL, "a durable record could not be written"),
+    ErrorCode.INTERNAL: ErrorInfo(ErrorClass.LOCAL, "an internal error"),
+    ErrorCode.CONNECTION_LOST: ErrorInfo(ErrorClass.TRANSPORT, "the connection was lost"),
     ErrorCode.NOT_CLOSED: ErrorInfo(
         ErrorClass.TRANSPORT, "the connection ended without its closing exchange"
     ),
-    ErrorCode.TLS_FAILED: ErrorInfo(
-        ErrorClass.TRANSPORT, "the TLS handshake failed"
-    ),
+    ErrorCode.TLS_FAILED: ErrorInfo(ErrorClass.TRANSPORT, "the TLS handshake failed"),
     ErrorCode.PEER_NOT_LISTED: ErrorInfo(
         ErrorClass.TRANSPORT, "the peer's certificate is not on the peer list"
     ),
-    ErrorCode.PLAIN_ON_TLS: ErrorInfo(
-        ErrorClass.TRANSPORT, "the peer speaks plaintext to a TLS endpoint"
-    ),
-    ErrorCode.WRONG_ALPN: ErrorInfo(
-        ErrorClass.TRANSPORT, "the peer did not negotiate the ALPN protocol"
-    ),
-    ErrorCode.PEER_SILENT: ErrorInfo(
-        ErrorClass.TRANSPORT, "nothing was heard from the peer for too long"
-    ),
-    ErrorCode.PEER_STALLED: ErrorInfo(
-        ErrorClass.TRANSPORT, "the peer stopped reading"
-    ),
-    ErrorCode.PHASE_DEADLINE: ErrorInfo(
-        ErrorClass.TRANSPORT, "a phase did not end within its deadline"
-    ),
-    ErrorCode.CONNECT_FAILED: ErrorInfo(
-        ErrorClass.TRANSPORT, "no connection could be made"
-    ),
-    ErrorCode.CANCELLED: ErrorInfo(
-        ErrorClass.LIFECYCLE, "cancelled by the operator"
-    ),
+    ErrorCode.PLAIN_ON_TLS: ErrorInfo(ErrorClass.TRANSPORT, "the peer speaks plaintext to a TLS endpoint"),
+    ErrorCode.WRONG_ALPN: ErrorInfo(ErrorClass.TRANSPORT, "the peer did not negotiate the ALPN protocol"),
+    ErrorCode.PEER_SILENT: ErrorInfo(ErrorClass.TRANSPORT, "nothing was heard from the peer for too long"),
+    ErrorCode.PEER_STALLED: ErrorInfo(ErrorClass.TRANSPORT, "the peer stopped reading"),
+    ErrorCode.PHASE_DEADLINE: ErrorInfo(ErrorClass.TRANSPORT, "a phase did not end within its deadline"),
+    ErrorCode.CONNECT_FAILED: ErrorInfo(ErrorClass.TRANSPORT, "no connection could be made"),
+    ErrorCode.CANCELLED: ErrorInfo(ErrorClass.LIFECYCLE, "cancelled by the operator"),
     ErrorCode.NOT_CONVERGING: ErrorInfo(
         ErrorClass.LIFECYCLE, "the guest writes faster than its pages can be sent"
     ),
-    ErrorCode.TOO_LATE: ErrorInfo(
-        ErrorClass.LIFECYCLE, "the guest has already been handed over"
-    ),
-    ErrorCode.UNDECIDED: ErrorInfo(
-        ErrorClass.LIFECYCLE, "who owns the guest is not known; it stays paused"
-    ),
-    ErrorCode.GUEST_LOST: ErrorInfo(
-        ErrorClass.LIFECYCLE, "no protocol can save this guest"
-    ),
-    ErrorCode.VOIDED: ErrorInfo(
-        ErrorClass.LIFECYCLE, "the attempt was taken back before the handover"
-    ),
+    ErrorCode.TOO_LATE: ErrorInfo(ErrorClass.LIFECYCLE, "the guest has already been handed over"),
+    ErrorCode.UNDECIDED: ErrorInfo(ErrorClass.LIFECYCLE, "who owns the guest is not known; it stays paused"),
+    ErrorCode.GUEST_LOST: ErrorInfo(ErrorClass.LIFECYCLE, "no protocol can save this guest"),
+    ErrorCode.VOIDED: ErrorInfo(ErrorClass.LIFECYCLE, "the attempt was taken back before the handover"),
 }

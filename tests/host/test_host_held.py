@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from holder_support import GUEST_ID, MEMORY_BYTES, holder
 
+from holder_support import GUEST_ID, MEMORY_BYTES, holder
 from sterna.errors import GuestError, TransportError
 from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest
 from sterna.guest.holder_backend import HeldState
