@@ -106,7 +106,7 @@ class Pump:
         self._to_send = _Signal()
         self._to_perform = _Signal()
         self._to_time = _Signal()
-        self._left = _Signal()
+        self._left = _Signal()  # bytes have left, or never will
         self._ended = trio.Event()
         self._heard_all = trio.Event()  # the receiver has ended
         self._receiving = trio.CancelScope()
@@ -153,7 +153,7 @@ class Pump:
         if self._machine.state in DEAF and not self._memory_free.is_set():
             self._receiving.cancel()
         self._hurry()
-        for signal in (self._to_send, self._to_perform, self._to_time, self._left):
+        for signal in (self._to_send, self._to_perform, self._to_time):
             signal.set()
 
     def _tell(self, event: Event) -> None:
@@ -183,6 +183,7 @@ class Pump:
         if isinstance(error, trio.ClosedResourceError):
             error = TransportError(ErrorCode.CONNECTION_LOST, "this side has closed the connection")
         self._machine.connection_lost(error, self._clock())
+        self._left.set()
         self.kick()
 
     async def _receive(self) -> None:
