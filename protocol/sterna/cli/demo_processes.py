@@ -240,7 +240,7 @@ class ProcessDemo:
         log = self._directory / f"{name}.log"
         with log.open("wb") as stderr:
             process = await trio.lowlevel.open_process(
-                [sys.executable, "-m", "sterna", *arguments],
+                [sys.executable, "-P", "-m", "sterna", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

@@ -58,7 +58,7 @@ async def _start(path: Path) -> trio.Process:
     # A rate of its own, or the guest would write as fast as the processor can: rates belong to hosts.
     options = ("--socket", str(path), "--role", "destination", "--rate", str(RATE_BYTES_S))
     process = await trio.lowlevel.open_process(
-        (sys.executable, "-m", "sterna.guest.process", *options),
+        (sys.executable, "-P", "-m", "sterna.guest.process", *options),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         start_new_session=True,
