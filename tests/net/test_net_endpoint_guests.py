@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Awaitable, Callable
 
@@ -10,14 +11,16 @@ import trio
 from endpoint_support import Migration
 from trio.abc import Clock
 
-from sterna.core.events import Outcome, RecordKind, Result
-from sterna.errors import GuestError
+from sterna.core.events import Outcome, Pause, Prepare, RecordKind, Result
+from sterna.errors import ConfigError, GuestError, LocalProtocolError, TransportError
+from sterna.guest.api import GuestDescription
 from sterna.guest.embedded import PAGE_BYTES, EmbeddedGuest
 from sterna.memory.bitmap import PageBitmap
 from sterna.net.endpoint import Destination, LocalHost, Options, Source
 from sterna.net.memory import MemoryTransport, memory_transport_pair
 from sterna.net.pump import OVERTAKEN_S, UNDO_S
-from sterna.registry import ErrorCode, Phase, StateKind
+from sterna.net.transport import Peer
+from sterna.registry import ErrorCode, Phase, StateKind, Style
 from sterna.wire.records import Runner, StateSection
 
 
@@ -349,3 +352,135 @@ async def test_nothing_arrives_in_memory_that_was_discarded(virtual_time: Clock)
     mapping.there.discard = discard  # type: ignore[method-assign]
     await mapping.run(mapping.destination.cancel)
     assert images == [mapping.there.map[:]]
+
+
+# ---- how an endpoint is used ----
+
+
+@pytest.mark.parametrize("side", ["source", "destination"])
+async def test_what_was_cancelled_before_it_began(virtual_time: Clock, side: str) -> None:
+    """[CON-71]: the other side hears of it all the same."""
+    migration = Migration()
+    getattr(migration, side).cancel("never mind")
+    await migration.run()
+    assert migration.outcomes == (Outcome.ROLLED_BACK, Outcome.ROLLED_BACK)
+    assert {result.code for result in migration.results.values()} == {ErrorCode.CANCELLED}
+    getattr(migration, side).cancel("again")  # long over: nothing to cancel
+
+
+async def test_a_source_that_is_cancelled_while_its_host_decides(virtual_time: Clock) -> None:
+    class Undecided(LocalHost):
+        async def may_send(self, description: GuestDescription, peer: Peer) -> None:
+            migration.source.cancel("never mind")
+
+    migration = Migration(source_host=Undecided())
+    await migration.run()
+    assert {result.code for result in migration.results.values()} == {ErrorCode.CANCELLED}
+
+
+async def test_a_host_that_raises_what_it_must_not_leaves_nothing_open(virtual_time: Clock) -> None:
+    class Broken(LocalHost):
+        async def may_send(self, description: GuestDescription, peer: Peer) -> None:
+            raise RuntimeError("a bug")
+
+    migration = Migration(source_host=Broken())
+    with pytest.raises(RuntimeError, match="a bug"):
+        await migration.source.run()
+    assert migration.near.closed
+    assert migration.guest.calls == []
+
+
+@pytest.mark.parametrize("side", ["source", "destination"])
+async def test_an_endpoint_is_for_one_session(virtual_time: Clock, side: str) -> None:
+    """A second run would roll back a guest that has left."""
+    migration = Migration()
+    await migration.run()
+    calls = list(migration.guest.calls)
+    with pytest.raises(LocalProtocolError, match="run\\(\\) comes once"):
+        await getattr(migration, side).run()
+    with pytest.raises(LocalProtocolError) as caught:
+        getattr(migration, side).cancel()
+    assert caught.value.code is ErrorCode.TOO_LATE
+    assert migration.guest.calls == calls
+
+
+async def test_the_clocks_run_from_run_on(virtual_time: Clock) -> None:
+    """An endpoint that was made an hour ago has not waited for an hour."""
+    migration = Migration(tick_s=0.5)
+    await trio.sleep(3600)
+
+    async def come_late() -> None:
+        await trio.sleep(8)
+        await migration.source.run()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(migration.destination.run)
+        nursery.start_soon(come_late)
+    result = migration.destination.result
+    assert result is not None
+    assert result.outcome is Outcome.COMPLETED
+    assert 8 <= result.seconds < 10
+
+
+@pytest.mark.parametrize("cap", [65535.0, 0.0, -1.0, math.inf, math.nan])
+def test_a_cap_that_no_chunk_passes_in_time(cap: float) -> None:
+    with pytest.raises(ConfigError, match="bandwidth cap"):
+        Options(bandwidth_bytes_s=cap)
+
+
+async def test_requests_of_the_other_role_fail(virtual_time: Clock) -> None:
+    migration = Migration()
+    with pytest.raises(GuestError, match="Prepare is not for a source"):
+        await migration.source._perform(Prepare(Style.STOP_AND_COPY))
+    migration.destination.guest = migration.room
+    with pytest.raises(GuestError, match="Pause is not for a destination"):
+        await migration.destination._perform(Pause())
+
+
+# ---- bugs ----
+
+
+class UnforeseenError(Exception):
+    """What nobody expects."""
+
+
+@pytest.mark.parametrize("side", ["near", "far"])
+@pytest.mark.parametrize("where", ["send", "receive_into"])
+async def test_a_bug_ends_in_a_result(
+    virtual_time: Clock, caplog: pytest.LogCaptureFixture, side: str, where: str
+) -> None:
+    """The guest runs on, the log has the traceback, the peer loses its connection."""
+    migration = Migration()
+    end = getattr(migration, side)
+    right, calls = getattr(end, where), 0
+
+    async def wrong(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise UnforeseenError
+        return await right(*arguments)
+
+    setattr(end, where, wrong)
+    await migration.run()
+    assert migration.outcomes == (Outcome.ROLLED_BACK, Outcome.ROLLED_BACK)
+    result = migration.results["source" if side == "near" else "destination"]
+    assert result.code is ErrorCode.INTERNAL
+    assert isinstance(result.error, TransportError)
+    assert isinstance(result.error.__cause__, UnforeseenError)
+    assert "UnforeseenError" in caplog.text
+
+
+async def test_memory_that_is_taken_away_in_the_middle(
+    virtual_time: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An embedder's mistake, of which the destination must not suffer more than of a lost connection."""
+    migration = Migration()
+
+    def encode(*_: object, **__: object) -> None:
+        raise ValueError("operation forbidden on released memoryview object")
+
+    migration.source._pages.encode = encode  # type: ignore[method-assign,assignment]
+    await migration.run()
+    assert migration.results["source"].code is ErrorCode.INTERNAL
+    assert "released memoryview" in caplog.text

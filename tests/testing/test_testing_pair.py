@@ -6,6 +6,7 @@ import pytest
 
 from sterna.core import events as e
 from sterna.core.events import Outcome
+from sterna.core.policy import PolicySettings
 from sterna.core.tables import DestinationState, SourceState
 from sterna.errors import GuestError, TransportError
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
@@ -97,6 +98,24 @@ def test_time_passes_when_it_is_told_to():
     pair.advance(3.0)
     assert pair.now == 12.0
     assert pair.source.result.code is ErrorCode.PHASE_DEADLINE
+
+
+def test_a_guest_that_outruns_its_link_is_slowed_down():
+    """A round takes a few milliseconds, in which the guest writes all of its memory anew."""
+
+    def live(pair):
+        if pair.source_guest.running:
+            pair.now += 0.001
+            pair.source_guest.advance(0.001)
+
+    parameters = WorkloadParameters(seed=1, pages=1024, hot_pages=1024, block_pages=16)
+    guest = SimulatedSourceGuest(parameters, rate_bytes_s=4e9)
+    policy = PolicySettings(allowed_downtime_s=0.02, fixed_cost_s=0, patience=1)
+    config = source_config_of(guest.description, policy=policy)
+    pair = Pair(guest, SimulatedDestinationGuest(), source_config=config, between=live)
+    pair.run()
+    assert any(isinstance(request, e.Throttle) for request in pair.performed["source"])
+    assert "throttle" in guest.calls
 
 
 def test_a_coroutine_that_waits_has_no_place_here():

@@ -25,7 +25,6 @@ from sterna.core.events import (
     LoadState,
     MarkGranted,
     Pause,
-    Persist,
     Prepare,
     ReleaseImage,
     Request,
@@ -219,8 +218,8 @@ class Pair:
                 await guest.run(epoch, runner)
             case Discard():
                 await guest.discard()
-            case Persist():
-                pass
+            case _:
+                pass  # Persist: nothing outlives a Pair
         return None
 
     async def _reserve(self, record: Guest) -> RegionPages:
