@@ -40,6 +40,8 @@ def test_a_source_runs_until_it_is_told_to_end(tmp_path: Path, number: int) -> N
         assert peer.attach()["state"] == "running"
         assert peer.ask("describe")["description"]["regions"][0]["bytes"] == 2 * MIB
         assert peer.ask("status")["epoch"] == 3
+        while not peer.ask("status")["guest"]["writes"]:  # the journal begins with the first write
+            assert holder.poll() is None
         peer.close()
         holder.send_signal(number)
         assert holder.wait(WITHIN_S) == 0
