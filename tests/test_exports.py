@@ -22,8 +22,7 @@ TESTS = ROOT / "tests"
 WITHOUT_TESTS = {
     "registry.py": "generated; compared with its source below",
     "guest/api.py": "Protocols only; sterna.testing.check_guest is their test",
-    "cli/migrate.py": "tests/e2e runs it with real processes, real TLS and every fault of its peer",
-    "cli/serve.py": "tests/e2e runs it likewise",
+    "cli/serve.py": "tests/e2e runs it with real processes and every fault of its peer",
 }
 # Tests of no single module.
 WITHOUT_MODULE = {

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -163,9 +164,15 @@ def test_signals_end_it_in_order(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_ends_with_the_process_that_it_was_told(tmp_path: Path) -> None:
+def test_it_ends_with_the_process_that_it_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = module._say_ready
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        threading.Timer(0, lambda: process.communicate(b"\n")).start()
+
+        def ready(*arguments: Any) -> None:
+            real(*arguments)
+            process.communicate(b"\n")  # not before: a process that has ended cannot be watched
+
+        monkeypatch.setattr(module, "_say_ready", ready)
         arguments = ["--memory", "1MiB", "--die-with", str(process.pid), "--json"]
         assert main(["holder", "--socket", str(tmp_path / "h"), *arguments]) == 0
 

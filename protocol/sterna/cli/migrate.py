@@ -250,6 +250,10 @@ def _not_here(connection: HolderConnection) -> GuestError | ConfigError:
     return ConfigError(f"there is no guest to send: the holder is {state}")
 
 
+def _rounds(count: int) -> str:
+    return "1 round" if count == 1 else f"{count} rounds"
+
+
 def _sentence(result: Result, transport: Transport) -> str:
     """How it ended, for people."""
     why = "" if result.error is None else f": {result.error}"
@@ -258,7 +262,7 @@ def _sentence(result: Result, transport: Transport) -> str:
             stood = "" if result.blackout_s is None else f", stopped for {duration_text(result.blackout_s)}"
             kept = " (the connection was lost at the end; the image is still here)"
             return (
-                f"the guest runs at {transport.peer}: {len(result.rounds)} rounds, "
+                f"the guest runs at {transport.peer}: {_rounds(len(result.rounds))}, "
                 f"{size_text(result.bytes_sent)} in {duration_text(result.seconds)}{stood}"
                 f"{kept if result.outcome is Outcome.MOVED else ''}"
             )

@@ -203,9 +203,10 @@ class _Job:
                     nursery.start_soon(tell_progress, reporter, transport)
                     result = await destination.run()
                     nursery.cancel_scope.cancel()
+                # Still running: who asks for the end now shall not lose the evidence and the last result.
+                fields = await arrival.conclude(transport, result)
             finally:
                 self._running.discard(destination)
-            fields = await arrival.conclude(transport, result)
         reporter.emit({"event": "session", **fields})
         self.reporter.say(_sentence(result, transport))
         if session.admitted:

@@ -1,0 +1,401 @@
+"""Both commands in one process and one event loop, over real sockets, certificates and holders.
+
+What only real processes can show (signals, kills, stalled peers) is in tests/e2e.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import trio
+from cli_support import make_hosts, only_object, without_signals
+
+import holder_support
+from holder_support import GUEST_ID, MEMORY_BYTES, holder
+from sterna.cli import migrate as migrate_module
+from sterna.cli import serve as serve_module
+from sterna.cli.endpoint import Ending, Security
+from sterna.cli.exits import Exit
+from sterna.cli.follow import Reporter
+from sterna.cli.main import main
+from sterna.cli.output import Output
+from sterna.core.events import Outcome, Result
+from sterna.core.policy import RoundStats
+from sterna.errors import ConfigError, GuestError, PeerAborted, TransportError
+from sterna.guest.holder_client import connect_holder
+from sterna.guest.holder_engine import HolderEngine
+from sterna.host.evidence import Evidence
+from sterna.net.connect import Address
+from sterna.net.endpoint import Options
+from sterna.net.memory import memory_transport_pair
+from sterna.registry import ErrorCode
+
+Lines = list[dict[str, object]]
+
+
+class Listening(Reporter):
+    """Keeps what a command says."""
+
+    def __init__(self) -> None:
+        super().__init__(Output(json=True))
+        self.lines: Lines = []
+        self.said: list[str] = []
+        self.results: Lines = []
+        self.listening = trio.Event()
+        self.port = 0
+
+    def emit(self, fields: object) -> None:
+        assert isinstance(fields, dict)
+        self.lines.append(fields)
+        if fields["event"] == "listening":
+            self.port = int(fields["addresses"][0].rpartition(":")[2])
+            self.listening.set()
+
+    def notice(self, text: str) -> None:
+        self.said.append(text)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def result(self, fields: object) -> None:
+        assert isinstance(fields, dict)
+        self.results.append(fields)
+
+    def events(self, name: str) -> Lines:
+        return [line for line in self.lines if line["event"] == name]
+
+
+@dataclass
+class Hosts:
+    """host-a has a guest, host-b has room."""
+
+    directory: Path
+    pki: Path
+    endings: list[Ending]
+    here: HolderEngine
+    there: HolderEngine
+    receiver: Listening = field(default_factory=Listening)
+    sender: Listening = field(default_factory=Listening)
+
+    def security(self, name: str, *, peers: bool = True) -> Security:
+        return Security(pki=self.pki, name=name, peers=self.pki / "peers.toml" if peers else None)
+
+    def serving(self, **changes: object) -> serve_module._Job:
+        job = serve_module._Job(
+            address=Address("127.0.0.1", 0),
+            holder=self.directory / "b",
+            spawn_holder=False,
+            security=self.security("host-b"),
+            options=Options(),
+            once=True,
+            evidence=None,
+            reporter=self.receiver,
+            die_with=None,
+        )
+        return replace(job, **changes)  # type: ignore[arg-type]
+
+    def sending(self, port: int, **changes: object) -> migrate_module._Job:
+        job = migrate_module._Job(
+            address=Address("127.0.0.1", port),
+            holder=self.directory / "a",
+            peer="",
+            security=self.security("host-a", peers=False),
+            options=Options(on_event=self.sender.on_event),
+            downtime_s=0.3,
+            max_rounds=30,
+            evidence=None,
+            reporter=self.sender,
+            die_with=None,
+        )
+        return replace(job, **changes)  # type: ignore[arg-type]
+
+    @asynccontextmanager
+    async def served(self, **changes: object) -> AsyncIterator[int]:
+        """A destination that listens; its port. Its exit code is `served_exit` afterwards."""
+        job = self.serving(**changes)
+        self._served = len(self.endings)
+
+        async def run() -> None:
+            self.served_exit = await job.run()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            await self.receiver.listening.wait()
+            yield self.receiver.port
+
+    def stop(self) -> None:
+        """Ctrl-C at the destination."""
+        self.endings[self._served].end("SIGINT")
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_hosts(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture
+def hosts(tmp_path: Path, pki: Path) -> Iterator[Hosts]:
+    with (
+        without_signals() as endings,
+        holder(tmp_path / "a", with_guest=True) as here,
+        holder(tmp_path / "b", with_guest=False) as there,
+    ):
+        yield Hosts(tmp_path, pki, endings, here, there)
+
+
+async def test_a_guest_moves(hosts: Hosts) -> None:
+    evidence = Evidence(hosts.directory / "evidence")
+    async with hosts.served(evidence=evidence) as port:
+        assert await hosts.sending(port, evidence=evidence).run() is Exit.OK
+    assert hosts.served_exit is Exit.OK
+    (sent,), (taken,) = hosts.sender.results, hosts.receiver.results
+    assert sent["outcome"] == taken["outcome"] == "completed"
+    assert (sent["role"], taken["role"]) == ("source", "destination")
+    assert sent["digest"] == taken["digest"] is not None
+    assert sent["guest"] == taken["guest"] == {"id": GUEST_ID.hex(), "name": "web-1"}
+    assert sent["memory_bytes"] == MEMORY_BYTES
+    assert sent["tracker"] == "compare"
+    assert taken["runs"] is True
+    assert taken["sessions"] == 1
+    assert [one["peer"]["identity"] for one in (sent, taken)] == ["host-b", "host-a"]
+    assert [one["tls"]["mutual"] for one in (sent, taken)] == [True, True]
+    assert hosts.there.state == "running"
+    assert sent["evidence_failures"] == taken["evidence_failures"] == []
+    images = [evidence.path(name).read_bytes() for name in ("source.img", "destination.img")]
+    assert images[0] == images[1]
+    assert len(images[0]) == MEMORY_BYTES
+    assert any(said.startswith("the guest runs at host-b at 127.0.0.1") for said in hosts.sender.said)
+    assert any("over mutual TLSv1.3" in said for said in hosts.sender.said)
+    assert sum("every secret" in said for said in (*hosts.sender.said, *hosts.receiver.said)) == 2
+
+
+async def test_both_sides_report_the_same_rounds(hosts: Hosts) -> None:
+    async with hosts.served() as port:
+        await hosts.sending(port).run()
+    rounds = [
+        [line["pages"] for line in reporter.events("round_finished")]
+        for reporter in (hosts.sender, hosts.receiver)
+    ]
+    assert rounds[0] == rounds[1]
+    assert rounds[0][0] == MEMORY_BYTES // 4096
+    # The events of one connection can be told from another's.
+    assert {line["connection"] for line in hosts.receiver.events("round_finished")} == {1}
+    assert hosts.receiver.events("session")[0]["outcome"] == "completed"
+
+
+async def test_insecure_says_so_on_both_sides(hosts: Hosts) -> None:
+    plain = Security(insecure=True, name="host")
+    async with hosts.served(security=plain) as port:
+        assert await hosts.sending(port, security=plain).run() is Exit.OK
+    for reporter in (hosts.sender, hosts.receiver):
+        assert any("--insecure: no TLS. Everybody on the network can read" in said for said in reporter.said)
+        assert reporter.results[0]["tls"] is None
+        assert reporter.results[0]["peer"]["identity"] is None
+    assert any("in plaintext" in said for said in hosts.sender.said)
+
+
+# ---- who may not ----
+
+
+async def test_a_guest_that_the_peer_may_not_send(hosts: Hosts) -> None:
+    peers = hosts.directory / "peers.toml"
+    peers.write_text('[[peer]]\nidentity = "host-a"\nmay_send = ["db-*"]\n')
+    security = replace(hosts.security("host-b"), peers=peers)
+    async with hosts.served(security=security) as port:
+        assert await hosts.sending(port).run() is Exit.REFUSED
+    assert hosts.sender.results[0]["code"] == "not_authorised"
+    assert hosts.sender.results[0]["by_peer"] is True
+    assert hosts.here.state == "running"
+    assert hosts.there.state == "empty"
+    assert hosts.sender.said[-1].endswith("add the guest to this host's may_send in the peer list there")
+
+
+async def test_a_peer_that_may_not_receive_the_guest(hosts: Hosts) -> None:
+    peers = hosts.directory / "peers.toml"
+    peers.write_text('[[peer]]\nidentity = "host-b"\nmay_receive = ["db-*"]\n')
+    security = replace(hosts.security("host-a"), peers=peers)
+    async with hosts.served(once=False) as port:
+        assert await hosts.sending(port, security=security).run() is Exit.REFUSED
+        hosts.stop()
+    (sent,) = hosts.sender.results
+    assert (sent["outcome"], sent["code"], sent["by_peer"]) == ("rolled_back", "not_authorised", False)
+    assert "may_receive of this peer" in sent["text"]
+    assert hosts.here.state == "running"
+
+
+async def test_a_peer_that_is_not_whom_one_expected(hosts: Hosts) -> None:
+    async with hosts.served(once=False) as port:
+        with pytest.raises(BaseExceptionGroup) as caught:
+            await hosts.sending(port, peer="host-c").run()
+        assert caught.group_contains(TransportError, match="is 'host-b', not 'host-c'")
+        hosts.stop()
+    assert hosts.here.state == "running"
+
+
+async def test_a_destination_that_has_a_guest_already(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says at once that it cannot serve; and to a peer, that it takes no guest."""
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await hosts.serving(holder=hosts.directory / "a").run()
+    assert caught.group_contains(ConfigError, match="has a guest already: it is running")
+    async with hosts.served(once=False) as port:
+        assert await hosts.sending(port).run() is Exit.OK
+        monkeypatch.setattr(holder_support, "GUEST_ID", b"c" * 16)
+        with holder(hosts.directory / "c", with_guest=True):
+            assert await hosts.sending(port, holder=hosts.directory / "c").run() is Exit.REFUSED
+        hosts.stop()
+    assert hosts.sender.results[1]["code"] == "refused"
+    assert hosts.sender.results[1]["outcome"] == "rolled_back"
+    # The guest that came first does not notice, and a listener that was asked to end has done its work.
+    assert hosts.there.state == "running"
+    assert hosts.served_exit is Exit.OK
+    assert hosts.receiver.results[0]["sessions"] == 2
+
+
+async def test_no_guest_to_send(hosts: Hosts) -> None:
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await hosts.sending(1, holder=hosts.directory / "b").run()
+    assert caught.group_contains(ConfigError, match="no guest to send: the holder is empty")
+
+
+async def test_a_guest_that_was_granted_to_another_host(hosts: Hosts) -> None:
+    """It may run there: nobody but its owner sends it anywhere."""
+    async with await connect_holder(hosts.directory / "a") as connection:
+        await connection.call("pause")
+        await connection.call("grant", {"epoch": 2})
+        await connection.detach()
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await hosts.sending(1).run()
+    assert caught.group_contains(GuestError, match="granted to another host at epoch 2")
+
+
+async def test_no_holder_says_how_to_get_one(hosts: Hosts) -> None:
+    nowhere = hosts.directory / "nowhere"
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await hosts.sending(1, holder=nowhere).run()
+    assert caught.group_contains(GuestError, match=f"start one with sterna holder --socket {nowhere}$")
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await hosts.serving(holder=nowhere).run()
+    assert caught.group_contains(GuestError, match="--destination, or add --spawn-holder here$")
+
+
+# ---- the operator has second thoughts ----
+
+
+async def test_who_cancels_keeps_the_guest(hosts: Hosts) -> None:
+    """The first wish asks; the guest runs on here, and the destination has its room back."""
+    async with hosts.served(once=False) as port:
+        job = hosts.sending(port, options=Options(bandwidth_bytes_s=1 << 16))
+        codes: list[Exit] = []
+
+        async def send() -> None:
+            codes.append(await job.run())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            while not hosts.receiver.events("round_started"):
+                await trio.testing.wait_all_tasks_blocked(0.001)
+            hosts.endings[1].end("SIGINT")
+        hosts.stop()
+    assert codes == [Exit.ROLLED_BACK]
+    assert "cancelling: the guest runs on here" in hosts.sender.said
+    assert hosts.sender.results[0]["code"] == "cancelled"
+    assert hosts.here.state == "running"
+    assert hosts.there.state == "empty"
+
+
+async def test_a_listener_that_is_ended_before_anybody_came(hosts: Hosts) -> None:
+    """With --once it was to wait for one session, so it was interrupted; without, that is the usual end."""
+    async with hosts.served(once=False):
+        hosts.stop()
+    assert hosts.served_exit is Exit.OK
+    assert hosts.receiver.results == [{"sessions": 0}]
+    hosts.receiver = Listening()
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with hosts.served(once=True):
+            hosts.stop()
+    assert caught.group_contains(KeyboardInterrupt)
+
+
+# ---- in words ----
+
+
+def result(outcome: Outcome, **fields: object) -> Result:
+    return Result(outcome, seconds=1.0, bytes_sent=1 << 20, **fields)  # type: ignore[arg-type]
+
+
+ROUND = RoundStats(1, 1, 4096, 0.1, 0, 0)
+SILENT = TransportError(ErrorCode.PEER_SILENT, "nothing for 5 s")
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (
+            result(Outcome.COMPLETED, rounds=(ROUND, ROUND), blackout_s=0.02),
+            "the guest runs at memory: 2 rounds, 1 MiB in 1 s, stopped for 20 ms",
+        ),
+        (
+            result(Outcome.MOVED, rounds=(ROUND,)),
+            (
+                "the guest runs at memory: 1 round, 1 MiB in 1 s (the connection was lost at the end; "
+                "the image is still here)"
+            ),
+        ),
+        (
+            result(Outcome.ROLLED_BACK, error=SILENT, code=ErrorCode.PEER_SILENT),
+            (
+                "the guest runs on here: peer_silent: nothing for 5 s\n"
+                "  look at the other host; --patience TIME waits longer"
+            ),
+        ),
+        (
+            result(Outcome.ROLLED_BACK, error=PeerAborted(ErrorCode.INTERNAL, "x")),
+            "the guest runs on here: the peer ended the session: internal: 'x'",
+        ),
+        (
+            result(Outcome.UNDECIDED, error=SILENT),
+            (
+                "nobody here can know who owns the guest: peer_silent: nothing for 5 s. It stays paused "
+                "here: make certain that it does not run at the destination before you run it again"
+            ),
+        ),
+        (
+            result(Outcome.GUEST_FAILED, error=GuestError("gone")),
+            "the guest is here but could not be set running again: guest_failed: gone",
+        ),
+    ],
+)
+def test_every_end_says_where_the_guest_is(end: Result, said: str) -> None:
+    transport, _ = memory_transport_pair()
+    assert migrate_module._sentence(end, transport) == said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--to", "host"], "write host:port"),
+        (["--to", "host:0"], "a port is a number"),
+        (["--to", "host:1", "--peer", "../x"], "no host name"),
+        (["--to", "host:1", "--insecure", "--patience", "1ms"], "--patience"),
+        (["--to", "host:1", "--insecure", "--bandwidth", "1B/s"], "bandwidth"),
+        (["--to", "host:1", "--insecure", "--downtime", "300"], "has no unit"),
+        (["--to", "host:1", "--insecure", "--max-rounds", "many"], "many"),
+        (["--to", "host:1", "--insecure", "--evidence", "/proc/nothing"], "cannot make the directory"),
+        (["--to", "host:1", "--insecure", "--follow"], "exclude each other"),
+        (["--to", "host:1"], "either --pki DIR"),
+        ([], "--to"),
+    ],
+)
+def test_wrong_wishes_are_usage_errors(
+    arguments: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["migrate", "--holder", str(tmp_path / "a"), *arguments, "--json"]) == 2
+    out, err = capsys.readouterr()
+    error = only_object(out)["error"]
+    assert error["code"] == "usage"
+    assert complaint in error["text"]
+    assert "Traceback" not in err
