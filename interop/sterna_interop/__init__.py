@@ -1,0 +1,3 @@
+"""The interop kit, `sterna interop`, and the benchmarks, `sterna bench`."""
+
+COMMANDS: tuple[tuple[str, str, str], ...] = ()

@@ -8,7 +8,7 @@ import types
 import pytest
 
 from sterna.cli import main as cli
-from sterna.cli.main import COMMANDS, main
+from sterna.cli.main import COMMANDS, COMMANDS_GROUP, commands, main
 from sterna.cli.version import version_line
 from sterna.errors import TransportError
 from sterna.registry import ErrorCode
@@ -31,15 +31,27 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    for name, _, text in COMMANDS:
+    for name, _, text in commands():
         assert name in out
         assert text in out
 
 
-@pytest.mark.parametrize("name", [name for name, _, _ in COMMANDS])
+@pytest.mark.parametrize("name", [name for name, _, _ in commands()])
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--help"]) == 0
     assert f"Usage: sterna {name}" in capsys.readouterr().out
+
+
+def test_packages_beside_this_one_add_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Found:
+        name = "beside"
+
+        @staticmethod
+        def load() -> tuple[tuple[str, str, str], ...]:
+            return (("other", "somewhere:run", "Does something else."),)
+
+    monkeypatch.setattr(cli, "entry_points", lambda group: [Found] if group == COMMANDS_GROUP else [])
+    assert commands() == [*COMMANDS, ("other", "somewhere:run", "Does something else.")]
 
 
 def test_a_command_s_own_help_says_more_than_its_line_in_the_list(

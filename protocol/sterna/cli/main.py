@@ -10,6 +10,8 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import entry_points
+from typing import Final, TypeAlias
 
 from cyclopts import App, CycloptsError
 
@@ -20,7 +22,8 @@ from sterna.cli.version import version_line
 from sterna.errors import ConfigError, SternaError
 
 # name, where it is, what it does: enough for `sterna --help` without importing any of them
-COMMANDS = (
+Command: TypeAlias = tuple[str, str, str]
+COMMANDS: Final[tuple[Command, ...]] = (
     ("demo", "sterna.cli.demo:demo", "Migrate a live guest between processes of this machine."),
     ("serve", "sterna.cli.serve:serve", "Listen for a guest."),
     ("migrate", "sterna.cli.migrate:migrate", "Send a guest away, while it runs."),
@@ -29,6 +32,15 @@ COMMANDS = (
     ("pki", "sterna.cli.pki:app", "Make certificates for hosts."),
     ("exits", "sterna.cli.exits:exits", "Print the table of exit codes."),
 )
+
+# Packages beside this one add commands of theirs: each entry point of this group is such a table.
+COMMANDS_GROUP: Final = "sterna.commands"
+
+
+def commands() -> list[Command]:
+    """All commands: ours, then those of the packages that are installed beside us."""
+    beside = sorted(entry_points(group=COMMANDS_GROUP), key=lambda each: each.name)
+    return [*COMMANDS, *(command for each in beside for command in each.load())]
 
 
 def application(chosen: str = "") -> App:
@@ -48,7 +60,7 @@ def application(chosen: str = "") -> App:
         result_action="return_value",
         backend="trio",
     )
-    for name, path, text in COMMANDS:
+    for name, path, text in commands():
         app.command(path, name=name, help=None if name == chosen else text)
     return app
 

@@ -1,0 +1,3 @@
+"""Fuzzers of the protocol: `sterna fuzz`."""
+
+COMMANDS: tuple[tuple[str, str, str], ...] = ()
