@@ -152,6 +152,11 @@ class RegionPages:
                 raise ValueError(f"no memory for region {region.id}")
             self._memory[region.id] = _Memory(region, views[region.id], fresh=fresh)
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether this can be a sink."""
+        return not any(memory.readonly for memory in self._memory.values())
+
     def encode(
         self, region: int, starts: npt.ArrayLike, counts: npt.ArrayLike, *, zeros: bool = True
     ) -> EncodedBatch:
@@ -181,6 +186,10 @@ class _Memory:
         self._words: Final[Words] = words.reshape(region.pages, -1)
         # Pages that may hold anything but zeros. Kept by the sink alone.
         self._touched: Final = PageBitmap(region.pages) if fresh else PageBitmap.full(region.pages)
+
+    @property
+    def readonly(self) -> bool:
+        return self._view.readonly
 
     def encode(self, starts: npt.ArrayLike, counts: npt.ArrayLike, *, zeros: bool) -> EncodedBatch:
         first, count = checked_runs(starts, counts, self._region.pages)
@@ -241,7 +250,7 @@ class _Memory:
 
     def targets(self, table: Pages) -> list[memoryview]:
         """See `PageSink.targets`."""
-        if self._view.readonly:
+        if self.readonly:
             raise ValueError(f"the memory of region {self._region.id} is read-only")
         raw = _carries(table)
         runs = table.runs[raw]

@@ -19,40 +19,27 @@ import trio
 from sterna import limits as bounds
 from sterna.core.deadlines import Deadlines
 from sterna.core.destination import DestinationConfig, DestinationMachine
+from sterna.core.duties import NoRecords, Records, pages_of, reserve, serve_destination, serve_source
 from sterna.core.events import (
     Admission,
     Admit,
-    Claim,
-    CollectDirty,
     Discard,
     Event,
-    LoadState,
-    MarkGranted,
     Outcome,
-    Pause,
-    Persist,
-    Prepare,
-    RecordKind,
     ReleaseImage,
     Request,
     Reserve,
     Result,
-    RollBack,
-    RunGuest,
-    SaveState,
-    StartTracking,
-    Throttle,
 )
 from sterna.core.outbox import Outbox
 from sterna.core.policy import PolicySettings, estimate_fixed_cost_s
 from sterna.core.session import Grease, Session
 from sterna.core.source import SourceConfig, SourceMachine
 from sterna.core.tables import SourceState
-from sterna.errors import ConfigError, GuestError, LocalProtocolError, SternaError, TransportError
+from sterna.errors import ConfigError, LocalProtocolError, SternaError, TransportError
 from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest
 from sterna.limits import Limits
-from sterna.memory.pages import PageSink, RegionPages
-from sterna.memory.regions import RegionTable
+from sterna.memory.pages import PageSink
 from sterna.net.pump import FLUSH_STALL_S, Clock, OnEvent, Perform, Pump, boottime
 from sterna.net.rate import RateLimiter
 from sterna.net.steady import SteadyPages
@@ -68,7 +55,7 @@ _GREASE_WITHIN = 40
 _GREASE_BYTES = 64
 
 
-class Host(Protocol):
+class Host(Records, Protocol):
     """What an endpoint asks of the host that it runs on. Raising a `SternaError` refuses."""
 
     async def admit(self, hello: Hello, peer: Peer) -> Runner:
@@ -87,20 +74,8 @@ class Host(Protocol):
         """
         ...
 
-    async def persist(self, kind: RecordKind, epoch: int, runner: Runner) -> None:
-        """Write a record; durable when it returns."""
-        ...
 
-    async def void(self, kind: RecordKind, epoch: int) -> None:
-        """Take back a record whose permission has certainly not been used."""
-        ...
-
-    async def claim(self, epoch: int, runner: Runner) -> bool:
-        """Claim an epoch; whether the claim was won."""
-        ...
-
-
-class LocalHost:
+class LocalHost(NoRecords):
     """Everybody may come, nothing outlives the process, every claim is won: two endpoints and nothing else.
 
     The grant is then the commit as the source sees it [ONE-43].
@@ -116,17 +91,6 @@ class LocalHost:
 
     async def may_send(self, description: GuestDescription, peer: Peer) -> None:
         """Any guest to anybody."""
-
-    async def persist(self, kind: RecordKind, epoch: int, runner: Runner) -> None:
-        """Nothing is kept: a process that dies between HANDOVER and RUNNING leaves the guest undecided."""
-
-    async def void(self, kind: RecordKind, epoch: int) -> None:
-        """Nothing was kept."""
-
-    async def claim(self, epoch: int, runner: Runner) -> bool:
-        """There is nobody else to claim it."""
-        del epoch, runner
-        return True
 
 
 MakeGuest: TypeAlias = Callable[[GuestDescription], DestinationGuest]
@@ -232,22 +196,20 @@ class Source(_Endpoint):
         self._guest = guest
         options = self._options
         description = guest.description
-        record = description.to_record()
-        table = RegionTable(record.regions)
+        pages = pages_of(guest, description)
         self._config = SourceConfig(
             agent=options.agent,
             limits=options.limits,
             deadlines=options.deadlines,
             grease=_grease() if options.grease else (),
-            guest=record,
+            guest=description.to_record(),
             guest_id=description.id,
             epoch=epoch,
             runner=runner,
-            policy=options.policy or PolicySettings(fixed_cost_s=estimate_fixed_cost_s(table.pages)),
+            policy=options.policy or PolicySettings(fixed_cost_s=estimate_fixed_cost_s(pages.table.pages)),
             batch_bytes=_batch_bytes(options),
         )
-        views = {region.id: guest.memory(region.id) for region in table.copied}
-        self._pages = SteadyPages(RegionPages(table, views), options.clock)
+        self._pages = SteadyPages(pages, options.clock)
 
     async def run(self) -> Result:
         """Migrate, once. Returns when it is decided who runs the guest, or that nobody can know."""
@@ -292,38 +254,9 @@ class Source(_Endpoint):
         )
 
     async def _perform(self, request: Request) -> object:
-        guest = self._guest
-        match request:
-            case StartTracking():
-                await guest.start_tracking()
-            case CollectDirty():
-                return await guest.collect_dirty()
-            case Throttle(share=share):
-                await guest.throttle(share)
-            case Pause():
-                await guest.pause()
-            case SaveState():
-                return await guest.save_state()
-            case MarkGranted(epoch=epoch):
-                await guest.mark_granted(epoch)
-            case Persist(kind=kind, epoch=epoch, runner=runner):
-                await self._host.persist(kind, epoch, runner)
-            case RollBack(granted=granted):
-                await self._roll_back(granted)
-            case ReleaseImage():
-                self._pages.close()
-                await guest.release()
-            case _:
-                raise GuestError(f"{type(request).__name__} is not for a source")
-        return None
-
-    async def _roll_back(self, granted: int | None) -> None:
-        if granted is not None:
-            await self._host.void(RecordKind.GRANTED, granted)
-            await self._guest.revoke_grant(granted)
-        await self._guest.stop_tracking()
-        await self._guest.throttle(0.0)
-        await self._guest.resume()
+        if isinstance(request, ReleaseImage):
+            self._pages.close()  # the memory goes next
+        return await serve_source(self._guest, self._host, request)
 
 
 class Destination(_Endpoint):
@@ -376,45 +309,20 @@ class Destination(_Endpoint):
                 return Admission(secrets.token_bytes(16), secrets.token_bytes(32), runner)
             case Reserve(guest=record):
                 return await self._reserve(record)
-            case Persist(kind=kind, epoch=epoch, runner=runner):
-                await self._host.persist(kind, epoch, runner)
-                return None
-            case Claim(epoch=epoch, runner=runner):
-                return await self._host.claim(epoch, runner)
             case Discard():
-                await self._discard()
-                return None
-        guest = self.guest
-        assert guest is not None
-        match request:
-            case Prepare():
-                await guest.prepare()
-            case LoadState(sections=sections):
-                await guest.load_state(sections)
-            case RunGuest(epoch=epoch, runner=runner):
-                await guest.run(epoch, runner)
-            case _:
-                raise GuestError(f"{type(request).__name__} is not for a destination")
-        return None
+                self._free_room()
+                guest, self.guest = self.guest, None
+                return None if guest is None else await serve_destination(guest, self._host, request)
+        assert self.guest is not None
+        return await serve_destination(self.guest, self._host, request)
 
     async def _reserve(self, record: Guest) -> PageSink:
         assert self._hello is not None
         description = GuestDescription.from_record(record, self._hello.guest)
-        table = RegionTable(record.regions)
         self.description = description
         self.guest = self._make_guest(description)
-        await self.guest.reserve(description)
-        views = {region.id: self.guest.memory(region.id) for region in table.copied}
-        if any(view.readonly for view in views.values()):
-            raise GuestError("the memory that it has reserved is read-only")
-        self._room = _Room(RegionPages(table, views))
+        self._room = _Room(await reserve(self.guest, description))
         return self._room
-
-    async def _discard(self) -> None:
-        self._free_room()
-        guest, self.guest = self.guest, None
-        if guest is not None:
-            await guest.discard()
 
     def _free_room(self) -> None:
         if self._room is not None:

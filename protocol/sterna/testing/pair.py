@@ -11,41 +11,22 @@ there. Requests are carried out at once, in order; a test can hold them back (`p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import TypeVar
 
 from sterna.core.destination import DestinationConfig, DestinationMachine
-from sterna.core.events import (
-    Admission,
-    Admit,
-    Claim,
-    CollectDirty,
-    Discard,
-    Event,
-    LoadState,
-    MarkGranted,
-    Pause,
-    Prepare,
-    ReleaseImage,
-    Request,
-    Reserve,
-    RollBack,
-    RunGuest,
-    SaveState,
-    StartTracking,
-    Throttle,
-)
+from sterna.core.duties import NoRecords, pages_of, reserve, serve_destination, serve_source
+from sterna.core.events import Admission, Admit, Event, Request, Reserve
 from sterna.core.session import Session
 from sterna.core.source import SourceConfig, SourceMachine
 from sterna.core.tables import SourceState
 from sterna.errors import SternaError, TransportError
 from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest
-from sterna.memory.pages import RegionPages
-from sterna.memory.regions import RegionTable
-from sterna.wire.records import Guest, Runner
+from sterna.wire.records import Runner
 
 T = TypeVar("T")
 
+NO_RECORDS = NoRecords()
 RUNNER = Runner("destination.test", bytes(range(16)))
 ADMISSION = Admission(bytes(range(1, 17)), bytes(range(32)), RUNNER)
 
@@ -73,12 +54,9 @@ class Pair:
         between: Callable[[Pair], None] = lambda _: None,
     ) -> None:
         self.now = 0.0
-        self.guests: dict[Session, SourceGuest | DestinationGuest] = {}
         description = source_guest.description
         config = source_config or source_config_of(description)
-        table = RegionTable(description.regions)
-        views = {region.id: source_guest.memory(region.id) for region in table.copied}
-        self.source = SourceMachine(config, RegionPages(table, views), self.now)
+        self.source = SourceMachine(config, pages_of(source_guest, description), self.now)
         self.destination = DestinationMachine(destination_config or DestinationConfig(), self.now)
         self.source_guest = source_guest
         self.destination_guest = destination_guest
@@ -177,29 +155,7 @@ class Pair:
             self.events[name].append(event)
 
     async def _source(self, request: Request) -> object:
-        guest = self.source_guest
-        match request:
-            case StartTracking():
-                await guest.start_tracking()
-            case CollectDirty():
-                return await guest.collect_dirty()
-            case Throttle(share=share):
-                await guest.throttle(share)
-            case Pause():
-                await guest.pause()
-            case SaveState():
-                return await guest.save_state()
-            case MarkGranted(epoch=epoch):
-                await guest.mark_granted(epoch)
-            case RollBack(granted=granted):
-                if granted is not None:
-                    await guest.revoke_grant(granted)
-                await guest.stop_tracking()
-                await guest.throttle(0.0)
-                await guest.resume()
-            case ReleaseImage():
-                await guest.release()
-        return None
+        return await serve_source(self.source_guest, NO_RECORDS, request)
 
     async def _destination(self, request: Request) -> object:
         guest = self.destination_guest
@@ -207,27 +163,9 @@ class Pair:
             case Admit():
                 return ADMISSION
             case Reserve(guest=record):
-                return await self._reserve(record)
-            case Claim():
-                return True
-            case Prepare():
-                await guest.prepare()
-            case LoadState(sections=sections):
-                await guest.load_state(sections)
-            case RunGuest(epoch=epoch, runner=runner):
-                await guest.run(epoch, runner)
-            case Discard():
-                await guest.discard()
-            case _:
-                pass  # Persist: nothing outlives a Pair
-        return None
-
-    async def _reserve(self, record: Guest) -> RegionPages:
-        guest = self.destination_guest
-        await guest.reserve(GuestDescription.from_record(record, self.source_guest.description.id))
-        table = RegionTable(record.regions)
-        views: Mapping[int, memoryview] = {region.id: guest.memory(region.id) for region in table.copied}
-        return RegionPages(table, views)
+                guest_id = self.source_guest.description.id
+                return await reserve(guest, GuestDescription.from_record(record, guest_id))
+        return await serve_destination(guest, NO_RECORDS, request)
 
 
 def source_config_of(description: GuestDescription, **changes: object) -> SourceConfig:

@@ -1,0 +1,141 @@
+"""Every request becomes the call that it is named for, in the order that undoing a grant needs."""
+
+from __future__ import annotations
+
+import pytest
+
+from sterna.core import events as e
+from sterna.core.duties import NoRecords, pages_of, reserve, serve_destination, serve_source
+from sterna.errors import GuestError
+from sterna.guest.api import GuestDescription
+from sterna.registry import Mode, StateKind, Style, Transfer
+from sterna.testing.pair import run_now
+from sterna.wire.records import NO_ID, NO_RUNNER, Hello, Region, Runner, StateSection
+
+PAGE = 4096
+RUNNER = Runner("here", b"\1" * 16)
+SECTION = StateSection(StateKind.WORKLOAD, 1, b"registers")
+DESCRIPTION = GuestDescription(b"\2" * 16, "guest", (Region(3, 0, PAGE),))
+
+
+class Recorder:
+    """Guest of both roles and host in one: notes every call, and answers with what it is told to."""
+
+    def __init__(self, **answers) -> None:
+        self.calls = []
+        self.answers = answers
+        self.views = {3: memoryview(bytearray(PAGE))}
+
+    def memory(self, region):
+        return self.views[region]
+
+    def __getattr__(self, name):
+        async def call(*arguments):
+            self.calls.append((name, *arguments))
+            return self.answers.get(name)
+
+        return call
+
+
+DIRTY = {3: "bitmap"}
+SOURCE = [
+    (e.StartTracking(), [("start_tracking",)], None),
+    (e.CollectDirty(last=True), [("collect_dirty",)], DIRTY),
+    (e.Throttle(0.25), [("throttle", 0.25)], None),
+    (e.Pause(), [("pause",)], None),
+    (e.SaveState(), [("save_state",)], [SECTION]),
+    (e.MarkGranted(7), [("mark_granted", 7)], None),
+    (
+        e.Persist(e.RecordKind.GRANTED, 7, RUNNER),
+        [("persist", e.RecordKind.GRANTED, 7, RUNNER)],
+        None,
+    ),
+    (e.RollBack(), [("stop_tracking",), ("throttle", 0.0), ("resume",)], None),
+    (e.ReleaseImage(), [("release",)], None),
+]
+DESTINATION = [
+    (e.Prepare(Style.STOP_AND_COPY), [("prepare",)], None),
+    (e.LoadState((SECTION,)), [("load_state", (SECTION,))], None),
+    (
+        e.Persist(e.RecordKind.START, 7, RUNNER),
+        [("persist", e.RecordKind.START, 7, RUNNER)],
+        None,
+    ),
+    (e.Claim(7, RUNNER), [("claim", 7, RUNNER)], True),
+    (e.RunGuest(7, RUNNER), [("run", 7, RUNNER)], None),
+    (e.Discard(), [("discard",)], None),
+]
+ALL = [each for each, *_ in SOURCE + DESTINATION]
+
+
+def name(value: object) -> str:
+    return type(value).__name__
+
+
+@pytest.mark.parametrize(("request_", "calls", "answer"), SOURCE, ids=name)
+def test_requests_of_a_source(request_, calls, answer):
+    both = Recorder(collect_dirty=DIRTY, save_state=[SECTION], stop_tracking="of no interest")
+    assert run_now(serve_source(both, both, request_)) == answer
+    assert both.calls == calls
+
+
+@pytest.mark.parametrize(("request_", "calls", "answer"), DESTINATION, ids=name)
+def test_requests_of_a_destination(request_, calls, answer):
+    both = Recorder(claim=True, run="of no interest")
+    assert run_now(serve_destination(both, both, request_)) == answer
+    assert both.calls == calls
+
+
+def test_a_grant_is_voided_before_its_mark_goes_and_the_guest_runs_last():
+    """[ONE-19]"""
+    both = Recorder()
+    run_now(serve_source(both, both, e.RollBack(granted=7)))
+    assert both.calls == [
+        ("void", e.RecordKind.GRANTED, 7),
+        ("revoke_grant", 7),
+        ("stop_tracking",),
+        ("throttle", 0.0),
+        ("resume",),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("serve", "own"),
+    [(serve_source, SOURCE), (serve_destination, DESTINATION)],
+    ids=["source", "destination"],
+)
+def test_requests_of_the_other_role_and_of_the_driver_are_refused(serve, own):
+    own_types = {type(each) for each, *_ in own}
+    others = [each for each in ALL if type(each) not in own_types]
+    hello = Hello(Mode.OPEN, (1,), (), {}, NO_ID, 0, NO_RUNNER)
+    for request in [*others, e.Admit(hello), e.Reserve(DESCRIPTION.to_record())]:
+        both = Recorder()
+        with pytest.raises(GuestError, match=f"{name(request)} is not for a"):
+            run_now(serve(both, both, request))
+        assert both.calls == []
+
+
+def test_without_records_every_claim_is_won():
+    records = NoRecords()
+    assert run_now(records.persist(e.RecordKind.START, 1, NO_RUNNER)) is None
+    assert run_now(records.void(e.RecordKind.GRANTED, 1)) is None
+    assert run_now(records.claim(1, NO_RUNNER)) is True
+
+
+def test_room_is_memory_of_the_regions_that_are_copied():
+    shared = Region(4, 1 << 40, PAGE, transfer=Transfer.SHARED)
+    description = GuestDescription(b"\2" * 16, "guest", (*DESCRIPTION.regions, shared))
+    guest = Recorder()
+    pages = run_now(reserve(guest, description))
+    assert guest.calls == [("reserve", description)]
+    assert pages.is_writable
+    guest.views[3][:4] = b"data"
+    assert bytes(pages.encode(3, [0], [1]).buffers[0][:4]) == b"data"
+
+
+def test_memory_that_nothing_can_be_written_to_is_no_room():
+    guest = Recorder()
+    guest.views[3] = memoryview(bytes(PAGE))
+    with pytest.raises(GuestError, match="read-only"):
+        run_now(reserve(guest, DESCRIPTION))
+    assert not pages_of(guest, DESCRIPTION).is_writable  # good enough for a source
