@@ -1,7 +1,7 @@
-"""Write what follows from registry.toml, from the core's tables, and from the cases of the vectors.
+"""Write what follows from registry.toml, the core's tables, the clauses, and the cases of the vectors.
 
-`protocol/sterna/registry.py` and (by vectors.py) `spec/vectors/*.json` are generated whole, of
-`spec/protocol.md` the parts between markers.
+`protocol/sterna/registry.py`, the interoperability kit's `data/clauses.json` and (by vectors.py)
+`spec/vectors/*.json` are generated whole, of `spec/protocol.md` the parts between markers.
 `python spec/build.py` writes, `python spec/build.py --check` exits 1 when a committed file differs.
 """
 
@@ -16,6 +16,7 @@ SPEC = Path(__file__).resolve().parent
 PACKAGES = SPEC.parent / "protocol"
 REGISTRY_PY = PACKAGES / "sterna" / "registry.py"
 PROTOCOL_MD = SPEC / "protocol.md"
+CLAUSES_JSON = SPEC.parent / "interop" / "sterna_interop" / "data" / "clauses.json"
 
 # A script of its own, not a package: its neighbour and the tables of the core are found by path.
 sys.path[:0] = [str(SPEC), str(PACKAGES)]
@@ -159,8 +160,15 @@ def protocol_md(registry: dict[str, Any]) -> str:
     return document.fill(PROTOCOL_MD.read_text(encoding="utf-8"), registry)
 
 
+def clauses_json(registry: dict[str, Any]) -> str:
+    """The text of the kit's data/clauses.json."""
+    import clauses
+
+    return clauses.clauses_json(registry["protocol"]["alpn"])
+
+
 # In this order: the document's state tables import the registry that was just written.
-GENERATED = {REGISTRY_PY: registry_py, PROTOCOL_MD: protocol_md}
+GENERATED = {REGISTRY_PY: registry_py, PROTOCOL_MD: protocol_md, CLAUSES_JSON: clauses_json}
 
 
 def outputs() -> dict[Path, str]:
@@ -183,6 +191,7 @@ def main(arguments: list[str]) -> int:
             print(f"{name} is stale: run python spec/build.py", file=sys.stderr)
             status = 1
         else:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
             print(f"wrote {name}")
     return status

@@ -20,6 +20,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+import clauses
 from sterna import wire
 from sterna.errors import RemoteProtocolError
 from sterna.limits import HEADER_BYTES, Limits
@@ -30,18 +31,12 @@ from sterna.wire.rules import Bounds
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "spec" / "vectors"
-DOCUMENT = (ROOT / "spec" / "protocol.md").read_text(encoding="utf-8")
 SCHEMA = json.loads((FOLDER / "schema.json").read_text())
 FILES = {
     path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json")) if path.stem != "schema"
 }
 
-CLAUSES = {
-    name: " ".join(text.split())
-    for name, text in re.findall(
-        r"^\*\*\[([A-Z]{3}-[1-9]\d*)\]\*\* (.*?)(?=\n\n|\Z)", DOCUMENT, re.DOTALL | re.MULTILINE
-    )
-}
+CLAUSES = clauses.load()
 PREFACE = wire.encode_preface()
 SINGLE_BYTES = 1000
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
@@ -397,15 +392,14 @@ def test_clauses_and_codes_exist() -> None:
 
 # ---- every negative clause ----
 
-CHAPTERS = DOCUMENT[DOCUMENT.index("\n## 2.") : DOCUMENT.index("\n## 8.")]
 EXCUSED: dict[str, str] = runpy.run_path(str(ROOT / "spec" / "vector_cases" / "excused.py"))["EXCUSED"]
 
 
 def negative() -> dict[str, set[str]]:
     """The clauses of chapters 2 to 7 whose arrow names codes, with these codes."""
-    ids = [name for name in CLAUSES if f"**[{name}]**" in CHAPTERS]
-    arrows = {name: CLAUSES[name].partition("→")[2] for name in ids}
-    return {name: set(re.findall(r"`(\w+)`", arrow)) for name, arrow in arrows.items() if arrow}
+    return {
+        each.id: set(each.codes) for each in CLAUSES.values() if each.chapter in range(2, 8) and each.codes
+    }
 
 
 def enforced() -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import xxhash
+
 from vector_cases.book import Group
 from vector_cases.layout import LAYOUTS, join, lay, plain
 from vector_cases.pages import CHUNK, PAGE, RAW, ZERO, raw, table, zero
