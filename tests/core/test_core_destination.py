@@ -808,7 +808,7 @@ def test_a_permission_that_cannot_be_used(state, linked):
     rig = DestinationRig().until(state)
     if not linked:
         rig.machine.connection_lost(None, rig.now)
-    rig.break_(type(rig.machine._requests[0]), GuestError("disk full", ErrorCode.RECORD_FAILED))
+    rig.break_(type(next(iter(rig.machine._requests))), GuestError("disk full", ErrorCode.RECORD_FAILED))
     result = rig.machine.result
     assert (result.outcome, result.code) == (Outcome.UNDECIDED, ErrorCode.RECORD_FAILED)
     assert result.epoch == EPOCH

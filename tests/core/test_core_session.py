@@ -145,8 +145,8 @@ def test_a_connection_that_ends_inside_a_frame(rig, state):
     rig.machine.connection_lost(None, rig.now)
     result = settle(rig)
     assert result.outcome is expected(rig, state)
-    assert isinstance(rig.machine._failure, Exception)
-    assert rig.machine._failure.code is ErrorCode.TRUNCATED
+    assert isinstance(rig.machine._account.error, Exception)
+    assert rig.machine._account.error.code is ErrorCode.TRUNCATED
 
 
 @LIVING
@@ -783,7 +783,7 @@ def snapshot(rig):
     return (
         machine.state,
         rig.wishes,
-        list(machine._outstanding),
+        machine._requests.taken,
         machine._outbox.queued_bytes,
         machine.result,
     )
@@ -794,7 +794,7 @@ def test_a_request_is_answered_once_and_in_turn(rig, state):
     rig = rig().until(state)
     if not rig.wishes:
         return
-    wanted = rig.machine._requests[0]
+    wanted = next(iter(rig.machine._requests))
     before = snapshot(rig)
     for request in (wanted, e.Pause(), e.Discard()):
         for call in (

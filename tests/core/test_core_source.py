@@ -420,7 +420,7 @@ def test_the_order_of_the_blackout():
     said = len(rig.heard)
     assert [type(each) for each in rig.asked[-1:]] == [e.Pause]
     assert rig.wishes == [e.CollectDirty, e.SaveState]
-    assert rig.machine._requests[0].last
+    assert next(iter(rig.machine._requests)).last
     rig.do(e.CollectDirty, rig.dirty(1))
     rig.do(e.SaveState, (SECTION, replace(SECTION, instance=1, data=bytes(70_000))))
     rig.drain()

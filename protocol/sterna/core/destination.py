@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 from sterna import limits as bounds
+from sterna.core.conduct import wrong
 from sterna.core.events import (
     Admission,
     Admit,
@@ -176,7 +177,7 @@ class DestinationMachine(Session):
     def _on_round(self, record: Round, now: float) -> None:
         if record.round != self._round.number + 1:
             detail = f"round {record.round} after {self._round.number}"
-            raise self._wrong(ErrorCode.BAD_ROUND, detail, "CON-20", record)
+            raise wrong(ErrorCode.BAD_ROUND, detail, "CON-20", record)
         self._step(FrameType.ROUND, now)
         last = self._state is DestinationState.BLACKOUT
         self._round = IncomingRound(record.round, self._regions, now, last=last)
@@ -210,7 +211,7 @@ class DestinationMachine(Session):
         rejected = self._round.rejected(self._selection.limits, record)
         self._step(FrameType.ROUND_END, now)
         stats = self._round.stats(now)
-        self._rounds.append(stats)
+        self._account.rounds.append(stats)
         self._emit(RoundFinished(stats))
         if not self._round.last:
             pages = stats.pages - stats.rejected_pages
@@ -219,7 +220,7 @@ class DestinationMachine(Session):
 
     def _on_switchover(self, record: Switchover, now: float) -> None:
         if record.style is not Style.STOP_AND_COPY:
-            raise self._wrong(ErrorCode.NOT_SELECTED, f"style {record.style.name}", "SWI-1", record)
+            raise wrong(ErrorCode.NOT_SELECTED, f"style {record.style.name}", "SWI-1", record)
         self._step(FrameType.SWITCHOVER, now)
         self._ask(Prepare(record.style))
 
@@ -231,13 +232,13 @@ class DestinationMachine(Session):
             self._states.bytes,
         ):
             detail = f"{record.state_sections} sections of {record.state_bytes} bytes stated"
-            raise self._wrong(ErrorCode.COUNT_MISMATCH, detail, "SEA-3", record)
+            raise wrong(ErrorCode.COUNT_MISMATCH, detail, "SEA-3", record)
         digest = self._digest.value()
         if record.digest != digest or self._digest.stale_pages:
             detail = f"{self._digest.stale_pages} pages are missing, digest {digest.hex()}"
-            raise self._wrong(ErrorCode.DIGEST_MISMATCH, detail, "MEM-15", record)
+            raise wrong(ErrorCode.DIGEST_MISMATCH, detail, "MEM-15", record)
         if record.state_digest != state_digest(sections):
-            raise self._wrong(ErrorCode.DIGEST_MISMATCH, "another execution state", "MEM-19", record)
+            raise wrong(ErrorCode.DIGEST_MISMATCH, "another execution state", "MEM-19", record)
         self._sealed = digest
         self._step(FrameType.SEAL, now)
         self._ask(LoadState(sections))
@@ -265,7 +266,7 @@ class DestinationMachine(Session):
                 self._on_reserved(answer, now)
             case Prepare():
                 self._step(DestinationInput.PREPARED, now)
-                self._blackout_from = now
+                self._account.guest_stops(now)
                 self._send(Ready(self._attempt))
             case LoadState():
                 self._step(DestinationInput.STATE_LOADED, now)
@@ -334,7 +335,7 @@ class DestinationMachine(Session):
 
     def _on_started(self, request: RunGuest, now: float) -> None:
         self._step(DestinationInput.STARTED, now)
-        self._blackout_s = None if self._blackout_from is None else now - self._blackout_from
+        self._account.guest_runs(now)
         if self._over:
             self._step(DestinationInput.LOST, now)
             self._after_loss(now)
@@ -344,7 +345,7 @@ class DestinationMachine(Session):
 
     def _commit_failed(self, error: SternaError, now: float) -> None:
         """Permission was given and cannot be used: whether the guest ran is for its holder to tell."""
-        self._failure, self._failed_in = error, self.phase
+        self._account.failed(error, self.phase)
         self._send(self._last_words(error))
         self._over = True
         self._step(DestinationInput.START_FAILED, now)
@@ -353,7 +354,7 @@ class DestinationMachine(Session):
     def _after_loss(self, now: float) -> None:
         match self._state:
             case DestinationState.DISCARDING:
-                self._requests.clear()
+                self._requests.withdraw()
                 self._ask(Discard())
             case DestinationState.SETTLED:
                 self._finish(Outcome.MOVED, now, epoch=self._epoch + 1, digest=self._sealed)
@@ -396,7 +397,7 @@ class DestinationMachine(Session):
     def _check_epoch(self, record: Handover | Release, expected: int, clause: str) -> None:
         if record.epoch != expected:
             detail = f"epoch {record.epoch}, expected {expected}"
-            raise self._wrong(ErrorCode.BAD_EPOCH, detail, clause, record)
+            raise wrong(ErrorCode.BAD_EPOCH, detail, clause, record)
 
     def _progress(self) -> Progress | None:
         if self._sink is None:

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from sterna import limits as bounds
+from sterna.core.conduct import wrong
 from sterna.core.policy import RoundStats
-from sterna.errors import RemoteProtocolError, remote_error
 from sterna.limits import Limits
 from sterna.memory.bitmap import Positions
 from sterna.memory.pages import EncodedBatch
 from sterna.memory.regions import PageSets, RegionTable
-from sterna.registry import ErrorCode, FrameType
+from sterna.registry import ErrorCode
 from sterna.wire.records import PageRange, Pages, Record, Round, RoundAck, RoundEnd
 
 # Body of a page table: its head, and a row with one hash for each page at the worst.
@@ -106,18 +106,18 @@ class OutgoingRound:
             RemoteProtocolError: it is not this round's, its counts are wrong, or it lists other pages.
         """
         if ack.round != self.number:
-            raise _wrong(ErrorCode.BAD_ROUND, f"round {ack.round} of {self.number}", "CON-30", ack)
+            raise wrong(ErrorCode.BAD_ROUND, f"round {ack.round} of {self.number}", "CON-30", ack)
         count = sum(pages.count for pages in ack.rejected)
         if ack.pages + count != self.page_count:
             detail = f"{ack.pages} pages acknowledged, {count} rejected, {self.page_count} sent"
-            raise _wrong(ErrorCode.COUNT_MISMATCH, detail, "CON-32", ack)
+            raise wrong(ErrorCode.COUNT_MISMATCH, detail, "CON-32", ack)
         self.pages.table.check_ranges(ack.rejected)
         rejected = PageSets(self.pages.table)
         rejected.add_ranges(ack.rejected)
         stray = rejected.copy()
         stray -= self.pages
         if stray.any():
-            raise _wrong(ErrorCode.COUNT_MISMATCH, "pages that were not sent", "CON-33", ack)
+            raise wrong(ErrorCode.COUNT_MISMATCH, "pages that were not sent", "CON-33", ack)
         return rejected
 
     def stats(self, now: float, throttle: float, dirty: PageSets, ack: RoundAck | None = None) -> RoundStats:
@@ -163,11 +163,11 @@ class IncomingRound:
         """
         if table.round != self.number:
             detail = f"pages of round {table.round} in round {self.number}"
-            raise _wrong(ErrorCode.BAD_ROUND, detail, "CON-21", table)
+            raise wrong(ErrorCode.BAD_ROUND, detail, "CON-21", table)
         count = self.page_count + table.page_count
         if count > self._table.pages:
             detail = f"{count} pages in a round, the guest has {self._table.pages}"
-            raise _wrong(ErrorCode.COUNT_MISMATCH, detail, "CON-27", table)
+            raise wrong(ErrorCode.COUNT_MISMATCH, detail, "CON-27", table)
 
     def take(self, table: Pages, rejected: Sequence[PageRange], sequence: int) -> None:
         """The pages of a table have come; `rejected` did not match their hash.
@@ -180,7 +180,7 @@ class IncomingRound:
         self._last_sequences = ((0, sequence),)
         if rejected and self.last:
             detail = f"{sum(pages.count for pages in rejected)} pages differ from their hash"
-            raise _wrong(ErrorCode.PAGE_HASH, detail, "CON-47", table)
+            raise wrong(ErrorCode.PAGE_HASH, detail, "CON-47", table)
         if self._rejected.any():
             self._rejected[table.region].clear_runs(table.runs["first"], table.runs["count"])
         self._rejected.add_ranges(rejected)
@@ -193,13 +193,13 @@ class IncomingRound:
         """
         if record.round != self.number:
             detail = f"end of round {record.round} in round {self.number}"
-            raise _wrong(ErrorCode.BAD_ROUND, detail, "CON-21", record)
+            raise wrong(ErrorCode.BAD_ROUND, detail, "CON-21", record)
         if (record.pages, record.bulk_bytes) != (self.page_count, self.bulk_bytes):
             detail = (
                 f"{record.pages} pages and {record.bulk_bytes} bytes stated, "
                 f"{self.page_count} and {self.bulk_bytes} arrived"
             )
-            raise _wrong(ErrorCode.COUNT_MISMATCH, detail, "RND-3", record)
+            raise wrong(ErrorCode.COUNT_MISMATCH, detail, "RND-3", record)
         self.check_sequences(record.last_sequences, record)
 
     def check_sequences(self, stated: tuple[tuple[int, int], ...], record: Record) -> None:
@@ -210,7 +210,7 @@ class IncomingRound:
         """
         if stated != self._last_sequences:
             detail = f"last sequences {stated} stated, {self._last_sequences} arrived"
-            raise _wrong(ErrorCode.COUNT_MISMATCH, detail, "RND-4", record)
+            raise wrong(ErrorCode.COUNT_MISMATCH, detail, "RND-4", record)
 
     def rejected(self, peer: Limits, record: RoundEnd) -> tuple[PageRange, ...]:
         """The pages that ROUND_ACK has to list.
@@ -229,7 +229,7 @@ class IncomingRound:
         room = min(peer.rejected_runs, (peer.control_bytes - _ACK_HEAD) // _RANGE_BYTES)
         if count > most or len(ranges) > room:
             detail = f"{count} pages in {len(ranges)} ranges"
-            raise _wrong(ErrorCode.TOO_MANY_REJECTED, detail, "RAK-5", record)
+            raise wrong(ErrorCode.TOO_MANY_REJECTED, detail, "RAK-5", record)
         return ranges
 
     def stats(self, now: float) -> RoundStats:
@@ -246,7 +246,3 @@ class IncomingRound:
             rejected_pages=self._rejected.count(),
             receive_rate_bytes_s=rate_bytes_s,
         )
-
-
-def _wrong(code: ErrorCode, detail: str, clause: str, record: Record) -> RemoteProtocolError:
-    return remote_error(code, detail, clause=clause, frame=FrameType(record.type))

@@ -18,9 +18,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
+from sterna.core.account import Account
+from sterna.core.conduct import check_sender, is_of_old_attempt, row_of
 from sterna.core.deadlines import Deadlines, Watch
 from sterna.core.events import (
     Event,
@@ -35,19 +37,17 @@ from sterna.core.events import (
 from sterna.core.heartbeat import PONGS_OWED_MAX, Heartbeat
 from sterna.core.negotiate import Selection
 from sterna.core.outbox import Grease, Outbox
-from sterna.core.policy import RoundStats
+from sterna.core.requests import RequestQueue
 from sterna.core.tables import COMMITTED, DEAF, PHASES, TERMINAL, Input, Row, State, Table
 from sterna.errors import (
     LocalProtocolError,
     PeerAborted,
-    PeerMisbehaved,
     RemoteProtocolError,
     SternaError,
     TransportError,
-    remote_error,
 )
 from sterna.limits import Limits
-from sterna.registry import ERRORS, FRAMES, Encoding, ErrorCode, Feature, FrameType, Phase, Sender
+from sterna.registry import ERRORS, Encoding, ErrorCode, Feature, FrameType, Phase, Sender
 from sterna.wire import Buffer, FrameReader, FrameReceived, Header, PagesAnnounced, PagesReceived
 from sterna.wire.records import Abort, Bye, Ping, Pong, Progress, Record, Region
 
@@ -82,20 +82,13 @@ class Session(ABC):
         self._watch = Watch(config.deadlines, now)
         self._heartbeat = Heartbeat()
         self._selection: Selection | None = None
-        self._requests: deque[Request] = deque()
-        self._outstanding: deque[Request] = deque()
+        self._requests = RequestQueue()
         self._events: deque[Event] = deque()
         self._over = False  # the session is lost; what the peer still sends does not matter
         self._greeted = False  # WELCOME has gone over; before that only the handshake's deadline runs [CON-2]
         self._waited = False  # `_more` was not called the last time, because something was queued
         self._attempt = 1
-        self._started = now
-        self._bytes_received = 0
-        self._rounds: list[RoundStats] = []
-        self._failure: SternaError | None = None
-        self._failed_in = Phase.ANY
-        self._blackout_from: float | None = None
-        self._blackout_s: float | None = None
+        self._account = Account(now)
         self._result: Result | None = None
 
     # ---- what can be looked at ----
@@ -129,11 +122,7 @@ class Session(ABC):
 
     def poll_request(self) -> Request | None:
         """The next request that the driver has to carry out."""
-        if not self._requests:
-            return None
-        request = self._requests.popleft()
-        self._outstanding.append(request)
-        return request
+        return self._requests.take()
 
     def poll_event(self) -> Event | None:
         """The next event."""
@@ -184,7 +173,7 @@ class Session(ABC):
 
     def buffer_updated(self, count: int, now: float) -> None:
         """So many bytes were read into the buffer that `get_buffer` gave last."""
-        self._bytes_received += count
+        self._account.bytes_received += count
         self._watch.heard = now
         if not self._is_deaf:
             self._reader.buffer_updated(count)
@@ -192,7 +181,7 @@ class Session(ABC):
 
     def receive_data(self, data: bytes | memoryview, now: float) -> None:
         """The other door: bytes that were received elsewhere."""
-        self._bytes_received += len(data)
+        self._account.bytes_received += len(data)
         self._watch.heard = now
         if not self._is_deaf:
             self._reader.receive_data(data)
@@ -242,9 +231,9 @@ class Session(ABC):
             LocalProtocolError: the request is not the next one to be answered, or the answer is of the wrong
                 type. Nothing has changed.
         """
-        self._check_turn(request)
+        self._requests.check_turn(request)
         check_answer(request, answer)
-        self._outstanding.popleft()
+        self._requests.answered(request)
         try:
             self._completed(request, answer, now)
         except SternaError as error:  # an answer that is well-formed and makes no sense: the guest's failure
@@ -256,8 +245,7 @@ class Session(ABC):
         Raises:
             LocalProtocolError: the request is not the next one to be answered. Nothing has changed.
         """
-        self._check_turn(request)
-        self._outstanding.popleft()
+        self._requests.answered(request)
         self._request_failed(request, error, now)
 
     # ---- for the roles ----
@@ -296,25 +284,9 @@ class Session(ABC):
     def _require(self, what: Input, frame: FrameType | None = None) -> Row:
         """The row of an input in the present state. Check with it before anything is changed.
 
-        Args:
-            what: the input.
-            frame: the frame that it is about, if it is none itself.
-
-        Raises:
-            RemoteProtocolError: a frame that the state does not allow, or a reserved transition.
-            LocalProtocolError: a call that the state does not allow.
+        Raises what `row_of` raises.
         """
-        frame = what if isinstance(what, FrameType) else frame
-        row = self._table.get((self._state, what))
-        if row is None:
-            if frame is not None:
-                raise self._unexpected(frame)
-            detail = f"{what.value} while {self._state.value}"
-            raise LocalProtocolError(ErrorCode.INTERNAL, detail)
-        if row.reserved:
-            detail = f"{what.name} while {self._state.value}"
-            raise remote_error(ErrorCode.UNSUPPORTED, detail, clause=row.clause, frame=frame)
-        return row
+        return row_of(self._table, self._state, what, frame)
 
     def _step(self, what: Input, now: float) -> None:
         """The only place where the state changes. Raises what `_require` raises."""
@@ -339,7 +311,7 @@ class Session(ABC):
         return self._outbox.takes and not self._over
 
     def _ask(self, request: Request) -> None:
-        self._requests.append(request)
+        self._requests.ask(request)
 
     def _emit(self, event: Event) -> None:
         self._events.append(event)
@@ -357,7 +329,7 @@ class Session(ABC):
         """
         if self._is_deaf:
             return
-        self._failure, self._failed_in = error, self.phase
+        self._account.failed(error, self.phase)
         if tell:
             self._send(words or self._last_words(error))
         self._over = True
@@ -366,25 +338,8 @@ class Session(ABC):
         self._after_loss(now)
 
     def _finish(self, outcome: Outcome, now: float, *, epoch: int, digest: bytes = b"") -> None:
-        error = self._failure if outcome is not Outcome.COMPLETED else None
-        code = None if error is None else error.code
-        self._result = Result(
-            outcome,
-            code,
-            by_peer=isinstance(error, PeerAborted),
-            error=self._failure,
-            phase=self._failed_in,
-            epoch=epoch,
-            rounds=tuple(self._rounds),
-            bytes_sent=self._outbox.sent_bytes,
-            bytes_received=self._bytes_received,
-            seconds=now - self._started,
-            blackout_s=self._blackout_s,
-            digest=digest,
-        )
-        if isinstance(error, PeerAborted):
-            items, retry = error.items, error.retry_after_ms
-            self._result = replace(self._result, retry_after_ms=retry, items=items)
+        sent = self._outbox.sent_bytes
+        self._result = self._account.close(outcome, now, epoch=epoch, digest=digest, bytes_sent=sent)
         self._emit(Finished(self._result))
 
     # ---- inside ----
@@ -394,17 +349,7 @@ class Session(ABC):
         return self._over or self._state in DEAF
 
     def _is_of_old_attempt(self, record: Record) -> bool:
-        """Whether a frame belongs to an attempt that is over and must be ignored [CON-24] [CON-25].
-
-        Raises:
-            RemoteProtocolError: BAD_ATTEMPT for an attempt that never was.
-        """
-        attempt = getattr(record, "attempt", self._attempt)
-        if not 1 <= attempt <= self._attempt:
-            detail = f"attempt {attempt}, the current one is {self._attempt}"
-            clause = "CON-23" if attempt else "CON-22"
-            raise remote_error(ErrorCode.BAD_ATTEMPT, detail, clause=clause, frame=record.type)
-        return bool(attempt < self._attempt)
+        return is_of_old_attempt(record, self._attempt)
 
     def _welcomed(self, selection: Selection, now: float) -> None:
         """WELCOME has gone over: limits, heartbeats and GREASE are on."""
@@ -428,19 +373,6 @@ class Session(ABC):
         self._reader.set_regions(by_id)
         self._outbox.writer.set_regions(by_id)
 
-    def _check_turn(self, request: Request) -> None:
-        """Answers come in the order of the requests, each once."""
-        if not self._outstanding or request is not self._outstanding[0]:
-            detail = f"{type(request).__name__} is not the next request to be answered"
-            raise LocalProtocolError(ErrorCode.INTERNAL, detail)
-
-    def _wrong(self, code: ErrorCode, detail: str, clause: str, record: Record) -> RemoteProtocolError:
-        return remote_error(code, detail, clause=clause, frame=record.type)
-
-    def _unexpected(self, frame: int) -> PeerMisbehaved:
-        detail = f"{FrameType(frame).name} while {self._state.value}"
-        return PeerMisbehaved(ErrorCode.UNEXPECTED_FRAME, detail, clause="CON-3", frame=frame)
-
     def _read(self, now: float) -> None:
         try:
             while not self._is_deaf and (event := self._reader.next_event()) is not None:
@@ -448,7 +380,7 @@ class Session(ABC):
                     case FrameReceived(header, record):
                         self._dispatch(header, record, now)
                     case PagesAnnounced():
-                        self._check_sender(event.header.type)
+                        check_sender(FrameType.PAGES, self._role)
                         targets = self._pages_announced(event)
                         if targets is not None:
                             self._reader.supply_bulk(targets)
@@ -461,14 +393,8 @@ class Session(ABC):
         except SternaError as error:
             self._fail(error, now)
 
-    def _check_sender(self, frame: int) -> None:
-        sender = FRAMES[FrameType(frame)].sender
-        if sender is self._role:
-            detail = f"{FrameType(frame).name} is for this side to send"
-            raise PeerMisbehaved(ErrorCode.WRONG_DIRECTION, detail, clause="CON-4", frame=frame)
-
     def _dispatch(self, header: Header, record: Record, now: float) -> None:
-        self._check_sender(header.type)
+        check_sender(FrameType(header.type), self._role)
         match record:
             case Ping(id=number):
                 self._on_ping(number)

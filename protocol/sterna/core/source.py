@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sterna import limits as bounds
+from sterna.core.conduct import wrong
 from sterna.core.events import (
     CollectDirty,
     Decided,
@@ -151,7 +152,7 @@ class SourceMachine(Session):
                 self._on_round_ack(record, now)
             case Ready():
                 self._step(FrameType.READY, now)
-                self._blackout_from = now
+                self._account.guest_stops(now)
                 self._ask(Pause())
             case NotReady():
                 self._on_not_ready(record, now)
@@ -160,7 +161,7 @@ class SourceMachine(Session):
             case Running():
                 self._check_epoch(record, "RUN-1")
                 self._step(FrameType.RUNNING, now)
-                self._blackout_s = None if self._blackout_from is None else now - self._blackout_from
+                self._account.guest_runs(now)
             case Complete():
                 self._on_complete(record, now)
             case _:  # BYE, the only other frame that the table lets through
@@ -170,7 +171,7 @@ class SourceMachine(Session):
     def _on_welcome(self, record: Welcome, now: float) -> None:
         assert self._hello is not None
         if record.session == NO_ID or record.generation or record.complete_round or record.held_frames:
-            raise self._wrong(ErrorCode.BAD_VALUE, "a WELCOME of mode resume", "WEL-4", record)
+            raise wrong(ErrorCode.BAD_VALUE, "a WELCOME of mode resume", "WEL-4", record)
         selection = check_welcome(self._hello, record)
         check_room(self._job.guest, selection.limits)
         self._welcomed(selection, now)
@@ -187,11 +188,11 @@ class SourceMachine(Session):
 
     def _on_accept(self, record: Accept, now: float) -> None:
         if record.data_streams:
-            raise self._wrong(ErrorCode.NOT_SELECTED, "data streams were not offered", "ACC-3", record)
+            raise wrong(ErrorCode.NOT_SELECTED, "data streams were not offered", "ACC-3", record)
         needed = self._memory.regions.size_bytes
         if record.reserved_bytes < needed:
             detail = f"{record.reserved_bytes} bytes reserved of {needed}"
-            raise self._wrong(ErrorCode.BAD_VALUE, detail, "CON-17", record)
+            raise wrong(ErrorCode.BAD_VALUE, detail, "CON-17", record)
         self._step(FrameType.ACCEPT, now)
         self._ask(StartTracking())
 
@@ -212,7 +213,7 @@ class SourceMachine(Session):
 
     def _on_loaded(self, record: Loaded, now: float) -> None:
         if record.digest != self._sealed:
-            raise self._wrong(ErrorCode.DIGEST_MISMATCH, "LOADED names another digest", "CON-53", record)
+            raise wrong(ErrorCode.DIGEST_MISMATCH, "LOADED names another digest", "CON-53", record)
         self._step(FrameType.LOADED, now)
         self._granted = self._job.epoch + 1
         self._ask(MarkGranted(self._granted))
@@ -220,7 +221,7 @@ class SourceMachine(Session):
     def _on_complete(self, record: Complete, now: float) -> None:
         self._check_epoch(record, "CMP-4")
         if record.digest != self._sealed:
-            raise self._wrong(ErrorCode.MEMORY_MISMATCH, "COMPLETE names another digest", "CMP-1", record)
+            raise wrong(ErrorCode.MEMORY_MISMATCH, "COMPLETE names another digest", "CMP-1", record)
         self._step(FrameType.COMPLETE, now)
         self._ask(ReleaseImage())
 
@@ -260,7 +261,7 @@ class SourceMachine(Session):
         match request:
             case RollBack():
                 self._step(SourceInput.ROLLED_BACK, now)
-                self._failure = error
+                self._account.error = error
                 self._finish(Outcome.GUEST_FAILED, now, epoch=self._job.epoch)
             case ReleaseImage():
                 self._on_released(now)  # the guest lives there all the same; only memory here is not freed
@@ -303,7 +304,7 @@ class SourceMachine(Session):
             case SourceState.ROLLING_BACK:
                 if any(isinstance(request, MarkGranted) for request in self._requests):
                     self._granted = None  # the order was never given
-                self._requests.clear()
+                self._requests.withdraw()
                 self._ask(RollBack(self._granted))
             case SourceState.UNDECIDED:
                 self._finish(Outcome.UNDECIDED, now, epoch=self._job.epoch)
@@ -319,7 +320,7 @@ class SourceMachine(Session):
     def _choose(self, now: float) -> None:
         """Ask the policy what comes next, and begin it."""
         decision = decide(
-            self._rounds,
+            self._account.rounds,
             self._memory.pending_bytes,
             self._job.guest.state_bytes,
             self.rtt_s or 0.0,
@@ -369,7 +370,7 @@ class SourceMachine(Session):
 
     def _note_round(self, now: float, ack: RoundAck | None) -> None:
         stats = self._memory.stats(now, self._throttle, ack)
-        self._rounds.append(stats)
+        self._account.rounds.append(stats)
         self._emit(RoundFinished(stats))
 
     # ---- blackout ----
@@ -402,7 +403,7 @@ class SourceMachine(Session):
     def _check_epoch(self, record: Running | Complete, clause: str) -> None:
         if record.epoch != self._job.epoch + 1:
             detail = f"epoch {record.epoch}, permitted was {self._job.epoch + 1}"
-            raise self._wrong(ErrorCode.BAD_EPOCH, detail, clause, record)
+            raise wrong(ErrorCode.BAD_EPOCH, detail, clause, record)
 
     def _progress(self) -> Progress | None:
         decision = self._decision

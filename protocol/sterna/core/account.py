@@ -1,0 +1,62 @@
+"""What the result of a session will tell, gathered while it goes on."""
+
+from __future__ import annotations
+
+from sterna.core.events import Outcome, Result
+from sterna.core.policy import RoundStats
+from sterna.errors import PeerAborted, SternaError
+from sterna.registry import Phase
+
+
+class Account:
+    """The account of one session.
+
+    Attributes:
+        rounds: those that were acknowledged or sealed.
+        bytes_received: from the first byte on.
+        error: why it was lost, None if it was not.
+        failed_in: the phase in which it was lost.
+        blackout_s: how long the guest stood still, once that is known.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.rounds: list[RoundStats] = []
+        self.bytes_received = 0
+        self.error: SternaError | None = None
+        self.failed_in = Phase.ANY
+        self.blackout_s: float | None = None
+        self._started = now
+        self._stopped: float | None = None
+
+    def failed(self, error: SternaError, phase: Phase) -> None:
+        """The session is lost."""
+        self.error, self.failed_in = error, phase
+
+    def guest_stops(self, now: float) -> None:
+        """The blackout begins."""
+        self._stopped = now
+
+    def guest_runs(self, now: float) -> None:
+        """The blackout, if there was one, is over."""
+        self.blackout_s = None if self._stopped is None else now - self._stopped
+
+    def close(self, outcome: Outcome, now: float, *, epoch: int, digest: bytes, bytes_sent: int) -> Result:
+        """The result. Trouble behind a completed migration is told for the log, but is not its code."""
+        blamed = self.error if outcome is not Outcome.COMPLETED else None
+        peer = blamed if isinstance(blamed, PeerAborted) else None
+        return Result(
+            outcome,
+            None if blamed is None else blamed.code,
+            by_peer=peer is not None,
+            error=self.error,
+            phase=self.failed_in,
+            epoch=epoch,
+            rounds=tuple(self.rounds),
+            bytes_sent=bytes_sent,
+            bytes_received=self.bytes_received,
+            seconds=now - self._started,
+            blackout_s=self.blackout_s,
+            digest=digest,
+            retry_after_ms=0 if peer is None else peer.retry_after_ms,
+            items=() if peer is None else peer.items,
+        )

@@ -1,0 +1,59 @@
+"""Whether a frame may come at all: from this sender, in this state, of this attempt."""
+
+from __future__ import annotations
+
+from sterna.core.tables import Input, Row, State, Table
+from sterna.errors import LocalProtocolError, PeerMisbehaved, RemoteProtocolError, remote_error
+from sterna.registry import FRAMES, ErrorCode, FrameType, Sender
+from sterna.wire.records import Record
+
+
+def wrong(code: ErrorCode, detail: str, clause: str, record: Record) -> RemoteProtocolError:
+    """The error for a well-formed record that does not fit the conversation."""
+    return remote_error(code, detail, clause=clause, frame=record.type)
+
+
+def check_sender(frame: FrameType, receiver: Sender) -> None:
+    """Raises PeerMisbehaved, WRONG_DIRECTION, for a frame that is the receiver's own to send."""
+    if FRAMES[frame].sender is receiver:
+        detail = f"{frame.name} is for this side to send"
+        raise PeerMisbehaved(ErrorCode.WRONG_DIRECTION, detail, clause="CON-4", frame=frame)
+
+
+def row_of(table: Table, state: State, what: Input, frame: FrameType | None = None) -> Row:
+    """The row of an input in a state.
+
+    Args:
+        table: the role's.
+        state: the machine's.
+        what: the input.
+        frame: the frame that it is about, if it is none itself.
+
+    Raises:
+        RemoteProtocolError: a frame that the state does not allow, or a reserved transition.
+        LocalProtocolError: a call that the state does not allow.
+    """
+    frame = what if isinstance(what, FrameType) else frame
+    row = table.get((state, what))
+    if row is None:
+        if frame is None:
+            raise LocalProtocolError(ErrorCode.INTERNAL, f"{what.value} while {state.value}")
+        detail = f"{frame.name} while {state.value}"
+        raise PeerMisbehaved(ErrorCode.UNEXPECTED_FRAME, detail, clause="CON-3", frame=frame)
+    if row.reserved:
+        detail = f"{what.name} while {state.value}"
+        raise remote_error(ErrorCode.UNSUPPORTED, detail, clause=row.clause, frame=frame)
+    return row
+
+
+def is_of_old_attempt(record: Record, current: int) -> bool:
+    """Whether a frame belongs to an attempt that is over and must be ignored [CON-24] [CON-25].
+
+    Raises:
+        RemoteProtocolError: BAD_ATTEMPT for an attempt that never was.
+    """
+    attempt = getattr(record, "attempt", current)
+    if not 1 <= attempt <= current:
+        detail = f"attempt {attempt}, the current one is {current}"
+        raise wrong(ErrorCode.BAD_ATTEMPT, detail, "CON-23" if attempt else "CON-22", record)
+    return bool(attempt < current)

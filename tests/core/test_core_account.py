@@ -1,0 +1,53 @@
+"""What a result tells of why and how long."""
+
+from __future__ import annotations
+
+import pytest
+
+from sterna.core.account import Account
+from sterna.core.events import Outcome
+from sterna.errors import GuestError, PeerAborted
+from sterna.registry import ErrorCode, Phase
+
+CLOSING = {"epoch": 3, "digest": b"digest", "bytes_sent": 70}
+
+
+def test_a_completed_session():
+    account = Account(100.0)
+    account.bytes_received += 30
+    account.guest_stops(104.0)
+    account.guest_runs(104.5)
+    result = account.close(Outcome.COMPLETED, 106.0, **CLOSING)
+    assert (result.outcome, result.code, result.error) == (Outcome.COMPLETED, None, None)
+    assert (result.seconds, result.blackout_s) == (6.0, 0.5)
+    assert (result.bytes_sent, result.bytes_received) == (70, 30)
+    assert (result.epoch, result.digest) == (3, b"digest")
+
+
+def test_trouble_behind_a_completed_session_is_no_code():
+    account = Account(0.0)
+    error = GuestError("the image could not be freed")
+    account.failed(error, Phase.AFTER)
+    result = account.close(Outcome.COMPLETED, 1.0, **CLOSING)
+    assert (result.code, result.error, result.phase) == (None, error, Phase.AFTER)
+
+
+@pytest.mark.parametrize(
+    ("error", "by_peer", "retry_after_ms", "items"),
+    [
+        (GuestError("broken", ErrorCode.FULL), False, 0, ()),
+        (PeerAborted(ErrorCode.FULL, "full", 500, ("memory",)), True, 500, ("memory",)),
+    ],
+)
+def test_who_ended_it(error, by_peer, retry_after_ms, items):
+    account = Account(0.0)
+    account.failed(error, Phase.HANDSHAKE)
+    result = account.close(Outcome.ROLLED_BACK, 1.0, **CLOSING)
+    assert (result.code, result.by_peer, result.phase) == (ErrorCode.FULL, by_peer, Phase.HANDSHAKE)
+    assert (result.retry_after_ms, result.items) == (retry_after_ms, items)
+
+
+def test_a_guest_that_did_not_stand_still():
+    account = Account(0.0)
+    account.guest_runs(1.0)
+    assert account.blackout_s is None
