@@ -2,7 +2,8 @@
 
 `protocol/sterna/registry.py`, the interoperability kit's `data/clauses.json` and (by vectors.py)
 `spec/vectors/*.json` are generated whole, of `spec/protocol.md` the parts between markers.
-`python spec/build.py` writes, `python spec/build.py --check` exits 1 when a committed file differs.
+`python spec/build.py` writes, `python spec/build.py --check` exits 1 when a committed file differs;
+`python spec/build.py --clauses` prints each MUST with the tests, vectors and cases that claim it.
 """
 
 from __future__ import annotations
@@ -179,6 +180,12 @@ def outputs() -> dict[Path, str]:
 
 def main(arguments: list[str]) -> int:
     """Write the generated files, or with --check compare them."""
+    if "--clauses" in arguments:
+        import claims
+
+        print(claims.table())
+        return 0
+
     import vectors
 
     registry, status = load(), vectors.main(arguments)

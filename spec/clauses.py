@@ -1,9 +1,10 @@
-"""The clauses of protocol.md: what each requires, with which codes, whether it is reserved, who shows it.
+"""The clauses of the specification: what each requires, with which codes, whether it is reserved.
 
-A clause is a paragraph that begins with its id: ``**[CON-3]** Every other frame MUST ...``. Behind an arrow
-stand the codes with which a receiver names that it was broken. *Reserved* is what the document marks so, in
-three ways (its section 2.1): at the head of a chapter or section, in italics; in a sentence in italics that
-lists clauses; in brackets in the clause itself. No second list of them is kept anywhere.
+A clause is a paragraph, ``**[CON-3]** Every other frame MUST ...``, or outside of protocol.md an item of a
+list, ``- [HOL-3] An object MUST NOT ...``. Behind an arrow stand the codes with which a receiver names that
+it was broken. *Reserved* is what the document marks so, in three ways (its section 2.1): at the head of a
+chapter or section, in italics; in a sentence in italics that lists clauses; in brackets in the clause itself.
+No second list of them is kept anywhere.
 
 Every MUST is to be claimed by a test, a vector or a case (claims.py), or excused: it is reserved, or
 excused.toml says why nothing can show it. `python spec/build.py --clauses` prints all that as a table, and
@@ -20,14 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SPEC = Path(__file__).resolve().parent
-DOCUMENT = SPEC / "protocol.md"
+PROTOCOL = "protocol.md"
+DOCUMENTS = (PROTOCOL, "holder.md", "workload.md")
 EXCUSES = SPEC / "excused.toml"
 LEVELS = ("MUST", "SHOULD", "MAY")
 RESERVED = "reserved"  # the class of excuse that nobody writes down
 
 _ID = r"[A-Z]{3}-[1-9]\d*"
 _RANGE = rf"{_ID}(?: to {_ID})?"
-_CLAUSE = re.compile(rf"\*\*\[({_ID})\]\*\* (.*)", re.DOTALL)
+_CLAUSE = re.compile(rf"(?:\*\*|- )\[({_ID})\](?:\*\*)? (.*)", re.DOTALL)
+_MARK = re.compile(r"(?:\*\*|^- )\[(.+?)\](?:\*\*| )", re.MULTILINE)
 _HEADING = re.compile(r"(#{2,4}) (\d+(?:\.\d+)*)?")
 _HEAD_MARK = re.compile(r"\*Reserved in draft 1\b")
 _LIST_MARK = re.compile(rf"\*({_RANGE}(?:,? (?:and )?{_RANGE})*) (?:is|are) reserved in draft 1\b")
@@ -100,7 +103,7 @@ def parse(document: str) -> dict[str, Clause]:
     found: dict[str, Clause] = {}
     listed: set[str] = set()
     section, marked = "", ""  # the section that we are in; the one whose head says that it is reserved
-    for paragraph in re.split(r"\n\s*\n", document):
+    for paragraph in re.split(r"\n\s*\n|\n(?=- )", document):
         heading = _HEADING.match(paragraph)
         if heading:
             section = heading[2] or section
@@ -116,7 +119,7 @@ def parse(document: str) -> dict[str, Clause]:
             if clause[1] in found:
                 raise SpecError(f"{clause[1]} stands there twice")
             found[clause[1]] = _clause(clause[1], " ".join(clause[2].split()), section, marked=bool(marked))
-    marks = re.findall(r"\*\*\[(.*?)\]\*\*", document)
+    marks = _MARK.findall(document)
     if marks != list(found):
         raise SpecError(f"no id at the start of a paragraph: {sorted(set(marks) - found.keys())}")
     if not listed <= found.keys():
@@ -134,9 +137,14 @@ def _clause(name: str, words: str, section: str, *, marked: bool) -> Clause:
     return Clause(name, text.strip(), levels, codes, section, marked or bool(_OWN_MARK.search(text)))
 
 
-def load() -> dict[str, Clause]:
-    """The clauses of protocol.md."""
-    return parse(DOCUMENT.read_text(encoding="utf-8"))
+def load(document: str = PROTOCOL) -> dict[str, Clause]:
+    """The clauses of one of the documents."""
+    return parse((SPEC / document).read_text(encoding="utf-8"))
+
+
+def load_all() -> dict[str, Clause]:
+    """The clauses of all documents; their areas differ."""
+    return {name: clause for document in DOCUMENTS for name, clause in load(document).items()}
 
 
 def excuses(text: str, clauses: Mapping[str, Clause]) -> dict[str, Excuse]:
@@ -162,9 +170,9 @@ def excuses(text: str, clauses: Mapping[str, Clause]) -> dict[str, Excuse]:
     return found
 
 
-def load_excuses(clauses: Mapping[str, Clause]) -> dict[str, Excuse]:
+def load_excuses() -> dict[str, Excuse]:
     """What excused.toml says."""
-    return excuses(EXCUSES.read_text(encoding="utf-8"), clauses)
+    return excuses(EXCUSES.read_text(encoding="utf-8"), load_all())
 
 
 def excuse(clause: Clause, written: Mapping[str, Excuse]) -> Excuse | None:
@@ -175,11 +183,10 @@ def excuse(clause: Clause, written: Mapping[str, Excuse]) -> Excuse | None:
 
 
 def clauses_json(spec_version: str) -> str:
-    """The clauses as data, for tools that report about them: a clause a line."""
-    clauses = load()
-    written = load_excuses(clauses)
+    """The clauses of protocol.md as data, for tools that report about them: a clause a line."""
+    written = load_excuses()
     rows = []
-    for clause in clauses.values():
+    for clause in load().values():
         why = excuse(clause, written)
         rows.append(
             {

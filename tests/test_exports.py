@@ -37,6 +37,7 @@ WITHOUT_TESTS = {
 NO_MIRRORS = {"e2e", "withstand"}
 # Tests of no single module.
 WITHOUT_MODULE = {
+    "test_clauses.py",
     "test_conftest.py",
     "test_core_conversation.py",
     "test_exports.py",

@@ -1,0 +1,177 @@
+"""Who shows which clause: tests, vectors and cases of the interoperability kit, and what nobody shows.
+
+A claim is the id of a clause where something stands that fails when the clause is broken:
+
+* in brackets in a test function's docstring, or in a comment in it or its decorators: ``[CON-3]``,
+  ``[CON-3, CON-5]``, ``[TXT-1 to TXT-4]``; of helpers nothing counts, the tests that call them claim;
+* in the docstring of a whole file of tests that is about the clause;
+* as `clause` of a vector;
+* as a text of ids alone in a table of cases, `interop/sterna_interop/cases*.py`.
+
+No list of claims is kept: `python spec/build.py --clauses` reads them anew.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+import tokenize
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from clauses import DOCUMENTS, Clause, Excuse, excuse, expand, load, load_excuses
+
+ROOT = Path(__file__).resolve().parents[1]
+
+_ID = r"[A-Z]{3}-[1-9]\d*"
+_IDS = rf"{_ID}(?:(?:,| to|)\s+{_ID})*"
+_BRACKETS = re.compile(rf"\[({_IDS})\]")
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A clause and what claims it: the path of a test, the id of a vector, the name of a table of cases."""
+
+    clause: str
+    by: str
+
+
+# ---- where claims stand ----
+
+
+def in_test_file(name: str, source: str) -> Iterator[Claim]:
+    """The claims of one file of tests."""
+    tree = ast.parse(source)
+    for ids in _BRACKETS.findall(ast.get_docstring(tree) or ""):
+        yield from (Claim(each, name) for each in expand(ids))
+    tests = [node for node in ast.walk(tree) if isinstance(node, _Function) and node.name.startswith("test_")]
+    for test in tests:
+        for ids in _BRACKETS.findall(ast.get_docstring(test) or ""):
+            yield from (Claim(each, f"{name}::{test.name}") for each in expand(ids))
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type != tokenize.COMMENT:
+            continue
+        around = [test for test in tests if _first_line(test) <= token.start[0] <= (test.end_lineno or 0)]
+        for ids in _BRACKETS.findall(token.string) if around else ():
+            yield from (Claim(each, f"{name}::{around[0].name}") for each in expand(ids))
+
+
+def _first_line(test: _Function) -> int:
+    return min([test.lineno, *(decorator.lineno for decorator in test.decorator_list)])
+
+
+def in_vectors(text: str) -> Iterator[Claim]:
+    """The claims of one file of vectors."""
+    for group in json.loads(text)["groups"]:
+        for test in group["tests"]:
+            yield Claim(test["clause"], f"vector {test['id']}")
+
+
+def in_cases(name: str, source: str) -> Iterator[Claim]:
+    """The claims of one table of cases: every text in it that consists of ids."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(_IDS, node.value):
+            yield from (Claim(each, name) for each in expand(node.value))
+
+
+def find() -> list[Claim]:
+    """All claims of this repository."""
+    found: list[Claim] = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        found += in_test_file(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8"))
+    for path in sorted((ROOT / "spec" / "vectors").glob("*.json")):
+        if path.stem != "schema":
+            found += in_vectors(path.read_text(encoding="ascii"))
+    for path in sorted((ROOT / "interop" / "sterna_interop").glob("cases*.py")):
+        found += in_cases(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8"))
+    return found
+
+
+# ---- what follows from them ----
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Clauses, excuses and claims held against each other.
+
+    Attributes:
+        claims: of each clause that is claimed, by whom.
+    """
+
+    clauses: Mapping[str, Clause]
+    excuses: Mapping[str, Excuse]
+    claims: Mapping[str, tuple[str, ...]]
+
+    @property
+    def musts(self) -> list[Clause]:
+        """What has to be claimed or excused."""
+        return [clause for clause in self.clauses.values() if clause.must]
+
+    @property
+    def unclaimed(self) -> list[str]:
+        """The ids of each MUST that is neither claimed nor excused."""
+        return [each.id for each in self.musts if each.id not in self.claims and self.excuse(each) is None]
+
+    @property
+    def needless(self) -> list[str]:
+        """The ids that are excused although something claims them."""
+        return [name for name in self.excuses if name in self.claims]
+
+    def excuse(self, clause: Clause) -> Excuse | None:
+        """Why a clause need not be claimed; None if it must."""
+        return excuse(clause, self.excuses)
+
+
+def cover(clauses: Mapping[str, Clause], excuses: Mapping[str, Excuse], claims: Iterable[Claim]) -> Coverage:
+    """Hold claims and excuses against clauses; those of other clauses are left out."""
+    by: dict[str, list[str]] = defaultdict(list)
+    for claim in claims:
+        if claim.clause in clauses and claim.by not in by[claim.clause]:
+            by[claim.clause].append(claim.by)
+    of_these = {name: why for name, why in excuses.items() if name in clauses}
+    return Coverage(clauses, of_these, {name: tuple(who) for name, who in by.items()})
+
+
+def unknown(claims: Iterable[Claim], clauses: Mapping[str, Clause]) -> list[Claim]:
+    """The claims of what is no clause."""
+    return [claim for claim in claims if claim.clause not in clauses]
+
+
+def table() -> str:
+    """Every MUST with who claims it, and the totals by chapter."""
+    excuses, claims = load_excuses(), find()
+    lines: list[str] = []
+    for document in DOCUMENTS:
+        coverage = cover(load(document), excuses, claims)
+        lines += [*_rows(coverage), "", *_totals(document, coverage), ""]
+    return "\n".join(lines)
+
+
+def _rows(coverage: Coverage) -> Iterator[str]:
+    for clause in coverage.musts:
+        by = coverage.claims.get(clause.id, ())
+        why = coverage.excuse(clause)
+        mark = f"({why.kind}) " if why else ""
+        if by:
+            shown = "; ".join(by[:3]) + (f"; and {len(by) - 3} more" if len(by) > 3 else "")
+        else:
+            shown = why.reason if why else "NOT CLAIMED"
+        yield f"{clause.id:8}{clause.section:6}{mark}{shown}"
+
+
+def _totals(title: str, coverage: Coverage) -> Iterator[str]:
+    yield f"{title:20}{'MUSTs':>7}{'claimed':>9}{'excused':>9}{'reserved':>10}{'open':>6}"
+    chapters = sorted({clause.chapter for clause in coverage.musts})
+    for chapter in [*chapters, None]:
+        musts = [clause for clause in coverage.musts if chapter in {None, clause.chapter}]
+        claimed = sum(clause.id in coverage.claims for clause in musts)
+        excused = sum(clause.id in coverage.excuses for clause in musts)
+        reserved = sum(clause.reserved and clause.id not in coverage.claims for clause in musts)
+        left = sum(clause.id in coverage.unclaimed for clause in musts)
+        name = "all" if chapter is None else f"chapter {chapter}"
+        yield f"{name:20}{len(musts):7}{claimed:9}{excused:9}{reserved:10}{left:6}"
