@@ -1,0 +1,537 @@
+"""How everything in this folder attacks, and the one judge of what came of it.
+
+An honest migration of a small self-auditing guest is recorded once. A `Victim` is one real machine with its
+own real (simulated) guest; its peer is whoever holds it: the recording up to any state in which a machine can
+be found, then the attack. Afterwards `judge` looks at what must hold whatever was done:
+
+- the session has ended once, with one code of the registry, and no other exception came out,
+- the peer was told that code by ABORT or REFUSE, in the registry's words, as the last thing said [CON-65]
+  [FRM-14],
+- the attack made this side hold no more than it has announced [bounded],
+- the guest runs on at the source with nothing lost if HANDOVER had not left, and never at the destination
+  without HANDOVER; else it runs at one side, or is paused and the outcome says `undecided` [one-runner]
+  [rollback].
+
+Nothing here has a clock or randomness: the same bytes give the same end.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+import tracemalloc
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from sterna.core import events as e
+from sterna.core.destination import DestinationConfig
+from sterna.core.events import Outcome, Result
+from sterna.core.session import Session
+from sterna.core.tables import DESTINATION, SOURCE, DestinationState, SourceState, State
+from sterna.errors import RemoteProtocolError, SternaError, TransportError
+from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
+from sterna.guest.workload import PAGE_BYTES, WorkloadParameters
+from sterna.limits import HEADER_BYTES, PREFACE_BYTES, Limits
+from sterna.memory.bitmap import PageBitmap
+from sterna.registry import ERRORS, FRAMES, ErrorCode, FrameType, Phase, Sender
+from sterna.registry import BitmapEncoding as Bits
+from sterna.registry import Owner as Side
+from sterna.testing.pair import Pair, run_now, source_config_of
+from sterna.wire import decode_body, unchecked
+from sterna.wire import records as r
+from sterna.wire.integrity import crc32
+
+EPOCH: Final = 5
+HERE: Final = r.Runner("source.test", b"\x11" * 16)
+THERE: Final = r.Runner("destination.test", bytes(range(16)))
+ROLES: Final = ("source", "destination")
+SEED: Final = 7
+
+# What victims announce: as little as the protocol allows, so that "no more than announced" is a narrow bound.
+LIMITS: Final = Limits(
+    control_bytes=64 * 1024,
+    bulk_bytes=64 * 1024,
+    regions=4,
+    memory_bytes=1 << 20,
+    state_bytes=64 * 1024,
+    state_sections=16,
+    batch_runs=256,
+    rejected_runs=64,
+)
+
+# Two content pages, one of them hot, and two of zeros: every kind of run, and 8 KiB of page bytes in all.
+PARAMETERS: Final = WorkloadParameters(
+    seed=SEED, pages=4, hot_pages=1, cold_every=2, block_pages=1, zero_pages=2
+)
+
+DEVICES: Final = {
+    "cpu_features": ("avx",),
+    "nics": (r.Nic("eth0", b"\x02abcde"),),
+    "disks": (r.Disk("root", "uuid", 1 << 30),),
+}
+
+_HEADER: Final = struct.Struct("<HHHHQIIII")
+
+
+class SourceGuest(SimulatedSourceGuest):
+    """Writes a page whenever its writes are collected while it runs: what it does depends on no time."""
+
+    def __init__(self, parameters: WorkloadParameters = PARAMETERS) -> None:
+        most = parameters.pages - 1
+        super().__init__(parameters, rate_bytes_s=PAGE_BYTES, region_pages=(most, 1) if most else ())
+        self.description = replace(self.description, **DEVICES)  # type: ignore[misc]
+
+    async def collect_dirty(self) -> Mapping[int, PageBitmap]:
+        self.advance(1.0)
+        return await super().collect_dirty()
+
+
+# ---- the recording ----
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A frame as it went over: its bytes, without the preface even if it was the first."""
+
+    frame: int
+    raw: bytes
+
+    @property
+    def body_bytes(self) -> int:
+        """Length of its body."""
+        return int(_HEADER.unpack_from(self.raw)[5])
+
+
+def split(stream: bytes) -> list[Said]:
+    """The whole frames of one direction, by their lengths; checksums and numbers are checked."""
+    assert stream[:PREFACE_BYTES] == unchecked.preface()[: len(stream)]
+    found, at = [], PREFACE_BYTES
+    while len(stream) - at >= HEADER_BYTES:
+        kind, flags, number, reserved, sequence, body, bulk, body_crc, crc = _HEADER.unpack_from(stream, at)
+        end = at + HEADER_BYTES + body + bulk
+        assert (flags, number, reserved, sequence) == (0, 0, 0, len(found))
+        assert crc == crc32(stream[at : at + HEADER_BYTES - 4])
+        if end > len(stream):
+            break
+        assert body_crc == crc32(stream[at + HEADER_BYTES : at + HEADER_BYTES + body])
+        found.append(Said(kind, stream[at:end]))
+        at = end
+    return found
+
+
+def pair(limits: Limits = LIMITS, parameters: WorkloadParameters = PARAMETERS) -> Pair:
+    """Both machines and both guests of the migration that all attacks begin with."""
+    guest = SourceGuest(parameters)
+    guest.machine.runner, guest.machine.epoch = HERE, EPOCH
+    journal, avx = guest.machine.journal, DEVICES["cpu_features"]
+    room = SimulatedDestinationGuest(cpu_features=avx, rate_bytes_s=PAGE_BYTES, journal=journal)
+    config = source_config_of(guest.description, epoch=EPOCH, runner=HERE, limits=limits)
+    return Pair(guest, room, source_config=config, destination_config=DestinationConfig(limits=limits))
+
+
+@functools.cache
+def recording(limits: Limits = LIMITS) -> dict[str, tuple[Said, ...]]:
+    """What each side hears in an honest migration, by the side's name."""
+    both, heard = pair(limits), {role: bytearray() for role in ROLES}
+    deliver = both.deliver
+
+    def hear(pipe: bytearray, machine: Session, count: int | None = None) -> bool:
+        heard["source" if machine is both.source else "destination"].extend(pipe)
+        return deliver(pipe, machine, count)
+
+    both.deliver = hear  # type: ignore[method-assign]
+    both.run()
+    assert both.source.result is not None
+    assert both.source.result.outcome is Outcome.COMPLETED, both.source.result
+    return {role: tuple(split(bytes(data))) for role, data in heard.items()}
+
+
+# ---- the victim ----
+
+
+class Victim:
+    """One machine, its guest, and a driver that does one thing at a time.
+
+    Attributes:
+        machine: under attack.
+        told: every byte that it has said.
+        next: the frame of the recording that comes next.
+        permitted: whether it was given the honest HANDOVER; a changed one permits nothing.
+        growth_bytes: the most memory that it held more at any moment of the attacks than before them.
+    """
+
+    def __init__(
+        self, role: str, *, limits: Limits = LIMITS, parameters: WorkloadParameters = PARAMETERS
+    ) -> None:
+        self.role = role
+        self.limits = limits
+        self.both = pair(limits, parameters)
+        self.guest: SourceGuest = self.both.source_guest  # type: ignore[assignment]
+        self.room: SimulatedDestinationGuest = self.both.destination_guest  # type: ignore[assignment]
+        self.machine: Session = self.both.source if role == "source" else self.both.destination
+        self.recorded = recording(limits) if parameters is PARAMETERS else {}
+        self.told = bytearray()
+        self.next = 0
+        self.permitted = False
+        self.growth_bytes = 0
+        self.finished: list[e.Finished] = []
+        self.events: list[e.Event] = []
+        self._taken: list[e.Request] = []
+        self._prefaced = False
+        self._moves = self._live()
+
+    # -- the driver --
+
+    @property
+    def now(self) -> float:
+        return self.both.now
+
+    def _live(self) -> Iterator[None]:
+        """The honest life of this side, one small step after the other."""
+        if self.role == "source":
+            self.both.start()
+            yield
+        for said in self.recorded[self.role]:
+            while self._move():
+                yield
+            self.hear(said.raw)
+            self.next += 1
+            yield
+
+    def _move(self) -> bool:
+        """Send one thing or carry out one request. Whether there was one."""
+        self._take()
+        if buffers := self.machine.poll_transmit(self.now):
+            data = b"".join(map(bytes, buffers))
+            self.machine.transmitted(len(data), self.now)
+            self.told += data
+            return True
+        if not self._taken:
+            return False
+        request = self._taken.pop(0)
+        perform = self.both._source if self.role == "source" else self.both._destination
+        try:
+            answer = run_now(perform(request))
+        except SternaError as failure:
+            self.machine.fail(request, failure, self.now)
+        else:
+            self.machine.complete(request, answer, self.now)
+        self._take()
+        return True
+
+    def _take(self) -> None:
+        while (request := self.machine.poll_request()) is not None:
+            self._taken.append(request)
+        while (event := self.machine.poll_event()) is not None:
+            self.events.append(event)
+            if isinstance(event, e.Finished):
+                self.finished.append(event)
+
+    def settle(self) -> Victim:
+        """Let it do all that it wants to do now."""
+        while self._move():
+            pass
+        return self
+
+    def until(self, state: State, frame: int | None = None) -> Victim:
+        """Live honestly until it is in a state, and a frame of this type would be the next to come."""
+        while not (self.machine.state is state and frame in {None, self.coming}):
+            next(self._moves)
+        return self
+
+    def live(self) -> Victim:
+        """Live honestly to the end."""
+        for _ in self._moves:
+            pass
+        return self.settle()
+
+    @property
+    def coming(self) -> int | None:
+        """Type of the recorded frame that comes next."""
+        rest = self.recorded[self.role][self.next :]
+        return rest[0].frame if rest else None
+
+    # -- the peer --
+
+    def hear(self, data: bytes) -> None:
+        """Bytes from the peer; a preface goes before the first."""
+        if not self._prefaced:
+            self._prefaced = True
+            data = unchecked.preface() + data
+        self.permitted |= honest_handover(self.limits) in data
+        self.machine.receive_data(data, self.now)
+        self._take()
+
+    def attack(self, *pieces: bytes) -> Victim:
+        """Bytes that nobody honest would send, and all that this side does about them, measured."""
+        tracemalloc.start()
+        try:
+            for piece in pieces:
+                self.hear(piece)
+                self.settle()
+            self.growth_bytes = max(self.growth_bytes, tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        return self
+
+    def end(self, code: ErrorCode | None = None) -> Victim:
+        """The connection ends: properly, or with an error."""
+        self.machine.connection_lost(None if code is None else TransportError(code), self.now)
+        return self.settle()
+
+    def starve(self, bound_s: float = 200.0) -> Victim:
+        """Nothing comes any more, and time passes until that ends the session."""
+        end = self.now + bound_s
+        while self.machine.result is None and (at := self.machine.poll_timeout()) is not None and at <= end:
+            self.both.now = max(at, self.now)
+            self.machine.handle_timeout(self.now)
+            self.settle()
+        return self
+
+    def frame(self, kind: int, body: bytes = b"", bulk: bytes = b"", **header: int) -> bytes:
+        """The peer's next frame, of any content; the sequence number is right unless given."""
+        header.setdefault("sequence", self.machine._reader.next_sequence)
+        return unchecked.frame(kind, body, bulk, **header)  # type: ignore[arg-type]
+
+    def record(self, record: r.Record, bulk: bytes = b"", counts: Mapping[str, int] | None = None) -> bytes:
+        """The peer's next frame, of any values."""
+        return self.frame(record.type, unchecked.body(record, counts), bulk)
+
+    @property
+    def spoken(self) -> list[Said]:
+        """The frames that it has said so far."""
+        return split(bytes(self.told))
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether permission to run has gone over: said by a source, heard by a destination."""
+        if self.role == "source":
+            return any(said.frame == FrameType.HANDOVER for said in self.spoken)
+        return self.permitted
+
+
+@functools.cache
+def honest_handover(limits: Limits) -> bytes:
+    """The one frame that permits to run."""
+    return next(said.raw for said in recording(limits)["destination"] if said.frame == FrameType.HANDOVER)
+
+
+# ---- the judge ----
+
+# A machine that fails drops its reader and makes a new one: two read buffers, and what exceptions hold.
+FIXED_BYTES: Final = 256 * 1024
+# A body is copied once, and its rows of 8 and more bytes become Python objects of some hundred.
+DECODED_FACTOR: Final = 24
+
+
+def allowed_bytes(limits: Limits) -> int:
+    """What a peer may make a machine hold beside the guest's memory, by what was announced to it."""
+    return FIXED_BYTES + DECODED_FACTOR * limits.control_bytes + limits.state_bytes + limits.bulk_bytes
+
+
+def judge_accepted(victim: Victim) -> None:
+    """What was done is legal here: nothing has ended, and the loss of the connection is all that does."""
+    assert victim.machine.result is None, victim.machine.result
+    victim.end(ErrorCode.CONNECTION_LOST)
+    judge(victim, told=False)
+
+
+def judge_any(victim: Victim) -> Result | None:
+    """Refused with one code, or legal; the result in the first case."""
+    result = victim.machine.result
+    if result is None:
+        judge_accepted(victim)
+        return None
+    if result.error is None:  # it was the end of an honest migration
+        assert result.outcome is Outcome.COMPLETED
+        check_guest(victim, result)
+        return None
+    return judge(victim, by_peer=result.by_peer, told=not result.by_peer)
+
+
+def judge(
+    victim: Victim, *codes: ErrorCode, clause: str | None = None, told: bool = True, by_peer: bool = False
+) -> Result:
+    """Everything that must hold when an attack has ended the session; see the module's text.
+
+    Args:
+        victim: attacked and settled.
+        codes: one of them is right; any code if none is given.
+        clause: id of the clause that was broken, where the specification names one.
+        told: whether the connection still took bytes, so that the peer has to know.
+        by_peer: whether the session was ended by the peer's word.
+    """
+    result = victim.machine.result
+    assert result is not None, f"goes on: {victim.machine.state}"
+    assert len(victim.finished) == 1
+    assert victim.finished[0].result == result
+    if result.outcome is Outcome.COMPLETED:  # lost after the source's BYE, which changes nothing [CON-70]
+        assert result.code is None
+        assert result.error is not None
+    else:
+        assert result.error is not None
+        assert result.error.code == result.code
+    assert result.error.code in ERRORS
+    assert not codes or result.error.code in codes, f"{result.error}"
+    assert result.by_peer == by_peer, f"{result.error}"
+    if clause is not None:
+        assert isinstance(result.error, RemoteProtocolError)
+        assert result.error.clause == clause, f"{result.error}"
+    if told:
+        check_told(victim, result)
+    assert victim.growth_bytes <= allowed_bytes(victim.limits), f"{victim.growth_bytes} bytes"
+    check_guest(victim, result)
+    return result
+
+
+def check_told(victim: Victim, result: Result) -> None:
+    """The last thing said is ABORT or REFUSE with the code and the registry's sentence [CON-65] [FRM-14]."""
+    last = victim.spoken[-1]
+    farewells = [said for said in victim.spoken if said.frame in {FrameType.ABORT, FrameType.REFUSE}]
+    if last.frame == FrameType.BYE and not farewells:
+        return  # it has said that it will say nothing more [PNG-4]
+    assert farewells == [last], f"{result.error}"
+    words = decode_body(last.frame, last.raw[HEADER_BYTES:])
+    assert isinstance(words, r.Abort | r.Refuse)
+    assert result.error is not None
+    assert words.code == result.error.code
+    assert words.text == ERRORS[ErrorCode(words.code)].text
+    if isinstance(words, r.Refuse):
+        assert words.items == ()
+    else:
+        assert words.phase in set(Phase)
+
+
+def check_guest(victim: Victim, result: Result) -> None:
+    """Where the guest is, whether it is whole, and whether the outcome says so."""
+    (check_source if victim.role == "source" else check_destination)(victim, result)
+
+
+def check_source(victim: Victim, result: Result) -> None:
+    """[rollback] before HANDOVER has left; [ONE-20] afterwards."""
+    guest = victim.guest
+    if not victim.handed_over:
+        assert result.outcome is Outcome.ROLLED_BACK
+        assert guest.running
+        assert guest.machine.throttle == 0.0
+        assert guest._collected_at is None
+        assert guest.granted_epoch is None
+        assert not guest.released
+        assert guest.advance(5.0) > 0
+        assert (guest.workload.errors, guest.workload.audit().errors) == (0, 0)
+        return
+    assert not guest.running
+    assert "resume" not in guest.calls
+    assert result.outcome in {Outcome.UNDECIDED, Outcome.MOVED, Outcome.COMPLETED}
+    if result.outcome is Outcome.UNDECIDED:
+        assert not guest.released
+        assert guest.granted_epoch == EPOCH + 1
+        assert guest.workload.audit().errors == 0
+
+
+def check_destination(victim: Victim, result: Result) -> None:
+    """[CON-63] without HANDOVER; [ONE-30] [CON-64] with it."""
+    room = victim.room
+    if room.has_run:
+        assert victim.handed_over, "the guest was run without permission"
+        assert room.running
+        assert result.outcome in {Outcome.MOVED, Outcome.COMPLETED}
+        room.advance(5.0)
+        assert (room.workload.errors, room.workload.audit().errors) == (0, 0)
+    elif result.outcome is Outcome.UNDECIDED:
+        assert victim.handed_over
+    else:
+        assert result.outcome is Outcome.ROLLED_BACK
+        assert not victim.handed_over
+        assert room.machine is room._memory is room.description is None
+
+
+# ---- states and frames ----
+
+
+@functools.cache
+def itinerary(role: str) -> tuple[tuple[State, int | None], ...]:
+    """Every state in which a machine can be found, with the recorded frame that would come next; in order."""
+    victim, found = Victim(role), {}
+    found[victim.machine.state, victim.coming] = None
+    for _ in victim._moves:
+        found[victim.machine.state, victim.coming] = None
+    victim.settle()
+    assert victim.machine.result is not None
+    assert victim.machine.result.outcome is Outcome.COMPLETED
+    return tuple(found)
+
+
+@functools.cache
+def states(role: str) -> tuple[State, ...]:
+    """The states of the itinerary, each once."""
+    return tuple(dict.fromkeys(state for state, _ in itinerary(role)))
+
+
+def receivers(frame: FrameType) -> tuple[str, ...]:
+    """The roles that a frame may be sent to."""
+    by_sender: dict[Sender, tuple[str, ...]] = {
+        Sender.SOURCE: ("destination",),
+        Sender.DESTINATION: ("source",),
+        Sender.BOTH: ROLES,
+    }
+    return by_sender[FRAMES[frame].sender]
+
+
+# Where a frame is met that the recording has not at that side: both know the region table by then.
+ELSEWHERE: Final[dict[str, State]] = {
+    "source": SourceState.ACKING,
+    "destination": DestinationState.RECEIVING,
+}
+
+
+def at_home(role: str, frame: FrameType) -> Victim:
+    """A victim in a state whose table has this frame: where the recording has it too, if it has it."""
+    table = SOURCE if role == "source" else DESTINATION
+    known = [(state, coming) for state, coming in itinerary(role) if (state, frame) in table]
+    for state, coming in sorted(known, key=lambda one: (one[1] != frame, table[one[0], frame].reserved)):
+        return Victim(role).until(state, coming)
+    return Victim(role).until(ELSEWHERE[role])
+
+
+_RUNS: Final = struct.pack("<QQQQ", 0, 1, 2, 1)
+
+# A frame of every type that breaks no rule of its own, with at least one item in each list.
+SAMPLES: Final[dict[FrameType, r.Record]] = {
+    record.type: record
+    for record in (
+        r.Refuse(ErrorCode.FULL, 5000, ("memory",), "no room"),
+        r.Attach(b"s" * 16, b"t" * 32, 0, 1),
+        r.Attached(0, 1, 7),
+        r.Held(1, 0, False, 0, 3, Bits.PLAIN, b"\x05"),
+        r.RoundAck(1, 1, 3, 0, (r.PageRange(0, 0, 1),)),
+        r.NotReady(1, ErrorCode.NOT_READY, "later"),
+        r.DirtyBitmap(1, 0, 0, 3, Bits.RUNS, _RUNS),
+        r.HandBack(EPOCH + 1, THERE),
+        r.PageRequest(0, 1, 2),
+        r.Ping(1),
+        r.Pong(1),
+        r.Progress(Phase.ROUNDS, 1, 4, 2, 4096, 1, 1, 1),
+        r.Abort(ErrorCode.CANCELLED, Phase.ROUNDS, text="enough"),
+        r.Verdict(Side.DESTINATION, EPOCH + 1, THERE, complete=True, digest=b"d" * 16),
+        r.End(9),
+    )
+}
+
+
+def sample(frame: FrameType) -> bytes:
+    """The body of an honest frame: the recording's first of this type, or else a sample."""
+    for role in ROLES:
+        for said in recording()[role]:
+            if said.frame == frame and frame not in SAMPLES:
+                return said.raw[HEADER_BYTES : HEADER_BYTES + said.body_bytes]
+    return unchecked.body(SAMPLES[frame])
+
+
+def sample_bulk(frame: FrameType) -> bytes:
+    """The bulk part that belongs to `sample`."""
+    for said in recording()["destination"]:
+        if said.frame == frame:
+            return said.raw[HEADER_BYTES + said.body_bytes :]
+    return b""
