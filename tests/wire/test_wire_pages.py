@@ -25,7 +25,8 @@ from sterna.wire import (
     unchecked,
 )
 from sterna.wire import records as r
-from sterna.wire.rules import Run, Table, Violation
+from sterna.wire.page_rules import Run, Table
+from sterna.wire.rules import Violation
 
 RAW, ZERO, ZSTD, DELTA, ABSENT = Encoding
 EVERY = frozenset(Encoding)

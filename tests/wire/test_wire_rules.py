@@ -3,13 +3,13 @@
 import pytest
 
 from sterna.registry import ErrorCode
-from sterna.wire import rules
+from sterna.wire import page_rules, rules
 from sterna.wire.rules import DEFAULT_BOUNDS, Rule, Violation
 
 
 def every_rule() -> list[Rule]:
     found: list[Rule] = []
-    for value in vars(rules).values():
+    for value in [*vars(rules).values(), *vars(page_rules).values()]:
         found += [
             rule for rule in (value if isinstance(value, tuple) else (value,)) if isinstance(rule, Rule)
         ]

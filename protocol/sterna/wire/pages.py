@@ -18,8 +18,9 @@ import numpy.typing as npt
 from sterna.limits import CHUNK_BYTES
 from sterna.registry import Encoding, ErrorCode, Transfer
 from sterna.wire.integrity import Buffer
+from sterna.wire.page_rules import CARRIES_BYTES, RUN_COUNT
 from sterna.wire.records import RUN_DTYPE, Pages, Region, Runs
-from sterna.wire.rules import CARRIES_BYTES, RUN_COUNT, Bounds, Violation
+from sterna.wire.rules import Bounds, Violation
 
 _HEAD: Final = struct.Struct("<IIIIII")
 _ROW: Final = struct.Struct("<QIIB7s")

@@ -30,8 +30,8 @@ from sterna.registry import (
     Style,
     Transfer,
 )
+from sterna.wire import page_rules, rules
 from sterna.wire import records as r
-from sterna.wire import rules
 from sterna.wire.fields import (
     DIGEST,
     FLAG,
@@ -219,7 +219,7 @@ ROUND_ACK: Final = body(
     "round" / Ruled(Int32ul, rules.ACK_ROUND),
     "pages" / Int64ul,
     "receive_rate_bytes_s" / Int64ul,
-    "rejected_count" / count("rejected", rules.REJECTED_COUNT, width=Int32ul),
+    "rejected_count" / count("rejected", page_rules.REJECTED_COUNT, width=Int32ul),
     reserved(4),
     "rejected"
     / Ruled(
@@ -231,36 +231,36 @@ ROUND_ACK: Final = body(
                 reserved(4),
                 "first" / Int64ul,
                 "count" / Int64ul,
-                rules=rules.RANGE,
+                rules=page_rules.RANGE,
             ),
         ),
-        rules.REJECTED,
+        page_rules.REJECTED,
     ),
 )
 
 # The oracle of pages.py, for tests and for readers.
 PAGES: Final = body(
-    rules.Table,
+    page_rules.Table,
     "attempt" / Int32ul,
     "round" / Int32ul,
     "region" / Int32ul,
-    "run_count" / count("runs", *rules.RUN_COUNT, width=Int32ul),
+    "run_count" / count("runs", *page_rules.RUN_COUNT, width=Int32ul),
     "hash_count" / count("hashes", width=Int32ul),
     reserved(4),
     "runs"
     / Rows(
         "run_count",
         record(
-            rules.Run,
+            page_rules.Run,
             "first" / Int64ul,
-            "count" / Ruled(Int32ul, rules.RUN_PAGES),
+            "count" / Ruled(Int32ul, page_rules.RUN_PAGES),
             "size_bytes" / Int32ul,
             "encoding" / closed(Encoding),
             reserved(7),
         ),
     ),
     "hashes" / Rows("hash_count", Int64ul),
-    rules=rules.TABLE,
+    rules=page_rules.TABLE,
 )
 
 # --- switchover, state, commit ------------------------------------------------------------------
@@ -287,7 +287,7 @@ def _bitmap(cls: type[Any], *head: Any) -> AnyConstruct:
         "first" / Int64ul,
         "bits" / Int64ul,
         "data" / Blob("data_bytes"),
-        rules=rules.BITMAP,
+        rules=page_rules.BITMAP,
     )
 
 
@@ -348,7 +348,7 @@ PAGE_REQUEST: Final = body(
     reserved(2),
     "first" / Int64ul,
     "count" / Int64ul,
-    rules=rules.RANGE,
+    rules=page_rules.RANGE,
 )
 COMPLETE: Final = body(r.Complete, "epoch" / Int64ul, "digest" / DIGEST)
 RELEASE: Final = body(r.Release, "epoch" / Int64ul)
