@@ -146,13 +146,29 @@ def test_a_feature_that_was_not_offered():
     assert (caught.value.code, caught.value.clause) == (ErrorCode.UNSOLICITED, "NEG-5")
 
 
-@pytest.mark.parametrize("feature", [Feature.PROGRESS, Feature.ENCODING_ZERO])
-def test_a_parameter_above_the_offered_one(feature):
+def changed(feature, by):
+    """What was offered, with another parameter of one feature."""
+    return tuple(
+        r.FeatureChoice(each.id, each.parameter + by * (each.id == feature)) for each in ALL_FEATURES
+    )
+
+
+@pytest.mark.parametrize(
+    ("feature", "by"),
+    [(feature, 1) for feature in sorted(IMPLEMENTED_FEATURES - {Feature.PROGRESS})]
+    + [(Feature.PROGRESS, -1)],
+)
+def test_a_parameter_that_asks_for_more_than_was_offered(feature, by):
     """[NEG-8]"""
-    grown = tuple(r.FeatureChoice(each.id, each.parameter + (each.id == feature)) for each in ALL_FEATURES)
     with pytest.raises(PeerMisbehaved, match=feature_name(feature)) as caught:
-        check_welcome(hello(), welcome(features=grown))
+        check_welcome(hello(), welcome(features=changed(feature, by)))
     assert (caught.value.code, caught.value.clause) == (ErrorCode.UNSOLICITED, "NEG-8")
+
+
+def test_progress_may_be_asked_for_less_often():
+    """[NEG-8] Its parameter is a least time, so the larger one is the modest one."""
+    chosen = check_welcome(hello(), welcome(features=changed(Feature.PROGRESS, 1)))
+    assert chosen.features[Feature.PROGRESS] == 1001
 
 
 @pytest.mark.parametrize("feature", sorted(REQUIRED))

@@ -105,7 +105,7 @@ def test_a_configuration_that_fits_no_hello(changes):
             {"features": tuple(replace(each, parameter=each.parameter + 1) for each in ALL_FEATURES)},
             ErrorCode.UNSOLICITED,  # [NEG-8]
         ),
-        ({"session": bytes(16)}, ErrorCode.BAD_VALUE),  # [WEL-3]
+        ({"session": bytes(16)}, ErrorCode.BAD_VALUE),  # [WEL-4]
         ({"generation": 1}, ErrorCode.BAD_VALUE),  # [WEL-4]
         ({"complete_round": 1}, ErrorCode.BAD_VALUE),  # [WEL-4]
         ({"held_frames": 1}, ErrorCode.BAD_VALUE),  # [WEL-4]

@@ -103,11 +103,11 @@ def check_welcome(hello: Hello, welcome: Welcome) -> Selection:
             "NEG-5",
             FrameType.WELCOME,
         )
-    grown = [feature for feature, parameter in selected.items() if parameter > offers[feature]]
+    grown = [number for number, parameter in selected.items() if _is_more(number, parameter, offers[number])]
     if grown:
         raise _refusal(
             ErrorCode.UNSOLICITED,
-            f"parameters above the offered ones: {', '.join(map(feature_name, grown))}",
+            f"parameters that ask for more than was offered: {', '.join(map(feature_name, grown))}",
             "NEG-8",
             FrameType.WELCOME,
         )
@@ -120,6 +120,11 @@ def check_welcome(hello: Hello, welcome: Welcome) -> Selection:
             FrameType.WELCOME,
         )
     return Selection(welcome.version, selected, _usable(welcome.limits, FrameType.WELCOME))
+
+
+def _is_more(feature: int, selected: int, offered: int) -> bool:
+    """Whether a parameter asks for more than the offered one; that of `progress` is a least time."""
+    return selected < offered if feature == Feature.PROGRESS else selected > offered
 
 
 def check_granules(guest: Guest, limits: Limits) -> None:
