@@ -22,7 +22,6 @@ from pathlib import Path
 
 SPEC = Path(__file__).resolve().parent
 PROTOCOL = "protocol.md"
-DOCUMENTS = (PROTOCOL, "holder.md", "workload.md")
 EXCUSES = SPEC / "excused.toml"
 LEVELS = ("MUST", "SHOULD", "MAY")
 RESERVED = "reserved"  # the class of excuse that nobody writes down
@@ -142,9 +141,15 @@ def load(document: str = PROTOCOL) -> dict[str, Clause]:
     return parse((SPEC / document).read_text(encoding="utf-8"))
 
 
+def documents() -> dict[str, dict[str, Clause]]:
+    """The documents of this folder that have clauses, the protocol first, with these."""
+    names = sorted((path.name for path in SPEC.glob("*.md")), key=lambda name: (name != PROTOCOL, name))
+    return {name: found for name in names if (found := load(name))}
+
+
 def load_all() -> dict[str, Clause]:
     """The clauses of all documents; their areas differ."""
-    return {name: clause for document in DOCUMENTS for name, clause in load(document).items()}
+    return {name: clause for found in documents().values() for name, clause in found.items()}
 
 
 def excuses(text: str, clauses: Mapping[str, Clause]) -> dict[str, Excuse]:
