@@ -29,7 +29,7 @@ from sterna.core.destination import DestinationConfig
 from sterna.core.events import Outcome, Result
 from sterna.core.session import Session
 from sterna.core.tables import DESTINATION, SOURCE, DestinationState, SourceState, State
-from sterna.errors import RemoteProtocolError, SternaError, TransportError
+from sterna.errors import PeerAborted, RemoteProtocolError, SternaError, TransportError
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import PAGE_BYTES, WorkloadParameters
 from sterna.limits import HEADER_BYTES, PREFACE_BYTES, Limits
@@ -102,21 +102,37 @@ class Said:
         """Length of its body."""
         return int(_HEADER.unpack_from(self.raw)[5])
 
+    @property
+    def body(self) -> bytes:
+        """Its body."""
+        return self.raw[HEADER_BYTES : HEADER_BYTES + self.body_bytes]
+
+    @property
+    def bulk(self) -> bytes:
+        """Its bulk part."""
+        return self.raw[HEADER_BYTES + self.body_bytes :]
+
+
+def scan(stream: bytes) -> Iterator[Said]:
+    """The whole frames of one direction by their lengths alone, whatever else is wrong with them."""
+    at = PREFACE_BYTES
+    while len(stream) - at >= HEADER_BYTES:
+        kind, *_, body, bulk, _, _ = _HEADER.unpack_from(stream, at)
+        end = at + HEADER_BYTES + body + bulk
+        if end > len(stream):
+            return
+        yield Said(kind, stream[at:end])
+        at = end
+
 
 def split(stream: bytes) -> list[Said]:
-    """The whole frames of one direction, by their lengths; checksums and numbers are checked."""
+    """The whole frames of one direction, with the right checksums and numbers."""
     assert stream[:PREFACE_BYTES] == unchecked.preface()[: len(stream)]
-    found, at = [], PREFACE_BYTES
-    while len(stream) - at >= HEADER_BYTES:
-        kind, flags, number, reserved, sequence, body, bulk, body_crc, crc = _HEADER.unpack_from(stream, at)
-        end = at + HEADER_BYTES + body + bulk
-        assert (flags, number, reserved, sequence) == (0, 0, 0, len(found))
-        assert crc == crc32(stream[at : at + HEADER_BYTES - 4])
-        if end > len(stream):
-            break
-        assert body_crc == crc32(stream[at + HEADER_BYTES : at + HEADER_BYTES + body])
-        found.append(Said(kind, stream[at:end]))
-        at = end
+    found = list(scan(stream))
+    for number, said in enumerate(found):
+        _, flags, connection, reserved, sequence, _, _, body_crc, crc = _HEADER.unpack_from(said.raw)
+        assert (flags, connection, reserved, sequence) == (0, 0, 0, number)
+        assert (body_crc, crc) == (crc32(said.body), crc32(said.raw[: HEADER_BYTES - 4]))
     return found
 
 
@@ -157,7 +173,8 @@ class Victim:
         machine: under attack.
         told: every byte that it has said.
         next: the frame of the recording that comes next.
-        permitted: whether it was given the honest HANDOVER; a changed one permits nothing.
+        heard: every byte that it was given.
+        asked: the classes of all requests that it has made.
         growth_bytes: the most memory that it held more at any moment of the attacks than before them.
     """
 
@@ -173,10 +190,11 @@ class Victim:
         self.recorded = recording(limits) if parameters is PARAMETERS else {}
         self.told = bytearray()
         self.next = 0
-        self.permitted = False
+        self.heard = bytearray()
         self.growth_bytes = 0
         self.finished: list[e.Finished] = []
         self.events: list[e.Event] = []
+        self.asked: list[type] = []
         self._taken: list[e.Request] = []
         self._prefaced = False
         self._moves = self._live()
@@ -223,6 +241,7 @@ class Victim:
     def _take(self) -> None:
         while (request := self.machine.poll_request()) is not None:
             self._taken.append(request)
+            self.asked.append(type(request))
         while (event := self.machine.poll_event()) is not None:
             self.events.append(event)
             if isinstance(event, e.Finished):
@@ -259,7 +278,7 @@ class Victim:
         if not self._prefaced:
             self._prefaced = True
             data = unchecked.preface() + data
-        self.permitted |= honest_handover(self.limits) in data
+        self.heard += data
         self.machine.receive_data(data, self.now)
         self._take()
 
@@ -298,6 +317,10 @@ class Victim:
         """The peer's next frame, of any values."""
         return self.frame(record.type, unchecked.body(record, counts), bulk)
 
+    def again(self, said: Said) -> bytes:
+        """The peer's next frame, with the content of a recorded one."""
+        return self.frame(said.frame, said.body, said.bulk)
+
     @property
     def spoken(self) -> list[Said]:
         """The frames that it has said so far."""
@@ -308,13 +331,10 @@ class Victim:
         """Whether permission to run has gone over: said by a source, heard by a destination."""
         if self.role == "source":
             return any(said.frame == FrameType.HANDOVER for said in self.spoken)
-        return self.permitted
-
-
-@functools.cache
-def honest_handover(limits: Limits) -> bytes:
-    """The one frame that permits to run."""
-    return next(said.raw for said in recording(limits)["destination"] if said.frame == FrameType.HANDOVER)
+        permission = next(said for said in self.recorded[self.role] if said.frame == FrameType.HANDOVER)
+        return bytes(permission.body) in bytes(self.heard) and any(
+            (said.frame, said.body) == (permission.frame, permission.body) for said in scan(bytes(self.heard))
+        )
 
 
 # ---- the judge ----
@@ -374,12 +394,15 @@ def judge(
         assert result.error.code == result.code
     assert result.error.code in ERRORS
     assert not codes or result.error.code in codes, f"{result.error}"
-    assert result.by_peer == by_peer, f"{result.error}"
+    assert isinstance(result.error, PeerAborted) == by_peer, f"{result.error}"
+    assert result.by_peer == (by_peer and result.code is not None)
     if clause is not None:
         assert isinstance(result.error, RemoteProtocolError)
         assert result.error.clause == clause, f"{result.error}"
     if told:
         check_told(victim, result)
+    if by_peer:  # who is told to end does not answer [CON-68]
+        assert not {FrameType.ABORT, FrameType.REFUSE} & {said.frame for said in victim.spoken}
     assert victim.growth_bytes <= allowed_bytes(victim.limits), f"{victim.growth_bytes} bytes"
     check_guest(victim, result)
     return result
@@ -392,7 +415,7 @@ def check_told(victim: Victim, result: Result) -> None:
     if last.frame == FrameType.BYE and not farewells:
         return  # it has said that it will say nothing more [PNG-4]
     assert farewells == [last], f"{result.error}"
-    words = decode_body(last.frame, last.raw[HEADER_BYTES:])
+    words = decode_body(last.frame, last.body)
     assert isinstance(words, r.Abort | r.Refuse)
     assert result.error is not None
     assert words.code == result.error.code
@@ -439,11 +462,11 @@ def check_destination(victim: Victim, result: Result) -> None:
         assert result.outcome in {Outcome.MOVED, Outcome.COMPLETED}
         room.advance(5.0)
         assert (room.workload.errors, room.workload.audit().errors) == (0, 0)
-    elif result.outcome is Outcome.UNDECIDED:
+    elif e.Persist in victim.asked:  # permission was taken
         assert victim.handed_over
+        assert result.outcome is Outcome.UNDECIDED
     else:
         assert result.outcome is Outcome.ROLLED_BACK
-        assert not victim.handed_over
         assert room.machine is room._memory is room.description is None
 
 
@@ -525,7 +548,7 @@ def sample(frame: FrameType) -> bytes:
     for role in ROLES:
         for said in recording()[role]:
             if said.frame == frame and frame not in SAMPLES:
-                return said.raw[HEADER_BYTES : HEADER_BYTES + said.body_bytes]
+                return said.body
     return unchecked.body(SAMPLES[frame])
 
 
@@ -533,5 +556,5 @@ def sample_bulk(frame: FrameType) -> bytes:
     """The bulk part that belongs to `sample`."""
     for said in recording()["destination"]:
         if said.frame == frame:
-            return said.raw[HEADER_BYTES + said.body_bytes :]
+            return said.bulk
     return b""
