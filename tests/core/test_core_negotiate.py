@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sterna.core.negotiate import (
     VERSION,
     VERSIONS,
+    Selection,
     check_granules,
     check_room,
     check_welcome,
@@ -26,6 +27,7 @@ from sterna.registry import (
     IMPLEMENTED_FEATURES,
     VERSION_DRAFT,
     VERSION_MAJOR,
+    Encoding,
     ErrorCode,
     Feature,
     FrameType,
@@ -231,3 +233,13 @@ def test_pages_that_do_not_travel_may_have_any_size():
     shared = replace(GUEST.regions[0], granule_log2=16, size_bytes=1 << 16, transfer=Transfer.SHARED)
     check_granules(replace(GUEST, regions=(shared,)), Limits(bulk_bytes=1))
     check_room(replace(GUEST, regions=(shared,)), Limits(bulk_bytes=1))
+
+
+def test_the_encodings_of_a_selection():
+    """[PGS-9] [NEG-7]"""
+    some = {Feature.STOP_AND_COPY: 0}
+    assert Selection(VERSION, some, Limits()).encodings == {Encoding.RAW}
+    assert Selection(VERSION, {**some, Feature.ENCODING_ZERO: 0}, Limits()).encodings == {
+        Encoding.RAW,
+        Encoding.ZERO,
+    }

@@ -45,6 +45,21 @@ def reachable(role, start, without=(), *, reserved):
     return found
 
 
+def test_what_rows_send():
+    """[CON-44] [CON-55] What a row does names its frames; every frame that a machine sends is in a row."""
+    sent = {role: [row for row in table.values() if row.sends] for role, table in TABLES.items()}
+    assert SOURCE[SourceState.DECIDING, SourceInput.ROUND_CHOSEN].sends == (
+        (FrameType.ROUND, False),
+        (FrameType.PAGES, True),
+    )
+    assert DESTINATION[DestinationState.RECORDING, DestinationInput.RECORDED].sends == ()  # record, not send
+    for role, sender in ((SourceState, Sender.SOURCE), (DestinationState, Sender.DESTINATION)):
+        frames = {frame for row in sent[role] for frame, _ in row.sends if not row.reserved}
+        own = {frame for frame in IMPLEMENTED_FRAMES if FRAMES[frame].sender in {sender, Sender.BOTH}}
+        anywhere = {FrameType.PING, FrameType.PONG, FrameType.PROGRESS, FrameType.ABORT}
+        assert frames == own - anywhere - {FrameType.REFUSE}  # what ends a session is in no row
+
+
 @pytest.mark.parametrize("state", STATES, ids=str)
 def test_every_input_in_every_state(state):
     """[CON-3] [CON-5] What is in the table happens; reserved is `unsupported`; the rest is an error."""

@@ -14,7 +14,14 @@ from xxhash import xxh3_64_intdigest
 from sterna.limits import CHUNK_BYTES
 from sterna.memory import pages as module
 from sterna.memory.bitmap import expand_runs
-from sterna.memory.pages import EncodedBatch, PageSink, PageSource, RegionPages, hash_chunks
+from sterna.memory.pages import (
+    EncodedBatch,
+    PageSink,
+    PageSource,
+    RegionPages,
+    damaged_pages,
+    hash_chunks,
+)
 from sterna.memory.regions import RegionTable
 from sterna.registry import Encoding, Transfer
 from sterna.wire.records import RUN_DTYPE, PageRange, Pages, Region
@@ -266,7 +273,9 @@ def test_any_damage_is_found(data):
             chunk = set(range(at, min(at + 16, first + count)))
             if encoding is Encoding.RAW and chunk & damaged:
                 expected |= chunk
+    bulk = b"".join(sink.targets(table))
     ranges = sink.commit(table)
+    assert damaged_pages(table, memoryview(bulk), 12) == ranges  # a reader without a guest sees the same
     covered = [page for item in ranges for page in range(item.first, item.first + item.count)]
     assert covered == sorted(expected)
     assert all(a.first + a.count < b.first for a, b in pairwise(ranges))

@@ -34,6 +34,7 @@ from sterna.core.events import (
 )
 from sterna.core.negotiate import Selection, check_granules, choices, select
 from sterna.core.rounds import IncomingRound
+from sterna.core.seal import check_seal
 from sterna.core.session import Config, Session
 from sterna.core.state import StateAssembler
 from sterna.core.tables import DESTINATION, DestinationInput, DestinationState
@@ -47,7 +48,7 @@ from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import PageSink
 from sterna.memory.regions import RegionTable
 from sterna.registry import ERRORS, ErrorCode, FrameType, Phase, Sender, Style
-from sterna.wire import Header, PagesAnnounced, PagesReceived, state_digest
+from sterna.wire import Header, PagesAnnounced, PagesReceived
 from sterna.wire.records import (
     Accept,
     Complete,
@@ -225,23 +226,9 @@ class DestinationMachine(Session):
         self._ask(Prepare(record.style))
 
     def _on_seal(self, record: Seal, now: float) -> None:
-        self._round.check_sequences(record.last_sequences, record)
-        sections = self._states.sections
-        if not self._states.is_whole or (record.state_sections, record.state_bytes) != (
-            len(sections),
-            self._states.bytes,
-        ):
-            detail = f"{record.state_sections} sections of {record.state_bytes} bytes stated"
-            raise wrong(ErrorCode.COUNT_MISMATCH, detail, "SEA-3", record)
-        digest = self._digest.value()
-        if record.digest != digest or self._digest.stale_pages:
-            detail = f"{self._digest.stale_pages} pages are missing, digest {digest.hex()}"
-            raise wrong(ErrorCode.DIGEST_MISMATCH, detail, "MEM-15", record)
-        if record.state_digest != state_digest(sections):
-            raise wrong(ErrorCode.DIGEST_MISMATCH, "another execution state", "MEM-19", record)
-        self._sealed = digest
+        self._sealed = check_seal(record, self._round, self._states, self._digest)
         self._step(FrameType.SEAL, now)
-        self._ask(LoadState(sections))
+        self._ask(LoadState(self._states.sections))
 
     def _on_handover(self, record: Handover, now: float) -> None:
         self._check_epoch(record, self._epoch, "HND-1")

@@ -14,6 +14,7 @@ from sterna.errors import LocalProtocolError, RemoteProtocolError, remote_error
 from sterna.limits import HANDSHAKE_BODY_BYTES, Limits
 from sterna.registry import (
     IMPLEMENTED_FEATURES,
+    Encoding,
     ErrorCode,
     Feature,
     FrameType,
@@ -40,6 +41,12 @@ class Selection:
     def has(self, feature: Feature) -> bool:
         """Whether the feature was selected."""
         return feature in self.features
+
+    @property
+    def encodings(self) -> frozenset[Encoding]:
+        """The page encodings that may be used [PGS-9]."""
+        zero = {Encoding.ZERO} if self.has(Feature.ENCODING_ZERO) else set()
+        return frozenset({Encoding.RAW} | zero)
 
 
 def offer(progress_ms: int = 1000) -> tuple[FeatureOffer, ...]:

@@ -105,20 +105,7 @@ class OutgoingRound:
         Raises:
             RemoteProtocolError: it is not this round's, its counts are wrong, or it lists other pages.
         """
-        if ack.round != self.number:
-            raise wrong(ErrorCode.BAD_ROUND, f"round {ack.round} of {self.number}", "CON-30", ack)
-        count = sum(pages.count for pages in ack.rejected)
-        if ack.pages + count != self.page_count:
-            detail = f"{ack.pages} pages acknowledged, {count} rejected, {self.page_count} sent"
-            raise wrong(ErrorCode.COUNT_MISMATCH, detail, "CON-32", ack)
-        self.pages.table.check_ranges(ack.rejected)
-        rejected = PageSets(self.pages.table)
-        rejected.add_ranges(ack.rejected)
-        stray = rejected.copy()
-        stray -= self.pages
-        if stray.any():
-            raise wrong(ErrorCode.COUNT_MISMATCH, "pages that were not sent", "CON-33", ack)
-        return rejected
+        return rejected_pages(ack, self.number, self.page_count, self.pages)
 
     def stats(self, now: float, throttle: float, dirty: PageSets, ack: RoundAck | None = None) -> RoundStats:
         """What it measured. `dirty`: what is to be sent again; `ack`: None for the blackout's round."""
@@ -133,6 +120,34 @@ class OutgoingRound:
             receive_rate_bytes_s=0 if ack is None else ack.receive_rate_bytes_s,
             throttle=throttle,
         )
+
+
+def rejected_pages(ack: RoundAck, number: int, page_count: int, pages: PageSets) -> PageSets:
+    """The pages that an acknowledgement rejects.
+
+    Args:
+        ack: the acknowledgement.
+        number: of the round.
+        page_count: pages sent in it.
+        pages: what it was to carry.
+
+    Raises:
+        RemoteProtocolError: BAD_ROUND, COUNT_MISMATCH or OUTSIDE_REGION.
+    """
+    if ack.round != number:
+        raise wrong(ErrorCode.BAD_ROUND, f"round {ack.round} of {number}", "CON-30", ack)
+    count = sum(each.count for each in ack.rejected)
+    if ack.pages + count != page_count:
+        detail = f"{ack.pages} pages acknowledged, {count} rejected, {page_count} sent"
+        raise wrong(ErrorCode.COUNT_MISMATCH, detail, "CON-32", ack)
+    pages.table.check_ranges(ack.rejected)
+    rejected = PageSets(pages.table)
+    rejected.add_ranges(ack.rejected)
+    stray = rejected.copy()
+    stray -= pages
+    if stray.any():
+        raise wrong(ErrorCode.COUNT_MISMATCH, "pages that were not sent", "CON-33", ack)
+    return rejected
 
 
 class IncomingRound:

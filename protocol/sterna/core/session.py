@@ -47,7 +47,7 @@ from sterna.errors import (
     TransportError,
 )
 from sterna.limits import Limits
-from sterna.registry import ERRORS, Encoding, ErrorCode, Feature, FrameType, Phase, Sender
+from sterna.registry import ERRORS, ErrorCode, FrameType, Phase, Sender
 from sterna.wire import Buffer, FrameReader, FrameReceived, Header, PagesAnnounced, PagesReceived
 from sterna.wire.records import Abort, Bye, Ping, Pong, Progress, Record, Region
 
@@ -358,13 +358,10 @@ class Session(ABC):
         # The peer owed nothing while it waited for WELCOME: its silence begins now.
         self._watch.heard = self._watch.said = now
         self._heartbeat.select(selection.features, now)
-        encodings = frozenset(
-            {Encoding.RAW, Encoding.ZERO} if selection.has(Feature.ENCODING_ZERO) else {Encoding.RAW}
-        )
         self._reader.set_limits(self._config.limits)
-        self._reader.set_encodings(encodings)
+        self._reader.set_encodings(selection.encodings)
         self._outbox.writer.set_limits(selection.limits)
-        self._outbox.writer.set_encodings(encodings)
+        self._outbox.writer.set_encodings(selection.encodings)
         self._outbox.greases = True
 
     def _described(self, regions: Sequence[Region]) -> None:

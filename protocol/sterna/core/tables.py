@@ -16,6 +16,7 @@ ABORT is the happening LOST.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, TypeAlias
@@ -139,6 +140,8 @@ class DestinationInput(Enum):
 State: TypeAlias = SourceState | DestinationState
 Input: TypeAlias = FrameType | SourceInput | DestinationInput
 
+_NAMED: Final = re.compile(r"\b([A-Z_]{3,})(\.\.\.)?")
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -148,6 +151,16 @@ class Row:
     does: str
     clause: str
     reserved: bool = False
+
+    @property
+    def sends(self) -> tuple[tuple[FrameType, bool], ...]:
+        """The frames that this side sends then, in order; True for one that comes any number of times.
+
+        Taken from what `does` tells its reader, so observers hold a side to what is written there.
+        """
+        verb, _, what = self.does.partition(" ")
+        named = _NAMED.findall(what) if verb == "send" else []
+        return tuple((FrameType[name], bool(repeated)) for name, repeated in named)
 
 
 Table: TypeAlias = dict[tuple[State, Input], Row]

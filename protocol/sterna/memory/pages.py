@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final, Protocol
 
 import numpy as np
@@ -263,11 +264,8 @@ class _Memory:
         raw = _carries(table)
         self._zero_fill(table.runs[~raw])
         runs = table.runs[raw]
-        hashes = np.array(hash_chunks(self._view, *self._ranges(runs)), dtype=np.uint64)
-        if np.array_equal(hashes, table.hashes):
-            return []
-        step = chunk_pages(self._region.granule_log2)
-        return _rejected(table.region, runs, np.flatnonzero(hashes != table.hashes), step)
+        hashed = hash_chunks(self._view, *self._ranges(runs))
+        return _mismatches(table, runs, hashed, self._region.granule_log2)
 
     def _ranges(self, runs: Runs) -> tuple[list[int], list[int]]:
         """Offsets and sizes in bytes of the runs' pages."""
@@ -286,6 +284,25 @@ class _Memory:
         for start, length in zip(first[long].tolist(), count[long].tolist(), strict=True):
             assign_runs(self._words, *self._touched.runs_between(start, length), 0)
         self._touched.clear_runs(first, count)
+
+
+def damaged_pages(table: Pages, bulk: memoryview, granule_log2: int) -> list[PageRange]:
+    """The pages of the chunks whose hash does not match, for a bulk part that lies in one piece.
+
+    As `PageSink.commit`, for readers that have no memory of a guest. The codec has checked the table.
+    """
+    runs = table.runs[_carries(table)]
+    sizes = runs["size_bytes"].tolist()
+    offsets = list(accumulate(sizes, initial=0))[:-1]
+    return _mismatches(table, runs, hash_chunks(bulk, offsets, sizes), granule_log2)
+
+
+def _mismatches(table: Pages, runs: Runs, hashed: list[int], granule_log2: int) -> list[PageRange]:
+    """The pages of the chunks of `runs` that were hashed to something else than the table says."""
+    hashes = np.array(hashed, dtype=np.uint64)
+    if np.array_equal(hashes, table.hashes):
+        return []
+    return _rejected(table.region, runs, np.flatnonzero(hashes != table.hashes), chunk_pages(granule_log2))
 
 
 def _carries(table: Pages) -> npt.NDArray[np.bool_]:
