@@ -62,8 +62,8 @@ class Clause:
 
     @property
     def must(self) -> bool:
-        """Whether somebody has to show it."""
-        return "MUST" in self.levels
+        """Whether somebody has to show it; a sentence of fact, without key words, binds as well."""
+        return "MUST" in self.levels or not self.levels
 
     @property
     def chapter(self) -> int:

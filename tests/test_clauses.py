@@ -104,6 +104,7 @@ def test_what_a_clause_says() -> None:
     assert MADE_UP["ABC-3"].levels == ("SHOULD", "MAY")
     assert not MADE_UP["ABC-3"].must
     assert (MADE_UP["HOL-1"].text, MADE_UP["HOL-2"].levels) == ("It MUST listen and go on.", ())
+    assert MADE_UP["HOL-2"].must  # it states what is so
     assert {name: each.section for name, each in MADE_UP.items() if name in {"ABC-6", "ABC-5", "XYZ-1"}} == {
         "ABC-6": "1.1.1",
         "ABC-5": "1.2",
@@ -193,10 +194,11 @@ def test_claims_of_vectors_and_cases() -> None:
 
 
 def test_a_must_that_nobody_claims_is_caught() -> None:
-    covered = claims.cover(MADE_UP, {}, [claims.Claim("HOL-1", "test"), claims.Claim("ABC-3", "test")])
-    assert covered.unclaimed == ["ABC-1", "ABC-8"]  # what is reserved need not be claimed
+    found = [claims.Claim("HOL-1", "test"), claims.Claim("ABC-3", "test")]
+    # What is reserved need not be claimed.
+    assert claims.cover(MADE_UP, {}, found).unclaimed == ["ABC-1", "ABC-8", "HOL-2"]
     excuses = clauses.excuses('[people]\nabout = ""\nABC-8 = "because"', MADE_UP)
-    assert claims.cover(MADE_UP, excuses, [claims.Claim("HOL-1", "test")]).unclaimed == ["ABC-1"]
+    assert claims.cover(MADE_UP, excuses, found).unclaimed == ["ABC-1", "HOL-2"]
 
 
 def test_an_excuse_that_is_claimed_is_caught() -> None:

@@ -71,7 +71,7 @@ def refused(rig, code):
 
 
 def test_a_session_is_admitted_by_the_host():
-    """[CON-8] [CON-9] [WEL-3] [NEG-11]"""
+    """[CON-8] [CON-9] [NEG-11]"""
     rig = DestinationRig(agent="me", limits=Limits(regions=7))
     assert rig.drain() == []
     hello = rig.hello()
@@ -397,7 +397,7 @@ def test_pages_that_differ_from_their_hash_are_rejected():
 
 
 def test_in_the_blackout_nothing_may_differ():
-    """[CON-47]"""
+    """[CON-47] [MEM-4] What was not verified is never run."""
     rig = DestinationRig().until(D.BLACKOUT)
     rig.pages(damage=True)
     assert code_of(rig) is ErrorCode.PAGE_HASH
@@ -756,7 +756,10 @@ def test_a_handover_of_another_epoch(epoch):
 
 
 def test_the_order_of_committing():
-    """[ONE-25] [ONE-27] [ONE-28] [CON-56] [CON-57] CLAIMING, the claim, START, the guest, RUNNING."""
+    """[ONE-5] [ONE-25] [ONE-27] [ONE-28] [CON-56] [CON-57] CLAIMING, the claim, START, the guest, RUNNING.
+
+    [MEM-16] COMPLETE names the digest that SEAL had, made of this side's own entries.
+    """
     rig = DestinationRig().until(D.LOADED)
     said = len(rig.heard)
     rig.say(r.Handover(1, EPOCH))
@@ -769,8 +772,7 @@ def test_the_order_of_committing():
         assert rig.drain() == rig.heard[said:] == []
         rig.machine.complete(request, rig.answer(request), rig.now)
     assert order == [e.RecordKind.CLAIMING, e.Claim, e.RecordKind.START, e.RunGuest]
-    digest = rig.machine.digest
-    assert rig.drain() == [r.Running(EPOCH + 1, THERE), r.Complete(EPOCH + 1, digest)]
+    assert rig.drain() == [r.Running(EPOCH + 1, THERE), r.Complete(EPOCH + 1, rig.digest.value())]
 
 
 COMMITTING = [D.RECORDING, D.CLAIMING, D.COMMITTING, D.STARTING]

@@ -61,7 +61,7 @@ def test_events_are_values():
     "changes", [{"session": NO_ID}, {"session": SESSION[:-1]}, {"token": TOKEN + b"\0"}], ids=str
 )
 def test_an_admission_that_no_welcome_can_carry(changes):
-    """[WEL-3]"""
+    """[WEL-4]"""
     assert ADMISSION.is_sound
     assert not dataclasses.replace(ADMISSION, **changes).is_sound
 

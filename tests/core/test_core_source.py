@@ -615,7 +615,7 @@ def test_a_guest_that_cannot_be_set_running_again():
 
 
 def test_handed_over_and_lost():
-    """[ONE-20] [ONE-43] [ONE-49] Whatever the reason, the guest stays paused; nothing is asked for."""
+    """[ONE-20] [ONE-43] [ONE-47] [ONE-49] The guest stays paused; nothing is asked for."""
     rig = SourceRig().until(S.HANDED_OVER)
     rig.machine.connection_lost(None, rig.now)
     result = rig.machine.result

@@ -200,7 +200,7 @@ def test_without_a_thread_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_pause_is_complete_and_resume_runs_on() -> None:
-    """[HOL-24] [HOL-25]"""
+    """[HOL-24] [HOL-25] [SFX-1] [SFX-13] While it stands still nothing writes its memory, saving included."""
     guest = source()
     with closing(guest):
         guest.run(1, HERE)
@@ -245,7 +245,7 @@ def test_pause_is_complete_and_resume_runs_on() -> None:
     ],
 )
 def test_guests_that_are_not_taken(changes: dict[str, object], code: ErrorCode) -> None:
-    """[HOL-27]"""
+    """[HOL-27] [SFX-5] [SEC-13] What it asks for is held against what there is: no disk, no interface."""
     guest = room(limit=MEMORY)
     with closing(guest):
         with pytest.raises(GuestError) as caught:

@@ -89,13 +89,27 @@ async def test_a_peer_may_send_what_its_list_says(host: PeerListHost) -> None:
 
 
 async def test_who_may_send_nothing_opens_no_session(host: PeerListHost) -> None:
-    """A session would lock the guest's own host out [ONE-12], so it is refused before there is a name."""
+    """[SEC-1] A session would lock the guest's own host out, so it is refused before there is a name."""
     for peer in (RECEIVER, STRANGER, NOBODY):
         assert (await refused(host, peer)).code is ErrorCode.NOT_AUTHORISED
     await admitted(host)
 
 
+@pytest.mark.parametrize("moved", [False, True])
+async def test_who_may_send_nothing_learns_nothing_of_a_guest(host: PeerListHost, moved: bool) -> None:
+    """[SEC-3] The same words for a guest that is known here as for one that is not."""
+    first = await admitted(host)
+    if moved:
+        await first.persist(RecordKind.CLAIMING, 2, Runner("here", bytes(16)))
+    for peer in (RECEIVER, STRANGER, NOBODY):
+        known, unknown = await refused(host, peer), await refused(host, peer, guest=OTHER_ID)
+        assert type(known) is type(unknown)
+        assert known.code is unknown.code is ErrorCode.NOT_AUTHORISED
+        assert str(known).replace(ID.hex(), "") == str(unknown).replace(OTHER_ID.hex(), "")
+
+
 async def test_who_may_send_one_guest_by_id_opens_no_session_of_another(host: PeerListHost) -> None:
+    """[SEC-1]"""
     await admitted(host, BY_ID)
     error = await refused(host, BY_ID, guest=OTHER_ID)
     assert error.code is ErrorCode.NOT_AUTHORISED
@@ -133,7 +147,7 @@ async def test_without_a_list_everybody_may_do_everything() -> None:
 
 
 async def test_every_admission_has_a_fresh_runner(host: PeerListHost) -> None:
-    """A runner is made for one candidate claim: two with one name could not be told apart."""
+    """[ONE-4] [ONE-52] A runner is made for one candidate claim: two of one id could not be told apart."""
     runners = set()
     for _ in range(8):
         with host.session() as session:
@@ -269,7 +283,7 @@ async def test_handover_while_a_newer_session_waits_ends_its_hope(host: PeerList
 
 
 async def test_an_epoch_that_is_over_is_stale(host: PeerListHost) -> None:
-    """[ONE-11] The guest was handed over at epoch 3: a source with an older one has been overtaken."""
+    """[ONE-11] [HEL-7] The guest came at epoch 3: a source with an older one has been overtaken."""
     with await admitted(host, epoch=3) as first:
         await first.persist(RecordKind.CLAIMING, 4, Runner("here", bytes(16)))
     error = await refused(host, SENDER, epoch=2)
@@ -282,6 +296,7 @@ async def test_an_epoch_that_is_over_is_stale(host: PeerListHost) -> None:
 
 
 async def test_records_are_remembered_and_voided(host: PeerListHost) -> None:
+    """[ONE-52] [ONE-57] With their runner; none is lost while another is still there, but the voided one."""
     runner = Runner("here", b"r" * 16)
     with await admitted(host) as session:
         await session.persist(RecordKind.GRANTED, 2, runner)

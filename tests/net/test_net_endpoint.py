@@ -5,6 +5,7 @@ Whatever fails, and whenever, the guest runs at exactly one side, or it is known
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,7 +15,16 @@ import trio
 from trio.abc import Clock
 
 from sterna.core.deadlines import Deadlines
-from sterna.core.events import Event, Outcome, PhaseEntered, RecordKind, Result, RoundStarted
+from sterna.core.events import (
+    Admission,
+    Admit,
+    Event,
+    Outcome,
+    PhaseEntered,
+    RecordKind,
+    Result,
+    RoundStarted,
+)
 from sterna.core.policy import PolicySettings
 from sterna.errors import GuestError, LocalProtocolError, SternaError, TransportError
 from sterna.guest.api import GuestDescription
@@ -23,10 +33,10 @@ from sterna.guest.workload import WorkloadParameters
 from sterna.net.endpoint import Destination, LocalHost, Options, Source
 from sterna.net.memory import MemoryTransport, memory_transport_pair
 from sterna.net.transport import Peer
-from sterna.registry import ErrorCode, Phase
+from sterna.registry import ErrorCode, Mode, Phase
 from sterna.testing import run_workload
 from sterna.testing.drive import Advancing
-from sterna.wire.records import Hello, Runner
+from sterna.wire.records import NO_RUNNER, Hello, Runner
 
 MEMORY_BYTES = 1 << 20
 EVENTS = 14  # of the source; the destination has two less
@@ -406,7 +416,7 @@ async def test_a_commit_that_fails_is_undecided(virtual_time: Clock, where: str)
 
 
 async def test_a_source_that_may_not_send_begins_nothing(virtual_time: Clock) -> None:
-    """The guest is not even asked to follow writes; the peer hears that nothing will come."""
+    """[SEC-2] No HELLO goes out, nothing is asked of the guest; the peer hears that nothing will come."""
     scene = Scene(source_host=Refusing("may_send", TransportError(ErrorCode.NOT_AUTHORISED)))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(scene.destination.run)
@@ -417,6 +427,30 @@ async def test_a_source_that_may_not_send_begins_nothing(virtual_time: Clock) ->
     assert scene.guest.calls == []
     assert scene.destination.result is not None
     assert scene.destination.result.by_peer
+    assert scene.destination._hello is None
+
+
+async def test_ids_that_nobody_can_guess(virtual_time: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """[WEL-3] [ONE-4] Session, token and runner are from the generator for secrets, new for each session."""
+    made: list[bytes] = []
+    generate = secrets.token_bytes
+
+    def remember(size: int) -> bytes:
+        made.append(generate(size))
+        return made[-1]
+
+    monkeypatch.setattr(secrets, "token_bytes", remember)
+    hello = Hello(Mode.OPEN, (), (), {}, bytes(16), 0, NO_RUNNER)
+    seen = []
+    for _ in range(3):
+        near, _ = memory_transport_pair()
+        destination = Destination(lambda _: SimulatedDestinationGuest(rate_bytes_s=0), near)
+        admission = await destination._perform(Admit(hello))
+        assert isinstance(admission, Admission)
+        seen += [admission.session, admission.token, admission.runner.id]
+    assert [len(each) for each in seen] == [16, 32, 16] * 3
+    assert len(set(seen)) == 9
+    assert set(seen) <= set(made)
 
 
 # ---- links that fail ----

@@ -1,0 +1,185 @@
+"""Clauses about what a side does not do, and about what holds from the first frame to the last."""
+
+from __future__ import annotations
+
+import pytest
+from core_support import (
+    BOTH,
+    EPOCH,
+    GUEST,
+    PAGE,
+    SECTION,
+    THERE,
+    DestinationRig,
+    SourceRig,
+)
+
+from sterna.core import events as e
+from sterna.core.policy import PolicySettings
+from sterna.core.tables import DestinationState as D
+from sterna.core.tables import SourceState as S
+from sterna.limits import HEADER_BYTES, Limits
+from sterna.memory.digest import MemoryDigest
+from sterna.registry import ErrorCode, FrameType, Limit
+from sterna.wire import records as r
+from sterna.wire import unchecked
+from sterna.wire.header import decode_header
+
+STATES = pytest.mark.parametrize(("rig", "state"), BOTH, ids=lambda each: getattr(each, "name", None))
+
+
+# ---- limits ----
+
+
+@pytest.mark.parametrize("state", [D.RECEIVING, D.BLACKOUT], ids=lambda state: state.name)
+def test_what_a_destination_announces_holds_to_the_end(state):
+    """[LIM-1] So much is taken, in the first round and in the last, and not a byte more."""
+    limits = Limits(bulk_bytes=2 * PAGE)
+    rig = DestinationRig(limits=limits).until(D.WELCOMED)
+    assert rig.last().limits[Limit.BULK_BYTES] == 2 * PAGE
+    rig = DestinationRig(limits=limits)
+    rig.script = [
+        (reached, (lambda rig: rig.pages([0], [2])) if step is DestinationRig.pages else step)
+        for reached, step in DestinationRig.script
+    ]
+    rig.until(state)
+    rig.pages([0], [2])
+    assert rig.machine.state is state
+    rig.pages([0], [3])
+    assert rig.last().code == ErrorCode.LIMIT_BULK
+
+
+@pytest.mark.parametrize("rejected", [1, 2])
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_what_a_source_announces_holds_to_the_end(rounds, rejected):
+    """[LIM-1] In whatever round."""
+    never = PolicySettings(allowed_downtime_s=0.001, fixed_cost_s=0.01, max_throttle=0)
+    rig = SourceRig(limits=Limits(rejected_runs=1), policy=never).until(S.ACKING)
+    assert rig.heard[0].limits[Limit.REJECTED_RUNS] == 1
+    for _ in range(rounds - 1):
+        rig.say(rig.ack(r.PageRange(0, 0, 1)))
+        rig.do(e.CollectDirty, rig.dirty(0, 1, 2, 3))
+        rig.drain()
+    ranges = [r.PageRange(0, 2 * number, 1) for number in range(rejected)]
+    rig.say(rig.ack(*ranges))
+    if rejected == 1:
+        assert rig.machine.state is S.COLLECTING
+    else:
+        assert rig.last().code == ErrorCode.LIMIT_REJECTED
+
+
+# ---- what follows what ----
+
+
+def test_welcome_is_answered_with_the_guest():
+    """[CON-13] (With ABORT, where it does not fit: test_core_source.py.)"""
+    rig = SourceRig().until(S.GREETING)
+    rig.say(rig.welcome())
+    answer, *more = rig.drain()
+    assert answer == GUEST
+    assert {type(record) for record in more} <= {r.Ping}
+
+
+def test_ready_waits_for_everything_that_may_be_slow():
+    """[CON-40] [SFX-3] The host prepares; meanwhile this side is alive and says so."""
+    rig = DestinationRig().until(D.PREPARING)
+    request = rig.take(e.Prepare)
+    said = len(rig.heard)
+    for number in range(20):
+        rig.pass_time(1.0)
+        rig.say(r.Ping(number))
+    rig.drain()
+    assert rig.machine.state is D.PREPARING
+    alive = [type(record) for record in rig.heard[said:]]
+    assert set(alive) <= {r.Ping, r.Pong, r.Progress}
+    assert alive.count(r.Pong) == 20
+    rig.machine.complete(request, None, rig.now)
+    assert rig.drain() == [r.Ready(1)]
+
+
+def test_no_round_while_the_answer_to_switchover_is_awaited():
+    """[CON-41] Neither is one sent, nor is one taken."""
+    rig = SourceRig().until(S.PREPARING)
+    rig.pass_time(4.0)
+    rig.say(r.Ping(0))
+    rig.drain()
+    after = rig.heard[[type(record) for record in rig.heard].index(r.Switchover) :]
+    assert not [record for record in after if isinstance(record, r.Round)]
+    peer = DestinationRig().until(D.PREPARING)
+    peer.say(r.Round(1, peer.round + 1, 4))
+    refusal = peer.last()
+    assert (refusal.code, refusal.frame) == (ErrorCode.UNEXPECTED_FRAME, FrameType.ROUND)
+
+
+# ---- one stream ----
+
+
+def test_all_frames_travel_on_the_control_stream():
+    """[STR-1] [STR-7] Every version of every page among them."""
+    rig = SourceRig(batch_bytes=PAGE)
+    sent = bytearray()
+    poll = rig.machine.poll_transmit
+    rig.machine.poll_transmit = lambda now: sent.extend(b"".join(found := [*map(bytes, poll(now))])) or found
+    rig.until(S.CLOSED)
+    seen, at = [], len(unchecked.preface())
+    while at < len(sent):
+        header = decode_header(bytes(sent[at : at + HEADER_BYTES]))
+        seen.append((header.type, header.stream))
+        at += HEADER_BYTES + header.body_bytes + header.bulk_bytes
+    assert sum(kind == FrameType.PAGES for kind, _ in seen) == 5  # four in a round, one again in the blackout
+    assert {stream for _, stream in seen} == {0}
+
+
+def test_pages_of_another_stream_are_not_taken():
+    """[STR-1] With ACCEPT.data_streams = 0 there is no stream 1."""
+    rig = DestinationRig().until(D.RECEIVING)
+    before = bytes(rig.memory[0])
+    batch = rig.batch([0], [1])
+    body = unchecked.body(batch.table(1, rig.round))
+    rig.say_bytes(
+        unchecked.frame(FrameType.PAGES, body, b"".join(batch.buffers), stream=1, sequence=rig.said)
+    )
+    assert rig.last().code == ErrorCode.BAD_HEADER
+    assert bytes(rig.memory[0]) == before
+
+
+@pytest.mark.parametrize("later", [b"\x77" * PAGE, bytes(PAGE)], ids=["bytes", "zeros"])
+def test_what_comes_later_replaces_what_came_before(later):
+    """[STR-10] In memory and in the digest, with bytes or without."""
+    rig = DestinationRig().until(D.STANDBY)
+    rig.whole_round()
+    rig.image[:PAGE] = later
+    rig.begin()
+    rig.pages([0], [1])
+    rig.finish_round()
+    assert rig.last().pages == 1
+    assert bytes(rig.memory[0]) == bytes(rig.image)
+    rig.switchover()
+    rig.do(e.Prepare)
+    rig.begin()
+    rig.finish_round()
+    rig.state(SECTION)
+    rig.say(rig.seal())
+    assert rig.machine.state is D.LOADING
+    assert rig.machine.digest == rig.digest.value() != MemoryDigest(rig.table).value()
+
+
+# ---- claims ----
+
+
+@STATES
+def test_nobody_claims_but_a_destination_that_was_permitted_to(rig, state):
+    """[ONE-5] [ONE-10] [ONE-24] The next epoch, for the runner that was recorded, once."""
+    rig = rig().until(state)
+    asked = [*rig.asked, *rig.machine._requests]
+    claims = [request for request in asked if isinstance(request, e.Claim)]
+    permitted = [D.CLAIMING, D.COMMITTING, D.STARTING, D.RUNNING, D.RELEASED, D.CLOSED]
+    if not isinstance(rig, DestinationRig) or state not in permitted:
+        assert claims == []
+        return
+    (claim,) = claims
+    assert (claim.epoch, claim.runner) == (EPOCH + 1, THERE)
+    before = asked[: asked.index(claim)]
+    assert [(each.kind, each.runner) for each in before if isinstance(each, e.Persist)] == [
+        (e.RecordKind.CLAIMING, THERE)
+    ]
