@@ -1,0 +1,17 @@
+"""The targets by name. Importing one takes a moment, so each is imported when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from sterna_fuzz.target import Target
+
+
+def _frames() -> Target:
+    from sterna_fuzz.frames import TARGET
+
+    return TARGET
+
+
+TARGETS: Final[Mapping[str, Callable[[], Target]]] = {"frames": _frames}
