@@ -65,6 +65,8 @@ PARAMETERS: Final = WorkloadParameters(
     seed=SEED, pages=4, hot_pages=1, cold_every=2, block_pages=1, zero_pages=2
 )
 
+# One content page and one of zeros, for what is done after every single byte.
+SMALL: Final = WorkloadParameters(seed=SEED, pages=2, hot_pages=1, block_pages=1, zero_pages=1)
 DEVICES: Final = {
     "cpu_features": ("avx",),
     "nics": (r.Nic("eth0", b"\x02abcde"),),
@@ -147,9 +149,11 @@ def pair(limits: Limits = LIMITS, parameters: WorkloadParameters = PARAMETERS) -
 
 
 @functools.cache
-def recording(limits: Limits = LIMITS) -> dict[str, tuple[Said, ...]]:
+def recording(
+    limits: Limits = LIMITS, parameters: WorkloadParameters = PARAMETERS
+) -> dict[str, tuple[Said, ...]]:
     """What each side hears in an honest migration, by the side's name."""
-    both, heard = pair(limits), {role: bytearray() for role in ROLES}
+    both, heard = pair(limits, parameters), {role: bytearray() for role in ROLES}
     deliver = both.deliver
 
     def hear(pipe: bytearray, machine: Session, count: int | None = None) -> bool:
@@ -187,7 +191,7 @@ class Victim:
         self.guest: SourceGuest = self.both.source_guest  # type: ignore[assignment]
         self.room: SimulatedDestinationGuest = self.both.destination_guest  # type: ignore[assignment]
         self.machine: Session = self.both.source if role == "source" else self.both.destination
-        self.recorded = recording(limits) if parameters is PARAMETERS else {}
+        self.recorded = recording(limits, parameters)
         self.told = bytearray()
         self.next = 0
         self.heard = bytearray()
@@ -316,6 +320,14 @@ class Victim:
     def record(self, record: r.Record, bulk: bytes = b"", counts: Mapping[str, int] | None = None) -> bytes:
         """The peer's next frame, of any values."""
         return self.frame(record.type, unchecked.body(record, counts), bulk)
+
+    def carry_on(self) -> Victim:
+        """The rest of the honest conversation, whatever was said instead of its next frame; then silence."""
+        for said in self.recorded[self.role][self.next + 1 :]:
+            if self.machine.result is not None:
+                break
+            self.attack(self.again(said))
+        return self.starve()
 
     def again(self, said: Said) -> bytes:
         """The peer's next frame, with the content of a recorded one."""
