@@ -23,6 +23,13 @@ COVERAGE = claims.cover(CLAUSES, clauses.load_excuses(), CLAIMS)
 # ---- this repository ----
 
 
+@pytest.mark.parametrize("name", [clause.id for clause in COVERAGE.musts])
+def test_every_must_is_shown_or_has_a_reason(name: str) -> None:
+    assert name not in COVERAGE.unclaimed, (
+        f"claim it in the test that shows it, as [{name}]: {CLAUSES[name].text}"
+    )
+
+
 def test_every_claim_is_of_a_clause() -> None:
     assert claims.unknown(CLAIMS, CLAUSES) == []
 

@@ -41,6 +41,7 @@ def test_without_a_detail_the_registry_speaks() -> None:
 
 
 def test_a_peers_words_are_quoted() -> None:
+    """[SEC-12]"""
     error = PeerAborted(ErrorCode.FULL, "no \x1b[31mroom", retry_after_ms=500, items=("avx\x07",))
     assert str(error) == r"the peer ended the session: full: 'no \x1b[31mroom' ('avx\x07')"
     assert error.retry_after_ms == 500

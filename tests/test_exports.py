@@ -27,7 +27,6 @@ MIRRORS = {
 # Modules without a test file of their own, and why.
 WITHOUT_TESTS = {
     "registry.py": "generated; compared with its source below",
-    "guest/api.py": "Protocols only; sterna.testing.check_guest is their test",
     "cli/serve.py": "tests/e2e runs it with real processes and every fault of its peer",
     "bench_goodput.py": "measures; what it prints is read by people",
     "bench_memory.py": "likewise",

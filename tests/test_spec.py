@@ -21,10 +21,21 @@ from sterna import limits
 from sterna.core.deadlines import Deadlines
 from sterna.core.session import PONGS_OWED_MAX
 from sterna.limits import Limits
-from sterna.registry import BitmapEncoding, Checksum, Encoding, ErrorCode, Feature, Mode, Owner, Phase, Style
+from sterna.registry import (
+    ALPN,
+    BitmapEncoding,
+    Checksum,
+    Encoding,
+    ErrorCode,
+    Feature,
+    Mode,
+    Owner,
+    Phase,
+    Style,
+)
 from sterna.wire import records as r
 from sterna.wire.codec import encode_body
-from sterna.wire.header import encode_preface
+from sterna.wire.header import VERSION, encode_preface
 from sterna.wire.pages import make_runs
 from sterna.wire.rules import Bounds
 from sterna.wire.writing import GREASE_BODY_BYTES, encode_frame
@@ -370,6 +381,13 @@ def test_hex_examples() -> None:
     head = struct.pack("<HHHHQIII", 0x8030, 0, 0, 0, 11, 16, 0, zlib.crc32(struct.pack("<IIQ", 1, 0, 3)))
     assert handover == head + struct.pack("<IIIQ", zlib.crc32(head), 1, 0, 3)
     assert handover == encoded(11, r.Handover(1, 3), b"")
+
+
+def test_the_alpn_id_is_that_of_the_version() -> None:
+    """[VRS-8] [VRS-1]"""
+    protocol = REGISTRY["protocol"]
+    assert protocol["alpn"] == f"{protocol['name']}/{protocol['major']}-draft.{protocol['draft']}" == ALPN
+    assert protocol["major"] << 16 | protocol["draft"] == VERSION
 
 
 def test_state_tables_are_of_both_roles() -> None:

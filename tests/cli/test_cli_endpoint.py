@@ -61,11 +61,13 @@ def test_certificates_are_found_by_name(pki: Path) -> None:
 
 
 def test_plaintext_is_asked_for() -> None:
+    """[TLS-1]"""
     assert Security(insecure=True).tls(nobody) is None
 
 
 @pytest.mark.parametrize("both", [True, False])
 def test_neither_and_both_are_no_choice(pki: Path, both: bool) -> None:
+    """[TLS-1] Nobody speaks plaintext because something was left out."""
     security = Security(pki=pki, insecure=True) if both else Security()
     with pytest.raises(ConfigError, match=r"either --pki DIR .* or --insecure"):
         security.tls(nobody)

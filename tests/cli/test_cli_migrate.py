@@ -5,6 +5,8 @@ What only real processes can show (signals, kills, stalled peers) is in tests/e2
 
 from __future__ import annotations
 
+import logging
+import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -28,11 +30,14 @@ from sterna.core.policy import RoundStats
 from sterna.errors import ConfigError, GuestError, PeerAborted, TransportError
 from sterna.guest.holder_client import connect_holder
 from sterna.guest.holder_engine import HolderEngine
+from sterna.host.agent import HostSession
 from sterna.host.evidence import Evidence
 from sterna.net.connect import Address
 from sterna.net.endpoint import Options
 from sterna.net.memory import memory_transport_pair
+from sterna.net.transport import Peer
 from sterna.registry import ErrorCode
+from sterna.wire.records import NO_TOKEN, Hello, Runner
 
 Lines = list[dict[str, object]]
 
@@ -148,6 +153,7 @@ def hosts(tmp_path: Path, pki: Path) -> Iterator[Hosts]:
 
 
 async def test_a_guest_moves(hosts: Hosts) -> None:
+    """[SEC-14] [SEC-15] With evidence, as both were told to keep it; and both say what that is."""
     evidence = Evidence(hosts.directory / "evidence")
     async with hosts.served(evidence=evidence) as port:
         assert await hosts.sending(port, evidence=evidence).run() is Exit.OK
@@ -173,6 +179,56 @@ async def test_a_guest_moves(hosts: Hosts) -> None:
     assert sum("every secret" in said for said in (*hosts.sender.said, *hosts.receiver.said)) == 2
 
 
+async def test_a_guest_is_shown_under_the_runner_that_it_runs_under(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[ONE-6] [HEL-7] It moves on, and its new host shows what the session before has made."""
+    seen: list[tuple[Hello, Runner]] = []
+    admit = HostSession.admit
+
+    async def note(session: HostSession, hello: Hello, peer: Peer) -> Runner:
+        runner = await admit(session, hello, peer)
+        seen.append((hello, runner))
+        return runner
+
+    monkeypatch.setattr(HostSession, "admit", note)
+    with holder(hosts.directory / "c", with_guest=False) as last:
+        for here, there in (("a", "b"), ("b", "c")):
+            async with hosts.served(holder=hosts.directory / there) as port:
+                assert await hosts.sending(port, holder=hosts.directory / here).run() is Exit.OK
+            hosts.receiver.listening = trio.Event()
+        (first, made), (second, newest) = seen
+        assert (first.epoch, first.runner) == (1, Runner("here", b"r" * 16))
+        assert (second.epoch, second.runner) == (2, made)
+        assert (last.epoch, last.runner) == (3, newest)
+        assert len({first.runner.id, made.id, newest.id}) == 3
+
+
+async def test_nothing_tells_a_token(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """[SEC-5] Neither the events for programs nor the words for people, nor the log."""
+    tokens: list[bytes] = []
+    generate = secrets.token_bytes
+
+    def remember(size: int) -> bytes:
+        made = generate(size)
+        if size == len(NO_TOKEN):
+            tokens.append(made)
+        return made
+
+    monkeypatch.setattr(secrets, "token_bytes", remember)
+    caplog.set_level(logging.DEBUG)
+    async with hosts.served() as port:
+        assert await hosts.sending(port).run() is Exit.OK
+    (token,) = tokens
+    told = [*hosts.sender.lines, *hosts.receiver.lines, *hosts.sender.results, *hosts.receiver.results]
+    words = f"{told} {hosts.sender.said} {hosts.receiver.said} {caplog.text}"
+    assert len(told) > 10
+    assert token.hex() not in words.lower()
+    assert repr(token)[2:-1] not in words
+
+
 async def test_both_sides_report_the_same_rounds(hosts: Hosts) -> None:
     async with hosts.served() as port:
         await hosts.sending(port).run()
@@ -188,6 +244,7 @@ async def test_both_sides_report_the_same_rounds(hosts: Hosts) -> None:
 
 
 async def test_insecure_says_so_on_both_sides(hosts: Hosts) -> None:
+    """[TLS-2]"""
     plain = Security(insecure=True, name="host")
     async with hosts.served(security=plain) as port:
         assert await hosts.sending(port, security=plain).run() is Exit.OK
@@ -261,8 +318,17 @@ async def test_no_guest_to_send(hosts: Hosts) -> None:
     assert caught.group_contains(ConfigError, match="no guest to send: the holder is empty")
 
 
+async def test_a_guest_that_another_endpoint_has(hosts: Hosts) -> None:
+    """[ONE-53] It may be under way: whoever comes second opens no session."""
+    async with await connect_holder(hosts.directory / "a") as connection:
+        with pytest.raises(BaseExceptionGroup) as caught:
+            await hosts.sending(1).run()
+        await connection.detach()
+    assert caught.group_contains(GuestError, match="busy")
+
+
 async def test_a_guest_that_was_granted_to_another_host(hosts: Hosts) -> None:
-    """It may run there: nobody but its owner sends it anywhere."""
+    """[ONE-53] [ONE-47] It may run there: nobody but its owner sends it anywhere."""
     async with await connect_holder(hosts.directory / "a") as connection:
         await connection.call("pause")
         await connection.call("grant", {"epoch": 2})

@@ -39,6 +39,7 @@ def test_with_json_a_table_would_say_it_twice(capsys: pytest.CaptureFixture[str]
 
 
 def test_foreign_text_is_neither_markup_nor_terminal_control(capsys: pytest.CaptureFixture[str]) -> None:
+    """[SEC-12]"""
     output = Output()
     output.say("[red]\x1b[31mowned\x07[/red]")
     output.table(("[b]",), [("[link=x]\x9b2J",)])

@@ -822,7 +822,7 @@ def test_a_permission_that_cannot_be_used(state, linked):
 
 
 def test_a_claim_that_is_lost():
-    """[ONE-29]"""
+    """[ONE-9] [ONE-29]"""
     rig = DestinationRig().until(D.CLAIMING)
     rig.do(e.Claim, False)
     assert code_of(rig) is ErrorCode.STALE_EPOCH

@@ -491,7 +491,7 @@ def waits():
     ("rig", "state"), waits(), ids=lambda each: each.name if each in {*S, *D} else each.__name__[:-3]
 )
 def test_every_wait_for_the_peer_ends(rig, state):
-    """[CON-74] Although the peer is alive."""
+    """[CON-74] [SEC-16] Although the peer is alive."""
     rig = rig(deadlines=Deadlines(**{WAITS[state]: 3.0, "silence_s": 1000.0})).until(state)
     silent = not rig.machine._can_speak
     end = rig.now + 3.0

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
+
 import pytest
 from core_support import (
+    ADMISSION,
     BOTH,
     EPOCH,
     GUEST,
     PAGE,
     SECTION,
     THERE,
+    TOKEN,
     DestinationRig,
     SourceRig,
 )
@@ -29,6 +34,26 @@ STATES = pytest.mark.parametrize(("rig", "state"), BOTH, ids=lambda each: getatt
 
 
 # ---- limits ----
+
+
+def test_before_welcome_a_hello_is_all_that_is_held():
+    """[SEC-7] [LIM-5] However much comes, and whatever it says that it will be."""
+    rig = DestinationRig()
+    rig.say_bytes(unchecked.preface())
+    chunk = bytes(1 << 16)
+    unfinished = unchecked.frame(FrameType.HELLO, chunk, sequence=200)[:-1]
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(200):
+            rig.say_bytes(unchecked.frame(0x7F00, chunk, sequence=number))
+        for at in range(0, len(unfinished), 1000):
+            rig.say_bytes(unfinished[at : at + 1000])
+            held, _ = tracemalloc.get_traced_memory()
+            assert held < len(unfinished) + (16 << 10)
+    finally:
+        tracemalloc.stop()
+    assert rig.machine.state is D.IDLE
 
 
 @pytest.mark.parametrize("state", [D.RECEIVING, D.BLACKOUT], ids=lambda state: state.name)
@@ -162,6 +187,25 @@ def test_what_comes_later_replaces_what_came_before(later):
     rig.say(rig.seal())
     assert rig.machine.state is D.LOADING
     assert rig.machine.digest == rig.digest.value() != MemoryDigest(rig.table).value()
+
+
+# ---- what is told ----
+
+
+@STATES
+@pytest.mark.parametrize("end", [None, unchecked.frame(0x8999)], ids=["as it goes", "rubbish"])
+def test_no_token_is_told(rig, state, end):
+    """[SEC-5] Not in what records, events, requests and results look like, nor in a word for the peer."""
+    rig = rig().until(state)
+    if end is not None and rig.machine.result is None:
+        rig.say_bytes(end)
+    rig.drain()
+    asked = [*rig.asked, *rig.machine._requests]
+    told = repr([rig.heard, rig.events(), asked, rig.machine.result, ADMISSION, rig.machine])
+    texts = [record.text for record in rig.heard if isinstance(record, r.Abort)]
+    for words in (told, *texts):
+        assert repr(TOKEN)[2:-1] not in words
+        assert TOKEN.hex() not in words
 
 
 # ---- claims ----

@@ -50,6 +50,7 @@ def open_umask() -> object:
 
 
 async def test_an_image_is_the_copied_regions_in_the_order_of_their_ids(tmp_path: Path) -> None:
+    """[SEC-14] And it is for its owner alone, whatever the umask is."""
     memory = memory_of(TWO)
     evidence = Evidence(tmp_path / "a" / "b")
     await evidence.keep_image(SOURCE_IMAGE, TWO, memory.__getitem__)

@@ -79,6 +79,7 @@ async def test_a_whole_migration_with_evidence(tmp_path: Path, there: tuple[Path
 
 
 async def test_without_evidence_nothing_is_kept(tmp_path: Path, there: tuple[Path, HolderEngine]) -> None:
+    """[SEC-15]"""
     async with departing(tmp_path / "here") as leaving:
         arriving = ArrivingGuest(there[0], anything)
         await arriving.reserve(leaving.description)

@@ -241,7 +241,7 @@ async def test_nothing_of_a_cap_is_exceeded(virtual_time: Clock) -> None:
 @pytest.mark.parametrize("number", range(EVENTS))
 @pytest.mark.parametrize("side", ["source", "destination"])
 async def test_cancelled_at_any_event(virtual_time: Clock, side: str, number: int) -> None:
-    """[CON-71] [CON-72] [ONE-30]: before HANDOVER the guest stays, afterwards it moves."""
+    """[CON-71] [CON-72] [ONE-9] [ONE-30]: before HANDOVER the guest stays, afterwards it moves."""
     scene = await Scene(at={(side, number): cancel(side)}).run()
     assert scene.outcomes[0] in {Outcome.ROLLED_BACK, Outcome.COMPLETED, Outcome.MOVED}
     if scene.outcomes[0] is Outcome.ROLLED_BACK:

@@ -105,7 +105,7 @@ class Admission:
     """A session that the host takes: fresh unguessable ids, and who will run the guest here."""
 
     session: bytes
-    token: bytes
+    token: bytes = field(repr=False)  # [SEC-5]
     runner: Runner
 
     @property

@@ -134,7 +134,7 @@ class Hello:
     runner: Runner
     agent: str = ""
     session: bytes = NO_ID
-    token: bytes = NO_TOKEN
+    token: bytes = field(default=NO_TOKEN, repr=False)  # who has it may take the session over [SEC-5]
     generation: int = 0
 
 
@@ -145,7 +145,7 @@ class Welcome:
     type: ClassVar[FrameType] = FrameType.WELCOME
     version: int
     session: bytes
-    token: bytes
+    token: bytes = field(repr=False)  # [SEC-5]
     features: tuple[FeatureChoice, ...]
     limits: dict[int, int]
     agent: str = ""
@@ -195,7 +195,7 @@ class Attach:
 
     type: ClassVar[FrameType] = FrameType.ATTACH
     session: bytes
-    token: bytes
+    token: bytes = field(repr=False)  # [SEC-5]
     index: int
     generation: int
 
