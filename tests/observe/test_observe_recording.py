@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import stat
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +109,35 @@ def test_what_is_written_is_read() -> None:
     assert not reader.cut_off
     assert reader.open_connections == (2,)
     assert reader.offset == len(file.getvalue())
+
+
+class Stream(io.RawIOBase):
+    """Many records out of a pipe: no seeking, no size, and they are made as they are read."""
+
+    def __init__(self, count: int, data: bytes) -> None:
+        self._parts = itertools.chain(
+            [header()], (record(data) for _ in range(count)), [end(1), end(2), CLOSE]
+        )
+        self._rest = b""
+
+    def read(self, size: int = -1, /) -> bytes:
+        self._rest = self._rest or next(self._parts, b"")
+        got, self._rest = self._rest[:size], self._rest[size:]
+        return got
+
+
+def test_a_long_recording_is_read_with_the_memory_of_one_record() -> None:
+    """[REC-12]"""
+    data = bytes(1 << 16)
+    reader = RecordingReader(Stream(200, data))
+    tracemalloc.start()
+    try:
+        count = sum(isinstance(item, Passed) and item.data == data for item in reader)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert count == 200
+    assert peak < 8 * len(data)  # the record, its pieces on the way, and the test's own
 
 
 def test_layout_is_that_of_the_text() -> None:
