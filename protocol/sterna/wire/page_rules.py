@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
+
+import numpy as np
+import numpy.typing as npt
 
 from sterna.limits import CHUNK_BYTES
 from sterna.registry import Encoding, ErrorCode, Transfer
@@ -173,8 +175,20 @@ TABLE: tuple[Rule[Table], ...] = (
 Bitmap = DirtyBitmap | Held
 
 
-def _bitmap_runs(data: bytes) -> list[tuple[int, int]]:
-    return list(struct.iter_unpack("<QQ", data))
+def _bitmap_runs(data: bytes) -> npt.NDArray[np.uint64]:
+    """Starts and counts, shape (2, runs)."""
+    return np.frombuffer(data, "<u8").reshape(-1, 2).T
+
+
+def _within(data: bytes, bits: int) -> bool:
+    start, count = _bitmap_runs(data)
+    return bool(((start < bits) & (count > 0) & (count <= bits - np.minimum(start, bits))).all())
+
+
+def _apart(data: bytes) -> bool:
+    """Sums do not wrap: all runs are within the bitmap."""
+    start, count = _bitmap_runs(data)
+    return bool((start[:-1] + count[:-1] <= start[1:]).all())
 
 
 def _plain(bitmap: Bitmap) -> bool:
@@ -210,15 +224,13 @@ BITMAP: tuple[Rule[Bitmap], ...] = (
         "BMP-5",
         _BAD,
         "an empty run of bits, or one that leaves the bitmap",
-        lambda b, _: (
-            _plain(b) or all(count > 0 and start + count <= b.bits for start, count in _bitmap_runs(b.data))
-        ),
+        lambda b, _: _plain(b) or _within(b.data, b.bits),
     ),
     Rule(
         "BMP-6",
         ErrorCode.OVERLAPPING_RUNS,
         "runs of bits overlap or are not in order",
-        lambda b, _: _plain(b) or all(x[0] + x[1] <= y[0] for x, y in pairwise(_bitmap_runs(b.data))),
+        lambda b, _: _plain(b) or _apart(b.data),
     ),
     Rule(
         "FRM-18",
