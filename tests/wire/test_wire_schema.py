@@ -7,7 +7,7 @@ import pytest
 from construct import Struct, Terminated
 
 from sterna.registry import FrameType
-from sterna.wire import codec, fields, schema
+from sterna.wire import codec, fields, lists, schema
 
 
 def test_every_frame_has_a_declaration():
@@ -23,7 +23,7 @@ def test_bodies_end(frame):
     assert mapped.subcon.subcons[-1] is Terminated
 
 
-@pytest.mark.parametrize("module", [codec, fields, schema])
+@pytest.mark.parametrize("module", [codec, fields, lists, schema])
 def test_no_trap_of_construct_is_used(module):
     """`compile` accepts truncated bodies; the others swallow errors or pass unknown values."""
     used = {

@@ -80,11 +80,11 @@ def _hello(stream: io.BytesIO, bounds: Bounds) -> Hello:
     A HELLO with values that only its own versions can explain is answered by saying that none of them is
     spoken here. One that merely lists no common version is a record like any other: the core refuses it.
     """
-    versions = HELLO_OF_ANY_VERSION.parse_stream(stream, bounds=bounds).versions
-    stream.seek(0)
     try:
         return cast("Hello", BODIES[FrameType.HELLO].parse_stream(stream, bounds=bounds))
     except Violation as violation:
+        stream.seek(0)
+        versions = HELLO_OF_ANY_VERSION.parse_stream(stream, bounds=bounds).versions
         if not set(versions).isdisjoint(VERSIONS):
             raise
         detail = f"a HELLO of other versions: {violation.detail}"

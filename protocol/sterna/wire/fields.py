@@ -18,23 +18,19 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from construct import (
-    Array,
     Bytes,
     Construct,
-    GreedyBytes,
     Int8ul,
     Int16ul,
-    Int64ul,
-    Prefixed,
     Struct,
     Terminated,
+    stream_read,
     this,
 )
 from construct import Subconstruct as _Subconstruct
 
 from sterna.limits import TEXT_BYTES
 from sterna.registry import ErrorCode
-from sterna.wire import rules as wire_rules
 from sterna.wire.records import Runner
 from sterna.wire.rules import Bounds, Rule, Violation
 
@@ -46,14 +42,15 @@ else:
     AnyConstruct = Construct
 
 
-def _bounds(context: Any) -> Bounds:
-    bounds: Bounds = context._params.bounds
+def bounds_of(context: Any) -> Bounds:
+    """What the frame that is read or written is held against."""
+    bounds: Bounds = context["_params"]["bounds"]  # as attributes they take several times as long
     return bounds
 
 
-def _unchecked(context: Any) -> bool:
+def is_unchecked(context: Any) -> bool:
     """True when sterna.wire.unchecked builds something wrong on purpose."""
-    return bool(context._params.get("unchecked", False))
+    return bool(context["_params"].get("unchecked", False))
 
 
 class Ruled(Subconstruct):
@@ -64,17 +61,19 @@ class Ruled(Subconstruct):
         self.rules = held
 
     def _check(self, obj: Any, context: Any, offset: int) -> None:
+        bounds = bounds_of(context)
         for rule in self.rules:
-            rule.check(obj, _bounds(context), offset)
+            rule.check(obj, bounds, offset)
 
     def _parse(self, stream: Any, context: Any, path: Any) -> Any:
         offset = stream.tell()
         obj = self.subcon._parsereport(stream, context, path)
-        self._check(obj, context, offset)
+        if self.rules:
+            self._check(obj, context, offset)
         return obj
 
     def _build(self, obj: Any, stream: Any, context: Any, path: Any) -> Any:
-        if not _unchecked(context):
+        if self.rules and not is_unchecked(context):
             self._check(obj, context, stream.tell())
         return self.subcon._build(obj, stream, context, path)
 
@@ -98,7 +97,7 @@ class Mapped(Subconstruct):
             raise Violation(violation.code, violation.clause, violation.detail, offset) from None
 
     def _build(self, obj: Any, stream: Any, context: Any, path: Any) -> Any:
-        self.subcon._build(self.encode(obj, _unchecked(context)), stream, context, path)
+        self.subcon._build(self.encode(obj, is_unchecked(context)), stream, context, path)
         return obj
 
 
@@ -115,7 +114,7 @@ class Count(Subconstruct):
 
     def _build(self, obj: Any, stream: Any, context: Any, path: Any) -> Any:
         count = len(context[self.of])
-        if _unchecked(context):
+        if is_unchecked(context):
             count = context._params.counts.get(self.of, count)
         self.subcon._build(count, stream, context, path)
         return count
@@ -141,11 +140,10 @@ class Rows(Subconstruct):
         super().__init__(subcon)
         self.count = count
         self.least = subcon.sizeof() if least is None else least
-        self.reader: AnyConstruct = Array(this[count], subcon)
 
     def _parse(self, stream: Any, context: Any, path: Any) -> Any:
         _require_room(stream, context[self.count] * self.least)
-        return tuple(self.reader._parsereport(stream, context, path))
+        return tuple([self.subcon._parsereport(stream, context, path) for _ in range(context[self.count])])
 
     def _build(self, obj: Any, stream: Any, context: Any, path: Any) -> Any:
         for item in obj:
@@ -169,12 +167,15 @@ class Blob(Subconstruct):
         return obj
 
 
+_CONTROL: Final = frozenset(map(chr, (*range(0x20), *range(0x7F, 0xA0))))
+
+
 def _decode_text(raw: bytes) -> str:
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
         raise Violation(ErrorCode.BAD_TEXT, "TXT-2", f"not UTF-8: {error.reason}") from None
-    if any(ord(char) < 0x20 or 0x7F <= ord(char) <= 0x9F for char in text):
+    if not _CONTROL.isdisjoint(text):
         raise Violation(ErrorCode.BAD_TEXT, "TXT-3", "a control character")
     return text
 
@@ -191,6 +192,27 @@ def _encode_text(text: Any, unchecked: bool) -> bytes:
     if not unchecked:
         _decode_text(raw)
     return raw
+
+
+class Text(Subconstruct):
+    """A text behind its length in one byte. Construct's own would open a stream for each."""
+
+    def __init__(self) -> None:
+        super().__init__(Int8ul)
+
+    def _parse(self, stream: Any, context: Any, path: Any) -> Any:
+        raw = stream_read(stream, self.subcon._parsereport(stream, context, path), path)
+        try:
+            return _decode_text(raw)
+        except Violation as violation:
+            offset = stream.tell() - len(raw) - 1
+            raise Violation(violation.code, violation.clause, violation.detail, offset) from None
+
+    def _build(self, obj: Any, stream: Any, context: Any, path: Any) -> Any:
+        raw = _encode_text(obj, is_unchecked(context))
+        self.subcon._build(len(raw), stream, context, path)
+        stream.write(raw)
+        return obj
 
 
 def closed(enum: type[IntEnum], subcon: AnyConstruct = Int8ul) -> AnyConstruct:
@@ -237,7 +259,7 @@ def exact(size: int) -> AnyConstruct:
     return Mapped(Bytes(size), lambda raw: raw, encode)
 
 
-TEXT: Final[AnyConstruct] = Mapped(Prefixed(Int8ul, GreedyBytes), _decode_text, _encode_text)
+TEXT: Final = Text()
 FLAG: Final[AnyConstruct] = Mapped(
     Int8ul, _decode_bool, lambda value, unchecked: int(value if unchecked else _decode_bool(value))
 )
@@ -275,21 +297,6 @@ def pair(first: str, second: str, struct: AnyConstruct) -> AnyConstruct:
     return Mapped(
         struct, lambda found: (found[first], found[second]), lambda two, _: {first: two[0], second: two[1]}
     )
-
-
-def limits(*held: Rule[Any], unused: Callable[[int], AnyConstruct] = reserved) -> AnyConstruct:
-    """The limits of HELLO and WELCOME: rows on the wire, a dict in the record."""
-    row = pair("id", "value", Struct("id" / Int16ul, unused(2), unused(4), "value" / Int64ul))
-    return Mapped(
-        Ruled(Rows("limit_count", row), *held), dict, lambda value, _unchecked: tuple(value.items())
-    )
-
-
-def last_sequences(clause: str) -> AnyConstruct:
-    """The rows of ROUND_END and SEAL: a stream and the sequence number of its last frame."""
-    stream = Ruled(Int16ul, wire_rules.stream_rules(clause)[1])
-    row = Struct("stream" / stream, reserved(2), reserved(4), "sequence" / Int64ul)
-    return Ruled(Rows("stream_count", pair("stream", "sequence", row)), wire_rules.LAST_SEQUENCES)
 
 
 def count(of: str, *held: Rule[int], width: AnyConstruct = Int16ul) -> AnyConstruct:

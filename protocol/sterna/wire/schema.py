@@ -46,10 +46,16 @@ from sterna.wire.fields import (
     closed,
     count,
     exact,
-    last_sequences,
-    limits,
     record,
     reserved,
+)
+from sterna.wire.lists import (
+    AtOnce,
+    ids_differ,
+    last_sequences,
+    limits,
+    offers_are_right,
+    ranges_ascend,
 )
 from sterna.wire.rules import Rule
 
@@ -101,7 +107,12 @@ def _hello(mode: Any, flag: Any, unused: Callable[[int], Any], held: Iterable[Ru
         "runner_host" / TEXT,
         "agent" / TEXT,
         "versions" / Ruled(Rows("version_count", Int32ul), rules.HELLO_VERSIONS),
-        "features" / Ruled(Rows("feature_count", feature), rules.HELLO_FEATURES),
+        "features"
+        / AtOnce(
+            Ruled(Rows("feature_count", feature), rules.HELLO_FEATURES),
+            lambda number, required, parameter: r.FeatureOffer(number, bool(required), parameter),
+            offers_are_right,
+        ),
         "limits" / limits(rules.HELLO_LIMITS, unused=unused),
         rules=held,
     )
@@ -124,12 +135,16 @@ WELCOME: Final = body(
     "token" / TOKEN,
     "agent" / TEXT,
     "features"
-    / Ruled(
-        Rows(
-            "feature_count",
-            record(r.FeatureChoice, "id" / Int16ul, reserved(2), reserved(4), "parameter" / Int64ul),
+    / AtOnce(
+        Ruled(
+            Rows(
+                "feature_count",
+                record(r.FeatureChoice, "id" / Int16ul, reserved(2), reserved(4), "parameter" / Int64ul),
+            ),
+            rules.WELCOME_FEATURES,
         ),
-        rules.WELCOME_FEATURES,
+        r.FeatureChoice,
+        ids_differ,
     ),
     "limits" / limits(rules.WELCOME_LIMITS),
 )
@@ -222,19 +237,23 @@ ROUND_ACK: Final = body(
     "rejected_count" / count("rejected", page_rules.REJECTED_COUNT, width=Int32ul),
     reserved(4),
     "rejected"
-    / Ruled(
-        Rows(
-            "rejected_count",
-            record(
-                r.PageRange,
-                "region" / Int32ul,
-                reserved(4),
-                "first" / Int64ul,
-                "count" / Int64ul,
-                rules=page_rules.RANGE,
+    / AtOnce(
+        Ruled(
+            Rows(
+                "rejected_count",
+                record(
+                    r.PageRange,
+                    "region" / Int32ul,
+                    reserved(4),
+                    "first" / Int64ul,
+                    "count" / Int64ul,
+                    rules=page_rules.RANGE,
+                ),
             ),
+            page_rules.REJECTED,
         ),
-        page_rules.REJECTED,
+        r.PageRange,
+        ranges_ascend,
     ),
 )
 
