@@ -266,6 +266,21 @@ def test_more_rejected_pages_than_a_running_guest_explains(share):
                 round_.rejected(Limits(), end)
 
 
+def test_a_source_does_not_believe_in_so_many_rejections_either():
+    """[RAK-5] 1024 pages are borne, one more ends the session."""
+    table = RegionTable([r.Region(1, 0, 2000 * PAGE)])
+    whole = PageSets(table)
+    whole.add_ranges(ranges((1, 0, 2000)))
+    round_ = OutgoingRound(1, 1, whole, (2000 * PAGE, 8), 0.0, last=False)
+    pages = RegionPages(table, {1: memoryview(bytearray(2000 * PAGE))})
+    while (runs := round_.next_runs()) is not None:
+        round_.sent(pages.encode(*runs), 1)
+    most = REJECTED_FLOOR_PAGES
+    assert round_.rejected(r.RoundAck(1, 1, 2000 - most, 0, ranges((1, 0, most)))).count() == most
+    with wrong(ErrorCode.TOO_MANY_REJECTED, "RAK-5"):
+        round_.rejected(r.RoundAck(1, 1, 2000 - most - 1, 0, ranges((1, 0, most + 1))))
+
+
 @pytest.mark.parametrize("peer", [Limits(rejected_runs=700), Limits(control_bytes=700 * 24 + 32)])
 def test_more_rejected_ranges_than_the_source_can_be_told(peer):
     """[RAK-2] [HDR-7]"""

@@ -132,7 +132,7 @@ def rejected_pages(ack: RoundAck, number: int, page_count: int, pages: PageSets)
         pages: what it was to carry.
 
     Raises:
-        RemoteProtocolError: BAD_ROUND, COUNT_MISMATCH or OUTSIDE_REGION.
+        RemoteProtocolError: BAD_ROUND, COUNT_MISMATCH, OUTSIDE_REGION or TOO_MANY_REJECTED.
     """
     if ack.round != number:
         raise wrong(ErrorCode.BAD_ROUND, f"round {ack.round} of {number}", "CON-30", ack)
@@ -147,7 +147,14 @@ def rejected_pages(ack: RoundAck, number: int, page_count: int, pages: PageSets)
     stray -= pages
     if stray.any():
         raise wrong(ErrorCode.COUNT_MISMATCH, "pages that were not sent", "CON-33", ack)
+    if count > most_rejected(page_count):
+        raise wrong(ErrorCode.TOO_MANY_REJECTED, f"{count} pages", "RAK-5", ack)
     return rejected
+
+
+def most_rejected(pages: int) -> int:
+    """Rejected pages that a running guest explains in a round of so many [RAK-5]."""
+    return max(bounds.REJECTED_FLOOR_PAGES, int(pages * bounds.REJECTED_SHARE_MAX))
 
 
 class IncomingRound:
@@ -240,9 +247,8 @@ class IncomingRound:
             for start, length in zip(starts, lengths, strict=True)
         )
         count = self._rejected.count()
-        most = max(bounds.REJECTED_FLOOR_PAGES, int(self.page_count * bounds.REJECTED_SHARE_MAX))
         room = min(peer.rejected_runs, (peer.control_bytes - _ACK_HEAD) // _RANGE_BYTES)
-        if count > most or len(ranges) > room:
+        if count > most_rejected(self.page_count) or len(ranges) > room:
             detail = f"{count} pages in {len(ranges)} ranges"
             raise wrong(ErrorCode.TOO_MANY_REJECTED, detail, "RAK-5", record)
         return ranges
