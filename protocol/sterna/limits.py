@@ -42,6 +42,10 @@ UNKNOWN_FRAMES_IN_A_ROW: Final = 256
 REJECTED_SHARE_MAX: Final = 0.25
 REJECTED_FLOOR_PAGES: Final = 1024
 
+# Rounds that a side remembers of a session. Our own sources have at most 1000 (`PolicySettings.max_rounds`);
+# a destination cannot tell how many its peer has in mind, and a round costs that one two empty frames.
+ROUNDS_KEPT: Final = 1024
+
 # 2**64 bytes of guest address space; a region must end inside.
 ADDRESS_SPACE: Final = 1 << 64
 

@@ -6,7 +6,9 @@ import pytest
 
 from sterna.core.account import Account
 from sterna.core.events import Outcome
+from sterna.core.policy import RoundStats
 from sterna.errors import GuestError, PeerAborted
+from sterna.limits import ROUNDS_KEPT
 from sterna.registry import ErrorCode, Phase
 
 CLOSING = {"epoch": 3, "digest": b"digest", "bytes_sent": 70}
@@ -45,6 +47,15 @@ def test_who_ended_it(error, by_peer, retry_after_ms, items):
     result = account.close(Outcome.ROLLED_BACK, 1.0, **CLOSING)
     assert (result.code, result.by_peer, result.phase) == (ErrorCode.FULL, by_peer, Phase.HANDSHAKE)
     assert (result.retry_after_ms, result.items) == (retry_after_ms, items)
+
+
+def test_of_a_long_session_the_newest_rounds_are_remembered():
+    """[SEC-6] A peer may send as many as it likes."""
+    account = Account(0.0)
+    for number in range(1, ROUNDS_KEPT + 10):
+        account.round_over(RoundStats(number, 0, 0, 0.0, 0, 0))
+    result = account.close(Outcome.ROLLED_BACK, 1.0, **CLOSING)
+    assert [stats.round for stats in result.rounds] == list(range(10, ROUNDS_KEPT + 10))
 
 
 def test_a_guest_that_did_not_stand_still():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sterna.core.events import Outcome, Result
 from sterna.core.policy import RoundStats
 from sterna.errors import PeerAborted, SternaError
+from sterna.limits import ROUNDS_KEPT
 from sterna.registry import Phase
 
 
@@ -12,7 +13,7 @@ class Account:
     """The account of one session.
 
     Attributes:
-        rounds: those that were acknowledged or sealed.
+        rounds: those that were acknowledged or sealed, the newest `ROUNDS_KEPT` of them.
         bytes_received: from the first byte on.
         error: why it was lost, None if it was not.
         failed_in: the phase in which it was lost.
@@ -27,6 +28,11 @@ class Account:
         self.blackout_s: float | None = None
         self._started = now
         self._stopped: float | None = None
+
+    def round_over(self, stats: RoundStats) -> None:
+        """A round was acknowledged or sealed."""
+        self.rounds.append(stats)
+        del self.rounds[:-ROUNDS_KEPT]
 
     def failed(self, error: SternaError, phase: Phase) -> None:
         """The session is lost."""

@@ -212,7 +212,7 @@ class DestinationMachine(Session):
         rejected = self._round.rejected(self._selection.limits, record)
         self._step(FrameType.ROUND_END, now)
         stats = self._round.stats(now)
-        self._account.rounds.append(stats)
+        self._account.round_over(stats)
         self._emit(RoundFinished(stats))
         if not self._round.last:
             pages = stats.pages - stats.rejected_pages

@@ -272,6 +272,7 @@ class Result:
         code: None if completed, else why not.
         by_peer: the code came from the peer.
         error: the exception behind it, for the local log.
+        rounds: in order; of a very long session the newest `ROUNDS_KEPT`.
         blackout_s: source: from the order to pause to RUNNING; destination: from READY to the guest's
             start. None where it was not reached.
         digest: memory digest of the pause image, empty where it was not reached.

@@ -370,7 +370,7 @@ class SourceMachine(Session):
 
     def _note_round(self, now: float, ack: RoundAck | None) -> None:
         stats = self._memory.stats(now, self._throttle, ack)
-        self._account.rounds.append(stats)
+        self._account.round_over(stats)
         self._emit(RoundFinished(stats))
 
     # ---- blackout ----
