@@ -102,7 +102,7 @@ class _Room(SimulatedDestinationGuest):
 class Scripted(Pair):
     """A pair that follows a script. The guest writes whenever its writes are about to be collected."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, *, destination_config: DestinationConfig | None = None) -> None:
         self.script = script
         hot = script.pages - script.zero_pages
         parameters = WorkloadParameters(7, script.pages, hot, block_pages=1, zero_pages=script.zero_pages)
@@ -112,7 +112,7 @@ class Scripted(Pair):
             guest,
             _Room(),
             source_config=source_config(script, guest),
-            destination_config=DestinationConfig(agent="there", grease=_grease(script)),
+            destination_config=destination_config or DestinationConfig(agent="there", grease=_grease(script)),
         )
         self.guest: Final = guest
         self.room: Final[SimulatedDestinationGuest] = self.destination_guest  # type: ignore[assignment]

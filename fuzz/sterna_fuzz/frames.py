@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from sterna.registry import FrameType
 from sterna.testing import strategies
-from sterna_fuzz import bodies, streams
+from sterna_fuzz import bodies, edges, peers, streams
+from sterna_fuzz.conversations import SOURCE
 from sterna_fuzz.mutators import MUTATORS
 from sterna_fuzz.plans import plans
 from sterna_fuzz.target import Given, Property, Target
@@ -58,6 +59,14 @@ def properties(mutators: Sequence[str]) -> list[Property]:
             weight=2,
         ),
         Given(
+            "edge",
+            "bounded",
+            "what is as large as a limit is taken, one more is refused with the limit's code",
+            {"name": st.sampled_from(sorted(edges.EDGES)), "size": st.integers(0, 1000)},
+            edges.check_edge,
+            weight=2,
+        ),
+        Given(
             "refusal",
             "coded-refusal",
             "a spoilt stream is read, or ends in the coded error that it must end in",
@@ -80,6 +89,37 @@ def properties(mutators: Sequence[str]) -> list[Property]:
             {"plan": plans(skipped, most=1)},
             streams.check_skipping,
             weight=2,
+        ),
+        Given(
+            "machine",
+            "rollback",
+            "whatever a machine hears: one coded end, and the guest where it belongs",
+            {"plan": plans(mutators)},
+            peers.check_machine,
+            weight=8,
+        ),
+        Given(
+            "machine-chunking",
+            "chunking",
+            "a machine says and does the same, however the bytes are cut",
+            {"plan": plans(mutators), "marks": MARKS},
+            peers.check_pieces,
+            weight=2,
+        ),
+        Given(
+            "machine-skipping",
+            "skips-unknown",
+            "unknown frames change nothing of what a machine says and does",
+            {"plan": plans(skipped, most=1)},
+            peers.check_skipped,
+            weight=2,
+        ),
+        Given(
+            "bounded",
+            "bounded",
+            "a destination holds no more than it has announced",
+            {"plan": plans(mutators, sides=[SOURCE])},
+            peers.check_held,
         ),
     ]
 

@@ -121,6 +121,8 @@ class _Counting:
 
     def reached(self, words: Words) -> None:
         self._pending = False
+        if self._failed:
+            return
         self._report.reached.setdefault(self._name, Counter()).update(words)
 
 
