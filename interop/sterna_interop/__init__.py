@@ -1,3 +1,5 @@
 """The interop kit, `sterna interop`, and the benchmarks, `sterna bench`."""
 
-COMMANDS: tuple[tuple[str, str, str], ...] = ()
+COMMANDS: tuple[tuple[str, str, str], ...] = (
+    ("interop", "sterna_interop.command:app", "Test endpoints against the specification."),
+)

@@ -1,0 +1,111 @@
+"""`sterna interop`: run the kit, list its cases, explain one of them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+from cyclopts import App, Parameter
+
+from sterna.cli.output import Output
+from sterna.cli.units import Json
+from sterna.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sterna_interop.implementations import Implementation
+    from sterna_interop.report import Run
+
+app = App(
+    name="interop", help="Test endpoints against the specification.", help_format="markdown", version_flags=()
+)
+
+UNEXPECTED: Final = 1
+KIT_TROUBLE: Final = 3
+NOTHING_RAN: Final = 4
+
+JOBS_MAX: Final = 64
+
+Globs = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
+
+
+@app.command
+def run(
+    *,
+    only: Globs = (),
+    peer: Globs = (),
+    peers: Path | None = None,
+    jobs: int = 2,
+    seed: int = 1,
+    keep: Annotated[bool, Parameter(negative=())] = False,
+    out: Path | None = None,
+    json: Json = False,
+) -> int:
+    """Run the cases: Sterna's own endpoints against themselves, or the peers that are given.
+
+    Exit codes: 0 everything as expected, 1 something unexpected (a pass where a failure was announced, too),
+    2 wrong usage, 3 trouble of the kit itself, 4 nothing ran.
+
+    Args:
+        only: ids of cases, as globs; may be given again.
+        peer: an implementation as NAME=COMMAND, where the command is its shim; may be given again.
+        peers: TOML file of implementations, with what is known to fail.
+        jobs: cases at a time.
+        seed: of what the relay draws.
+        keep: keep what every case left, not only what went wrong.
+        out: directory of the report; a temporary one by default.
+        json: one JSON object on stdout.
+    """
+    output = Output(json=json)
+    given = _given(peer, peers)
+    if not 1 <= jobs <= JOBS_MAX:
+        raise ConfigError(f"--jobs {jobs}: from 1 to {JOBS_MAX}")
+    directory = _directory(out)
+    from sterna_interop.session import RunOptions, play
+
+    options = RunOptions(directory, tuple(only), jobs, seed, keep)
+    return _finish(play(given, options, output), directory, output)
+
+
+def _given(peer: Sequence[str], peers: Path | None) -> list[Implementation]:
+    from sterna_interop.implementations import parse_peer, read_peers
+
+    given = [*map(parse_peer, peer), *([] if peers is None else read_peers(peers))]
+    names = [one.name for one in given]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"two peers with the name {min(twice)}")
+    return given
+
+
+def _directory(out: Path | None) -> Path:
+    if out is None:
+        return Path(tempfile.mkdtemp(prefix="sterna-interop-"))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {out}: {error.strerror}") from error
+    return out.absolute()
+
+
+def _finish(run: Run, directory: Path, output: Output) -> int:
+    path = run.write_json(directory)
+    summary, musts = run.summary, run.musts
+    output.result(
+        {
+            "cases": summary.cases,
+            "as_expected": summary.as_expected,
+            "unexpected": summary.unexpected,
+            "unsupported": summary.unsupported,
+            "musts": {"total": musts.total, "covered": musts.covered, "excused": musts.excused},
+            "peers": [peer.name for peer in run.peers],
+            "report": str(path),
+        }
+    )
+    output.say(f"report: {path}")
+    if summary.kit_errors:
+        return KIT_TROUBLE
+    if not run.results:
+        return NOTHING_RAN
+    return UNEXPECTED if summary.unexpected else 0

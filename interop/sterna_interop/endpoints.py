@@ -1,0 +1,186 @@
+"""An endpoint case: one shim with a script of the kit as its peer; and the probe that comes before all."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import ssl
+from dataclasses import dataclass, replace
+from typing import Final
+
+import trio
+
+from sterna.errors import ConfigError, TransportError
+from sterna.net.handshake import accept_tls, dial_tls
+from sterna.net.tcp import TcpTransport
+from sterna.net.transport import Transport
+from sterna_interop.case import Case, Line, Unexpected, Wire
+from sterna_interop.contract import Exit, Order, Params, Role
+from sterna_interop.credentials import STRANGER, Credentials
+from sterna_interop.guest import GuestSpec
+from sterna_interop.implementations import Implementation
+from sterna_interop.matrix import judge_side
+from sterna_interop.process import Ended, run_shim
+from sterna_interop.results import KIT, CaseResult, Kind, Verdict
+from sterna_interop.runner import Cell, Settings, artifacts, judged, not_judged
+
+HANDSHAKE_S: Final = 10.0
+PROBE_S: Final = 10.0
+PROBE: Final = "contract-001"
+PROBE_TITLE: Final = "an order that nobody knows is answered with exit code 89"
+
+
+def endpoint_cell(settings: Settings, case: Case, implementation: Implementation) -> Cell:
+    """One implementation, one case."""
+    names = {case.role: implementation.name, case.role.other: KIT}
+    blank = CaseResult(
+        case=case.id,
+        kind=Kind.ENDPOINT,
+        source=names[Role.SOURCE],
+        destination=names[Role.DESTINATION],
+        transport="plain" if case.wire is Wire.PLAIN else "tls",
+        verdict=Verdict.SKIP,
+    )
+    return Cell(blank, _Conversation(settings, case, implementation, blank).run)
+
+
+@dataclass(slots=True)
+class _Conversation:
+    settings: Settings
+    case: Case
+    implementation: Implementation
+    blank: CaseResult
+    unexpected: Unexpected | None = None
+    no_tls: str = ""
+
+    async def run(self) -> CaseResult:
+        case = self.case
+        directory = self.settings.directory / f"{case.id}-{self.implementation.name}"
+        directory.mkdir(parents=True)
+        params = Params(
+            case=case.id,
+            role=case.role,
+            connect="",
+            token=b"",
+            tls=None if case.wire is Wire.PLAIN else self.settings.credentials.files(case.role),
+            guest=case.guest,
+            epoch=case.epoch,
+            order=case.order,
+            limits=case.limits,
+            deadline_s=case.deadline_s,
+        )
+
+        async def serve(sock: socket.socket) -> None:
+            await self._serve(sock, params)
+
+        ended = await run_shim(
+            self.implementation.command, params, directory, serve, timeout_s=case.timeout_s
+        )
+        return self._verdict(ended)
+
+    async def _serve(self, sock: socket.socket, params: Params) -> None:
+        case = self.case
+        try:
+            transport = await _wrap(sock, case, self.settings.credentials)
+        except (TransportError, trio.TooSlowError) as error:
+            self.no_tls = str(error) or "the TLS handshake took too long"
+            return
+        line = Line(transport)
+        try:
+            await case.play(line, params)
+            await line.end()
+        except Unexpected as difference:
+            self.unexpected = difference
+        except (TransportError, trio.ClosedResourceError):
+            pass  # the endpoint has ended the connection; what it makes of that is in its report
+        finally:
+            line.cut()
+
+    def _verdict(self, ended: Ended) -> CaseResult:
+        case, sides = self.case, {self.case.role: ended}
+        result = replace(self.blank, artifacts=artifacts(sides))
+        nothing = not_judged(result, sides)
+        if nothing is not None and nothing.verdict in {Verdict.UNSUPPORTED, Verdict.CRASH}:
+            return nothing
+        if self.unexpected is not None:
+            detail = "" if nothing is None else nothing.detail
+            return judged(replace(result, detail=detail), self.unexpected)
+        if nothing is not None:
+            return nothing
+        report = ended.report
+        assert report is not None
+        result = replace(result, code=report.code or "")
+        if self.no_tls and case.wire is Wire.TLS:
+            return judged(result, Unexpected("a TLS handshake", self.no_tls))
+        difference = case.expect.mismatch(report)
+        for ends, reason in case.tolerated if difference is not None else ():
+            if ends.mismatch(report) is None:
+                return replace(result, verdict=Verdict.NON_STRICT, detail=reason)
+        memory = case.expect.memory
+        return judged(result, difference or judge_side(case.role, case.guest, report, memory=memory))
+
+
+async def _wrap(sock: socket.socket, case: Case, credentials: Credentials) -> Transport:
+    """The kit's side of TLS, where the case has any."""
+    if case.wire in {Wire.PLAIN, Wire.NAKED}:
+        return TcpTransport(sock)
+    endpoint, ours = case.role, case.role.other
+    config = credentials.config(STRANGER if case.wire is Wire.STRANGER else ours, endpoint)
+    server = ours is Role.DESTINATION
+    context = config.context(server=server)
+    if case.wire is Wire.OTHER_ALPN:
+        _speak_something_else(context)
+    with trio.fail_after(HANDSHAKE_S):
+        if server:
+            return await accept_tls(sock, config, context)
+        return await dial_tls(sock, config, context, expected=endpoint)
+
+
+def _speak_something_else(context: ssl.SSLContext) -> None:
+    context.set_alpn_protocols(["http/1.1"])
+
+
+def probe_cell(settings: Settings, implementation: Implementation) -> Cell:
+    """Whether this shim knows what it does not know: its other answers mean something only then.
+
+    Running it raises ConfigError if the command cannot be started.
+    """
+    role = Role.SOURCE if Role.SOURCE in implementation.roles else Role.DESTINATION
+    names = {role: implementation.name, role.other: KIT}
+    blank = CaseResult(
+        case=PROBE,
+        kind=Kind.ENDPOINT,
+        source=names[Role.SOURCE],
+        destination=names[Role.DESTINATION],
+        transport="plain",
+        verdict=Verdict.SKIP,
+    )
+
+    async def run() -> CaseResult:
+        word = secrets.token_hex(6)
+        directory = settings.directory / f"{PROBE}-{implementation.name}"
+        directory.mkdir(parents=True)
+        params = Params(
+            case=f"unknown-{word}",
+            role=role,
+            connect="",
+            token=b"",
+            guest=GuestSpec(),
+            order=Order(do=f"unknown_{word}"),
+        )
+
+        async def serve(sock: socket.socket) -> None:
+            sock.close()
+
+        try:
+            ended = await run_shim(implementation.command, params, directory, serve, timeout_s=PROBE_S)
+        except OSError as error:
+            command = implementation.command[0]
+            raise ConfigError(f"{implementation.name}: cannot start {command!r}: {error.strerror}") from error
+        result = replace(blank, artifacts=artifacts({role: ended}))
+        if ended.exit_code == Exit.UNSUPPORTED:
+            return replace(result, verdict=Verdict.PASS)
+        actual = "no end" if ended.exit_code is None else f"exit code {ended.exit_code}"
+        return judged(result, Unexpected(f"exit code {int(Exit.UNSUPPORTED)}", actual))
+
+    return Cell(blank, run)

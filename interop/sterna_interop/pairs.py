@@ -1,0 +1,122 @@
+"""One cell of the matrix: two shims, each with the relay for a peer, and the verdict over both."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from sterna_interop.contract import Order, Params, Role
+from sterna_interop.guest import GuestSpec
+from sterna_interop.implementations import Implementation
+from sterna_interop.matrix import Scenario, Transport, judge
+from sterna_interop.process import Ended, run_shim
+from sterna_interop.relay import relay
+from sterna_interop.results import CaseResult, Kind, Verdict
+from sterna_interop.runner import Cell, Settings, artifacts, judged, not_judged
+
+ROUNDS: Final = 2  # of the running guest, so that there is something of everything to cut off
+
+
+def matrix_cell(
+    settings: Settings,
+    scenario: Scenario,
+    transport: Transport,
+    source: Implementation,
+    destination: Implementation,
+) -> Cell:
+    """Two implementations, one scenario."""
+    blank = CaseResult(
+        case=scenario.id,
+        kind=Kind.MATRIX,
+        source=source.name,
+        destination=destination.name,
+        transport=transport,
+        verdict=Verdict.SKIP,
+    )
+    return Cell(blank, _Pair(settings, scenario, transport, source, destination, blank).run)
+
+
+@dataclass(slots=True)
+class _Pair:
+    """One cell of the matrix."""
+
+    settings: Settings
+    scenario: Scenario
+    transport: Transport
+    source: Implementation
+    destination: Implementation
+    blank: CaseResult
+    guest: GuestSpec = field(default_factory=GuestSpec)
+
+    async def run(self) -> CaseResult:
+        send, receive = trio.open_memory_channel[tuple[Role, socket.socket]](2)
+        ends: dict[Role, Ended] = {}
+
+        async def one(role: Role, implementation: Implementation) -> None:
+            async def serve(sock: socket.socket) -> None:
+                await send.send((role, sock))
+
+            directory = self._directory / role
+            directory.mkdir(parents=True)
+            ends[role] = await run_shim(
+                implementation.command,
+                self._params(role),
+                directory,
+                serve,
+                timeout_s=self.scenario.timeout_s,
+            )
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._between, receive)
+            async with trio.open_nursery() as shims:
+                shims.start_soon(one, Role.SOURCE, self.source)
+                shims.start_soon(one, Role.DESTINATION, self.destination)
+            nursery.cancel_scope.cancel()
+        return self._verdict({role: ends[role] for role in Role})
+
+    @property
+    def _directory(self) -> Path:
+        names = (self.scenario.id, self.transport, self.source.name, self.destination.name)
+        return self.settings.directory / "-".join(names)
+
+    def _params(self, role: Role) -> Params:
+        tls = self.settings.credentials.files(role) if self.transport is Transport.TLS else None
+        order = Order(rounds=ROUNDS) if role is Role.SOURCE else Order()
+        return Params(
+            case=self.scenario.id,
+            role=role,
+            connect="",
+            token=b"",
+            tls=tls,
+            guest=self.guest,
+            order=order,
+            deadline_s=self.scenario.deadline_s,
+        )
+
+    async def _between(self, receive: trio.MemoryReceiveChannel[tuple[Role, socket.socket]]) -> None:
+        """Wait for both, then relay. A shim that waits for the other one waits for its handshake."""
+        sockets: dict[Role, socket.socket] = {}
+        try:
+            while len(sockets) < 2:
+                role, sock = await receive.receive()
+                sockets[role] = sock
+        except trio.Cancelled:
+            for sock in sockets.values():
+                sock.close()
+            raise
+        fault = self.scenario.fault(self.settings.seed)
+        await relay(sockets[Role.SOURCE], sockets[Role.DESTINATION], fault)
+
+    def _verdict(self, sides: dict[Role, Ended]) -> CaseResult:
+        result = replace(self.blank, artifacts=artifacts(sides))
+        if (nothing := not_judged(result, sides)) is not None:
+            return nothing
+        source, destination = sides[Role.SOURCE].report, sides[Role.DESTINATION].report
+        assert source is not None
+        assert destination is not None
+        code = source.code or destination.code or ""
+        return judged(replace(result, code=code), judge(self.scenario, self.guest, source, destination))

@@ -1,0 +1,107 @@
+"""Runs cases, so many at a time, and makes verdicts of what is left of the shims.
+
+Nothing that a shim does can make the runner fail: it ends every process, bounds everything that it reads,
+and turns what it sees into a verdict. What goes wrong in the kit itself is the verdict `kit_error`.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import trio
+
+from sterna.errors import ConfigError
+from sterna_interop.case import Unexpected
+from sterna_interop.contract import Role
+from sterna_interop.credentials import Credentials
+from sterna_interop.process import Ended
+from sterna_interop.results import CaseResult, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What all cases of a run share.
+
+    Attributes:
+        directory: where each case gets a directory of its own.
+    """
+
+    directory: Path
+    credentials: Credentials
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One thing to be run, and what its result says of itself before it has run."""
+
+    blank: CaseResult
+    run: Callable[[], Awaitable[CaseResult]]
+
+
+async def run_cells(
+    cells: Sequence[Cell], *, jobs: int, on_result: Callable[[CaseResult], None]
+) -> list[CaseResult]:
+    """Run all of them, so many at a time; results in the order of `cells`.
+
+    Raises:
+        ConfigError: in a group: a shim's command cannot be started.
+    """
+    results: list[CaseResult | None] = [None] * len(cells)
+    limiter = trio.CapacityLimiter(jobs)
+
+    async def one(index: int, cell: Cell) -> None:
+        async with limiter:
+            results[index] = result = await _guarded(cell)
+            on_result(result)
+
+    async with trio.open_nursery() as nursery:
+        for index, cell in enumerate(cells):
+            nursery.start_soon(one, index, cell)
+    return [result for result in results if result is not None]
+
+
+async def _guarded(cell: Cell) -> CaseResult:
+    began = time.monotonic()
+    try:
+        result = await cell.run()
+    except ConfigError:
+        raise
+    except Exception:  # noqa: BLE001 - whatever it is, it is ours, and the other cases go on
+        result = replace(cell.blank, verdict=Verdict.KIT_ERROR, detail=traceback.format_exc(limit=-8))
+    return replace(result, duration_ms=round((time.monotonic() - began) * 1000))
+
+
+def judged(result: CaseResult, unexpected: Unexpected | None) -> CaseResult:
+    """The result with its verdict, when something could be judged."""
+    if unexpected is None:
+        return replace(result, verdict=Verdict.PASS)
+    return replace(result, verdict=Verdict.FAIL, expected=unexpected.expected, actual=unexpected.actual)
+
+
+def not_judged(result: CaseResult, sides: Mapping[Role, Ended]) -> CaseResult | None:
+    """The result if a shim has left nothing to be judged: not supported, crashed, failed, hanging."""
+    for role, ended in sides.items():
+        if not ended.supported:
+            return replace(result, verdict=Verdict.UNSUPPORTED, detail=f"the {role} does not know this")
+    for role, ended in sides.items():
+        if (trouble := ended.trouble) is not None:
+            crashed, text = trouble
+            verdict = Verdict.CRASH if crashed else Verdict.FAIL
+            return replace(result, verdict=verdict, detail=f"{role}: {text}")
+    return None
+
+
+def artifacts(sides: Mapping[Role, Ended]) -> dict[str, str]:
+    """What the shims printed and reported."""
+    texts = {}
+    for role, ended in sides.items():
+        report = "" if ended.report is None else ended.report.to_json()
+        for name, text in (("stdout", ended.stdout), ("stderr", ended.stderr), ("result.json", report)):
+            if text:
+                texts[f"{role} {name}"] = text
+    return texts

@@ -1,0 +1,97 @@
+"""`sterna interop` on the command line: what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from interop_support import BEGIN
+
+from sterna.cli.main import main
+from sterna_interop import session
+
+SHIM = "import sys; sys.exit(89)"
+GOOD = BEGIN + "sys.exit(89)"
+
+
+def interop(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, object]]:
+    status = main(["interop", *arguments, "--json"])
+    out = capsys.readouterr().out
+    return status, json.loads(out) if out else {}
+
+
+def peer(directory: Path, code: str) -> str:
+    path = directory / "shim.py"
+    path.write_text(code)
+    return f"mine=/usr/bin/env python3 -I {path}"
+
+
+@pytest.mark.slow
+def test_the_summary(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["run", "--only", "matrix-00[1]", "--out", str(tmp_path / "out")]
+    status, summary = interop(capsys, *arguments)
+    assert status == 0
+    musts = summary.pop("musts")
+    assert musts["total"] > musts["covered"] + musts["excused"]
+    assert summary == {
+        "schema": 1,
+        "cases": {"endpoint": 1, "matrix": 2, "vector": 0},
+        "as_expected": 3,
+        "unexpected": 0,
+        "unsupported": 0,
+        "peers": ["sterna"],
+        "report": str(tmp_path / "out" / "report.json"),
+    }
+    assert (tmp_path / "out" / "report.json").is_file()
+
+
+@pytest.mark.slow
+def test_something_unexpected(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    wrong = peer(tmp_path, "raise SystemExit(0)")
+    status, summary = interop(capsys, "run", "--only", "matrix-004", "--peer", wrong)
+    assert (status, summary["unexpected"]) == (1, 1)
+    assert summary["peers"] == ["mine", "sterna"]
+
+
+def test_nothing_ran(capsys: pytest.CaptureFixture[str]) -> None:
+    status, summary = interop(capsys, "run", "--only", "nothing-*")
+    assert (status, summary["as_expected"]) == (4, 0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--jobs", "0"],
+        ["run", "--peer", "nothing"],
+        ["run", "--peer", "a=x", "--peer", "a=y"],
+        ["run", "--peers", "/nonexistent"],
+        ["run", "--out", "/dev/null/x"],
+        ["run", "--peer", "a=/nonexistent/shim", "--only", "matrix-001"],
+        ["run", "--wrong"],
+    ],
+)
+def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    status, answer = interop(capsys, *arguments)
+    assert status == 2
+    assert answer["error"]["code"] == "usage"
+
+
+@pytest.mark.slow
+def test_trouble_of_the_kit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "probe_cell", _broken)
+    assert interop(capsys, "run", "--only", "matrix-001", "--peer", "a=true")[0] == 3
+
+
+def _broken(settings: object, implementation: object) -> object:
+    from sterna_interop.results import CaseResult, Kind, Verdict
+    from sterna_interop.runner import Cell
+
+    blank = CaseResult(
+        case="contract-001", kind=Kind.ENDPOINT, source="a", destination="kit", verdict=Verdict.SKIP
+    )
+
+    async def run() -> CaseResult:
+        raise RuntimeError
+
+    return Cell(blank, run)

@@ -1,0 +1,53 @@
+"""Clauses and vectors are found, in the tree and where a wheel has them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sterna.errors import ConfigError
+from sterna_interop import resources
+
+
+def test_the_clauses() -> None:
+    every = resources.clauses()
+    assert every["HDR-2"].levels == ("MUST",)
+    assert every["HDR-2"].codes == ("header_checksum",)
+    assert "28 bytes" in every["HDR-2"].text
+    assert every["RES-1"].excuse
+    assert resources.spec_version() == "sterna/1-draft.1"
+
+
+def test_musts_are_counted() -> None:
+    every = [one for one in resources.clauses().values() if "MUST" in one.levels]
+    excused = [one.id for one in every if one.excuse]
+    assert resources.musts(()) == resources.Musts(len(every), 0, len(excused))
+    # FRM-9 is a SHOULD; what is covered needs no excuse.
+    counted = resources.musts({"HDR-2", "HDR-3", "FRM-9", "XXX-1", excused[0]})
+    assert counted == resources.Musts(len(every), 3, len(excused) - 1)
+
+
+def test_vectors_claim_clauses() -> None:
+    assert {"HDR-2", "TXT-1"} <= resources.claimed_by_vectors() <= resources.clauses().keys()
+
+
+def test_vectors_of_a_wheel_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = resources.vectors_directory()
+    assert (tree / "header.json").is_file()
+    shutil.copytree(tree, tmp_path / "vectors")
+    monkeypatch.setattr(resources, "_DATA", tmp_path)
+    assert resources.vectors_directory() == tmp_path / "vectors"
+
+
+def test_a_damaged_installation_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "_DATA", tmp_path)
+    monkeypatch.setattr(resources, "_TREE", tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="install sterna again"):
+        resources.vectors_directory()
+    with pytest.raises(ConfigError, match="install sterna again"):
+        resources._load(tmp_path / "clauses.json")
+    (tmp_path / "clauses.json").write_text(json.dumps({"clauses": []}))
+    assert resources._load(tmp_path / "clauses.json") == {"clauses": []}

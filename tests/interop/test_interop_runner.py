@@ -1,0 +1,69 @@
+"""Cells run so many at a time, in order, and nothing that goes wrong in one touches another."""
+
+from __future__ import annotations
+
+import trio
+
+from sterna_interop.case import Unexpected
+from sterna_interop.contract import GuestState, Outcome, Report, Role
+from sterna_interop.process import Ended
+from sterna_interop.results import CaseResult, Kind, Verdict
+from sterna_interop.runner import Cell, artifacts, judged, not_judged, run_cells
+
+BLANK = CaseResult(case="x-001", kind=Kind.MATRIX, source="a", destination="b", verdict=Verdict.SKIP)
+REPORT = Report(outcome=Outcome.COMPLETED, guest=GuestState.NONE)
+GOOD = Ended(0, "out", "", REPORT)
+
+
+async def test_results_come_in_order_and_a_bug_is_the_kits(autojump_clock: trio.testing.MockClock) -> None:
+    at_once, most = 0, 0
+
+    def cell(seconds: float) -> Cell:
+        async def run() -> CaseResult:
+            nonlocal at_once, most
+            at_once += 1
+            most = max(most, at_once)
+            await trio.sleep(seconds)
+            at_once -= 1
+            if not seconds:
+                raise RuntimeError("a bug")
+            return judged(BLANK, None)
+
+        return Cell(BLANK, run)
+
+    seen: list[Verdict] = []
+    cells = [cell(seconds) for seconds in (3, 1, 0, 2)]
+    results = await run_cells(cells, jobs=2, on_result=lambda result: seen.append(result.verdict))
+    verdicts = [result.verdict for result in results]
+    assert verdicts == [Verdict.PASS, Verdict.PASS, Verdict.KIT_ERROR, Verdict.PASS]
+    assert "RuntimeError: a bug" in results[2].detail
+    assert (most, len(seen)) == (2, 4)
+
+
+def test_verdicts_of_what_is_left() -> None:
+    hang = Ended(None, "", "", timeout_s=3)
+    cases = {
+        Verdict.UNSUPPORTED: {Role.SOURCE: hang, Role.DESTINATION: Ended(89, "", "")},
+        Verdict.CRASH: {Role.SOURCE: Ended(-11, "", ""), Role.DESTINATION: GOOD},
+        Verdict.FAIL: {Role.SOURCE: GOOD, Role.DESTINATION: hang},
+    }
+    for verdict, sides in cases.items():
+        result = not_judged(BLANK, sides)
+        assert result is not None
+        assert result.verdict is verdict
+    assert not_judged(BLANK, {Role.SOURCE: GOOD, Role.DESTINATION: GOOD}) is None
+
+
+def test_a_judgement() -> None:
+    assert judged(BLANK, None).verdict is Verdict.PASS
+    failed = judged(BLANK, Unexpected("this", "that"))
+    assert (failed.verdict, failed.expected, failed.actual) == (Verdict.FAIL, "this", "that")
+
+
+def test_what_is_kept() -> None:
+    kept = artifacts({Role.SOURCE: GOOD, Role.DESTINATION: Ended(1, "", "err")})
+    assert kept == {
+        "source stdout": "out",
+        "source result.json": REPORT.to_json(),
+        "destination stderr": "err",
+    }

@@ -1,0 +1,68 @@
+"""A run from beginning to end, with Sterna's endpoints and with shims that are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from interop_support import implementation, report_of
+
+from sterna.cli.output import Output
+from sterna_interop.results import CaseResult, Kind, Verdict
+from sterna_interop.session import RunOptions, line_of, play
+
+
+@pytest.mark.slow
+def test_sterna_migrates_to_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """[CON-57] Plain and over TLS, and one cut that leaves the source undecided."""
+    run = play([], RunOptions(tmp_path, ("matrix-001", "matrix-022")), Output())
+    assert [result.verdict for result in run.results] == [Verdict.PASS] * 4, run.results
+    assert {(result.case, result.transport) for result in run.results} == {
+        ("contract-001", "plain"),
+        ("matrix-001", "plain"),
+        ("matrix-001", "tls"),
+        ("matrix-022", "plain"),
+    }
+    assert [peer.name for peer in run.peers] == ["sterna"]
+    assert 0 < run.musts.covered < run.musts.total
+    assert run.started <= run.ended
+    assert "4 of 4 done" in capsys.readouterr().err
+    run.write_json(tmp_path)
+    assert len(report_of(tmp_path)["results"]) == 4
+
+
+@pytest.mark.slow
+def test_who_does_not_know_the_contract_is_not_asked_further(tmp_path: Path) -> None:
+    liar = implementation("")
+    liar = type(liar)("liar", (liar.command[0], "-c", "raise SystemExit(0)"))
+    run = play([liar], RunOptions(tmp_path, ("matrix-001",)), Output(json=True))
+    probe = [result for result in run.results if result.case == "contract-001" and result.source == "liar"]
+    assert [result.verdict for result in probe] == [Verdict.FAIL]
+    rest = [result for result in run.results if "liar" in {result.source, result.destination}]
+    assert {result.verdict for result in rest if result not in probe} == {Verdict.SKIP}
+    assert all("liar: its shim does not answer" in result.detail for result in rest if result not in probe)
+
+
+def test_nothing_to_run(tmp_path: Path) -> None:
+    assert not play([], RunOptions(tmp_path, ("nothing-*",)), Output()).results
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"expected": "this", "actual": "that"}, "expected this, got that"),
+        ({"detail": "first\nlast"}, "last"),
+        ({"code": "bad_magic"}, "bad_magic"),
+    ],
+)
+def test_a_line(fields: dict[str, str], text: str) -> None:
+    result = CaseResult(
+        case="x-001",
+        kind=Kind.MATRIX,
+        source="a",
+        destination="b",
+        transport="tls",
+        verdict=Verdict.FAIL,
+        **fields,
+    )
+    assert line_of(result) == f"fail x-001 tls a to b: {text}"
