@@ -118,6 +118,7 @@ def test_the_table_as_it_stays(terminal: None, capsys: pytest.CaptureFixture[str
 def test_the_running_round_is_a_bar_that_never_runs_back(
     terminal: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """[CON-81]"""
     display = show(START, progress(1000), started(1))
     lengths = []
     for sent in (1000, 1000 + MIB // 4, 1000 + MIB // 2, 1000 + MIB // 4, 5 * MIB):

@@ -383,7 +383,7 @@ def test_a_session_without_zero_runs():
 
 
 def test_a_session_with_no_feature_but_what_it_needs():
-    """[NEG-11] [PRG-1]"""
+    """[NEG-11]"""
     features = tuple(each for each in offer() if each.required)
     pair = plain_pair(PlainSource(seed=1), features=features)
     pair.run()

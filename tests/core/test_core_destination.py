@@ -464,14 +464,19 @@ def test_memory_can_be_freed_as_soon_as_the_session_is_lost():
     rig.memory[0].clear()  # refused while it is looked at
 
 
-def test_zero_runs_alone_carry_no_bytes():
-    """[MEM-8] [CON-18]"""
+def test_a_zero_run_is_held_when_the_memory_reads_as_zeros():
+    """[MEM-8] Also where a page with bytes has been."""
     rig = DestinationRig().until(D.RECEIVING)
-    rig.memory[0][:] = b"z" * 4 * PAGE  # as if written before
-    rig.pages([0], [2])
-    rig.pages([2], [2])
+    assert rig.machine._digest.held_pages == rig.machine._digest.zero_pages == 0
+    rig.pages()
+    assert (rig.machine._digest.held_pages, rig.machine._digest.zero_pages) == (2, 2)
     rig.finish_round()
-    assert rig.last().pages == 4
+    rig.begin()
+    rig.image[:PAGE] = bytes(PAGE)
+    rig.pages([0], [1])
+    rig.finish_round()
+    assert (rig.machine._digest.held_pages, rig.machine._digest.zero_pages) == (1, 3)
+    assert bytes(rig.memory[0]) == bytes(rig.image)
 
 
 @pytest.mark.parametrize(
@@ -609,8 +614,10 @@ def test_after_handover_nothing_is_taken_back():
 
 
 def test_not_ready_and_then_ready():
-    """[CON-38] [CON-42] [CON-22]"""
+    """[CON-38] [CON-42] [CON-22] [SWI-3]"""
     rig = second_attempt(D.LOADED)
+    answers = [record for record in rig.heard if isinstance(record, (r.Ready, r.NotReady))]
+    assert [(type(record), record.attempt) for record in answers] == [(r.NotReady, 1), (r.Ready, 2)]
     rig.say(r.Handover(2, EPOCH))
     assert rig.machine.state is D.RECORDING
 
@@ -724,7 +731,7 @@ def test_a_seal_over_pages_that_never_came():
 
 
 def test_the_state_is_loaded_as_it_came():
-    """[CON-48] [CON-52] LOADED names the digest that was computed here, once all is done that can fail."""
+    """[CON-48] [CON-52] [SEA-4] LOADED names what was computed here, once all is done that can fail."""
     rig = DestinationRig().until(D.LOADING)
     assert rig.take(e.LoadState).sections == (SECTION,)
     assert not [each for each in rig.drain() if isinstance(each, r.Loaded)]
@@ -756,7 +763,7 @@ def test_a_handover_of_another_epoch(epoch):
 
 
 def test_the_order_of_committing():
-    """[ONE-5] [ONE-25] [ONE-27] [ONE-28] [CON-56] [CON-57] CLAIMING, the claim, START, the guest, RUNNING.
+    """[ONE-5] [ONE-25] [ONE-28] [CON-56] [CON-57] CLAIMING, the claim, START, the guest, RUNNING.
 
     [MEM-16] COMPLETE names the digest that SEAL had, made of this side's own entries.
     """

@@ -63,7 +63,7 @@ def test_no_more_leaves_than_was_taken(count):
     "last", [r.Abort(1, Phase.ANY), r.Refuse(1), r.Bye()], ids=lambda each: each.type.name
 )
 def test_nothing_follows_the_last_frame(last):
-    """[ABT-1] [PNG-3] [CON-11] Not even GREASE."""
+    """[ABT-1] [PNG-3] Not even GREASE."""
     outbox = Outbox([Grease(0, GREASE_FIRST)])
     outbox.greases = True
     assert outbox.takes

@@ -283,7 +283,7 @@ def test_a_source_does_not_believe_in_so_many_rejections_either():
 
 @pytest.mark.parametrize("peer", [Limits(rejected_runs=700), Limits(control_bytes=700 * 24 + 32)])
 def test_more_rejected_ranges_than_the_source_can_be_told(peer):
-    """[RAK-2] [HDR-7]"""
+    """[RAK-2] [RAK-5] [HDR-7]"""
     table = RegionTable([r.Region(1, 0, 4000 * PAGE)])
     for count in (700, 701):
         round_ = IncomingRound(1, table, 0.0, last=False)

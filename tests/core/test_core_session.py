@@ -324,10 +324,11 @@ def test_frames_that_the_state_does_not_allow(rig, state):
 
 
 @LIVING
-def test_frames_after_the_end_are_read_and_ignored(rig, state):
-    """[CON-67] [FRM-11] Whatever they are, and however they come."""
+@pytest.mark.parametrize("by_peer", [True, False])
+def test_frames_after_the_end_are_read_and_ignored(rig, state, by_peer):
+    """[CON-67] [FRM-11] Whatever they are, and however they come, and whoever has sent ABORT."""
     rig = rig().until(state)
-    rig.say(r.Abort(ErrorCode.CANCELLED, 0))
+    rig.say(r.Abort(ErrorCode.CANCELLED, 0)) if by_peer else rig.say_bytes(unchecked.frame(0x8999))
     rig.drain()
     left = rig.machine.state
     rig.say(*SAMPLES.values(), r.Ping(1))
@@ -345,7 +346,7 @@ def test_frames_after_the_end_are_read_and_ignored(rig, state):
 
 @CONVERSING
 def test_a_ping_is_answered_in_every_state(rig, state):
-    """[CON-1] [CON-78] [PNG-1]"""
+    """[CON-1] [CON-6] [CON-78] [PNG-1]"""
     rig = rig().until(state)
     if not rig.machine._can_speak:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from dataclasses import replace
 
 import pytest
 from core_support import (
@@ -13,6 +14,7 @@ from core_support import (
     GUEST,
     PAGE,
     SECTION,
+    SOURCE_STATES,
     THERE,
     TOKEN,
     DestinationRig,
@@ -25,7 +27,7 @@ from sterna.core.tables import DestinationState as D
 from sterna.core.tables import SourceState as S
 from sterna.limits import HEADER_BYTES, Limits
 from sterna.memory.digest import MemoryDigest
-from sterna.registry import ErrorCode, FrameType, Limit
+from sterna.registry import ErrorCode, FrameType, Limit, Style
 from sterna.wire import records as r
 from sterna.wire import unchecked
 from sterna.wire.header import decode_header
@@ -120,6 +122,60 @@ def test_ready_waits_for_everything_that_may_be_slow():
     assert alive.count(r.Pong) == 20
     rig.machine.complete(request, None, rig.now)
     assert rig.drain() == [r.Ready(1)]
+
+
+def test_nothing_but_the_acknowledgement_ends_a_round():
+    """[CON-26] [SWI-2] Until ROUND_ACK there is neither another ROUND nor SWITCHOVER."""
+    rig = SourceRig().until(S.ACKING)
+    said = len(rig.heard)
+    rig.pass_time(4.0)
+    assert {type(record) for record in rig.drain() + rig.heard[said:]} <= {r.Ping, r.Progress}
+    for frame in (r.Round(1, 2, 4), r.Switchover(1, Style.STOP_AND_COPY)):
+        peer = DestinationRig().until(D.RECEIVING)
+        peer.say(frame)
+        assert peer.last().code == ErrorCode.UNEXPECTED_FRAME
+
+
+@pytest.mark.parametrize("state", SOURCE_STATES, ids=lambda state: state.name)
+def test_an_image_is_freed_when_the_guest_is_complete_elsewhere(state):
+    """[CMP-2] Not a state earlier."""
+    rig = SourceRig().until(state)
+    asked = [type(request) for request in [*rig.asked, *rig.machine._requests]]
+    assert (e.ReleaseImage in asked) == (state in {S.RELEASING, S.CLOSING, S.CLOSED})
+
+
+@pytest.mark.parametrize(
+    "state", [S.HANDED_OVER, S.MOVED, S.RELEASING, S.CLOSED], ids=lambda state: state.name
+)
+@pytest.mark.parametrize("end", [b"", unchecked.frame(0x8999)], ids=["as it goes", "rubbish"])
+def test_what_a_source_says_after_handover(state, end):
+    """[CON-55]"""
+    rig = SourceRig().until(state)
+    if rig.machine.result is None:
+        rig.say_bytes(end)
+        rig.say(r.Ping(1))
+        rig.pass_time(40.0)
+    rig.drain()
+    kinds = [type(record) for record in rig.heard]
+    after = kinds[kinds.index(r.Handover) + 1 :]
+    assert set(after) <= {r.Release, r.Bye, r.Ping, r.Pong, r.Progress, r.Abort}
+    assert after
+
+
+@pytest.mark.parametrize("state", [S.GREETING, S.DESCRIBING], ids=lambda state: state.name)
+@pytest.mark.parametrize("code", [ErrorCode.FULL, ErrorCode.NO_COMMON_VERSION, 0xFFFF], ids=str)
+def test_an_abort_instead_of_an_answer_is_a_refusal(state, code):
+    """[CON-12]"""
+    results = []
+    for frame in (r.Abort(code, 0, text="no"), r.Refuse(code, text="no")):
+        rig = SourceRig().until(state)
+        rig.say(frame)
+        assert rig.drain() == []
+        rig.do(e.RollBack)
+        results.append(rig.machine.result)
+    one, other = results
+    assert str(one.error) == str(other.error)
+    assert replace(one, error=None, bytes_received=0) == replace(other, error=None, bytes_received=0)
 
 
 def test_no_round_while_the_answer_to_switchover_is_awaited():

@@ -666,7 +666,7 @@ def test_complete_with_another_digest_or_epoch(epoch, digest, code):
 
 
 def test_moved_and_lost():
-    """[CON-64] [ONE-38] The guest runs there; the image is kept."""
+    """[CON-64] [CMP-2] [ONE-38] The guest runs there; the image is kept."""
     rig = SourceRig().until(S.MOVED)
     rig.machine.connection_lost(None, rig.now)
     result = rig.machine.result

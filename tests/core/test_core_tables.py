@@ -46,7 +46,7 @@ def reachable(role, start, without=(), *, reserved):
 
 
 def test_what_rows_send():
-    """[CON-44] [CON-55] What a row does names its frames; every frame that a machine sends is in a row."""
+    """[CON-44] What a row does names its frames; every frame that a machine sends is in a row."""
     sent = {role: [row for row in table.values() if row.sends] for role, table in TABLES.items()}
     assert SOURCE[SourceState.DECIDING, SourceInput.ROUND_CHOSEN].sends == (
         (FrameType.ROUND, False),
@@ -178,7 +178,7 @@ def test_a_source_that_has_not_handed_over_always_runs_the_guest_again():
 
 
 def test_a_destination_runs_the_guest_only_with_handover_and_its_records():
-    """[ONE-24] [ONE-25] [ONE-27] [ONE-28]"""
+    """[ONE-24] [ONE-25] [ONE-28]"""
     for key in (
         (DestinationState.LOADED, FrameType.HANDOVER),
         (DestinationState.RECORDING, DestinationInput.RECORDED),

@@ -174,7 +174,7 @@ async def test_a_source_that_stops_in_any_phase_before_handover(world: World, wh
 async def test_the_source_endpoint_is_killed_while_the_guest_is_paused(
     world: World, nursery: trio.Nursery
 ) -> None:
-    """It was paused for a migration and not granted: the holder lets it run on by itself."""
+    """[ONE-22] It was paused for a migration and not granted: the holder lets it run on by itself."""
     await world.source()
     destination = StallingDestination(lambda event: isinstance(event, RoundStarted) and event.last, "both")
     port = await listen_plainly(nursery, destination.serve)

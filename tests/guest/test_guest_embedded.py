@@ -163,6 +163,7 @@ async def test_a_write_is_in_one_of_two_collects_whichever_thread_tells_it(
 
 
 async def test_memory_reads_as_zeros_again_after_a_guest_that_did_not_come() -> None:
+    """[CON-18]"""
     guest = Counting()
     await guest.reserve(guest.description)
     guest.memory(REGION)[5000:5003] = b"abc"

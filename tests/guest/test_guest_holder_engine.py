@@ -227,7 +227,7 @@ def test_who_states_no_epoch_may_not_run_a_granted_guest() -> None:
 
 @pytest.mark.parametrize("state", S)
 def test_when_the_controller_is_gone(state: HeldState) -> None:
-    """[HOL-18] [HOL-19] [HOL-20] [HOL-21]"""
+    """[HOL-18] [HOL-19] [HOL-20] [HOL-21] [ONE-22]"""
     rig = Rig()
     if state in {S.RUNNING, S.PAUSED, S.GRANTED}:
         rig.ask("track_start")

@@ -402,7 +402,7 @@ def test_a_killed_controller_is_noticed_though_a_child_keeps_its_socket(rig: Rig
 
 @pytest.mark.parametrize("granted", [False, True])
 def test_a_killed_controller_leaves_what_the_grant_says(rig: Rig, granted: bool) -> None:
-    """[HOL-18] [HOL-19]"""
+    """[HOL-18] [HOL-19] [ONE-38]"""
     other = rig.other()
     for operation in ("pause", "grant") if granted else ("pause",):
         assert other.ask(operation)["ok"] == {}

@@ -245,7 +245,7 @@ def test_pause_is_complete_and_resume_runs_on() -> None:
     ],
 )
 def test_guests_that_are_not_taken(changes: dict[str, object], code: ErrorCode) -> None:
-    """[HOL-27] [SFX-5] [SEC-13] What it asks for is held against what there is: no disk, no interface."""
+    """[HOL-27] [CON-14] [CON-15] [SFX-5] [SEC-13] All it asks for is held against what there is."""
     guest = room(limit=MEMORY)
     with closing(guest):
         with pytest.raises(GuestError) as caught:

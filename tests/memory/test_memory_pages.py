@@ -235,6 +235,15 @@ def test_a_mismatch_rejects_the_whole_chunk_and_nothing_else():
     assert target == memory
 
 
+def test_what_is_hashed_is_what_stands_in_the_memory():
+    """[MEM-2] Not what came over the connection: a byte that changes behind it is found too."""
+    source, sink, target = pair(random_memory(4 * PAGE))
+    table = (batch := source.encode(5, [0], [4])).table(1, 1)
+    transport(batch, sink.targets(table))
+    target[3 * PAGE] ^= 1
+    assert sink.commit(table) == [PageRange(5, 0, 4)]
+
+
 def test_rejected_pages_of_neighbouring_chunks_are_one_range():
     memory = random_memory(60 * PAGE)
     source, sink, _ = pair(memory)

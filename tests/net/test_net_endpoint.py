@@ -523,7 +523,7 @@ async def test_a_link_that_breaks_after_any_byte(virtual_time: Clock, side: str)
 
 
 async def test_a_link_that_ends_without_close_notify(virtual_time: Clock) -> None:
-    """An end that nobody announced is no end [CON-69]."""
+    """An end that nobody announced is no end [CON-69] [TLS-21]."""
     scene = Scene(at={("source", 6): lambda scene: scene.ends["source"].end_ragged()})
     await scene.run()
     assert scene.results["destination"].code in {ErrorCode.NOT_CLOSED, ErrorCode.TRUNCATED}

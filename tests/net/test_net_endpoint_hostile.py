@@ -157,7 +157,7 @@ async def test_no_common_version(virtual_time: Clock) -> None:
 
 
 async def test_another_preface_version_is_no_reason(virtual_time: Clock) -> None:
-    """It only says what its sender knows; HELLO decides [PRE-4]."""
+    """It only says what its sender knows; HELLO decides [PRE-6]."""
     scripted = Scripted("destination")
     result = await scripted.run(unchecked.preface(major=99) + frames(hello())[PREFACE_BYTES:])
     assert result.code is ErrorCode.PEER_SILENT  # after a WELCOME
@@ -190,7 +190,7 @@ async def test_a_destination_that_misbehaves_after_welcome(
 @settings(max_examples=60)
 @given(data=st.data())
 def test_any_bytes_end_in_one_code(side: str, data: st.DataObject) -> None:
-    """[HDR-11] and DESIGN 9.5: whatever comes, in whatever pieces."""
+    """[coded-refusal] Whatever comes, in whatever pieces."""
     start = data.draw(
         st.sampled_from((b"", encode_preface(), frames(welcome() if side == "source" else hello())))
     )
