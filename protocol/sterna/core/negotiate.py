@@ -83,7 +83,7 @@ def select(hello: Hello, supported: Collection[int] = IMPLEMENTED_FEATURES) -> S
     if lacking:
         detail = f"the source does not offer {', '.join(lacking)}"
         raise _refusal(ErrorCode.MISSING_FEATURE, detail, "NEG-4", FrameType.HELLO)
-    return Selection(VERSION, features, _usable(hello.limits, FrameType.HELLO))
+    return Selection(VERSION, features, usable_limits(hello.limits, FrameType.HELLO))
 
 
 def choices(selection: Selection) -> tuple[FeatureChoice, ...]:
@@ -126,7 +126,7 @@ def check_welcome(hello: Hello, welcome: Welcome) -> Selection:
             "NEG-6",
             FrameType.WELCOME,
         )
-    return Selection(welcome.version, selected, _usable(welcome.limits, FrameType.WELCOME))
+    return Selection(welcome.version, selected, usable_limits(welcome.limits, FrameType.WELCOME))
 
 
 def _is_more(feature: int, selected: int, offered: int) -> bool:
@@ -169,7 +169,7 @@ def _largest_granule_bytes(guest: Guest) -> int:
     return max((1 << region.granule_log2 for region in copied), default=0)
 
 
-def _usable(stated: Mapping[int, int], frame: FrameType) -> Limits:
+def usable_limits(stated: Mapping[int, int], frame: FrameType) -> Limits:
     """The peer's limits, if a session fits them at all."""
     limits = Limits.from_wire(stated)
     if limits.control_bytes < HANDSHAKE_BODY_BYTES or not limits.bulk_bytes or not limits.batch_runs:

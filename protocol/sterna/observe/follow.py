@@ -1,0 +1,209 @@
+"""Follows one session of a recording: frames of both directions, the first thing that is wrong, and the end.
+
+Pure: bytes go in, frames and verdicts come out. What a recording holds is hostile, so whatever the bytes are,
+there is a verdict, within bounds; and how they were cut into records changes nothing.
+
+Until HELLO and WELCOME have been seen, both directions are held to the bounds of the handshake, then each to
+what its receiver announced; PAGES are understood from GUEST on, as by an endpoint. A direction whose frames
+cannot be told apart any more is given up. What follows a frame that may not be there is still decoded: who
+reads a recording wants to see how the other side answered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from sterna.core.negotiate import Selection
+from sterna.errors import RemoteProtocolError
+from sterna.limits import Limits
+from sterna.observe.direction import Direction, Frame, Preface, TooMuchError
+from sterna.observe.judge import OTHER, PAGES_MAX, BreachError, Judge
+from sterna.observe.outcome import Outcome, Signs
+from sterna.observe.recording import How, RecordClock, Side
+from sterna.observe.summary import Summary
+from sterna.registry import FRAMES, ErrorCode, Sender
+from sterna.wire import Buffer
+from sterna.wire.records import Abort, Guest, Refuse, Welcome
+
+_NS: Final = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """The first thing that is wrong with a session.
+
+    Attributes:
+        sender: whose bytes they are.
+        clause: of spec/protocol.md.
+        code: what its receiver has to answer; None if the clause gives it none.
+        detail: what exactly.
+        frame: type of the frame, None outside of frames.
+        sequence: its number, 0 outside of frames.
+        offset: of the frame in the sender's bytes, preface included.
+        at: where in the frame, from its first byte; None if nowhere.
+        time_ns: when its last byte passed.
+    """
+
+    sender: Sender
+    clause: str
+    code: ErrorCode | None
+    detail: str
+    frame: int | None
+    sequence: int
+    offset: int
+    at: int | None
+    time_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A preface or a frame that passed. `fault` is set if it is the first thing that is wrong."""
+
+    time_ns: int
+    sender: Sender
+    what: Frame | Preface
+    fault: Fault | None = None
+
+
+class Follower:
+    """Follows one session.
+
+    Attributes:
+        fault: the first thing that is wrong, None so far.
+        trouble: why this reader cannot judge what it sees; empty if it can.
+        summary: what the session came to so far.
+        directions: the bytes of each side.
+    """
+
+    def __init__(
+        self,
+        *,
+        side: Side = Side.BETWEEN,
+        clock: RecordClock = RecordClock.SINCE_START,
+        keep_bytes: int = 0,
+        pages_max: int = PAGES_MAX,
+    ) -> None:
+        """Begin.
+
+        Args:
+            side: where the recording was made.
+            clock: what its times are.
+            keep_bytes: how much of each frame's raw bytes is to be seen.
+            pages_max: the largest guest whose pages are followed.
+        """
+        self.fault: Fault | None = None
+        self.trouble = ""
+        self.summary: Final = Summary()
+        self.directions: Final = {each: Direction(keep_bytes=keep_bytes) for each in OTHER}
+        self._judge: Final = Judge(pages_max=pages_max)
+        self._signs: Final = Signs(side, set(), {}, {})
+        self._timed: Final = clock is not RecordClock.NONE
+        self._judging = True
+
+    def feed(self, sender: Sender, data: Buffer, time_ns: int = 0) -> Iterator[Seen]:
+        """What ends in the next bytes of a side. Exhaust it before the next call."""
+        direction = self.directions[sender]
+        try:
+            for what in direction.feed(data):
+                yield self._seen(sender, what, time_ns)
+        except TooMuchError as error:
+            self._give_up(error)
+        except RemoteProtocolError as error:
+            if not self._judge.over:  # else these bytes were under way, and nobody reads them
+                where = direction.offset, direction.reader.last_sequence
+                self._wrong(sender, error, where, time_ns)
+
+    def end(self, sender: Sender, how: How, time_ns: int = 0) -> None:
+        """Nothing more comes from this side. An end inside a frame is a cut, and nobody's fault."""
+        self._signs.hows.setdefault(sender, how)
+        direction = self.directions[sender]
+        try:
+            direction.end()
+        except RemoteProtocolError as error:
+            if error.code is not ErrorCode.TRUNCATED:
+                self._wrong(sender, error, (0, 0), time_ns)
+
+    def outcome(self) -> Outcome:
+        """How the session ended, if it is over."""
+        self._signs.source_unfinished = self.directions[Sender.SOURCE].unfinished_bytes > 0
+        return self._signs.outcome()
+
+    def _seen(self, sender: Sender, what: Frame | Preface, time_ns: int) -> Seen:
+        if isinstance(what, Preface):
+            return Seen(time_ns, sender, what)
+        before = self.fault
+        if self._judging and what.record is not None:
+            self._check(sender, what, time_ns)
+        self._learn(what)
+        self.summary.add(sender, what, time_ns)
+        match what.record:
+            case None:
+                pass
+            case Abort() | Refuse() as words:
+                self._signs.last_words.setdefault(sender, words)
+            case record:
+                if FRAMES[record.type].sender is not OTHER[sender]:
+                    self._signs.seen.add(record.type)
+        return Seen(time_ns, sender, what, self.fault if before is None else None)
+
+    def _check(self, sender: Sender, frame: Frame, time_ns: int) -> None:
+        try:
+            self._judge.check(sender, frame, time_ns * _NS if self._timed else math.inf)
+        except TooMuchError as error:
+            self._give_up(error)
+        except (RemoteProtocolError, BreachError) as error:
+            self._wrong(sender, error, (frame.offset, frame.header.sequence), time_ns)
+
+    def _learn(self, frame: Frame) -> None:
+        """What frames tell about the frames to come."""
+        match frame.record:
+            case Welcome() as welcome if self.summary.welcome is None and self.summary.hello is not None:
+                limits = {
+                    Sender.SOURCE: Limits.from_wire(self.summary.hello.limits),
+                    Sender.DESTINATION: Limits.from_wire(welcome.limits),
+                }
+                features = {each.id: each.parameter for each in welcome.features}
+                encodings = Selection(welcome.version, features, limits[Sender.DESTINATION]).encodings
+                for sender, direction in self.directions.items():
+                    direction.set_limits(limits[OTHER[sender]])
+                    direction.reader.set_encodings(encodings)
+            case Guest() as guest if self.summary.guest is None:
+                for direction in self.directions.values():
+                    direction.reader.set_regions({region.id: region for region in guest.regions})
+            case _:
+                pass
+
+    def _give_up(self, error: TooMuchError) -> None:
+        if self._judging:
+            self.trouble = str(error)
+        self._judging = False
+
+    def _wrong(
+        self, sender: Sender, error: RemoteProtocolError | BreachError, where: tuple[int, int], time_ns: int
+    ) -> None:
+        """The first thing that is wrong counts: what follows may be wrong because of it.
+
+        Args:
+            sender: whose bytes they are.
+            error: what.
+            where: offset and sequence number of the frame.
+            time_ns: when.
+        """
+        judging, self._judging = self._judging, False
+        if not judging:
+            return
+        coded = error if isinstance(error, RemoteProtocolError) else None
+        self.fault = Fault(
+            sender,
+            error.clause,
+            None if coded is None else coded.code,
+            error.detail,
+            error.frame,
+            where[1],
+            where[0],
+            None if coded is None else coded.offset,
+            time_ns,
+        )

@@ -1,0 +1,133 @@
+"""What the frames of a session say about the guest's image, checked as its two sides check it.
+
+An observer has no memory of the guest, and needs none: every page is hashed as it passes, and what both sides
+compare at the end is made of those hashes [MEM-13]. So it can do what the destination does (counts, hashes,
+digests) and, knowing every page that was sent, some more: that no page went twice in a round [CON-27], and
+that ROUND_ACK rejects exactly what was damaged [CON-35].
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sterna.core.conduct import wrong
+from sterna.core.rounds import IncomingRound, rejected_pages
+from sterna.core.seal import check_seal
+from sterna.core.state import StateAssembler
+from sterna.limits import Limits
+from sterna.memory.digest import MemoryDigest
+from sterna.memory.regions import PageSets, RegionTable
+from sterna.observe.direction import Frame, TooMuchError
+from sterna.registry import ErrorCode
+from sterna.wire.records import Guest, PageRange, Pages, Round, RoundAck, RoundEnd, Seal, State
+
+# State sections are put together before they are hashed; the registry's default is a sixteenth of that.
+STATE_MAX_BYTES: Final = 1 << 30
+
+
+class Image:
+    """The image of one guest on its way.
+
+    Attributes:
+        digest: memory digest of the pause image; empty before SEAL.
+        round: the newest round.
+        rejected: pages of it that were damaged on their way.
+        pages: pages seen in all rounds.
+        state_bytes: bytes of state seen.
+    """
+
+    def __init__(self, guest: Guest, limits: Limits, *, pages_max: int) -> None:
+        """Of a guest that the destination, with these limits, has accepted.
+
+        Raises:
+            TooMuchError: it has more than `pages_max` pages, or more state than is put together here.
+        """
+        table = RegionTable(guest.regions)
+        if table.pages > pages_max:
+            raise TooMuchError(f"a guest of {table.pages} pages, this reader follows {pages_max}")
+        state_bytes = min(limits.state_bytes, guest.state_bytes)
+        if state_bytes > STATE_MAX_BYTES:
+            raise TooMuchError(f"{state_bytes} bytes of state, this reader takes {STATE_MAX_BYTES}")
+        self.table: Final = table
+        self.digest = b""
+        self.round = IncomingRound(0, table, 0.0, last=False)
+        self.rejected: tuple[PageRange, ...] = ()
+        self.pages = 0
+        self._memory = MemoryDigest(table)
+        self._sent = PageSets(table)
+        self._states = StateAssembler(state_bytes, limits.state_sections, guest.vcpus)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the state sections that were begun."""
+        return self._states.bytes
+
+    def begin(self, record: Round, *, last: bool) -> None:
+        """ROUND.
+
+        Raises:
+            RemoteProtocolError: BAD_ROUND.
+        """
+        if record.round != self.round.number + 1:
+            detail = f"round {record.round} after {self.round.number}"
+            raise wrong(ErrorCode.BAD_ROUND, detail, "CON-20", record)
+        self.round = IncomingRound(record.round, self.table, 0.0, last=last)
+        self.rejected = ()
+        self._sent.clear_all()
+
+    def take(self, record: Pages, frame: Frame) -> None:
+        """PAGES, whose bulk part has passed.
+
+        Raises:
+            RemoteProtocolError: BAD_ROUND, COUNT_MISMATCH, or PAGE_HASH in the blackout.
+        """
+        self.round.announce(record)
+        sent = self._sent[record.region]
+        first, count = record.runs["first"], record.runs["count"]
+        before = sent.count()
+        sent.set_runs(first, count)
+        if sent.count() < before + record.page_count:
+            raise wrong(ErrorCode.COUNT_MISMATCH, "a page twice in one round", "CON-27", record)
+        self.pages += record.page_count
+        self._memory.mark_stale(record.region, first, count)
+        self.round.take(record, frame.damaged, frame.header.sequence)
+        self._memory.record(record, frame.damaged)
+
+    def end(self, record: RoundEnd, source: Limits) -> None:
+        """ROUND_END; `source` is what the source announced, which bounds its ROUND_ACK.
+
+        Raises:
+            RemoteProtocolError: BAD_ROUND, COUNT_MISMATCH or TOO_MANY_REJECTED.
+        """
+        self.round.check_end(record)
+        self.rejected = self.round.rejected(source, record)
+
+    def acknowledge(self, record: RoundAck) -> None:
+        """ROUND_ACK.
+
+        Raises:
+            RemoteProtocolError: it is not this round's, its counts are wrong, or it rejects other pages than
+                those that were damaged.
+        """
+        rejected = rejected_pages(record, self.round.number, self.round.page_count, self._sent)
+        damaged = PageSets(self.table)
+        damaged.add_ranges(self.rejected)
+        if rejected != damaged:
+            detail = f"{rejected.count()} pages rejected, {damaged.count()} were damaged"
+            raise wrong(ErrorCode.COUNT_MISMATCH, detail, "CON-35", record)
+
+    def state(self, record: State) -> None:
+        """STATE.
+
+        Raises:
+            RemoteProtocolError: BAD_FRAGMENT, LIMIT_STATE or BAD_VALUE.
+        """
+        self._states.add(record)
+
+    def seal(self, record: Seal) -> None:
+        """SEAL.
+
+        Raises:
+            RemoteProtocolError: COUNT_MISMATCH or DIGEST_MISMATCH.
+        """
+        self.digest = check_seal(record, self.round, self._states, self._memory)

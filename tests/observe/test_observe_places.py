@@ -1,0 +1,142 @@
+"""Where a side may stand: the tables, seen from outside."""
+
+from __future__ import annotations
+
+from copy import copy
+
+import pytest
+from observe_support import OTHER, D, S, migration
+
+from sterna.core.tables import DestinationState, SourceState
+from sterna.observe.places import Places
+from sterna.registry import FRAMES, FrameType, Sender
+
+F = FrameType
+ANYWHERE = {F.PING, F.PONG, F.PROGRESS, F.ABORT}
+MIGRATION = [
+    (unit.sender, FrameType(unit.type))
+    for unit in migration()
+    if unit.type != 0x5389 and unit.type not in ANYWHERE
+]
+
+
+def places(count: int) -> dict[Sender, Places]:
+    """Both sides, after so many frames of a migration."""
+    both = {S: Places(S), D: Places(D)}
+    for sender, frame in MIGRATION[:count]:
+        assert both[OTHER[sender]].hears(frame)
+        assert both[sender].sends(frame)
+    return both
+
+
+def after(*frames: FrameType) -> dict[Sender, Places]:
+    """Both sides, when these are the last frames that passed, for the first time."""
+    kinds = [frame for _, frame in MIGRATION]
+    at = next(n for n in range(len(kinds)) if tuple(kinds[n : n + len(frames)]) == frames)
+    return places(at + len(frames))
+
+
+def test_a_migration_leads_from_end_to_end() -> None:
+    both = places(len(MIGRATION))
+    assert both[S].states == {SourceState.CLOSED}
+    assert both[D].states == {DestinationState.CLOSED}
+
+
+@pytest.mark.parametrize("at", range(len(MIGRATION)))
+def test_out_of_turn(at: int) -> None:
+    """[CON-3] At each moment, every frame of the migration that is not due is out of turn for somebody."""
+    due = {MIGRATION[at][1]}
+    if at and MIGRATION[at - 1][1] is not F.ROUND_END:
+        due |= {F.PAGES, F.ROUND_END} if MIGRATION[at - 1][1] in {F.ROUND, F.PAGES} else set()
+    state = MIGRATION[at - 1][1] if at else None
+    due |= {
+        F.ACCEPT: {F.ROUND, F.SWITCHOVER},
+        F.ROUND_ACK: {F.ROUND, F.SWITCHOVER},
+        F.SWITCHOVER: {F.READY, F.NOT_READY},
+        F.STATE: {F.STATE, F.SEAL},
+        F.HELLO: {F.WELCOME, F.REFUSE},
+        F.GUEST: {F.ACCEPT, F.REFUSE},
+    }.get(state, set())
+    if state is F.ROUND_END and MIGRATION[at][1] in {F.STATE, F.SEAL}:
+        due |= {F.STATE, F.SEAL}
+    for frame in set(F) - ANYWHERE:
+        for sender in (S, D):
+            if FRAMES[frame].sender not in {sender, Sender.BOTH}:
+                continue
+            both = places(at)
+            turn = both[OTHER[sender]].hears(frame) and (frame is F.REFUSE or both[sender].sends(frame))
+            expected = frame in due and (frame is not F.BYE or sender is MIGRATION[at][0])
+            assert turn == expected, (frame, sender)
+
+
+def test_what_a_side_may_hear_the_other_may_send() -> None:
+    """The tables agree, wherever a session may lead. (Rows of failures, which send REFUSE, are left out.)"""
+    found = [(Places(S), Places(D))]
+    seen = {(found[0][0].states, found[0][1].states)}
+    while found:
+        source, destination = found.pop()
+        for frame in set(F) - ANYWHERE - {F.REFUSE}:
+            for sender in (S, D):
+                if FRAMES[frame].sender is OTHER[sender]:
+                    continue
+                both = {S: copy(source), D: copy(destination)}
+                if both[OTHER[sender]].hears(frame):
+                    assert both[sender].sends(frame), (frame, source.name, destination.name)
+                    states = both[S].states, both[D].states
+                    if states not in seen:
+                        seen.add(states)
+                        found.append((both[S], both[D]))
+    assert len(seen) > 15
+
+
+def test_nothing_changes_where_it_is_not_their_turn() -> None:
+    both = after(F.ROUND_END)
+    before = both[S].states, both[D].states
+    assert not both[S].hears(F.READY)
+    assert not both[D].sends(F.READY)
+    assert (both[S].states, both[D].states) == before
+
+
+def test_what_a_side_owes_comes_first() -> None:
+    """[CON-26] [CON-44] Until ROUND_ACK is sent the next round cannot come; until SEAL is, LOADED cannot."""
+    both = after(F.ROUND_END)
+    assert not both[D].hears(F.ROUND)
+    assert both[D].sends(F.ROUND_ACK)
+    assert both[D].hears(F.ROUND)
+    both = after(F.STATE)
+    assert not both[S].hears(F.LOADED)
+    assert both[S].sends(F.SEAL)
+    assert both[S].hears(F.LOADED)
+
+
+def test_local_events_may_have_happened() -> None:
+    both = after(F.ROUND_ACK)
+    assert both[S].states == {SourceState.COLLECTING, SourceState.DECIDING}
+    assert both[S].name == SourceState.COLLECTING.value
+    both = after(F.LOADED)
+    assert both[S].states == {SourceState.GRANTING, SourceState.RECORDING}
+
+
+def test_not_ready_leads_back() -> None:
+    """[CON-42]"""
+    both = after(F.SWITCHOVER)
+    assert both[S].hears(F.NOT_READY)
+    assert both[D].sends(F.NOT_READY)
+    assert both[D].hears(F.ROUND)
+    assert both[S].sends(F.ROUND)
+
+
+def test_a_blackout_without_pages_and_state() -> None:
+    """[CON-45] What is repeated may also be left out."""
+    both = after(F.READY)
+    for frame in (F.ROUND, F.ROUND_END, F.SEAL):
+        assert both[D].hears(frame)
+        assert both[S].sends(frame)
+    assert both[S].hears(F.LOADED)
+
+
+def test_what_is_reserved_is_known() -> None:
+    """[CON-5]"""
+    assert after(F.READY)[D].knows_reserved(F.DIRTY_BITMAP)
+    assert after(F.HANDOVER)[S].knows_reserved(F.HANDBACK)
+    assert not after(F.READY)[D].knows_reserved(F.HELD)
