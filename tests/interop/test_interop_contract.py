@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from hypothesis import strategies as st
 from sterna_interop.contract import (
     RESULT_BYTES_MAX,
     ContractError,
+    Do,
+    Exit,
     GuestState,
     Order,
     Outcome,
@@ -22,7 +26,9 @@ from sterna_interop.contract import (
     TlsFiles,
     read_report,
 )
-from sterna_interop.guest import GuestSpec
+from sterna_interop.guest import GuestSpec, state_hash
+
+README = Path(__file__).parents[2] / "interop" / "README.md"
 
 GOOD = Report(outcome=Outcome.COMPLETED, guest=GuestState.RUNNING, memory="0" * 64, digest="a" * 32, epoch=8)
 PARAMS = Params(
@@ -117,3 +123,22 @@ def test_a_huge_report_is_not_read(tmp_path: Path) -> None:
         file.truncate(1 << 40)
     with pytest.raises(ContractError, match=str(RESULT_BYTES_MAX)):
         read_report(tmp_path)
+
+
+def test_the_example_of_the_readme_is_a_report() -> None:
+    """Of the default guest, so that an implementer can compare hashes."""
+    (block,) = re.findall(r"```json\n(.*?)```", README.read_text(), re.DOTALL)
+    report = Report.from_json(block.encode())
+    assert (report.memory, report.state) == (GuestSpec().memory_hash(), state_hash(GuestSpec().state))
+
+
+def test_the_readme_has_every_field_order_and_word() -> None:
+    text = README.read_text()
+    names = [one.name for one in fields(Report)] + [one.name for one in fields(Order)]
+    words = [*Do, *Outcome, *GuestState, *(str(int(code)) for code in Exit)]
+    assert not [name for name in [*names, *words] if f"`{name}`" not in text and f"| {name} |" not in text]
+
+
+def test_the_readme_has_the_bytes_of_a_page() -> None:
+    region = GuestSpec().copied[0]
+    assert GuestSpec().page(region, 3, 2)[:8].hex(" ").upper() in README.read_text()
