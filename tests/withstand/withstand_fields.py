@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from construct import Bytes, FormatField, Prefixed, Renamed, Struct, Subconstruct, Terminated
+from construct import Bytes, FormatField, Renamed, Struct, Subconstruct, Terminated
 from withstand_support import sample
 
 from sterna.registry import FrameType
-from sterna.wire.fields import Blob, Count, Mapped, Rows
+from sterna.wire.fields import Blob, Count, Mapped, Rows, Text
 from sterna.wire.schema import BODIES
 
 
@@ -54,12 +54,12 @@ def _walk(
                     at = leaf.offset + leaf.size
         case Rows():
             for number in range(found[con.count]):
-                for leaf in _walk(con.reader.subcon, body, at, f"{path}.{number}", {}):
+                for leaf in _walk(con.subcon, body, at, f"{path}.{number}", {}):
                     yield leaf
                     at = leaf.offset + leaf.size
         case Blob():
             yield Leaf(path, at, found[con.count], "bytes")
-        case Prefixed():
+        case Text():
             yield Leaf(path, at, 1 + body[at], "text")
         case FormatField():
             found[path.rpartition(".")[2]] = int.from_bytes(body[at : at + con.length], "little")
