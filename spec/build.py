@@ -15,12 +15,13 @@ from typing import Any
 
 SPEC = Path(__file__).resolve().parent
 PACKAGES = SPEC.parent / "protocol"
+KIT = SPEC.parent / "interop"
 REGISTRY_PY = PACKAGES / "sterna" / "registry.py"
 PROTOCOL_MD = SPEC / "protocol.md"
-CLAUSES_JSON = SPEC.parent / "interop" / "sterna_interop" / "data" / "clauses.json"
+CLAUSES_JSON = KIT / "sterna_interop" / "data" / "clauses.json"
 
-# A script of its own, not a package: its neighbour and the tables of the core are found by path.
-sys.path[:0] = [str(SPEC), str(PACKAGES)]
+# A script of its own, not a package: its neighbours, the tables of the core and the kit are found by path.
+sys.path[:0] = [str(SPEC), str(PACKAGES), str(KIT)]
 
 LINE = 111  # as the formatter counts, with the line end
 

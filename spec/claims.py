@@ -6,7 +6,7 @@ A claim is the id of a clause where something stands that fails when the clause 
   ``[CON-3, CON-5]``, ``[TXT-1 to TXT-4]``; of helpers nothing counts, the tests that call them claim;
 * in the docstring of a whole file of tests that is about the clause;
 * as `clause` of a vector;
-* as a text of ids alone in a table of cases, `interop/sterna_interop/cases*.py`.
+* among the `clauses` of a case of the interoperability kit.
 
 No list of claims is kept: `python spec/build.py --clauses` reads them anew.
 """
@@ -35,7 +35,7 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A clause and what claims it: the path of a test, the id of a vector, the name of a table of cases."""
+    """A clause and what claims it: a test as pytest names it, a vector or a case by its id."""
 
     clause: str
     by: str
@@ -72,11 +72,12 @@ def in_vectors(text: str) -> Iterator[Claim]:
             yield Claim(test["clause"], f"vector {test['id']}")
 
 
-def in_cases(name: str, source: str) -> Iterator[Claim]:
-    """The claims of one table of cases: every text in it that consists of ids."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(_IDS, node.value):
-            yield from (Claim(each, name) for each in expand(node.value))
+def in_cases() -> Iterator[Claim]:
+    """The claims of the kit's cases, as its own report has them."""
+    from sterna_interop.plan import catalogue
+
+    for case in catalogue():
+        yield from (Claim(each, f"case {case.id}") for each in case.clauses)
 
 
 def find() -> list[Claim]:
@@ -87,9 +88,7 @@ def find() -> list[Claim]:
     for path in sorted((ROOT / "spec" / "vectors").glob("*.json")):
         if path.stem != "schema":
             found += in_vectors(path.read_text(encoding="ascii"))
-    for path in sorted((ROOT / "interop" / "sterna_interop").glob("cases*.py")):
-        found += in_cases(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8"))
-    return found
+    return [*found, *in_cases()]
 
 
 # ---- what follows from them ----

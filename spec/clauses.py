@@ -102,7 +102,7 @@ def parse(document: str) -> dict[str, Clause]:
     found: dict[str, Clause] = {}
     listed: set[str] = set()
     section, marked = "", ""  # the section that we are in; the one whose head says that it is reserved
-    for paragraph in re.split(r"\n\s*\n|\n(?=- )", document):
+    for paragraph in _paragraphs(document):
         heading = _HEADING.match(paragraph)
         if heading:
             section = heading[2] or section
@@ -127,6 +127,23 @@ def parse(document: str) -> dict[str, Clause]:
         old = found[name]
         found[name] = Clause(old.id, old.text, old.levels, old.codes, old.section, reserved=True)
     return found
+
+
+def stray(document: str) -> list[str]:
+    """The paragraphs that use a key word and are no clause, but for the one that says what key words mean."""
+    words = re.compile(rf"\b({'|'.join(LEVELS)})\b")
+    return [
+        paragraph.strip()
+        for paragraph in _paragraphs(document)
+        if words.search(paragraph)
+        and not _CLAUSE.match(paragraph)
+        and not paragraph.startswith("The key words")
+    ]
+
+
+def _paragraphs(document: str) -> list[str]:
+    """What blank lines separate, and each item of a list."""
+    return re.split(r"\n\s*\n|\n(?=- )", document)
 
 
 def _clause(name: str, words: str, section: str, *, marked: bool) -> Clause:

@@ -14,10 +14,12 @@ import pytest
 import claims
 import clauses
 from clauses import SpecError
+from sterna_interop.cases_matrix import SCENARIOS
 
 CLAUSES = clauses.load_all()
 CLAIMS = claims.find()
 COVERAGE = claims.cover(CLAUSES, clauses.load_excuses(), CLAIMS)
+UNCLAIMED = COVERAGE.unclaimed
 
 
 # ---- this repository ----
@@ -25,13 +27,17 @@ COVERAGE = claims.cover(CLAUSES, clauses.load_excuses(), CLAIMS)
 
 @pytest.mark.parametrize("name", [clause.id for clause in COVERAGE.musts])
 def test_every_must_is_shown_or_has_a_reason(name: str) -> None:
-    assert name not in COVERAGE.unclaimed, (
-        f"claim it in the test that shows it, as [{name}]: {CLAUSES[name].text}"
-    )
+    assert name not in UNCLAIMED, f"claim it in the test that shows it, as [{name}]: {CLAUSES[name].text}"
 
 
 def test_every_claim_is_of_a_clause() -> None:
     assert claims.unknown(CLAIMS, CLAUSES) == []
+
+
+@pytest.mark.parametrize("document", clauses.documents())
+def test_every_requirement_is_a_clause(document: str) -> None:
+    """Of what stands outside of one, nobody would know whether anything shows it."""
+    assert clauses.stray((clauses.SPEC / document).read_text(encoding="utf-8")) == []
 
 
 def test_no_excuse_is_needless() -> None:
@@ -119,6 +125,13 @@ def test_what_a_clause_says() -> None:
     }
 
 
+def test_requirements_outside_of_clauses_are_found() -> None:
+    key_words = "The key words MUST, SHOULD and MAY are used as usual."
+    assert clauses.stray(f"# Title\n\n{key_words}\n\n{DOCUMENT}") == []
+    strays = ["It MUST too.", "- And this SHOULD.", "- An item\n  that MAY."]
+    assert clauses.stray("\n\n".join([DOCUMENT, *strays])) == strays
+
+
 def test_reserved_is_what_the_document_marks() -> None:
     reserved = [each.id for each in MADE_UP.values() if each.reserved]
     assert reserved == ["ABC-2", "ABC-4", "ABC-6", "ABC-5", "ABC-7", "XYZ-1"]
@@ -193,11 +206,15 @@ def test_claims_stand_in_tests_alone() -> None:
     )
 
 
-def test_claims_of_vectors_and_cases() -> None:
+def test_claims_of_vectors() -> None:
     vectors = {"groups": [{"tests": [{"id": "hello/one", "clause": "ABC-1"}]}]}
     assert [*claims.in_vectors(json.dumps(vectors))] == [claims.Claim("ABC-1", "vector hello/one")]
-    cases = 'CASES = [case("ABC-1, ABC-3 to ABC-4", "what ABC-5 asks for")]  # ABC-6'
-    assert [claim.clause for claim in claims.in_cases("cases.py", cases)] == ["ABC-1", "ABC-3", "ABC-4"]
+
+
+def test_claims_of_cases() -> None:
+    wanted = {(clause, f"case {scenario.id}") for scenario in SCENARIOS for clause in scenario.clauses}
+    assert wanted
+    assert wanted <= {(claim.clause, claim.by) for claim in claims.in_cases()}
 
 
 def test_a_must_that_nobody_claims_is_caught() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -395,8 +396,28 @@ def test_memory_is_writable_only_before_it_ran() -> None:
         rig.close()
 
 
+@pytest.mark.parametrize("size_bytes", [fields_of.STATE_BYTES, fields_of.STATE_BYTES + 1])
+def test_state_files_have_a_limit(size_bytes: int) -> None:
+    """[HOL-37] Of what is larger not a byte is read."""
+    rig = Rig(S.RESERVED)
+    file = MemoryFile("state", size_bytes)
+    tracemalloc.start()
+    try:
+        with pytest.raises(GuestError) as caught:
+            rig.engine.request("load_state", Frame({"sections": []}, (file.fileno(),)), rig.party)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Of the right size it is read, and what is in it is no state.
+    is_read = size_bytes == fields_of.STATE_BYTES
+    assert caught.value.code is (ErrorCode.STATE_REJECTED if is_read else ErrorCode.BAD_VALUE)
+    assert (peak >= size_bytes) == is_read
+    file.close()
+    rig.close()
+
+
 def test_state_comes_out_as_it_went_in() -> None:
-    """[HOL-28]"""
+    """[HOL-28] [HOL-37]"""
     rig = Rig(S.PAUSED)
     answer = rig.engine.request("save_state", Frame({}), rig.party)
     assert answer.fields == {"sections": TABLE, "bytes": len(STATE_DATA)}

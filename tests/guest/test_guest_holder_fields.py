@@ -150,6 +150,7 @@ def test_lists_and_objects() -> None:
 
 
 def test_sections_stay_inside_of_their_file() -> None:
+    """[HOL-37]"""
     entry = {"kind": 1, "version": 1, "architecture": 0, "vcpu": 0, "instance": 0, "offset": 3, "bytes": 2}
     assert fields_of.sections_from_json({"sections": [entry]}, b"12345")[0].data == b"45"
     bad(fields_of.sections_from_json, {"sections": [{**entry, "bytes": 3}]}, b"12345")
@@ -158,7 +159,7 @@ def test_sections_stay_inside_of_their_file() -> None:
 
 
 def test_overlapping_sections_are_refused_before_they_are_copied() -> None:
-    """A small file and a short table must not become more memory than the file has."""
+    """[HOL-37] A small file and a short table must not become more memory than the file has."""
     data = bytes(1 << 20)
     entry = {"kind": 1, "version": 1, "architecture": 0, "vcpu": 0, "instance": 0, "offset": 1}
     table = [{**entry, "bytes": len(data) - 1}] * 64
