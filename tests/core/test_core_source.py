@@ -26,7 +26,7 @@ from sterna.core.events import Outcome
 from sterna.core.policy import PolicySettings, RoundStats
 from sterna.core.source import NOT_READY_MAX, SourceConfig, SourceMachine
 from sterna.core.tables import SourceState
-from sterna.errors import GuestError, LocalProtocolError, PeerAborted
+from sterna.errors import GuestError, LocalProtocolError
 from sterna.memory.bitmap import PageBitmap
 from sterna.memory.pages import RegionPages
 from sterna.memory.regions import RegionTable
@@ -406,8 +406,9 @@ def test_a_destination_that_is_never_ready():
         assert rig.last().attempt == attempt + 1
     rig.say(r.NotReady(NOT_READY_MAX, 1, "never"))
     assert code_of(rig) is ErrorCode.NOT_READY
-    result = rolled_back(rig, ErrorCode.NOT_READY, by_peer=True)
-    assert isinstance(result.error, PeerAborted)
+    result = rolled_back(rig, ErrorCode.NOT_READY)
+    assert isinstance(result.error, LocalProtocolError)
+    assert "'never'" in str(result.error)
     assert e.Pause not in [type(each) for each in rig.asked]
 
 

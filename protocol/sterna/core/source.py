@@ -207,7 +207,8 @@ class SourceMachine(Session):
         self._attempt += 1
         self._not_ready += 1
         if self._not_ready >= NOT_READY_MAX:
-            self._fail(PeerAborted(ErrorCode.NOT_READY, record.text), now)
+            detail = f"not ready {self._not_ready} times, the last time because of {record.text!r}"
+            self._fail(LocalProtocolError(ErrorCode.NOT_READY, detail, clause="CON-43"), now)
             return
         self._ask(CollectDirty())
 
