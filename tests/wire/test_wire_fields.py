@@ -6,7 +6,7 @@ import pytest
 from construct import ConstructError, Int8ul, Struct, Terminated
 
 from sterna.registry import ErrorCode
-from sterna.wire.fields import FLAG, TEXT, Blob, Rows, Ruled, closed, count, exact, reserved
+from sterna.wire.fields import FLAG, TEXT, Blob, Fields, Rows, Ruled, closed, count, exact, reserved
 from sterna.wire.rules import DEFAULT_BOUNDS, Rule, Violation, at_most
 
 
@@ -106,3 +106,31 @@ def test_counts_rows_and_blobs():
             parse(struct, b"\2\3\1\2abc"[:cut])
     assert violation(parse, struct, b"\2\0\1")[::2] == ("FRM-12", 2)
     assert violation(parse, struct, b"\1\3\1ab")[::2] == ("FRM-12", 3)
+
+
+def test_fields_are_a_struct():
+    """Names, order, counts and what is left out, as Construct's own class has them."""
+    declared = (
+        "count" / count("rows", width=Int8ul),
+        reserved(1),
+        "colour" / closed(Colour),
+        "rows" / Rows("count", Int8ul),
+        Terminated,
+    )
+    ours, theirs = Fields(*declared), Struct(*declared)
+    value = {"colour": Colour.RED, "rows": (7, 8)}
+    raw = build(ours, value)
+    assert raw == build(theirs, value) == b"\2\0\1\7\x08"
+    found = parse(ours, raw)
+    del found["_params"]
+    names = ("count", "colour", "rows")
+    assert found == {name: parse(theirs, raw)[name] for name in names} == {"count": 2, **value}
+    for broken in (b"", b"\2", b"\2\0\1\7", raw + b"\0"):
+        with pytest.raises((ConstructError, Violation)) as expected:
+            parse(theirs, broken)
+        with pytest.raises(expected.type):
+            parse(ours, broken)
+    with pytest.raises(KeyError):
+        build(ours, {"rows": ()})
+    with pytest.raises(ConstructError, match=r"building\) -> rows"):
+        build(ours, {"colour": 1, "rows": (256,)})

@@ -22,6 +22,7 @@ from construct import (
     Construct,
     Int8ul,
     Int16ul,
+    Renamed,
     Struct,
     Terminated,
     stream_read,
@@ -36,9 +37,11 @@ from sterna.wire.rules import Bounds, Rule, Violation
 
 if TYPE_CHECKING:
     Subconstruct = _Subconstruct[Any, Any, Any, Any]
+    AnyStruct = Struct
     AnyConstruct = Construct[Any, Any]
 else:
     Subconstruct = _Subconstruct
+    AnyStruct = Struct
     AnyConstruct = Construct
 
 
@@ -51,6 +54,35 @@ def bounds_of(context: Any) -> Bounds:
 def is_unchecked(context: Any) -> bool:
     """True when sterna.wire.unchecked builds something wrong on purpose."""
     return bool(context["_params"].get("unchecked", False))
+
+
+class Fields(AnyStruct):
+    """A Struct without what this schema has no use for: fields that stop it, and the stream as a value.
+
+    What was read so far is a plain dict, and with it the context of the fields that follow.
+    """
+
+    def __init__(self, *subcons: Any) -> None:
+        super().__init__(*subcons)
+        self.rows = [
+            (each.name, each.subcon if isinstance(each, Renamed) else each, f" -> {each.name or '?'}")
+            for each in self.subcons
+        ]
+
+    def _parse(self, stream: Any, context: Any, path: Any) -> Any:
+        found: Any = {"_params": context["_params"]}
+        for name, field, step in self.rows:
+            value = field._parse(stream, found, path + step)
+            if name is not None:
+                found[name] = value
+        return found
+
+    def _build(self, obj: Any, stream: Any, context: Any, path: Any) -> Any:
+        given: Any = {"_params": context["_params"], **obj}
+        for name, field, step in self.rows:
+            value = given.get(name) if field.flagbuildnone else given[name]
+            given[name] = field._build(value, stream, given, path + step)
+        return given
 
 
 class Ruled(Subconstruct):
@@ -67,7 +99,7 @@ class Ruled(Subconstruct):
 
     def _parse(self, stream: Any, context: Any, path: Any) -> Any:
         offset = stream.tell()
-        obj = self.subcon._parsereport(stream, context, path)
+        obj = self.subcon._parse(stream, context, path)
         if self.rules:
             self._check(obj, context, offset)
         return obj
@@ -90,7 +122,7 @@ class Mapped(Subconstruct):
 
     def _parse(self, stream: Any, context: Any, path: Any) -> Any:
         offset = stream.tell()
-        obj = self.subcon._parsereport(stream, context, path)
+        obj = self.subcon._parse(stream, context, path)
         try:
             return self.decode(obj)
         except Violation as violation:
@@ -110,12 +142,12 @@ class Count(Subconstruct):
         self.flagbuildnone = True
 
     def _parse(self, stream: Any, context: Any, path: Any) -> Any:
-        return self.subcon._parsereport(stream, context, path)
+        return self.subcon._parse(stream, context, path)
 
     def _build(self, obj: Any, stream: Any, context: Any, path: Any) -> Any:
         count = len(context[self.of])
         if is_unchecked(context):
-            count = context._params.counts.get(self.of, count)
+            count = context["_params"]["counts"].get(self.of, count)
         self.subcon._build(count, stream, context, path)
         return count
 
@@ -143,7 +175,7 @@ class Rows(Subconstruct):
 
     def _parse(self, stream: Any, context: Any, path: Any) -> Any:
         _require_room(stream, context[self.count] * self.least)
-        return tuple([self.subcon._parsereport(stream, context, path) for _ in range(context[self.count])])
+        return tuple([self.subcon._parse(stream, context, path) for _ in range(context[self.count])])
 
     def _build(self, obj: Any, stream: Any, context: Any, path: Any) -> Any:
         for item in obj:
@@ -160,7 +192,7 @@ class Blob(Subconstruct):
 
     def _parse(self, stream: Any, context: Any, path: Any) -> Any:
         _require_room(stream, context[self.count])
-        return self.subcon._parsereport(stream, context, path)
+        return self.subcon._parse(stream, context, path)
 
     def _build(self, obj: Any, stream: Any, context: Any, path: Any) -> Any:
         stream.write(obj)
@@ -201,7 +233,7 @@ class Text(Subconstruct):
         super().__init__(Int8ul)
 
     def _parse(self, stream: Any, context: Any, path: Any) -> Any:
-        raw = stream_read(stream, self.subcon._parsereport(stream, context, path), path)
+        raw = stream_read(stream, self.subcon._parse(stream, context, path), path)
         try:
             return _decode_text(raw)
         except Violation as violation:
@@ -217,12 +249,13 @@ class Text(Subconstruct):
 
 def closed(enum: type[IntEnum], subcon: AnyConstruct = Int8ul) -> AnyConstruct:
     """A closed enumeration (FRM-4)."""
+    members = {int(member): member for member in enum}
 
     def decode(number: int) -> IntEnum:
-        try:
-            return enum(number)
-        except ValueError:
-            raise Violation(ErrorCode.BAD_VALUE, "FRM-4", f"no {enum.__name__} {number}") from None
+        member = members.get(number)
+        if member is None:
+            raise Violation(ErrorCode.BAD_VALUE, "FRM-4", f"no {enum.__name__} {number}")
+        return member
 
     return Mapped(subcon, decode, lambda value, unchecked: int(value) if unchecked else int(decode(value)))
 
@@ -284,7 +317,7 @@ def record(cls: type[Any], *subcons: Any, rules: Iterable[Rule[Any]] = ()) -> An
             given |= {"runner_id": given["runner"].id, "runner_host": given["runner"].host}
         return given
 
-    return Ruled(Mapped(Struct(*subcons), decode, encode), *rules)
+    return Ruled(Mapped(Fields(*subcons), decode, encode), *rules)
 
 
 def body(cls: type[Any], *subcons: Any, rules: Iterable[Rule[Any]] = ()) -> AnyConstruct:

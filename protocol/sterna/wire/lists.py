@@ -22,13 +22,14 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from construct import Bytes, FormatField, Int16ul, Int64ul, Struct
+from construct import Bytes, FormatField, Int16ul, Int64ul
 from construct import Subconstruct as AnySubconstruct
 
 from sterna.limits import STREAMS_MAX
 from sterna.wire import rules
 from sterna.wire.fields import (
     AnyConstruct,
+    Fields,
     Mapped,
     Rows,
     Ruled,
@@ -125,7 +126,7 @@ class AtOnce(Subconstruct):
             rows = self.layout.row.iter_unpack(raw)
             return tuple(rows if self.make is None else starmap(self.make, rows))
         stream.seek(offset)
-        return self.subcon._parsereport(stream, context, path)
+        return self.subcon._parse(stream, context, path)
 
     def _build(self, obj: Any, stream: Any, context: Any, path: Any) -> Any:
         if not is_unchecked(context):
@@ -144,7 +145,7 @@ class AtOnce(Subconstruct):
 
 def limits(*held: Rule[Any], unused: Callable[[int], AnyConstruct] = reserved) -> AnyConstruct:
     """The limits of HELLO and WELCOME: rows on the wire, a dict in the record."""
-    row = pair("id", "value", Struct("id" / Int16ul, unused(2), unused(4), "value" / Int64ul))
+    row = pair("id", "value", Fields("id" / Int16ul, unused(2), unused(4), "value" / Int64ul))
     rows = AtOnce(Ruled(Rows("limit_count", row), *held), None, ids_differ)
     return Mapped(rows, dict, lambda value, _unchecked: tuple(value.items()))
 
@@ -152,7 +153,7 @@ def limits(*held: Rule[Any], unused: Callable[[int], AnyConstruct] = reserved) -
 def last_sequences(clause: str) -> AnyConstruct:
     """The rows of ROUND_END and SEAL: a stream and the sequence number of its last frame."""
     stream = Ruled(Int16ul, rules.stream_rules(clause)[1])
-    row = Struct("stream" / stream, reserved(2), reserved(4), "sequence" / Int64ul)
+    row = Fields("stream" / stream, reserved(2), reserved(4), "sequence" / Int64ul)
     declared = Ruled(Rows("stream_count", pair("stream", "sequence", row)), rules.LAST_SEQUENCES)
     return AtOnce(declared, None, streams_ascend)
 
