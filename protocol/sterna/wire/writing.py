@@ -40,7 +40,7 @@ def encode_frame(
             long as the table says.
     """
     body = encode_body(record, bounds)
-    bulk_bytes = sum(memoryview(part).nbytes for part in bulk)
+    bulk_bytes = sum([memoryview(part).nbytes for part in bulk])
     expected = record.bulk_bytes if isinstance(record, Pages) else 0
     frame = int(record.type)
     if bulk_bytes != expected:
