@@ -12,6 +12,7 @@ codec.py.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from enum import IntEnum
@@ -20,9 +21,10 @@ from typing import TYPE_CHECKING, Any, Final
 from construct import (
     Bytes,
     Construct,
-    Int8ul,
-    Int16ul,
+    FormatField,
+    FormatFieldError,
     Renamed,
+    StreamError,
     Struct,
     Terminated,
     stream_read,
@@ -37,12 +39,12 @@ from sterna.wire.rules import Bounds, Rule, Violation
 
 if TYPE_CHECKING:
     Subconstruct = _Subconstruct[Any, Any, Any, Any]
-    AnyStruct = Struct
     AnyConstruct = Construct[Any, Any]
+    AnyFormatField = FormatField[Any, Any]
 else:
     Subconstruct = _Subconstruct
-    AnyStruct = Struct
     AnyConstruct = Construct
+    AnyFormatField = FormatField
 
 
 def bounds_of(context: Any) -> Bounds:
@@ -56,7 +58,34 @@ def is_unchecked(context: Any) -> bool:
     return bool(context["_params"].get("unchecked", False))
 
 
-class Fields(AnyStruct):
+class Number(AnyFormatField):
+    """A FormatField whose layout is compiled once, and whose errors are found when there is one."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__("<", code)  # type: ignore[call-arg] # its stubs know __new__ alone
+        self.layout = struct.Struct(f"<{code}")
+
+    def _parse(self, stream: Any, context: Any, path: Any) -> Any:
+        raw = stream.read(self.length)
+        if len(raw) < self.length:
+            raise StreamError("the body ends here", path=path)
+        return self.layout.unpack(raw)[0]
+
+    def _build(self, obj: Any, stream: Any, context: Any, path: Any) -> Any:
+        try:
+            stream.write(self.layout.pack(obj))
+        except struct.error as error:
+            raise FormatFieldError(f"{obj!r}: {error}", path=path) from None
+        return obj
+
+
+Int8ul: Final = Number("B")
+Int16ul: Final = Number("H")
+Int32ul: Final = Number("L")
+Int64ul: Final = Number("Q")
+
+
+class Fields(Struct):
     """A Struct without what this schema has no use for: fields that stop it, and the stream as a value.
 
     What was read so far is a plain dict, and with it the context of the fields that follow.
@@ -266,9 +295,9 @@ def _decode_bool(number: int) -> bool:
     return number == 1
 
 
-def _zeros(size: int) -> Callable[[bytes], None]:
+def _zeros(zeros: bytes) -> Callable[[bytes], None]:
     def decode(raw: bytes) -> None:
-        if raw != bytes(size):
+        if raw != zeros:
             raise Violation(ErrorCode.BAD_VALUE, "FRM-3", "a reserved field is not zero")
 
     return decode
@@ -276,7 +305,7 @@ def _zeros(size: int) -> Callable[[bytes], None]:
 
 def reserved(size: int) -> AnyConstruct:
     """A field that is zero (FRM-3)."""
-    zeros = Mapped(Bytes(size), _zeros(size), lambda _value, _unchecked: bytes(size))
+    zeros = Mapped(Bytes(size), _zeros(bytes(size)), lambda _value, _unchecked: bytes(size))
     zeros.flagbuildnone = True
     return zeros
 

@@ -22,7 +22,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from construct import Bytes, FormatField, Int16ul, Int64ul
+from construct import Bytes, FormatField
 from construct import Subconstruct as AnySubconstruct
 
 from sterna.limits import STREAMS_MAX
@@ -30,6 +30,8 @@ from sterna.wire import rules
 from sterna.wire.fields import (
     AnyConstruct,
     Fields,
+    Int16ul,
+    Int64ul,
     Mapped,
     Rows,
     Ruled,

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from construct import Bytes, Int8ul, Int16ul, Int32ul, Int64ul, Struct, Terminated
+from construct import Bytes, Struct, Terminated
 
 from sterna.registry import (
     BitmapEncoding,
@@ -40,6 +40,10 @@ from sterna.wire.fields import (
     TOKEN,
     AnyConstruct,
     Blob,
+    Int8ul,
+    Int16ul,
+    Int32ul,
+    Int64ul,
     Rows,
     Ruled,
     body,
