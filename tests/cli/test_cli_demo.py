@@ -151,6 +151,7 @@ def test_however_it_ends_it_leaves_nothing_behind(
         (["nonsense"], "nonsense"),
         (["--nonsense"], "--nonsense"),
         (["--evidence", "/proc/nothing"], "cannot make the directory /proc/nothing"),
+        (["--record", "/proc/nothing"], "cannot write /proc/nothing"),
     ],
 )
 def test_wrong_wishes_are_usage_errors(

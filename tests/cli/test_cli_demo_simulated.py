@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from sterna.host.evidence import Evidence
 from sterna.host.peers import PeerList
 from sterna.host.pki import init_ca, issue
 from sterna.net.tls import TlsConfig
+from sterna.observe.outcome import Ended
+from sterna.observe.recording import RecordingReader
+from sterna.observe.sessions import Over, Sessions
 
 PEERS = PeerList.parse('[[peer]]\nidentity = "source"\n[[peer]]\nidentity = "destination"\n', "peers")
 
@@ -33,7 +37,7 @@ async def test_over_tls_with_evidence(tmp_path: Path) -> None:
         issued = issue(tmp_path / "pki", name)
         configs.append(TlsConfig(issued.certificate, issued.key, issued.authority, PEERS.check_peer))
     evidence = Evidence(tmp_path / "evidence")
-    asked = wishes(evidence)
+    asked = replace(wishes(evidence), record=tmp_path / "x.rec")
     demo = SimulatedDemo(asked, Reporter(Output(json=True)), (configs[0], configs[1]), "destination")
     run = await demo.run()
     assert run.exit_code is Exit.OK
@@ -42,6 +46,12 @@ async def test_over_tls_with_evidence(tmp_path: Path) -> None:
     assert run.source["tls"] == run.destination["tls"]
     assert evidence.path("source.img").read_bytes() == evidence.path("destination.img").read_bytes()
     assert evidence.path("journal.ndjson").read_text().count("\n") > 1
+    with (tmp_path / "x.rec").open("rb") as file:
+        reader = RecordingReader(file)
+        *_, over = Sessions(reader.side, reader.clock).follow(reader)
+    assert isinstance(over, Over)
+    assert over.follower.fault is None
+    assert over.follower.outcome().ended is Ended.COMPLETED
 
 
 @pytest.mark.slow

@@ -5,7 +5,9 @@ What only real processes can show (signals, kills, stalled peers) is in tests/e2
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -32,10 +34,14 @@ from sterna.guest.holder_client import connect_holder
 from sterna.guest.holder_engine import HolderEngine
 from sterna.host.agent import HostSession
 from sterna.host.evidence import Evidence
+from sterna.net import recorder as recorder_module
 from sterna.net.connect import Address
 from sterna.net.endpoint import Options
 from sterna.net.memory import memory_transport_pair
 from sterna.net.transport import Peer
+from sterna.observe.outcome import Ended
+from sterna.observe.recording import RecordingReader, Side
+from sterna.observe.sessions import Over, Sessions
 from sterna.registry import ErrorCode
 from sterna.wire.records import NO_TOKEN, Hello, Runner
 
@@ -177,6 +183,48 @@ async def test_a_guest_moves(hosts: Hosts) -> None:
     assert any(said.startswith("the guest runs at host-b at 127.0.0.1") for said in hosts.sender.said)
     assert any("over mutual TLSv1.3" in said for said in hosts.sender.said)
     assert sum("every secret" in said for said in (*hosts.sender.said, *hosts.receiver.said)) == 2
+
+
+async def test_what_passes_is_recorded_at_both_ends(hosts: Hosts) -> None:
+    """[SEC-14] [SEC-15] Inside of TLS, for the owner alone, and said aloud; and it is a good session."""
+    here, there = hosts.directory / "a.rec", hosts.directory / "b.rec"
+    async with hosts.served(record=there) as port:
+        assert await hosts.sending(port, record=here).run() is Exit.OK
+    for path, said, side in (
+        (here, hosts.sender.said, Side.SOURCE),
+        (there, hosts.receiver.said, Side.DESTINATION),
+    ):
+        assert any(text.startswith(f"{path} holds the guest's memory") for text in said)
+        assert path.stat().st_mode & 0o777 == 0o600
+        with path.open("rb") as file:
+            reader = RecordingReader(file)
+            steps = list(Sessions(reader.side, reader.clock).follow(reader))
+        assert reader.side is side
+        assert not reader.cut_off
+        (over,) = [step for step in steps if isinstance(step, Over)]
+        assert over.follower.fault is None
+        assert over.follower.outcome().ended is Ended.COMPLETED
+    (sent,), (taken,) = hosts.sender.results, hosts.receiver.results
+    assert sent["recording_failures"] == taken["recording_failures"] == []
+
+
+async def test_a_recording_that_fails_is_told_and_changes_nothing(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[REC-14]"""
+
+    def full(_descriptor: int, _parts: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(recorder_module, "_write_all", full)
+    path = hosts.directory / "a.rec"
+    async with hosts.served() as port:
+        assert await hosts.sending(port, record=path).run() is Exit.OK
+    (sent,) = hosts.sender.results
+    assert sent["outcome"] == "completed"
+    (failure,) = sent["recording_failures"]
+    assert failure.startswith(f"{path}: the recording ends here: No space left")
+    assert failure in hosts.sender.said
 
 
 async def test_a_guest_is_shown_under_the_runner_that_it_runs_under(

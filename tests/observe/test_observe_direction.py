@@ -8,7 +8,8 @@ from observe_support import S, migration
 
 from sterna.errors import RemoteProtocolError
 from sterna.limits import Limits
-from sterna.observe.direction import Direction, Frame, Preface, TooMuchError
+from sterna.observe.budget import Budget, TooMuchError
+from sterna.observe.direction import Direction, Frame, Preface
 from sterna.registry import Encoding, ErrorCode, FrameType
 from sterna.wire import encode_preface, make_runs, unchecked
 from sterna.wire.records import PageRange, Pages, Ping
@@ -20,7 +21,7 @@ SOURCE = [unit for unit in TAPE if unit.sender is S]
 
 def direction(keep_bytes: int = 0, limits: Limits | None = None) -> Direction:
     """A direction that is past its handshake, and knows the guest."""
-    made = Direction(keep_bytes=keep_bytes)
+    made = Direction(Budget().share(), keep_bytes=keep_bytes)
     made.set_limits(limits or Limits())
     made.reader.set_regions(TAPE.bounds.regions or {})
     return made
@@ -94,23 +95,46 @@ def test_an_unknown_frame_has_no_record() -> None:
 
 def test_more_than_the_reader_takes() -> None:
     """Announced or not decides whose trouble it is."""
-    huge = encode_preface() + unchecked.frame(F.STATE, b"", body_bytes=(64 << 20) + 1)
-    with pytest.raises(TooMuchError, match="control_bytes"):
+    huge = encode_preface() + unchecked.frame(F.STATE, b"", body_bytes=(16 << 20) + 1)
+    with pytest.raises(TooMuchError, match="a longer frame"):
         list(direction(limits=Limits(control_bytes=1 << 40)).feed(huge))
     with pytest.raises(RemoteProtocolError) as caught:
         list(direction(limits=Limits(control_bytes=1 << 20)).feed(huge))
     assert caught.value.code is ErrorCode.LIMIT_CONTROL
-    bulky = encode_preface() + unchecked.frame(F.PAGES, b"", bulk_bytes=(256 << 20) + 1)
-    with pytest.raises(TooMuchError, match="bulk_bytes"):
-        list(direction(limits=Limits(bulk_bytes=1 << 40)).feed(bulky))
     bad = encode_preface() + unchecked.frame(F.PING, b"", sequence=5)
     with pytest.raises(RemoteProtocolError, match="HDR-6"):
         list(direction(limits=Limits(control_bytes=1 << 40, bulk_bytes=1 << 40)).feed(bad))
 
 
+def test_a_bulk_part_comes_out_of_the_budget() -> None:
+    budget = Budget(65536)
+    made = Direction(budget.share())
+    made.set_limits(Limits())
+    made.reader.set_regions(TAPE.bounds.regions or {})
+    pages = [unit for unit in SOURCE if unit.type == F.PAGES and len(unit.bulk) == 65536][:2]
+    list(made.feed(encode_preface()))
+    for at, unit in enumerate(pages):  # the second one has the place of the first
+        list(made.feed(unchecked.patch(unit.raw, 8, bytes([at]))))
+    assert budget.left_bytes == 0
+    broke = Direction(Budget(65535).share())
+    broke.set_limits(Limits())
+    broke.reader.set_regions(TAPE.bounds.regions or {})
+    with pytest.raises(TooMuchError, match="a batch of pages takes 64 KiB"):
+        list(broke.feed(encode_preface() + unchecked.patch(pages[0].raw, 8, b"\0")))
+    assert list(broke.feed(b"more")) == []
+
+
+def test_a_closed_direction_counts_on() -> None:
+    made = direction()
+    made.close()
+    assert list(made.feed(SOURCE[0].raw)) == []
+    made.end()
+    assert made.bytes == 16
+
+
 def test_before_anything_is_announced() -> None:
     """[LIM-5]"""
-    made = Direction()
+    made = Direction(Budget().share())
     list(made.feed(encode_preface() + unchecked.frame(F.PING, unchecked.body(Ping(1)))))
     with pytest.raises(RemoteProtocolError, match="LIM-5"):
         list(made.feed(unchecked.frame(F.HELLO, bytes(65537), sequence=1)))

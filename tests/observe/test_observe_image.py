@@ -7,18 +7,19 @@ import pytest
 
 from sterna.errors import RemoteProtocolError
 from sterna.limits import Limits
-from sterna.observe.direction import Frame, TooMuchError
-from sterna.observe.image import STATE_MAX_BYTES, Image
+from sterna.observe.budget import Budget, TooMuchError
+from sterna.observe.direction import Frame
+from sterna.observe.image import PAGE_KEPT_BYTES, Image
 from sterna.registry import Encoding, FrameType
 from sterna.wire import Header, make_runs
-from sterna.wire.records import Guest, PageRange, Pages, Region, Round, RoundAck, RoundEnd
+from sterna.wire.records import Guest, PageRange, Pages, Region, Round, RoundAck, RoundEnd, State
 
 REGIONS = (Region(1, 0, 8 * 4096), Region(2, 1 << 30, 4 * 4096))
 GUEST = Guest("guest", 0, 1, 4096, REGIONS)
 
 
-def image(guest: Guest = GUEST, pages_max: int = 12) -> Image:
-    made = Image(guest, Limits(), pages_max=pages_max)
+def image(guest: Guest = GUEST, budget_bytes: int = 12 * PAGE_KEPT_BYTES) -> Image:
+    made = Image(guest, Limits(), Budget(budget_bytes).share())
     made.begin(Round(1, 1, 12), last=False)
     return made
 
@@ -77,8 +78,9 @@ def test_exactly_the_damaged_pages_are_rejected() -> None:
 def test_what_is_more_than_the_reader_follows() -> None:
     """`bounded`"""
     with pytest.raises(TooMuchError, match="12 pages"):
-        image(pages_max=11)
-    huge = Guest("guest", 0, 1, STATE_MAX_BYTES + 1, REGIONS)
-    with pytest.raises(TooMuchError, match="state"):
-        Image(huge, Limits(state_bytes=1 << 40), pages_max=12)
-    assert Image(huge, Limits(), pages_max=12).state_bytes == 0
+        image(budget_bytes=12 * PAGE_KEPT_BYTES - 1)
+    made = image(budget_bytes=12 * PAGE_KEPT_BYTES + 5)
+    made.state(State(1, 0, 0, 2, 1, 0, 6, 0, False, b"12345"))
+    assert made.state_bytes == 6
+    with pytest.raises(TooMuchError, match="execution state"):
+        made.state(State(1, 0, 0, 2, 1, 0, 6, 5, True, b"6"))

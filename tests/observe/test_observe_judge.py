@@ -10,6 +10,7 @@ from observe_support import D, S, migration
 
 from sterna.errors import RemoteProtocolError
 from sterna.observe import judge as module
+from sterna.observe.budget import Budget
 from sterna.observe.direction import Frame
 from sterna.observe.judge import BreachError, Judge
 from sterna.registry import FRAMES, Feature, FrameType, Phase, Sender, Style
@@ -26,7 +27,7 @@ def frame(record: Record) -> Frame:
 
 def judge(until: FrameType) -> Judge:
     """A judge who has seen a migration up to the first frame of this type."""
-    made = Judge()
+    made = Judge(Budget().share())
     for seen in TAPE.until(until).seen():
         if isinstance(seen.what, Frame):
             made.check(seen.sender, seen.what, 0.0)
@@ -75,7 +76,7 @@ def test_progress_only_rises(worse: dict[str, int]) -> None:
 
 def test_progress_of_a_session_without_it() -> None:
     """[PRG-1]"""
-    made = Judge()
+    made = Judge(Budget().share())
     welcome = TAPE.record(F.WELCOME)
     bare = replace(welcome, features=tuple(each for each in welcome.features if each.id != Feature.PROGRESS))
     made.check(S, frame(TAPE.record(F.HELLO)), math.inf)
@@ -116,4 +117,4 @@ def test_directions(kind: FrameType) -> None:
 
     wrong = D if FRAMES[kind].sender is S else S
     with pytest.raises(RemoteProtocolError, match="CON-4"):
-        Judge().check(wrong, frame(Named()), 0.0)  # type: ignore[arg-type]
+        Judge(Budget().share()).check(wrong, frame(Named()), 0.0)  # type: ignore[arg-type]

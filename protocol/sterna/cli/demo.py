@@ -28,6 +28,7 @@ from sterna.host.evidence import DESTINATION_IMAGE, JOURNAL, SOURCE_IMAGE, WARNI
 from sterna.host.peers import PeerList
 from sterna.host.pki import init_ca, issue
 from sterna.net.tls import TlsConfig
+from sterna.observe.recording import create
 
 _PEERS: Final = f"""\
 [[peer]]
@@ -48,6 +49,7 @@ def demo(
     hot: Size = HOT_BYTES,
     insecure: Flag = False,
     evidence: PathOption = None,
+    record: PathOption = None,
     json: Json = False,
 ) -> int:
     """Migrate a live guest between two processes of this machine, and check that nothing was lost.
@@ -64,6 +66,7 @@ def demo(
         hot: the part of its memory to which it mostly writes.
         insecure: plaintext instead of TLS.
         evidence: directory for source.img and destination.img (try `cmp`) and the guest's journal.
+        record: file for everything that passes between the endpoints, for `sterna inspect`.
         json: one JSON object on stdout.
     """
     # At both sides at once, and evidence is copied before it is written.
@@ -75,9 +78,13 @@ def demo(
         hot_bytes=min(hot, memory),
         insecure=insecure,
         evidence=None if evidence is None else _evidence(evidence, reporter),
+        record=record,
     )
     if insecure:
         reporter.notice(INSECURE)
+    if record is not None:
+        create(record).close()  # trouble with it is for now, not for when the guest runs
+        reporter.notice(f"{record} {WARNING}")
     kind = _choose(guest)
     reporter.say(f"A guest with {size_text(memory)} of memory starts, and runs for a second before it moves.")
     directory = Path(tempfile.mkdtemp(prefix="sterna-demo-"))

@@ -179,6 +179,8 @@ class ProcessDemo:
     async def _migrate(self, port: int) -> Fields:
         """Send the guest, showing what the source says; its result, or its error."""
         command = ["migrate", "--to", f"127.0.0.1:{port}", "--holder", str(self._sockets[SOURCE])]
+        if self._wishes.record is not None:
+            command += ["--record", str(self._wishes.record)]
         child = await self._start(SOURCE, [*command, *self._endpoint_options(SOURCE)])
         while (line := await child.next_line()) is not None:
             if line.get("event") in {"result", "error"}:
@@ -283,5 +285,5 @@ def _count(fields: Mapping[str, object], name: str) -> int:
 
 
 def _failures(fields: Mapping[str, object]) -> tuple[str, ...]:
-    found = fields.get("evidence_failures")
-    return tuple(map(str, found)) if isinstance(found, list) else ()
+    found = (fields.get("evidence_failures"), fields.get("recording_failures"))
+    return tuple(str(each) for listed in found if isinstance(listed, list) for each in listed)

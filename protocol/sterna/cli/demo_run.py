@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sterna.cli.events import Fields
 from sterna.cli.exits import Exit, exit_of_outcome
@@ -27,6 +28,7 @@ class Wishes:
     hot_bytes: int
     insecure: bool
     evidence: Evidence | None
+    record: Path | None = None
 
     @property
     def writes_enough(self) -> bool:

@@ -10,7 +10,7 @@ from functools import partial
 import trio
 
 from sterna.cli.demo_run import AFTER_S, BEFORE_S, DemoRun, Wishes
-from sterna.cli.endpoint import tell_progress
+from sterna.cli.endpoint import recorded, tell_progress
 from sterna.cli.events import Fields, connection_fields, result_fields
 from sterna.cli.follow import Reporter, now_ns
 from sterna.guest.api import DestinationGuest, GuestDescription, StateSection
@@ -23,6 +23,7 @@ from sterna.net.endpoint import Destination, LocalHost, Options, Source
 from sterna.net.listen import listen
 from sterna.net.tls import TlsConfig
 from sterna.net.transport import Transport
+from sterna.observe.recording import Side
 from sterna.wire.records import Runner
 
 _TICK_S = 0.002
@@ -108,8 +109,13 @@ class SimulatedDemo:
             writes_before=writes_before,
             audit=self._audit(),
             processes={"source": pid, "destination": pid, "source_holder": None, "destination_holder": None},
-            failures=() if self._wishes.evidence is None else tuple(self._wishes.evidence.failures),
+            failures=self._failures(source),
         )
+
+    def _failures(self, source: Fields) -> tuple[str, ...]:
+        evidence, recorded = self._wishes.evidence, source["recording_failures"]
+        assert isinstance(recorded, list)
+        return (*(() if evidence is None else evidence.failures), *map(str, recorded))
 
     async def _measure(self) -> tuple[int, int]:
         """Let the guest run for a while; what it wrote a second, and of distinct pages."""
@@ -144,7 +150,12 @@ class SimulatedDemo:
             self._journal.append(machine.workload.count, machine.epoch, machine.runner, "beat")
 
     async def _send(self, address: Address) -> Fields:
-        transport = await connect(address, tls=self._tls[0], expected=self._expected)
+        async with recorded(self._wishes.record, Side.SOURCE, self._reporter, aloud=False) as recording:
+            plain = await connect(address, tls=self._tls[0], expected=self._expected)
+            source = await self._send_by(recording.wrap(plain))
+        return {**source, "recording_failures": recording.failures}
+
+    async def _send_by(self, transport: Transport) -> Fields:
         self._reporter.emit(
             {
                 "event": "migration",

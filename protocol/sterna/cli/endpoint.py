@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Final, TypeAlias
 
@@ -15,12 +16,15 @@ from cyclopts import Parameter
 from sterna.cli.follow import ConnectionReporter, Reporter
 from sterna.core.deadlines import Deadlines
 from sterna.errors import ConfigError, GuestError
+from sterna.host.evidence import WARNING
 from sterna.host.peers import PeerList
 from sterna.host.pki import CA_CERTIFICATE
 from sterna.linux.pidfd import Pidfd
 from sterna.net.identity import check_name, is_name
+from sterna.net.recorder import record
 from sterna.net.tls import CheckPeer, TlsConfig
 from sterna.net.transport import Transport
+from sterna.observe.recording import Side
 
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 ProcessOption = Annotated[int | None, Parameter(show_default=False)]
@@ -188,6 +192,50 @@ def holder_missing(error: GuestError, path: Path, options: str) -> GuestError:
     if path.exists():
         return error
     return GuestError(f"{error.detail}: start one with sterna holder --socket {path} {options}".rstrip())
+
+
+@dataclass(slots=True)
+class Recording:
+    """What --record asks for.
+
+    Attributes:
+        wrap: puts a recording transport around another; without --record the other one itself.
+        failures: what could not be recorded, in words.
+    """
+
+    wrap: Callable[[Transport], Transport] = lambda transport: transport
+    failures: list[str] = field(default_factory=list)
+
+
+@asynccontextmanager
+async def recorded(
+    path: Path | None, side: Side, reporter: Reporter, *, aloud: bool = True
+) -> AsyncIterator[Recording]:
+    """Record to this file; None records nothing.
+
+    Args:
+        path: where to.
+        side: which endpoint this is.
+        reporter: told of what goes wrong.
+        aloud: say what the file will hold, unless somebody has done that [SEC-15].
+
+    Raises:
+        ConfigError: the file cannot be made.
+    """
+    recording = Recording()
+    if path is None:
+        yield recording
+        return
+
+    def failed(text: str) -> None:
+        recording.failures.append(f"{path}: {text}")
+        reporter.notice(f"{path}: {text}")
+
+    async with record(path, side, failed) as recorder:
+        if aloud:
+            reporter.notice(f"{path} {WARNING}")
+        recording.wrap = recorder.wrap
+        yield recording
 
 
 async def tell_progress(reporter: Emitter, transport: Transport) -> None:

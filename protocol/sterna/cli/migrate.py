@@ -16,9 +16,11 @@ from sterna.cli.endpoint import (
     Flag,
     PathOption,
     ProcessOption,
+    Recording,
     Security,
     deadlines,
     holder_missing,
+    recorded,
     tell_progress,
 )
 from sterna.cli.events import Fields, connection_fields, holder_fields, result_fields
@@ -41,6 +43,7 @@ from sterna.net.endpoint import Options, Source
 from sterna.net.identity import check_name
 from sterna.net.tls import CheckPeer, TlsConfig
 from sterna.net.transport import Transport
+from sterna.observe.recording import Side
 from sterna.registry import ErrorCode
 
 
@@ -55,6 +58,7 @@ def migrate(
     max_rounds: int = 30,
     patience: Annotated[Duration | None, Parameter(show_default=False)] = None,
     evidence: PathOption = None,
+    record: PathOption = None,
     follow: Flag = False,
     die_with: ProcessOption = None,
     json: Json = False,
@@ -72,6 +76,7 @@ def migrate(
         max_rounds: give up, or slow the guest down, after so many rounds.
         patience: wait no longer than this for the other side, in any phase.
         evidence: directory for source.img, the guest's memory at the pause.
+        record: file for everything that passes on the connection; `sterna inspect` reads it.
         follow: every event as a line of JSON on stdout.
         die_with: cancel when the process of this number ends.
         security: who this host is and whom it talks to.
@@ -92,6 +97,7 @@ def migrate(
         downtime_s=downtime,
         max_rounds=max_rounds,
         evidence=None if evidence is None else Evidence(evidence),
+        record=record,
         reporter=reporter,
         die_with=die_with,
     )
@@ -113,6 +119,7 @@ class _Job:
     evidence: Evidence | None
     reporter: Reporter
     die_with: int | None
+    record: Path | None = None
 
     async def run(self) -> Exit:
         exit_code = Exit.INTERRUPTED
@@ -132,16 +139,20 @@ class _Job:
             self.reporter.notice(INSECURE)
         if self.evidence is not None:
             self.reporter.notice(f"{self.evidence.path(SOURCE_IMAGE)} {WARNING}")
-        async with await self._attach() as connection:
+        async with (
+            recorded(self.record, Side.SOURCE, self.reporter) as recording,
+            await self._attach() as connection,
+        ):
             if connection.attached.state not in {"running", "paused"}:
                 raise _not_here(connection)
             guest = await DepartingGuest.open(connection)
             assert isinstance(guest, DepartingGuest)
             guest.evidence = self.evidence
-            transport = await self._connect(tls)
+            transport = recording.wrap(await self._connect(tls))
             try:
                 host = PeerListHost(self.security.own_name, peers)
-                return await self._migrate(guest, transport, host, ending)
+                result = await self._migrate(guest, transport, host, ending)
+                return await self._conclude(guest, transport, result, recording)
             finally:
                 transport.abort()
 
@@ -164,7 +175,7 @@ class _Job:
 
     async def _migrate(
         self, guest: DepartingGuest, transport: Transport, host: PeerListHost, ending: Ending
-    ) -> Exit:
+    ) -> Result:
         attached = guest.connection.attached
         self._introduce(guest, transport)
         with host.session() as session:
@@ -182,7 +193,7 @@ class _Job:
                 result = await source.run()
                 nursery.cancel_scope.cancel()
             ending.ask = None
-        return await self._conclude(guest, transport, result)
+        return result
 
     def _policy(self, guest: DepartingGuest) -> PolicySettings:
         return PolicySettings(
@@ -217,7 +228,9 @@ class _Job:
         else:
             self.reporter.notice("cancelling: the guest runs on here")
 
-    async def _conclude(self, guest: DepartingGuest, transport: Transport, result: Result) -> Exit:
+    async def _conclude(
+        self, guest: DepartingGuest, transport: Transport, result: Result, recording: Recording
+    ) -> Exit:
         figures: Fields | None
         try:
             figures = holder_fields(await guest.connection.status())
@@ -232,6 +245,7 @@ class _Job:
             **result_fields(result),
             "holder": figures,
             "evidence_failures": [] if self.evidence is None else self.evidence.failures,
+            "recording_failures": recording.failures,
         }
         self.reporter.result(fields)
         self.reporter.say(_sentence(result, transport))

@@ -16,9 +16,11 @@ from sterna.cli.endpoint import (
     Flag,
     PathOption,
     ProcessOption,
+    Recording,
     Security,
     deadlines,
     holder_missing,
+    recorded,
     tell_progress,
 )
 from sterna.cli.events import Fields, connection_fields, holder_fields, result_fields
@@ -42,6 +44,7 @@ from sterna.net.endpoint import Destination, Options
 from sterna.net.listen import listen as accept_peers
 from sterna.net.tls import TlsConfig
 from sterna.net.transport import Transport
+from sterna.observe.recording import Side
 
 
 def serve(
@@ -54,6 +57,7 @@ def serve(
     memory_limit: Annotated[Size | None, Parameter(show_default=False)] = None,
     patience: Annotated[Duration | None, Parameter(show_default=False)] = None,
     evidence: PathOption = None,
+    record: PathOption = None,
     follow: Flag = False,
     die_with: ProcessOption = None,
     json: Json = False,
@@ -76,6 +80,7 @@ def serve(
         memory_limit: take no guest with more memory.
         patience: wait no longer than this for the other side, in any phase.
         evidence: directory for destination.img, the guest's memory at its first instruction.
+        record: file for everything that passes on all connections; `sterna inspect` reads it.
         follow: every event as a line of JSON on stdout.
         die_with: end when the process of this number ends.
         security: who this host is and whom it talks to; with --pki a peer list is needed, too.
@@ -94,6 +99,7 @@ def serve(
         ),
         once=once,
         evidence=None if evidence is None else Evidence(evidence),
+        record=record,
         reporter=reporter,
         die_with=die_with,
     )
@@ -114,10 +120,12 @@ class _Job:
     evidence: Evidence | None
     reporter: Reporter
     die_with: int | None
+    record: Path | None = None
     sessions: int = 0
     connections: int = 0
     last: Fields = field(default_factory=dict)
     exit_code: Exit = Exit.OK
+    _recording: Recording = field(default_factory=Recording)
     _running: set[Destination] = field(default_factory=set)
     _stopping: bool = False
     _scope: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -127,16 +135,22 @@ class _Job:
         async with trio.open_nursery() as nursery:
             ending = Ending(nursery.cancel_scope)
             await nursery.start(partial(ending.watch, process=self.die_with))
-            if self.spawn_holder:
-                async with spawned_holder(self.holder, self.reporter.say):
+            async with recorded(self.record, Side.DESTINATION, self.reporter) as self._recording:
+                if self.spawn_holder:
+                    async with spawned_holder(self.holder, self.reporter.say):
+                        await self._listen(ending, tls, peers)
+                else:
                     await self._listen(ending, tls, peers)
-            else:
-                await self._listen(ending, tls, peers)
             nursery.cancel_scope.cancel()
         if ending.interrupted or (self.once and not self.sessions):
             raise KeyboardInterrupt
         self.reporter.result({**self.last, "sessions": self.sessions})
         return self.exit_code
+
+    @property
+    def recording_failures(self) -> list[str]:
+        """What could not be recorded, in words."""
+        return self._recording.failures
 
     async def _check_holder(self) -> None:
         """Say now what a peer would be told later."""
@@ -190,6 +204,7 @@ class _Job:
     async def _serve(self, host: PeerListHost, transport: Transport) -> None:
         """One connection."""
         self.connections += 1
+        transport = self._recording.wrap(transport)
         reporter = self.reporter.of_connection(self.connections)
         reporter.emit({"event": "connected", **connection_fields(transport)})
         with host.session() as session:
@@ -270,6 +285,7 @@ class _Arrival:
             "runs": result.outcome in {Outcome.COMPLETED, Outcome.MOVED},
             "holder": None if status is None else holder_fields(status),
             "evidence_failures": [] if evidence is None else evidence.failures,
+            "recording_failures": self._job.recording_failures,
         }
 
 

@@ -4,7 +4,8 @@
 beside: the offset of each frame, its raw bytes to look at, and which of its pages match their hashes. The
 bulk part of a PAGES frame is hashed and forgotten.
 
-The limits that a recording states are whatever its writer liked; this module has bounds of its own.
+The limits that a recording states are whatever its writer liked. A bulk part comes out of the budget of
+sterna.observe.budget, and bodies have a bound of their own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Final
 from sterna.errors import RemoteProtocolError, SternaError
 from sterna.limits import HEADER_BYTES, PREFACE_BYTES, Limits
 from sterna.memory.pages import damaged_pages
+from sterna.observe.budget import Share, TooMuchError
 from sterna.registry import ErrorCode
 from sterna.wire import (
     Buffer,
@@ -30,13 +32,8 @@ from sterna.wire import (
     UnknownFrame,
 )
 
-# What a reader of recordings holds at most, whatever was announced: a body, and a bulk part.
-CONTROL_MAX_BYTES: Final = 64 << 20
-BULK_MAX_BYTES: Final = 256 << 20
-
-
-class TooMuchError(SternaError):
-    """A recording asks its reader for more than the reader takes. No fault of anybody's."""
+# The longest body that is held, whatever was announced: sixteen times the registry's default.
+CONTROL_MAX_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +75,13 @@ class Direction:
         error: what ended it, if anything has: the bytes behind it are counted, and not looked at.
     """
 
-    def __init__(self, *, keep_bytes: int = 0) -> None:
+    def __init__(self, share: Share, *, keep_bytes: int = 0) -> None:
         self.reader: Final = FrameReader(read_ahead_bytes=1)  # bytes come by receive_data
         self.offset = 0
         self.bytes = 0
         self.keep_bytes: Final = keep_bytes
         self.error: SternaError | None = None
+        self._share: Final = share
         self._announced = Limits()
         self._raw = bytearray()  # of the frame at `offset`, at most keep_bytes of it
         self._bulk = memoryview(bytearray())
@@ -92,8 +90,7 @@ class Direction:
         """The receiver has announced these."""
         self._announced = announced
         control_bytes = min(announced.control_bytes, CONTROL_MAX_BYTES)
-        bulk_bytes = min(announced.bulk_bytes, BULK_MAX_BYTES)
-        self.reader.set_limits(replace(announced, control_bytes=control_bytes, bulk_bytes=bulk_bytes))
+        self.reader.set_limits(replace(announced, control_bytes=control_bytes))
 
     @property
     def unfinished_bytes(self) -> int:
@@ -126,6 +123,9 @@ class Direction:
             self._keep(data, start)
             self.error = self._judged(error)
             raise self.error from error
+        except TooMuchError as error:
+            self.error = error
+            raise
         self._keep(data, start)
 
     def end(self) -> None:
@@ -140,6 +140,11 @@ class Direction:
             except RemoteProtocolError as error:
                 self.error = error
                 raise
+
+    def close(self) -> None:
+        """No more bytes are looked at; let go of the memory for them."""
+        self.error = self.error or TooMuchError("closed")
+        self._bulk = memoryview(b"")
 
     def raw_rest(self) -> bytes:
         """The first bytes behind the last whole frame, at most keep_bytes."""
@@ -162,6 +167,7 @@ class Direction:
         if not bulk_bytes:
             return
         if len(self._bulk) < bulk_bytes:
+            self._share.take(bulk_bytes - len(self._bulk), "a batch of pages")
             self._bulk = memoryview(bytearray(bulk_bytes))
         self.reader.supply_bulk([self._bulk[:bulk_bytes]])
 
@@ -182,9 +188,7 @@ class Direction:
 
     def _judged(self, error: RemoteProtocolError) -> RemoteProtocolError | TooMuchError:
         """A limit of this reader's own is not the sender's fault."""
-        taken = self.reader.bounds.limits
-        for code, name in ((ErrorCode.LIMIT_CONTROL, "control_bytes"), (ErrorCode.LIMIT_BULK, "bulk_bytes")):
-            announced, most = getattr(self._announced, name), getattr(taken, name)
-            if error.code is code and announced > most:
-                return TooMuchError(f"{name} was announced as {announced}, this reader takes {most}")
+        announced = self._announced.control_bytes
+        if error.code is ErrorCode.LIMIT_CONTROL and announced > CONTROL_MAX_BYTES:
+            return TooMuchError(f"a longer frame than this reader takes, {CONTROL_MAX_BYTES} bytes")
         return error

@@ -19,10 +19,11 @@ from typing import Final
 from sterna.core.negotiate import Selection
 from sterna.errors import RemoteProtocolError
 from sterna.limits import Limits
-from sterna.observe.direction import Direction, Frame, Preface, TooMuchError
-from sterna.observe.judge import OTHER, PAGES_MAX, BreachError, Judge
+from sterna.observe.budget import Budget, TooMuchError
+from sterna.observe.direction import Direction, Frame, Preface
+from sterna.observe.judge import BreachError, Judge
 from sterna.observe.outcome import Outcome, Signs
-from sterna.observe.recording import How, RecordClock, Side
+from sterna.observe.recording import OTHER, How, RecordClock, Side
 from sterna.observe.summary import Summary
 from sterna.registry import FRAMES, ErrorCode, Sender
 from sterna.wire import Buffer
@@ -84,7 +85,7 @@ class Follower:
         side: Side = Side.BETWEEN,
         clock: RecordClock = RecordClock.SINCE_START,
         keep_bytes: int = 0,
-        pages_max: int = PAGES_MAX,
+        budget: Budget | None = None,
     ) -> None:
         """Begin.
 
@@ -92,16 +93,27 @@ class Follower:
             side: where the recording was made.
             clock: what its times are.
             keep_bytes: how much of each frame's raw bytes is to be seen.
-            pages_max: the largest guest whose pages are followed.
+            budget: for memory, of all sessions of the recording.
         """
         self.fault: Fault | None = None
         self.trouble = ""
         self.summary: Final = Summary()
-        self.directions: Final = {each: Direction(keep_bytes=keep_bytes) for each in OTHER}
-        self._judge: Final = Judge(pages_max=pages_max)
+        self._share: Final = (budget or Budget()).share()
+        self.directions: Final = {each: Direction(self._share, keep_bytes=keep_bytes) for each in OTHER}
+        self._judge = Judge(self._share)
         self._signs: Final = Signs(side, set(), {}, {})
         self._timed: Final = clock is not RecordClock.NONE
         self._judging = True
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the session is judged no more: something is wrong, or too much."""
+        return self.fault is not None or bool(self.trouble)
+
+    @property
+    def ended(self) -> bool:
+        """Whether both directions have ended."""
+        return len(self._signs.hows) == len(OTHER)
 
     def feed(self, sender: Sender, data: Buffer, time_ns: int = 0) -> Iterator[Seen]:
         """What ends in the next bytes of a side. Exhaust it before the next call."""
@@ -125,6 +137,14 @@ class Follower:
         except RemoteProtocolError as error:
             if error.code is not ErrorCode.TRUNCATED:
                 self._wrong(sender, error, (0, 0), time_ns)
+
+    def close(self) -> None:
+        """The session is over: let go of what was kept to judge it. The outcome is still there."""
+        self._judging = False
+        self._judge = Judge(self._share)
+        for direction in self.directions.values():
+            direction.close()
+        self._share.release()
 
     def outcome(self) -> Outcome:
         """How the session ended, if it is over."""

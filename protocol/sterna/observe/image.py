@@ -17,12 +17,13 @@ from sterna.core.state import StateAssembler
 from sterna.limits import Limits
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.regions import PageSets, RegionTable
-from sterna.observe.direction import Frame, TooMuchError
+from sterna.observe.budget import Share
+from sterna.observe.direction import Frame
 from sterna.registry import ErrorCode
 from sterna.wire.records import Guest, PageRange, Pages, Round, RoundAck, RoundEnd, Seal, State
 
-# State sections are put together before they are hashed; the registry's default is a sixteenth of that.
-STATE_MAX_BYTES: Final = 1 << 30
+# What is kept of each page: its entry, and its bits in three sets.
+PAGE_KEPT_BYTES: Final = 10
 
 
 class Image:
@@ -36,23 +37,21 @@ class Image:
         state_bytes: bytes of state seen.
     """
 
-    def __init__(self, guest: Guest, limits: Limits, *, pages_max: int) -> None:
+    def __init__(self, guest: Guest, limits: Limits, share: Share) -> None:
         """Of a guest that the destination, with these limits, has accepted.
 
         Raises:
-            TooMuchError: it has more than `pages_max` pages, or more state than is put together here.
+            TooMuchError: it has more pages than can be followed.
         """
         table = RegionTable(guest.regions)
-        if table.pages > pages_max:
-            raise TooMuchError(f"a guest of {table.pages} pages, this reader follows {pages_max}")
+        share.take(table.pages * PAGE_KEPT_BYTES, f"a guest of {table.pages} pages")
         state_bytes = min(limits.state_bytes, guest.state_bytes)
-        if state_bytes > STATE_MAX_BYTES:
-            raise TooMuchError(f"{state_bytes} bytes of state, this reader takes {STATE_MAX_BYTES}")
         self.table: Final = table
         self.digest = b""
         self.round = IncomingRound(0, table, 0.0, last=False)
         self.rejected: tuple[PageRange, ...] = ()
         self.pages = 0
+        self._share = share
         self._memory = MemoryDigest(table)
         self._sent = PageSets(table)
         self._states = StateAssembler(state_bytes, limits.state_sections, guest.vcpus)
@@ -121,7 +120,9 @@ class Image:
 
         Raises:
             RemoteProtocolError: BAD_FRAGMENT, LIMIT_STATE or BAD_VALUE.
+            TooMuchError: it cannot be put together here.
         """
+        self._share.take(len(record.data), "execution state")
         self._states.add(record)
 
     def seal(self, record: Seal) -> None:

@@ -22,9 +22,11 @@ from sterna.core.negotiate import check_room, check_welcome, usable_limits
 from sterna.core.tables import DestinationState
 from sterna.errors import LocalProtocolError, SternaError, remote_error
 from sterna.limits import Limits
+from sterna.observe.budget import Share
 from sterna.observe.direction import Frame
 from sterna.observe.image import Image
 from sterna.observe.places import Places
+from sterna.observe.recording import OTHER
 from sterna.registry import ErrorCode, FrameType, Mode, Sender, Style
 from sterna.wire import NO_ID
 from sterna.wire.records import (
@@ -53,10 +55,6 @@ from sterna.wire.records import (
     Welcome,
 )
 
-OTHER: Final = {Sender.SOURCE: Sender.DESTINATION, Sender.DESTINATION: Sender.SOURCE}
-
-# Guests of up to 64 GiB in pages of 4 KiB: what is kept of each page takes some 10 bytes.
-PAGES_MAX: Final = 1 << 24
 # Unanswered PINGs that are remembered; of a side that sends more, no PONG is called unsolicited.
 PINGS_MAX: Final = 4096
 
@@ -85,13 +83,13 @@ class Judge:
         over: whether a side has ended the session by ABORT or REFUSE: what still comes was under way.
     """
 
-    def __init__(self, *, pages_max: int = PAGES_MAX) -> None:
+    def __init__(self, share: Share) -> None:
         self.hello: Hello | None = None
         self.welcome: Welcome | None = None
         self.image: Image | None = None
         self.places: Final = {side: Places(side) for side in OTHER}
         self.over = False
-        self._pages_max: Final = pages_max
+        self._share: Final = share
         self._guest: Guest | None = None
         self._limits = dict.fromkeys(OTHER, Limits())
         self._attempt = 1
@@ -249,7 +247,7 @@ class Judge:
         if record.data_streams:
             raise wrong(ErrorCode.NOT_SELECTED, "data streams were not selected", "ACC-3", record)
         limits = self._limits[Sender.DESTINATION]
-        image = Image(self._guest, limits, pages_max=self._pages_max)
+        image = Image(self._guest, limits, self._share)
         if record.reserved_bytes < image.table.size_bytes:
             detail = f"{record.reserved_bytes} bytes reserved of {image.table.size_bytes}"
             raise wrong(ErrorCode.BAD_VALUE, detail, "CON-17", record)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import BinaryIO, Final, NoReturn, TypeAlias
+from typing import BinaryIO, Final, NoReturn, Protocol, TypeAlias
 
 from sterna.errors import ConfigError
 from sterna.limits import TEXT_BYTES
@@ -71,6 +71,9 @@ class _Kind(IntEnum):
     CLOSE = 3
 
 
+# Whom a side talks to.
+OTHER: Final = {Sender.SOURCE: Sender.DESTINATION, Sender.DESTINATION: Sender.SOURCE}
+
 _DIRECTIONS: Final = {Sender.SOURCE: 1, Sender.DESTINATION: 2}
 _SENDERS: Final = {number: sender for sender, number in _DIRECTIONS.items()}
 _ASKED, _GAVE_UP = 1, 2  # `how` of close
@@ -107,6 +110,14 @@ class RecordingClosed:
 
 
 RecordingItem: TypeAlias = Passed | DirectionEnded | RecordingClosed
+
+
+class Sink(Protocol):
+    """What a writer needs of a file."""
+
+    def write(self, data: bytes | memoryview, /) -> int:
+        """Take bytes; how many were taken."""
+        ...
 
 
 class RecordingError(ConfigError):
@@ -174,7 +185,7 @@ class RecordingWriter:
 
     def __init__(
         self,
-        file: BinaryIO,
+        file: Sink,
         side: Side,
         *,
         clock: RecordClock = RecordClock.SINCE_START,
@@ -229,7 +240,7 @@ class RecordingWriter:
     def _record(
         self,
         kind: _Kind,
-        data: Buffer,
+        data: bytes | memoryview,
         time_ns: int,
         *,
         connection: int = 0,
@@ -242,7 +253,7 @@ class RecordingWriter:
         head = _RECORD.pack(len(data), kind, direction, how, 0, self._last_ns, connection)
         self._write(_sealed(head), data)
 
-    def _write(self, *parts: Buffer) -> None:
+    def _write(self, *parts: bytes | memoryview) -> None:
         for part in parts:
             rest = memoryview(part)
             while rest.nbytes:  # a file without a buffer may take a part only

@@ -1,0 +1,301 @@
+"""Records what passes on connections, beside the migration and never in its way (spec/recording.md).
+
+`record` opens a recording; `Recorder.wrap` puts a transport around another one and writes down what it moves.
+What is sent is copied first: memory of a running guest changes while it is sent, and a recording of other
+bytes than those that left would show damage where there was none [REC-15].
+
+Writing happens in a thread, as a disk may take seconds. What waits for it is bounded by `SPOOL_BYTES`; beyond
+that the connection waits too, for `PATIENCE_S` at most, and then the recording gives up, as it does at the
+first error of the file. The migration goes on in any case [REC-14].
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import BinaryIO, Final, TypeAlias
+
+import trio
+
+from sterna.errors import ConfigError, TransportError
+from sterna.net.transport import OnSent, Transport
+from sterna.observe.recording import (
+    OTHER,
+    How,
+    RecordClock,
+    RecordingWriter,
+    Side,
+    create,
+)
+from sterna.registry import Sender
+
+# What waits for the disk: half a second of a fast link.
+SPOOL_BYTES: Final = 64 << 20
+# How long a connection waits for the disk. Peers endure more, see the deadlines of sterna.core.deadlines.
+PATIENCE_S: Final = 1.0
+# How long the last bytes may take when all is over.
+FLUSH_S: Final = 10.0
+
+Clock: TypeAlias = Callable[[], int]
+OnFailure: TypeAlias = Callable[[str], None]
+
+
+class _Spool:
+    """What the recording's writer has written and the file has not taken yet."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes | memoryview] = []
+        self.bytes = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.parts.append(data)
+        self.bytes += len(data)
+        return len(data)
+
+    def take(self) -> list[bytes | memoryview]:
+        parts, self.parts, self.bytes = self.parts, [], 0
+        return parts
+
+
+class Recorder:
+    """A recording under way. Made by `record`.
+
+    Attributes:
+        failure: why it ended early; empty if it has not.
+    """
+
+    def __init__(
+        self, file: BinaryIO, side: Side, on_failure: OnFailure, now_ns: Clock, clock: RecordClock
+    ) -> None:
+        self.failure = ""
+        self._file: Final = file
+        self._own: Final = Sender.SOURCE if side is Side.SOURCE else Sender.DESTINATION
+        self._on_failure = on_failure
+        self._now_ns: Final = now_ns
+        self._started_ns: Final = now_ns()
+        self._spool: Final = _Spool()
+        self._writer: Final = RecordingWriter(self._spool, side, clock=clock, started_ns=time.time_ns())
+        self._changed: Final = trio.lowlevel.ParkingLot()
+        self._in_hand_bytes = 0  # what the thread is writing
+        self._closing = False
+        self._ended = trio.Event()
+        self._scope: Final = trio.CancelScope(shield=True)
+
+    def wrap(self, transport: Transport) -> Transport:
+        """A transport that records what passes; the same one, if it cannot be recorded."""
+        if self.failure:
+            return transport
+        try:
+            number = self._writer.connect()
+        except ConfigError as error:
+            self._on_failure(f"a connection is not recorded: {error}")
+            return transport
+        return _RecordedTransport(transport, _Line(self, number, self._own))
+
+    @property
+    def time_ns(self) -> int:
+        """The time by the recording's clock."""
+        return self._now_ns() - self._started_ns
+
+    def passed(self, connection: int, sender: Sender, data: memoryview | bytes) -> None:
+        """Bytes passed, which do not change any more."""
+        if not self.failure:
+            self._writer.passed(connection, sender, data, self.time_ns)
+            self._changed.unpark_all()
+
+    def ended(self, connection: int, sender: Sender, how: How, text: str) -> None:
+        """A direction ended."""
+        if not self.failure:
+            self._writer.ended(connection, sender, how, self.time_ns, text)
+            self._changed.unpark_all()
+
+    async def room(self) -> None:
+        """Wait until the file has taken enough; give the recording up if that takes too long."""
+        if self._waiting_bytes <= SPOOL_BYTES or self.failure:
+            return
+        with trio.move_on_after(PATIENCE_S) as patience:
+            while self._waiting_bytes > SPOOL_BYTES and not self.failure:
+                await self._changed.park()
+        if patience.cancelled_caught:
+            text = "the file is slower than the connection"
+            self._writer.close(self.time_ns, gave_up=True, text=text)
+            self._give_up(text)
+
+    async def run(self) -> None:
+        """Write the file, until `close` has been called and all is written, or the recording has failed."""
+        with self._scope:
+            while (await self._wait_for_work()) and await self._write():
+                pass
+        self._ended.set()
+
+    async def close(self) -> None:
+        """Let what is left be written."""
+        if not self.failure:
+            self._writer.close(self.time_ns)
+        self._closing = True
+        self._changed.unpark_all()
+        with trio.move_on_after(FLUSH_S, shield=True) as patience:
+            await self._ended.wait()
+        if patience.cancelled_caught:
+            self._give_up("the file did not take the last bytes")
+            self._scope.cancel()  # a thread that hangs in a write is left alone, and keeps its file
+        else:
+            self._file.close()
+
+    @property
+    def _waiting_bytes(self) -> int:
+        return self._spool.bytes + self._in_hand_bytes
+
+    async def _wait_for_work(self) -> bool:
+        while not self._spool.parts:
+            if self._closing:
+                return False
+            await self._changed.park()
+        return True
+
+    async def _write(self) -> bool:
+        """Write what waits. Whether that worked."""
+        self._in_hand_bytes = self._spool.bytes
+        parts = self._spool.take()
+        try:
+            await trio.to_thread.run_sync(_write_all, self._file.fileno(), parts, abandon_on_cancel=True)
+        except OSError as error:
+            self._spool.take()
+            self._give_up(error.strerror or str(error))
+            return False
+        finally:
+            self._in_hand_bytes = 0
+            self._changed.unpark_all()
+        return True
+
+    def _give_up(self, why: str) -> None:
+        if not self.failure:
+            self.failure = why
+            self._on_failure(f"the recording ends here: {why}. The migration goes on.")
+
+
+def _write_all(descriptor: int, parts: list[bytes | memoryview]) -> None:
+    for part in parts:
+        rest = memoryview(part)
+        while rest.nbytes:
+            rest = rest[os.write(descriptor, rest) :]
+
+
+@asynccontextmanager
+async def record(
+    path: Path,
+    side: Side,
+    on_failure: OnFailure,
+    *,
+    now_ns: Clock = lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+    clock: RecordClock = RecordClock.SINCE_START,
+) -> AsyncIterator[Recorder]:
+    """A recording, for as long as the context lasts.
+
+    Args:
+        path: where to; an earlier file there is replaced.
+        side: SOURCE or DESTINATION: which endpoint this is.
+        on_failure: told, for people, when the recording cannot go on.
+        now_ns: a clock that never runs backwards, in nanoseconds.
+        clock: what kind of clock that is.
+
+    Raises:
+        ConfigError: the file cannot be made.
+    """
+    recorder = Recorder(create(path), side, on_failure, now_ns, clock)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(recorder.run)
+        try:
+            yield recorder
+        finally:
+            await recorder.close()
+
+
+class _Line:
+    """One connection in a recording: what its own side sends, and what it receives."""
+
+    def __init__(self, recorder: Recorder, number: int, own: Sender) -> None:
+        self._recorder = recorder
+        self._number = number
+        self._own = own
+        self._ended: set[Sender] = set()
+
+    def sent(self, data: memoryview) -> None:
+        self._passed(self._own, data)
+
+    def received(self, data: memoryview) -> None:
+        self._passed(OTHER[self._own], bytes(data))
+
+    def peer_ended(self, how: How, text: str = "") -> None:
+        self._end(OTHER[self._own], how, text)
+
+    def closed(self, how: How) -> None:
+        """This side has closed the connection."""
+        self._end(self._own, how, "")
+        self._end(OTHER[self._own], How.CLOSED_HERE, "")
+
+    async def room(self) -> None:
+        await self._recorder.room()
+
+    def _passed(self, sender: Sender, data: memoryview | bytes) -> None:
+        if sender not in self._ended:
+            self._recorder.passed(self._number, sender, data)
+
+    def _end(self, sender: Sender, how: How, text: str) -> None:
+        if sender not in self._ended:
+            self._ended.add(sender)
+            self._recorder.ended(self._number, sender, how, text)
+
+
+class _RecordedTransport(Transport):
+    """Another transport, of which everything that passes is written down."""
+
+    def __init__(self, inner: Transport, line: _Line) -> None:
+        super().__init__(inner.peer, inner.tls)
+        self._inner = inner
+        self._line = line
+
+    def _before_send(self, size: int) -> None:
+        self._inner._before_send(size)
+
+    async def _send(self, views: list[memoryview], sent: OnSent) -> None:
+        await self._line.room()  # before anything has left: a send that is cancelled later is torn
+        copies = [memoryview(bytes(view)) for view in views]
+        left = deque(copies)
+
+        def passed(count: int) -> None:
+            rest = count
+            while rest:
+                piece, left[0] = left[0][:rest], left[0][rest:]
+                self._line.sent(piece)
+                rest -= len(piece)
+                if not left[0]:
+                    left.popleft()
+            sent(count)
+
+        await self._inner.send(copies, passed)
+
+    async def _receive_into(self, view: memoryview) -> int:
+        await self._line.room()  # not afterwards: no byte may be lost when this is cancelled
+        try:
+            count = await self._inner.receive_into(view)
+        except TransportError as error:
+            self._line.peer_ended(How.LOST, str(error))
+            raise
+        if count:
+            self._line.received(view[:count])
+        else:
+            self._line.peer_ended(How.PROPERLY)
+        return count
+
+    async def _finish(self) -> None:
+        await self._inner.close()
+
+    def _dispose(self, *, abrupt: bool) -> None:
+        if not self._inner.closed or abrupt:
+            self._inner.abort()
+        self._line.closed(How.LOST if abrupt else How.PROPERLY)
