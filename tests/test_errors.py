@@ -11,8 +11,12 @@ from sterna.errors import (
     PeerIncompatible,
     PeerMisbehaved,
     ProtocolError,
+    RecordError,
     RemoteProtocolError,
     SternaError,
+    StoreDamaged,
+    StoreError,
+    StoreUnavailable,
     TransportError,
     remote_error,
 )
@@ -51,6 +55,14 @@ def test_a_peers_unknown_code_is_kept_as_a_number() -> None:
     error = PeerAborted(0xFFFF)
     assert (error.wire_code, error.code) == (0xFFFF, ErrorCode.INTERNAL)
     assert str(error) == "the peer ended the session: code 0xffff: ''"
+
+
+def test_errors_of_stores_and_records() -> None:
+    assert str(RecordError("no space")) == "record_failed: no space"
+    assert RecordError("process 7 has it", ErrorCode.BUSY).code is ErrorCode.BUSY
+    for kind in (StoreUnavailable, StoreDamaged):
+        assert issubclass(kind, StoreError)
+        assert (str(kind("no answer")), kind("").code) == ("no answer", ErrorCode.UNDECIDED)
 
 
 def test_errors_of_guest_and_operator() -> None:

@@ -12,6 +12,10 @@
     ├── PeerAborted                                   the peer said ABORT or REFUSE, with its code
     ├── TransportError                                connection, TLS, deadlines
     ├── GuestError                                    the guest or its holder
+    ├── StoreError                                    the lease store gave no answer that decides anything
+    │   ├── StoreUnavailable                          ask again, identically
+    │   └── StoreDamaged                              an operator has to look
+    ├── RecordError                                   durable records: unwritable, damaged, or another's
     ├── ConfigError                                   a file or an argument of the operator's
     └── MigrationFailed                               how a migration ended, for the embedder
 
@@ -134,6 +138,39 @@ class GuestError(SternaError):
     """The guest or its holder failed, or refuses what was asked."""
 
     def __init__(self, detail: str, code: ErrorCode = ErrorCode.GUEST_FAILED) -> None:
+        super().__init__(code, detail)
+        self.code = code
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.code.name.lower()}: {self.detail}"
+
+
+class StoreError(SternaError):
+    """The lease store gave no answer, which decides nothing: a claim may still take effect [ONE-8]."""
+
+    code = ErrorCode.UNDECIDED
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+class StoreUnavailable(StoreError):
+    """No answer for now. A claim is repeated, identically, until there is one [ONE-7]."""
+
+
+class StoreDamaged(StoreError):
+    """The store breaks its own promises, or is another one than it was. Asking again does not help."""
+
+
+class RecordError(SternaError):
+    """A durable record could not be written or read, or another process has the records (BUSY)."""
+
+    def __init__(self, detail: str, code: ErrorCode = ErrorCode.RECORD_FAILED) -> None:
         super().__init__(code, detail)
         self.code = code
         self.detail = detail
