@@ -23,7 +23,7 @@ from core_support import (
 
 from sterna.core import events as e
 from sterna.core.events import Outcome
-from sterna.core.policy import PolicySettings, RoundStats
+from sterna.core.policy import PolicySettings, RoundStats, decide
 from sterna.core.source import NOT_READY_MAX, SourceConfig, SourceMachine
 from sterna.core.tables import SourceState
 from sterna.errors import GuestError, LocalProtocolError
@@ -337,6 +337,21 @@ def test_a_guest_that_does_not_converge_is_throttled_and_at_last_given_up():
     assert [stats.round for stats in result.rounds] == list(range(1, len(result.rounds) + 1))
     assert len(result.rounds) <= 8
     assert all(isinstance(stats, RoundStats) for stats in result.rounds)
+
+
+@pytest.mark.parametrize(
+    ("most", "expected", "counted"), [(4096, None, 4096), (4096, 100, 100), (4096, 5000, 4096), (0, 100, 0)]
+)
+def test_the_policy_counts_the_state_that_is_expected(monkeypatch, most, expected, counted):
+    asked = []
+
+    def recorded(history, remaining_bytes, state_bytes, *rest):
+        asked.append(state_bytes)
+        return decide(history, remaining_bytes, state_bytes, *rest)
+
+    monkeypatch.setattr("sterna.core.source.decide", recorded)
+    SourceRig(guest=replace(GUEST, state_bytes=most), expected_state_bytes=expected).until(S.ROUND)
+    assert asked == [counted]
 
 
 def test_a_throttle_that_fails():

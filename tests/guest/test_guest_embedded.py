@@ -46,6 +46,22 @@ class Counting(EmbeddedGuest):
         self.count = int.from_bytes(state, "little")
 
 
+async def test_the_state_is_expected_to_be_as_it_was_last() -> None:
+    guest = Counting()
+    assert guest.description.expected_state_bytes == 4096
+    assert guest.description.state_bytes == 1 << 20
+    before = guest.description
+    (section,) = await guest.save_state()
+    assert guest.description.expected_state_bytes == len(section.data) == 8
+    assert guest.description == before  # it is the same guest
+
+
+def test_the_most_that_a_state_may_have_is_the_embedder_s_to_say() -> None:
+    description = EmbeddedGuest(bytearray(PAGE_BYTES), state_bytes=100).description
+    assert (description.state_bytes, description.expected_state_bytes) == (100, 100)
+    assert description.to_record().state_bytes == 100
+
+
 async def test_keeps_the_laws() -> None:
     guests: list[Counting] = []
 

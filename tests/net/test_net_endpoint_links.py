@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -16,7 +17,10 @@ from sterna.core.deadlines import Deadlines
 from sterna.core.events import Event, Outcome, RoundFinished
 from sterna.core.policy import PolicySettings
 from sterna.guest.api import GuestDescription
-from sterna.guest.workload import WorkloadParameters
+from sterna.guest.embedded import EmbeddedGuest
+from sterna.guest.workload import PAGE_BYTES, WorkloadParameters
+from sterna.net.endpoint import Destination, Options, Source
+from sterna.net.memory import memory_transport_pair
 from sterna.net.pump import FLUSH_STALL_S
 from sterna.registry import ErrorCode
 
@@ -93,6 +97,50 @@ async def test_a_hot_guest_on_a_slow_link(virtual_time: Clock, rate_bytes_s: flo
     migration.check_moved()
     assert sum(event.stats.rejected_pages for event in finished) == 0
     assert (max(event.stats.throttle for event in finished) > 0) == (share > 1)
+
+
+class Small(EmbeddedGuest):
+    """Has no more state than a few registers, and writes a page now and then."""
+
+    running = False
+
+    def start(self) -> None:
+        self.running = True
+
+    def stop(self) -> None:
+        self.running = False
+
+    def save(self) -> bytes:
+        return b"registers"
+
+    def load(self, state: bytes) -> None:
+        assert state == b"registers"
+
+    async def live(self) -> None:
+        for page in itertools.cycle(range(64)):
+            if self.running:
+                self.wrote(page * PAGE_BYTES, 1)
+            await trio.sleep(0.05)
+
+
+async def test_a_guest_of_little_state_on_a_slow_link(virtual_time: Clock) -> None:
+    """The most that its state may have would take a second; what it has is nothing."""
+    here, there = Small(bytearray(b"\1" * (512 * PAGE_BYTES))), Small(bytearray(512 * PAGE_BYTES))
+    here.start()
+    near, far = memory_transport_pair(rate_bytes_s=1e6)
+    options = Options(clock=trio.current_time)
+    source = Source(here, near, options=options)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(here.live)
+        async with trio.open_nursery() as ends:
+            ends.start_soon(Destination(lambda _: there, far, options=options).run)
+            result = await source.run()
+        nursery.cancel_scope.cancel()
+    assert result.outcome is Outcome.COMPLETED
+    assert there.running
+    assert not here.running
+    assert result.blackout_s is not None
+    assert result.blackout_s < PolicySettings().allowed_downtime_s
 
 
 @pytest.mark.parametrize("latency_s", [0.001, 0.1, 1.0])

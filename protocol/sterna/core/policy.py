@@ -197,7 +197,7 @@ def decide(
     Args:
         history: every acknowledged round of this migration, oldest first.
         remaining_bytes: what would have to be sent if the guest were paused now: dirty and rejected pages.
-        state_bytes: CPU and device state that is sent in the blackout.
+        state_bytes: about how much CPU and device state will be sent in the blackout.
         rtt_s: round trip time.
         settings: what the operator wants.
 

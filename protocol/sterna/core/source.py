@@ -74,12 +74,17 @@ _U64_MAX: Final = (1 << 64) - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceConfig(Config):
-    """A migration as its source sees it. `guest_id` and `epoch` name the guest and its newest claim."""
+    """A migration as its source sees it. `guest_id` and `epoch` name the guest and its newest claim.
+
+    Attributes:
+        expected_state_bytes: about what the state will have; None is the most, which GUEST says.
+    """
 
     guest: Guest
     guest_id: bytes
     epoch: int = 0
     runner: Runner = NO_RUNNER
+    expected_state_bytes: int | None = None
     policy: PolicySettings = field(default_factory=PolicySettings)
     batch_bytes: int = bounds.BATCH_BYTES
     features: tuple[FeatureOffer, ...] = field(default_factory=offer)
@@ -320,10 +325,11 @@ class SourceMachine(Session):
 
     def _choose(self, now: float) -> None:
         """Ask the policy what comes next, and begin it."""
+        most, expected = self._job.guest.state_bytes, self._job.expected_state_bytes
         decision = decide(
             self._account.rounds,
             self._memory.pending_bytes,
-            self._job.guest.state_bytes,
+            most if expected is None else min(expected, most),
             self.rtt_s or 0.0,
             self._job.policy,
         )

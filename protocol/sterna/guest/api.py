@@ -30,7 +30,7 @@ The destination's:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from sterna.memory.bitmap import PageBitmap
@@ -47,6 +47,8 @@ class GuestDescription:
     Attributes:
         id: 16 bytes, the same on every host for the guest's life.
         state_bytes: the most that all state sections together will have.
+        expected_state_bytes: about what they will have, which the policy reckons with; None is the most. It
+            may change, and stays at the source.
     """
 
     id: bytes
@@ -58,6 +60,7 @@ class GuestDescription:
     cpu_features: tuple[str, ...] = ()
     nics: tuple[Nic, ...] = ()
     disks: tuple[Disk, ...] = ()
+    expected_state_bytes: int | None = field(default=None, compare=False)
 
     def to_record(self) -> Guest:
         """The GUEST frame that says this; the id travels in HELLO."""

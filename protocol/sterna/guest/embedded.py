@@ -14,6 +14,8 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
 
 import numpy as np
 
@@ -27,6 +29,10 @@ REGION = 1
 PAGE_BYTES = 4096
 STATE_VERSION = 1
 
+# What `save` is expected to give before it has been called; afterwards, what it gave last.
+EXPECTED_STATE_BYTES: Final = 4096
+STATE_BYTES_MAX: Final = 1 << 20
+
 
 class EmbeddedGuest:
     """Both sides of a guest with one region. Implements `SourceGuest` and `DestinationGuest`.
@@ -36,19 +42,29 @@ class EmbeddedGuest:
             zeros: a new `bytearray` or `mmap` does.
         name: for people.
         guest_id: 16 bytes, the same on every host; random if left out.
+        state_bytes: the most that `save` gives.
     """
 
     tracker = "told by the guest"
 
     def __init__(
-        self, memory: bytearray | memoryview, name: str = "embedded", *, guest_id: bytes | None = None
+        self,
+        memory: bytearray | memoryview,
+        name: str = "embedded",
+        *,
+        guest_id: bytes | None = None,
+        state_bytes: int = STATE_BYTES_MAX,
     ) -> None:
         self._memory = memoryview(memory).cast("B")
         if not self._memory.nbytes or self._memory.nbytes % PAGE_BYTES:
             raise ValueError(f"{self._memory.nbytes} bytes are not whole pages of {PAGE_BYTES}")
         region = Region(REGION, 0, self._memory.nbytes)
         self._description = GuestDescription(
-            secrets.token_bytes(16) if guest_id is None else guest_id, name, (region,)
+            secrets.token_bytes(16) if guest_id is None else guest_id,
+            name,
+            (region,),
+            state_bytes=state_bytes,
+            expected_state_bytes=min(EXPECTED_STATE_BYTES, state_bytes),
         )
         self._dirty = PageBitmap(region.pages)
         self._marking = threading.Lock()  # of `_dirty`: the guest may write in a thread of its own
@@ -83,7 +99,7 @@ class EmbeddedGuest:
 
     @property
     def description(self) -> GuestDescription:
-        """The guest, constant."""
+        """The guest, constant but for what its state is expected to have."""
         return self._description
 
     def memory(self, region: int) -> memoryview:
@@ -123,7 +139,9 @@ class EmbeddedGuest:
 
     async def save_state(self) -> Sequence[StateSection]:
         """`save()` as one section."""
-        return [StateSection(StateKind.OPAQUE, STATE_VERSION, self.save())]
+        state = self.save()
+        self._description = replace(self._description, expected_state_bytes=len(state))
+        return [StateSection(StateKind.OPAQUE, STATE_VERSION, state)]
 
     async def mark_granted(self, epoch: int) -> None:
         """From now on `resume` is refused. As durable as the process, which is all that this guest is."""

@@ -206,6 +206,7 @@ class Source(_Endpoint):
             guest_id=description.id,
             epoch=epoch,
             runner=runner,
+            expected_state_bytes=description.expected_state_bytes,
             policy=options.policy or PolicySettings(fixed_cost_s=estimate_fixed_cost_s(pages.table.pages)),
             batch_bytes=_batch_bytes(options),
         )

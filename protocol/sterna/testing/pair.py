@@ -170,4 +170,9 @@ class Pair:
 
 def source_config_of(description: GuestDescription, **changes: object) -> SourceConfig:
     """The configuration that moves a guest of this description."""
-    return SourceConfig(guest=description.to_record(), guest_id=description.id, **changes)  # type: ignore[arg-type]
+    fields = {
+        "guest": description.to_record(),
+        "guest_id": description.id,
+        "expected_state_bytes": description.expected_state_bytes,
+    }
+    return SourceConfig(**fields | changes)  # type: ignore[arg-type]
