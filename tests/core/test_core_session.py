@@ -208,6 +208,28 @@ def test_cancelling(rig, state):
 
 
 @LIVING
+def test_a_session_that_its_driver_abandons(rig, state):
+    """[TLS-18] The peer is told why, as long as the session may end; afterwards it goes on."""
+    rig = rig().until(state)
+    before = (rig.machine.state, rig.wishes)
+    rig.machine.abandon(TransportError(ErrorCode.UNSUPPORTED, "the key is used up"), rig.now)
+    if state in COMMITTED:
+        assert (rig.machine.state, rig.wishes) == before
+        assert rig.machine.result is None
+        assert rig.drain() == []
+        return
+    assert code_of(rig) is ErrorCode.UNSUPPORTED
+    assert isinstance(rig.heard[-1], r.Abort)
+    result = settle(rig)
+    assert (result.outcome, result.code, result.by_peer) == (
+        Outcome.ROLLED_BACK,
+        ErrorCode.UNSUPPORTED,
+        False,
+    )
+    ended_well(rig, state, result)
+
+
+@LIVING
 def test_a_request_that_fails(rig, state):
     """[CON-62] [ONE-18] [ONE-25] [ONE-49]"""
     rig = rig().until(state)

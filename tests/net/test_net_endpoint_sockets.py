@@ -20,7 +20,7 @@ from sterna.guest.workload import WorkloadParameters
 from sterna.limits import PREFACE_BYTES
 from sterna.net.endpoint import Destination, Source
 from sterna.net.tcp import TcpTransport
-from sterna.net.tls import TlsConfig
+from sterna.net.tls import KEY_RECORDS_LAST, KEY_RECORDS_MAX, TlsConfig
 from sterna.net.transport import Transport
 from sterna.registry import ErrorCode, Phase
 from sterna.wire.records import Abort, Accept
@@ -90,6 +90,50 @@ async def test_an_abort_reaches_a_peer_that_is_sending(ends: Ends, side: str) ->
     assert migration.outcomes == (Outcome.ROLLED_BACK, Outcome.ROLLED_BACK)
     for name, result in migration.results.items():
         assert (result.code, result.by_peer) == (ErrorCode.CANCELLED, name != side)
+
+
+@pytest.mark.parametrize("side", ["source", "destination"])
+async def test_a_key_that_is_nearly_used_up_ends_the_session(
+    host_a: TlsConfig, host_b: TlsConfig, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[TLS-18] The peer reads why, and no record was too many."""
+    most, last = 200, 190
+    monkeypatch.setattr("sterna.net.tls.KEY_RECORDS_MAX", most)
+    monkeypatch.setattr("sterna.net.tls.KEY_RECORDS_LAST", last)
+    monkeypatch.setattr("sterna.net.tls.KEY_RECORDS_RESERVE", 2)
+    near, far = await shake_hands(host_b, host_a, "host-a", buffer_bytes=SMALL)
+    (near if side == "destination" else far).records_sent = -(1 << 20)  # the other key is as good as new
+    batch = {"batch_bytes": 256 * 1024}
+    migration = Migration(
+        parameters=LARGE, ends=(near, far), rate_bytes_s=0, virtual=False, source_options=batch
+    )
+
+    async def wear() -> None:
+        if side == "destination":
+            far.records_sent = most - last + 1
+
+    with trio.fail_after(60):
+        await migration.run(wear)
+    assert migration.outcomes == (Outcome.ROLLED_BACK, Outcome.ROLLED_BACK)
+    assert migration.guest.running
+    for name, result in migration.results.items():
+        assert (result.code, result.by_peer) == (ErrorCode.UNSUPPORTED, name != side)
+    assert max(near.records_sent, far.records_sent) <= most
+
+
+async def test_a_worn_key_lets_a_committed_session_end(host_a: TlsConfig, host_b: TlsConfig) -> None:
+    """[TLS-18] [CON-72] From HANDOVER on a few records are left to send, and they matter."""
+    near, far = await shake_hands(host_b, host_a, "host-a", buffer_bytes=SMALL)
+    migration = Migration(ends=(near, far), rate_bytes_s=0, virtual=False)
+
+    async def wear() -> None:
+        await until(lambda: migration.room.running)
+        near.records_sent = far.records_sent = KEY_RECORDS_MAX - KEY_RECORDS_LAST + 1
+        assert near.worn is not None
+
+    with trio.fail_after(60):
+        await migration.run(wear)
+    migration.check_moved()
 
 
 async def test_a_refusal_reaches_the_source(ends: Ends) -> None:

@@ -17,7 +17,14 @@ from trio.testing import wait_all_tasks_blocked
 
 from sterna.errors import ConfigError, TransportError
 from sterna.net.connect import Address, connect
-from sterna.net.tls import KEY_RECORDS_MAX, KEY_RECORDS_RESERVE, RECORD_BYTES, SLICE_BYTES, TlsConfig
+from sterna.net.tls import (
+    KEY_RECORDS_LAST,
+    KEY_RECORDS_MAX,
+    KEY_RECORDS_RESERVE,
+    RECORD_BYTES,
+    SLICE_BYTES,
+    TlsConfig,
+)
 from sterna.registry import ALPN, ErrorCode
 
 
@@ -218,6 +225,17 @@ async def test_a_key_is_not_used_longer_than_it_is_good_for(tls_pair):
     a.tls = replace(a.tls, cipher="TLS_CHACHA20_POLY1305_SHA256")  # which has no such limit
     await a.send([b"x"])
     assert await receive_exactly(b, 1) == b"x"
+
+
+async def test_a_key_is_worn_before_it_is_used_up(tls_pair):
+    """[TLS-18]"""
+    a, _ = tls_pair
+    a.records_sent = KEY_RECORDS_MAX - KEY_RECORDS_LAST
+    assert a.worn is None
+    await a.send([b"x"])
+    assert a.worn.code == ErrorCode.UNSUPPORTED
+    a.tls = replace(a.tls, cipher="TLS_CHACHA20_POLY1305_SHA256")
+    assert a.worn is None
 
 
 async def test_a_cancelled_receive_loses_nothing(tls_pair, autojump_clock):

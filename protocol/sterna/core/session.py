@@ -224,6 +224,14 @@ class Session(ABC):
             raise LocalProtocolError(ErrorCode.TOO_LATE, clause="CON-72")
         self._fail(LocalProtocolError(ErrorCode.CANCELLED, reason, clause="CON-71"), now)
 
+    def abandon(self, error: SternaError, now: float) -> None:
+        """End the session for a reason of the driver's, and tell the peer.
+
+        Nothing happens once permission to run may have been given: what is then left to say must be said.
+        """
+        if self._state not in COMMITTED:
+            self._fail(error, now)
+
     def complete(self, request: Request, answer: object, now: float) -> None:
         """A request was carried out; `answer` is what its class asks for.
 

@@ -113,6 +113,7 @@ class Pump:
         self._memory_free = trio.Event()  # the receiver reads into guest memory no more
         self._carrying: trio.CancelScope | None = None
         self._given_up = False
+        self._worn = False
 
     async def drive(self) -> Result:
         """Run until the machine has a result, and close the transport."""
@@ -224,6 +225,10 @@ class Pump:
             self._lose(error)
 
     async def _send_unit(self) -> None:
+        if not self._worn and (worn := self._transport.worn) is not None:
+            self._worn = True
+            self._machine.abandon(worn, self._clock())
+            self.kick()
         buffers = self._machine.poll_transmit(self._clock())
         if not buffers:
             await self._to_send.wait()

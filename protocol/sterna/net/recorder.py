@@ -259,6 +259,11 @@ class _RecordedTransport(Transport):
         self._inner = inner
         self._line = line
 
+    @property
+    def worn(self) -> TransportError | None:
+        """That of the transport inside."""
+        return self._inner.worn
+
     def _before_send(self, size: int) -> None:
         self._inner._before_send(size)
 

@@ -20,7 +20,8 @@ What there is to know about OpenSSL as CPython sets it up:
   the client as an alert at its first read, or as a reset at an early write: then the alert is looked for.
 - Session tickets are off: nobody resumes TLS sessions here, and they would be the first bytes to arrive.
 - Python cannot send a KeyUpdate, and RFC 8446 (5.5) allows about 2**24.5 records under one AES-GCM key.
-  `records_sent` counts them, and a send that would pass `KEY_RECORDS_MAX` (256 GiB) is refused [TLS-18].
+  `records_sent` counts them. Some time before `KEY_RECORDS_MAX` (256 GiB) the connection is `worn`, and the
+  pump ends the session; a send that would pass it is refused [TLS-18].
 - A peer's KeyUpdate is processed by OpenSSL [TLS-19]. One that asks for ours too, and comes while a write is
   pending, breaks the connection in OpenSSL 3.0 (openssl/openssl#8677): peers had better not ask.
 
@@ -46,7 +47,9 @@ from sterna.registry import ALPN, ErrorCode
 RECORD_BYTES: Final = 16 * 1024  # the largest plaintext of a record
 KEY_RECORDS_MAX: Final = 1 << 24
 
-# Of these the last are for frames of one record, so that there is a key left to say why it ends.
+# Of these the last are for the end: what is under way leaves, then ABORT. A unit that is longer is refused,
+# and the very last are for frames of one record, so that there is a key left in any case.
+KEY_RECORDS_LAST: Final = 1 << 16
 KEY_RECORDS_RESERVE: Final = 1024
 
 # One SSL_write, and one call of `on_sent`: often enough for a deadline to see progress on a slow link.
@@ -128,16 +131,20 @@ class TlsTransport(Transport):
         self._early = b""  # received while looking for the reason of a failed send
         self._waiting: dict[bool, trio.Event] = {}  # writable?: ends when the task that waits for it wakes
 
+    @property
+    def worn(self) -> TransportError | None:
+        """See `Transport.worn` [TLS-18]."""
+        return _used_up() if self._key_lacks(KEY_RECORDS_LAST) else None
+
     def _before_send(self, size: int) -> None:
-        assert self.tls is not None
         records = -(-size // RECORD_BYTES)
-        left = KEY_RECORDS_MAX - self.records_sent - (KEY_RECORDS_RESERVE if records > 1 else 0)
-        if records > left and "AES" in self.tls.cipher:
-            raise TransportError(
-                ErrorCode.UNSUPPORTED,
-                "the TLS key of this connection has protected all the data that it may (256 GiB), "
-                "and Python cannot renew it",
-            )
+        if self._key_lacks(records + (KEY_RECORDS_RESERVE if records > 1 else 0)):
+            raise _used_up()
+
+    def _key_lacks(self, records: int) -> bool:
+        """Whether the key may not protect so many more records."""
+        assert self.tls is not None
+        return self.records_sent + records > KEY_RECORDS_MAX and "AES" in self.tls.cipher
 
     async def _send(self, views: list[memoryview], sent: OnSent) -> None:
         for piece in self._pieces(views):
@@ -261,3 +268,11 @@ class TlsTransport(Transport):
 
     def _dispose(self, *, abrupt: bool) -> None:
         dispose(self._sock, abrupt=abrupt)
+
+
+def _used_up() -> TransportError:
+    return TransportError(
+        ErrorCode.UNSUPPORTED,
+        "the TLS key of this connection has protected all the data that it may (256 GiB), "
+        "and Python cannot renew it",
+    )

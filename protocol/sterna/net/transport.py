@@ -218,6 +218,11 @@ class Transport(ABC):
             self._unyielded_bytes = 0
             await trio.lowlevel.cancel_shielded_checkpoint()
 
+    @property
+    def worn(self) -> TransportError | None:
+        """Why the session should come to its end as long as it still can, None if it need not."""
+        return None
+
     def _before_send(self, size: int) -> None:  # noqa: B027 (most need nothing)
         """Raise `TransportError` if `size` bytes cannot be sent any more; nothing of them has left then."""
 
