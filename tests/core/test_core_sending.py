@@ -83,12 +83,18 @@ def test_what_is_dirty_is_sent_again_and_nothing_else():
 
 
 def test_a_page_without_its_entry_seals_nothing():
-    """[MEM-10] [MEM-12]"""
-    memory = Memory()
-    memory.round()
-    memory.sending.written(memory.write(1))
-    with pytest.raises(AssertionError):
-        memory.sending.seal()
+    """[MEM-9] [MEM-10] [MEM-12] Whether it was written or rejected."""
+    for missing in (
+        lambda memory: memory.sending.written(memory.write(1)),
+        lambda memory: memory.sending.acknowledged(r.RoundAck(1, 1, 7, 0, (r.PageRange(3, 6, 1),))),
+    ):
+        memory = Memory()
+        memory.round()
+        missing(memory)
+        with pytest.raises(AssertionError):
+            memory.sending.seal()
+        memory.round()
+        assert memory.sending.seal() == memory.arrived.value()
 
 
 def test_zero_pages_where_they_were_not_selected():

@@ -56,6 +56,9 @@ def test_before_welcome_a_hello_is_all_that_is_held():
     finally:
         tracemalloc.stop()
     assert rig.machine.state is D.IDLE
+    rig = DestinationRig()
+    rig.say_bytes(unchecked.preface() + unchecked.frame(FrameType.HELLO, body_bytes=(1 << 16) + 1))
+    assert rig.last().code == ErrorCode.LIMIT_CONTROL  # before a byte of it has come
 
 
 @pytest.mark.parametrize("state", [D.RECEIVING, D.BLACKOUT], ids=lambda state: state.name)
@@ -109,9 +112,11 @@ def test_welcome_is_answered_with_the_guest():
 
 def test_ready_waits_for_everything_that_may_be_slow():
     """[CON-40] [SFX-3] The host prepares; meanwhile this side is alive and says so."""
-    rig = DestinationRig().until(D.PREPARING)
-    request = rig.take(e.Prepare)
+    rig = DestinationRig().until(D.STANDBY)
+    rig.drain()
     said = len(rig.heard)
+    rig.switchover()
+    request = rig.take(e.Prepare)
     for number in range(20):
         rig.pass_time(1.0)
         rig.say(r.Ping(number))

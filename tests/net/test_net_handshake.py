@@ -150,8 +150,9 @@ async def test_a_dialler_checks_exactly_one_thing(host_a):
             await dial_tls(sock, host_a, context, **options)
 
 
-async def test_the_acceptor_does_not_know_the_diallers_ca(authority, other_authority, host_a):
-    """[TLS-11]"""
+async def test_the_acceptor_does_not_know_the_diallers_ca(authority, other_authority, host_a, monkeypatch):
+    """[TLS-11] Whether or not the system as a whole trusts it."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(other_authority.directory / "ca.pem"))
     issued = other_authority.issue("stranger")
     stranger = other_authority.config(issued, authority=host_a.authority)
     dialled, accepted = await attempt(stranger, host_a)
@@ -161,8 +162,9 @@ async def test_the_acceptor_does_not_know_the_diallers_ca(authority, other_autho
     assert "does not trust the CA of this host's certificate" in str(dialled.error)
 
 
-async def test_the_dialler_does_not_know_the_acceptors_ca(other_authority, host_a):
-    """[TLS-11]"""
+async def test_the_dialler_does_not_know_the_acceptors_ca(authority, other_authority, host_a, monkeypatch):
+    """[TLS-11] Whether or not the system as a whole trusts it."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.directory / "ca.pem"))
     stranger = other_authority.config(other_authority.issue("stranger-2"))
     dialled, accepted = await attempt(stranger, host_a)
     assert "its CA is not the one that this host trusts" in str(dialled.error)
