@@ -144,7 +144,7 @@ async def test_a_real_connection(path: Path) -> None:
 
 @pytest.mark.parametrize("side", [Side.SOURCE, Side.DESTINATION])
 async def test_a_recorded_migration_verifies(path: Path, side: Side) -> None:
-    """Two endpoints, at whichever of which it is recorded."""
+    """[REC-6] Two endpoints, at whichever of which it is recorded: the order is one that can be followed."""
     guest = SimulatedSourceGuest(PARAMETERS, rate_bytes_s=4_000_000)
     near, far = memory_transport_pair()
     async with record(path, side, pytest.fail) as recorder:
