@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription, StateSection
 from sterna.memory.bitmap import PageBitmap
 from sterna.memory.regions import RegionTable
-from sterna.registry import ErrorCode
+from sterna.registry import Architecture, ErrorCode, StateKind
 from sterna.wire.records import Runner
 from sterna_interop.contract import Do, Order
 from sterna_interop.guest import GuestSpec, memory_hash, state_hash
+
+_KNOWN_STATE: Final = {(Architecture.SYNTHETIC, StateKind.OPAQUE, 1)}
 
 
 class ScriptedSource:
@@ -139,7 +142,10 @@ class RoomForGuest:
             raise GuestError("not ready as ordered", ErrorCode.NOT_READY)
 
     async def load_state(self, sections: Sequence[StateSection]) -> None:
-        """Take any state, or none if that was ordered."""
+        """Take state of the kit's guests, or none if that was ordered."""
+        for section in sections:
+            if (section.architecture, section.kind, section.version) not in _KNOWN_STATE:
+                raise GuestError(f"kind {section.kind:#06x} is not known here", ErrorCode.UNKNOWN_STATE)
         if self._order.do == Do.REJECT_STATE:
             raise GuestError("rejected as ordered", ErrorCode.STATE_REJECTED)
         self._sections = tuple(sections)
