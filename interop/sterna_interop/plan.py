@@ -5,9 +5,9 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Final
 
 from sterna_interop.case import Case
+from sterna_interop.cases import CASES
 from sterna_interop.cases_matrix import SCENARIOS
 from sterna_interop.contract import Role
 from sterna_interop.endpoints import PROBE, PROBE_TITLE, endpoint_cell
@@ -17,8 +17,6 @@ from sterna_interop.pairs import matrix_cell
 from sterna_interop.report import CaseInfo
 from sterna_interop.results import CaseResult, Kind
 from sterna_interop.runner import Cell, Settings
-
-CASES: Final[tuple[Case, ...]] = ()
 
 
 def chosen(id_: str, only: Sequence[str]) -> bool:

@@ -1,0 +1,110 @@
+"""The scripted peer as the `play` of a case: what is told, what is said, and whether the answer is right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from sterna.registry import ErrorCode, FrameType
+from sterna.wire import Refuse, Runner
+from sterna_interop.case import Line, Unexpected
+from sterna_interop.contract import Params, Role
+from sterna_interop.peer import Conversation, Peer
+from sterna_interop.peer_destination import Destination, DestinationPlan
+from sterna_interop.peer_source import Source, SourcePlan
+from sterna_interop.peer_steps import Account, Act, Manner, Place, code_of
+
+PATIENCE_S: Final = 8.0  # for the conversation, and then for the end of the endpoint's bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """What a peer does in one case. Calling it is to play.
+
+    Attributes:
+        role: of the peer.
+        plan: what is changed of the honest conversation's plan.
+        place, act: the misbehaviour.
+        answers: codes with which the endpoint must end the session; none: it need not.
+        silent: the endpoint must not answer: the peer has ended the session [CON-68].
+        refused: the answer must be REFUSE [CON-11].
+        optional: the endpoint need not come to the act's place.
+        hears: a frame that the endpoint must have sent.
+        completes: the whole conversation must be had.
+        patience_s: how long the endpoint may take for the conversation, and then for the end.
+    """
+
+    role: Role
+    plan: dict[str, object] = field(default_factory=dict)
+    manner: Manner = field(default_factory=Manner)
+    place: Place | None = None
+    act: Act | None = None
+    answers: frozenset[ErrorCode] = frozenset()
+    silent: bool = False
+    refused: bool = False
+    optional: bool = False
+    hears: FrameType | None = None
+    completes: bool = False
+    patience_s: float = PATIENCE_S
+
+    async def __call__(self, line: Line, told: Params) -> None:
+        """Play, and judge what the endpoint said.
+
+        Raises:
+            Unexpected: it said something else than it must.
+        """
+        manner = self.manner
+        if told.deadline_s:
+            manner = replace(manner, heartbeat_s=min(manner.heartbeat_s, told.deadline_s / 8))
+        peer = Peer(line, manner, self.place, self.act)
+        self.judge(await peer.converse(self._conversation(told), self.patience_s))
+
+    def _conversation(self, told: Params) -> Conversation:
+        runner = Runner(told.runner_host, told.runner)
+        if self.role is Role.SOURCE:
+            facts: dict[str, object] = {"guest": told.guest, "epoch": told.epoch, "runner": runner}
+            return Source(SourcePlan(**facts | self.plan))  # type: ignore[arg-type]
+        facts = {"guest": told.guest, "epoch": told.epoch, "runner": runner}
+        return Destination(DestinationPlan(**facts | self.plan))  # type: ignore[arg-type]
+
+    def judge(self, account: Account) -> None:
+        """Whether the endpoint's part was right.
+
+        Raises:
+            Unexpected: it was not.
+        """
+        wanted = self._wanted()
+        if account.breach:
+            raise Unexpected(wanted, account.breach)
+        if self.optional and account.completed and not account.acted:
+            return
+        code = code_of(account.answer)
+        if self.answers and code not in self.answers:
+            raise Unexpected(wanted, _shown(account))
+        if self.silent and account.answer is not None:
+            raise Unexpected(wanted, _shown(account))
+        if self.refused and not isinstance(account.answer, Refuse):
+            raise Unexpected(wanted, _shown(account))
+        if self.completes and not account.completed:
+            raise Unexpected(wanted, _shown(account))
+        if self.hears is not None and not account.has_heard(self.hears):
+            raise Unexpected(f"a {self.hears.name}", "none")
+
+    def _wanted(self) -> str:
+        if self.answers:
+            codes = " or ".join(sorted(code.name.lower() for code in self.answers))
+            return f"REFUSE {codes}" if self.refused else f"ABORT or REFUSE {codes}"
+        if self.silent:
+            return "no answer to ABORT"
+        return "a whole migration" if self.completes else "frames that the specification allows"
+
+
+def _shown(account: Account) -> str:
+    """How the endpoint ended, in a few words."""
+    code, answer = code_of(account.answer), account.answer
+    if code is not None and answer is not None:
+        return f"{answer.type.name} {code.name.lower()}"
+    if account.completed:
+        return "a whole migration"
+    said = account.heard[-1] if account.heard else "nothing"
+    return f"{said} and then {'silence' if not account.end else f'the end ({account.end})'}"

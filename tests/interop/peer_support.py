@@ -1,0 +1,125 @@
+"""Endpoint cases in one process: Sterna's endpoints on the other end of a pipe in memory, in virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from sterna.net.endpoint import Destination, LocalHost, Options, Source
+from sterna.net.memory import memory_transport_pair
+from sterna.net.transport import Transport
+from sterna.wire.records import Runner
+from sterna_interop import shim
+from sterna_interop.case import Case, Line, Unexpected, Wire
+from sterna_interop.cases_misbehaving import case_of
+from sterna_interop.contract import Params, Report, Role
+from sterna_interop.matrix import judge_side
+from sterna_interop.misbehaviours import Misbehaviour
+from sterna_interop.shim_guest import RoomForGuest, ScriptedSource
+
+# The longest wait of an endpoint here is its time for a round, and it looks twice.
+BOUND_S = 70.0
+
+
+@dataclass
+class Played:
+    """What came of a case: how the endpoint ended, and what was wrong with it, if anything."""
+
+    report: Report | None = None
+    wrong: Unexpected | None = None
+    strict: bool = True
+    seconds: float = 0.0
+
+
+def params_of(case: Case) -> Params:
+    return Params(
+        case=case.id,
+        role=case.role,
+        connect="memory:0",
+        token=bytes(8),
+        guest=case.guest,
+        epoch=case.epoch,
+        order=case.order,
+        limits=case.limits,
+        deadline_s=case.deadline_s,
+    )
+
+
+async def endpoint(params: Params, transport: Transport) -> Report:
+    """What the shim does once the connection stands; without dice, so that a run can be repeated."""
+    rounds = shim.Rounds(params)
+    options: Options = replace(shim.options(params, rounds), clock=trio.current_time, grease=False)
+    source, room = ScriptedSource(params.guest), RoomForGuest(params.order)
+    if params.role is Role.SOURCE:
+        runner = Runner(params.runner_host, params.runner)
+        rounds.endpoint = Source(source, transport, epoch=params.epoch, runner=runner, options=options)
+    else:
+        host = LocalHost("interop-destination")
+        rounds.endpoint = Destination(lambda _: room, transport, host=host, options=options)
+    guest = source if params.role is Role.SOURCE else room
+    return shim.report(params, await rounds.endpoint.run(), guest, rounds.counted)
+
+
+async def play(case: Case) -> Played:
+    """A case, as the runner plays and judges it."""
+    played, params = Played(), params_of(case)
+    near, far = memory_transport_pair()
+    began = trio.current_time()
+
+    async def run() -> None:
+        played.report = await endpoint(params, near)
+
+    with trio.move_on_after(BOUND_S) as whole:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            line = Line(far)
+            try:
+                await case.play(line, params)
+            except Unexpected as wrong:
+                played.wrong = wrong
+            await line.end()
+    played.seconds = trio.current_time() - began
+    if whole.cancelled_caught:
+        played.wrong = played.wrong or Unexpected("an end", "none in time")
+    if played.wrong is None:
+        judge(case, played)
+    return played
+
+
+def judge(case: Case, played: Played) -> None:
+    """The shim's report against what the case expects."""
+    report = played.report
+    assert report is not None
+    wrong = case.expect.mismatch(report)
+    if wrong is not None and any(ends.mismatch(report) is None for ends, _ in case.tolerated):
+        played.strict, wrong = False, None
+    played.wrong = wrong or judge_side(case.role, case.guest, report, memory=case.expect.memory)
+
+
+def played(case: Case) -> Played:
+    """Play it in virtual time."""
+    assert case.wire is Wire.PLAIN
+    return trio.run(play, case, clock=MockClock(autojump_threshold=0))
+
+
+def check(case: Case) -> None:
+    """Sterna passes it, strictly."""
+    came = played(case)
+    assert came.wrong is None, f"{case.id}: {came.wrong}; {came.report}"
+    assert came.strict
+
+
+def rows(table: Iterable[Misbehaviour]) -> Any:
+    """Parametrize by the rows of a table."""
+    every = list(table)
+    return pytest.mark.parametrize("row", every, ids=[f"{row.case}-{row.name}" for row in every])
+
+
+def check_row(row: Misbehaviour) -> None:
+    """Sterna answers a misbehaviour as it must."""
+    check(case_of(row))
