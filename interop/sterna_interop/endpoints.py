@@ -20,7 +20,7 @@ from sterna_interop.credentials import STRANGER, Credentials
 from sterna_interop.guest import GuestSpec
 from sterna_interop.implementations import Implementation
 from sterna_interop.matrix import judge_side
-from sterna_interop.process import Ended, run_shim
+from sterna_interop.process import GO, Ended, run_shim
 from sterna_interop.results import KIT, CaseResult, Kind, Verdict
 from sterna_interop.runner import Cell, Settings, artifacts, judged, not_judged
 
@@ -80,6 +80,7 @@ class _Conversation:
 
     async def _serve(self, sock: socket.socket, params: Params) -> None:
         case = self.case
+        sock.send(GO)
         try:
             transport = await _wrap(sock, case, self.settings.credentials)
         except (TransportError, trio.TooSlowError) as error:

@@ -13,7 +13,7 @@ from sterna_interop.contract import Order, Params, Role
 from sterna_interop.guest import GuestSpec
 from sterna_interop.implementations import Implementation
 from sterna_interop.matrix import Scenario, Transport, judge
-from sterna_interop.process import Ended, run_shim
+from sterna_interop.process import GO, Ended, run_shim
 from sterna_interop.relay import relay
 from sterna_interop.results import CaseResult, Kind, Verdict
 from sterna_interop.runner import Cell, Settings, artifacts, judged, not_judged
@@ -53,7 +53,7 @@ class _Pair:
     guest: GuestSpec = field(default_factory=GuestSpec)
 
     async def run(self) -> CaseResult:
-        send, receive = trio.open_memory_channel[tuple[Role, socket.socket]](2)
+        send, receive = trio.open_memory_channel[tuple[Role, socket.socket | None]](4)
         ends: dict[Role, Ended] = {}
 
         async def one(role: Role, implementation: Implementation) -> None:
@@ -69,6 +69,8 @@ class _Pair:
                 serve,
                 timeout_s=self.scenario.timeout_s,
             )
+            if not ends[role].dialled:
+                await send.send((role, None))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._between, receive)
@@ -97,17 +99,24 @@ class _Pair:
             deadline_s=self.scenario.deadline_s,
         )
 
-    async def _between(self, receive: trio.MemoryReceiveChannel[tuple[Role, socket.socket]]) -> None:
-        """Wait for both, then relay. A shim that waits for the other one waits for its handshake."""
+    async def _between(self, receive: trio.MemoryReceiveChannel[tuple[Role, socket.socket | None]]) -> None:
+        """Wait for both, then relay."""
         sockets: dict[Role, socket.socket] = {}
+        alone = False
         try:
             while len(sockets) < 2:
-                role, sock = await receive.receive()
-                sockets[role] = sock
+                role, arrived = await receive.receive()
+                alone |= arrived is None
+                if arrived is not None:
+                    sockets[role] = arrived
+                for sock in sockets.values() if alone else ():
+                    sock.close()  # the other one has ended without coming here: this one need not wait
         except trio.Cancelled:
             for sock in sockets.values():
                 sock.close()
             raise
+        for sock in sockets.values():
+            sock.send(GO)  # both are there, so neither has waited for the other one's start
         fault = self.scenario.fault(self.settings.seed)
         await relay(sockets[Role.SOURCE], sockets[Role.DESTINATION], fault)
 

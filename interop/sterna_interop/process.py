@@ -28,6 +28,7 @@ from sterna_interop.contract import TOKEN_BYTES, ContractError, Exit, Params, Re
 
 PARAMS: Final = "params.json"
 TEXT_BYTES_MAX: Final = 16 * 1024  # kept of each of stdout and stderr
+GO: Final = b"\x01"  # what the kit answers to the token when the peer is there: the session begins
 TOKEN_S: Final = 5.0  # for who has connected; another shim may be waiting
 GRACE_S: Final = 2.0  # for the kit's side of the connection, when the shim has ended
 
@@ -85,8 +86,8 @@ async def run_shim(
         command: program and arguments; the two of the contract are appended.
         params: without `connect` and `token`, which are filled in here.
         directory: an empty one, for `params.json` and `result.json`.
-        serve: called with the connection when the token has come; owns it. It is cancelled `GRACE_S` after
-            the shim has ended.
+        serve: called with the connection when the token has come; owns it, and sends `GO`. It is cancelled
+            `GRACE_S` after the shim has ended.
         timeout_s: for all of it.
 
     Raises:

@@ -88,12 +88,16 @@ def not_judged(result: CaseResult, sides: Mapping[Role, Ended]) -> CaseResult | 
     for role, ended in sides.items():
         if not ended.supported:
             return replace(result, verdict=Verdict.UNSUPPORTED, detail=f"the {role} does not know this")
-    for role, ended in sides.items():
-        if (trouble := ended.trouble) is not None:
-            crashed, text = trouble
-            verdict = Verdict.CRASH if crashed else Verdict.FAIL
-            return replace(result, verdict=verdict, detail=f"{role}: {text}")
-    return None
+    troubles = [
+        (not trouble[0], ended.dialled, role, trouble[1])
+        for role, ended in sides.items()
+        if (trouble := ended.trouble) is not None
+    ]
+    if not troubles:
+        return None
+    # A crash explains the other side's trouble, and so does one that never came.
+    calm, _, role, text = min(troubles)
+    return replace(result, verdict=Verdict.FAIL if calm else Verdict.CRASH, detail=f"{role}: {text}")
 
 
 def artifacts(sides: Mapping[Role, Ended]) -> dict[str, str]:

@@ -90,6 +90,8 @@ async def dial(params: Params) -> Transport:
     host, _, port = params.connect.rpartition(":")
     stream = await trio.open_tcp_stream(host, int(port))
     await stream.send_all(params.token)
+    if not await stream.receive_some(1):  # the kit's sign that the peer is there
+        raise ConnectionError("the kit has closed the connection")
     sock = take_socket(stream, DEFAULT_OPTIONS)
     if (files := params.tls) is None:
         return TcpTransport(sock)

@@ -24,6 +24,7 @@ host, port = told["connect"].rsplit(":", 1)
 def dial():
     sock = socket.create_connection((host, int(port)))
     sock.sendall(bytes.fromhex(told["token"]))
+    sock.recv(1)
     return sock
 def say(**fields):
     open(result, "w").write(json.dumps({"schema": 1, **fields}))

@@ -11,7 +11,7 @@ import trio
 from interop_support import params, shim
 
 from sterna_interop.contract import Outcome
-from sterna_interop.process import TEXT_BYTES_MAX, Ended, run_shim
+from sterna_interop.process import GO, TEXT_BYTES_MAX, Ended, run_shim
 
 GOOD = 'dial().recv(1); say(outcome="completed", guest="none")'
 
@@ -127,6 +127,7 @@ async def test_what_follows_the_token_is_not_swallowed(tmp_path: Path) -> None:
 
     async def serve(sock: socket.socket) -> None:
         nonlocal got
+        sock.send(GO)
         while data := await _receive(sock):
             got += data
         sock.close()

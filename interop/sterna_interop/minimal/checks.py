@@ -1,0 +1,148 @@
+"""Clauses about several fields of one body, in the order in which HDR-11 wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Final
+
+from sterna_interop.minimal.codes import SessionError
+
+PAGES_MAX: Final = 1 << 52
+CHUNK_BYTES: Final = 65536
+COPY: Final = 0
+RAW, ZERO = 0, 1
+DEFAULT_LIMITS: Final = {
+    "control_bytes": 1048576,
+    "bulk_bytes": 16777216,
+    "regions": 64,
+    "memory_bytes": 1099511627776,
+    "state_bytes": 67108864,
+    "state_sections": 4096,
+    "batch_runs": 16384,
+    "data_streams": 0,
+    "page_requests": 256,
+    "expansion": 1,
+    "rejected_runs": 4096,
+}
+LIMIT_IDS: Final = {name: number for number, name in enumerate(DEFAULT_LIMITS, 1)}
+
+Fields = dict[str, Any]
+
+
+def require(good: bool, code: str) -> None:
+    """End the session with `code` unless `good`."""
+    if not good:
+        raise SessionError(code)
+
+
+def unique(values: Sequence[object], code: str = "bad_value") -> None:
+    """No value twice."""
+    require(len(set(values)) == len(values), code)
+
+
+def ascending(values: Sequence[Any], code: str) -> None:
+    """Strictly ascending."""
+    require(all(one < other for one, other in pairwise(values)), code)
+
+
+def limits_of(rows: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """The peer's limits (LIM-2, LIM-3), if one can work with them (LIM-7)."""
+    stated = {row["id"]: row["value"] for row in rows}
+    limits = {name: stated.get(number, DEFAULT_LIMITS[name]) for name, number in LIMIT_IDS.items()}
+    small = limits["control_bytes"] < 65536 or not limits["bulk_bytes"] or not limits["batch_runs"]
+    require(not small, "limit_mismatch")
+    return limits
+
+
+def guest(fields: Fields, limits: Mapping[str, int]) -> None:
+    """GST-3, GST-6 to GST-9 and GST-12."""
+    regions = fields["regions"]
+    for region in regions:
+        granule = (1 << region["granule_log2"]) - 1
+        aligned = not region["address"] & granule and not region["size_bytes"] & granule
+        require(aligned and region["size_bytes"] > 0, "bad_region")
+        require(region["address"] + region["size_bytes"] <= 1 << 64, "bad_region")
+    unique([region["id"] for region in regions], "bad_region")
+    spans = sorted((region["address"], region["address"] + region["size_bytes"]) for region in regions)
+    require(all(one[1] <= other[0] for one, other in pairwise(spans)), "bad_region")
+    require(sum(region["size_bytes"] for region in regions) <= limits["memory_bytes"], "limit_memory")
+    for names in ("cpu_features", "nics", "disks"):
+        unique([row["name"] for row in fields[names]])
+
+
+def pages(
+    fields: Fields, regions: Mapping[int, Fields], limits: Mapping[str, int], bulk_bytes: int, *, zero: bool
+) -> None:
+    """PGS-2, PGS-3, PGS-7 to PGS-12, PGS-14 and PGS-21; `zero`: that encoding was selected."""
+    require(fields["region"] in regions, "outside_region")
+    region, runs = regions[fields["region"]], fields["runs"]
+    require(region["transfer"] == COPY, "bad_value")
+    shift = region["granule_log2"]
+    for run in runs:
+        require(run["first"] + run["count"] <= region["size_bytes"] >> shift, "outside_region")
+    require(
+        all(one["first"] + one["count"] <= other["first"] for one, other in pairwise(runs)),
+        "overlapping_runs",
+    )
+    require(all(run["encoding"] == RAW or (run["encoding"] == ZERO and zero) for run in runs), "not_selected")
+    for run in runs:
+        if run["encoding"] == RAW:
+            require(run["size_bytes"] == run["count"] << shift, "bad_value")
+    require(not any(run["size_bytes"] for run in runs if run["encoding"] == ZERO), "bad_value")
+    require(sum(run["count"] for run in runs) << shift <= limits["bulk_bytes"], "limit_bulk")
+    chunks = sum(-(-run["size_bytes"] // CHUNK_BYTES) for run in runs)
+    require(len(fields["hashes"]) == chunks, "count_mismatch")
+    require(sum(run["size_bytes"] for run in runs) == bulk_bytes, "malformed")
+
+
+def state(fields: Fields, limits: Mapping[str, int]) -> None:
+    """STA-1 to STA-4."""
+    size, end = len(fields["data"]), fields["offset"] + len(fields["data"])
+    require(fields["total_bytes"] <= limits["state_bytes"], "limit_state")
+    require(end <= fields["total_bytes"], "bad_fragment")
+    require(fields["last"] == (end == fields["total_bytes"]), "bad_fragment")
+    require(size > 0 or not fields["total_bytes"], "bad_fragment")
+
+
+def welcome(fields: Fields) -> None:
+    """WEL-1, WEL-2 and WEL-4."""
+    unique([row["id"] for row in fields["features"]])
+    unique([row["id"] for row in fields["limits"]])
+    fresh = not (fields["generation"] or fields["complete_round"] or fields["held_frames"])
+    require(fresh and any(fields["session"]), "bad_value")
+
+
+def round_ack(fields: Fields) -> None:
+    """FRM-17 and RAK-3."""
+    for row in fields["rejected"]:
+        require(row["count"] > 0 and row["first"] + row["count"] <= PAGES_MAX, "bad_value")
+    places = [(row["region"], row["first"]) for row in fields["rejected"]]
+    ascending(places, "overlapping_runs")
+    for one, other in pairwise(fields["rejected"]):
+        apart = one["region"] != other["region"] or one["first"] + one["count"] <= other["first"]
+        require(apart, "overlapping_runs")
+
+
+def streams(fields: Fields) -> None:
+    """FRM-16."""
+    ascending([row["stream"] for row in fields["streams"]], "bad_value")
+
+
+def hello_layout(fields: Fields) -> None:
+    """HEL-2 to HEL-4."""
+    unique([row["version"] for row in fields["versions"]])
+    unique([row["id"] for row in fields["features"]])
+    unique([row["id"] for row in fields["limits"]])
+
+
+def hello_values(fields: Fields) -> None:
+    """FRM-4, HEL-5, HEL-6, HEL-8."""
+    mode = fields["mode"]
+    require(mode <= 3, "bad_value")
+    if mode in {0, 3}:
+        bare = not (any(fields["session"]) or any(fields["token"]) or fields["generation"])
+        require(bare, "bad_value")
+    else:
+        require(any(fields["session"]), "bad_value")
+    require(mode != 0 or fields["epoch"] < (1 << 64) - 2, "bad_value")
