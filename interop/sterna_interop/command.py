@@ -43,7 +43,7 @@ def run(
     out: Path | None = None,
     json: Json = False,
 ) -> int:
-    """Run the cases: Sterna's own endpoints against themselves, or the peers that are given.
+    """Run the cases: with Sterna's endpoints and a second implementation, or with the peers that are given.
 
     Exit codes: 0 everything as expected, 1 something unexpected (a pass where a failure was announced, too),
     2 wrong usage, 3 trouble of the kit itself, 4 nothing ran.

@@ -44,7 +44,10 @@ class Implementation:
         return ""
 
 
+# What the kit brings along: Sterna's endpoints, and a second implementation that shares nothing with them.
 STERNA: Final = Implementation("sterna", (sys.executable, "-m", "sterna_interop.shim"))
+MINIMAL: Final = Implementation("minimal", (sys.executable, "-m", "sterna_interop.minimal"))
+BUILT_IN: Final = (STERNA, MINIMAL)
 
 
 def judge_expectation(result: CaseResult, peers: Mapping[str, Implementation]) -> CaseResult:

@@ -15,7 +15,7 @@ from sterna.cli.output import Output
 from sterna_interop import plan
 from sterna_interop.credentials import Credentials
 from sterna_interop.endpoints import probe_cell
-from sterna_interop.implementations import STERNA, Implementation, judge_expectation
+from sterna_interop.implementations import BUILT_IN, Implementation, judge_expectation
 from sterna_interop.report import Run
 from sterna_interop.resources import claimed_by_vectors, clauses, musts, spec_version
 from sterna_interop.results import KIT, CaseResult, Kind, Verdict
@@ -47,13 +47,12 @@ def play(given: Sequence[Implementation], options: RunOptions, output: Output) -
     """Run everything that was asked for.
 
     Args:
-        given: the implementations that the run is about; if there are none, Sterna's own.
+        given: the implementations that the run is about; if there are none, those that the kit has.
         options: see there.
         output: where progress goes.
     """
-    partners: Sequence[Implementation] = [STERNA] if given else []
-    partners = [one for one in partners if one.name not in {each.name for each in given}]
-    given = given or [STERNA]
+    given = given or BUILT_IN
+    partners = [one for one in BUILT_IN if one.name not in {each.name for each in given}]
     started = _now()
     settings = Settings(options.directory / CASES, Credentials.make(options.directory / PKI), options.seed)
     results = trio.run(_run, settings, given, partners, options, output)

@@ -11,24 +11,28 @@ from sterna.cli.output import Output
 from sterna_interop.results import CaseResult, Kind, Verdict
 from sterna_interop.session import RunOptions, line_of, play
 
+NAMES = ["sterna", "minimal"]
+
 
 @pytest.mark.slow
-def test_sterna_migrates_to_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_migrate_to_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """[CON-57] Plain and over TLS, and one cut that leaves the source undecided."""
     run = play([], RunOptions(tmp_path, ("matrix-001", "matrix-022")), Output())
-    assert [result.verdict for result in run.results] == [Verdict.PASS] * 4, run.results
-    assert {(result.case, result.transport) for result in run.results} == {
-        ("contract-001", "plain"),
-        ("matrix-001", "plain"),
-        ("matrix-001", "tls"),
-        ("matrix-022", "plain"),
+    assert {result.verdict for result in run.results} == {Verdict.PASS}, run.results
+    seen = {(result.case, result.transport, result.source, result.destination) for result in run.results}
+    pairs = [(source, destination) for source in NAMES for destination in NAMES]
+    assert seen == {
+        *(("contract-001", "plain", name, "kit") for name in NAMES),
+        *(("matrix-001", "plain", *pair) for pair in pairs),
+        *(("matrix-001", "tls", *pair) for pair in pairs),
+        *(("matrix-022", "plain", *pair) for pair in pairs),
     }
-    assert [peer.name for peer in run.peers] == ["sterna"]
+    assert [peer.name for peer in run.peers] == NAMES
     assert 0 < run.musts.covered < run.musts.total
     assert run.started <= run.ended
-    assert "4 of 4 done" in capsys.readouterr().err
+    assert "14 of 14 done" in capsys.readouterr().err
     run.write_json(tmp_path)
-    assert len(report_of(tmp_path)["results"]) == 4
+    assert len(report_of(tmp_path)["results"]) == 14
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
-"""Clauses about several fields of one body, in the order in which HDR-11 wants them."""
+"""Clauses about several fields of one body, and where HDR-11 wants them checked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
 
@@ -30,6 +31,14 @@ LIMIT_IDS: Final = {name: number for number, name in enumerate(DEFAULT_LIMITS, 1
 Fields = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a receiver knows when it reads a body: its own limits, and the regions of GUEST by id."""
+
+    limits: Mapping[str, int]
+    regions: Mapping[int, Fields] = field(default_factory=dict)
+
+
 def require(good: bool, code: str) -> None:
     """End the session with `code` unless `good`."""
     if not good:
@@ -55,20 +64,74 @@ def limits_of(rows: Sequence[Mapping[str, int]]) -> dict[str, int]:
     return limits
 
 
-def guest(fields: Fields, limits: Mapping[str, int]) -> None:
-    """GST-3, GST-6 to GST-9 and GST-12."""
-    regions = fields["regions"]
-    for region in regions:
-        granule = (1 << region["granule_log2"]) - 1
-        aligned = not region["address"] & granule and not region["size_bytes"] & granule
-        require(aligned and region["size_bytes"] > 0, "bad_region")
-        require(region["address"] + region["size_bytes"] <= 1 << 64, "bad_region")
+def _region(region: Fields, known: Known) -> None:
+    """GST-6 and GST-7."""
+    granule = (1 << region["granule_log2"]) - 1
+    aligned = not region["address"] & granule and not region["size_bytes"] & granule
+    require(aligned and region["size_bytes"] > 0, "bad_region")
+    require(region["address"] + region["size_bytes"] <= 1 << 64, "bad_region")
+
+
+def _regions(regions: Sequence[Fields], known: Known) -> None:
+    """GST-3, GST-8 and GST-9."""
     unique([region["id"] for region in regions], "bad_region")
     spans = sorted((region["address"], region["address"] + region["size_bytes"]) for region in regions)
     require(all(one[1] <= other[0] for one, other in pairwise(spans)), "bad_region")
-    require(sum(region["size_bytes"] for region in regions) <= limits["memory_bytes"], "limit_memory")
-    for names in ("cpu_features", "nics", "disks"):
-        unique([row["name"] for row in fields[names]])
+    require(sum(region["size_bytes"] for region in regions) <= known.limits["memory_bytes"], "limit_memory")
+
+
+def _names(rows: Sequence[Fields], known: Known) -> None:
+    """GST-12."""
+    unique([row["name"] for row in rows])
+
+
+def _ids(rows: Sequence[Fields], known: Known) -> None:
+    """HEL-3, HEL-4, WEL-1, WEL-2."""
+    unique([row["id"] for row in rows])
+
+
+def _versions(rows: Sequence[Fields], known: Known) -> None:
+    """HEL-2."""
+    unique([row["version"] for row in rows])
+
+
+def _streams(rows: Sequence[Fields], known: Known) -> None:
+    """FRM-16."""
+    ascending([row["stream"] for row in rows], "bad_value")
+
+
+def _range(row: Fields, known: Known) -> None:
+    """FRM-17 and FRM-18."""
+    require(row["count"] > 0 and row["first"] + row["count"] <= PAGES_MAX, "bad_value")
+    region = known.regions.get(row["region"])
+    pages_there = 0 if region is None else region["size_bytes"] >> region["granule_log2"]
+    require(row["first"] + row["count"] <= pages_there, "outside_region")
+
+
+def _ranges(rows: Sequence[Fields], known: Known) -> None:
+    """RAK-3."""
+    ascending([(row["region"], row["first"]) for row in rows], "overlapping_runs")
+    for one, other in pairwise(rows):
+        apart = one["region"] != other["region"] or one["first"] + one["count"] <= other["first"]
+        require(apart, "overlapping_runs")
+
+
+# What concerns several fields of an item follows the item, what concerns several items the list (HDR-11).
+ITEMS: Final = {"GUEST.regions": _region, "ROUND_ACK.rejected": _range}
+LISTS: Final = {
+    "HELLO.versions": _versions,
+    "HELLO.features": _ids,
+    "HELLO.limits": _ids,
+    "WELCOME.features": _ids,
+    "WELCOME.limits": _ids,
+    "GUEST.regions": _regions,
+    "GUEST.cpu_features": _names,
+    "GUEST.nics": _names,
+    "GUEST.disks": _names,
+    "ROUND_END.streams": _streams,
+    "SEAL.streams": _streams,
+    "ROUND_ACK.rejected": _ranges,
+}
 
 
 def pages(
@@ -96,44 +159,18 @@ def pages(
     require(sum(run["size_bytes"] for run in runs) == bulk_bytes, "malformed")
 
 
-def state(fields: Fields, limits: Mapping[str, int]) -> None:
-    """STA-1 to STA-4."""
+def state(fields: Fields) -> None:
+    """STA-2 to STA-4."""
     size, end = len(fields["data"]), fields["offset"] + len(fields["data"])
-    require(fields["total_bytes"] <= limits["state_bytes"], "limit_state")
     require(end <= fields["total_bytes"], "bad_fragment")
     require(fields["last"] == (end == fields["total_bytes"]), "bad_fragment")
     require(size > 0 or not fields["total_bytes"], "bad_fragment")
 
 
 def welcome(fields: Fields) -> None:
-    """WEL-1, WEL-2 and WEL-4."""
-    unique([row["id"] for row in fields["features"]])
-    unique([row["id"] for row in fields["limits"]])
+    """WEL-4."""
     fresh = not (fields["generation"] or fields["complete_round"] or fields["held_frames"])
     require(fresh and any(fields["session"]), "bad_value")
-
-
-def round_ack(fields: Fields) -> None:
-    """FRM-17 and RAK-3."""
-    for row in fields["rejected"]:
-        require(row["count"] > 0 and row["first"] + row["count"] <= PAGES_MAX, "bad_value")
-    places = [(row["region"], row["first"]) for row in fields["rejected"]]
-    ascending(places, "overlapping_runs")
-    for one, other in pairwise(fields["rejected"]):
-        apart = one["region"] != other["region"] or one["first"] + one["count"] <= other["first"]
-        require(apart, "overlapping_runs")
-
-
-def streams(fields: Fields) -> None:
-    """FRM-16."""
-    ascending([row["stream"] for row in fields["streams"]], "bad_value")
-
-
-def hello_layout(fields: Fields) -> None:
-    """HEL-2 to HEL-4."""
-    unique([row["version"] for row in fields["versions"]])
-    unique([row["id"] for row in fields["features"]])
-    unique([row["id"] for row in fields["limits"]])
 
 
 def hello_values(fields: Fields) -> None:

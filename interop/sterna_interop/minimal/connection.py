@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from sterna_interop.minimal.checks import DEFAULT_LIMITS
+from sterna_interop.minimal.checks import DEFAULT_LIMITS, Known
 from sterna_interop.minimal.codes import NUMBERS, SessionError, from_peer
 from sterna_interop.minimal.frames import HEADER_BYTES, LAYOUTS, NAMES, SENDERS, TYPES, decode, encode
 
@@ -61,6 +61,7 @@ class Connection:
     Attributes:
         limits: what we have announced.
         peer_limits: what the peer has.
+        regions: of GUEST, by id, when it has gone over.
         greeted: WELCOME has gone over.
         phase: for ABORT.
     """
@@ -68,6 +69,7 @@ class Connection:
     def __init__(self, sock: socket.socket, sends: str, limits: Mapping[str, int], times: Times) -> None:
         self.limits = {**DEFAULT_LIMITS, **limits}
         self.peer_limits = dict(DEFAULT_LIMITS)
+        self.regions: dict[int, dict[str, Any]] = {}
         self.greeted = False
         self.phase = 1
         self.sent = self.received = 0
@@ -203,7 +205,7 @@ class Connection:
             return None
         if name not in LAYOUTS:
             return Frame(name, {}, sequence, bulk_bytes)
-        fields, later = decode(name, body, self.limits)
+        fields, later = decode(name, body, Known(self.limits, self.regions))
         return Frame(name, fields, sequence, bulk_bytes, later)
 
     def _deadline(self) -> float:

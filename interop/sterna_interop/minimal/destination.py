@@ -74,10 +74,8 @@ class Destination:
             if frame.name == "PAGES" and self._regions:
                 zero, limits = self._zeros, self._line.limits
                 checks.pages(frame.fields, self._regions, limits, frame.bulk_bytes, zero=zero)
-            if frame.name in {"ROUND_END", "SEAL"}:
-                checks.streams(frame.fields)
             if frame.name == "STATE":
-                checks.state(frame.fields, self._line.limits)
+                checks.state(frame.fields)
             attempt = frame.fields.get("attempt", self._attempt)
             if 0 < attempt < self._attempt:
                 self._line.read(frame.bulk_bytes)
@@ -91,7 +89,6 @@ class Destination:
 
     def _welcome(self, frame: Frame) -> None:
         hello = frame.fields
-        checks.hello_layout(hello)
         self.refusing = True
         require(VERSION in {row["version"] for row in hello["versions"]}, "no_common_version")
         if frame.later is not None:
@@ -121,7 +118,6 @@ class Destination:
 
     def _accept(self, frame: Frame) -> None:
         self._guest = frame.fields
-        checks.guest(self._guest, self._line.limits)
         self.refusing = True
         if self._order["do"] == "refuse":
             raise SessionError(self._order["code"])

@@ -3,7 +3,7 @@
 A layout lists fields in their order. ``name:4`` is an integer of 4 bytes, ``-:2`` are reserved bytes,
 ``name#2`` counts the list ``name{...}`` that follows further on, and ``bool``, ``text``, ``id`` are
 what their names say. What a field may be on its own stands in `_BOUNDS`; `decode` reports the first error
-in the order of HDR-11. Clauses about several fields of a body are in `checks.py`.
+in the order of HDR-11. Clauses about several fields are in `checks.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from sterna_interop.minimal.checks import ITEMS, LISTS, Known
 from sterna_interop.minimal.codes import SessionError
 
 HEADER_BYTES: Final = 32
@@ -93,6 +94,7 @@ _BOUNDS: Final[Mapping[str, tuple[int, int | str, str]]] = {
     "PAGES.encoding": (0, 4, "bad_value"),
     "ROUND_ACK.round": (1, 1 << 32, "bad_value"),
     "ROUND_ACK.#rejected": (0, "rejected_runs", "limit_rejected"),
+    "STATE.total_bytes": (0, "state_bytes", "limit_state"),
     "SWITCHOVER.style": (0, 2, "bad_value"),
     "SEAL.algorithm": (3, 3, "bad_value"),
     "SEAL.#streams": (0, 17, "bad_value"),
@@ -134,9 +136,9 @@ LAYOUTS: Final = {row[2]: _layout("".join(row[3:])) for row in _ROWS if row[3:] 
 
 
 class _Reader:
-    def __init__(self, frame: str, body: bytes, limits: Mapping[str, int], *, defer: bool) -> None:
+    def __init__(self, frame: str, body: bytes, known: Known, *, defer: bool) -> None:
         self._frame, self._body, self._at = frame, body, 0
-        self._limits = limits
+        self._known, self._limits = known, known.limits
         self._counts: dict[str, int] = {}
         self._defer = defer
         self.deferred: SessionError | None = None
@@ -162,7 +164,7 @@ class _Reader:
                 count, least = self._counts[field.name], sum(one.least for one in field.rows)
                 if count * least > len(self._body) - self._at:
                     self.fail("malformed")
-                found[field.name] = [self.fields(field.rows) for _ in range(count)]
+                found[field.name] = self._rows(field, count)
             elif field.name == "-":
                 if any(self.take(int(field.kind))):
                     self.fail("bad_value", value=True)
@@ -171,6 +173,16 @@ class _Reader:
             else:
                 found[field.name] = self._value(field)
         return found
+
+    def _rows(self, field: _Field, count: int) -> list[dict[str, Any]]:
+        rows, name = [], f"{self._frame}.{field.name}"
+        for _ in range(count):
+            rows.append(self.fields(field.rows))
+            if name in ITEMS:
+                ITEMS[name](rows[-1], self._known)
+        if name in LISTS:
+            LISTS[name](rows, self._known)
+        return rows
 
     def _value(self, field: _Field) -> object:
         match field.kind:
@@ -218,13 +230,13 @@ class _Reader:
             self.fail("trailing_bytes")
 
 
-def decode(frame: str, body: bytes, limits: Mapping[str, int]) -> tuple[dict[str, Any], SessionError | None]:
+def decode(frame: str, body: bytes, known: Known) -> tuple[dict[str, Any], SessionError | None]:
     """The fields of a body, and an error that waits until the version is known (HELLO alone).
 
     Raises:
         SessionError: with the code of the first clause that is broken.
     """
-    reader = _Reader(frame, body, limits, defer=frame == "HELLO")
+    reader = _Reader(frame, body, known, defer=frame == "HELLO")
     fields = reader.fields(LAYOUTS[frame])
     reader.end()
     return fields, reader.deferred

@@ -64,8 +64,6 @@ class Source:
         """The next frame, in the order of CON-82; frames of an attempt that has ended are passed over."""
         while True:
             frame = self._line.receive()
-            if frame.name == "ROUND_ACK":
-                checks.round_ack(frame.fields)
             attempt = frame.fields.get("attempt", self._attempt)
             if 0 < attempt < self._attempt:
                 continue
@@ -121,6 +119,7 @@ class Source:
             name=guest["name"],
             regions=regions,
         )
+        self._line.regions = {region["id"]: region for region in regions}
         self._line.grease()
         accept = self._next("ACCEPT", "REFUSE").fields
         require(accept["data_streams"] == 0, "not_selected")
@@ -136,9 +135,7 @@ class Source:
         require(ack["round"] == self._round, "bad_round")
         rejected = set()
         for row in ack["rejected"]:
-            region = self.guest.regions.get(row["region"])
-            inside = region is not None and row["first"] + row["count"] <= pages(region)
-            require(inside, "outside_region")
+            require(row["region"] in self.guest.regions, "outside_region")
             rejected |= {(row["region"], row["first"] + place) for place in range(row["count"])}
             self._entries.drop(row["region"], row["first"], row["count"])
         require(rejected <= dirty, "count_mismatch")
