@@ -28,6 +28,8 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ("serve", "sterna.cli.serve:serve", "Listen for a guest."),
     ("migrate", "sterna.cli.migrate:migrate", "Send a guest away, while it runs."),
     ("holder", "sterna.cli.holder:holder", "Run a guest to be migrated, or make room for one."),
+    ("inspect", "sterna.cli.inspect:inspect", "Show what a recording holds, frame by frame."),
+    ("verify", "sterna.cli.verify:verify", "Check a recording against the specification."),
     ("doctor", "sterna.cli.doctor:doctor", "Tell what this machine can do, and how to make it do more."),
     ("pki", "sterna.cli.pki:app", "Make certificates for hosts."),
     ("exits", "sterna.cli.exits:exits", "Print the table of exit codes."),

@@ -33,17 +33,31 @@ def printable(text: str) -> str:
     )
 
 
-def write_line(fields: Mapping[str, object]) -> None:
-    """One object as a line on stdout. Numbers must be finite: JSON has no word for anything else."""
-    text = json_module.dumps(fields, allow_nan=False, ensure_ascii=False) + "\n"
+def write_line(fields: Mapping[str, object]) -> bool:
+    """One object as a line on stdout. Numbers must be finite: JSON has no word for anything else.
+
+    Returns:
+        Whether somebody still reads.
+    """
+    return write_text(json_module.dumps(fields, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_text(text: str) -> bool:
+    """Text on stdout, as it is. For commands whose text is what they were asked for.
+
+    Returns:
+        Whether somebody still reads.
+    """
     try:
         # UTF-8 whatever the locale; of a path that is none, an escape that JSON has too.
         sys.stdout.buffer.write(text.encode(errors="backslashreplace"))
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         _forget(sys.stdout)
+        return False
     except OSError as error:
         print(f"sterna: stdout: {error.strerror}", file=_Patient())
+    return True
 
 
 def _forget(stream: IO[str]) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 from sterna.core.negotiate import Selection
@@ -30,6 +30,7 @@ from sterna.wire import Buffer
 from sterna.wire.records import Abort, Guest, Refuse, Welcome
 
 _NS: Final = 1e-9
+_ANY: Final = Limits(**dict.fromkeys((field.name for field in fields(Limits)), (1 << 64) - 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class Follower:
         trouble: why this reader cannot judge what it sees; empty if it can.
         summary: what the session came to so far.
         directions: the bytes of each side.
+        alone: whether only one side is known.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Follower:
         clock: RecordClock = RecordClock.SINCE_START,
         keep_bytes: int = 0,
         budget: Budget | None = None,
+        alone: bool = False,
     ) -> None:
         """Begin.
 
@@ -94,13 +97,19 @@ class Follower:
             clock: what its times are.
             keep_bytes: how much of each frame's raw bytes is to be seen.
             budget: for memory, of all sessions of the recording.
+            alone: only one direction is known. Its frames are decoded, whatever the other side announced;
+                the conversation is not judged.
         """
         self.fault: Fault | None = None
         self.trouble = ""
         self.summary: Final = Summary()
         self._share: Final = (budget or Budget()).share()
         self.directions: Final = {each: Direction(self._share, keep_bytes=keep_bytes) for each in OTHER}
-        self._judge = Judge(self._share)
+        self.alone: Final = alone
+        self._judge = None if alone else Judge(self._share)
+        if alone:
+            for direction in self.directions.values():
+                direction.set_limits(_ANY)
         self._signs: Final = Signs(side, set(), {}, {})
         self._timed: Final = clock is not RecordClock.NONE
         self._judging = True
@@ -124,7 +133,7 @@ class Follower:
         except TooMuchError as error:
             self._give_up(error)
         except RemoteProtocolError as error:
-            if not self._judge.over:  # else these bytes were under way, and nobody reads them
+            if self._judge is None or not self._judge.over:  # else nobody reads these bytes
                 where = direction.offset, direction.reader.last_sequence
                 self._wrong(sender, error, where, time_ns)
 
@@ -141,7 +150,7 @@ class Follower:
     def close(self) -> None:
         """The session is over: let go of what was kept to judge it. The outcome is still there."""
         self._judging = False
-        self._judge = Judge(self._share)
+        self._judge = None
         for direction in self.directions.values():
             direction.close()
         self._share.release()
@@ -170,6 +179,8 @@ class Follower:
         return Seen(time_ns, sender, what, self.fault if before is None else None)
 
     def _check(self, sender: Sender, frame: Frame, time_ns: int) -> None:
+        if self._judge is None:
+            return
         try:
             self._judge.check(sender, frame, time_ns * _NS if self._timed else math.inf)
         except TooMuchError as error:

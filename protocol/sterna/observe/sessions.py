@@ -59,13 +59,20 @@ class Sessions:
     """
 
     def __init__(
-        self, side: Side, clock: RecordClock, *, keep_bytes: int = 0, budget: Budget | None = None
+        self,
+        side: Side,
+        clock: RecordClock,
+        *,
+        keep_bytes: int = 0,
+        budget: Budget | None = None,
+        alone: bool = False,
     ) -> None:
         """Begin; the arguments are those of `Follower`."""
         self._side = side
         self._clock = clock
         self._keep_bytes = keep_bytes
         self._budget = budget or Budget()
+        self._alone = alone
         self._open: dict[int, Follower] = {}
 
     def follow(self, items: Iterable[RecordingItem]) -> Iterator[Step]:
@@ -95,7 +102,11 @@ class Sessions:
         follower = self._open.get(connection)
         if follower is None:
             follower = self._open[connection] = Follower(
-                side=self._side, clock=self._clock, keep_bytes=self._keep_bytes, budget=self._budget
+                side=self._side,
+                clock=self._clock,
+                keep_bytes=self._keep_bytes,
+                budget=self._budget,
+                alone=self._alone,
             )
         return follower
 

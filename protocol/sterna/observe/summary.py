@@ -7,7 +7,7 @@ from typing import Final
 
 from sterna.observe.direction import Frame
 from sterna.registry import FrameType, Sender
-from sterna.wire.records import Guest, Hello, Pages, Round, RoundAck, RoundEnd, Welcome
+from sterna.wire.records import Guest, Hello, Pages, Round, RoundAck, RoundEnd, Seal, Welcome
 
 # Rounds that are told one by one; a session may have any number of them.
 ROUNDS_TOLD: Final = 256
@@ -23,7 +23,7 @@ class RoundSeen:
         bulk_bytes: of those.
         rejected: pages that ROUND_ACK listed.
         started_ns: when ROUND passed.
-        ended_ns: when ROUND_END passed.
+        ended_ns: when ROUND_END passed; None if it did not.
         last: whether it is the blackout's.
     """
 
@@ -33,7 +33,12 @@ class RoundSeen:
     pages: int = 0
     bulk_bytes: int = 0
     rejected: int = 0
-    ended_ns: int = 0
+    ended_ns: int | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """From ROUND to ROUND_END; None if it did not end."""
+        return None if self.ended_ns is None else (self.ended_ns - self.started_ns) / 1e9
 
 
 @dataclass(slots=True)
@@ -46,6 +51,7 @@ class Summary:
         rounds: the first `ROUNDS_TOLD` of them.
         round_count: all of them.
         rejected: pages, in all rounds.
+        digest: memory digest of the pause image, as SEAL states it.
         ready_ns: when READY passed: the source pauses its guest then.
         running_ns: when RUNNING passed.
         first_ns: when the first frame passed.
@@ -62,6 +68,7 @@ class Summary:
     rejected: int = 0
     pages: int = 0
     bulk_bytes: int = 0
+    digest: bytes = b""
     ready_ns: int | None = None
     running_ns: int | None = None
     first_ns: int | None = None
@@ -95,6 +102,8 @@ class Summary:
             case RoundAck(rejected=rejected) if self._round is not None:
                 self._round.rejected = sum(each.count for each in rejected)
                 self.rejected += self._round.rejected
+            case Seal(digest=digest):
+                self.digest = digest
             case record if record.type is FrameType.READY:
                 self.ready_ns = time_ns
             case record if record.type is FrameType.RUNNING:

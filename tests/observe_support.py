@@ -6,12 +6,13 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
+from pathlib import Path
 
 from sterna.core.policy import PolicySettings
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
 from sterna.observe.follow import Follower, Seen
-from sterna.observe.recording import How
+from sterna.observe.recording import How, RecordingWriter, Side
 from sterna.registry import FrameType, Sender
 from sterna.testing.pair import Pair, source_config_of
 from sterna.wire import DEFAULT_BOUNDS, Bounds, Record, decode_body, unchecked
@@ -123,6 +124,22 @@ class Tape(list[Unit]):
             for sender in (S, D):
                 follower.end(sender, end, len(self) * 1_000_000)
         return follower
+
+    def write(self, path: Path, side: Side = Side.BETWEEN, *, end: How | None = How.PROPERLY) -> Path:
+        """A recording of it, a millisecond between two units."""
+        with path.open("wb") as file:
+            writer = RecordingWriter(file, side)
+            self.write_to(writer, end=end)
+            writer.close(len(self) * 1_000_000)
+        return path
+
+    def write_to(self, writer: RecordingWriter, *, end: How | None = How.PROPERLY) -> None:
+        """One connection of a recording."""
+        connection = writer.connect()
+        for at, unit in enumerate(self):
+            writer.passed(connection, unit.sender, unit.raw, at * 1_000_000)
+        for sender in (S, D) if end is not None else ():
+            writer.ended(connection, sender, end or How.LOST, len(self) * 1_000_000)
 
     def seen(self, **options: object) -> list[Seen]:
         follower = Follower(**options)
