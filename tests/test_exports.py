@@ -28,9 +28,6 @@ MIRRORS = {
 WITHOUT_TESTS = {
     "registry.py": "generated; compared with its source below",
     "cli/serve.py": "tests/e2e runs it with real processes and every fault of its peer",
-    "bench_goodput.py": "measures; what it prints is read by people",
-    "bench_memory.py": "likewise",
-    "bench_transport.py": "likewise",
 }
 # Folders of tests that are about the whole.
 NO_MIRRORS = {"e2e", "withstand"}

@@ -7,6 +7,9 @@ from typing import Final
 from cyclopts import App
 
 COMMANDS: Final = (
+    ("goodput", "A whole migration over loopback, beside a bare socket loop."),
+    ("memory", "Bitmaps, page batches and the digest, beside plain numpy copies."),
+    ("transport", "The transports, plain and with mutual TLS, beside bare sockets."),
     ("wire", "Encoding, decoding and collecting, in CPU seconds beside bare struct and a bare system call."),
 )
 

@@ -1,134 +1,87 @@
-"""How fast one stream moves memory: a whole Sterna migration beside a bare socket loop, in one run.
+"""`sterna bench goodput`: how fast one stream moves memory, a whole migration beside a bare socket loop.
 
-``python -m sterna_interop.bench_goodput`` sends the same memory both ways in alternation, plain TCP over
-loopback, sender and receiver in two processes, memory of both sides touched beforehand. The bare loop is
-`sendall` and `recv_into` of 1 MiB pieces and checks nothing; Sterna's time is that of the whole session,
-from HELLO to BYE, with page hashes and memory digest. What counts is the median of the ratios, pair by pair.
+Plain TCP over loopback, sender and receiver in two processes. The bare loop is `sendall` and `recv_into` of
+1 MiB pieces and checks nothing; Sterna's time is that of the whole session, from HELLO to BYE, with page
+hashes and memory digest.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import mmap
-import os
 import socket
-import statistics
-import sys
 import time
-from collections.abc import Callable
+from typing import Final
 
 import trio
 
 from sterna import Destination, EmbeddedGuest, Outcome, Source
-from sterna.net.tcp import TcpTransport
+from sterna.cli.output import Output
+from sterna.cli.units import Json, Size
+from sterna.errors import TransportError
+from sterna.net.tcp import DEFAULT_OPTIONS, TcpTransport
+from sterna.registry import ErrorCode
+from sterna_interop.measuring import BARE, OURS, Measure, Report, Runs, progress, take
+from sterna_interop.moving import Memories, Transfer, bare_receive, bare_send
 
-PIECE_BYTES = 1024 * 1024
-
-
-def _touched(size: int, fill: bytes) -> mmap.mmap:
-    memory = mmap.mmap(-1, size)
-    for offset in range(0, size, len(fill)):
-        memory[offset : offset + len(fill)] = fill[: size - offset]
-    return memory
-
-
-def _bare_send(sock: socket.socket, memory: mmap.mmap) -> None:
-    view = memoryview(memory)
-    for offset in range(0, len(view), PIECE_BYTES):
-        sock.sendall(view[offset : offset + PIECE_BYTES])
-    sock.shutdown(socket.SHUT_WR)
-    sock.recv(1)
+SIZE_BYTES: Final = 1 << 30
 
 
-def _bare_receive(sock: socket.socket, memory: mmap.mmap) -> None:
-    view, offset = memoryview(memory), 0
-    while offset < len(view):
-        count = sock.recv_into(view[offset : offset + PIECE_BYTES])
-        if not count:
-            raise ConnectionError("the sender ended early")
-        offset += count
-    sock.sendall(b"\0")
+def goodput(*, size: Size = SIZE_BYTES, runs: Runs = 5, json: Json = False) -> None:
+    """How fast a migration moves memory over loopback, beside a bare socket loop.
+
+    Args:
+        size: memory that is moved in every turn, a multiple of 4KiB.
+        runs: turns of each way; medians are shown.
+        json: one JSON object on stdout.
+    """
+    output = Output(json=json)
+    memories = Memories(size)
+    ways = {OURS: Transfer(send, receive, memories), BARE: Transfer(bare_send, bare_receive, memories)}
+    yardstick = "sendall and recv_into of 1 MiB, nothing checked"
+    measures = [
+        Measure(
+            name="goodput",
+            text="random memory, plain TCP, digest on",
+            ways=ways,
+            yardstick=yardstick,
+            unit="bytes/s",
+        ),
+        Measure(
+            name="cpu",
+            text="CPU time for a GiB, both sides together",
+            ways={name: lambda way=way: way.cpu_s for name, way in ways.items()},  # type: ignore[misc]
+            yardstick=yardstick,
+        ),
+    ]
+    with progress(output) as say:
+        taken = take(measures, runs, say)
+    Report(bench="goodput", runs=runs, taken=taken).show(output)
 
 
-def _sterna_send(sock: socket.socket, memory: mmap.mmap) -> None:
-    async def main() -> None:
+def send(sock: socket.socket, memory: mmap.mmap) -> float:
+    """A migration away, from HELLO to BYE."""
+
+    async def main() -> float:
         sock.setblocking(False)
-        result = await Source(EmbeddedGuest(memoryview(memory)), TcpTransport(sock)).run()
+        DEFAULT_OPTIONS.apply(sock)
+        begin = time.perf_counter()
+        with memoryview(memory) as view:
+            result = await Source(EmbeddedGuest(view), TcpTransport(sock)).run()
         if result.outcome is not Outcome.COMPLETED:
-            raise ConnectionError(f"{result}")
+            raise result.error or TransportError(ErrorCode.INTERNAL, result.outcome)
+        return time.perf_counter() - begin
 
-    trio.run(main)
+    return trio.run(main)
 
 
-def _sterna_receive(sock: socket.socket, memory: mmap.mmap) -> None:
-    async def main() -> None:
+def receive(sock: socket.socket, memory: mmap.mmap) -> float:
+    """The same, here."""
+
+    async def main() -> float:
         sock.setblocking(False)
+        DEFAULT_OPTIONS.apply(sock)
         guest = EmbeddedGuest(memoryview(memory))
         await Destination(lambda _: guest, TcpTransport(sock)).run()
+        return 0.0
 
-    trio.run(main)
-
-
-def _run(
-    send: Callable[[socket.socket, mmap.mmap], None],
-    receive: Callable[[socket.socket, mmap.mmap], None],
-    source: mmap.mmap,
-    destination: mmap.mmap,
-) -> float:
-    """Seconds from the first byte to the end of the sender's part; the receiver is a child process."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        child = os.fork()
-        if not child:
-            code = 1
-            try:
-                with server.accept()[0] as sock:
-                    receive(sock, destination)
-                code = 0
-            finally:
-                os._exit(code)
-        with socket.create_connection(server.getsockname()) as sock:
-            begin = time.perf_counter()
-            send(sock, source)
-            seconds = time.perf_counter() - begin
-    _, status = os.waitpid(child, 0)
-    if status:
-        raise ChildProcessError(f"the receiver failed: status {status}")
-    return seconds
-
-
-def main() -> int:
-    """Measure, check that the bytes are equal, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bytes", type=int, default=1 << 30)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    source = _touched(arguments.bytes, os.urandom(16 * PIECE_BYTES))
-    destination = _touched(arguments.bytes, b"\1" * PIECE_BYTES)
-    bare, ours = [], []
-    for run in range(arguments.runs + 1):
-        pair = (
-            _run(_bare_send, _bare_receive, source, destination),
-            _run(_sterna_send, _sterna_receive, source, destination),
-        )
-        if run:  # the first pair warms up
-            bare.append(pair[0])
-            ours.append(pair[1])
-            print(f"run {run}: bare {pair[0]:.3f} s, sterna {pair[1]:.3f} s", file=sys.stderr)
-    if memoryview(source) != memoryview(destination):
-        raise SystemExit("the memories differ")
-    ratios = [b / s for b, s in zip(bare, ours, strict=True)]
-    median = statistics.median(ratios)
-    runs = {"bare": bare, "sterna": ours}
-    rate = {name: arguments.bytes / statistics.median(each) for name, each in runs.items()}
-    if arguments.json:
-        print(json.dumps({"schema": 1, "bytes_s": rate, "ratios": ratios, "median": median}))
-    else:
-        print(f"bare {rate['bare'] / 1e9:.2f} GB/s, sterna {rate['sterna'] / 1e9:.2f} GB/s (medians)")
-        print(f"sterna / bare: {median:.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return trio.run(main)

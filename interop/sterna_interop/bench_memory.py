@@ -1,40 +1,52 @@
-"""Times the page bitmap, page batches and the digest, each beside a yardstick of the same run.
+"""`sterna bench memory`: the page bitmap, page batches and the digest, in CPU time of one thread.
 
-    python -m sterna_interop.bench_memory --runs 7 --pages-log2 28 --region 268435456
-
-Figures of a machine mean little by themselves: the yardstick column says what plain numpy takes to move
-the same bytes at that moment, the ratio is what can be compared.
+The yardstick is what plain numpy takes to copy the same bytes: one pass over a bitmap's words, or over a
+region's memory.
 """
 
 from __future__ import annotations
 
-import argparse
 import mmap
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 import numpy as np
 
+from sterna.cli.output import Output
+from sterna.cli.units import Json, Size
 from sterna.limits import BATCH_BYTES
 from sterna.memory.bitmap import PageBitmap
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import RegionPages
 from sterna.memory.regions import RegionTable
 from sterna.wire.records import Pages, Region
+from sterna_interop.measuring import BARE, OURS, CpuTime, Measure, Report, Runs, Taken, progress, take
 
-Row = tuple[str, float, str, float]
-_BATCH_RUNS = 16384
+REGION_BYTES: Final = 256 << 20
+GUEST_BYTES: Final = 1 << 40
+
+_PAGE_LOG2: Final = 12
+_BATCH_RUNS: Final = 16384
 
 
-def median_ms(runs: int, work: Callable[[], object]) -> float:
-    """Median time of `work` in milliseconds."""
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1e3
+def memory(
+    *, runs: Runs = 7, guest: Size = GUEST_BYTES, region: Size = REGION_BYTES, json: Json = False
+) -> None:
+    """Page bitmaps, page batches and the digest, beside plain copies of the same bytes.
+
+    Args:
+        runs: turns of each way; medians are shown.
+        guest: memory that a bitmap is of.
+        region: memory that is encoded and applied.
+        json: one JSON object on stdout.
+    """
+    output = Output(json=json)
+    taken: list[Taken] = []
+    with progress(output) as say:
+        taken += take(list(bitmaps(guest >> _PAGE_LOG2)), runs, say)
+        for measures in regions(region):  # what is in the memory changes from one to the next
+            taken += take(measures, runs, say)
+    Report(bench="memory", runs=runs, taken=taken).show(output)
 
 
 def random_bitmap(pages: int, share: float, rng: np.random.Generator) -> PageBitmap:
@@ -46,104 +58,109 @@ def random_bitmap(pages: int, share: float, rng: np.random.Generator) -> PageBit
     return bitmap
 
 
-def bitmap_rows(runs: int, pages: int) -> Iterator[Row]:
+def bitmaps(pages: int) -> Iterator[Measure]:
     """Set algebra and runs over one large bitmap."""
     rng = np.random.default_rng(1)
     left, right = random_bitmap(pages, 1.0, rng), random_bitmap(pages, 1.0, rng)
     target = np.empty_like(left.words)
-    yard = f"copyto {left.words.nbytes >> 20} MiB"
 
-    def row(name: str, work: Callable[[], object]) -> Row:
-        return name, median_ms(runs, work), yard, median_ms(runs, lambda: np.copyto(target, left.words))
+    def measure(name: str, text: str, work: Callable[[], object]) -> Measure:
+        return Measure(
+            name=f"bitmap_{name}",
+            text=f"bitmap: {text}",
+            ways={
+                OURS: CpuTime(work, least_s=0.0),
+                BARE: CpuTime(lambda: np.copyto(target, left.words), least_s=0.0),
+            },
+            yardstick=f"a copy of its {left.words.nbytes} bytes",
+        )
 
-    yield row("bitmap |=", lambda: left.__ior__(right))
-    yield row("bitmap &=", lambda: left.__iand__(right))
-    yield row("bitmap -=", lambda: left.__isub__(right))
-    left = random_bitmap(pages, 1.0, rng)
-    yield row("bitmap ^=", lambda: left.__ixor__(right))
-    yield row("bitmap ==", lambda: left == right)
-    yield row("bitmap count", left.count)
-    yield row("bitmap any (empty)", PageBitmap(pages).any)
-    yield row("bitmap copy", left.copy)
-    for share in (0.0, 0.0001, 0.001, 0.01, 0.1):
-        bitmap = random_bitmap(pages, share, rng)
-        yield row(f"runs, {share:.2%} of words mixed", bitmap.runs)
-    yield row("runs, full", PageBitmap.full(pages).runs)
+    yield measure("or", "|=", lambda: left.__ior__(right))
+    yield measure("and", "&=", lambda: left.__iand__(right))
+    yield measure("sub", "-=", lambda: left.__isub__(right))
+    yield measure("xor", "^=", lambda: left.__ixor__(right))
+    yield measure("equal", "==", lambda: left == right)
+    yield measure("count", "count", left.count)
+    yield measure("any", "any, of an empty one", PageBitmap(pages).any)
+    yield measure("copy", "copy", left.copy)
+    for name, share in (("none", 0.0), ("few", 0.0001), ("some", 0.01), ("many", 0.1)):
+        yield measure(
+            f"runs_{name}", f"runs, {share:.2%} of words mixed", random_bitmap(pages, share, rng).runs
+        )
+    yield measure("runs_full", "runs, full", PageBitmap.full(pages).runs)
     sparse = random_bitmap(pages, 0.001, rng)
     starts, counts = sparse.runs()
-    yield row(f"set_runs, {len(starts)} runs", lambda: PageBitmap(pages).set_runs(starts, counts))
-    yield row("batches of 256, 0.1% of words mixed", lambda: sum(1 for _ in sparse.batches(256, _BATCH_RUNS)))
-    part = PageBitmap.full(pages >> 8)
-    yield row(
-        f"batches of 256, {part.bits} pages, all set", lambda: sum(1 for _ in part.batches(256, _BATCH_RUNS))
+    yield measure("set_runs", f"set {len(starts)} runs", lambda: PageBitmap(pages).set_runs(starts, counts))
+    yield measure(
+        "batches", "cut into batches of 256", lambda: sum(1 for _ in sparse.batches(256, _BATCH_RUNS))
     )
 
 
-def page_rows(runs: int, size_bytes: int) -> Iterator[Row]:
-    """Encode and commit of one region in batches, and the digest."""
-    table = RegionTable([Region(0, 0, size_bytes)])
-    source, target = mmap.mmap(-1, size_bytes), mmap.mmap(-1, size_bytes)
-    content, arrived = np.frombuffer(source, np.uint8), np.frombuffer(target, np.uint8)
-    yard = f"copyto {size_bytes >> 20} MiB"
-    encoder = RegionPages(table, {0: memoryview(source)})
-    pages = size_bytes >> 12
-    everything, every_second = PageBitmap.full(pages), PageBitmap.from_mask(np.arange(pages) % 2 == 0)
+class Encoding:
+    """One region's memory on both sides, and the work that is done with it."""
 
-    def encode(bitmap: PageBitmap) -> list[Pages]:
-        cuts = bitmap.batches(BATCH_BYTES >> 12, _BATCH_RUNS)
-        return [encoder.encode(0, starts, counts).table(1, 1) for starts, counts in cuts]
+    def __init__(self, size_bytes: int) -> None:
+        self._table = RegionTable([Region(0, 0, size_bytes)])
+        source, target = mmap.mmap(-1, size_bytes), mmap.mmap(-1, size_bytes)
+        self.content, self._arrived = np.frombuffer(source, np.uint8), np.frombuffer(target, np.uint8)
+        self._target = memoryview(target)
+        self._encoder = RegionPages(self._table, {0: memoryview(source)})
+        self.pages = size_bytes >> _PAGE_LOG2
 
-    def commit(tables: list[Pages]) -> None:
-        sink = RegionPages(table, {0: memoryview(target)})
-        for item in tables:
-            sink.targets(item)
-            rejected = sink.commit(item)
+    def encode(self, bitmap: PageBitmap) -> list[Pages]:
+        """Tables and hashes of all pages in a bitmap."""
+        cuts = bitmap.batches(BATCH_BYTES >> _PAGE_LOG2, _BATCH_RUNS)
+        return [self._encoder.encode(0, starts, counts).table(1, 1) for starts, counts in cuts]
+
+    def commit(self, tables: Sequence[Pages]) -> None:
+        """Verify and apply batches whose bytes are in place."""
+        sink = RegionPages(self._table, {0: self._target})
+        for each in tables:
+            sink.targets(each)
+            rejected = sink.commit(each)
             if rejected:
                 raise RuntimeError(f"rejected {rejected}")
 
-    def record(tables: list[Pages]) -> MemoryDigest:
-        digest = MemoryDigest(table)
-        for item in tables:
-            digest.record(item)
+    def record(self, tables: Sequence[Pages]) -> MemoryDigest:
+        """The digest of what batches have brought."""
+        digest = MemoryDigest(self._table)
+        for each in tables:
+            digest.record(each)
         return digest
 
-    def row(name: str, work: Callable[[], object]) -> Row:
-        return name, median_ms(runs, work), yard, median_ms(runs, lambda: np.copyto(arrived, content))
-
-    content[:] = 0
-    yield row("encode, all zero", lambda: encode(everything))
-    content[:] = np.frombuffer(np.random.default_rng(1).bytes(size_bytes), np.uint8)
-    np.copyto(arrived, content)
-    yield row("encode, random", lambda: encode(everything))
-    tables = encode(everything)
-    yield row("targets + commit, random", lambda: commit(tables))
-    yield row("digest record, random", lambda: record(tables))
-    yield row("digest value", record(tables).value)
-    yield row("encode, every second page", lambda: encode(every_second))
-    tables = encode(every_second)
-    yield row("targets + commit, every second page", lambda: commit(tables))
-    yield row("digest record, every second page", lambda: record(tables))
-    content.reshape(pages, 4096)[1::2] = 0
-    np.copyto(arrived, content)
-    yield row("encode, every second page zero", lambda: encode(everything))
-    tables = encode(everything)
-    yield row("targets + commit, every second page zero", lambda: commit(tables))
-
-
-def main() -> None:
-    """Print one line an operation."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=int, default=7, help="repetitions; the median is shown")
-    parser.add_argument("--pages-log2", type=int, default=28, help="size of the bitmap")
-    parser.add_argument("--region", type=int, default=256 << 20, help="size of the region in bytes")
-    options = parser.parse_args()
-    print(f"{'operation':52} {'median ms':>10}   {'yardstick':16} {'ms':>8} {'ratio':>7}")
-    for rows in (bitmap_rows(options.runs, 1 << options.pages_log2), page_rows(options.runs, options.region)):
-        for name, value, yard, base in rows:
-            print(f"{name:52} {value:10.2f}   {yard:16} {base:8.2f} {value / base:7.2f}", flush=True)
+    def measures(self, name: str, text: str, bitmap: PageBitmap) -> list[Measure]:
+        """What a batch costs at either side, with the memory as it is now."""
+        np.copyto(self._arrived, self.content)
+        tables = self.encode(bitmap)
+        works: dict[str, Callable[[], object]] = {
+            "encode": lambda: self.encode(bitmap),
+            "commit": lambda: self.commit(tables),
+            "digest": lambda: self.record(tables),
+            "digest_value": self.record(tables).value,
+        }
+        return [
+            Measure(
+                name=f"{work}_{name}",
+                text=f"{work.replace('_', ' ')}: {text}",
+                ways={
+                    OURS: CpuTime(call, least_s=0.0),
+                    BARE: CpuTime(lambda: np.copyto(self._arrived, self.content), least_s=0.0),
+                },
+                yardstick=f"a copy of its {len(self.content)} bytes",
+            )
+            for work, call in works.items()
+        ]
 
 
-if __name__ == "__main__":
-    main()
+def regions(size_bytes: int) -> Iterator[list[Measure]]:
+    """Encoding and applying a region, with one content after the other; take each before the next."""
+    region = Encoding(size_bytes)
+    everything = PageBitmap.full(region.pages)
+    every_second = PageBitmap.from_mask(np.arange(region.pages) % 2 == 0)
+    region.content[:] = 0
+    yield region.measures("zero", "all zero", everything)
+    region.content[:] = np.frombuffer(np.random.default_rng(1).bytes(size_bytes), np.uint8)
+    yield region.measures("random", "random", everything)
+    yield region.measures("scattered", "every second page", every_second)
+    region.content.reshape(region.pages, -1)[1::2] = 0
+    yield region.measures("mixed", "every second page is zero", everything)

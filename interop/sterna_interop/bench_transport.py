@@ -1,114 +1,124 @@
-"""What the transports cost: `TcpTransport` and `TlsTransport` beside bare blocking sockets, in one run.
+"""`sterna bench transport`: what `TcpTransport` and `TlsTransport` cost beside bare blocking sockets.
 
-``python -m sterna_interop.bench_transport`` moves the same memory four ways in alternation, over loopback,
-sender and receiver in two processes, memory of both sides touched beforehand: `sendall` and `recv_into` of
-1 MiB pieces on a blocking socket and on a blocking `ssl.SSLSocket`, and `send` and `receive_into` of the
-same pieces on the transports, under trio at both ends. The receiver's last byte is answered before the clock
-stops; handshakes are not counted. What counts is the median of the ratios, run by run.
+The same memory moves four ways over loopback, sender and receiver in two processes: `sendall` and `recv_into`
+of 1 MiB pieces on a blocking socket and on a blocking `ssl.SSLSocket`, and `send` and `receive_into` of the
+same pieces on the transports, under trio at both ends. Handshakes are not counted.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import mmap
-import os
 import socket
 import ssl
-import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Annotated, Final
 
 import trio
+from cyclopts import Parameter
 
+from sterna.cli.output import Output
+from sterna.cli.units import Json, Size
 from sterna.host import pki
 from sterna.net.handshake import accept_tls, dial_tls
 from sterna.net.tcp import SocketOptions, TcpTransport
 from sterna.net.tls import TlsConfig
 from sterna.net.transport import Transport
+from sterna_interop.measuring import BARE, OURS, Measure, Report, Runs, progress, take
+from sterna_interop.moving import PIECE_BYTES, Memories, Transfer, Work, bare_receive, bare_send
 
-PIECE_BYTES = 1024 * 1024
+SIZE_BYTES: Final = 1 << 30
 
-Work = Callable[[socket.socket, mmap.mmap], float]
-
-
-def _touched(size: int, fill: bytes) -> mmap.mmap:
-    memory = mmap.mmap(-1, size)
-    for offset in range(0, size, len(fill)):
-        memory[offset : offset + len(fill)] = fill[: size - offset]
-    return memory
+Over = Callable[[Transport, mmap.mmap], Awaitable[float]]
+Shake = Callable[[socket.socket, TlsConfig], Awaitable[Transport]]
 
 
-def _blocking_send(sock: socket.socket, memory: mmap.mmap) -> float:
-    view = memoryview(memory)
-    begin = time.perf_counter()
-    for offset in range(0, len(view), PIECE_BYTES):
-        sock.sendall(view[offset : offset + PIECE_BYTES])
-    sock.recv(1)
-    return time.perf_counter() - begin
+def transport(
+    *,
+    size: Size = SIZE_BYTES,
+    runs: Runs = 5,
+    unsent: Annotated[Size | None, Parameter(show_default=False)] = None,
+    buffer: Annotated[Size | None, Parameter(show_default=False)] = None,
+    json: Json = False,
+) -> None:
+    """What the transports cost, plain and with mutual TLS, beside bare sockets.
 
-
-def _blocking_receive(sock: socket.socket, memory: mmap.mmap) -> float:
-    view, offset = memoryview(memory), 0
-    while offset < len(view):
-        offset += sock.recv_into(view[offset : offset + PIECE_BYTES])
-    sock.sendall(b"\0")
-    return 0.0
-
-
-async def _transport_send(transport: Transport, memory: mmap.mmap) -> float:
-    view = memoryview(memory)
-    begin = time.perf_counter()
-    for offset in range(0, len(view), PIECE_BYTES):
-        await transport.send([view[offset : offset + PIECE_BYTES]])
-    await transport.receive_into(memoryview(bytearray(1)))
-    seconds = time.perf_counter() - begin
-    await transport.close()
-    return seconds
-
-
-async def _transport_receive(transport: Transport, memory: mmap.mmap) -> float:
-    view, offset = memoryview(memory), 0
-    while offset < len(view):
-        offset += await transport.receive_into(view[offset : offset + PIECE_BYTES])
-    await transport.send([b"\0"])
-    await transport.close()
-    return 0.0
+    Args:
+        size: memory that is moved in every turn.
+        runs: turns of each way; medians are shown.
+        unsent: TCP_NOTSENT_LOWAT of the transports.
+        buffer: SO_SNDBUF and SO_RCVBUF of the transports.
+        json: one JSON object on stdout.
+    """
+    output = Output(json=json)
+    options = SocketOptions(unsent_bytes=unsent, send_buffer_bytes=buffer, receive_buffer_bytes=buffer)
+    with tempfile.TemporaryDirectory() as directory, progress(output) as say:
+        measures = Ways(Path(directory), options, Memories(size)).measures()
+        taken = take(measures, runs, say)
+    Report(bench="transport", runs=runs, taken=taken).show(output)
 
 
 class Ways:
-    """The four ways: for each a function of the sender and one of the receiver."""
+    """The four ways, and what they need."""
 
-    def __init__(self, directory: Path, options: SocketOptions) -> None:
+    def __init__(self, directory: Path, options: SocketOptions, memories: Memories) -> None:
         pki.init_ca(directory)
         self._configs = {
             server: TlsConfig(issued.certificate, issued.key, issued.authority, lambda *_: None)
             for server, issued in ((True, pki.issue(directory, "b")), (False, pki.issue(directory, "a")))
         }
         self._options = options
+        self._memories = memories
 
-    def pairs(self) -> dict[str, tuple[Work, Work]]:
-        """By name: what the sender does, and what the receiver does."""
-        return {
-            "bare": (_blocking_send, _blocking_receive),
-            "tcp": (self._over_tcp(_transport_send), self._over_tcp(_transport_receive)),
-            "bare_tls": (
-                self._over_ssl(_blocking_send, server=False),
-                self._over_ssl(_blocking_receive, server=True),
+    def measures(self) -> list[Measure]:
+        """Plain and TLS, each beside its bare loop."""
+        return [
+            Measure(
+                name="tcp",
+                text="TcpTransport",
+                ways={
+                    OURS: self._transfer(self._over_tcp(send_all), self._over_tcp(receive_all)),
+                    BARE: self._transfer(bare_send, bare_receive),
+                },
+                yardstick="blocking sockets",
+                unit="bytes/s",
             ),
-            "tls": (self._send_over_tls, self._receive_over_tls),
-        }
+            Measure(
+                name="tls",
+                text="TlsTransport",
+                ways={
+                    OURS: self._transfer(self._over_tls(send_all, dial), self._over_tls(receive_all, accept)),
+                    BARE: self._transfer(
+                        self._over_ssl(bare_send, server=False), self._over_ssl(bare_receive, server=True)
+                    ),
+                },
+                yardstick="blocking ssl.SSLSocket",
+                unit="bytes/s",
+            ),
+        ]
 
-    def _over_tcp(self, work: Callable[..., object]) -> Work:
-        def run(sock: socket.socket, memory: mmap.mmap) -> float:
+    def _transfer(self, send: Work, receive: Work) -> Transfer:
+        return Transfer(send, receive, self._memories)
+
+    def _over_tcp(self, work: Over) -> Work:
+        async def main(sock: socket.socket, memory: mmap.mmap) -> float:
             sock.setblocking(False)
             self._options.apply(sock)
-            return float(trio.run(work, TcpTransport(sock), memory))  # type: ignore[arg-type]
+            return await work(TcpTransport(sock), memory)
 
-        return run
+        return lambda sock, memory: trio.run(main, sock, memory)
+
+    def _over_tls(self, work: Over, shake: Shake) -> Work:
+        config = self._configs[shake is accept]
+
+        async def main(sock: socket.socket, memory: mmap.mmap) -> float:
+            sock.setblocking(False)
+            self._options.apply(sock)
+            return await work(await shake(sock, config), memory)
+
+        return lambda sock, memory: trio.run(main, sock, memory)
 
     def _over_ssl(self, work: Work, *, server: bool) -> Work:
         def run(sock: socket.socket, memory: mmap.mmap) -> float:
@@ -118,97 +128,38 @@ class Ways:
 
         return run
 
-    def _send_over_tls(self, sock: socket.socket, memory: mmap.mmap) -> float:
-        async def main() -> float:
-            sock.setblocking(False)
-            self._options.apply(sock)
-            config = self._configs[False]
-            transport = await dial_tls(sock, config, config.context(server=False), expected="b")
-            return await _transport_send(transport, memory)
 
-        return trio.run(main)
-
-    def _receive_over_tls(self, sock: socket.socket, memory: mmap.mmap) -> float:
-        async def main() -> float:
-            sock.setblocking(False)
-            self._options.apply(sock)
-            config = self._configs[True]
-            transport = await accept_tls(sock, config, config.context(server=True))
-            return await _transport_receive(transport, memory)
-
-        return trio.run(main)
+async def dial(sock: socket.socket, config: TlsConfig) -> Transport:
+    """The sender's handshake."""
+    return await dial_tls(sock, config, config.context(server=False), expected="b")
 
 
-def _measure(ways: tuple[Work, Work], source: mmap.mmap, destination: mmap.mmap) -> float:
-    """Seconds that the sender needs; the receiver is a child process."""
-    send, receive = ways
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        child = os.fork()
-        if not child:
-            code = 1
-            try:
-                with server.accept()[0] as sock:
-                    receive(sock, destination)
-                code = 0
-            finally:
-                os._exit(code)
-        with socket.create_connection(server.getsockname()) as sock:
-            seconds = send(sock, source)
-    _, status = os.waitpid(child, 0)
-    if status:
-        raise ChildProcessError(f"the receiver failed: status {status}")
+async def accept(sock: socket.socket, config: TlsConfig) -> Transport:
+    """The receiver's."""
+    return await accept_tls(sock, config, config.context(server=True))
+
+
+async def send_all(transport: Transport, memory: mmap.mmap) -> float:
+    """Send in pieces, and wait for the answer to the last byte."""
+    begin = time.perf_counter()
+    with memoryview(memory) as view:
+        for offset in range(0, len(view), PIECE_BYTES):
+            await transport.send([view[offset : offset + PIECE_BYTES]])
+    await transport.receive_into(memoryview(bytearray(1)))
+    seconds = time.perf_counter() - begin
+    await transport.close()
     return seconds
 
 
-def main() -> int:
-    """Measure, check that the bytes are equal, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bytes", type=int, default=1 << 30)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--ways", nargs="*", help="only these of bare, tcp, bare_tls, tls")
-    parser.add_argument("--unsent-bytes", type=int, help="TCP_NOTSENT_LOWAT of the transports")
-    parser.add_argument("--buffer-bytes", type=int, help="SO_SNDBUF and SO_RCVBUF of the transports")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    options = SocketOptions(
-        unsent_bytes=arguments.unsent_bytes,
-        send_buffer_bytes=arguments.buffer_bytes,
-        receive_buffer_bytes=arguments.buffer_bytes,
-    )
-    source = _touched(arguments.bytes, os.urandom(16 * PIECE_BYTES))
-    with tempfile.TemporaryDirectory() as directory:
-        pairs = Ways(Path(directory), options).pairs()
-        if arguments.ways:
-            pairs = {name: pairs[name] for name in arguments.ways}
-        seconds: dict[str, list[float]] = {name: [] for name in pairs}
-        destination = _touched(arguments.bytes, b"\1" * PIECE_BYTES)
-        for run in range(arguments.runs + 1):
-            for name, pair in pairs.items():
-                took = _measure(pair, source, destination)
-                if run:  # the first one warms up
-                    seconds[name].append(took)
-    if memoryview(source) != memoryview(destination):
-        raise SystemExit("the memories differ")
-    _report(arguments.bytes, seconds, as_json=arguments.json)
-    return 0
-
-
-def _report(size: int, seconds: dict[str, list[float]], *, as_json: bool) -> None:
-    rates = {name: size / statistics.median(each) for name, each in seconds.items()}
-    ratios = {
-        ours: [b / t for b, t in zip(seconds[bare], seconds[ours], strict=True)]
-        for bare, ours in (("bare", "tcp"), ("bare_tls", "tls"))
-        if bare in seconds and ours in seconds
-    }
-    medians = {name: statistics.median(each) for name, each in ratios.items()}
-    if as_json:
-        print(json.dumps({"schema": 1, "bytes_s": rates, "ratios": ratios, "medians": medians}))
-        return
-    for name, rate in rates.items():
-        print(f"{name:9} {rate / 1e9:.2f} GB/s")
-    for name, each in ratios.items():
-        print(f"{name} / bare: {medians[name]:.2f} ({min(each):.2f} to {max(each):.2f})")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+async def receive_all(transport: Transport, memory: mmap.mmap) -> float:
+    """Receive in pieces, and answer the last byte."""
+    with memoryview(memory) as view:
+        offset = 0
+        while offset < len(view):
+            count = await transport.receive_into(view[offset : offset + PIECE_BYTES])
+            if not count:
+                raise ConnectionError("the sender ended early")
+            offset += count
+    await transport.send([b"\0"])
+    await transport.close()
+    return 0.0

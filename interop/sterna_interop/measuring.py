@@ -100,8 +100,11 @@ def progress(output: Output) -> Iterator[Callable[[str], None]]:
     if not output.live:
         yield lambda _: None
         return
-    with output.console.status("") as status:
-        yield status.update
+    from rich.live import Live
+
+    # Without a thread that draws: it would be other work, and there are measures that fork.
+    with Live("", console=output.console, auto_refresh=False, transient=True) as live:
+        yield lambda text: live.update(text, refresh=True)
 
 
 @dataclass(slots=True)
