@@ -1,6 +1,6 @@
 """The vectors of spec/vectors against the code: what is valid is read and written again, all else named.
 
-The vectors were made without the code (spec/vectors.py); this file alone knows both.
+The vectors were made without the code (spec/vectors.py); sterna_interop.codec alone knows both languages.
 """
 
 from __future__ import annotations
@@ -11,23 +11,21 @@ import re
 import runpy
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jsonschema
-import numpy as np
 import pytest
 
 import clauses
 from sterna import wire
 from sterna.errors import RemoteProtocolError
-from sterna.limits import HEADER_BYTES, Limits
-from sterna.registry import Encoding, ErrorCode, FrameType, RegionKind, Transfer
-from sterna.wire import records as r
+from sterna.limits import HEADER_BYTES
+from sterna.registry import ErrorCode, FrameType
 from sterna.wire.header import decode_header
-from sterna.wire.rules import Bounds
+from sterna_interop.codec import HEADER_FIELDS, Context, integer, read, shown
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "spec" / "vectors"
@@ -74,140 +72,7 @@ def of_kind(kind: str) -> Any:
     return pytest.mark.parametrize("vector", found, ids=[each.id for each in found])
 
 
-# ---- from the vectors' language to the code's ----
-
-
-def integer(value: int | str) -> int:
-    return int(value)
-
-
-def bounds_of(context: Mapping[str, Any]) -> Bounds:
-    regions = context.get("regions")
-    table = None if regions is None else {row["id"]: region_of(row) for row in regions}
-    limits = Limits(**{name: integer(value) for name, value in context.get("limits", {}).items()})
-    if "encodings" in context:
-        return Bounds(limits, table, frozenset(Encoding(number) for number in context["encodings"]))
-    return Bounds(limits, table)
-
-
-def region_of(row: Mapping[str, Any]) -> r.Region:
-    numbers = {name: integer(value) for name, value in row.items()}
-    kinds = {"kind": RegionKind(numbers["kind"]), "transfer": Transfer(numbers["transfer"])}
-    return r.Region(**numbers | kinds)
-
-
-def shown(value: Any, name: str = "") -> Any:
-    """A record, or what is in one, as the vectors write it."""
-    match value:
-        case bool() | str():
-            return value
-        case int() | np.integer():
-            number = int(value)
-            return number if number < 2**53 else str(number)
-        case bytes():
-            return value.hex()
-        case dict():
-            return [{"id": shown(number), "value": shown(limit)} for number, limit in value.items()]
-        case np.ndarray() if value.dtype == r.RUN_DTYPE:
-            names = ("first", "count", "size_bytes", "encoding")
-            return [{name: shown(row[name]) for name in names} for row in value]
-        case tuple() if name == "last_sequences":
-            return [{"stream": stream, "sequence": shown(last)} for stream, last in value]
-        case tuple() | np.ndarray():
-            return [shown(item) for item in value]
-    found: dict[str, Any] = {}
-    for field in fields(value):
-        inner = getattr(value, field.name)
-        if isinstance(inner, r.Runner):
-            found |= {"runner": inner.id.hex(), "runner_host": inner.host}
-        else:
-            found["streams" if field.name == "last_sequences" else field.name] = shown(inner, field.name)
-    return found
-
-
 # ---- readers ----
-
-
-@dataclass
-class Outcome:
-    """What a reader made of a connection's bytes."""
-
-    events: list[dict[str, Any]]
-    error: RemoteProtocolError | None = None
-    received: int = 0  # bytes after which the error was known
-
-
-def reader_of(context: Mapping[str, Any]) -> wire.FrameReader:
-    made = wire.FrameReader(stream=context.get("stream", 0))
-    bounds = bounds_of(context)
-    if not context.get("handshake"):
-        made.set_limits(bounds.limits)
-    if bounds.regions is not None:
-        made.set_regions(bounds.regions)
-    made.set_encodings(bounds.encodings)
-    return made
-
-
-def read(reader: wire.FrameReader, pieces: Iterable[bytes], *, eof: bool = False) -> Outcome:
-    """Feed a reader, and write down what it says."""
-    outcome, bulk = Outcome([]), bytearray()
-    try:
-        for piece in pieces:
-            outcome.received += len(piece)
-            reader.receive_data(piece)
-            for event in drained(reader, bulk):
-                outcome.events.append(event)
-        if eof:
-            reader.receive_eof()
-    except RemoteProtocolError as error:
-        outcome.error = error
-    return outcome
-
-
-def drained(reader: wire.FrameReader, bulk: bytearray) -> Iterator[dict[str, Any]]:
-    """Events as the vectors write them; `bulk` takes the bytes of one PAGES frame after the other."""
-    while (event := reader.next_event()) is not None:
-        match event:
-            case wire.PrefaceReceived():
-                yield {"event": "preface", "major": event.major, "draft": event.draft}
-            case wire.FrameReceived():
-                yield (
-                    {"event": "frame", "frame": FrameType(event.header.type).name}
-                    | about(event)
-                    | {"value": shown(event.record)}
-                )
-            case wire.UnknownFrame():
-                yield {"event": "skipped"} | about(event)
-            case wire.PagesAnnounced():
-                bulk[:] = bytes(event.header.bulk_bytes)
-                if bulk:
-                    reader.supply_bulk([memoryview(bulk)])
-            case wire.PagesReceived():
-                yield (
-                    {"event": "pages", "frame": "PAGES"}
-                    | about(event)
-                    | {
-                        "value": shown(event.record),
-                        "bulk_bytes": len(bulk),
-                        "rejected_chunks": rejected(event.record, bulk),
-                    }
-                )
-
-
-def about(event: Any) -> dict[str, Any]:
-    return {"type": event.header.type, "sequence": shown(event.header.sequence)}
-
-
-def rejected(record: r.Pages, bulk: bytearray) -> list[int]:
-    """Chunks whose bytes do not have their hash [PGS-13]."""
-    if set(record.runs["encoding"].tolist()) - {Encoding.RAW, Encoding.ZERO}:
-        return []  # nothing here decodes these
-    found: list[int] = []
-    at = 0
-    for size in wire.bulk_lengths(record.runs):
-        found += wire.chunk_hashes(memoryview(bulk)[at : at + size]).tolist()
-        at += size
-    return [number for number, each in enumerate(record.hashes.tolist()) if each != found[number]]
 
 
 def bytewise(data: bytes) -> list[bytes]:
@@ -242,7 +107,7 @@ def check_error(vector: Vector, error: RemoteProtocolError | None) -> None:
 @of_kind("body")
 def test_body(vector: Vector) -> None:
     """[FRM-13] Alone, and in a frame, whole and byte by byte; what is valid is written again."""
-    bounds = bounds_of(vector.context)
+    bounds = Context.from_json(vector.context).bounds
     if vector.result == "valid":
         record = wire.decode_body(vector.group["type"], vector.data, bounds)
         assert shown(record) == vector.value
@@ -254,7 +119,7 @@ def test_body(vector: Vector) -> None:
     data = PREFACE + framed(vector)
     end = len(PREFACE) + HEADER_BYTES + len(vector.data)  # bulk parts are long, and come as one piece
     for pieces in ([data], [*bytewise(data[:end]), data[end:]]):
-        outcome = read(reader_of(vector.context), pieces, eof=True)
+        outcome = read(Context.from_json(vector.context).reader(), pieces, eof=True)
         if vector.result == "invalid":
             check_error(vector, outcome.error)
         else:
@@ -265,7 +130,7 @@ def test_body(vector: Vector) -> None:
 @of_kind("header")
 def test_header(vector: Vector) -> None:
     for pieces in ([PREFACE + vector.data], bytewise(PREFACE + vector.data)):
-        outcome = read(reader_of(vector.context), pieces)
+        outcome = read(Context.from_json(vector.context).reader(), pieces)
         if vector.result == "invalid":
             check_error(vector, outcome.error)
             assert outcome.received == len(PREFACE) + HEADER_BYTES
@@ -277,12 +142,6 @@ def test_header(vector: Vector) -> None:
         assert {name: getattr(header, name, numbers[name]) for name in numbers} == numbers
         packed = struct.pack("<HHHHQIIII", *(numbers.get(name, 0) for name in HEADER_FIELDS))
         assert packed == vector.data
-
-
-HEADER_FIELDS = (
-    *("type", "flags", "stream", "reserved", "sequence"),
-    *("body_bytes", "bulk_bytes", "body_crc", "header_crc"),
-)
 
 
 @of_kind("preface")
@@ -304,7 +163,7 @@ def test_preface(vector: Vector) -> None:
 def test_stream(vector: Vector) -> None:
     """[FRM-13] [FRM-11] Whole and byte by byte."""
     for pieces in ([vector.data], bytewise(vector.data)):
-        outcome = read(reader_of(vector.context), pieces, eof=vector.test.get("eof", False))
+        outcome = read(Context.from_json(vector.context).reader(), pieces, eof=vector.test.get("eof", False))
         if vector.result == "valid":
             assert outcome.error is None
             assert outcome.events == vector.value["events"]
