@@ -13,7 +13,7 @@ from sterna.linux.errors import CapabilityMissing
 
 NAMES = [
     "userfaultfd", "write_protect", "minor_faults", "missing_faults", "pagemap_scan", "kvm", "qemu", "tshark",
-    "huge_pages", "memory", "locked_memory", "cpus",
+    "etcd", "huge_pages", "memory", "locked_memory", "cpus",
 ]  # fmt: skip
 
 

@@ -32,6 +32,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ("verify", "sterna.cli.verify:verify", "Check a recording against the specification."),
     ("doctor", "sterna.cli.doctor:doctor", "Tell what this machine can do, and how to make it do more."),
     ("pki", "sterna.cli.pki:app", "Make certificates for hosts."),
+    ("lease", "sterna.cli.lease:app", "Look into a lease store, or make one in files."),
     ("exits", "sterna.cli.exits:exits", "Print the table of exit codes."),
 )
 

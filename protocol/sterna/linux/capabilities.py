@@ -189,6 +189,7 @@ _PROBES: Final[tuple[tuple[str, Callable[[], str]], ...]] = (
     ("kvm", _kvm),
     ("qemu", lambda: _tool("qemu", _QEMU_NAMES, "install QEMU (Debian: qemu-system-x86)")),
     ("tshark", lambda: _tool("tshark", ("tshark",), "install tshark (Wireshark's command line)")),
+    ("etcd", lambda: _tool("etcd", ("etcd",), "install etcd (Debian: etcd-server)")),
     ("huge_pages", _huge_pages),
     ("memory", _memory),
     ("locked_memory", _locked_memory),
