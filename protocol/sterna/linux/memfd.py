@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from sterna.linux.descriptor import Descriptor
 from sterna.linux.errors import CapabilityMissing
 
 PAGE_BYTES: Final = mmap.PAGESIZE
@@ -83,8 +84,8 @@ class MemoryMap:
             self._map.close()
 
 
-class MemoryFile:
-    """A sealed memory file of a fixed size."""
+class MemoryFile(Descriptor):
+    """A sealed memory file of a fixed size. Mappings stay when it is closed."""
 
     def __init__(self, name: str, size_bytes: int) -> None:
         """Make the file; its pages are allocated when they are touched.
@@ -93,7 +94,7 @@ class MemoryFile:
             CapabilityMissing: the kernel makes no memory files.
         """
         try:
-            self._fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            super().__init__(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
         except OSError as error:
             raise CapabilityMissing(
                 "memfd", f"memfd_create: {error.strerror}", "allow memfd_create in the sandbox"
@@ -119,10 +120,6 @@ class MemoryFile:
             raise
         return file
 
-    def fileno(self) -> int:
-        """The descriptor; -1 when closed."""
-        return self._fd
-
     def map(self) -> MemoryMap:
         """A new writable mapping of the whole file."""
         return MemoryMap(self._fd, self.size_bytes)
@@ -130,12 +127,6 @@ class MemoryFile:
     def open_read_only(self) -> int:
         """A new descriptor of the same file that can neither write nor be mapped for writing."""
         return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
-
-    def close(self) -> None:
-        """Give the descriptor back; mappings stay. Legal twice."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
 
 
 def is_memory_file(fd: int) -> bool:

@@ -17,6 +17,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from sterna.linux.descriptor import Descriptor
 from sterna.linux.errors import CapabilityMissing
 from sterna.linux.ioctl import iowr
 
@@ -41,7 +42,7 @@ _PAGEMAP: Final = "/proc/self/pagemap"
 _PAGE: Final = mmap.PAGESIZE
 
 
-class PagemapScanner:
+class PagemapScanner(Descriptor):
     """Asks for written pages of this process's memory. One thread at a time.
 
     Raises:
@@ -50,7 +51,7 @@ class PagemapScanner:
 
     def __init__(self, vector_rows: int = _VECTOR_ROWS) -> None:
         try:
-            self._fd = os.open(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)
+            super().__init__(os.open(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC))
         except OSError as error:
             raise CapabilityMissing(
                 "pagemap_scan",
@@ -102,9 +103,3 @@ class PagemapScanner:
             ) from error
         rows = self._rows[:filled] if vector is not None else self._rows[:0]
         return rows, _SCAN_ARG.unpack(argument)[_WALK_END]
-
-    def close(self) -> None:
-        """Give the descriptor back. Legal twice."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)

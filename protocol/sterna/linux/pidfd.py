@@ -16,6 +16,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from sterna.linux.descriptor import Descriptor
+
 _UCRED: Final = struct.Struct("=iII")  # struct ucred { pid_t pid; uid_t uid; gid_t gid }
 _SO_PEERPIDFD: Final = 77  # Linux 6.5; no name in the socket module
 
@@ -36,11 +38,11 @@ def peer_credentials(sock: socket.socket) -> PeerCredentials:
     )
 
 
-class Pidfd:
-    """A reference to one process, alive or ended."""
+class Pidfd(Descriptor):
+    """A reference to one process, alive or ended. The descriptor is readable once it has ended."""
 
     def __init__(self, fd: int, pid: int) -> None:
-        self._fd = fd
+        super().__init__(fd)
         self.pid = pid
 
     @classmethod
@@ -87,13 +89,3 @@ class Pidfd:
         """Send a signal; nothing happens if the process has ended."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._fd, number)
-
-    def fileno(self) -> int:
-        """The descriptor, readable once the process has ended; -1 when closed."""
-        return self._fd
-
-    def close(self) -> None:
-        """Give the descriptor back. Legal twice."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)

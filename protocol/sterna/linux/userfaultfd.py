@@ -18,9 +18,9 @@ import os
 import platform
 import struct
 from enum import IntFlag
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
+from sterna.linux.descriptor import Descriptor
 from sterna.linux.errors import CapabilityMissing
 from sterna.linux.ioctl import io, ior, iowr
 
@@ -108,7 +108,7 @@ def _open() -> tuple[int, str]:
     raise CapabilityMissing("userfaultfd", "; ".join(reasons), _REMEDY)
 
 
-class Userfaultfd:
+class Userfaultfd(Descriptor):
     """An open userfaultfd, bound to the address space of the process that made it.
 
     Closing it ends every registration; protected pages become plainly writable again.
@@ -124,7 +124,8 @@ class Userfaultfd:
         Raises:
             CapabilityMissing: no way in, or a feature that this kernel lacks.
         """
-        self._fd, self.way = _open()
+        fd, self.way = _open()
+        super().__init__(fd)
         self.user_mode_only = self.way == _WAYS[-1][0]
         argument = bytearray(_API.pack(_UFFD_API, int(features), 0))
         try:
@@ -155,24 +156,6 @@ class Userfaultfd:
     def unregister(self, start: int, length: int) -> None:
         """Leave the range alone from now on."""
         fcntl.ioctl(self._fd, _IOC_UNREGISTER, bytearray(_RANGE.pack(start, length)))
-
-    def fileno(self) -> int:
-        """The descriptor; -1 when closed."""
-        return self._fd
-
-    def close(self) -> None:
-        """End all registrations. Legal twice."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 _KNOWN: Final = sum(int(feature) for feature in Feature)
