@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sterna.core.conduct import check_sender, is_of_old_attempt, row_of, wrong
+from sterna.core.conduct import check_epoch, check_sender, is_of_old_attempt, row_of, wrong
 from sterna.core.tables import (
     DESTINATION,
     SOURCE,
@@ -15,7 +15,7 @@ from sterna.core.tables import (
 )
 from sterna.errors import LocalProtocolError, PeerMisbehaved, RemoteProtocolError
 from sterna.registry import FRAMES, ErrorCode, FrameType, Sender
-from sterna.wire.records import Ping, Ready
+from sterna.wire.records import Handover, Ping, Ready, Release
 
 
 def test_an_error_names_code_clause_and_frame():
@@ -71,3 +71,12 @@ def test_attempts():
         with pytest.raises(RemoteProtocolError) as caught:
             is_of_old_attempt(Ready(attempt), 3)
         assert (caught.value.code, caught.value.clause) == (ErrorCode.BAD_ATTEMPT, clause)
+
+
+def test_epochs():
+    """[RUN-1] [HND-1]"""
+    check_epoch(Handover(1, 7), 7, "HND-1")
+    for epoch in (6, 8):
+        with pytest.raises(RemoteProtocolError, match=f"epoch {epoch}, expected 7") as caught:
+            check_epoch(Release(epoch), 7, "REL-1")
+        assert (caught.value.code, caught.value.clause) == (ErrorCode.BAD_EPOCH, "REL-1")

@@ -1,11 +1,11 @@
-"""Whether a frame may come at all: from this sender, in this state, of this attempt."""
+"""Whether a frame may come at all: from this sender, in this state, of this attempt and epoch."""
 
 from __future__ import annotations
 
 from sterna.core.tables import Input, Row, State, Table
 from sterna.errors import LocalProtocolError, PeerMisbehaved, RemoteProtocolError, remote_error
 from sterna.registry import FRAMES, ErrorCode, FrameType, Sender
-from sterna.wire.records import Record
+from sterna.wire.records import Complete, Handover, Record, Release, Running
 
 
 def wrong(code: ErrorCode, detail: str, clause: str, record: Record) -> RemoteProtocolError:
@@ -57,3 +57,10 @@ def is_of_old_attempt(record: Record, current: int) -> bool:
         detail = f"attempt {attempt}, the current one is {current}"
         raise wrong(ErrorCode.BAD_ATTEMPT, detail, "CON-23" if attempt else "CON-22", record)
     return bool(attempt < current)
+
+
+def check_epoch(record: Handover | Running | Complete | Release, expected: int, clause: str) -> None:
+    """Raises RemoteProtocolError, BAD_EPOCH, for a frame of another epoch than this session's."""
+    if record.epoch != expected:
+        detail = f"epoch {record.epoch}, expected {expected}"
+        raise wrong(ErrorCode.BAD_EPOCH, detail, clause, record)

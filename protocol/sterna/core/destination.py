@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 from sterna import limits as bounds
-from sterna.core.conduct import wrong
+from sterna.core.conduct import check_epoch, wrong
 from sterna.core.events import (
     Admission,
     Admit,
@@ -146,7 +146,7 @@ class DestinationMachine(Session):
             case Handover():
                 self._on_handover(record, now)
             case Release():
-                self._check_epoch(record, self._epoch + 1, "CMP-4")
+                check_epoch(record, self._epoch + 1, "CMP-4")
                 self._step(FrameType.RELEASE, now)
             case _:  # BYE, the only other frame that the table lets through
                 self._step(FrameType.BYE, now)
@@ -231,7 +231,7 @@ class DestinationMachine(Session):
         self._ask(LoadState(self._states.sections))
 
     def _on_handover(self, record: Handover, now: float) -> None:
-        self._check_epoch(record, self._epoch, "HND-1")
+        check_epoch(record, self._epoch, "HND-1")
         self._step(FrameType.HANDOVER, now)
         assert self._admission is not None
         self._ask(Persist(RecordKind.CLAIMING, self._epoch + 1, self._admission.runner))
@@ -379,12 +379,7 @@ class DestinationMachine(Session):
             return self._refusal(error)
         return super()._last_words(error)
 
-    # ---- checks ----
-
-    def _check_epoch(self, record: Handover | Release, expected: int, clause: str) -> None:
-        if record.epoch != expected:
-            detail = f"epoch {record.epoch}, expected {expected}"
-            raise wrong(ErrorCode.BAD_EPOCH, detail, clause, record)
+    # ---- for people ----
 
     def _progress(self) -> Progress | None:
         if self._sink is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sterna import limits as bounds
-from sterna.core.conduct import wrong
+from sterna.core.conduct import check_epoch, wrong
 from sterna.core.events import (
     CollectDirty,
     Decided,
@@ -164,7 +164,7 @@ class SourceMachine(Session):
             case Loaded():
                 self._on_loaded(record, now)
             case Running():
-                self._check_epoch(record, "RUN-1")
+                check_epoch(record, self._job.epoch + 1, "RUN-1")
                 self._step(FrameType.RUNNING, now)
                 self._account.guest_runs(now)
             case Complete():
@@ -225,7 +225,7 @@ class SourceMachine(Session):
         self._ask(MarkGranted(self._granted))
 
     def _on_complete(self, record: Complete, now: float) -> None:
-        self._check_epoch(record, "CMP-4")
+        check_epoch(record, self._job.epoch + 1, "CMP-4")
         if record.digest != self._sealed:
             raise wrong(ErrorCode.MEMORY_MISMATCH, "COMPLETE names another digest", "CMP-1", record)
         self._step(FrameType.COMPLETE, now)
@@ -405,12 +405,7 @@ class SourceMachine(Session):
         self._step(SourceInput.SEAL_SENT, now)
         self._note_round(now, None)
 
-    # ---- checks ----
-
-    def _check_epoch(self, record: Running | Complete, clause: str) -> None:
-        if record.epoch != self._job.epoch + 1:
-            detail = f"epoch {record.epoch}, permitted was {self._job.epoch + 1}"
-            raise wrong(ErrorCode.BAD_EPOCH, detail, clause, record)
+    # ---- for people ----
 
     def _progress(self) -> Progress | None:
         decision = self._decision
