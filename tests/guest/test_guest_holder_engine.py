@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_guest_holder_backend import DESCRIPTION, PAGES, STATE, FakeHeld
 
+import clauses
 from sterna.errors import GuestError
 from sterna.guest import holder_fields as fields_of
 from sterna.guest.holder_backend import HeldState
+from sterna.guest.holder_connection import ATTACH_WITHIN_S
 from sterna.guest.holder_engine import OPERATIONS, RESERVED_OPERATIONS, HolderEngine, Party
-from sterna.guest.holder_frames import Frame
+from sterna.guest.holder_frames import FRAME_BYTES, FRAME_DESCRIPTORS, Frame
 from sterna.linux.memfd import MemoryFile
 from sterna.registry import ErrorCode
 
@@ -149,6 +151,21 @@ def test_the_document_has_the_same_table() -> None:
         assert states == {str(state) for state in operation.states}, name
     reserved = HOLDER_MD.partition("Reserved for later drafts")[2].partition("\n\n")[0]
     assert set(re.findall(r"`(\w+)`", reserved.partition("UNSUPPORTED")[2])) == RESERVED_OPERATIONS
+
+
+@pytest.mark.parametrize(
+    ("clause", "words"),
+    [
+        ("HOL-2", f"within {ATTACH_WITHIN_S:.0f} seconds"),  # [HOL-2]
+        ("HOL-4", f"above {FRAME_BYTES:,} ends".replace(",", " ")),  # [HOL-4]
+        ("HOL-5", f"at most {FRAME_DESCRIPTORS}."),  # [HOL-5]
+        ("HOL-6", f"more than {FRAME_DESCRIPTORS},"),  # [HOL-6]
+        ("HOL-37", f"({fields_of.STATE_BYTES >> 20} MiB)"),  # [HOL-37]
+        ("HOL-37", f"at most {fields_of.STATE_SECTIONS} sections"),  # [HOL-37]
+    ],
+)
+def test_the_document_has_the_same_numbers(clause: str, words: str) -> None:
+    assert words in clauses.load("holder.md")[clause].text
 
 
 READING = {"describe", "memory", "release", "status", "audit"}
@@ -352,6 +369,7 @@ def test_bitmaps_change_in_a_collect_and_at_no_other_time() -> None:
 
 
 def test_what_a_failed_collect_had_cleared_is_reported_as_all() -> None:
+    """[HOL-34]"""
     rig = Rig()
     rig.ask("track_start")
     rig.guest.broken["collect"] = GuestError("the kernel says no")
