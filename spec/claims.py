@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 _ID = r"[A-Z]{3}-[1-9]\d*"
 _IDS = rf"{_ID}(?:(?:,| to|)\s+{_ID})*"
-_BRACKETS = re.compile(rf"\[({_IDS})\]")
+_BRACKETS = re.compile(r"\[([A-Z]{3}-\d[^\]]*)\]")
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -47,18 +47,24 @@ class Claim:
 def in_test_file(name: str, source: str) -> Iterator[Claim]:
     """The claims of one file of tests."""
     tree = ast.parse(source)
-    for ids in _BRACKETS.findall(ast.get_docstring(tree) or ""):
-        yield from (Claim(each, name) for each in expand(ids))
+    for each in _claimed(ast.get_docstring(tree)):
+        yield Claim(each, name)
     tests = [node for node in ast.walk(tree) if isinstance(node, _Function) and node.name.startswith("test_")]
     for test in tests:
-        for ids in _BRACKETS.findall(ast.get_docstring(test) or ""):
-            yield from (Claim(each, f"{name}::{test.name}") for each in expand(ids))
+        for each in _claimed(ast.get_docstring(test)):
+            yield Claim(each, f"{name}::{test.name}")
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type != tokenize.COMMENT:
             continue
         around = [test for test in tests if _first_line(test) <= token.start[0] <= (test.end_lineno or 0)]
-        for ids in _BRACKETS.findall(token.string) if around else ():
-            yield from (Claim(each, f"{name}::{around[0].name}") for each in expand(ids))
+        for each in _claimed(token.string) if around else ():
+            yield Claim(each, f"{name}::{around[0].name}")
+
+
+def _claimed(words: str | None) -> Iterator[str]:
+    """What stands in brackets, clause by clause; of what only looks like a claim no clause has the name."""
+    for found in _BRACKETS.findall(words or ""):
+        yield from expand(found) if re.fullmatch(_IDS, found) else (found,)
 
 
 def _first_line(test: _Function) -> int:
