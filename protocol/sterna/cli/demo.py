@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +19,7 @@ from sterna.cli.endpoint import INSECURE, Ending, Flag, PathOption, Security
 from sterna.cli.follow import Reporter
 from sterna.cli.holder import HOT_BYTES, MEMORY_BYTES, RATE_BYTES_S, check_size
 from sterna.cli.output import Output
+from sterna.cli.scratch import scratch
 from sterna.cli.units import Json, Rate, Size
 from sterna.core.words import size_text
 from sterna.errors import ConfigError
@@ -87,12 +86,8 @@ def demo(
         reporter.notice(f"{record} {WARNING}")
     kind = _choose(guest)
     reporter.say(f"A guest with {size_text(memory)} of memory starts, and runs for a second before it moves.")
-    directory = Path(tempfile.mkdtemp(prefix="sterna-demo-"))
-    try:
-        with reporter:
-            run = trio.run(partial(_run, kind, wishes, reporter, directory))
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with scratch("sterna-demo-") as directory, reporter:
+        run = trio.run(partial(_run, kind, wishes, reporter, directory))
     reporter.result(run.fields(wishes))
     tell(run, wishes, reporter.output)
     return run.exit_code
