@@ -226,6 +226,8 @@ def test_a_must_that_nobody_claims_is_caught() -> None:
     found = [claims.Claim("HOL-1", "test"), claims.Claim("ABC-3", "test")]
     # What is reserved need not be claimed.
     assert claims.cover(MADE_UP, {}, found).unclaimed == ["ABC-1", "ABC-8", "HOL-2"]
+    of_the_kit = claims.Claim("ABC-1", "tests/interop/test_interop_minimal.py::test_it")
+    assert claims.cover(MADE_UP, {}, [*found, of_the_kit]).unclaimed == ["ABC-1", "ABC-8", "HOL-2"]
     excuses = clauses.excuses('[people]\nabout = ""\nABC-8 = "because"', MADE_UP)
     assert claims.cover(MADE_UP, excuses, found).unclaimed == ["ABC-1", "HOL-2"]
 
