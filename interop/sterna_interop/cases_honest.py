@@ -17,7 +17,7 @@ from sterna_interop.peer_steps import Manner, Place, Say, Wait
 
 _PAGE: Final = 1 << 12
 _SMALL: Final = GuestSpec(
-    regions=(Region(1, 0, 3 * _PAGE),), sections=(SectionSpec(33),), writes=((Write(1, 1, 2),),)
+    regions=(Region(1, 0, 2 * _PAGE),), sections=(SectionSpec(33),), writes=((Write(1, 1, 1),),)
 )
 _SCATTERED: Final = GuestSpec(
     regions=tuple(Region(7 * number, number << 32, _PAGE) for number in range(1, 65)),

@@ -130,9 +130,9 @@ class Source:
             raise Breach(f"WELCOME selects version {welcome.version:#x}, which HELLO does not list [NEG-2]")
         if not chosen.keys() <= offered.keys():
             raise Breach(f"WELCOME selects features {sorted(chosen.keys() - offered.keys())} [NEG-5]")
-        progress = chosen.get(Feature.PROGRESS, 0) - offered.get(Feature.PROGRESS, 0)
-        grown = [each for each, parameter in chosen.items() if parameter > offered[each]]
-        if progress < 0 or any(each != Feature.PROGRESS for each in grown):
+        more = {each for each, parameter in chosen.items() if parameter > offered[each]}
+        oftener = chosen.get(Feature.PROGRESS, 1 << 64) < offered.get(Feature.PROGRESS, 0)
+        if more - {Feature.PROGRESS} or oftener:
             raise Breach("WELCOME selects a parameter that asks for more than the offered one [NEG-8]")
         if not chosen.keys() >= set(REQUIRED):
             raise Breach("WELCOME lacks a required feature [NEG-4]")

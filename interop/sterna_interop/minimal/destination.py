@@ -14,6 +14,7 @@ from sterna_interop.minimal.image import Entries, Section, chunks, pages, state_
 VERSION: Final = 1 << 16 | 1
 STOP_AND_COPY, HASHES, ZEROS = 1, 16, 32
 HOST: Final = "minimal-destination"
+KNOWN_STATE: Final = {(0, 3, 1)}  # architecture, kind, version: opaque state of a synthetic guest
 
 Fields = dict[str, Any]
 
@@ -122,6 +123,8 @@ class Destination:
         if self._order["do"] == "refuse":
             raise SessionError(self._order["code"])
         copied = [region for region in self._guest["regions"] if region["transfer"] == checks.COPY]
+        for region in copied:
+            require(1 << region["granule_log2"] <= self._line.limits["bulk_bytes"], "page_size")
         self._regions = {region["id"]: region for region in self._guest["regions"]}
         self.memory = {region["id"]: bytearray(region["size_bytes"]) for region in copied}
         self._entries = Entries(copied)
@@ -207,7 +210,10 @@ class Destination:
         require(seal["state_bytes"] == sum(len(section.data) for section in sections), "count_mismatch")
         self.digest = self._entries.digest()
         require(seal["digest"] == self.digest, "digest_mismatch")
+        require(self._entries.complete, "digest_mismatch")  # MEM-11: equal digests may both lack a page
         require(seal["state_digest"] == state_digest(sections), "digest_mismatch")
+        known = {(one.architecture, one.kind, one.version) for one in sections} <= KNOWN_STATE
+        require(known, "unknown_state")
         require(self._order["do"] != "reject_state", "state_rejected")
         self.sections = sections
         self._line.send("LOADED", attempt=self._attempt, digest=self.digest)

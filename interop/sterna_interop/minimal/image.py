@@ -157,6 +157,11 @@ class Entries:
         """These pages travelled in one chunk with the hash `value`."""
         self._set(region, first, [value] * count, bytes(range(count)))
 
+    @property
+    def complete(self) -> bool:
+        """Whether every page is held, or zeros (MEM-11)."""
+        return not any(NOT_HELD_INDEX in indexes for indexes in self._indexes.values())
+
     def _set(self, region: int, first: int, hashes: list[int], indexes: bytes) -> None:
         self._hashes[region][first : first + len(hashes)] = hashes
         self._indexes[region][first : first + len(hashes)] = indexes
