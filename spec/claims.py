@@ -34,6 +34,7 @@ TESTS_OF_THE_KIT = "tests/interop/"
 _ID = r"[A-Z]{3}-[1-9]\d*"
 _IDS = rf"{_ID}(?:(?:,| to|)\s+{_ID})*"
 _BRACKETS = re.compile(r"\[([A-Z]{3}-\d[^\]]*)\]")
+_IN_A_COMMENT = re.compile(r"#.*\[[A-Z]{3}-\d")
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -53,16 +54,27 @@ def in_test_file(name: str, source: str) -> Iterator[Claim]:
     tree = ast.parse(source)
     for each in _claimed(ast.get_docstring(tree)):
         yield Claim(each, name)
-    tests = [node for node in ast.walk(tree) if isinstance(node, _Function) and node.name.startswith("test_")]
+    tests = [*_tests(tree)]
     for test in tests:
         for each in _claimed(ast.get_docstring(test)):
             yield Claim(each, f"{name}::{test.name}")
+    if not _IN_A_COMMENT.search(source):
+        return
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type != tokenize.COMMENT:
             continue
         around = [test for test in tests if _first_line(test) <= token.start[0] <= (test.end_lineno or 0)]
         for each in _claimed(token.string) if around else ():
             yield Claim(each, f"{name}::{around[0].name}")
+
+
+def _tests(parent: ast.Module | ast.ClassDef) -> Iterator[_Function]:
+    """The functions that pytest takes for tests."""
+    for node in parent.body:
+        if isinstance(node, ast.ClassDef):
+            yield from _tests(node)
+        elif isinstance(node, _Function) and node.name.startswith("test_"):
+            yield node
 
 
 def _claimed(words: str | None) -> Iterator[str]:
