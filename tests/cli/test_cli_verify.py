@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from cli_support import only_object
+from hypothesis import given
+from hypothesis import strategies as st
 
 from observe_support import D, S, Tape, Unit, migration
 from sterna.cli import verify as module
@@ -174,6 +176,25 @@ def test_many_sessions(verified, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "and 2 more connections" in text
     assert fields["session_count"] == 4
     assert len(fields["sessions"]) == 2
+
+
+@pytest.mark.slow
+@given(st.data())
+def test_any_file_gives_a_verdict(
+    whole: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """`coded-refusal`: a recording with anything in place of some of its bytes, or more, or less of them."""
+    at = data.draw(st.integers(0, len(whole)))
+    until = data.draw(st.integers(at, min(at + 2000, len(whole))))
+    path = tmp_path_factory.mktemp("any") / "x.rec"
+    path.write_bytes(whole[:at] + data.draw(st.binary(max_size=100)) + whole[until:])
+    assert main(["verify", str(path)]) in {0, 1, 2}
+    assert main(["inspect", str(path), "--hex"]) in {0, 1, 2}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return TAPE.write(tmp_path_factory.mktemp("whole") / "x.rec").read_bytes()
 
 
 def test_from_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
