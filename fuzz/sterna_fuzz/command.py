@@ -79,6 +79,12 @@ def frames(options: Options = NO_OPTIONS) -> int:
     return _command("frames", options)
 
 
+@app.command
+def state(options: Options = NO_OPTIONS) -> int:
+    """Histories of two machines: what happens, in any order, and where the guest is then."""
+    return _command("state", options)
+
+
 def _command(name: str, options: Options) -> int:
     output = Output(json=options.json)
     with tempfile.TemporaryDirectory(prefix="sterna-fuzz-") as directory:

@@ -28,6 +28,7 @@ from sterna_fuzz.target import Configure, Property, TestT, Words
 BATCH_EXAMPLES: Final = 100
 _ROUND_EXAMPLES: Final = 200  # of all properties together, where a time bounds the run
 _BLOB: Final = re.compile(r"@reproduce_failure\('([^']+)', b'([^']+)'\)")
+_OFTEN: Final = frozenset({"state.holds()", "state.teardown()"})  # behind every step, and at the end
 _HERE: Final = str(Path(__file__).parent)
 
 
@@ -239,7 +240,8 @@ def _failure(each: Property, error: Exception, said: Sequence[object]) -> Failur
     notes = "\n".join([*map(str, said), *getattr(error, "__notes__", ())])
     found = _BLOB.search(notes)
     version, blob = found.groups() if found else ("", "")
-    example = notes.split("\nYou can reproduce")[0].strip()
+    told = notes.split("\nYou can reproduce")[0].strip().splitlines()
+    example = "\n".join(line for line in told if line.strip() not in _OFTEN)
     lines = traceback.extract_tb(error.__traceback__)
     where = [
         f"{_short(line.filename)}:{line.lineno} in {line.name}" for line in lines if _ours(line.filename)

@@ -127,10 +127,10 @@ class Stateful:
         """See `Property.bind`."""
 
         def teardown(machine: Machine) -> None:
-            failing = isinstance(sys.exception(), Exception)
+            if isinstance(sys.exception(), Exception):
+                return  # it has failed: what comes of it does not matter any more
             self.machine.teardown(machine)
-            if not failing:
-                observer.reached(machine.reached())
+            observer.reached(machine.reached())
 
         members = {"observer": observer, "teardown": teardown}
         bound = configure(type(self.machine.__name__, (self.machine,), members))

@@ -14,4 +14,10 @@ def _frames() -> Target:
     return TARGET
 
 
-TARGETS: Final[Mapping[str, Callable[[], Target]]] = {"frames": _frames}
+def _state() -> Target:
+    from sterna_fuzz.state import TARGET
+
+    return TARGET
+
+
+TARGETS: Final[Mapping[str, Callable[[], Target]]] = {"frames": _frames, "state": _state}
