@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from observe_support import S, migration
 
+from observe_support import S, migration
 from sterna.errors import RemoteProtocolError
 from sterna.limits import Limits
 from sterna.observe.budget import Budget, TooMuchError

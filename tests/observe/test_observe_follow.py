@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from observe_support import D, S, Tape, Unit, migration
 
+from observe_support import D, S, Tape, Unit, migration
 from sterna.observe.budget import Budget
 from sterna.observe.direction import Frame, Preface
 from sterna.observe.follow import Follower

@@ -6,8 +6,8 @@ import math
 from dataclasses import replace
 
 import pytest
-from observe_support import D, S, migration
 
+from observe_support import D, S, migration
 from sterna.errors import RemoteProtocolError
 from sterna.observe import judge as module
 from sterna.observe.budget import Budget

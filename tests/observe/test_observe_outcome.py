@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from observe_support import D, S, Tape, migration
 
+from observe_support import D, S, Tape, migration
 from sterna.observe.follow import Follower
 from sterna.observe.outcome import Ended, Outcome, Runs, code_name
 from sterna.observe.recording import How, Side

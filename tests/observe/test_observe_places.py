@@ -5,8 +5,8 @@ from __future__ import annotations
 from copy import copy
 
 import pytest
-from observe_support import OTHER, D, S, migration
 
+from observe_support import OTHER, D, S, migration
 from sterna.core.tables import DestinationState, SourceState
 from sterna.observe.places import Places
 from sterna.registry import FRAMES, FrameType, Sender

@@ -7,8 +7,8 @@ from dataclasses import replace
 from itertools import zip_longest
 
 import pytest
-from observe_support import D, S, Tape, Unit, migration
 
+from observe_support import D, S, Tape, Unit, migration
 from sterna.observe.budget import Budget
 from sterna.observe.outcome import Ended
 from sterna.observe.recording import (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from observe_support import D, S, migration
-
 from sterna.observe import summary as module
 from sterna.observe.summary import RoundSeen
 from sterna.registry import FrameType as F
