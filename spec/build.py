@@ -184,7 +184,7 @@ def main(arguments: list[str]) -> int:
     if "--clauses" in arguments:
         import claims
 
-        print(claims.table())
+        print(claims.table(claims.find()))
         return 0
 
     import vectors
