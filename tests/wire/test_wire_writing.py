@@ -47,6 +47,14 @@ def test_page_buffers_pass_through():
     assert [id(part) for part in rest] == [id(part) for part in parts]
 
 
+def test_page_buffers_are_counted_in_bytes():
+    words = memoryview(bytearray(8192)).cast("Q")
+    for parts in ([words, words], [words, bytes(8192)], [bytearray(16384)]):
+        assert encode_frame(TABLE, 0, bulk=parts, bounds=BOUNDS)[1:] == parts
+    with pytest.raises(LocalProtocolError, match="PGS-14"):
+        encode_frame(TABLE, 0, bulk=[words], bounds=BOUNDS)
+
+
 @pytest.mark.parametrize(("record", "size"), [(TABLE, 16383), (TABLE, 0), (r.Ping(1), 1)])
 def test_the_bulk_part_is_what_the_table_says(record, size):
     """[PGS-14] [HDR-8]"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Final
 
 from sterna.errors import LocalProtocolError
@@ -16,6 +17,7 @@ from sterna.wire.records import Pages, Record, Region
 from sterna.wire.rules import DEFAULT_BOUNDS, Bounds
 
 GREASE_BODY_BYTES: Final = 1024  # FRM-9
+_NBYTES: Final = attrgetter("nbytes")  # of a memoryview; bytes have none
 
 
 def encode_frame(
@@ -40,7 +42,7 @@ def encode_frame(
             long as the table says.
     """
     body = encode_body(record, bounds)
-    bulk_bytes = sum([memoryview(part).nbytes for part in bulk])
+    bulk_bytes = _total(bulk)
     expected = record.bulk_bytes if isinstance(record, Pages) else 0
     frame = int(record.type)
     if bulk_bytes != expected:
@@ -55,6 +57,14 @@ def encode_frame(
             ErrorCode.LIMIT_BULK, f"{bulk_bytes} bytes", clause="HDR-9", offset=20, frame=frame
         )
     return [encode_header(frame, stream, sequence, body, bulk_bytes) + body, *bulk]
+
+
+def _total(bulk: Sequence[Buffer]) -> int:
+    """Bytes of all parts. Scattered pages are hundreds of views, which need not be viewed once more."""
+    try:
+        return sum(map(_NBYTES, bulk))
+    except AttributeError:
+        return sum(memoryview(part).nbytes for part in bulk)
 
 
 def encode_grease(frame_type: int, payload: bytes, sequence: int, *, stream: int = 0) -> bytes:
