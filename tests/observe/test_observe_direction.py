@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -138,3 +141,28 @@ def test_before_anything_is_announced() -> None:
     list(made.feed(encode_preface() + unchecked.frame(F.PING, unchecked.body(Ping(1)))))
     with pytest.raises(RemoteProtocolError, match="LIM-5"):
         list(made.feed(unchecked.frame(F.HELLO, bytes(65537), sequence=1)))
+
+
+def stream_vectors() -> list[dict]:
+    """Those whose outcome does not depend on what a receiver announced."""
+    text = (Path(__file__).parents[2] / "spec" / "vectors" / "stream.json").read_text(encoding="utf-8")
+    groups = [group for group in json.loads(text)["groups"] if "handshake" not in group["context"]]
+    return [test for group in groups for test in group["tests"]]
+
+
+@pytest.mark.parametrize("vector", stream_vectors(), ids=lambda vector: vector["id"])
+def test_vectors(vector: dict) -> None:
+    """Whole streams with known outcomes, with the same outcome as at an endpoint."""
+    made = Direction(Budget().share())
+    made.set_limits(Limits())
+    frames, code = 0, None
+    try:
+        for seen in made.feed(bytes.fromhex(vector["hex"])):
+            frames += isinstance(seen, Frame)
+        if vector.get("eof"):
+            made.end()
+    except RemoteProtocolError as error:
+        code = error.code.name.lower()
+    assert code == vector.get("error")
+    if code is not None:
+        assert frames == vector["accepted"]

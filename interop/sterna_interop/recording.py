@@ -1,0 +1,61 @@
+"""Recordings of what passed in a case, for `sterna inspect` and `sterna verify` (spec/recording.md).
+
+The hooks are those of the relay and of a case's peer: whoever sees bytes hands them over. A relay records
+what it passes on, with what its fault did to them. Bytes under TLS are not worth recording.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from sterna.observe.recording import OTHER, How, RecordingWriter, Side, create
+from sterna.registry import Sender
+from sterna_interop.relay import Way
+
+_SENDERS: Final = {Way.TO_DESTINATION: Sender.SOURCE, Way.TO_SOURCE: Sender.DESTINATION}
+
+
+class CaseRecording:
+    """A file with one connection. Use it as a context manager around the connection's life.
+
+    Args:
+        path: where to; an earlier file there is replaced.
+        side: where the bytes are seen.
+    """
+
+    def __init__(self, path: Path, side: Side = Side.BETWEEN) -> None:
+        self._own: Final = Sender.DESTINATION if side is Side.DESTINATION else Sender.SOURCE
+        self._file: Final = create(path)
+        self._started_ns: Final = _now_ns()
+        self._writer: Final = RecordingWriter(self._file, side, started_ns=time.time_ns())
+        self._connection: Final = self._writer.connect()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for sender in OTHER:
+            self._writer.ended(self._connection, sender, How.CLOSED_HERE, self._time_ns)
+        self._writer.close(self._time_ns)
+        self._file.close()
+
+    def on_relay(self, way: Way, data: bytes) -> None:
+        """For `relay(on_bytes=...)`."""
+        self._writer.passed(self._connection, _SENDERS[way], data, self._time_ns)
+
+    def on_peer(self, ours: bool, data: bytes) -> None:
+        """For a peer of the kit's own, at the side that was given: whether it has sent or received `data`."""
+        self._writer.passed(self._connection, self._own if ours else OTHER[self._own], data, self._time_ns)
+
+    @property
+    def _time_ns(self) -> int:
+        return _now_ns() - self._started_ns
+
+
+def _now_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
