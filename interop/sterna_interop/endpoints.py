@@ -73,9 +73,8 @@ class _Conversation:
         async def serve(sock: socket.socket) -> None:
             await self._serve(sock, params)
 
-        ended = await run_shim(
-            self.implementation.command, params, directory, serve, timeout_s=case.timeout_s
-        )
+        start = self.settings.starts(self.implementation)
+        ended = await run_shim(start, params, directory, serve, timeout_s=case.timeout_s)
         return self._verdict(ended)
 
     async def _serve(self, sock: socket.socket, params: Params) -> None:
@@ -174,7 +173,8 @@ def probe_cell(settings: Settings, implementation: Implementation) -> Cell:
             sock.close()
 
         try:
-            ended = await run_shim(implementation.command, params, directory, serve, timeout_s=PROBE_S)
+            start = settings.starts(implementation)
+            ended = await run_shim(start, params, directory, serve, timeout_s=PROBE_S)
         except OSError as error:
             command = implementation.command[0]
             raise ConfigError(f"{implementation.name}: cannot start {command!r}: {error.strerror}") from error

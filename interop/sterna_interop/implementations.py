@@ -28,12 +28,14 @@ class Implementation:
         command: of its endpoint shim.
         roles: that it has; cases for others are not tried.
         expect_fail: by glob over `case` or `case/transport`, the reason why it fails.
+        module: of a shim in this package, which can be forked instead of started; see zygote.py.
     """
 
     name: str
     command: tuple[str, ...]
     roles: frozenset[Role] = frozenset(Role)
     expect_fail: Mapping[str, str] = field(default_factory=dict)
+    module: str = ""
 
     def excuse(self, result: CaseResult) -> str:
         """Why this result is known to be a failure; empty if it is not."""
@@ -45,8 +47,12 @@ class Implementation:
 
 
 # What the kit brings along: Sterna's endpoints, and a second implementation that shares nothing with them.
-STERNA: Final = Implementation("sterna", (sys.executable, "-m", "sterna_interop.shim"))
-MINIMAL: Final = Implementation("minimal", (sys.executable, "-m", "sterna_interop.minimal"))
+def _ours(name: str, module: str, run: str) -> Implementation:
+    return Implementation(name, (sys.executable, "-m", run), module=module)
+
+
+STERNA: Final = _ours("sterna", "sterna_interop.shim", "sterna_interop.shim")
+MINIMAL: Final = _ours("minimal", "sterna_interop.minimal.__main__", "sterna_interop.minimal")
 BUILT_IN: Final = (STERNA, MINIMAL)
 
 

@@ -63,7 +63,7 @@ class _Pair:
             directory = self._directory / role
             directory.mkdir(parents=True)
             ends[role] = await run_shim(
-                implementation.command,
+                self.settings.starts(implementation),
                 self._params(role),
                 directory,
                 serve,

@@ -13,8 +13,7 @@ import os
 import secrets
 import signal
 import socket
-import subprocess
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ import trio
 from sterna.net.connect import take_socket
 from sterna.net.tcp import DEFAULT_OPTIONS
 from sterna_interop.contract import TOKEN_BYTES, ContractError, Exit, Params, Report, read_report
+from sterna_interop.start import Start, Started
 
 PARAMS: Final = "params.json"
 TEXT_BYTES_MAX: Final = 16 * 1024  # kept of each of stdout and stderr
@@ -77,13 +77,11 @@ class Ended:
                 return True, f"exit code {code}, which the contract does not have"
 
 
-async def run_shim(
-    command: Sequence[str], params: Params, directory: Path, serve: Serve, *, timeout_s: float
-) -> Ended:
+async def run_shim(start: Start, params: Params, directory: Path, serve: Serve, *, timeout_s: float) -> Ended:
     """Run a shim once.
 
     Args:
-        command: program and arguments; the two of the contract are appended.
+        start: starts it with the arguments of the contract.
         params: without `connect` and `token`, which are filled in here.
         directory: an empty one, for `params.json` and `result.json`.
         serve: called with the connection when the token has come; owns it, and sends `GO`. It is cancelled
@@ -99,13 +97,7 @@ async def run_shim(
         port = listener.socket.getsockname()[1]
         params = replace(params, connect=f"127.0.0.1:{port}", token=token)
         (directory / PARAMS).write_text(params.to_json())
-        process = await trio.lowlevel.open_process(
-            [*command, "--params", str(directory / PARAMS), "--out", str(directory)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
+        process = await start(["--params", str(directory / PARAMS), "--out", str(directory)])
         run = _Run(process, token, serve)
         try:
             with trio.move_on_after(timeout_s):
@@ -118,7 +110,7 @@ async def run_shim(
 
 
 class _Run:
-    def __init__(self, process: trio.Process, token: bytes, serve: Serve) -> None:
+    def __init__(self, process: Started, token: bytes, serve: Serve) -> None:
         self._process = process
         self._token = token
         self._serve = serve
@@ -194,7 +186,7 @@ def _text(data: bytes) -> str:
     return data.decode(errors="backslashreplace") + cut
 
 
-def _kill(process: trio.Process) -> None:
+def _kill(process: Started) -> None:
     """The whole group, the leader's children included; a group that is gone has nobody to kill."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)

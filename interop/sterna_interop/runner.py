@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import trio
@@ -18,8 +18,10 @@ from sterna.errors import ConfigError
 from sterna_interop.case import Unexpected
 from sterna_interop.contract import Role
 from sterna_interop.credentials import Credentials
+from sterna_interop.implementations import Implementation
 from sterna_interop.process import Ended
 from sterna_interop.results import CaseResult, Verdict
+from sterna_interop.start import Start, Zygote, program
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +30,18 @@ class Settings:
 
     Attributes:
         directory: where each case gets a directory of its own.
+        zygotes: by module of a shim that is in this package.
     """
 
     directory: Path
     credentials: Credentials
     seed: int = 1
+    zygotes: Mapping[str, Zygote] = field(default_factory=dict)
+
+    def starts(self, implementation: Implementation) -> Start:
+        """How this one's shim is started."""
+        zygote = self.zygotes.get(implementation.module)
+        return program(implementation.command) if zygote is None else zygote.start
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from sterna_interop.report import Run
 from sterna_interop.resources import claimed_by_vectors, clauses, musts, spec_version
 from sterna_interop.results import KIT, CaseResult, Kind, Verdict
 from sterna_interop.runner import Cell, Settings, run_cells
+from sterna_interop.start import Zygote
 
 CASES: Final = "cases"
 PKI: Final = "pki"
@@ -54,8 +55,9 @@ def play(given: Sequence[Implementation], options: RunOptions, output: Output) -
     given = given or BUILT_IN
     partners = [one for one in BUILT_IN if one.name not in {each.name for each in given}]
     started = _now()
-    settings = Settings(options.directory / CASES, Credentials.make(options.directory / PKI), options.seed)
-    results = trio.run(_run, settings, given, partners, options, output)
+    credentials = Credentials.make(options.directory / PKI)
+    settings = Settings(options.directory / CASES, credentials, options.seed)
+    results = trio.run(_warm, settings, given, partners, options, output)
     used = {result.case for result in results}
     cases = [info for info in plan.catalogue() if info.id in used]
     claimed = {clause for info in cases for clause in info.clauses}
@@ -73,6 +75,27 @@ def play(given: Sequence[Implementation], options: RunOptions, output: Output) -
         results=results,
         musts=musts(claimed),
     )
+
+
+async def _warm(
+    settings: Settings,
+    given: Sequence[Implementation],
+    partners: Sequence[Implementation],
+    options: RunOptions,
+    output: Output,
+) -> list[CaseResult]:
+    """Run with zygotes for those shims that are the kit's own."""
+    zygotes = {one.module: Zygote(one.module) for one in (*given, *partners) if one.module}
+    try:
+        async with trio.open_nursery() as nursery:
+            for zygote in zygotes.values():
+                nursery.start_soon(zygote.run)
+            results = await _run(replace(settings, zygotes=zygotes), given, partners, options, output)
+            nursery.cancel_scope.cancel()
+    finally:
+        for zygote in zygotes.values():
+            zygote.close()
+    return results
 
 
 async def _run(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -173,13 +174,13 @@ def report(params: Params, result: Result, guest: ScriptedSource | RoomForGuest,
     )
 
 
-def main() -> int:
-    """The exit code."""
+def main(arguments: Sequence[str]) -> int:
+    """One case; the exit code."""
     parser = argparse.ArgumentParser(prog="sterna_interop.shim")
     parser.add_argument("--params", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    params = Params.from_json(arguments.params.read_text())
+    options = parser.parse_args(arguments)
+    params = Params.from_json(options.params.read_text())
     if not supported(params):
         return Exit.UNSUPPORTED
     try:
@@ -188,10 +189,10 @@ def main() -> int:
         print(f"shim: {error}", file=sys.stderr)
         return Exit.FAILED
     with suppress(FileExistsError):
-        arguments.out.mkdir(parents=True)
-    (arguments.out / RESULT).write_text(result.to_json())
+        options.out.mkdir(parents=True)
+    (options.out / RESULT).write_text(result.to_json())
     return Exit.BEHAVED
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

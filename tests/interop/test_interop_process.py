@@ -12,6 +12,7 @@ from interop_support import params, shim
 
 from sterna_interop.contract import Outcome
 from sterna_interop.process import GO, TEXT_BYTES_MAX, Ended, run_shim
+from sterna_interop.start import program
 
 GOOD = 'dial().recv(1); say(outcome="completed", guest="none")'
 
@@ -20,7 +21,7 @@ async def run(code: str, directory: Path, timeout_s: float = 20.0) -> Ended:
     async def serve(sock: socket.socket) -> None:
         sock.close()
 
-    return await run_shim(shim(code), params(), directory, serve, timeout_s=timeout_s)
+    return await run_shim(program(shim(code)), params(), directory, serve, timeout_s=timeout_s)
 
 
 async def test_a_shim_that_behaves(tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ async def test_what_follows_the_token_is_not_swallowed(tmp_path: Path) -> None:
         sock.close()
 
     code = 'sock = dial(); sock.sendall(b"preface"); sock.close(); say(outcome="completed", guest="none")'
-    await run_shim(shim(code), params(), tmp_path, serve, timeout_s=20)
+    await run_shim(program(shim(code)), params(), tmp_path, serve, timeout_s=20)
     assert got == b"preface"
 
 
@@ -147,7 +148,7 @@ async def test_no_such_command(tmp_path: Path) -> None:
         sock.close()
 
     with pytest.raises(OSError, match="No such file"):
-        await run_shim(("/nonexistent/shim",), params(), tmp_path, serve, timeout_s=5)
+        await run_shim(program(("/nonexistent/shim",)), params(), tmp_path, serve, timeout_s=5)
 
 
 def test_a_signal_without_a_name() -> None:

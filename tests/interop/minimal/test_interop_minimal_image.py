@@ -43,6 +43,7 @@ def test_the_worked_example() -> None:
     """[MEM-1, MEM-6, MEM-13] Section 10.4."""
     region = {"id": 7, "granule_log2": 12, "size_bytes": 20 * 4096}
     entries = Entries([region])
+    assert not entries.complete
     data = b"".join(bytes([page + 1]) * 4096 for page in range(17))
     found = list(chunks(0, data, 12))
     assert [(first, count) for first, count, _, _ in found] == [(0, 16), (16, 1)]
@@ -52,6 +53,7 @@ def test_the_worked_example() -> None:
     entries.zero(7, 17, 3)
     entries.chunk(7, 3, 1, xxh3_64_intdigest(b"\xa5" * 4096))
     assert entries.digest().hex() == "0a2e00424c9a1a32779f409ba35698b5"
+    assert entries.complete
     entries.drop(7, 3, 1)
     assert entries.digest().hex() != "0a2e00424c9a1a32779f409ba35698b5"
 
