@@ -39,6 +39,7 @@ def case_of(row: Misbehaviour) -> Case:
         answers=frozenset() if row.mute or row.by_peer else frozenset(row.codes),
         silent=row.by_peer is True,
         refused=row.refused,
+        named=row.named,
         optional=row.optional,
         completes=not row.codes,
     )

@@ -18,7 +18,7 @@ from sterna_interop import peer_acts as do
 from sterna_interop.case import Severity
 from sterna_interop.contract import Order, Role
 from sterna_interop.guest import GuestSpec
-from sterna_interop.peer_steps import Act, End, Manner, Place, Raw, Say, Wait
+from sterna_interop.peer_steps import Act, Ear, End, Manner, Place, Raw, Say, Wait
 
 E = ErrorCode
 F = FrameType
@@ -51,6 +51,7 @@ class Misbehaviour:
         mute: the endpoint need not name the code to this peer, or cannot.
         refused: it has to be named in REFUSE.
         by_peer: the code is the peer's own, from its ABORT or REFUSE; None where it may be seen so.
+        named: its ABORT has to name the frame.
         optional: an endpoint need not come to the place, and then completes.
         plan, manner: what is changed of the honest conversation.
         guest, order, limits, deadline_s: what the endpoint is told.
@@ -69,6 +70,7 @@ class Misbehaviour:
     mute: bool = False
     refused: bool = False
     by_peer: bool | None = False
+    named: bool = False
     optional: bool = False
     plan: dict[str, object] = field(default_factory=dict)
     manner: Manner = field(default_factory=Manner)
@@ -186,6 +188,11 @@ def _headers(row: Row, role: Role) -> Rows:
         row("header-010 body-short: leaves out a body's last byte [FRM-1]", at, do.resize(-1), E.MALFORMED),
         row("header-011 body-long: adds a byte to a body [FRM-2]", at, do.resize(1), E.TRAILING_BYTES),
         row("header-012 body-missing: sends no body [FRM-1]", at, do.resize(-(1 << 20)), E.MALFORMED),
+        row(
+            "header-013 body-long-named: adds a byte to a body, and wants to know to which [ABT-2 CON-66]",
+            *(Place(_GOING[role]), do.resize(1), E.TRAILING_BYTES),
+            named=True,
+        ),
     ]
 
 
@@ -319,4 +326,23 @@ def _times(row: Row, role: Role) -> Rows:
             "time-006 slow-loris: sends a frame byte by byte, for ever [CON-74]",
             *(at, do.drip(IMPATIENT_S / 5), E.PHASE_DEADLINE),
         ),
+        row(
+            # Who does not read on while it owes an answer owes only one; then one of the clocks ends it.
+            "time-007 ping-flood: asks PING after PING, and reads no answer [CON-79 CON-77 CON-74]",
+            *(at, do.instead(Ear.DEAF, *[_flood(1000)] * 60, Wait(ENDLESS_S))),
+            *(E.LIMIT_RATE, E.PEER_STALLED, E.PHASE_DEADLINE),
+            deadline_s=3.0,
+            mute=True,
+            severity=Severity.DOS,
+        ),
     ]
+
+
+def _flood(count: int) -> Raw:
+    """So many PINGs in one piece."""
+    return Raw(
+        lambda number: b"".join(
+            unchecked.frame(F.PING, bytes(8), sequence=number + more) for more in range(count)
+        ),
+        count,
+    )

@@ -26,8 +26,8 @@ from sterna_interop import peer_acts as do
 from sterna_interop.case import Severity
 from sterna_interop.contract import Order, Role
 from sterna_interop.guest import GuestSpec
-from sterna_interop.misbehaviours import ENDLESS_S, E, F, Misbehaviour, Rows, misbehaviour
-from sterna_interop.peer_steps import Act, Place, Say, Wait
+from sterna_interop.misbehaviours import ENDLESS_S, IMPATIENT_S, E, F, Misbehaviour, Rows, misbehaviour
+from sterna_interop.peer_steps import Act, Ear, Place, Say, Wait
 
 row = partial(misbehaviour, Role.DESTINATION)
 
@@ -199,6 +199,15 @@ def _acks() -> Rows:
             "ack-014 rejects-everything: rejects a whole large round [RAK-5]",
             *(rejects(PageRange(1, 0, 2048)), E.TOO_MANY_REJECTED),
             guest=_LARGE,
+            **_DOS,
+        ),
+        row(
+            "ack-019 stalls: stops reading within a round [CON-77 CON-74]",
+            # Buffers on the way may take all of the round; then it is ROUND_ACK that does not come.
+            *(begun, do.after(Ear.DEAF, Wait(ENDLESS_S)), E.PEER_STALLED, E.PHASE_DEADLINE),
+            guest=_LARGE,
+            deadline_s=IMPATIENT_S,
+            mute=True,
             **_DOS,
         ),
         ack(

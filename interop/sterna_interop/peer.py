@@ -16,7 +16,6 @@ nothing else was said for a while [CON-76].
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar
 
@@ -48,6 +47,7 @@ from sterna_interop.peer_steps import (
     Account,
     Act,
     Breach,
+    Ear,
     End,
     Manner,
     Moment,
@@ -107,6 +107,9 @@ class Peer:
         self._last = False  # nothing may follow what has been said [PNG-3] [ABT-1]
         self._reader = FrameReader()
         self._heard_all = trio.Event()
+        self._gone = trio.Event()  # the connection takes no more, or all has been heard
+        self._deaf = False
+        self._acting = False  # what is said now is the act's
         self._inbox_in, self._inbox = trio.open_memory_channel[Frame](_INBOX_FRAMES)
         self._owed: list[Pong] = []
         self._owes = trio.Event()
@@ -127,7 +130,7 @@ class Peer:
                 await self._talk(conversation)
             if talking.cancelled_caught and not self._quiet:
                 self.account.breach = self.account.breach or f"no answer after {self._last_said()}"
-            if not self.account.breach:
+            if not self.account.breach and not self._deaf:
                 with trio.move_on_after(patience_s):
                     await self._heard_all.wait()
             nursery.cancel_scope.cancel()
@@ -180,16 +183,19 @@ class Peer:
         number = self._sequence
         for step in self._steps(Place(place), (honest,), record):
             number = await self._step(step)
+            if self._acting:
+                self.account.last_act = number
         return number
 
     def _steps(self, place: Place, honest: tuple[Step, ...], record: Record | None) -> Iterable[Step]:
         """What is done here: what is honest, unless this is the act's place."""
         self._passed[place] = self._passed.get(place, 0) + 1
         nth = self._passed[place]
+        self._acting = False
         here = {Place(place.frame, nth, place.heard), Place(place.frame, 0, place.heard)}
         if self._act is None or self._place not in here:
             return honest
-        self.account.acted = True
+        self.account.acted = self._acting = True
         return self._act(Moment(honest, record, self))
 
     async def _step(self, step: Step) -> int:
@@ -199,7 +205,10 @@ class Peer:
         match step:
             case Wait(seconds):
                 with trio.move_on_after(seconds):
-                    await self._heard_all.wait()
+                    await self._gone.wait()
+                    raise Over
+            case Ear():
+                self._deaf = True
             case End():
                 await self._end(step)
                 raise Over
@@ -230,7 +239,7 @@ class Peer:
     async def _drip(self, data: bytes, interval_s: float) -> None:
         for at in range(len(data)):
             with trio.move_on_after(interval_s):
-                await self._heard_all.wait()
+                await self._gone.wait()
                 raise Over
             await self._line.send(data[at : at + 1])
 
@@ -253,11 +262,13 @@ class Peer:
             with trio.move_on_at(due):
                 await self._owes.wait()
             self._owes = trio.Event()
-            with suppress(TransportError, trio.ClosedResourceError, Over):
+            try:
                 while self._owed:
                     await self._step(Say(self._owed.pop(0)))
                 if self.greeted and trio.current_time() >= due and not self._done_talking:
                     await self.ping()
+            except (TransportError, trio.ClosedResourceError, Over):
+                self._gone.set()
             if trio.current_time() >= due:
                 self._said_at = trio.current_time()
 
@@ -299,6 +310,8 @@ class Peer:
         async with self._inbox_in:
             try:
                 while data := await self._line.receive():
+                    if self._deaf:
+                        await trio.sleep_forever()
                     self._reader.receive_data(data)
                     while await self._take_event(bulk):
                         pass
@@ -313,6 +326,7 @@ class Peer:
             except trio.ClosedResourceError:
                 self.account.end = "ours"
         self._heard_all.set()
+        self._gone.set()
 
     async def _take_event(self, bulk: bytearray) -> bool:
         event = self._reader.next_event()

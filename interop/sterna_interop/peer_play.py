@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from sterna.registry import ErrorCode, FrameType
-from sterna.wire import Refuse, Runner
+from sterna.wire import Abort, Refuse, Runner
 from sterna_interop.case import Line, Unexpected
 from sterna_interop.contract import Params, Role
 from sterna_interop.peer import Conversation, Peer
@@ -28,6 +28,7 @@ class Script:
         answers: codes with which the endpoint must end the session; none: it need not.
         silent: the endpoint must not answer: the peer has ended the session [CON-68].
         refused: the answer must be REFUSE [CON-11].
+        named: the ABORT must name the frame of the act, by type and number [ABT-2].
         optional: the endpoint need not come to the act's place.
         hears: a frame that the endpoint must have sent.
         completes: the whole conversation must be had.
@@ -42,6 +43,7 @@ class Script:
     answers: frozenset[ErrorCode] = frozenset()
     silent: bool = False
     refused: bool = False
+    named: bool = False
     optional: bool = False
     hears: FrameType | None = None
     completes: bool = False
@@ -81,6 +83,8 @@ class Script:
         code = code_of(account.answer)
         if self.answers and code not in self.answers:
             raise Unexpected(wanted, _shown(account))
+        if self.named:
+            self._judge_name(account)
         if self.silent and account.answer is not None:
             raise Unexpected(wanted, _shown(account))
         if self.refused and not isinstance(account.answer, Refuse):
@@ -89,6 +93,18 @@ class Script:
             raise Unexpected(wanted, _shown(account))
         if self.hears is not None and not account.has_heard(self.hears):
             raise Unexpected(f"a {self.hears.name}", "none")
+
+    def _judge_name(self, account: Account) -> None:
+        assert self.place is not None
+        assert self.place.frame is not None
+        wanted = f"an ABORT of frame {self.place.frame:#06x}, number {account.last_act}"
+        match account.answer:
+            case Abort(frame=self.place.frame, sequence=account.last_act):
+                return
+            case Abort() as answer:
+                raise Unexpected(wanted, f"of frame {answer.frame:#06x}, number {answer.sequence}")
+            case _:
+                raise Unexpected(wanted, _shown(account))
 
     def _wanted(self) -> str:
         if self.answers:

@@ -58,7 +58,13 @@ class End(Enum):
     SILENCE = "silence"
 
 
-Step: TypeAlias = Say | Raw | Wait | End
+class Ear(Enum):
+    """Stop hearing: what the endpoint sends from now on is left in the connection."""
+
+    DEAF = "deaf"
+
+
+Step: TypeAlias = Say | Raw | Wait | End | Ear
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,7 @@ class Account:
         answer: how the endpoint ended the session, if it said so.
         end: how its bytes ended: `proper`, `reset`, `ours` if we ended them, or nothing if they have not.
         acted: the act's place was reached.
+        last_act: number of the last frame that the act has said.
         breach: what the endpoint did that the specification forbids.
         completed: the whole conversation was had, BYE of both sides included.
     """
@@ -127,6 +134,7 @@ class Account:
     answer: Abort | Refuse | None = None
     end: str = ""
     acted: bool = False
+    last_act: int = 0
     breach: str = ""
     completed: bool = False
 

@@ -12,7 +12,7 @@ from sterna.wire import Abort, Ping, Pong, Refuse
 from sterna_interop import peer_acts as do
 from sterna_interop.contract import Role
 from sterna_interop.guest import GuestSpec
-from sterna_interop.peer_steps import End, Manner, Place, Say, Wait, code_of
+from sterna_interop.peer_steps import Ear, End, Manner, Place, Say, Wait, code_of
 
 S, D = Role.SOURCE, Role.DESTINATION
 READY = Place(FrameType.READY)
@@ -75,6 +75,23 @@ def test_silence_is_silent() -> None:
     assert accounts[S].breach == "no answer after SWITCHOVER"
     assert accounts[S].said.count("PING") > accounts[D].said.count("PONG") + 10
     assert accounts[D].said.count("PING") == 0
+
+
+def test_who_is_deaf_hears_nothing_more() -> None:
+    """And goes on to say PING until nobody takes it."""
+    place = Place(FrameType.SWITCHOVER, heard=True)
+    act = do.after(Ear.DEAF, Wait(60.0))
+    accounts = talk(destination=Scripted(place=place, act=act), patience_s=3.0)
+    assert accounts[D].heard[-1] == "SWITCHOVER"
+    assert accounts[D].said.count("PING") > 8
+    assert accounts[S].breach == "no answer after SWITCHOVER"
+
+
+def test_the_acts_last_number_is_kept() -> None:
+    """[HDR-6]"""
+    act = do.before(Say(Ping(0xABCD)), Say(Ping(0xABCE)))
+    accounts = talk(Scripted(place=Place(FrameType.GUEST), act=act))
+    assert accounts[S].last_act == 3  # HELLO, two PINGs, GUEST
 
 
 @pytest.mark.parametrize(("how", "end"), [(End.PROPER, "proper"), (End.RESET, "reset")])

@@ -10,7 +10,7 @@ from sterna.wire import Abort, Refuse
 from sterna_interop.case import Case, Unexpected, completed
 from sterna_interop.contract import Role
 from sterna_interop.peer_play import Script
-from sterna_interop.peer_steps import Account
+from sterna_interop.peer_steps import Account, Place
 
 FULL = frozenset({ErrorCode.FULL})
 ABORTED = Account(answer=Abort(ErrorCode.FULL, Phase.ROUNDS), heard=["ABORT"])
@@ -58,6 +58,15 @@ def test_right(asked: Script, account: Account) -> None:
 def test_wrong(asked: Script, account: Account, message: str) -> None:
     with pytest.raises(Unexpected, match=message):
         asked.judge(account)
+
+
+def test_an_abort_has_to_name_the_frame() -> None:
+    """[ABT-2]"""
+    asked = script(place=Place(FrameType.ROUND), named=True)
+    asked.judge(Account(answer=Abort(1, 4, FrameType.ROUND, 5), last_act=5))
+    for answer in (Abort(1, 4, FrameType.ROUND, 6), Abort(1, 4, FrameType.PAGES, 5), Refuse(1), None):
+        with pytest.raises(Unexpected, match="an ABORT of frame 0x8010, number 5"):
+            asked.judge(Account(answer=answer, last_act=5))
 
 
 @pytest.mark.parametrize("role", Role)
