@@ -7,6 +7,7 @@ frames when the endpoint is where it waited for them, and then does something el
 from __future__ import annotations
 
 import functools
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -66,9 +67,9 @@ class Siege:
         told: every byte that it has said and that the peer has read.
         heard: every byte that was sent to it.
         seconds: how long it took, in virtual time, from the attack on.
+        growth_bytes: the most memory that the process held more at any moment from then on; what the link
+            and the script hold is part of it.
     """
-
-    growth_bytes = 0
 
     def __init__(self, role: str, **link: object) -> None:
         self.role = role
@@ -86,7 +87,9 @@ class Siege:
         self.heard = bytearray()
         self.asked: list[type] = []
         self.seconds = 0.0
+        self.growth_bytes = 0
         self.listens = True
+        self.measured = False
         self._said = 0
         options = Options(
             limits=LIMITS,
@@ -191,9 +194,15 @@ class Siege:
             others.start_soon(self._run)
             await self.until(number)
             began = trio.current_time()
-            others.start_soon(attack, self)
-            with trio.fail_after(BOUND_S):
-                await self._ended.wait()
+            if self.measured:
+                tracemalloc.start()
+            try:
+                others.start_soon(attack, self)
+                with trio.fail_after(BOUND_S):
+                    await self._ended.wait()
+                self.growth_bytes = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
             self.seconds = trio.current_time() - began
             await trio.sleep(_TICK_S)  # what is on its way still arrives
             others.cancel_scope.cancel()
@@ -205,6 +214,7 @@ def besiege(
     attack: Callable[[Siege], Awaitable[None]],
     *,
     listens: bool = True,
+    measured: bool = False,
     **link: object,
 ) -> tuple[Siege, Result]:
     """Bring an endpoint to where it waits for a recorded frame, and do something else; how it ended."""
@@ -213,7 +223,7 @@ def besiege(
     async def main() -> None:
         siege = Siege(role, **link)
         sieges.append(siege)
-        siege.listens = listens
+        siege.listens, siege.measured = listens, measured
         await siege.run(number, attack)
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
