@@ -4,8 +4,8 @@ The other files attack the machines, which decide. Here the same is done to `ste
 `sterna.Destination` over a link in memory: the pump, the last words and the closing are part of it, and the
 memory of the whole process is measured from the attack on.
 
-Published bugs of this class: Cloud Hypervisor said nothing of an error to its peer, and CVE-2013-4149 and its
-kin ended the process; see the files of the classes.
+Published bugs of this class: Cloud Hypervisor said nothing of an error to its peer, and ended by assertion;
+the others are with their classes.
 
 [CON-65] [CON-66] [CON-67] [CON-68] [CON-69] [FRM-11] [FRM-14] [SEC-6] [TLS-20]
 """
@@ -16,8 +16,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
+from withstand_judge import judge
 from withstand_siege import Siege, arrivals, besiege
-from withstand_support import ROLES, judge, recording
+from withstand_support import ROLES, recording
 
 from sterna.core.tables import DestinationState, SourceState
 from sterna.registry import ErrorCode, FrameType, Phase

@@ -14,7 +14,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from withstand_support import ROLES, Victim, at_home, judge, judge_accepted, judge_any, sample
+from withstand_judge import judge, judge_accepted, judge_any
+from withstand_support import ROLES, Victim, at_home, sample
 
 from sterna.core.events import Outcome
 from sterna.core.tables import DestinationState, SourceState

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from withstand_support import Victim, allowed_bytes, judge, judge_accepted, recording
+from withstand_judge import allowed_bytes, judge, judge_accepted
+from withstand_support import Victim, recording
 
 from sterna.core.events import Outcome
 from sterna.core.session import Session

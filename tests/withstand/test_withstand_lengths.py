@@ -21,18 +21,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from withstand_fields import Leaf, leaves
-from withstand_support import (
-    LIMITS,
-    SAMPLES,
-    Victim,
-    at_home,
-    judge,
-    judge_accepted,
-    judge_any,
-    receivers,
-    sample,
-    sample_bulk,
-)
+from withstand_judge import judge, judge_accepted, judge_any
+from withstand_support import LIMITS, SAMPLES, Victim, at_home, receivers, sample, sample_bulk
 
 from sterna.core.tables import DestinationState, SourceState
 from sterna.limits import CPU_FEATURES, DISKS, FEATURES, HANDSHAKE_BODY_BYTES, NICS, REFUSE_ITEMS, STREAMS_MAX

@@ -16,19 +16,8 @@ from __future__ import annotations
 
 import pytest
 from withstand_fields import leaves
-from withstand_support import (
-    ROLES,
-    Said,
-    Victim,
-    itinerary,
-    judge,
-    judge_accepted,
-    judge_any,
-    recording,
-    sample,
-    sample_bulk,
-    states,
-)
+from withstand_judge import judge, judge_accepted, judge_any
+from withstand_support import ROLES, Said, Victim, itinerary, recording, sample, sample_bulk, states
 
 from sterna.core.deadlines import Deadlines
 from sterna.core.events import Outcome

@@ -21,8 +21,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 from withstand_fields import leaves
+from withstand_judge import judge
 from withstand_siege import Siege, arrivals
-from withstand_support import EPOCH, THERE, Victim, at_home, judge, pair, recording, sample
+from withstand_support import EPOCH, THERE, Victim, at_home, pair, recording, sample
 
 from sterna.core.events import Outcome
 from sterna.core.tables import COMMITTED, DestinationState, SourceState

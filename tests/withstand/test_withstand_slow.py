@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import pytest
 import trio
+from withstand_judge import judge
 from withstand_siege import Siege, arrivals, besiege
-from withstand_support import ROLES, judge, recording
+from withstand_support import ROLES, recording
 
 from sterna.core.deadlines import WAITS, Deadlines
 from sterna.core.events import Outcome, Result

@@ -19,7 +19,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from withstand_support import Victim, at_home, judge, judge_any, sample
+from withstand_judge import judge, judge_any
+from withstand_support import Victim, at_home, sample
 
 from sterna.core.tables import DestinationState
 from sterna.registry import ErrorCode, FrameType, StateKind

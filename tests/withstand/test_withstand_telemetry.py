@@ -16,7 +16,8 @@ import json
 from dataclasses import fields
 
 import pytest
-from withstand_support import ROLES, Victim, at_home, judge_accepted, judge_any
+from withstand_judge import judge_accepted, judge_any
+from withstand_support import ROLES, Victim, at_home
 
 from sterna.cli.display import Display
 from sterna.cli.events import event_fields, result_fields

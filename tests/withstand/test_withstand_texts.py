@@ -19,16 +19,8 @@ from contextlib import contextmanager
 
 import pytest
 from withstand_fields import Leaf, leaves
-from withstand_support import (
-    ROLES,
-    Victim,
-    at_home,
-    judge,
-    judge_any,
-    receivers,
-    recording,
-    sample,
-)
+from withstand_judge import judge, judge_any
+from withstand_support import ROLES, Victim, at_home, receivers, recording, sample
 
 from sterna.cli.events import event_fields, result_fields
 from sterna.cli.output import Output, write_line

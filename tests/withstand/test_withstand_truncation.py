@@ -17,43 +17,45 @@ from __future__ import annotations
 import functools
 
 import pytest
-from withstand_support import ROLES, SMALL, Said, Victim, check_guest, judge, recording
+from withstand_judge import check_guest, judge
+from withstand_support import PARAMETERS, ROLES, SMALL, Said, Victim, recording
 
 from sterna.core.events import Outcome
 from sterna.core.tables import SourceState
+from sterna.guest.workload import WorkloadParameters
 from sterna.limits import PREFACE_BYTES
 from sterna.registry import ErrorCode, FrameType
 from sterna.wire import unchecked
 
 C = ErrorCode
-# Inside the bytes of pages one place is like the other for what comes slowly: see `places`.
+# Of the bytes of pages every one is the last once, of the small guest; where page bytes come in the blackout
+# too, and for breaks and silence, it is one in so many.
 BULK_STEP = 61
-RECORDING = recording(parameters=SMALL)
 PREFACE = unchecked.preface()
 
 
 @functools.cache
-def places(role: str) -> list[tuple[int, int]]:
+def places(role: str, guest: WorkloadParameters) -> list[tuple[int, int]]:
     """Every place at which what a side hears can end: whole frames before it, and bytes of the next one.
 
     The preface counts as part of the first.
     """
     found = [(0, 0)]
-    for number, said in enumerate(RECORDING[role]):
+    for number, said in enumerate(recording(parameters=guest)[role]):
         length = len(said.raw) + (PREFACE_BYTES if number == 0 else 0)
         found += [(number, count) for count in range(1, length)] + [(number + 1, 0)]
     return found
 
 
-def heard(role: str, frames: int, count: int) -> Victim:
+def heard(role: str, frames: int, count: int, guest: WorkloadParameters = PARAMETERS) -> Victim:
     """A victim that has heard so many frames, and then so many bytes of the next one."""
-    victim = Victim(role, parameters=SMALL)
+    victim = Victim(role, parameters=guest)
     if role == "source":
         victim.until(SourceState.GREETING)
     while victim.next < frames:
         next(victim._moves)
     victim.settle()
-    rest: tuple[Said, ...] = RECORDING[role][frames:]
+    rest: tuple[Said, ...] = victim.recorded[role][frames:]
     if count:
         start = b"" if frames else PREFACE
         victim._prefaced = True
@@ -77,8 +79,8 @@ def check(victim: Victim, *codes: ErrorCode, told: bool) -> None:
 def test_the_end_after_every_byte(role: str) -> None:
     """[FRM-10] [PRE-7] [CON-69] Closed as it should be: the code tells whether a frame was cut."""
     outcomes = set()
-    for frames, count in places(role):
-        victim = heard(role, frames, count)
+    for frames, count in places(role, SMALL):
+        victim = heard(role, frames, count, SMALL)
         over = victim.machine.result
         victim.end()
         between = not count or (frames, count) == (0, PREFACE_BYTES)
@@ -95,8 +97,8 @@ def test_the_end_after_every_byte(role: str) -> None:
 def sparse(role: str) -> list[tuple[int, int]]:
     """The places of a side, but of the bytes of pages only one in so many."""
     kept = []
-    for frames, count in places(role):
-        said = RECORDING[role][frames : frames + 1]
+    for frames, count in places(role, PARAMETERS):
+        said = recording()[role][frames : frames + 1]
         into_bulk = count - len(said[0].raw) + len(said[0].bulk) if said and count else 0
         if into_bulk <= 0 or into_bulk % BULK_STEP == 0:
             kept.append((frames, count))
@@ -132,11 +134,9 @@ def test_silence_after_every_byte(role: str) -> None:
 @pytest.mark.parametrize("role", ROLES)
 def test_bytes_come_one_by_one(role: str) -> None:
     """[FRM-13] The same conversation in reads of one byte ends as it should."""
-    victim = Victim(role, parameters=SMALL)
-    if role == "source":
-        victim.until(SourceState.GREETING)
+    victim = heard(role, 0, 0)
     victim._prefaced = True
-    stream = PREFACE + b"".join(said.raw for said in RECORDING[role])
+    stream = PREFACE + b"".join(said.raw for said in victim.recorded[role])
     for at in range(len(stream)):
         victim.hear(stream[at : at + 1])
         victim.settle()
@@ -148,9 +148,18 @@ def test_bytes_come_one_by_one(role: str) -> None:
 
 
 def test_every_kind_of_end_is_among_the_places() -> None:
-    """The recording has page bytes, state, and what must not be lost: permission, and its use."""
-    kinds = {said.frame for role in ROLES for said in RECORDING[role]}
-    assert kinds >= {FrameType.PAGES, FrameType.STATE, FrameType.HANDOVER, FrameType.RUNNING, FrameType.BYE}
-    assert sum(len(said.bulk) for said in RECORDING["destination"]) > 8000
-    for role in ROLES:
-        assert len(places(role)) == PREFACE_BYTES + sum(len(said.raw) for said in RECORDING[role]) + 1
+    """The recordings have page bytes, state, and what must not be lost: permission, and its use."""
+    for guest in PARAMETERS, SMALL:
+        heard_by = recording(parameters=guest)
+        kinds = {said.frame for role in ROLES for said in heard_by[role]}
+        assert kinds >= {
+            FrameType.PAGES,
+            FrameType.STATE,
+            FrameType.HANDOVER,
+            FrameType.RUNNING,
+            FrameType.BYE,
+        }
+        assert sum(len(said.bulk) for said in heard_by["destination"]) >= 4096
+        for role in ROLES:
+            stream_bytes = PREFACE_BYTES + sum(len(said.raw) for said in heard_by[role])
+            assert len(places(role, guest)) == stream_bytes + 1
