@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,8 @@ def test_what_cannot_start_says_why(
     finally:
         sys.setswitchinterval(before)
     assert capsys.readouterr().err.startswith("holder: ")
+    # A guest that goes on writing would write to memory that is gone.
+    assert "workload" not in {thread.name for thread in threading.enumerate()}
 
 
 @pytest.mark.parametrize("options", [(), ("--role", "king"), ("--role", "source", "--guest-id", "00")])

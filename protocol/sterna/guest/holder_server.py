@@ -41,7 +41,7 @@ class HolderServer:
 
     Args:
         path: where the socket shall be; only this user can connect.
-        engine: the rules.
+        engine: the rules. The server closes it in the end, and at once if it cannot listen.
         parent: a process with which the holder ends.
     """
 
@@ -62,6 +62,7 @@ class HolderServer:
         except BaseException:
             os.close(self._stop)
             self._selector.close()
+            engine.close()
             raise
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._stop, selectors.EVENT_READ)
