@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Final, TypeAlias
 
 from sterna.registry import GREASE_FIRST, ErrorCode, FrameType, Phase
-from sterna.wire import Abort, Bye, Pong, Progress, unchecked
+from sterna.wire import Abort, Bye, Pong, Progress, Region, unchecked
 from sterna_interop import peer_acts as do
 from sterna_interop.case import Severity
 from sterna_interop.contract import Order, Role
@@ -22,6 +22,15 @@ from sterna_interop.peer_steps import Act, Ear, End, Manner, Place, Raw, Say, Wa
 
 E = ErrorCode
 F = FrameType
+
+# What many rows share: what it would cost, and what is wrong in many ways.
+LOST: Final[dict[str, object]] = {"severity": Severity.DATA_LOSS}
+SPLIT: Final[dict[str, object]] = {"severity": Severity.SPLIT_BRAIN}
+DOS: Final[dict[str, object]] = {"severity": Severity.DOS}
+OTHER_DIGEST: Final = b"sixteen others.."
+FUTURE_VERSION: Final = 99 << 16
+UNKNOWN_ID: Final = 0x7ABC  # of a feature or a limit
+LARGE: Final = GuestSpec(regions=(Region(1, 0, 2048 << 12),), writes=())  # more pages than may be rejected
 
 IMPATIENT_S: Final = 0.4  # what an endpoint is told about waiting where a peer does not go on
 ENDLESS_S: Final = 3600.0
@@ -86,10 +95,15 @@ _HEAD: Final = re.compile(r"([a-z]+-\d{3}) ([a-z0-9-]+): (.+) \[([A-Z0-9 -]+)\]"
 def misbehaviour(
     role: Role, head: str, place: Place | None, act: Act | None, /, *codes: ErrorCode, **more: object
 ) -> Misbehaviour:
-    """A row of a table. The head is ``case name: what it does [CLAUSE-1 CLAUSE-2]``."""
+    """A row of a table. The head is ``case name: what it does [CLAUSE-1 CLAUSE-2]``.
+
+    The name gets the area of the case before it, so that it is unique among those of its role.
+    """
     found = _HEAD.fullmatch(head)
     assert found is not None, head
-    case, name, what, clauses = found.groups()
+    case, word, what, clauses = found.groups()
+    area, _, _ = case.partition("-")
+    name = word if word.startswith(area) else f"{area}-{word}"
     fields: dict[str, object] = {"case": case, "name": name, "role": role, "what": what, "place": place}
     fields |= {"act": act, "codes": codes, "clauses": tuple(clauses.split())}
     return Misbehaviour(**fields | more)  # type: ignore[arg-type]

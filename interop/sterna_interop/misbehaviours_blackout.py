@@ -2,81 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Final
 
-import numpy as np
-
 from sterna.registry import (
     BitmapEncoding,
     Checksum,
-    Encoding,
     Phase,
-    StateKind,
     Style,
 )
 from sterna.wire import (
-    NO_VCPU,
     Abort,
     Attach,
     Bye,
     DirtyBitmap,
     Handover,
-    PageRange,
-    Pages,
     Ping,
-    Region,
-    RoundEnd,
     Seal,
-    State,
-    make_runs,
 )
 from sterna_interop import peer_acts as do
-from sterna_interop.case import Severity
 from sterna_interop.contract import Do, Order, Role
 from sterna_interop.guest import GuestSpec, SectionSpec
-from sterna_interop.misbehaviours import ENDLESS_S, IMPATIENT_S, E, F, Misbehaviour, Rows, Stage, misbehaviour
+from sterna_interop.misbehaviours import (
+    DOS,
+    ENDLESS_S,
+    IMPATIENT_S,
+    LOST,
+    OTHER_DIGEST,
+    SPLIT,
+    E,
+    F,
+    Misbehaviour,
+    Rows,
+    Stage,
+    misbehaviour,
+)
+from sterna_interop.misbehaviours_source import FRAGMENT, SEALED, a_page
 from sterna_interop.peer_steps import Act, End, Place, Say, Wait
 
 row = partial(misbehaviour, Role.SOURCE)
 
-_HELLO, _GUEST, _ROUND, _PAGES = (Place(each) for each in (F.HELLO, F.GUEST, F.ROUND, F.PAGES))
-_END, _SWITCH, _SEAL = Place(F.ROUND_END), Place(F.SWITCHOVER), Place(F.SEAL)
-_HANDOVER, _RELEASE = Place(F.HANDOVER), Place(F.RELEASE)
-_STATE = Place(F.STATE)
-_OTHER: Final = b"sixteen others.."
-_LOST = {"severity": Severity.DATA_LOSS}
-_SPLIT = {"severity": Severity.SPLIT_BRAIN}
-_DOS = {"severity": Severity.DOS}
-_UNKNOWN_FEATURE: Final = 0x7ABC
-_UNKNOWN_LIMIT: Final = 0x7ABC
-_FUTURE: Final = 99 << 16
-# More pages than may be rejected in any case.
-_LARGE: Final = GuestSpec(regions=(Region(1, 0, 2048 << 12),), writes=())
-
-
-_FIRST_CHUNK: Final = (PageRange(1, 0, 2),)  # of region 1; its third page is zero
-_NO_HASHES: Final = np.array([], "<u8")
+_GUEST: Final = Place(F.GUEST)
+_ROUND: Final = Place(F.ROUND)
+_SWITCH: Final = Place(F.SWITCHOVER)
+_SEAL: Final = Place(F.SEAL)
+_HANDOVER: Final = Place(F.HANDOVER)
+_RELEASE: Final = Place(F.RELEASE)
 _BITMAP: Final = DirtyBitmap(1, 1, 0, 8, BitmapEncoding.PLAIN, b"\xff")
 _ATTACH: Final = Attach(b"some session id.", bytes(32), 0, 0)
-_FRAGMENT: Final = State(1, 0, NO_VCPU, StateKind.OPAQUE, 1, 77, 16, 0, True, bytes(16))
-_SEALED: Final = Seal(1, Checksum.XXH3_128, _OTHER, _OTHER, 0, 0)
-
-
-def _a_page(attempt: int, round_number: int) -> Pages:
-    """A table of one page of zeros."""
-    return Pages(attempt, round_number, 1, make_runs([(0, 1, Encoding.ZERO)], 12), _NO_HASHES)
-
-
-def _rubbish(attempt: int) -> Iterable[Say]:
-    """What a source says in an attempt, and nothing of it true."""
-    yield Say(_a_page(attempt, 9))
-    yield Say(RoundEnd(attempt, 9, 5, 5))
-    yield Say(replace(_FRAGMENT, attempt=attempt))
-    yield Say(replace(_SEALED, attempt=attempt))
-    yield Say(Handover(attempt, 99))
 
 
 def of_blackout() -> tuple[Misbehaviour, ...]:
@@ -117,9 +91,9 @@ def _switchover() -> Rows:
         ),
         row(
             "switch-009 no-round-in-blackout: sends state without a last round [CON-44 CON-45]",
-            *(Place(F.ROUND), do.instead(Say(_FRAGMENT)), E.UNEXPECTED_FRAME),
+            *(Place(F.ROUND), do.instead(Say(FRAGMENT)), E.UNEXPECTED_FRAME),
             plan={"rounds": 0},
-            **_LOST,
+            **LOST,
         ),
     ]
 
@@ -129,9 +103,9 @@ def _state() -> Rows:
         return row(head, Place(F.STATE, nth), act, *codes, **more)
 
     # The first section has 600 bytes, in fragments of 256: three frames.
-    bad, empty = E.BAD_FRAGMENT, replace(_FRAGMENT, data=b"", last=False, total_bytes=16)
+    bad, empty = E.BAD_FRAGMENT, replace(FRAGMENT, data=b"", last=False, total_bytes=16)
     return [
-        fragment("state-001 gap: leaves a fragment out [STA-5]", 2, do.instead(), bad, **_LOST),
+        fragment("state-001 gap: leaves a fragment out [STA-5]", 2, do.instead(), bad, **LOST),
         fragment("state-002 repeated: sends a fragment twice [STA-5]", 2, do.twice(), bad),
         fragment("state-003 last-early: ends a section too early [STA-3]", 2, do.change(last=True), bad),
         fragment("state-004 last-missing: does not end a section [STA-3]", 3, do.change(last=False), bad),
@@ -140,7 +114,7 @@ def _state() -> Rows:
         ),
         fragment("state-006 empty: sends an empty fragment [STA-4]", 1, do.before(Say(empty)), bad),
         fragment(
-            "state-007 interleaved: begins a section within one [STA-5]", 2, do.before(Say(_FRAGMENT)), bad
+            "state-007 interleaved: begins a section within one [STA-5]", 2, do.before(Say(FRAGMENT)), bad
         ),
         fragment("state-008 section-twice: sends a section twice [STA-8]", 4, do.twice(), bad),
         fragment(
@@ -150,19 +124,19 @@ def _state() -> Rows:
         fragment(
             "state-011 too-large: sends more state than GUEST said [STA-1 LIM-4]",
             *(1, do.change(total_bytes=1 << 40), E.LIMIT_STATE),
-            **_DOS,
+            **DOS,
         ),
         row(
             "state-012 too-many-sections: sends more sections than were announced [STA-7]",
             *(None, None, E.LIMIT_STATE),
             limits={"state_sections": 2},
-            **_DOS,
+            **DOS,
         ),
         row(
             "state-013 kind-unknown: sends state that nobody understands [STA-6]",
             *(None, None, E.UNKNOWN_STATE),
             guest=GuestSpec(sections=(SectionSpec(33, kind=0x00FE),)),
-            **_LOST,
+            **LOST,
         ),
         fragment(
             "state-014 other-attempt: sends state of attempt 9 [CON-23]",
@@ -172,20 +146,20 @@ def _state() -> Rows:
         ),
         row(
             "state-015 before-round-end: sends state within the last round [CON-44]",
-            *(Place(F.ROUND_END), do.before(Say(_FRAGMENT)), E.UNEXPECTED_FRAME),
+            *(Place(F.ROUND_END), do.before(Say(FRAGMENT)), E.UNEXPECTED_FRAME),
             plan={"rounds": 0},
         ),
         row(
             "state-016 after-seal: sends state behind SEAL [CON-44]",
             _SEAL,
-            do.after(Say(_FRAGMENT)),
+            do.after(Say(FRAGMENT)),
             E.UNEXPECTED_FRAME,
         ),
         row(
             "state-017 rejected: brings state that the guest does not take [CON-51]",
             *(None, None, E.STATE_REJECTED),
             order=Order(Do.REJECT_STATE),
-            **_LOST,
+            **LOST,
         ),
     ]
 
@@ -197,9 +171,14 @@ def _seal() -> Rows:
     worse = do.alter(Seal, lambda seal: replace(seal, state_bytes=seal.state_bytes + 1))
     differ = E.DIGEST_MISMATCH
     return [
-        row("seal-001 digest: seals another image [MEM-15 SEA-4]", *seal(digest=_OTHER), differ, **_LOST),
         row(
-            "seal-002 state-digest: seals another state [MEM-19]", *seal(state_digest=_OTHER), differ, **_LOST
+            "seal-001 digest: seals another image [MEM-15 SEA-4]", *seal(digest=OTHER_DIGEST), differ, **LOST
+        ),
+        row(
+            "seal-002 state-digest: seals another state [MEM-19]",
+            *seal(state_digest=OTHER_DIGEST),
+            differ,
+            **LOST,
         ),
         row("seal-003 sections: counts no sections [SEA-3]", *seal(state_sections=0), E.COUNT_MISMATCH),
         row("seal-004 state-bytes: counts a byte of state too much [SEA-3]", _SEAL, worse, E.COUNT_MISMATCH),
@@ -213,13 +192,13 @@ def _seal() -> Rows:
         row(
             "seal-008 open-section: seals before the last fragment [SEA-3]",
             *(Place(F.STATE, 5), do.instead(), E.COUNT_MISMATCH),
-            **_LOST,
+            **LOST,
         ),
         row(
             "seal-009 before-round-end: seals within the last round [CON-44]",
-            *(Place(F.ROUND_END), do.instead(Say(_SEALED)), E.UNEXPECTED_FRAME),
+            *(Place(F.ROUND_END), do.instead(Say(SEALED)), E.UNEXPECTED_FRAME),
             plan={"rounds": 0},
-            **_LOST,
+            **LOST,
         ),
     ]
 
@@ -235,24 +214,24 @@ def _commit() -> Rows:
         row(
             "commit-001 handover-in-round: hands over instead of a round [CON-3 ONE-25]",
             *(_ROUND, early, E.UNEXPECTED_FRAME),
-            **_SPLIT,
+            **SPLIT,
         ),
         row(
             "commit-002 handover-for-seal: hands over without SEAL [CON-3 CON-50]",
             *(_SEAL, early, E.UNEXPECTED_FRAME),
-            **_SPLIT,
+            **SPLIT,
         ),
         row(
             "commit-003 epoch-later: hands over a later epoch [HND-1]",
             *handover(epoch=8),
             E.BAD_EPOCH,
-            **_SPLIT,
+            **SPLIT,
         ),
         row(
             "commit-004 epoch-earlier: hands over an old epoch [HND-1]",
             *handover(epoch=6),
             E.BAD_EPOCH,
-            **_SPLIT,
+            **SPLIT,
         ),
         row(
             "commit-005 epoch-last: hands over the last epoch [HND-3]",
@@ -263,57 +242,57 @@ def _commit() -> Rows:
             "commit-006 attempt-far: hands attempt 9 over [CON-23]",
             *handover(attempt=9),
             E.BAD_ATTEMPT,
-            **_SPLIT,
+            **SPLIT,
         ),
         row(
             "commit-007 handover-never: does not hand over [CON-74 CON-63]",
             *(_HANDOVER, do.instead(End.SILENCE), *late),
             deadline_s=IMPATIENT_S,
-            **_SPLIT,
+            **SPLIT,
         ),
         row(
             "commit-008 abort-for-handover: aborts instead of handing over [CON-63]",
             *(_HANDOVER, do.instead(enough, Wait(ENDLESS_S)), E.CANCELLED),
             by_peer=True,
-            **_SPLIT,
+            **SPLIT,
         ),
         row(
             "commit-009 cut-before-handover: ends where HANDOVER is due [CON-63 CON-69]",
             *(_HANDOVER, do.instead(End.PROPER), E.CONNECTION_LOST),
             mute=True,
-            **_SPLIT,
+            **SPLIT,
         ),
         row(
             "commit-010 half-handover: ends inside HANDOVER [CON-63 FRM-10]",
             *(_HANDOVER, do.part(0.9, End.PROPER), E.TRUNCATED),
             mute=True,
-            **_SPLIT,
+            **SPLIT,
         ),
         row(
             "commit-011 cut-after-handover: ends behind HANDOVER [ONE-30 CON-64]",
             *(_HANDOVER, do.after(End.PROPER), E.CONNECTION_LOST),
             stage=Stage.GRANTED,
             mute=True,
-            **_SPLIT,
+            **SPLIT,
         ),
         row(
             "commit-012 abort-after-handover: aborts behind HANDOVER [ONE-30 CON-64]",
             *(_HANDOVER, do.after(enough, Wait(ENDLESS_S)), E.CANCELLED),
             stage=Stage.GRANTED,
             by_peer=True,
-            **_SPLIT,
+            **SPLIT,
         ),
         row(
             "commit-013 handover-twice: hands over twice [CON-55]",
             *(_HANDOVER, do.twice(), E.UNEXPECTED_FRAME),
             stage=Stage.GRANTED,
-            **_SPLIT,
+            **SPLIT,
         ),
         row(
             "commit-014 pages-after-handover: sends PAGES behind HANDOVER [CON-55]",
-            *(_HANDOVER, do.after(Say(_a_page(1, 3))), E.UNEXPECTED_FRAME),
+            *(_HANDOVER, do.after(Say(a_page(1, 3))), E.UNEXPECTED_FRAME),
             stage=Stage.GRANTED,
-            **_LOST,
+            **LOST,
         ),
         row(
             "commit-015 release-epoch: releases another epoch [CMP-4]",

@@ -17,31 +17,33 @@ from sterna.wire import (
     PageRange,
     PageRequest,
     Refuse,
-    Region,
     RoundAck,
-    Runner,
     Welcome,
 )
 from sterna_interop import peer_acts as do
-from sterna_interop.case import Severity
 from sterna_interop.contract import Order, Role
-from sterna_interop.guest import GuestSpec
-from sterna_interop.misbehaviours import ENDLESS_S, IMPATIENT_S, E, F, Misbehaviour, Rows, misbehaviour
+from sterna_interop.misbehaviours import (
+    DOS,
+    ENDLESS_S,
+    FUTURE_VERSION,
+    IMPATIENT_S,
+    LARGE,
+    LOST,
+    OTHER_DIGEST,
+    UNKNOWN_ID,
+    E,
+    F,
+    Misbehaviour,
+    Rows,
+    misbehaviour,
+)
 from sterna_interop.peer_steps import Act, Ear, Place, Say, Wait
 
 row = partial(misbehaviour, Role.DESTINATION)
 
-_WELCOME, _ACCEPT, _ACK, _READY = (Place(each) for each in (F.WELCOME, F.ACCEPT, F.ROUND_ACK, F.READY))
-_LOADED, _RUNNING, _COMPLETE = Place(F.LOADED), Place(F.RUNNING), Place(F.COMPLETE)
-_HANDED: Final = Place(F.HANDOVER, heard=True)
-_OTHER: Final = b"sixteen others.."
-_RUNNER: Final = Runner("elsewhere", b"some other runs.")
-_LOST = {"severity": Severity.DATA_LOSS}
-_SPLIT = {"severity": Severity.SPLIT_BRAIN}
-_DOS = {"severity": Severity.DOS}
-_UNKNOWN_FEATURE: Final = 0x7ABC
-_FUTURE: Final = 99 << 16
-_LARGE: Final = GuestSpec(regions=(Region(1, 0, 2048 << 12),), writes=())
+_WELCOME: Final = Place(F.WELCOME)
+_ACCEPT: Final = Place(F.ACCEPT)
+_ACK: Final = Place(F.ROUND_ACK)
 _ROUNDS: Final = Order(rounds=2)
 _HELD: Final = Held(1, 1, False, 0, 8, BitmapEncoding.PLAIN, b"\xff")
 
@@ -77,11 +79,11 @@ def _greeting() -> Rows:
         ),
         row(
             "welcome-002 selects-unknown: selects a feature that nobody knows [NEG-5]",
-            *(*chooses(FeatureChoice(_UNKNOWN_FEATURE)), unsolicited),
+            *(*chooses(FeatureChoice(UNKNOWN_ID)), unsolicited),
         ),
         row(
             "welcome-003 version-unoffered: selects another version [NEG-2]",
-            *welcome(version=_FUTURE),
+            *welcome(version=FUTURE_VERSION),
             unsolicited,
         ),
         row(
@@ -124,7 +126,7 @@ def _greeting() -> Rows:
         row(
             "accept-002 reserves-less: reserves a byte too few [CON-17]",
             *(_ACCEPT, do.alter(Accept, lambda accept: Accept(accept.reserved_bytes - 1)), E.BAD_VALUE),
-            **_LOST,
+            **LOST,
         ),
         row(
             "accept-003 data-streams: wants data connections, which were not selected [ACC-3]",
@@ -163,13 +165,13 @@ def _acks() -> Rows:
         ack("ack-002 round-zero: acknowledges round 0 [RAK-1]", do.change(round=0), E.BAD_VALUE),
         ack("ack-003 attempt-zero: acknowledges for attempt 0 [CON-25]", do.change(attempt=0), E.BAD_ATTEMPT),
         ack("ack-004 attempt-far: acknowledges for attempt 9 [CON-25]", do.change(attempt=9), E.BAD_ATTEMPT),
-        ack("ack-005 fewer-pages: acknowledges a page less [CON-32]", fewer, E.COUNT_MISMATCH, **_LOST),
+        ack("ack-005 fewer-pages: acknowledges a page less [CON-32]", fewer, E.COUNT_MISMATCH, **LOST),
         row(
             "ack-006 before-end: acknowledges a round that has only begun [CON-31 CON-3]",
             # A fast source has sent the rest of it meanwhile; then it is the count that is wrong.
             *(begun, do.after(Say(RoundAck(1, 1, 0, 0))), E.UNEXPECTED_FRAME, E.COUNT_MISMATCH),
             order=_ROUNDS,
-            **_LOST,
+            **LOST,
         ),
         ack("ack-007 twice: acknowledges twice [CON-30]", do.twice(), E.UNEXPECTED_FRAME, E.BAD_ROUND),
         ack(
@@ -193,26 +195,26 @@ def _acks() -> Rows:
             "ack-013 too-many-ranges: lists more ranges than were announced [RAK-2 LIM-4]",
             *(rejects(first, PageRange(1, 2, 1)), E.LIMIT_REJECTED),
             limits={"rejected_runs": 1},
-            **_DOS,
+            **DOS,
         ),
         ack(
             "ack-014 rejects-everything: rejects a whole large round [RAK-5]",
             *(rejects(PageRange(1, 0, 2048)), E.TOO_MANY_REJECTED),
-            guest=_LARGE,
-            **_DOS,
+            guest=LARGE,
+            **DOS,
         ),
         row(
             "ack-019 stalls: stops reading within a round [CON-77 CON-74]",
             # Buffers on the way may take all of the round; then it is ROUND_ACK that does not come.
             *(begun, do.after(Ear.DEAF, Wait(ENDLESS_S)), E.PEER_STALLED, E.PHASE_DEADLINE),
-            guest=_LARGE,
+            guest=LARGE,
             deadline_s=IMPATIENT_S,
             mute=True,
-            **_DOS,
+            **DOS,
         ),
         ack(
             "ack-015 loaded-for-ack: says LOADED to a round [CON-3]",
-            do.instead(Say(Loaded(1, _OTHER))),
+            do.instead(Say(Loaded(1, OTHER_DIGEST))),
             E.UNEXPECTED_FRAME,
         ),
         ack(

@@ -11,7 +11,6 @@ import numpy as np
 
 from sterna.registry import (
     Architecture,
-    BitmapEncoding,
     Checksum,
     Encoding,
     Feature,
@@ -21,13 +20,10 @@ from sterna.registry import (
 )
 from sterna.wire import (
     NO_VCPU,
-    Attach,
-    DirtyBitmap,
     FeatureOffer,
     Guest,
     Handover,
     Hello,
-    PageRange,
     Pages,
     Region,
     Round,
@@ -38,48 +34,46 @@ from sterna.wire import (
     make_runs,
 )
 from sterna_interop import peer_acts as do
-from sterna_interop.case import Severity
 from sterna_interop.contract import Do, Order, Role
 from sterna_interop.guest import GuestSpec
-from sterna_interop.misbehaviours import E, F, Misbehaviour, Rows, misbehaviour
+from sterna_interop.misbehaviours import (
+    DOS,
+    FUTURE_VERSION,
+    LOST,
+    OTHER_DIGEST,
+    SPLIT,
+    UNKNOWN_ID,
+    E,
+    F,
+    Misbehaviour,
+    Rows,
+    misbehaviour,
+)
 from sterna_interop.peer_steps import Act, Place, Say
 
 row = partial(misbehaviour, Role.SOURCE)
 
-_HELLO, _GUEST, _ROUND, _PAGES = (Place(each) for each in (F.HELLO, F.GUEST, F.ROUND, F.PAGES))
-_END, _SWITCH, _SEAL = Place(F.ROUND_END), Place(F.SWITCHOVER), Place(F.SEAL)
-_HANDOVER, _RELEASE = Place(F.HANDOVER), Place(F.RELEASE)
-_STATE = Place(F.STATE)
-_OTHER: Final = b"sixteen others.."
-_LOST = {"severity": Severity.DATA_LOSS}
-_SPLIT = {"severity": Severity.SPLIT_BRAIN}
-_DOS = {"severity": Severity.DOS}
-_UNKNOWN_FEATURE: Final = 0x7ABC
-_UNKNOWN_LIMIT: Final = 0x7ABC
-_FUTURE: Final = 99 << 16
-# More pages than may be rejected in any case.
-_LARGE: Final = GuestSpec(regions=(Region(1, 0, 2048 << 12),), writes=())
-
-
-_FIRST_CHUNK: Final = (PageRange(1, 0, 2),)  # of region 1; its third page is zero
+_HELLO: Final = Place(F.HELLO)
+_GUEST: Final = Place(F.GUEST)
+_ROUND: Final = Place(F.ROUND)
+_PAGES: Final = Place(F.PAGES)
+_END: Final = Place(F.ROUND_END)
 _NO_HASHES: Final = np.array([], "<u8")
-_BITMAP: Final = DirtyBitmap(1, 1, 0, 8, BitmapEncoding.PLAIN, b"\xff")
-_ATTACH: Final = Attach(b"some session id.", bytes(32), 0, 0)
-_FRAGMENT: Final = State(1, 0, NO_VCPU, StateKind.OPAQUE, 1, 77, 16, 0, True, bytes(16))
-_SEALED: Final = Seal(1, Checksum.XXH3_128, _OTHER, _OTHER, 0, 0)
+FRAGMENT: Final = State(1, 0, NO_VCPU, StateKind.OPAQUE, 1, 77, 16, 0, True, bytes(16))
+SEALED: Final = Seal(1, Checksum.XXH3_128, OTHER_DIGEST, OTHER_DIGEST, 0, 0)
 
 
-def _a_page(attempt: int, round_number: int) -> Pages:
+def a_page(attempt: int, round_number: int) -> Pages:
     """A table of one page of zeros."""
     return Pages(attempt, round_number, 1, make_runs([(0, 1, Encoding.ZERO)], 12), _NO_HASHES)
 
 
 def _rubbish(attempt: int) -> Iterable[Say]:
     """What a source says in an attempt, and nothing of it true."""
-    yield Say(_a_page(attempt, 9))
+    yield Say(a_page(attempt, 9))
     yield Say(RoundEnd(attempt, 9, 5, 5))
-    yield Say(replace(_FRAGMENT, attempt=attempt))
-    yield Say(replace(_SEALED, attempt=attempt))
+    yield Say(replace(FRAGMENT, attempt=attempt))
+    yield Say(replace(SEALED, attempt=attempt))
     yield Say(Handover(attempt, 99))
 
 
@@ -98,10 +92,10 @@ def _hello() -> Rows:
     def limits(stated: dict[int, int]) -> tuple[Place, Act]:
         return _HELLO, do.alter(Hello, lambda hello: replace(hello, limits=hello.limits | stated))
 
-    unknown = FeatureOffer(_UNKNOWN_FEATURE, required=True)
+    unknown = FeatureOffer(UNKNOWN_ID, required=True)
     zero_twice = FeatureOffer(Feature.ENCODING_ZERO)
     some = b"some session id."
-    nonsense = {"mode": 9, "session": some, "generation": 7, "versions": (_FUTURE,)}
+    nonsense = {"mode": 9, "session": some, "generation": 7, "versions": (FUTURE_VERSION,)}
     return [
         row("hello-001 hello-twice: says HELLO twice [CON-7 CON-3]", _HELLO, do.twice(), E.UNEXPECTED_FRAME),
         row(
@@ -110,7 +104,7 @@ def _hello() -> Rows:
         ),
         row(
             "hello-003 version-unknown: speaks only a version of the future [NEG-1 VRS-3 CON-11]",
-            *(*hello(versions=(_FUTURE,)), E.NO_COMMON_VERSION),
+            *(*hello(versions=(FUTURE_VERSION,)), E.NO_COMMON_VERSION),
             refused=True,
         ),
         row(
@@ -126,15 +120,15 @@ def _hello() -> Rows:
         ),
         row(
             "hello-007 unknown-feature: offers a feature that nobody knows [NEG-3]",
-            *offers(FeatureOffer(_UNKNOWN_FEATURE, parameter=12)),
+            *offers(FeatureOffer(UNKNOWN_ID, parameter=12)),
         ),
-        row("hello-008 unknown-limit: states an unknown limit [LIM-2]", *limits({_UNKNOWN_LIMIT: 1})),
+        row("hello-008 unknown-limit: states an unknown limit [LIM-2]", *limits({UNKNOWN_ID: 1})),
         row("hello-009 no-limits: states no limits [LIM-3]", *hello(limits={})),
         row(
             "hello-010 no-page-hashes: does not offer page hashes [MEM-17 NEG-4]",
             *(*hello(features=(FeatureOffer(Feature.STOP_AND_COPY, required=True),)), E.MISSING_FEATURE),
             refused=True,
-            **_LOST,
+            **LOST,
         ),
         row(
             "hello-011 mode-resume: resumes a session that never was [CON-10]",
@@ -178,19 +172,19 @@ def _guest() -> Rows:
             "guest-008 guest-too-large: brings more memory than was announced [GST-9 LIM-4]",
             *(*region(size_bytes=1 << 40), E.LIMIT_MEMORY),
             limits={"memory_bytes": 1 << 24},
-            **_DOS,
+            **DOS,
         ),
         row(
             "guest-009 too-many-regions: brings more regions than were announced [GST-2]",
             *(None, None, E.LIMIT_REGIONS),
             limits={"regions": 1},
-            **_DOS,
+            **DOS,
         ),
         row(
             "guest-010 state-too-large: announces more state than was announced to it [GST-10]",
             *(*guest(state_bytes=1 << 20), E.LIMIT_STATE),
             limits={"state_bytes": 1 << 16},
-            **_DOS,
+            **DOS,
         ),
         row("guest-011 guest-twice: says GUEST twice [GST-13 CON-3]", _GUEST, do.twice(), E.UNEXPECTED_FRAME),
         row(
@@ -226,7 +220,7 @@ def _rounds() -> Rows:
     later = do.alter(RoundEnd, lambda end: replace(end, last_sequences=((0, end.last_sequences[0][1] + 1),)))
     more = do.alter(RoundEnd, lambda end: replace(end, pages=end.pages + 1))
     bulkier = do.alter(RoundEnd, lambda end: replace(end, bulk_bytes=end.bulk_bytes + 1))
-    page = do.before(Say(_a_page(1, 1)))
+    page = do.before(Say(a_page(1, 1)))
     switch = do.instead(Say(Switchover(1, Style.STOP_AND_COPY)))
     return [
         row("round-001 round-before-accept: begins before ACCEPT [CON-3]", _GUEST, early, E.UNEXPECTED_FRAME),
@@ -237,7 +231,7 @@ def _rounds() -> Rows:
         row(
             "round-004 round-repeated: begins round 1 twice [CON-20]",
             *(again, do.change(round=1), E.BAD_ROUND),
-            **_LOST,
+            **LOST,
         ),
         row("round-005 round-zero: begins round 0 [RND-1]", _ROUND, do.change(round=0), E.BAD_VALUE),
         row("round-006 attempt-zero: names attempt 0 [CON-22]", _ROUND, do.change(attempt=0), E.BAD_ATTEMPT),
@@ -268,12 +262,12 @@ def _rounds() -> Rows:
             *(over, do.before(*_rubbish(attempt=1))),
             order=Order(Do.NOT_READY, times=1),
             plan={"not_ready": 1},
-            **_SPLIT,
+            **SPLIT,
         ),
         row(
             "round-014 pages-twice: sends every batch twice in a round [CON-27]",
             *(Place(F.PAGES, 0), do.twice(), E.COUNT_MISMATCH),
-            **_DOS,
+            **DOS,
         ),
         row("round-015 end-wrong-pages: counts a page too much [RND-3]", _END, more, E.COUNT_MISMATCH),
         row("round-016 end-wrong-bytes: counts a byte too much [RND-3]", _END, bulkier, E.COUNT_MISMATCH),

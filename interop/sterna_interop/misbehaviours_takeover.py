@@ -15,33 +15,37 @@ from sterna.wire import (
     NotReady,
     PageRequest,
     Ready,
-    Region,
     RoundAck,
     Runner,
     Running,
     Verdict,
 )
 from sterna_interop import peer_acts as do
-from sterna_interop.case import Severity
-from sterna_interop.contract import Order, Role
-from sterna_interop.guest import GuestSpec
-from sterna_interop.misbehaviours import ENDLESS_S, IMPATIENT_S, E, F, Misbehaviour, Rows, Stage, misbehaviour
+from sterna_interop.contract import Role
+from sterna_interop.misbehaviours import (
+    DOS,
+    ENDLESS_S,
+    IMPATIENT_S,
+    LOST,
+    OTHER_DIGEST,
+    SPLIT,
+    E,
+    F,
+    Misbehaviour,
+    Rows,
+    Stage,
+    misbehaviour,
+)
 from sterna_interop.peer_steps import Act, End, Place, Say, Wait
 
 row = partial(misbehaviour, Role.DESTINATION)
 
-_WELCOME, _ACCEPT, _ACK, _READY = (Place(each) for each in (F.WELCOME, F.ACCEPT, F.ROUND_ACK, F.READY))
-_LOADED, _RUNNING, _COMPLETE = Place(F.LOADED), Place(F.RUNNING), Place(F.COMPLETE)
-_HANDED: Final = Place(F.HANDOVER, heard=True)
-_OTHER: Final = b"sixteen others.."
+_ACCEPT: Final = Place(F.ACCEPT)
+_READY: Final = Place(F.READY)
+_LOADED: Final = Place(F.LOADED)
+_RUNNING: Final = Place(F.RUNNING)
+_COMPLETE: Final = Place(F.COMPLETE)
 _RUNNER: Final = Runner("elsewhere", b"some other runs.")
-_LOST = {"severity": Severity.DATA_LOSS}
-_SPLIT = {"severity": Severity.SPLIT_BRAIN}
-_DOS = {"severity": Severity.DOS}
-_UNKNOWN_FEATURE: Final = 0x7ABC
-_FUTURE: Final = 99 << 16
-_LARGE: Final = GuestSpec(regions=(Region(1, 0, 2048 << 12),), writes=())
-_ROUNDS: Final = Order(rounds=2)
 
 
 def of_takeover() -> tuple[Misbehaviour, ...]:
@@ -80,7 +84,7 @@ def _answers() -> Rows:
             E.NOT_READY,
             plan={"not_ready": 1 << 20},
             by_peer=None,
-            **_DOS,
+            **DOS,
         ),
         row(
             "ready-007 code-unknown: is not ready for a reason that nobody knows [CON-42]",
@@ -91,17 +95,19 @@ def _answers() -> Rows:
             "ready-008 old-attempt: says once more what belongs to an attempt that is over [CON-25]",
             *(
                 _READY,
-                do.before(ready, Say(NotReady(1, E.FULL)), Say(RoundAck(1, 1, 0, 0)), Say(Loaded(1, _OTHER))),
+                do.before(
+                    ready, Say(NotReady(1, E.FULL)), Say(RoundAck(1, 1, 0, 0)), Say(Loaded(1, OTHER_DIGEST))
+                ),
             ),
             plan={"not_ready": 1},
-            **_LOST,
+            **LOST,
         ),
         row(
             "ready-009 loaded-for-ready: is loaded when it should be ready [CON-3]",
             _READY,
-            do.instead(Say(Loaded(1, _OTHER))),
+            do.instead(Say(Loaded(1, OTHER_DIGEST))),
             E.UNEXPECTED_FRAME,
-            **_LOST,
+            **LOST,
         ),
         row(
             "loaded-001 ack-in-blackout: acknowledges the last round [CON-46]",
@@ -110,9 +116,9 @@ def _answers() -> Rows:
         row(
             "loaded-002 digest: has loaded another image [CON-53]",
             _LOADED,
-            do.change(digest=_OTHER),
+            do.change(digest=OTHER_DIGEST),
             E.DIGEST_MISMATCH,
-            **_LOST,
+            **LOST,
         ),
         row(
             "loaded-003 attempt-far: has loaded attempt 9 [CON-25]",
@@ -133,7 +139,7 @@ def _answers() -> Rows:
             E.PHASE_DEADLINE,
             E.PEER_SILENT,
             deadline_s=IMPATIENT_S,
-            **_SPLIT,
+            **SPLIT,
         ),
         row(
             "loaded-006 aborts: aborts in the blackout [CON-62]",
@@ -141,7 +147,7 @@ def _answers() -> Rows:
             do.instead(Say(Abort(E.STATE_REJECTED, Phase.BLACKOUT)), Wait(ENDLESS_S)),
             E.STATE_REJECTED,
             by_peer=True,
-            **_SPLIT,
+            **SPLIT,
         ),
         row(
             "loaded-007 cut: ends in the blackout [CON-62 CON-69]",
@@ -149,7 +155,7 @@ def _answers() -> Rows:
             do.instead(End.PROPER),
             E.CONNECTION_LOST,
             mute=True,
-            **_SPLIT,
+            **SPLIT,
         ),
         row(
             "loaded-008 reset: is gone in the blackout [CON-62 CON-69]",
@@ -157,7 +163,7 @@ def _answers() -> Rows:
             do.instead(End.RESET),
             E.CONNECTION_LOST,
             mute=True,
-            **_SPLIT,
+            **SPLIT,
         ),
         row(
             "loaded-009 cut-inside: ends inside LOADED [FRM-10 CON-62]",
@@ -165,7 +171,7 @@ def _answers() -> Rows:
             do.part(0.9, End.PROPER),
             E.TRUNCATED,
             mute=True,
-            **_SPLIT,
+            **SPLIT,
         ),
     ]
 
@@ -175,29 +181,29 @@ def _commit() -> Rows:
     enough = Say(Abort(E.GUEST_FAILED, Phase.COMMIT, text="it does not start"))
 
     def granted(head: str, act: Act, /, *codes: E, **more: object) -> Misbehaviour:
-        return row(head, _RUNNING, act, *codes, stage=Stage.GRANTED, **_SPLIT | more)
+        return row(head, _RUNNING, act, *codes, stage=Stage.GRANTED, **SPLIT | more)
 
     def moved(head: str, act: Act, /, *codes: E, **more: object) -> Misbehaviour:
-        return row(head, _COMPLETE, act, *codes, stage=Stage.AFTER, **_LOST | more)
+        return row(head, _COMPLETE, act, *codes, stage=Stage.AFTER, **LOST | more)
 
     late = E.PHASE_DEADLINE, E.PEER_SILENT
     handed_back = do.instead(Say(HandBack(8, _RUNNER)))
     verdict = do.instead(Say(Verdict(Owner.SOURCE, 7)))
-    complete = do.before(Say(Complete(8, _OTHER)))
+    complete = do.before(Say(Complete(8, OTHER_DIGEST)))
     return [
         row(
             "running-001 for-loaded: runs without having been handed over [CON-3 ONE-25]",
             _LOADED,
             do.instead(running),
             E.UNEXPECTED_FRAME,
-            **_SPLIT,
+            **SPLIT,
         ),
         row(
             "running-002 in-round: runs before the switchover [CON-3 ONE-25]",
             _READY,
             do.instead(running),
             E.UNEXPECTED_FRAME,
-            **_SPLIT,
+            **SPLIT,
         ),
         granted(
             "running-003 epoch-same: runs under the source's epoch [RUN-1]", do.change(epoch=7), E.BAD_EPOCH
@@ -243,12 +249,12 @@ def _commit() -> Rows:
         ),
         granted(
             "running-013 old-loaded: says LOADED again [ONE-49 CON-3]",
-            do.instead(Say(Loaded(1, _OTHER))),
+            do.instead(Say(Loaded(1, OTHER_DIGEST))),
             E.UNEXPECTED_FRAME,
         ),
         moved(
             "complete-001 digest: completes another image [CMP-1]",
-            do.change(digest=_OTHER),
+            do.change(digest=OTHER_DIGEST),
             E.MEMORY_MISMATCH,
         ),
         moved("complete-002 epoch: completes under another epoch [CMP-4]", do.change(epoch=7), E.BAD_EPOCH),

@@ -235,10 +235,10 @@ class Destination:
             raise Breach("SEAL's state digest is not that of what was sent [MEM-19]")
 
     def _check_image(self) -> None:
-        """What came is the guest as it was at some moment, and its whole state [CON-48]."""
+        """What came is the guest as it was paused, and its whole state [CON-48]."""
         guest = self._plan.guest
-        if self._image.memory not in [guest.image(entries) for entries in range(len(guest.writes) + 1)]:
-            raise Breach("the image that was sealed is not the guest's at any moment [MEM-12]")
+        if self._image.memory != guest.image():
+            raise Breach("the image that was sealed is not the guest's, all of its script written [MEM-12]")
         if sorted(map(repr, self._sections)) != sorted(map(repr, guest.state)):
             raise Breach("the state that was sealed is not the guest's [CON-48]")
 

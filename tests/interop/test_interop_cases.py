@@ -15,6 +15,7 @@ from sterna_interop.resources import clauses
 def test_ids_are_unique_and_well_formed() -> None:
     assert [name for name, count in Counter(case.id for case in CASES).items() if count > 1] == []
     assert all(re.fullmatch(r"[a-z]+-\d{3}", case.id) for case in CASES)
+    assert len({(row.role, row.name) for row in MISBEHAVIOURS}) == len(MISBEHAVIOURS)
 
 
 def test_clauses_exist() -> None:

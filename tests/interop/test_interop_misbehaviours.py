@@ -26,7 +26,7 @@ def test_both_roles_misbehave_alike() -> None:
 
 def test_a_head_says_it_all() -> None:
     row = misbehaviour(Role.SOURCE, "end-042 goes: is gone [CON-69 CON-62]", None, None, ErrorCode.INTERNAL)
-    assert (row.case, row.name, row.what) == ("end-042", "goes", "is gone")
+    assert (row.case, row.name, row.what) == ("end-042", "end-goes", "is gone")
     assert row.clauses == ("CON-69", "CON-62")
     assert row.codes == (ErrorCode.INTERNAL,)
     with pytest.raises(AssertionError):
