@@ -31,6 +31,7 @@ from sterna.core import events as e
 from sterna.core.destination import DestinationConfig, DestinationMachine
 from sterna.core.events import Outcome
 from sterna.core.heartbeat import PONGS_OWED_MAX
+from sterna.core.rounds import IncomingRound
 from sterna.core.tables import DestinationState, SourceState
 from sterna.errors import GuestError, RemoteProtocolError
 from sterna.limits import HANDSHAKE_BODY_BYTES, UNKNOWN_FRAMES_IN_A_ROW, Limits
@@ -428,6 +429,27 @@ def test_an_empty_round_costs_nothing_by_the_size_of_the_guest() -> None:
     small_s, large_s = (cpu_s(a_round(Machine(size).granted()), 20) for size in (MIB, 16 << 30))
     print(f"an empty round: {small_s * 1e6:.0f} us with 1 MiB, {large_s * 1e6:.0f} us with 16 GiB")
     assert large_s < 5 * small_s
+
+
+def test_a_round_and_a_table_cost_nothing_by_a_terabyte() -> None:
+    """[SEC-16] The same for the largest guest that is announced: neither time nor memory."""
+    taken = []
+    for size_bytes in MIB, TIB:
+        table = RegionTable((r.Region(0, 0, size_bytes),))
+        end = r.RoundEnd(1, 1, 1, 0, ((0, 1),))
+
+        def a_round(table: RegionTable = table, end: r.RoundEnd = end) -> None:
+            incoming = IncomingRound(1, table, 0.0, last=False)
+            incoming.announce(zeros(0, 1))
+            incoming.take(zeros(0, 1), [], 1)
+            incoming.check_end(end)
+            assert incoming.rejected(Limits(), end) == ()
+            assert incoming.stats(1.0).rejected_pages == 0
+
+        assert growth(a_round) < 16 * KIB
+        taken.append(cpu_s(a_round, 20))
+    print(f"a round of a page: {taken[0] * 1e6:.0f} us with 1 MiB, {taken[1] * 1e6:.0f} us with 1 TiB")
+    assert taken[1] < 5 * taken[0]
 
 
 def test_endless_attempts() -> None:

@@ -173,7 +173,8 @@ class IncomingRound:
         self.page_count = 0
         self.bulk_bytes = 0
         self._table: Final = table
-        self._rejected: Final = PageSets(table)
+        # Made with the first rejection: its size is the guest's, and a round may be empty, and the next too.
+        self._rejected: PageSets | None = None
         self._last_sequences: tuple[tuple[int, int], ...] = ()
         self._started: Final = now
 
@@ -203,9 +204,12 @@ class IncomingRound:
         if rejected and self.last:
             detail = f"{sum(pages.count for pages in rejected)} pages differ from their hash"
             raise wrong(ErrorCode.PAGE_HASH, detail, "CON-47", table)
-        if self._rejected.any():
+        if self._rejected is not None:
             self._rejected[table.region].clear_runs(table.runs["first"], table.runs["count"])
-        self._rejected.add_ranges(rejected)
+        elif rejected:
+            self._rejected = PageSets(self._table)
+        if self._rejected is not None:
+            self._rejected.add_ranges(rejected)
 
     def check_end(self, record: RoundEnd) -> None:
         """Compare what ROUND_END says with what has come.
@@ -241,6 +245,8 @@ class IncomingRound:
             RemoteProtocolError: TOO_MANY_REJECTED for more than a running guest explains, or than a
                 ROUND_ACK within the peer's limits can list.
         """
+        if self._rejected is None:
+            return ()
         ranges = tuple(
             PageRange(region, int(start), int(length))
             for region, (starts, lengths) in self._rejected.runs()
@@ -264,6 +270,6 @@ class IncomingRound:
             seconds=seconds,
             dirty_pages=0,
             dirty_bytes=0,
-            rejected_pages=self._rejected.count(),
+            rejected_pages=0 if self._rejected is None else self._rejected.count(),
             receive_rate_bytes_s=rate_bytes_s,
         )
