@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sterna.errors import StoreDamaged
+from sterna.host.sealed import seal
 from sterna.host.slots import EPOCH_MAX, SLOT_BYTES_MAX, decode_slot, encode_slot
 from sterna.testing.strategies import ids, runners
 from sterna.wire.records import NO_ID, NO_RUNNER, Runner
@@ -76,7 +77,7 @@ def test_a_slot_in_another_ones_place_is_damaged() -> None:
 
 def test_a_later_format_is_not_guessed_at() -> None:
     """[LEA-2]"""
-    data = encode_slot(GUEST, 7, RUNNER).replace(b'_slot":1', b'_slot":2')
+    data = seal({"sterna_slot": 2, "guest": GUEST.hex(), "somebody": "else"})
     with pytest.raises(StoreDamaged, match="does not know"):
         decode_slot(data, GUEST, 7)
 

@@ -57,6 +57,10 @@ class Files(Protocol):
         """Cut a file off, or extend it with zeros. Not synced."""
         ...
 
+    def reserve(self, path: str, offset: int, size: int) -> None:
+        """Make room on the disk for bytes that will be written there; they are zeros until then."""
+        ...
+
     def sync(self, path: str) -> None:
         """Return when the file's content is durable."""
         ...
@@ -133,6 +137,14 @@ class OsFiles:
         descriptor = self._open(path, os.O_WRONLY)
         try:
             os.ftruncate(descriptor, size)
+        finally:
+            os.close(descriptor)
+
+    def reserve(self, path: str, offset: int, size: int) -> None:
+        """Blocks that a full disk will not lack later."""
+        descriptor = self._open(path, os.O_WRONLY)
+        try:
+            os.posix_fallocate(descriptor, offset, size)
         finally:
             os.close(descriptor)
 

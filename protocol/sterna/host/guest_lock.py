@@ -1,0 +1,62 @@
+"""One process a guest and host: the lock of whoever has the guest's records.
+
+flock(2) on a file beside them: the kernel lets go of it when the process is gone, however that came, and not
+before. So a lock file is never "stale", and there is nothing to clean up. The file tells who has it, for the
+operator who finds a guest busy. Records are on a disk of the host's own; across hosts, only lease stores
+decide.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from typing import Final
+
+from sterna.errors import RecordError
+from sterna.host.sealed import seal, unseal
+from sterna.registry import ErrorCode
+
+_MODE: Final = 0o600
+_TEXT_BYTES_MAX: Final = 4096
+
+
+class GuestLock:
+    """The lock, held until `release`.
+
+    Args:
+        path: the lock file; made if there is none, in a directory that exists.
+        purpose: what this process does, for others to read.
+
+    Raises:
+        RecordError: BUSY, and who has it.
+        OSError: the file cannot be made.
+    """
+
+    def __init__(self, path: str, purpose: str) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, seal({"pid": os.getpid(), "purpose": purpose[:255]}), 0)
+        except BlockingIOError:
+            holder = _holder(os.pread(self._descriptor, _TEXT_BYTES_MAX, 0))
+            os.close(self._descriptor)
+            text = f"{path}: {holder} on {socket.gethostname()} has this guest; wait for it, or end it"
+            raise RecordError(text, ErrorCode.BUSY) from None
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def release(self) -> None:
+        """Let go. The file stays: removing it would let two processes lock two files of one name."""
+        os.close(self._descriptor)
+
+
+def _holder(text: bytes) -> str:
+    """Who has the lock, in words; the text may be half written."""
+    found = unseal(text) or {}
+    pid, purpose = found.get("pid"), found.get("purpose")
+    if not isinstance(pid, int) or not isinstance(purpose, str):
+        return "another process"
+    return f"process {pid} ({purpose!r})"

@@ -1,0 +1,235 @@
+"""A guest's history on one host: the records that there are, and which may follow them.
+
+This is where "write-once" is kept. A record that contradicts one that is there is refused with that one, so
+that of START and HANDBACK whichever is created first makes the other fail, whatever session and whatever
+controller wants it [ONE-27]. A record that is there already is there: repeating it is no contradiction.
+
+Pure: no files, no clock. `sterna.host.records_log` makes it durable, `records_verdict` draws conclusions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from sterna.errors import RecordError
+from sterna.host.records import (
+    NO_SESSION,
+    Claiming,
+    Complete,
+    Decided,
+    Granted,
+    HandBack,
+    Record,
+    Released,
+    Resolved,
+    RunnerRecord,
+    SessionRecord,
+    Side,
+    Start,
+    Voided,
+)
+from sterna.registry import Owner
+from sterna.wire.records import Runner
+
+T = TypeVar("T")
+
+
+class RecordConflict(RecordError):  # noqa: N818 - it names what is wrong
+    """A record that contradicts another one, or lacks the one that it rests on.
+
+    Attributes:
+        existing: the record that stands against it; None if one is lacking.
+    """
+
+    def __init__(self, detail: str, existing: Record | None = None) -> None:
+        super().__init__(detail)
+        self.existing = existing
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The records of a guest, oldest first."""
+
+    guest: bytes
+    records: tuple[Record, ...] = ()
+
+    def after(self, record: Record) -> History:
+        """The history with this record, which may be there already.
+
+        Raises:
+            RecordConflict: it contradicts one that is there, or lacks one.
+        """
+        match record:
+            case Granted():
+                known = self.granted(record.session) == record
+            case Voided():
+                _source_of(self, record.session, record.epoch)
+                known = self.granted(record.session) is None
+            case _:
+                known = record in self.records
+        if known:
+            return self
+        _check(self, record)
+        return History(self.guest, (*self.records, record))
+
+    def each(self, kind: type[T]) -> Iterator[T]:
+        """The records of one kind, oldest first."""
+        return (record for record in self.records if isinstance(record, kind))
+
+    def session(self, session: bytes) -> SessionRecord | None:
+        """The session of this id."""
+        return next((each for each in self.each(SessionRecord) if each.session == session), None)
+
+    def granted(self, session: bytes) -> Granted | None:
+        """The session's grant that is neither void nor decided."""
+        grant: Granted | None = None
+        for record in self.records:
+            match record:
+                case Granted() if record.session == session:
+                    grant = record
+                case Voided() | Decided() | Resolved() if record.session == session:
+                    grant = None
+                case _:
+                    pass
+        return grant
+
+    def open_grant(self) -> Granted | None:
+        """The grant of any session that is neither void nor decided; there is at most one [ONE-53]."""
+        grants = (self.granted(each.session) for each in self.each(SessionRecord))
+        return next((grant for grant in grants if grant is not None), None)
+
+    def decision(self, session: bytes) -> Decided | Resolved | None:
+        """How a source's session was decided."""
+        found = (each for each in self.records if isinstance(each, Decided | Resolved))
+        return next((each for each in found if each.session == session), None)
+
+    def claiming(self, epoch: int) -> tuple[Claiming, ...]:
+        """Claims of an epoch as a destination, by whatever session."""
+        return tuple(each for each in self.each(Claiming) if each.epoch == epoch)
+
+    def fate(self, epoch: int) -> Start | HandBack | None:
+        """What was decided of an epoch that this host has claimed as a destination [ONE-27]."""
+        found = (each for each in self.records if isinstance(each, Start | HandBack))
+        return next((each for each in found if each.epoch == epoch), None)
+
+    def complete(self, session: bytes) -> Complete | None:
+        """The session's COMPLETE."""
+        return next((each for each in self.each(Complete) if each.session == session), None)
+
+    def released(self, session: bytes) -> bool:
+        """Whether nobody will ask for the session any more."""
+        return any(each.session == session for each in self.each(Released))
+
+    def runners(self, epoch: int, image: bytes | None = None) -> frozenset[Runner]:
+        """This host's runners for an epoch, of one image or of all; what is in no record is not its own."""
+        found = (each for each in self.records if isinstance(each, RunnerRecord | Claiming))
+        return frozenset(each.runner for each in found if each.epoch == epoch and image in {None, each.image})
+
+
+def _check(history: History, record: Record) -> None:
+    match record:
+        case SessionRecord():
+            _check_session(history, record)
+        case RunnerRecord() | Claiming():
+            _check_runner(history, record)
+        case Granted():
+            _check_grant(history, record)
+        case Voided():
+            pass  # checked by `after`, for the grant may not be there at all
+        case Decided() | Resolved():
+            _check_decision(history, record)
+        case Start() | HandBack():
+            _check_fate(history, record)
+        case Complete():
+            _check_complete(history, record)
+        case Released():
+            if history.session(record.session) is None:
+                raise RecordConflict("RELEASED of a session that is in no record")
+
+
+def _check_session(history: History, record: SessionRecord) -> None:
+    if record.session == NO_SESSION:
+        raise RecordConflict("a session of zeros")
+    existing = history.session(record.session)
+    if existing is not None:
+        raise RecordConflict("there is another session of this id", existing)
+    grant = history.open_grant()
+    if record.side is Side.SOURCE and grant is not None:
+        text = f"session {grant.session.hex()} has granted epoch {grant.epoch} and is not decided"
+        raise RecordConflict(f"{text}: resume it or ask about it first [ONE-53]", grant)
+
+
+def _check_runner(history: History, record: RunnerRecord | Claiming) -> None:
+    first = isinstance(record, RunnerRecord) and record.session == NO_SESSION
+    side = Side.DESTINATION if isinstance(record, Claiming) else Side.SOURCE
+    if first:
+        if record.epoch != 1:
+            raise RecordConflict(f"a first host claims epoch 1, not {record.epoch} [ONE-10]")
+    elif side is Side.SOURCE:
+        session = _of(history, record.session, side)
+        if record.epoch not in {session.epoch + 1, session.epoch + 2}:
+            raise RecordConflict(f"epoch {record.epoch} is none that a source claims [ONE-10]", session)
+    else:
+        _of(history, record.session, side, record.epoch)
+        fate = history.fate(record.epoch)
+        if fate is not None:
+            raise RecordConflict(f"epoch {record.epoch} is decided here: {fate.kind}", fate)
+    for other in (each for each in history.records if isinstance(each, RunnerRecord | Claiming)):
+        if other.runner == record.runner:
+            raise RecordConflict("a runner is made for one claim [ONE-4]", other)
+        if (other.epoch, other.image, other.session) == (record.epoch, record.image, record.session):
+            raise RecordConflict("there is a runner for this claim already; repeat that one [ONE-7]", other)
+
+
+def _check_grant(history: History, record: Granted) -> None:
+    _source_of(history, record.session, record.epoch)
+    decision = history.decision(record.session)
+    if decision is not None:
+        raise RecordConflict(f"the session is decided: {decision.owner.name.lower()}", decision)
+    grant = history.open_grant()
+    if grant is not None and grant != record:
+        raise RecordConflict("another session's grant is not decided [ONE-53]", grant)
+
+
+def _check_decision(history: History, record: Decided | Resolved) -> None:
+    _of(history, record.session, Side.SOURCE)
+    decision = history.decision(record.session)
+    if decision is not None and decision.owner is not record.owner:
+        raise RecordConflict(f"the session is decided: {decision.owner.name.lower()}", decision)
+    if record.owner is Owner.UNDECIDED:
+        raise RecordConflict("a decision for nobody")
+
+
+def _check_fate(history: History, record: Start | HandBack) -> None:
+    fate = history.fate(record.epoch)
+    if fate is not None:
+        raise RecordConflict(f"epoch {record.epoch} is decided here: {fate.kind} [ONE-27]", fate)
+    if not history.claiming(record.epoch):
+        raise RecordConflict(f"{record.kind} of epoch {record.epoch} without a claim of it [ONE-25]")
+
+
+def _check_complete(history: History, record: Complete) -> None:
+    _of(history, record.session, Side.DESTINATION, record.epoch)
+    other = history.complete(record.session)
+    if other is not None:
+        raise RecordConflict("the session is complete with another digest", other)
+    if not isinstance(history.fate(record.epoch), Start):
+        raise RecordConflict("COMPLETE of a guest that was not started", history.fate(record.epoch))
+
+
+def _source_of(history: History, session: bytes, epoch: int) -> SessionRecord:
+    return _of(history, session, Side.SOURCE, epoch)
+
+
+def _of(history: History, session: bytes, side: Side, epoch: int | None = None) -> SessionRecord:
+    """The session on this side, whose n + 1 this is."""
+    found = history.session(session)
+    if found is None:
+        raise RecordConflict(f"session {session.hex()} is in no record")
+    if found.side is not side:
+        raise RecordConflict(f"this host is the {found.side.value} of session {session.hex()}", found)
+    if epoch not in {None, found.epoch + 1}:
+        raise RecordConflict(f"the session is about epoch {found.epoch + 1}, not {epoch}", found)
+    return found

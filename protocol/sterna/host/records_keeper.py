@@ -1,0 +1,157 @@
+"""A guest's records for the one process that has them: locked, written in a worker thread, errors coded.
+
+All tasks of the process share one keeper a guest. What two of them want to note is noted in turn, so that of
+START in one and HANDBACK in the other, whichever comes first makes the other fail [ONE-27, ONE-44].
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from types import TracebackType
+from typing import Final, Self
+
+import trio
+
+from sterna.errors import RecordError
+from sterna.host.durable import Files, OsFiles
+from sterna.host.guest_lock import GuestLock
+from sterna.host.records import Record
+from sterna.host.records_history import History
+from sterna.host.records_log import DIRECTORY_MODE, RecordLog, RecordsMissing, folder, look
+
+LOCK: Final = "lock"
+_LOOKS: Final = 10
+_ADVICE: Final = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "the quota of this user is used up",
+    errno.EROFS: "the file system is read-only; the kernel's log tells why",
+    errno.EIO: "the disk has failed; the kernel's log tells more",
+    errno.EACCES: "it has to belong to this user",
+    errno.ENOENT: "make the directory",
+}
+
+
+class GuestRecords:
+    """The records of one guest. Made by `open_records`."""
+
+    def __init__(self, directory: str, guest: bytes, lock: GuestLock, log: RecordLog, files: Files) -> None:
+        self._directory = directory
+        self._guest = guest
+        self._lock = lock
+        self._log: RecordLog | None = log
+        self._files = files
+        self._turn = trio.Lock()
+        self._history = log.history
+
+    @property
+    def history(self) -> History:
+        """What is durable; after an append that failed, at least that."""
+        return self._history
+
+    async def append(self, record: Record) -> None:
+        """Make a record durable; it is when this returns. One that is there already is no error.
+
+        Not cut short by cancellation: a record is written or it is not.
+
+        Raises:
+            RecordConflict: another record stands against it.
+            RecordError: RECORD_FAILED. It may be durable or not; what is there then shows with the next
+                call, which looks anew.
+        """
+        async with self._turn:
+            await trio.to_thread.run_sync(self._append, record)
+
+    def _append(self, record: Record) -> None:
+        log, self._log = self._log, None  # it is put back unless something fails on the way
+        try:
+            if log is None:
+                log = RecordLog(self._files, self._directory, self._guest)
+            self._history = log.history
+            try:
+                log.append(record)
+            except RecordError:
+                self._log = log  # nothing was written
+                raise
+        except OSError as error:
+            raise _failed(error, self._directory) from error
+        self._log, self._history = log, log.history
+
+    async def aclose(self) -> None:
+        """Let another process have the guest."""
+        async with self._turn:
+            self._lock.release()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with trio.CancelScope(shield=True):
+            await self.aclose()
+
+
+async def open_records(
+    directory: str | os.PathLike[str], guest: bytes, *, purpose: str, files: Files | None = None
+) -> GuestRecords:
+    """Lock a guest's records and read them; they are made if there are none.
+
+    Args:
+        directory: of the records of all guests on this host; on a disk of its own, not shared with others.
+        guest: its id.
+        purpose: what this process does, for the one that finds the guest busy.
+        files: for tests.
+
+    Raises:
+        RecordError: BUSY, another process has them; RECORD_FAILED.
+        RecordsMissing: records were lost, none of them counts.
+    """
+    return await trio.to_thread.run_sync(_open, os.fspath(directory), guest, purpose, files or OsFiles())
+
+
+def _open(directory: str, guest: bytes, purpose: str, files: Files) -> GuestRecords:
+    place = folder(directory, guest)
+    try:
+        OsFiles().make_directory(place, DIRECTORY_MODE)
+        lock = GuestLock(f"{place}/{LOCK}", purpose)
+        try:
+            log = RecordLog(files, directory, guest)
+        except BaseException:
+            lock.release()
+            raise
+    except OSError as error:
+        raise _failed(error, place) from error
+    return GuestRecords(directory, guest, lock, log, files)
+
+
+async def peek(directory: str | os.PathLike[str], guest: bytes) -> History:
+    """What was reported durable, without the lock: for display, while another process may write.
+
+    Raises:
+        RecordError: RECORD_FAILED.
+        RecordsMissing: records were lost.
+    """
+    return await trio.to_thread.run_sync(_peek, os.fspath(directory), guest)
+
+
+def _peek(directory: str, guest: bytes) -> History:
+    for attempt in range(_LOOKS):
+        try:
+            found = look(OsFiles(), directory, guest)
+        except OSError as error:
+            raise _failed(error, directory) from error
+        except RecordsMissing:
+            # Head and log are read one after the other, and the writer may have gone on in between.
+            if attempt + 1 == _LOOKS:
+                raise
+            continue
+        break
+    if found is None:
+        return History(guest)
+    return History(guest, found.history.records[: found.head.count])
+
+
+def _failed(error: OSError, place: str) -> RecordError:
+    advice = _ADVICE.get(error.errno or 0, "look after that file system")
+    return RecordError(f"{error.filename or place}: {error.strerror}; {advice}")

@@ -1,0 +1,251 @@
+"""A guest's records on disk.
+
+::
+
+    <directory>/<guest>/log     a header and one line a record
+    <directory>/<guest>/head    how many of them were reported durable, in two places
+
+To append is to write the line, sync the log, write the head, sync the head, and only then to report. After a
+crash the head therefore names no more than the log has, and the log has at most one record more than the
+head names, the one whose writer was cut off. That one was not reported, so both answers would do; it is kept,
+after it was written and synced once more, since a failed sync may have left it in the cache alone.
+
+What the head names and the log lacks was lost. Then all of the guest's records count as missing [ONE-57]:
+a history that shows CLAIMING and has lost START would prove what is not true.
+
+Blocking, not for use by two threads or processes; `sterna.host.records_keeper` sees to that.
+"""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from sterna.errors import RecordError
+from sterna.host.durable import Files
+from sterna.host.records import Record
+from sterna.host.records_codec import (
+    LINE_BYTES_MAX,
+    PLACE_BYTES,
+    Head,
+    Header,
+    check_of,
+    decode_head,
+    decode_header,
+    decode_record,
+    encode_head,
+    encode_header,
+    encode_record,
+)
+from sterna.host.records_history import History
+from sterna.host.slots import check_guest_id
+
+LOG: Final = "log"
+HEAD: Final = "head"
+MODE: Final = 0o600
+DIRECTORY_MODE: Final = 0o700
+# Some 3 KiB a migration: three hundred of one guest on one host.
+LOG_BYTES_MAX: Final = 1 << 20
+FULL: Final = "set it aside when none of the guest's sessions is open any more"
+# Room that a migration's records will find, whoever fills the disk meanwhile.
+_RESERVE_BYTES: Final = 16 << 10
+
+
+class RecordsMissing(RecordError):  # noqa: N818 - it names what is wrong
+    """Records were lost: none of the guest's counts any more [ONE-57]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is on the disk.
+
+    Attributes:
+        history: the records that there are.
+        lines: the log's lines that count, the header's first.
+        head: the head that counts.
+        rest: what stands behind the lines; zeros if nothing was cut off.
+    """
+
+    history: History
+    lines: tuple[bytes, ...]
+    head: Head
+    rest: bytes
+
+    @property
+    def beyond(self) -> bool:
+        """Whether the last record is one that the head does not name yet."""
+        return len(self.history.records) > self.head.count
+
+
+def folder(directory: str, guest: bytes) -> str:
+    """Where a guest's records are."""
+    return f"{directory}/{check_guest_id(guest).hex()}"
+
+
+def look(files: Files, directory: str, guest: bytes) -> Found | None:
+    """What is on the disk, nothing changed. None if there are no records, and never were as far as one sees.
+
+    Raises:
+        RecordsMissing: records were lost.
+        OSError: as the files have it.
+    """
+    place = folder(directory, guest)
+    head, torn = _look_for_head(files.read(f"{place}/{HEAD}", 2 * PLACE_BYTES) or b"", place)
+    data = files.read(f"{place}/{LOG}", LOG_BYTES_MAX + _RESERVE_BYTES) or b""
+    lines = _lines(data)
+    header = decode_header(lines[0]) if lines else None
+    if head is None and len(lines) <= 1:
+        return None  # the head is made behind the log, and before the first record
+    history, lines = _replay(guest, lines, place) if header is not None else (History(guest), ())
+    if head is not None and head.count == 0 and not history.records:
+        return None
+    if head is None:
+        raise _missing(place, "the head is gone")
+    if header is None or header != Header(guest, head.log):
+        raise _missing(place, "the log is another one than the head's")
+    if files.inode(f"{place}/{LOG}") != head.inode:
+        raise _missing(place, "the log is a copy, restored from somewhere")
+    count = len(history.records)
+    if count < head.count or check_of(lines[head.count]) != head.last:
+        raise _missing(
+            place, f"the log has lost its end: it has {count} records that fit, the head {head.count}"
+        )
+    # The head is written when the record is in the log; so a head that was cut off names one that is there.
+    if count - head.count != 1 and (torn or count > head.count):
+        raise _missing(place, f"the head is older than the log, by {count - head.count} records")
+    return Found(history, lines, head, data[sum(map(len, lines)) :])
+
+
+def _missing(place: str, what: str) -> RecordsMissing:
+    text = "no record of the guest counts any more, and who owns it has to be found out elsewhere"
+    return RecordsMissing(f"{place}: {what}; {text}")
+
+
+def _look_for_head(data: bytes, place: str) -> tuple[Head | None, bool]:
+    """The head, and whether its other place was cut off in the middle of a write."""
+    places = [data[:PLACE_BYTES], data[PLACE_BYTES : 2 * PLACE_BYTES]]
+    heads = [decode_head(each) for each in places]
+    newest = max((each for each in heads if each is not None), key=lambda each: each.turn, default=None)
+    if newest is None:
+        return None, False
+    other = heads[(newest.turn + 1) % 2]
+    if heads[newest.turn % 2] is not newest or (other is not None and other.turn != newest.turn - 1):
+        raise _missing(place, "the head's places do not fit together")
+    blank = newest.turn == 0 and not places[1].strip()
+    return newest, other is None and not blank
+
+
+def _lines(data: bytes) -> tuple[bytes, ...]:
+    """The lines that are whole; what is behind them is looked at by nobody."""
+    found: list[bytes] = []
+    start = 0
+    while (end := data.find(b"\n", start, start + LINE_BYTES_MAX)) >= 0:
+        found.append(data[start : end + 1])
+        start = end + 1
+    return tuple(found)
+
+
+def _replay(guest: bytes, lines: tuple[bytes, ...], place: str) -> tuple[History, tuple[bytes, ...]]:
+    """The records in the lines behind the header, as far as they fit; and the lines so far."""
+    history, count = History(guest), min(len(lines), 1)
+    for line in lines[1:]:
+        record = decode_record(line, count, check_of(lines[count - 1]))
+        if record is None:
+            break
+        try:
+            history = history.after(record)
+        except RecordError as error:
+            raise _missing(place, f"record {count} contradicts an earlier one ({error.detail})") from error
+        count += 1
+    return history, lines[:count]
+
+
+class RecordLog:
+    """The records of one guest. Opening it makes a log if there is none, and mends what a crash has left.
+
+    Args:
+        files: the machine's, or those of a test.
+        directory: of all guests' records; it exists.
+        guest: its id.
+
+    Attributes:
+        history: what is durable.
+
+    Raises:
+        RecordsMissing: records were lost.
+        OSError: as the files have it. After one, this object is of no use: open the log again.
+    """
+
+    def __init__(self, files: Files, directory: str, guest: bytes) -> None:
+        place = folder(directory, guest)
+        self._files = files
+        self._log, self._head_file = f"{place}/{LOG}", f"{place}/{HEAD}"
+        found = look(files, directory, guest)
+        if found is None:
+            found = self._make(directory, place, guest)
+        self._head = found.head
+        self._last = check_of(found.lines[-1])
+        self._end = sum(map(len, found.lines))
+        self._mend(found)
+        self.history = found.history
+
+    def append(self, record: Record) -> None:
+        """Make a record durable; it is when this returns.
+
+        Raises:
+            RecordConflict: another record stands against it; nothing has changed.
+            RecordError: a field cannot be written, or there are too many records.
+            OSError: it may be durable or not.
+        """
+        history = self.history.after(record)
+        if history is self.history:
+            return
+        try:
+            line = encode_record(record, len(history.records), self._last)
+        except ValueError as error:
+            raise RecordError(f"{record.kind}: {error}") from error
+        if self._end + len(line) > LOG_BYTES_MAX:
+            raise RecordError(f"{self._log} is full; {FULL}")
+        self._files.write(self._log, self._end, line)
+        self._files.sync(self._log)
+        self._end += len(line)
+        self._last = check_of(line)
+        self._write_head(len(history.records))
+        self.history = history
+
+    def _make(self, directory: str, place: str, guest: bytes) -> Found:
+        """A log without records. What a crash has left of an earlier attempt holds none either."""
+        self._files.make_directory(place, DIRECTORY_MODE)
+        self._files.sync_directory(directory)
+        for path in (self._log, self._head_file):
+            with suppress(FileNotFoundError):
+                self._files.remove(path)
+        line = encode_header(header := Header(guest, secrets.token_bytes(16)))
+        self._files.create(self._log, line, MODE)
+        head = Head(header.log, 0, 0, check_of(line), self._files.inode(self._log))
+        self._files.create(self._head_file, encode_head(head).ljust(2 * PLACE_BYTES), MODE)
+        self._files.sync_directory(place)
+        return Found(History(guest), (line,), head, b"")
+
+    def _mend(self, found: Found) -> None:
+        """Make durable what counts, and room for more."""
+        # A head that was written and not synced may be in the cache alone; the next one overwrites the other.
+        self._files.write(self._head_file, self._head.turn % 2 * PLACE_BYTES, encode_head(self._head))
+        self._files.sync(self._head_file)
+        if found.beyond or any(found.rest) or len(found.rest) < _RESERVE_BYTES // 2:
+            last = len(found.lines[-1])
+            self._files.truncate(self._log, self._end)  # what was cut off goes away
+            self._files.write(self._log, self._end - last, found.lines[-1])
+            self._files.reserve(self._log, self._end, _RESERVE_BYTES)
+            self._files.sync(self._log)
+        if found.beyond:
+            self._write_head(len(found.history.records))
+
+    def _write_head(self, count: int) -> None:
+        turn = self._head.turn + 1
+        head = Head(self._head.log, turn, count, self._last, self._head.inode)
+        self._files.write(self._head_file, turn % 2 * PLACE_BYTES, encode_head(head))
+        self._files.sync(self._head_file)
+        self._head = head

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from records_support import (
+    CLAIM,
+    DIGEST,
+    EVERYTHING,
+    FIRST,
+    GUEST,
+    IMAGE,
+    ONE,
+    OTHERS,
+    OURS,
+    RECEIVING,
+    SENDING,
+    TWO,
+)  # fmt: skip
+from sterna.host.records import (
+    Claiming,
+    Complete,
+    Decided,
+    Granted,
+    HandBack,
+    Record,
+    Released,
+    Resolved,
+    RunnerRecord,
+    Start,
+    Voided,
+)  # fmt: skip
+from sterna.host.records_history import History, RecordConflict
+from sterna.registry import ErrorCode, Owner
+from sterna.wire.records import Runner
+
+
+def history(*records: Record) -> History:
+    found = History(GUEST)
+    for record in records:
+        found = found.after(record)
+    return found
+
+
+def test_all_kinds_in_order() -> None:
+    found = history(*EVERYTHING)
+    assert found.records == EVERYTHING
+    assert found.open_grant() is None
+
+
+@given(st.permutations([Start(2), HandBack(2)]), st.booleans())
+def test_the_first_of_start_and_handback_excludes_the_other(
+    order: list[Start | HandBack], other: bool
+) -> None:
+    """Of the guest, whatever session [ONE-27]."""
+    first, second = order
+    before = history(RECEIVING, replace(RECEIVING, session=TWO), CLAIM)
+    if other:
+        before = before.after(Claiming(TWO, 2, OTHERS, IMAGE))
+    found = before.after(first)
+    with pytest.raises(RecordConflict, match=f"decided here: {first.kind}") as caught:
+        found.after(second)
+    assert caught.value.existing == first
+    assert caught.value.code is ErrorCode.RECORD_FAILED
+    assert found.after(first) is found
+    assert found.fate(2) == first
+    assert found.fate(3) is None
+    with pytest.raises(RecordConflict, match="is decided here"):
+        found.after(Claiming(TWO, 2, Runner("here", b"n" * 16), IMAGE))
+
+
+@pytest.mark.parametrize("record", [Start(2), HandBack(2)])
+def test_nothing_is_decided_of_what_was_not_claimed(record: Record) -> None:
+    """[ONE-25]"""
+    with pytest.raises(RecordConflict, match="without a claim of it"):
+        history(RECEIVING).after(record)
+
+
+def test_repeating_is_no_contradiction() -> None:
+    found = history(*EVERYTHING)
+    for record in EVERYTHING:
+        if not isinstance(record, Granted | Voided):
+            assert found.after(record) is found
+
+
+def test_a_grant_can_be_voided_and_made_again() -> None:
+    """[ONE-19]"""
+    grant, void = Granted(ONE, 2), Voided(ONE, 2)
+    found = history(SENDING)
+    assert found.after(void) is found  # nothing was granted
+    found = found.after(grant)
+    assert (found.granted(ONE), found.after(grant)) == (grant, found)
+    found = found.after(void)
+    assert (found.granted(ONE), found.after(void)) == (None, found)
+    found = found.after(grant)
+    assert found.granted(ONE) == grant
+    assert found.records == (SENDING, grant, void, grant)
+
+
+@pytest.mark.parametrize(
+    "end", [Decided(ONE, 2, Owner.SOURCE), Resolved(ONE, 2, Owner.DESTINATION, "fenced")]
+)
+def test_one_undecided_grant_a_guest(end: Decided | Resolved) -> None:
+    """[ONE-53]"""
+    second = replace(SENDING, session=TWO)
+    found = history(SENDING, Granted(ONE, 2))
+    with pytest.raises(RecordConflict, match="resume it or ask about it first") as caught:
+        found.after(second)
+    assert caught.value.existing == Granted(ONE, 2)
+    both = history(SENDING, second, Granted(ONE, 2))
+    with pytest.raises(RecordConflict, match="another session's grant"):
+        both.after(Granted(TWO, 2))
+    decided = both.after(end)
+    assert decided.open_grant() is None
+    assert decided.after(Granted(TWO, 2)).open_grant() == Granted(TWO, 2)
+    with pytest.raises(RecordConflict, match="the session is decided"):
+        decided.after(Granted(ONE, 2))
+
+
+def test_a_decision_is_final() -> None:
+    """[ONE-59]"""
+    found = history(SENDING, Granted(ONE, 2), Resolved(ONE, 2, Owner.SOURCE, "there"))
+    assert found.decision(ONE) == Resolved(ONE, 2, Owner.SOURCE, "there")
+    for other in (Decided(ONE, 2, Owner.DESTINATION), Resolved(ONE, 2, Owner.DESTINATION)):
+        with pytest.raises(RecordConflict, match="the session is decided: source"):
+            found.after(other)
+    assert found.after(Decided(ONE, 3, Owner.SOURCE)).decision(ONE) == found.decision(ONE)
+    with pytest.raises(RecordConflict, match="for nobody"):
+        history(SENDING).after(Decided(ONE, 2, Owner.UNDECIDED))
+
+
+def test_a_runner_is_made_for_one_claim() -> None:
+    """[ONE-4, ONE-7, ONE-52]"""
+    found = history(SENDING, Granted(ONE, 2), RunnerRecord(ONE, 2, OURS, IMAGE))
+    with pytest.raises(RecordConflict, match="made for one claim"):
+        found.after(RunnerRecord(ONE, 3, OURS, IMAGE))
+    with pytest.raises(RecordConflict, match="repeat that one"):
+        found.after(RunnerRecord(ONE, 2, Runner("here", b"x" * 16), IMAGE))
+    found = found.after(RunnerRecord(ONE, 3, Runner("here", b"x" * 16), IMAGE))
+    assert found.runners(2) == found.runners(2, IMAGE) == {OURS}
+    assert found.runners(2, b"j" * 16) == found.runners(4) == frozenset()
+
+
+def test_epochs_that_may_be_claimed() -> None:
+    """[ONE-10]"""
+    with pytest.raises(RecordConflict, match="claims epoch 1, not 2"):
+        history(replace(FIRST, epoch=2))
+    for epoch in (1, 4):
+        with pytest.raises(RecordConflict, match="none that a source claims"):
+            history(SENDING).after(RunnerRecord(ONE, epoch, OURS, IMAGE))
+    for epoch in (1, 3):
+        with pytest.raises(RecordConflict, match="the session is about epoch 2"):
+            history(RECEIVING).after(Claiming(ONE, epoch, OURS, IMAGE))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        Granted(TWO, 2), Voided(TWO, 2), Decided(TWO, 2, Owner.SOURCE), Resolved(TWO, 2, Owner.SOURCE),
+        RunnerRecord(TWO, 2, OURS, IMAGE), Claiming(TWO, 2, OURS, IMAGE),
+        Complete(TWO, 2, DIGEST), Released(TWO),
+    ],
+)  # fmt: skip
+def test_a_session_that_is_in_no_record(record: Record) -> None:
+    with pytest.raises(RecordConflict, match="in no record"):
+        history(SENDING).after(record)
+
+
+def test_each_side_has_its_records() -> None:
+    for record in (
+        Granted(ONE, 2),
+        Voided(ONE, 2),
+        Decided(ONE, 2, Owner.SOURCE),
+        RunnerRecord(ONE, 2, OURS, IMAGE),
+    ):
+        with pytest.raises(RecordConflict, match="this host is the destination"):
+            history(RECEIVING).after(record)
+    for record in (CLAIM, Complete(ONE, 2, DIGEST)):
+        with pytest.raises(RecordConflict, match="this host is the source"):
+            history(SENDING).after(record)
+
+
+def test_sessions_are_told_apart() -> None:
+    with pytest.raises(RecordConflict, match="session of zeros"):
+        history(replace(SENDING, session=bytes(16)))
+    with pytest.raises(RecordConflict, match="another session of this id"):
+        history(SENDING).after(replace(SENDING, peer="elsewhere"))
+
+
+def test_complete_is_one_and_of_a_guest_that_was_started() -> None:
+    """[ONE-39]"""
+    complete = Complete(ONE, 2, DIGEST)
+    with pytest.raises(RecordConflict, match="was not started"):
+        history(RECEIVING, CLAIM).after(complete)
+    found = history(RECEIVING, CLAIM, Start(2), complete)
+    assert found.complete(ONE) == complete
+    with pytest.raises(RecordConflict, match="another digest"):
+        found.after(replace(complete, digest=b"x" * 16))
+    assert not found.released(ONE)
+    assert found.after(Released(ONE)).released(ONE)

@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from records_support import CLAIM, EVERYTHING, FIRST, GUEST, RECEIVING
+from sterna.errors import RecordError
+from sterna.host.durable import Files, OsFiles
+from sterna.host.records import Record, Start
+from sterna.host.records_history import RecordConflict
+from sterna.host.records_log import RecordLog, RecordsMissing, look
+from sterna.testing import Crashed, CrashFiles
+
+OPERATIONS = 6 * len(EVERYTHING) + 40  # of a run over all records
+
+
+def write(files: Files, directory: str, reported: list[Record]) -> None:
+    """Go on with the records where the log has ended, as a controller that has come after another."""
+    log = RecordLog(files, directory, GUEST)
+    assert tuple(reported) == log.history.records[: len(reported)], "what was reported is gone"
+    reported[:] = log.history.records
+    for record in EVERYTHING[len(reported) :]:
+        log.append(record)
+        reported.append(record)
+
+
+# ---- on the disk ----
+
+
+def test_records_are_there_when_it_is_opened_again(tmp_path: Path) -> None:
+    """[LOG-3]"""
+    reported: list[Record] = []
+    write(OsFiles(), str(tmp_path), reported)
+    assert tuple(reported) == EVERYTHING
+    assert RecordLog(OsFiles(), str(tmp_path), GUEST).history.records == EVERYTHING
+    assert RecordLog(OsFiles(), str(tmp_path), GUEST[::-1]).history.records == ()
+
+
+def test_files_are_for_their_owner(tmp_path: Path) -> None:
+    """They hold tokens [LOG-8, SEC-5]."""
+    os.umask(os.umask(0))
+    log = RecordLog(OsFiles(), str(tmp_path), GUEST)
+    log.append(RECEIVING)
+    folder = tmp_path / GUEST.hex()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == {
+        "log": 0o600,
+        "head": 0o600,
+    }
+    assert "secret" not in repr(log.history)
+    assert repr(RECEIVING.token) not in repr(log.history)
+
+
+def test_what_contradicts_changes_nothing(tmp_path: Path) -> None:
+    log = RecordLog(OsFiles(), str(tmp_path), GUEST)
+    with pytest.raises(RecordConflict):
+        log.append(CLAIM)
+    with pytest.raises(RecordError, match="control characters"):
+        log.append(replace(RECEIVING, peer="a\nb"))
+    log.append(RECEIVING)
+    log.append(RECEIVING)
+    assert log.history.records == (RECEIVING,)
+    assert RecordLog(OsFiles(), str(tmp_path), GUEST).history.records == (RECEIVING,)
+
+
+def test_a_log_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sterna.host.records_log.LOG_BYTES_MAX", 600)
+    log = RecordLog(OsFiles(), str(tmp_path), GUEST)
+    log.append(FIRST)
+    with pytest.raises(RecordError, match="is full; set it aside"):
+        log.append(RECEIVING)
+    assert RecordLog(OsFiles(), str(tmp_path), GUEST).history.records == (FIRST,)
+
+
+# ---- what was lost ----
+
+
+def cut(path: Path, size: int) -> None:
+    with path.open("r+b") as file:
+        file.truncate(size)
+
+
+def end_of_log(folder: Path) -> int:
+    return len((folder / "log").read_bytes().rstrip(b"\0"))
+
+
+def lose_the_end(folder: Path) -> None:
+    cut(folder / "log", end_of_log(folder) - 1)
+
+
+def lose_two_records(folder: Path) -> None:
+    lines = (folder / "log").read_bytes().split(b"\n")
+    cut(folder / "log", sum(len(line) + 1 for line in lines[:-3]))
+
+
+def lose_all_records(folder: Path) -> None:
+    cut(folder / "log", (folder / "log").read_bytes().index(b"\n") + 1)
+
+
+def damage_one(folder: Path) -> None:
+    data = bytearray((folder / "log").read_bytes())
+    data[len(data) // 50] ^= 1
+    with (folder / "log").open("r+b") as file:
+        file.write(data)
+
+
+def lose_the_log(folder: Path) -> None:
+    (folder / "log").unlink()
+
+
+def lose_the_head(folder: Path) -> None:
+    (folder / "head").unlink()
+
+
+def zero_the_head(folder: Path) -> None:
+    (folder / "head").write_bytes(bytes(1024))
+
+
+def damage_the_head(folder: Path) -> None:
+    """The newer of its places: the older one does not know of the last record."""
+    data = bytearray((folder / "head").read_bytes())
+    newer = len(EVERYTHING) % 2 * 512
+    data[newer + 100] ^= 1
+    with (folder / "head").open("r+b") as file:
+        file.write(data)
+    lose_the_end(folder)
+
+
+def restore_a_copy(folder: Path) -> None:
+    (folder / "copy").write_bytes((folder / "log").read_bytes())
+    (folder / "copy").rename(folder / "log")
+
+
+def restore_an_older_log(folder: Path) -> None:
+    lose_two_records(folder)
+
+
+def restore_an_older_head(folder: Path) -> None:
+    older = (folder / "older").read_bytes()
+    (folder / "head").write_bytes(older)
+
+
+def exchange_guests(folder: Path) -> None:
+    other = GUEST[::-1]
+    RecordLog(OsFiles(), str(folder.parent), other).append(FIRST)
+    for name in ("log", "head"):
+        (folder.parent / other.hex() / name).rename(folder / name)
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [
+        lose_the_end, lose_two_records, lose_all_records, damage_one, lose_the_log, lose_the_head,
+        zero_the_head, damage_the_head, restore_a_copy, restore_an_older_head, exchange_guests,
+    ],
+)  # fmt: skip
+def test_a_history_that_was_cut_is_missing(tmp_path: Path, lose: Callable[[Path], None]) -> None:
+    """[ONE-57, LOG-5, LOG-6]"""
+    log = RecordLog(OsFiles(), str(tmp_path), GUEST)
+    folder = tmp_path / GUEST.hex()
+    for number, record in enumerate(EVERYTHING):
+        log.append(record)
+        if number == len(EVERYTHING) - 4:
+            (folder / "older").write_bytes((folder / "head").read_bytes())
+    lose(folder)
+    for _ in range(2):  # and nothing is mended behind the operator's back
+        with pytest.raises(RecordsMissing, match="no record of the guest counts any more"):
+            RecordLog(OsFiles(), str(tmp_path), GUEST)
+
+
+@given(data=st.data())
+def test_no_damage_is_mistaken_for_an_older_history(data: st.DataObject) -> None:
+    """Any byte of either file, changed or cut: the whole history, or none of it [ONE-57]."""
+    files = CrashFiles(random.Random(0))
+    files.make_directory("/records", 0o700)
+    log = RecordLog(files, "/records", GUEST)
+    count = data.draw(st.integers(1, len(EVERYTHING)))
+    for record in EVERYTHING[:count]:
+        log.append(record)
+    path = f"/records/{GUEST.hex()}/" + data.draw(st.sampled_from(["log", "head"]))
+    content = (files.read(path, 1 << 20) or b"").rstrip(b"\0")
+    place = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans()):
+        files.write(path, place, bytes([content[place] ^ data.draw(st.integers(1, 255))]))
+    else:
+        files.truncate(path, place)
+    with suppress(RecordsMissing):
+        assert RecordLog(files, "/records", GUEST).history.records == EVERYTHING[:count]
+
+
+# ---- crashes ----
+
+
+@given(seed=st.integers(0, 2**32), crashes=st.lists(st.integers(1, OPERATIONS), min_size=1, max_size=6))
+def test_what_was_reported_is_there_after_any_crash(seed: int, crashes: list[int]) -> None:
+    """Crash after crash, in the middle of mending too: nothing reported is lost, nothing else appears, and no
+    crash alone makes records count as missing [ONE-57, LOG-3, LOG-4]."""
+    files = CrashFiles(random.Random(seed))
+    files.make_directory("/records", 0o700)
+    files.sync_directory("/")
+    reported: list[Record] = []
+    for crash in crashes:
+        files.plan(crash_at=crash)
+        with suppress(Crashed):
+            write(files, "/records", reported)
+        files = files.restarted()
+    found = RecordLog(files, "/records", GUEST).history.records
+    assert found[: len(reported)] == tuple(reported)
+    assert found == EVERYTHING[: len(found)]
+    assert len(found) <= len(reported) + 1
+    write(files, "/records", reported)
+    assert tuple(reported) == EVERYTHING
+
+
+def test_every_single_crash_point() -> None:
+    """Likewise, each operation in turn, several outcomes each."""
+    for crash in range(1, OPERATIONS):
+        for seed in range(4):
+            files = CrashFiles(random.Random(seed))
+            files.make_directory("/records", 0o700)
+            files.sync_directory("/")
+            files.plan(crash_at=crash)
+            reported: list[Record] = []
+            with suppress(Crashed):
+                write(files, "/records", reported)
+            write(files.restarted(), "/records", reported)
+            assert tuple(reported) == EVERYTHING
+
+
+@given(seed=st.integers(0, 2**32), failures=st.lists(st.integers(1, OPERATIONS), min_size=1, max_size=6))
+def test_what_was_reported_is_there_after_any_error(seed: int, failures: list[int]) -> None:
+    """An operation fails, and what it should have written is dropped, as Linux does; then the power fails."""
+    files = CrashFiles(random.Random(seed))
+    files.make_directory("/records", 0o700)
+    files.sync_directory("/")
+    reported: list[Record] = []
+    for failure in failures:
+        files.plan(fail_at=failure)
+        with suppress(OSError):
+            write(files, "/records", reported)
+        files = files.restarted()
+    found = RecordLog(files, "/records", GUEST).history.records
+    assert found[: len(reported)] == tuple(reported)
+    assert len(found) <= len(reported) + 1
+
+
+WRITER = """
+import sys
+from records_support import EVERYTHING
+from sterna.host.durable import OsFiles
+from sterna.host.records_log import RecordLog
+for number in range(1 << 16):
+    log = RecordLog(OsFiles(), sys.argv[1], number.to_bytes(16, "big"))
+    for record in EVERYTHING:
+        log.append(record)
+        print(number, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_writer_that_is_killed(tmp_path: Path) -> None:
+    """SIGKILL at any moment, again and again: what was reported is there, in all of its logs [ONE-57]."""
+    chance = random.Random(1)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    for number in range(4):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(directory)], stdout=subprocess.PIPE, text=True, env=environment
+        ) as process:
+            assert process.stdout is not None
+            lines = [process.stdout.readline() for _ in range(chance.randrange(1, 300))]
+            process.send_signal(signal.SIGKILL)
+            reported = Counter([*lines, *process.stdout])
+        for guest in range(len(reported) + 1):
+            found = RecordLog(OsFiles(), str(directory), guest.to_bytes(16, "big")).history.records
+            assert found == EVERYTHING[: len(found)]
+            assert 0 <= len(found) - reported[f"{guest}\n"] <= 1
+
+
+def test_looking_changes_nothing(tmp_path: Path) -> None:
+    assert look(OsFiles(), str(tmp_path), GUEST) is None
+    assert list(tmp_path.iterdir()) == []
+    log = RecordLog(OsFiles(), str(tmp_path), GUEST)
+    log.append(RECEIVING)
+    before = {path.name: path.read_bytes() for path in (tmp_path / GUEST.hex()).iterdir()}
+    found = look(OsFiles(), str(tmp_path), GUEST)
+    assert found is not None
+    assert found.history.records == (RECEIVING,)
+    log.append(CLAIM)
+    log.append(Start(2))
+    assert found.history.records == (RECEIVING,)
+    assert set(before) == {"log", "head"}
