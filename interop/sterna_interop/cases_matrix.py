@@ -51,7 +51,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     Scenario(
         id="matrix-002",
         title="every piece of the stream is late",
-        clauses=("CON-73",),
+        clauses=("FRM-13",),
         transports=BOTH,
         fault=lambda _seed: Delay(0.01),
         ends=COMPLETED,
@@ -146,7 +146,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
         id="matrix-010",
         title="a byte inside the TLS records of the first round changes",
         clauses=(
-            "TLS-4",
+            "CON-69",
             "CON-62",
         ),
         transports=TLS,
@@ -157,10 +157,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     Scenario(
         id="matrix-011",
         title="a byte of the TLS handshake changes",
-        clauses=(
-            "TLS-5",
-            "CON-62",
-        ),
+        clauses=("CON-62",),
         transports=TLS,
         fault=_byte(Way.TO_SOURCE, 60),
         ends=ROLLED_BACK,
@@ -283,7 +280,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
         id="matrix-022",
         title="HANDOVER is lost on its way: the source cannot know, and stays paused",
         clauses=(
-            "ONE-22",
+            "ONE-20",
             "ONE-49",
             "CON-63",
         ),
@@ -297,7 +294,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
         title="a byte of HANDOVER changes: no permission has come, and the source cannot know",
         clauses=(
             "HDR-10",
-            "ONE-22",
+            "ONE-20",
             "ONE-49",
             "CON-63",
         ),
@@ -310,7 +307,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
         id="matrix-024",
         title="the connection is lost between HANDOVER and RUNNING: the guest runs at the destination",
         clauses=(
-            "ONE-22",
+            "ONE-20",
             "ONE-30",
             "ONE-49",
         ),

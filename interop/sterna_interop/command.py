@@ -69,6 +69,54 @@ def run(
     return _finish(play(given, options, output), directory, output)
 
 
+@app.command(name="list")
+def list_(
+    *, only: Globs = (), vectors: Annotated[bool, Parameter(negative=())] = False, json: Json = False
+) -> int:
+    """List the cases with the clauses that they are about.
+
+    Args:
+        only: ids of cases, as globs; may be given again.
+        vectors: list the vectors, too; there are many.
+        json: one JSON object on stdout.
+    """
+    from dataclasses import asdict
+
+    from sterna_interop import plan
+    from sterna_interop.results import Kind
+
+    output = Output(json=json)
+    found = [info for info in plan.catalogue(only) if vectors or only or info.kind is not Kind.VECTOR]
+    rows = [(info.id, info.role or info.kind, info.title, " ".join(info.clauses)) for info in found]
+    output.table(("case", "tests", "", "clauses"), rows)
+    output.result({"cases": [asdict(info) for info in found]})
+    if not only and not vectors:
+        output.say(f"{len(found)} cases; and the vectors of the specification, with --vectors")
+    return 0 if found else NOTHING_RAN
+
+
+@app.command
+def explain(case: str, /, *, json: Json = False) -> None:
+    """Explain one case: what happens in it, what is right, and the clauses behind it.
+
+    Args:
+        case: its id.
+        json: one JSON object on stdout.
+    """
+    from dataclasses import asdict
+
+    from sterna_interop.explain import explain as lines
+    from sterna_interop.explain import find
+
+    info = find(case)
+    if info is None:
+        raise ConfigError(f"there is no case {case[:60]!r}: `sterna interop list` has them")
+    output = Output(json=json)
+    for line in lines(info):
+        output.say(line)
+    output.result({**asdict(info), "text": "\n".join(lines(info))})
+
+
 def _given(peer: Sequence[str], peers: Path | None) -> list[Implementation]:
     from sterna_interop.implementations import parse_peer, read_peers
 
@@ -80,17 +128,24 @@ def _given(peer: Sequence[str], peers: Path | None) -> list[Implementation]:
 
 
 def _directory(out: Path | None) -> Path:
+    from sterna_interop.report import JSON
+
     if out is None:
         return Path(tempfile.mkdtemp(prefix="sterna-interop-"))
     try:
         out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()) and not (out / JSON).exists():
+            raise ConfigError(f"{out} is not empty and no report's: give --out a new directory")
     except OSError as error:
         raise ConfigError(f"cannot write to {out}: {error.strerror}") from error
     return out.absolute()
 
 
 def _finish(run: Run, directory: Path, output: Output) -> int:
+    from sterna_interop.report_html import write_html
+
     path = run.write_json(directory)
+    page = write_html(run, directory)
     summary, musts = run.summary, run.musts
     output.result(
         {
@@ -103,7 +158,7 @@ def _finish(run: Run, directory: Path, output: Output) -> int:
             "report": str(path),
         }
     )
-    output.say(f"report: {path}")
+    output.say(f"report: {page}")
     if summary.kit_errors:
         return KIT_TROUBLE
     if not run.results:

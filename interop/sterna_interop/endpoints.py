@@ -14,6 +14,7 @@ from sterna.errors import ConfigError, TransportError
 from sterna.net.handshake import accept_tls, dial_tls
 from sterna.net.tcp import TcpTransport
 from sterna.net.transport import Transport
+from sterna.observe.recording import Side
 from sterna_interop.case import Case, Line, Unexpected, Wire
 from sterna_interop.contract import Exit, Order, Params, Role
 from sterna_interop.credentials import STRANGER, Credentials
@@ -21,8 +22,9 @@ from sterna_interop.guest import GuestSpec
 from sterna_interop.implementations import Implementation
 from sterna_interop.matrix import judge_side
 from sterna_interop.process import GO, Ended, run_shim
+from sterna_interop.recording import CaseRecording
 from sterna_interop.results import KIT, CaseResult, Kind, Verdict
-from sterna_interop.runner import Cell, Settings, artifacts, judged, not_judged
+from sterna_interop.runner import RECORDING, Cell, Settings, artifacts, judged, not_judged
 
 HANDSHAKE_S: Final = 10.0
 PROBE_S: Final = 10.0
@@ -41,7 +43,8 @@ def endpoint_cell(settings: Settings, case: Case, implementation: Implementation
         transport="plain" if case.wire is Wire.PLAIN else "tls",
         verdict=Verdict.SKIP,
     )
-    return Cell(blank, _Conversation(settings, case, implementation, blank).run)
+    conversation = _Conversation(settings, case, implementation, blank)
+    return Cell(blank, conversation.run, settings.place(blank))
 
 
 @dataclass(slots=True)
@@ -55,7 +58,7 @@ class _Conversation:
 
     async def run(self) -> CaseResult:
         case = self.case
-        directory = self.settings.directory / f"{case.id}-{self.implementation.name}"
+        directory = self.settings.place(self.blank)
         directory.mkdir(parents=True)
         params = Params(
             case=case.id,
@@ -85,20 +88,22 @@ class _Conversation:
         except (TransportError, trio.TooSlowError) as error:
             self.no_tls = str(error) or "the TLS handshake took too long"
             return
-        line = Line(transport)
-        try:
-            await case.play(line, params)
-            await line.end()
-        except Unexpected as difference:
-            self.unexpected = difference
-        except (TransportError, trio.ClosedResourceError):
-            pass  # the endpoint has ended the connection; what it makes of that is in its report
-        finally:
-            line.cut()
+        side = Side.DESTINATION if case.role is Role.SOURCE else Side.SOURCE
+        with CaseRecording(self.settings.place(self.blank) / RECORDING, side) as recording:
+            line = Line(transport, recording.on_peer)
+            try:
+                await case.play(line, params)
+                await line.end()
+            except Unexpected as difference:
+                self.unexpected = difference
+            except (TransportError, trio.ClosedResourceError):
+                pass  # the endpoint has ended the connection; what it makes of that is in its report
+            finally:
+                line.cut()
 
     def _verdict(self, ended: Ended) -> CaseResult:
         case, sides = self.case, {self.case.role: ended}
-        result = replace(self.blank, artifacts=artifacts(sides))
+        result = replace(self.blank, artifacts=artifacts(sides, self.settings.place(self.blank)))
         nothing = not_judged(result, sides)
         if nothing is not None and nothing.verdict in {Verdict.UNSUPPORTED, Verdict.CRASH}:
             return nothing
@@ -158,7 +163,7 @@ def probe_cell(settings: Settings, implementation: Implementation) -> Cell:
 
     async def run() -> CaseResult:
         word = secrets.token_hex(6)
-        directory = settings.directory / f"{PROBE}-{implementation.name}"
+        directory = settings.place(blank)
         directory.mkdir(parents=True)
         params = Params(
             case=f"unknown-{word}",
@@ -178,10 +183,10 @@ def probe_cell(settings: Settings, implementation: Implementation) -> Cell:
         except OSError as error:
             command = implementation.command[0]
             raise ConfigError(f"{implementation.name}: cannot start {command!r}: {error.strerror}") from error
-        result = replace(blank, artifacts=artifacts({role: ended}))
+        result = replace(blank, artifacts=artifacts({role: ended}, directory))
         if ended.exit_code == Exit.UNSUPPORTED:
             return replace(result, verdict=Verdict.PASS)
         actual = "no end" if ended.exit_code is None else f"exit code {ended.exit_code}"
         return judged(result, Unexpected(f"exit code {int(Exit.UNSUPPORTED)}", actual))
 
-    return Cell(blank, run)
+    return Cell(blank, run, settings.place(blank))

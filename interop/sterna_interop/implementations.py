@@ -14,9 +14,10 @@ from typing import Final
 
 from sterna.errors import ConfigError
 from sterna_interop.contract import Role
-from sterna_interop.results import KIT, CaseResult, Verdict
+from sterna_interop.results import CODEC, KIT, CaseResult, Verdict
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,30}")
+_KEYS: Final = frozenset({"command", "codec", "roles", "expect_fail"})
 PEERS_BYTES_MAX: Final = 1 << 20
 
 
@@ -27,6 +28,7 @@ class Implementation:
     Attributes:
         command: of its endpoint shim.
         roles: that it has; cases for others are not tried.
+        codec: of its codec shim (CODEC.md), empty if it has none.
         expect_fail: by glob over `case` or `case/transport`, the reason why it fails.
         module: of a shim in this package, which can be forked instead of started; see zygote.py.
     """
@@ -36,6 +38,7 @@ class Implementation:
     roles: frozenset[Role] = frozenset(Role)
     expect_fail: Mapping[str, str] = field(default_factory=dict)
     module: str = ""
+    codec: tuple[str, ...] = ()
 
     def excuse(self, result: CaseResult) -> str:
         """Why this result is known to be a failure; empty if it is not."""
@@ -47,18 +50,23 @@ class Implementation:
 
 
 # What the kit brings along: Sterna's endpoints, and a second implementation that shares nothing with them.
-def _ours(name: str, module: str, run: str) -> Implementation:
-    return Implementation(name, (sys.executable, "-m", run), module=module)
-
-
-STERNA: Final = _ours("sterna", "sterna_interop.shim", "sterna_interop.shim")
-MINIMAL: Final = _ours("minimal", "sterna_interop.minimal.__main__", "sterna_interop.minimal")
+STERNA: Final = Implementation(
+    "sterna",
+    (sys.executable, "-m", "sterna_interop.shim"),
+    module="sterna_interop.shim",
+    codec=(sys.executable, "-m", "sterna_interop.codec"),
+)
+MINIMAL: Final = Implementation(
+    "minimal",
+    (sys.executable, "-m", "sterna_interop.minimal"),
+    module="sterna_interop.minimal.__main__",
+)
 BUILT_IN: Final = (STERNA, MINIMAL)
 
 
 def judge_expectation(result: CaseResult, peers: Mapping[str, Implementation]) -> CaseResult:
     """A failure that was announced is XFAIL; a pass where a failure was announced is XPASS."""
-    involved = {result.source, result.destination} - {KIT}
+    involved = {result.source, result.destination} - {KIT, CODEC}
     reason = next((why for name in involved if name in peers and (why := peers[name].excuse(result))), "")
     if not reason:
         return result
@@ -93,6 +101,7 @@ def read_peers(path: Path) -> list[Implementation]:
 
         [peers.mine]
         command = ["./my-shim", "--quick"]
+        codec = ["./my-codec"]
         roles = ["source", "destination"]
         expect_fail = { "matrix-004/tls" = "half-open connections are not noticed, issue 12" }
 
@@ -117,12 +126,15 @@ def read_peers(path: Path) -> list[Implementation]:
 
 def _peer(path: Path, name: str, table: object) -> Implementation:
     where = f"{path}: peers.{name[:40]}"
-    if not isinstance(table, dict) or (unknown := table.keys() - {"command", "roles", "expect_fail"}):
+    if not isinstance(table, dict) or (unknown := table.keys() - _KEYS):
         named = "" if not isinstance(table, dict) else f", not {', '.join(sorted(unknown))[:80]}"
-        raise ConfigError(f"{where} has command, roles and expect_fail{named}")
+        raise ConfigError(f"{where} has command, codec, roles and expect_fail{named}")
     words = _words(table.get("command"))
     if not words:
         raise ConfigError(f"{where}.command is a list of words, or one line")
+    codec = _words(table.get("codec", []))
+    if "codec" in table and not codec:
+        raise ConfigError(f"{where}.codec is a list of words, or one line")
     try:
         roles = frozenset(Role(role) for role in table.get("roles", [role.value for role in Role]))
     except (ValueError, TypeError):
@@ -132,7 +144,7 @@ def _peer(path: Path, name: str, table: object) -> Implementation:
         isinstance(reason, str) and reason for reason in expect_fail.values()
     ):
         raise ConfigError(f"{where}.expect_fail is a table of globs and reasons")
-    return Implementation(_checked_name(name, where), words, roles, expect_fail)
+    return Implementation(_checked_name(name, where), words, roles, expect_fail, codec=codec)
 
 
 def _words(command: object) -> tuple[str, ...]:
@@ -148,8 +160,8 @@ def _words(command: object) -> tuple[str, ...]:
 
 
 def _checked_name(name: str, where: str) -> str:
-    if _NAME.fullmatch(name) is None or name == KIT:
+    if _NAME.fullmatch(name) is None or name in {KIT, CODEC}:
         raise ConfigError(
-            f"{where}: a peer's name is up to 31 letters, digits, '.', '_', '-', and not {KIT!r}"
+            f"{where}: a peer's name is up to 31 letters, digits, '.', '_', '-', and neither kit nor codec"
         )
     return name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Final
 
 import trio
@@ -14,9 +13,10 @@ from sterna_interop.guest import GuestSpec
 from sterna_interop.implementations import Implementation
 from sterna_interop.matrix import Scenario, Transport, judge
 from sterna_interop.process import GO, Ended, run_shim
+from sterna_interop.recording import CaseRecording
 from sterna_interop.relay import relay
 from sterna_interop.results import CaseResult, Kind, Verdict
-from sterna_interop.runner import Cell, Settings, artifacts, judged, not_judged
+from sterna_interop.runner import RECORDING, Cell, Settings, artifacts, judged, not_judged
 
 ROUNDS: Final = 2  # of the running guest, so that there is something of everything to cut off
 
@@ -37,7 +37,8 @@ def matrix_cell(
         transport=transport,
         verdict=Verdict.SKIP,
     )
-    return Cell(blank, _Pair(settings, scenario, transport, source, destination, blank).run)
+    pair = _Pair(settings, scenario, transport, source, destination, blank)
+    return Cell(blank, pair.run, settings.place(blank))
 
 
 @dataclass(slots=True)
@@ -60,7 +61,7 @@ class _Pair:
             async def serve(sock: socket.socket) -> None:
                 await send.send((role, sock))
 
-            directory = self._directory / role
+            directory = self.settings.place(self.blank) / role
             directory.mkdir(parents=True)
             ends[role] = await run_shim(
                 self.settings.starts(implementation),
@@ -79,11 +80,6 @@ class _Pair:
                 shims.start_soon(one, Role.DESTINATION, self.destination)
             nursery.cancel_scope.cancel()
         return self._verdict({role: ends[role] for role in Role})
-
-    @property
-    def _directory(self) -> Path:
-        names = (self.scenario.id, self.transport, self.source.name, self.destination.name)
-        return self.settings.directory / "-".join(names)
 
     def _params(self, role: Role) -> Params:
         tls = self.settings.credentials.files(role) if self.transport is Transport.TLS else None
@@ -118,10 +114,15 @@ class _Pair:
         for sock in sockets.values():
             sock.send(GO)  # both are there, so neither has waited for the other one's start
         fault = self.scenario.fault(self.settings.seed)
-        await relay(sockets[Role.SOURCE], sockets[Role.DESTINATION], fault)
+        ends = sockets[Role.SOURCE], sockets[Role.DESTINATION]
+        if self.transport is Transport.TLS:
+            await relay(*ends, fault)
+            return
+        with CaseRecording(self.settings.place(self.blank) / RECORDING) as recording:
+            await relay(*ends, fault, on_bytes=recording.on_relay)
 
     def _verdict(self, sides: dict[Role, Ended]) -> CaseResult:
-        result = replace(self.blank, artifacts=artifacts(sides))
+        result = replace(self.blank, artifacts=artifacts(sides, self.settings.place(self.blank)))
         if (nothing := not_judged(result, sides)) is not None:
             return nothing
         source, destination = sides[Role.SOURCE].report, sides[Role.DESTINATION].report

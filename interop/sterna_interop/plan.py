@@ -5,7 +5,9 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Final
 
+from sterna_interop import vectors
 from sterna_interop.case import Case
 from sterna_interop.cases import CASES
 from sterna_interop.cases_matrix import SCENARIOS
@@ -18,6 +20,8 @@ from sterna_interop.report import CaseInfo
 from sterna_interop.results import CaseResult, Kind
 from sterna_interop.runner import Cell, Settings
 
+CODEC_TITLE: Final = "a codec shim says what it is, and skips an operation that nobody knows"
+
 
 def chosen(id_: str, only: Sequence[str]) -> bool:
     """Whether a case is one of those that were asked for; all are if nothing was."""
@@ -25,10 +29,20 @@ def chosen(id_: str, only: Sequence[str]) -> bool:
 
 
 def catalogue(only: Sequence[str] = ()) -> list[CaseInfo]:
-    """What the kit has."""
+    """What the kit has, in the order in which it is run."""
     probe = CaseInfo(PROBE, Kind.ENDPOINT, PROBE_TITLE, (), "MUST", "interop", "source")
-    every = [probe, *map(_endpoint_info, CASES), *map(_matrix_info, SCENARIOS)]
+    codec = CaseInfo(vectors.PROBE, Kind.VECTOR, CODEC_TITLE, (), "MUST", "interop")
+    every = [
+        *(probe, *map(_endpoint_info, CASES), *map(_matrix_info, SCENARIOS)),
+        *(codec, *map(_vector_info, vectors.load())),
+    ]
     return [info for info in every if chosen(info.id, only)]
+
+
+def _vector_info(vector: vectors.Vector) -> CaseInfo:
+    clause = vector.test.get("clause")
+    claimed = (str(clause),) if clause else ()
+    return CaseInfo(vector.id, Kind.VECTOR, str(vector.test["comment"]), claimed, "MUST", "interop")
 
 
 def _endpoint_info(case: Case) -> CaseInfo:

@@ -93,16 +93,16 @@ def musts(claimed: Iterable[str]) -> Musts:
     return Musts(len(wanted), len(covered), len(excused))
 
 
-@functools.cache
-def claimed_by_vectors() -> frozenset[str]:
-    """The clauses that vectors are about."""
-    claimed = set()
-    for path in sorted(vectors_directory().glob("*.json")):
-        document = _load(path)
-        for group in document.get("groups", ()):
-            for test in group.get("tests", ()):
-                claimed |= {test["clause"]} if test.get("clause") else set()
-    return frozenset(claimed)
+def template(name: str) -> str:
+    """The text of a file that a report is made from.
+
+    Raises:
+        ConfigError: the installation lacks it.
+    """
+    try:
+        return (_DATA / name).read_text()
+    except OSError as error:
+        raise ConfigError(f"cannot read {_DATA / name}: {error.strerror}; install sterna again") from error
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -38,6 +39,11 @@ class Settings:
     seed: int = 1
     zygotes: Mapping[str, Zygote] = field(default_factory=dict)
 
+    def place(self, blank: CaseResult) -> Path:
+        """The directory of a cell, which makes it."""
+        parts = (blank.case, blank.source, blank.destination, blank.transport)
+        return self.directory / "-".join(parts)
+
     def starts(self, implementation: Implementation) -> Start:
         """How this one's shim is started."""
         zygote = self.zygotes.get(implementation.module)
@@ -46,10 +52,16 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One thing to be run, and what its result says of itself before it has run."""
+    """One thing to be run.
+
+    Attributes:
+        blank: what its result says of itself before it has run.
+        directory: what it leaves there.
+    """
 
     blank: CaseResult
     run: Callable[[], Awaitable[CaseResult]]
+    directory: Path | None = None
 
 
 async def run_cells(
@@ -109,9 +121,14 @@ def not_judged(result: CaseResult, sides: Mapping[Role, Ended]) -> CaseResult | 
     return replace(result, verdict=Verdict.FAIL if calm else Verdict.CRASH, detail=f"{role}: {text}")
 
 
-def artifacts(sides: Mapping[Role, Ended]) -> dict[str, str]:
-    """What the shims printed and reported."""
+RECORDING: Final = "recording"
+
+
+def artifacts(sides: Mapping[Role, Ended], directory: Path) -> dict[str, str]:
+    """What the shims printed and reported, and how to look at what passed between them."""
     texts = {}
+    if (directory / RECORDING).exists():
+        texts[RECORDING] = f"sterna inspect {directory / RECORDING}"
     for role, ended in sides.items():
         report = "" if ended.report is None else ended.report.to_json()
         for name, text in (("stdout", ended.stdout), ("stderr", ended.stderr), ("result.json", report)):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -12,19 +14,19 @@ from typing import Final
 import trio
 
 from sterna.cli.output import Output
-from sterna_interop import plan
+from sterna_interop import plan, vectors
 from sterna_interop.credentials import Credentials
 from sterna_interop.endpoints import probe_cell
 from sterna_interop.implementations import BUILT_IN, Implementation, judge_expectation
 from sterna_interop.report import Run
-from sterna_interop.resources import claimed_by_vectors, clauses, musts, spec_version
-from sterna_interop.results import KIT, CaseResult, Kind, Verdict
+from sterna_interop.resources import clauses, musts, spec_version
+from sterna_interop.results import KIT, CaseResult, Verdict
 from sterna_interop.runner import Cell, Settings, run_cells
 from sterna_interop.start import Zygote
 
 CASES: Final = "cases"
 PKI: Final = "pki"
-EVERY: Final = 20  # results between two lines of progress where nobody watches a display
+LINES: Final = 20  # of progress, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +57,18 @@ def play(given: Sequence[Implementation], options: RunOptions, output: Output) -
     given = given or BUILT_IN
     partners = [one for one in BUILT_IN if one.name not in {each.name for each in given}]
     started = _now()
+    for name in (CASES, PKI):  # of an earlier run
+        shutil.rmtree(options.directory / name, ignore_errors=True)
     credentials = Credentials.make(options.directory / PKI)
     settings = Settings(options.directory / CASES, credentials, options.seed)
-    results = trio.run(_warm, settings, given, partners, options, output)
+    try:
+        results = trio.run(_warm, settings, given, partners, options, output)
+    finally:
+        shutil.rmtree(options.directory / PKI, ignore_errors=True)
+        with suppress(OSError):
+            (options.directory / CASES).rmdir()  # if nothing was worth keeping
     used = {result.case for result in results}
     cases = [info for info in plan.catalogue() if info.id in used]
-    claimed = {clause for info in cases for clause in info.clauses}
-    if any(result.kind is Kind.VECTOR for result in results):
-        claimed |= claimed_by_vectors()
     return Run(
         kit_version=version("sterna"),
         spec_version=spec_version(),
@@ -73,7 +79,7 @@ def play(given: Sequence[Implementation], options: RunOptions, output: Output) -
         cases=cases,
         clauses=clauses(),
         results=results,
-        musts=musts(claimed),
+        musts=musts(clause for info in cases for clause in info.clauses),
     )
 
 
@@ -107,38 +113,52 @@ async def _run(
 ) -> list[CaseResult]:
     peers = {one.name: one for one in (*given, *partners)}
     cells = plan.cells(settings, given, partners, options.only)
-    if not cells:
-        return []
-    progress = _Progress(len(cells) + len(peers), output)
+    asked = [vector for vector in vectors.load() if plan.chosen(vector.id, options.only)]
+    codecs = [one for one in given if one.codec] if asked else []
+    probed = len(peers) if cells else 0
+    progress = _Progress(len(cells) + probed + len(codecs) * (len(asked) + 1), output)
 
     async def run(some: Sequence[Cell]) -> list[CaseResult]:
-        return await run_cells(
-            [_expecting(cell, peers) for cell in some], jobs=options.jobs, on_result=progress.on_result
-        )
+        prepared = [_prepared(cell, peers, keep=options.keep) for cell in some]
+        return await run_cells(prepared, jobs=options.jobs, on_result=progress.on_result)
 
-    probes = await run([probe_cell(settings, one) for one in peers.values()])
-    dubious = {
-        name
-        for result in probes
-        if result.verdict is not Verdict.PASS
-        for name in (result.source, result.destination)
-        if name != KIT
-    }
+    results: list[CaseResult] = []
+    if cells:
+        probes = await run([probe_cell(settings, one) for one in peers.values()])
+        results += [*probes, *await run(_checked(cells, probes))]
+
+    def on_answer(result: CaseResult) -> None:
+        results.append(judge_expectation(result, peers))
+        progress.on_result(results[-1])
+
+    for one in codecs:
+        await vectors.run_vectors(one.name, one.codec, on_answer, vectors=asked)
+    return results
+
+
+def _checked(cells: Sequence[Cell], probes: Sequence[CaseResult]) -> list[Cell]:
+    """The cells, skipped where an implementation has failed the probe."""
+    failed = [result for result in probes if result.verdict is not Verdict.PASS]
+    dubious = {name for result in failed for name in (result.source, result.destination)} - {KIT}
     reason = "its shim does not answer an unknown order with exit code 89, so no answer of it can be believed"
-    checked = [
+    return [
         plan.skipped(cell, f"{min(names)}: {reason}")
         if (names := dubious & {cell.blank.source, cell.blank.destination})
         else cell
         for cell in cells
     ]
-    return [*probes, *await run(checked)]
 
 
-def _expecting(cell: Cell, peers: dict[str, Implementation]) -> Cell:
-    """The same cell, whose result knows what was announced."""
+def _prepared(cell: Cell, peers: dict[str, Implementation], *, keep: bool) -> Cell:
+    """The same cell, whose result knows what was announced, and which leaves only what is worth a look."""
 
     async def run() -> CaseResult:
-        return judge_expectation(await cell.run(), peers)
+        result = judge_expectation(await cell.run(), peers)
+        if keep or result.verdict not in {Verdict.PASS, Verdict.UNSUPPORTED, Verdict.SKIP}:
+            return result
+        if cell.directory is not None:
+            shutil.rmtree(cell.directory, ignore_errors=True)
+        return replace(result, artifacts={})
 
     return Cell(cell.blank, run)
 
@@ -148,6 +168,7 @@ class _Progress:
 
     def __init__(self, total: int, output: Output) -> None:
         self._total = total
+        self._step = max(10, -(-total // LINES))
         self._done = 0
         self._output = output
 
@@ -155,7 +176,7 @@ class _Progress:
         self._done += 1
         if result.verdict.is_unexpected or result.verdict is Verdict.KIT_ERROR:
             self._output.say(line_of(result), style="red")
-        elif self._done % EVERY == 0 or self._done == self._total:
+        elif self._done % self._step == 0 or self._done == self._total:
             self._output.say(f"{self._done} of {self._total} done")
 
 

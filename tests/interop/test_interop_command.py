@@ -43,7 +43,8 @@ def test_the_summary(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
         "peers": ["sterna", "minimal"],
         "report": str(tmp_path / "out" / "report.json"),
     }
-    assert (tmp_path / "out" / "report.json").is_file()
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert left == ["report.html", "report.json"]
 
 
 @pytest.mark.slow
@@ -95,3 +96,31 @@ def _broken(settings: object, implementation: object) -> object:
         raise RuntimeError
 
     return Cell(blank, run)
+
+
+def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+    status, answer = interop(capsys, "list", "--only", "matrix-*")
+    assert status == 0
+    assert {case["kind"] for case in answer["cases"]} == {"matrix"}
+    assert interop(capsys, "list", "--only", "nothing-*")[0] == 4
+    everything = interop(capsys, "list")[1]["cases"]
+    assert {case["kind"] for case in everything} == {"matrix", "endpoint"}
+    assert len(interop(capsys, "list", "--vectors")[1]["cases"]) > len(everything) + 1000
+
+
+def test_an_explanation(capsys: pytest.CaptureFixture[str]) -> None:
+    status, answer = interop(capsys, "explain", "matrix-022")
+    assert status == 0
+    assert answer["id"] == "matrix-022"
+    assert "HANDOVER is lost" in answer["text"]
+    status, answer = interop(capsys, "explain", "matrix-999")
+    assert (status, "there is no case" in answer["error"]["text"]) == (2, True)
+
+
+def test_what_is_somebody_elses_is_left_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "cases").mkdir()
+    status, answer = interop(capsys, "run", "--only", "nothing-*", "--out", str(tmp_path))
+    assert (status, "is not empty" in answer["error"]["text"]) == (2, True)
+    (tmp_path / "report.json").touch()
+    assert interop(capsys, "run", "--only", "nothing-*", "--out", str(tmp_path))[0] == 4
+    assert not (tmp_path / "cases").exists()

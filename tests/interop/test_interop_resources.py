@@ -30,10 +30,6 @@ def test_musts_are_counted() -> None:
     assert counted == resources.Musts(len(every), 3, len(excused) - 1)
 
 
-def test_vectors_claim_clauses() -> None:
-    assert {"HDR-2", "TXT-1"} <= resources.claimed_by_vectors() <= resources.clauses().keys()
-
-
 def test_vectors_of_a_wheel_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = resources.vectors_directory()
     assert (tree / "header.json").is_file()

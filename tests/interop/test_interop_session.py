@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from interop_support import implementation, report_of
 
 from sterna.cli.output import Output
+from sterna.observe.recording import Passed, RecordingReader
+from sterna_interop.contract import Role
 from sterna_interop.results import CaseResult, Kind, Verdict
 from sterna_interop.session import RunOptions, line_of, play
 
@@ -45,6 +48,32 @@ def test_who_does_not_know_the_contract_is_not_asked_further(tmp_path: Path) -> 
     rest = [result for result in run.results if "liar" in {result.source, result.destination}]
     assert {result.verdict for result in rest if result not in probe} == {Verdict.SKIP}
     assert all("liar: its shim does not answer" in result.detail for result in rest if result not in probe)
+
+
+@pytest.mark.slow
+def test_vectors_are_asked_of_who_has_a_codec(tmp_path: Path) -> None:
+    run = play([], RunOptions(tmp_path, ("ping/*",)), Output(json=True))
+    assert {(result.kind, result.source, result.verdict) for result in run.results} == {
+        (Kind.VECTOR, "sterna", Verdict.PASS)
+    }
+    assert len(run.results) > 5
+    assert run.musts.covered > 0
+
+
+@pytest.mark.slow
+def test_what_went_wrong_is_kept_with_its_recording(tmp_path: Path) -> None:
+    """A pair that does not get on: what passed can be looked at afterwards."""
+    silent = implementation("dial().recv(1000); say(outcome='rolled_back', guest='none', code='internal')")
+    silent = replace(silent, roles=frozenset({Role.DESTINATION}))
+    run = play([silent], RunOptions(tmp_path, ("matrix-001",)), Output(json=True))
+    failed = [result for result in run.results if result.verdict is Verdict.FAIL]
+    assert failed
+    (plain,) = (one for one in failed if one.transport == "plain" and one.source == "minimal")
+    recording = Path(plain.artifacts["recording"].removeprefix("sterna inspect "))
+    with recording.open("rb") as file:
+        assert any(isinstance(item, Passed) for item in RecordingReader(file))
+    assert "destination result.json" in plain.artifacts
+    assert not (tmp_path / "pki").exists()
 
 
 def test_nothing_to_run(tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""What a case is about, in words: for `sterna interop explain`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sterna_interop import plan, vectors
+from sterna_interop.case import Case, Ends, Wire
+from sterna_interop.cases import CASES
+from sterna_interop.cases_matrix import SCENARIOS
+from sterna_interop.matrix import Scenario
+from sterna_interop.report import CaseInfo
+from sterna_interop.resources import clauses
+
+_WIRES = {
+    Wire.PLAIN: "plaintext",
+    Wire.TLS: "mutual TLS",
+    Wire.NAKED: "the endpoint is told to speak TLS, the kit speaks none",
+    Wire.STRANGER: "TLS; the kit shows another identity than the endpoint expects",
+    Wire.OTHER_ALPN: "TLS; the kit does not offer the protocol's ALPN id",
+}
+
+
+def explain(info: CaseInfo) -> Iterator[str]:
+    """Lines for people: what happens, what is right, and the clauses."""
+    yield f"{info.id}: {info.title}"
+    yield f"  {info.level}, severity {info.severity}"
+    yield ""
+    case = next((case for case in CASES if case.id == info.id), None)
+    scenario = next((scenario for scenario in SCENARIOS if scenario.id == info.id), None)
+    if case is not None:
+        yield from _endpoint(case)
+    elif scenario is not None:
+        yield from _matrix(scenario)
+    elif info.kind == "vector" and info.id != vectors.PROBE:
+        yield from _vector(info.id)
+    for clause in info.clauses:
+        yield ""
+        yield f"[{clause}] {clauses()[clause].text}"
+
+
+def _endpoint(case: Case) -> Iterator[str]:
+    yield f"The endpoint under test is the {case.role}, the kit plays the {case.role.other}."
+    yield f"Between them: {_WIRES[case.wire]}."
+    names = ("round", "rounds", "times", "code")
+    order = [f"{name} {value}" for name in names if (value := getattr(case.order, name))]
+    yield f"The shim is told: {' '.join([case.order.do, *order])}."
+    if case.limits:
+        yield f"Its limits: {', '.join(f'{name} {value}' for name, value in case.limits.items())}."
+    yield f"Right is {_ends(case.expect)}; all within {case.timeout_s:g} s."
+    for ends, reason in case.tolerated:
+        yield f"Tolerated is {_ends(ends)}: {reason}"
+
+
+def _ends(ends: Ends) -> str:
+    parts = []
+    for name, allowed in (("outcome", ends.outcomes), ("guest", ends.guests), ("code", ends.codes)):
+        if allowed:
+            parts.append(f"{name} {' or '.join(sorted(one or 'none' for one in allowed))}")
+    if ends.by_peer is not None:
+        parts.append("named by the kit" if ends.by_peer else "named by the endpoint itself")
+    return ", ".join(parts) or "any end"
+
+
+def _matrix(scenario: Scenario) -> Iterator[str]:
+    yield f"Any source and any destination, through the relay: {' and '.join(scenario.transports)}."
+    ends = sorted(f"{source} / {destination}" for source, destination in scenario.ends)
+    yield f"Right is {' or '.join(ends)} (source / destination); all within {scenario.timeout_s:g} s."
+    if scenario.codes:
+        yield f"One side at least ends with {' or '.join(sorted(scenario.codes))}."
+
+
+def _vector(id_: str) -> Iterator[str]:
+    vector = next(vector for vector in vectors.load() if vector.id == id_)
+    data, test = str(vector.test["hex"]), vector.test
+    yield f"Bytes ({vector.group['kind']}): {data[:400]}{'...' if len(data) > 400 else ''}"
+    error = f", {test['error']}" if "error" in test else ""
+    yield f"Right is {test['result']}{error}."
+
+
+def find(id_: str) -> CaseInfo | None:
+    """The case with this id."""
+    return next((info for info in plan.catalogue() if info.id == id_), None)
