@@ -9,6 +9,7 @@ from sterna_interop.contract import GuestState, Outcome, Role
 from sterna_interop.misbehaviours import Misbehaviour, Stage, of_any
 from sterna_interop.misbehaviours_blackout import of_blackout
 from sterna_interop.misbehaviours_destination import of_destination
+from sterna_interop.misbehaviours_ends import of_ends
 from sterna_interop.misbehaviours_pages import of_pages
 from sterna_interop.misbehaviours_source import of_source
 from sterna_interop.misbehaviours_takeover import of_takeover
@@ -19,9 +20,11 @@ MISBEHAVIOURS: Final = (
     *of_source(),
     *of_pages(),
     *of_blackout(),
+    *of_ends(Role.SOURCE),
     *of_any(Role.DESTINATION),
     *of_destination(),
     *of_takeover(),
+    *of_ends(Role.DESTINATION),
 )
 
 _KEPT: Final = frozenset({GuestState.PAUSED, GuestState.NONE})  # as the endpoint sees an image that it keeps

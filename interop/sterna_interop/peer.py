@@ -200,7 +200,7 @@ class Peer:
 
     async def _step(self, step: Step) -> int:
         """Do it; the number of its last frame."""
-        if self._quiet:
+        if self._quiet and not isinstance(step, End):
             raise Over
         match step:
             case Wait(seconds):
@@ -214,7 +214,11 @@ class Peer:
                 raise Over
             case _:
                 async with self._sending:
-                    return await self._pass_on(step)
+                    if self._quiet:  # since we wait for our turn
+                        raise Over
+                    number = await self._pass_on(step)
+                    self._quiet = isinstance(step, Raw) and step.is_last
+                return number
         return self._sequence - 1
 
     async def _pass_on(self, step: Say | Raw) -> int:

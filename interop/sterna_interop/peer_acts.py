@@ -106,7 +106,7 @@ def part(share: float, how: End) -> Act:
             whole = honest(moment).encode(number)
             return whole[: int(share * len(whole))]
 
-        return [Raw(cut, 0), how]
+        return [Raw(cut, 0, is_last=True), how]
 
     return build
 

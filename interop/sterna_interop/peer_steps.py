@@ -37,6 +37,7 @@ class Raw:
     build: Callable[[int], bytes]
     frames: int = 1
     interval_s: float | None = None  # not at once, but one byte in so many seconds
+    is_last: bool = False  # nothing may come between this and the end
 
     def encode(self, sequence: int) -> bytes:
         """The bytes."""

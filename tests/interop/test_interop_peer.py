@@ -26,7 +26,8 @@ def steps(names: list[str]) -> list[str]:
 
 def test_two_peers_have_the_whole_conversation() -> None:
     """The order of chapter 8.1."""
-    accounts = talk(Scripted({"rounds": 1, "guest": GuestSpec(writes=())}))
+    guest = GuestSpec(writes=())
+    accounts = talk(Scripted({"rounds": 1, "guest": guest}), Scripted({"guest": guest}))
     for account in accounts.values():
         assert account.completed
         assert not account.breach
