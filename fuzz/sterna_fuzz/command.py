@@ -85,6 +85,12 @@ def state(options: Options = NO_OPTIONS) -> int:
     return _command("state", options)
 
 
+@app.command
+def converge(options: Options = NO_OPTIONS) -> int:
+    """Workloads, links and policies in virtual time: whether rounds end, and how well that is foreseen."""
+    return _command("converge", options)
+
+
 def _command(name: str, options: Options) -> int:
     output = Output(json=options.json)
     with tempfile.TemporaryDirectory(prefix="sterna-fuzz-") as directory:

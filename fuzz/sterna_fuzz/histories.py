@@ -185,6 +185,15 @@ class History(Machine):
                 break
         self.world.corrupt(name, at)
 
+    @rule(steps=st.integers(0, WAY_STEPS))
+    def damage(self, steps: int) -> None:
+        """A bit of page bytes flips under way, the next ones after so many steps."""
+        side = self.world.sides[SOURCE]
+        for step in range(2 * WAY_STEPS):
+            if (step >= steps and side.bulk and not side.taken) or not self.world.flow(1):
+                break
+        self.world.damage()
+
     @precondition(lambda self: self.ending == "cut")
     @rule(name=names, orderly=st.booleans())
     def lose(self, name: str, *, orderly: bool) -> None:
@@ -313,6 +322,8 @@ class History(Machine):
         assert there is not None, f"the destination never ends: {world.destination.state}"
         runs = world.guest.running + world.room.running
         coded = {here.outcome, there.outcome} & {Outcome.UNDECIDED, Outcome.GUEST_FAILED}
+        failed = here.outcome is Outcome.GUEST_FAILED
+        assert world.stuck or not failed, f"it could not be set running again: {here.error}"
         assert runs == 1 or coded, f"{runs} run, and nobody says why: {here.outcome}, {there.outcome}"
         if world.room.running:
             assert here.outcome in {Outcome.COMPLETED, Outcome.MOVED, Outcome.UNDECIDED}, here.outcome
@@ -321,6 +332,7 @@ class History(Machine):
         if not world.disturbed and self.ending == "flow":
             good = here.outcome is there.outcome is Outcome.COMPLETED
             gave_up = here.code is ErrorCode.NOT_CONVERGING
+            gave_up = gave_up or (world.damaged and there.code is ErrorCode.PAGE_HASH)
             assert good or gave_up, f"undisturbed, and yet {here.error or there.error}"
         elif not self.handed_over and here.outcome is not Outcome.GUEST_FAILED:
             assert here.outcome is Outcome.ROLLED_BACK, f"{here.outcome} before HANDOVER"

@@ -9,19 +9,20 @@ and there only with the memory of the pause; words that the peer can read, with 
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from sterna.core.destination import DestinationConfig
 from sterna.core.events import Finished, Outcome, Result
 from sterna.core.session import Session
+from sterna.core.source import SourceMachine
 from sterna.errors import RemoteProtocolError
 from sterna.limits import Limits
 from sterna.registry import ERRORS, FrameType
 from sterna.wire import FrameReader, FrameReceived, PagesAnnounced, PagesReceived
-from sterna.wire.records import Abort, Bye, Handover, Record, Refuse, Region
-from sterna_fuzz.conversations import DESTINATION, SOURCE, Conversation, Scripted, say
+from sterna.wire.records import Abort, Bye, Complete, Handover, Loaded, Record, Refuse, Region, Running, Seal
+from sterna_fuzz.conversations import DESTINATION, EPOCH, SOURCE, Conversation, Scripted, say
 from sterna_fuzz.plans import Plan, Spoilt, spoil
 from sterna_fuzz.streams import LIMITS, pieces
 from sterna_fuzz.target import Words
@@ -171,13 +172,19 @@ def check(plan: Plan, heard: Heard) -> None:
     _check_words(words, heard)
     if plan.side == DESTINATION:
         _check_source(words, heard)
+        _check_grounds(words, spoilt_words(plan), heard.machine)
     else:
         _check_destination(plan.conversation, heard)
+        _check_seal(words, spoilt_words(plan))
 
 
 def understand(said: bytes, regions: Sequence[Region]) -> list[Record]:
     """What a machine has said. Everything of it can be read."""
-    reader, records = FrameReader(), list[Record]()
+    return list(_read(said, regions))
+
+
+def _read(said: bytes, regions: Sequence[Region]) -> Iterator[Record]:
+    reader = FrameReader()
     reader.set_limits(Limits())
     reader.set_regions({region.id: region for region in regions})
     reader.receive_data(said)
@@ -187,11 +194,48 @@ def understand(said: bytes, regions: Sequence[Region]) -> list[Record]:
                 if header.bulk_bytes:
                     reader.discard_bulk()
             case FrameReceived() | PagesReceived():
-                records.append(event.record)
+                yield event.record
             case _:
                 pass
     reader.receive_eof()
+
+
+def spoilt_words(plan: Plan) -> list[Record]:
+    """What the machine could hear of a plan, up to the first error."""
+    records = list[Record]()
+    try:
+        for record in _read(spoil(plan).data, plan.conversation.regions):
+            records.append(record)
+    except RemoteProtocolError:
+        pass
     return records
+
+
+def _check_grounds(words: Sequence[Record], heard: Sequence[Record], machine: Session) -> None:
+    """A source goes on only if what it was told is what it knows [CON-53] [RUN-1] [CMP-1] [CMP-4]."""
+    assert isinstance(machine, SourceMachine)
+    sealed, result = machine.digest, machine.result
+    if any(isinstance(record, Handover) for record in words):
+        loaded = [record.digest for record in heard if isinstance(record, Loaded)]
+        assert sealed in loaded, "HANDOVER, though nobody has loaded what was sealed"
+    if result is None or result.outcome not in {Outcome.MOVED, Outcome.COMPLETED}:
+        return
+    epochs = [record.epoch for record in heard if isinstance(record, Running)]
+    assert EPOCH + 1 in epochs, f"it has moved, and runs in the epochs {epochs}"
+    if result.outcome is Outcome.COMPLETED:
+        wanted = (EPOCH + 1, sealed)
+        complete = [(record.epoch, record.digest) for record in heard if isinstance(record, Complete)]
+        assert wanted in complete, "its image is released, though the other one is not complete"
+
+
+def _check_seal(words: Sequence[Record], heard: Sequence[Record]) -> None:
+    """A destination says LOADED only of what was sealed [MEM-15], and takes permission only once [HND-1]."""
+    sealed = [record.digest for record in heard if isinstance(record, Seal)]
+    loaded = [record.digest for record in words if isinstance(record, Loaded)]
+    assert set(loaded) <= set(sealed), "LOADED names a digest that nobody has sealed"
+    if any(isinstance(record, Running) for record in words):
+        epochs = [record.epoch for record in heard if isinstance(record, Handover)]
+        assert EPOCH in epochs, f"it runs, and was handed over in the epochs {epochs}"
 
 
 def _check_words(words: Sequence[Record], heard: Heard) -> None:

@@ -20,4 +20,14 @@ def _state() -> Target:
     return TARGET
 
 
-TARGETS: Final[Mapping[str, Callable[[], Target]]] = {"frames": _frames, "state": _state}
+def _converge() -> Target:
+    from sterna_fuzz.converge import TARGET
+
+    return TARGET
+
+
+TARGETS: Final[Mapping[str, Callable[[], Target]]] = {
+    "frames": _frames,
+    "state": _state,
+    "converge": _converge,
+}

@@ -23,6 +23,7 @@ from sterna.core.events import (
     Prepare,
     RecordKind,
     Request,
+    RollBack,
     RunGuest,
 )
 from sterna.core.policy import PolicySettings
@@ -98,6 +99,7 @@ class Side:
         pipe: bytes that have left and not arrived at the other side.
         held: requests that wait for their answer, oldest first.
         connected: whether this side knows of no end of the connection.
+        bulk: page bytes at the end of the unit that was taken last.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Side:
     pipe: bytearray = field(default_factory=bytearray)
     held: deque[Held] = field(default_factory=deque)
     connected: bool = True
+    bulk: int = 0
     events: list[Event] = field(default_factory=list)
 
 
@@ -142,6 +145,8 @@ class World(Pair):
     Attributes:
         image: memory of the guest at the pause; empty before.
         disturbed: whether anything has happened that may end a migration.
+        damaged: whether page bytes were damaged on their way.
+        stuck: whether a roll-back was made to fail.
         quiet_s: for how long nothing has moved; longest_quiet_s: the most of it so far.
         idle_s: for how long hosts have not answered, in all.
         linked: whether bytes still arrive.
@@ -168,7 +173,7 @@ class World(Pair):
         self._not_ready, self._wins = setting.not_ready, setting.claim
         self.records: dict[str, list[RecordKind]] = {SOURCE: [], DESTINATION: []}
         self.claimed = False
-        self.disturbed = False
+        self.disturbed = self.damaged = self.stuck = False
         self.quiet_s = self.idle_s = self.longest_quiet_s = 0.0
         now = self._clock
         self.sides: Final = {
@@ -188,6 +193,8 @@ class World(Pair):
         side = self.sides[name]
         buffers = side.machine.poll_transmit(self.now)
         side.taken.extend(memoryview(buffer) for buffer in buffers)
+        if buffers:
+            side.bulk = sum(len(buffer) for buffer in buffers[1:])
         self._events(side)
         return bool(buffers)
 
@@ -241,6 +248,16 @@ class World(Pair):
         if pipe:
             pipe[at // 8 % len(pipe)] ^= 1 << at % 8
             self.disturbed = True
+
+    def damage(self) -> None:
+        """A bit of page bytes flips, if some have just left: pages are rejected, not the session.
+
+        Once the guest is paused nothing explains that any more, and the session ends [CON-47].
+        """
+        side = self.sides[SOURCE]
+        if side.bulk and not side.taken and len(side.pipe) >= side.bulk:
+            side.pipe[-side.bulk] ^= 1
+            self.damaged = True
 
     def lose(self, name: str, *, orderly: bool) -> None:
         """A side learns that the connection has ended; nothing arrives anywhere any more."""
@@ -301,6 +318,7 @@ class World(Pair):
             return False
         held = side.held.popleft()
         self.disturbed = True
+        self.stuck = self.stuck or isinstance(held.request, RollBack)
         side.machine.fail(held.request, GuestError("fuzzed"), self.now)
         self._events(side)
         return True
