@@ -235,7 +235,7 @@ def test_a_recording_that_was_cut_off_or_given_up(shown, tmp_path: Path) -> None
 
 
 def test_a_session_that_cannot_be_judged(shown, tmp_path: Path) -> None:
-    code, lines = shown(TAPE.write(tmp_path / "x.rec"), "--memory", "100B")
+    code, lines = shown(TAPE.write(tmp_path / "x.rec"), "--memory", "1000B")
     assert code == 2
     assert any("connection 1 cannot be judged any more: a guest of 64 pages" in line for line in lines)
     assert any(" BYE " in line for line in lines)

@@ -223,7 +223,7 @@ async def test_a_recording_that_fails_is_told_and_changes_nothing(
     (sent,) = hosts.sender.results
     assert sent["outcome"] == "completed"
     (failure,) = sent["recording_failures"]
-    assert failure.startswith(f"{path}: the recording ends here: No space left")
+    assert failure.startswith(f"{path}: the recording ends here, and the migration does not: No space left")
     assert failure in hosts.sender.said
 
 

@@ -157,7 +157,7 @@ def test_a_recording_of_nothing_was_not_checked(verified, tmp_path: Path) -> Non
 
 
 def test_a_guest_that_is_too_large(verified, tmp_path: Path) -> None:
-    code, text, fields = verified(TAPE.write(tmp_path / "x.rec"), "--memory", "100B")
+    code, text, fields = verified(TAPE.write(tmp_path / "x.rec"), "--memory", "1000B")
     assert code == 2
     assert "NOT CHECKED: a guest of 64 pages takes 640 B of memory" in text
     assert "--memory" in fields["sessions"][0]["trouble"]

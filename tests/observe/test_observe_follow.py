@@ -456,10 +456,31 @@ def test_any_damage_gives_a_verdict(data: st.DataObject) -> None:
 
 def test_a_guest_that_is_too_large_for_the_reader() -> None:
     """No fault of anybody's: the reader says that it cannot judge."""
-    follower = TAPE.follow(Follower(budget=Budget(639)))
+    follower = TAPE.follow(Follower(budget=Budget(1000)))
     assert follower.fault is None
     assert "a guest of 64 pages" in follower.trouble
     assert follower.outcome().ended is Ended.COMPLETED
+
+
+def test_what_is_announced_is_not_allocated() -> None:
+    """`bounded`: an exbibyte of memory, a guest of thousands of regions, sections without end."""
+    limits = dict.fromkeys(range(1, 8), (1 << 64) - 1)
+    huge = replace(TAPE.record(F.GUEST).regions[0], size_bytes=1 << 60)
+    tape = TAPE.changed(F.WELCOME, limits=limits).changed(F.ACCEPT, reserved_bytes=1 << 60)
+    follower = tape.changed(F.GUEST, regions=(huge,)).follow()
+    assert "a guest of 281474976710656 pages" in follower.trouble
+    some = tuple(replace(huge, id=at, address=at << 20, size_bytes=4096) for at in range(5000))
+    crowd = TAPE.changed(F.WELCOME, limits=limits).changed(F.GUEST, regions=some)
+    follower = crowd.follow(Follower(budget=Budget(1 << 20)))
+    assert "the guest's description takes" in follower.trouble
+    assert follower.summary.guest is None
+    budget = Budget(1 << 20)
+    empty = TAPE.record(F.STATE)
+    sections = [replace(empty, instance=at, total_bytes=0, data=b"", last=True) for at in range(2000)]
+    many = TAPE.changed(F.WELCOME, limits=limits)
+    at = many.where(F.STATE)
+    long = Tape([*many[:at], *told(*sections), *many[at:]]).renumbered()
+    assert "execution state takes" in long.follow(Follower(budget=budget)).trouble
 
 
 def test_limits_beyond_the_reader_s_own() -> None:

@@ -9,7 +9,7 @@ from sterna.errors import RemoteProtocolError
 from sterna.limits import Limits
 from sterna.observe.budget import Budget, TooMuchError
 from sterna.observe.direction import Frame
-from sterna.observe.image import PAGE_KEPT_BYTES, Image
+from sterna.observe.image import FRAGMENT_KEPT_BYTES, PAGE_KEPT_BYTES, Image
 from sterna.registry import Encoding, FrameType
 from sterna.wire import Header, make_runs
 from sterna.wire.records import Guest, PageRange, Pages, Region, Round, RoundAck, RoundEnd, State
@@ -79,7 +79,7 @@ def test_what_is_more_than_the_reader_follows() -> None:
     """`bounded`"""
     with pytest.raises(TooMuchError, match="12 pages"):
         image(budget_bytes=12 * PAGE_KEPT_BYTES - 1)
-    made = image(budget_bytes=12 * PAGE_KEPT_BYTES + 5)
+    made = image(budget_bytes=12 * PAGE_KEPT_BYTES + FRAGMENT_KEPT_BYTES + 5)
     made.state(State(1, 0, 0, 2, 1, 0, 6, 0, False, b"12345"))
     assert made.state_bytes == 6
     with pytest.raises(TooMuchError, match="execution state"):

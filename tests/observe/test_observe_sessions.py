@@ -94,7 +94,7 @@ def test_a_recorder_that_gave_up() -> None:
 
 def test_memory_goes_back_when_a_session_is_over() -> None:
     """`bounded`: one after the other they fit, side by side they do not."""
-    budget = Budget(2 * 640 + 65536 + 200)
+    budget = Budget(69500)
     once = [item for item in items(TAPE) if not isinstance(item, RecordingClosed)]
     one_by_one = [*once, *(replace(item, connection=2) for item in once)]
     overs = [step.follower for step in follow(iter(one_by_one), budget=budget) if isinstance(step, Over)]

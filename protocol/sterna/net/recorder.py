@@ -175,7 +175,7 @@ class Recorder:
     def _give_up(self, why: str) -> None:
         if not self.failure:
             self.failure = why
-            self._on_failure(f"the recording ends here: {why}. The migration goes on.")
+            self._on_failure(f"the recording ends here, and the migration does not: {why}")
 
 
 def _write_all(descriptor: int, parts: list[bytes | memoryview]) -> None:

@@ -30,6 +30,8 @@ from sterna.wire import Buffer
 from sterna.wire.records import Abort, Guest, Refuse, Welcome
 
 _NS: Final = 1e-9
+# A region takes 24 bytes in GUEST, and about so many times more in memory.
+_KEPT_OF_GUEST: Final = 12
 _ANY: Final = Limits(**dict.fromkeys((field.name for field in fields(Limits)), (1 << 64) - 1))
 
 
@@ -166,7 +168,12 @@ class Follower:
         before = self.fault
         if self._judging and what.record is not None:
             self._check(sender, what, time_ns)
-        self._learn(what)
+        try:
+            self._learn(what)
+        except TooMuchError as error:
+            self._give_up(error)
+            self.summary.frames[sender] += 1  # shown, and not kept
+            return Seen(time_ns, sender, what)
         self.summary.add(sender, what, time_ns)
         match what.record:
             case None:
@@ -202,6 +209,7 @@ class Follower:
                     direction.set_limits(limits[OTHER[sender]])
                     direction.reader.set_encodings(encodings)
             case Guest() as guest if self.summary.guest is None:
+                self._share.take(frame.header.body_bytes * _KEPT_OF_GUEST, "the guest's description")
                 for direction in self.directions.values():
                     direction.reader.set_regions({region.id: region for region in guest.regions})
             case _:

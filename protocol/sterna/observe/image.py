@@ -24,6 +24,8 @@ from sterna.wire.records import Guest, PageRange, Pages, Round, RoundAck, RoundE
 
 # What is kept of each page: its entry, and its bits in three sets.
 PAGE_KEPT_BYTES: Final = 10
+# What is kept of a fragment of state besides its bytes, if it is a section of its own.
+FRAGMENT_KEPT_BYTES: Final = 1024
 
 
 class Image:
@@ -122,7 +124,7 @@ class Image:
             RemoteProtocolError: BAD_FRAGMENT, LIMIT_STATE or BAD_VALUE.
             TooMuchError: it cannot be put together here.
         """
-        self._share.take(len(record.data), "execution state")
+        self._share.take(len(record.data) + FRAGMENT_KEPT_BYTES, "execution state")
         self._states.add(record)
 
     def seal(self, record: Seal) -> None:

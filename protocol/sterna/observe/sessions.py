@@ -86,9 +86,10 @@ class Sessions:
                     yield from self._passed(item)
                 case DirectionEnded():
                     yield from self._ended(item)
-                case RecordingClosed(gave_up=gave_up, text=text):
-                    if gave_up:
-                        yield GaveUp(text)
+                case RecordingClosed(gave_up=True, text=text):
+                    yield GaveUp(text)
+                case _:
+                    pass
         yield from self.end()
 
     def end(self) -> Iterator[Over]:
