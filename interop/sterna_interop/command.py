@@ -53,7 +53,7 @@ def run(
         peer: an implementation as NAME=COMMAND, where the command is its shim; may be given again.
         peers: TOML file of implementations, with what is known to fail.
         jobs: cases at a time.
-        seed: of what the relay draws.
+        seed: of the guest's content and of what the relay draws.
         keep: keep what every case left, not only what went wrong.
         out: directory of the report; a temporary one by default.
         json: one JSON object on stdout.
@@ -128,14 +128,17 @@ def _given(peer: Sequence[str], peers: Path | None) -> list[Implementation]:
 
 
 def _directory(out: Path | None) -> Path:
-    from sterna_interop.report import JSON
+    from sterna_interop.report import HTML, JSON
+    from sterna_interop.session import CASES, PKI
 
     if out is None:
         return Path(tempfile.mkdtemp(prefix="sterna-interop-"))
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()) and not (out / JSON).exists():
-            raise ConfigError(f"{out} is not empty and no report's: give --out a new directory")
+        if others := {path.name for path in out.iterdir()} - {JSON, HTML, CASES, PKI}:
+            raise ConfigError(
+                f"{out} has {min(others)[:40]!r} in it: give --out a new directory, or a report's"
+            )
     except OSError as error:
         raise ConfigError(f"cannot write to {out}: {error.strerror}") from error
     return out.absolute()
@@ -143,10 +146,14 @@ def _directory(out: Path | None) -> Path:
 
 def _finish(run: Run, directory: Path, output: Output) -> int:
     from sterna_interop.report_html import write_html
+    from sterna_interop.report_text import tables
 
     path = run.write_json(directory)
     page = write_html(run, directory)
     summary, musts = run.summary, run.musts
+    for title, columns, rows in tables(run):
+        output.table(columns, rows, title=title)
+    output.say(f"{musts.covered} of {musts.total} MUSTs shown, {musts.excused} excused")
     output.result(
         {
             "cases": summary.cases,

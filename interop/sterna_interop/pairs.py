@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import trio
@@ -51,7 +51,11 @@ class _Pair:
     source: Implementation
     destination: Implementation
     blank: CaseResult
-    guest: GuestSpec = field(default_factory=GuestSpec)
+
+    @property
+    def guest(self) -> GuestSpec:
+        """Its content is the run's seed."""
+        return GuestSpec(seed=self.settings.seed)
 
     async def run(self) -> CaseResult:
         send, receive = trio.open_memory_channel[tuple[Role, socket.socket | None]](4)

@@ -88,6 +88,7 @@ class Zygote:
                 stdin=theirs.fileno(),
                 # numpy's threads would not survive the fork.
                 env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                start_new_session=True,  # Ctrl-C is for the kit, which then closes the socket
             )
         self._sock = trio.socket.from_stdlib_socket(ours)
         self._asking = trio.Lock()

@@ -39,11 +39,14 @@ def serve(sock: socket.socket, main: Main) -> None:
         selector.register(woken, selectors.EVENT_READ)
         while True:
             ready = {key.fileobj for key, _ in selector.select()}
-            if woken in ready:
-                woken.recv(4096)
-                _report(sock)
-            if sock in ready and not _start(sock, main):
-                return
+            try:
+                if woken in ready:
+                    woken.recv(4096)
+                    _report(sock)
+                if sock in ready and not _start(sock, main):
+                    return
+            except BrokenPipeError:
+                return  # the kit has gone
 
 
 def _start(sock: socket.socket, main: Main) -> bool:
