@@ -124,7 +124,8 @@ class Ruled(Subconstruct):
     def _check(self, obj: Any, context: Any, offset: int) -> None:
         bounds = bounds_of(context)
         for rule in self.rules:
-            rule.check(obj, bounds, offset)
+            if not rule.holds(obj, bounds):
+                raise rule.violation(offset)
 
     def _parse(self, stream: Any, context: Any, path: Any) -> Any:
         offset = stream.tell()
@@ -236,9 +237,13 @@ def _decode_text(raw: bytes) -> str:
         text = raw.decode()
     except UnicodeDecodeError as error:
         raise Violation(ErrorCode.BAD_TEXT, "TXT-2", f"not UTF-8: {error.reason}") from None
+    _check_text(text)
+    return text
+
+
+def _check_text(text: str) -> None:
     if not _CONTROL.isdisjoint(text):
         raise Violation(ErrorCode.BAD_TEXT, "TXT-3", "a control character")
-    return text
 
 
 def _encode_text(text: Any, unchecked: bool) -> bytes:
@@ -251,7 +256,7 @@ def _encode_text(text: Any, unchecked: bool) -> bytes:
     if len(raw) > TEXT_BYTES:
         raise Violation(ErrorCode.BAD_TEXT, "TXT-4", f"{len(raw)} bytes of text")
     if not unchecked:
-        _decode_text(raw)
+        _check_text(text)
     return raw
 
 

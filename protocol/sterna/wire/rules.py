@@ -94,7 +94,11 @@ class Rule(Generic[T_contra]):
     def check(self, value: T_contra, bounds: Bounds, offset: int = 0) -> None:
         """Raise `Violation` unless the rule holds."""
         if not self.holds(value, bounds):
-            raise Violation(self.code, self.clause, self.text, offset)
+            raise self.violation(offset)
+
+    def violation(self, offset: int) -> Violation:
+        """What says that the rule does not hold."""
+        return Violation(self.code, self.clause, self.text, offset)
 
 
 def unique(values: Iterable[object]) -> bool:
