@@ -181,10 +181,16 @@ class Report:
         """As a table for people, or as the command's JSON object."""
         shown = [each for each in self.taken if everything or not each.measure.detail]
         yardsticks = list(dict.fromkeys(each.measure.yardstick for each in shown))
+        columns = ["measure", "median", "min to max", BARE, "ratio"]
+        if any(each.measure.target is not None for each in shown):
+            columns.append("target")
+        rows = [_row(each, yardsticks.index(each.measure.yardstick) + 1) for each in shown]
+        runs = f"{self.runs} run{'s' * (self.runs > 1)}"
         output.table(
-            ("measure", "median", "min to max", BARE, "ratio", "target"),
-            [_row(each, yardsticks.index(each.measure.yardstick) + 1) for each in shown],
-            title=f"{self.bench}, {self.runs} runs; {', '.join(map(str, machine().values()))}",
+            columns,
+            [row[: len(columns)] for row in rows],
+            title=f"{self.bench}, {runs}; "
+            + ", ".join(f"{name} {value}" for name, value in machine().items()),
         )
         if not output.json:
             for number, text in enumerate(yardsticks, 1):

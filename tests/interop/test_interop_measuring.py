@@ -86,13 +86,22 @@ def test_a_table_for_people(capsys, monkeypatch):
     report = Report(bench="wire", runs=1, taken=[TAKEN, small, rate], skipped={"other": "no kernel"})
     report.show(Output())
     err = capsys.readouterr().err
-    for text in ("wire, 1 runs", "2 s: met", "12 µs to 1.23 ms", "a detail", "2 GB/s", "3 GB/s: missed"):
+    assert "wire, 1 run; version " in err
+    for text in (
+        "2 s: met",
+        "12 µs to 1.23 ms",
+        "a detail",
+        "2 GB/s",
+        "3 GB/s: missed",
+    ):
         assert text in err
     assert "[1] memcpy" in err
     assert "[2] struct" in err
     assert "other was skipped: no kernel" in err
     report.show(Output(), everything=False)
     assert "a detail" not in capsys.readouterr().err
+    Report(bench="wire", runs=2, taken=[small]).show(Output())
+    assert "target" not in capsys.readouterr().err
 
 
 def test_short_work_is_repeated_until_the_clock_can_tell(monkeypatch):
