@@ -10,18 +10,13 @@ from collections.abc import Callable
 from typing import Final
 
 from sterna.registry import FrameType
+from sterna_interop.cases_told import TOLD
 from sterna_interop.contract import Outcome
-from sterna_interop.matrix import Ends, Scenario, Transport
-from sterna_interop.relay import HEADER_BYTES, AtByte, AtFrame, Clean, Delay, End, Fault, Rechunk, Way
-
-BOTH: Final = (Transport.PLAIN, Transport.TLS)
-PLAIN: Final = (Transport.PLAIN,)
-TLS: Final = (Transport.TLS,)
+from sterna_interop.matrix import BOTH, COMPLETED, PLAIN, ROLLED_BACK, TLS, Scenario, clean
+from sterna_interop.relay import HEADER_BYTES, AtByte, AtFrame, Delay, End, Fault, Rechunk, Way
 
 IN_ROUNDS: Final = 300_000  # a byte of the first round, which has three quarters of 1.25 MiB
 
-COMPLETED: Final[Ends] = frozenset({(Outcome.COMPLETED, Outcome.COMPLETED)})
-ROLLED_BACK: Final[Ends] = frozenset({(Outcome.ROLLED_BACK, Outcome.ROLLED_BACK)})
 LOST: Final = frozenset({"connection_lost", "not_closed", "truncated", "tls_failed", "peer_silent"})
 SILENT: Final = frozenset({"peer_silent", "peer_stalled", "phase_deadline"})
 
@@ -34,7 +29,7 @@ def _byte(way: Way, at: int, end: End | None = None) -> Callable[[int], Fault]:
     return lambda _seed: AtByte(way, at, end)
 
 
-SCENARIOS: Final[tuple[Scenario, ...]] = (
+FAULTS: Final[tuple[Scenario, ...]] = (
     Scenario(
         id="matrix-001",
         title="a migration with nothing in its way",
@@ -45,7 +40,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
             "PNG-4",
         ),
         transports=BOTH,
-        fault=lambda _seed: Clean(),
+        fault=clean,
         ends=COMPLETED,
     ),
     Scenario(
@@ -349,3 +344,5 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
         ends=COMPLETED,
     ),
 )
+
+SCENARIOS: Final[tuple[Scenario, ...]] = (*FAULTS, *TOLD)

@@ -13,15 +13,15 @@ holds every pair to, whatever the scenario did to their connection:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
 from sterna_interop.case import Severity, Unexpected
-from sterna_interop.contract import GuestState, Outcome, Report, Role
+from sterna_interop.contract import GuestState, Order, Outcome, Report, Role
 from sterna_interop.guest import GuestSpec, state_hash
-from sterna_interop.relay import Fault
+from sterna_interop.relay import Clean, Fault
 
 
 class Transport(StrEnum):
@@ -31,7 +31,18 @@ class Transport(StrEnum):
     TLS = "tls"
 
 
+BOTH: Final = (Transport.PLAIN, Transport.TLS)
+PLAIN: Final = (Transport.PLAIN,)
+TLS: Final = (Transport.TLS,)
+
 Ends = frozenset[tuple[Outcome, Outcome]]
+COMPLETED: Final[Ends] = frozenset({(Outcome.COMPLETED, Outcome.COMPLETED)})
+ROLLED_BACK: Final[Ends] = frozenset({(Outcome.ROLLED_BACK, Outcome.ROLLED_BACK)})
+
+
+def clean(_seed: int) -> Fault:
+    """Nothing happens to the connection."""
+    return Clean()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +53,8 @@ class Scenario:
         fault: makes the relay's fault from the seed of the run.
         ends: outcomes of source and destination.
         codes: at least one side ends with one of these; empty if no code is asked for.
+        orders, limits: what source and destination are told.
+        guest: its seed is the run's.
         deadline_s: what both endpoints are told about waiting; 0: as usual.
         severity: what it would cost if a pair got this wrong.
     """
@@ -53,6 +66,10 @@ class Scenario:
     fault: Callable[[int], Fault]
     ends: Ends
     codes: frozenset[str] = field(default_factory=frozenset)
+    orders: Mapping[Role, Order] = field(default_factory=dict)
+    limits: Mapping[Role, Mapping[str, int]] = field(default_factory=dict)
+    guest: GuestSpec = field(default_factory=GuestSpec)
+    epoch: int = 7
     deadline_s: float = 0.0
     timeout_s: float = 20.0
     severity: Severity = Severity.DATA_LOSS
@@ -139,7 +156,8 @@ def _memory(role: Role, guest: GuestSpec, report: Report) -> Unexpected | None:
 
 
 def _digests(source: Report, destination: Report) -> Unexpected | None:
-    if source.digest and destination.digest and source.digest != destination.digest:
+    whole = destination.guest is GuestState.RUNNING and source.digest and destination.digest
+    if whole and source.digest != destination.digest:
         return Unexpected(f"the digest {source.digest} on both sides", f"{destination.digest} at one")
     return None
 

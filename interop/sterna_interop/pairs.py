@@ -54,8 +54,8 @@ class _Pair:
 
     @property
     def guest(self) -> GuestSpec:
-        """Its content is the run's seed."""
-        return GuestSpec(seed=self.settings.seed)
+        """The scenario's, with the run's seed."""
+        return replace(self.scenario.guest, seed=self.settings.seed)
 
     async def run(self) -> CaseResult:
         send, receive = trio.open_memory_channel[tuple[Role, socket.socket | None]](4)
@@ -87,7 +87,9 @@ class _Pair:
 
     def _params(self, role: Role) -> Params:
         tls = self.settings.credentials.files(role) if self.transport is Transport.TLS else None
-        order = Order(rounds=ROUNDS) if role is Role.SOURCE else Order()
+        order = self.scenario.orders.get(role, Order())
+        if role is Role.SOURCE:
+            order = replace(order, rounds=ROUNDS)
         return Params(
             case=self.scenario.id,
             role=role,
@@ -96,6 +98,8 @@ class _Pair:
             tls=tls,
             guest=self.guest,
             order=order,
+            epoch=self.scenario.epoch,
+            limits=self.scenario.limits.get(role, {}),
             deadline_s=self.scenario.deadline_s,
         )
 
