@@ -13,6 +13,7 @@ and looks at what the endpoint says::
 When `play` returns, the runner ends the line properly (unless that has been done) and waits until the shim
 has ended, at most until `timeout_s`. Then exit code and `result.json` are compared with `expect`. So a case
 can fail in two ways: by what the endpoint says on the wire (`Unexpected`), and by what became of its guest.
+What is legal on the wire, but not what the specification recommends, is `NotStrict`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ class Unexpected(Exception):  # noqa: N818 (the field's word for it)
 
     def __str__(self) -> str:
         return f"expected {self.expected}, got {self.actual}"
+
+
+class NotStrict(Unexpected):
+    """The endpoint did not do what the specification asks for with SHOULD, or suggests: legal, and told."""
 
 
 class Level(StrEnum):

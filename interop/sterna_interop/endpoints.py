@@ -15,7 +15,7 @@ from sterna.net.handshake import accept_tls, dial_tls
 from sterna.net.tcp import TcpTransport
 from sterna.net.transport import Transport
 from sterna.observe.recording import Side
-from sterna_interop.case import Case, Line, Unexpected, Wire
+from sterna_interop.case import Case, Line, NotStrict, Unexpected, Wire
 from sterna_interop.contract import Exit, Order, Params, Role
 from sterna_interop.credentials import STRANGER, Credentials
 from sterna_interop.guest import GuestSpec
@@ -107,7 +107,7 @@ class _Conversation:
         nothing = not_judged(result, sides)
         if nothing is not None and nothing.verdict in {Verdict.UNSUPPORTED, Verdict.CRASH}:
             return nothing
-        if self.unexpected is not None:
+        if self.unexpected is not None and not isinstance(self.unexpected, NotStrict):
             detail = "" if nothing is None else nothing.detail
             return judged(replace(result, detail=detail), self.unexpected)
         if nothing is not None:
@@ -122,7 +122,11 @@ class _Conversation:
             if ends.mismatch(report) is None:
                 return replace(result, verdict=Verdict.NON_STRICT, detail=reason)
         memory = case.expect.memory
-        return judged(result, difference or judge_side(case.role, case.guest, report, memory=memory))
+        difference = difference or judge_side(case.role, case.guest, report, memory=memory)
+        if difference is None and self.unexpected is not None:
+            legal = judged(result, self.unexpected)
+            return replace(legal, verdict=Verdict.NON_STRICT, detail="legal, but not what is recommended")
+        return judged(result, difference)
 
 
 async def _wrap(sock: socket.socket, case: Case, credentials: Credentials) -> Transport:

@@ -7,7 +7,7 @@ from typing import Final
 
 from sterna.registry import ErrorCode, FrameType
 from sterna.wire import Abort, Refuse, Runner
-from sterna_interop.case import Line, Unexpected
+from sterna_interop.case import Line, NotStrict, Unexpected
 from sterna_interop.contract import Params, Role
 from sterna_interop.peer import Conversation, Peer
 from sterna_interop.peer_destination import Destination, DestinationPlan
@@ -31,7 +31,7 @@ class Script:
         refused: the answer must be REFUSE [CON-11].
         named: the ABORT must name the frame of the act, by type and number [ABT-2].
         optional: the endpoint need not come to the act's place.
-        hears: a frame that the endpoint must have sent.
+        hears: a frame that the endpoint should have sent.
         completes: the whole conversation must be had.
         patience_s: how long the endpoint may take for the conversation, and then for the end.
     """
@@ -76,6 +76,7 @@ class Script:
 
         Raises:
             Unexpected: it was not.
+            NotStrict: it was legal.
         """
         wanted = self._wanted()
         if account.breach:
@@ -95,7 +96,7 @@ class Script:
         if self.completes and not account.completed:
             raise Unexpected(wanted, _shown(account))
         if self.hears is not None and not account.has_heard(self.hears):
-            raise Unexpected(f"a {self.hears.name}", "none")
+            raise NotStrict(f"a {self.hears.name}", "none")
 
     def _judge_name(self, account: Account) -> None:
         assert self.place is not None

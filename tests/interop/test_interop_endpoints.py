@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from interop_support import implementation, settings
 
-from sterna_interop.case import Case, Line, Unexpected, Wire, rolled_back
+from sterna_interop.case import Case, Line, NotStrict, Unexpected, Wire, rolled_back
 from sterna_interop.contract import GuestState, Outcome, Params, Role
 from sterna_interop.credentials import Credentials
 from sterna_interop.endpoints import endpoint_cell, probe_cell
@@ -73,6 +73,20 @@ async def test_what_is_tolerated_is_not_strict(tmp_path: Path) -> None:
     case = replace(CASE, tolerated=tolerated)
     result = await run(HONEST.replace("bad_magic", "internal"), tmp_path, case)
     assert (result.verdict, result.detail) == (Verdict.NON_STRICT, "a SHOULD")
+
+
+async def test_what_is_only_recommended_is_not_strict(tmp_path: Path) -> None:
+    """But it excuses nothing else that is wrong."""
+
+    async def picky(line: Line, told: Params) -> None:
+        await greet(line, told)
+        raise NotStrict("a PING", "none")
+
+    case = replace(CASE, play=picky)
+    result = await run(HONEST, tmp_path / "right", case)
+    assert (result.verdict, result.expected, result.actual) == (Verdict.NON_STRICT, "a PING", "none")
+    result = await run(HONEST.replace("running", "paused"), tmp_path / "wrong", case)
+    assert (result.verdict, result.actual) == (Verdict.FAIL, "guest paused")
 
 
 async def test_a_bug_in_a_script_is_not_the_endpoints(tmp_path: Path) -> None:
