@@ -2,20 +2,23 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sterna.errors import ConfigError, StoreDamaged, StoreUnavailable
 from sterna.host.durable import OsFiles
 from sterna.host.lease_files import FileLeaseStore, create_file_store
 from sterna.host.slots import Slot, encode_slot
-from sterna.testing.check_store import check_store
-from sterna.testing.faulty_store import Fault, FaultyStore
+from sterna.testing import Crashed, CrashFiles, Fault, FaultyStore, check_store
 from sterna.wire.records import Runner
 
 GUEST = bytes(range(16))
@@ -338,3 +341,43 @@ def test_making_a_store(tmp_path: Path) -> None:
         create_file_store(tmp_path / "file")
     with pytest.raises(ConfigError, match="No such file"):
         create_file_store(tmp_path / "a" / "b")
+
+
+MARKER = b'{"sterna_store": 1, "id": "%s"}\n' % (b"0" * 32)
+OPERATIONS = 60  # of three claims, and some more
+
+
+async def claim_three(files: CrashFiles, host: str, named: dict[int, Runner]) -> None:
+    """Claim three slots, and check what is named against all that was ever named."""
+    store = FileLeaseStore("/leases", files=files)
+    for epoch in (1, 2, 3):
+        runner = await store.claim(GUEST, epoch, Runner(host, bytes([epoch]) * 16))
+        assert runner is not None
+        assert named.setdefault(epoch, runner) == runner
+        newest = await store.newest(GUEST)
+        assert newest is not None
+        assert newest.epoch >= max(named)  # one that nobody was told of may be there
+        assert named.setdefault(newest.epoch, newest.runner) == newest.runner
+
+
+plans = st.lists(st.tuples(st.booleans(), st.integers(1, OPERATIONS)), max_size=5)
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 2**32), plans=plans)
+def test_whoever_was_named_is_named_after_any_crash(seed: int, plans: list[tuple[bool, int]]) -> None:
+    """The machine that keeps the files crashes, or has errors, at any operation [ONE-3, LEA-6]."""
+    files = CrashFiles(random.Random(seed))
+    files.make_directory("/leases", 0o777)
+    files.create("/leases/store", MARKER, 0o666)
+    files.sync_directory("/leases")
+    files.sync_directory("/")
+    named: dict[int, Runner] = {}
+    for number, (crash, operation) in enumerate(plans):
+        files.plan(**{"crash_at" if crash else "fail_at": operation})
+        with suppress(Crashed, StoreUnavailable):
+            trio.run(claim_three, files, f"host{number}", named)
+        files = files.restarted()
+    trio.run(claim_three, files, "last", named)
+    trio.run(claim_three, files.restarted(), "after all", named)
+    assert len(named) == 3
