@@ -30,10 +30,11 @@ from sterna.host.records import (
     Released,
     Resolved,
     RunnerRecord,
+    SessionRecord,
     Start,
     Voided,
 )  # fmt: skip
-from sterna.host.records_history import History, RecordConflict
+from sterna.host.records_history import History, RecordConflict, essence
 from sterna.registry import ErrorCode, Owner
 from sterna.wire.records import Runner
 
@@ -201,3 +202,23 @@ def test_complete_is_one_and_of_a_guest_that_was_started() -> None:
         found.after(replace(complete, digest=b"x" * 16))
     assert not found.released(ONE)
     assert found.after(Released(ONE)).released(ONE)
+
+
+def test_the_essence_is_a_history_that_tells_the_same_of_what_is_open() -> None:
+    """At every prefix: it can be replayed, and nothing that is asked about is gone."""
+    for count in range(len(EVERYTHING) + 1):
+        full = history(*EVERYTHING[:count])
+        short = essence(full)
+        assert history(*short.records) == short
+        assert essence(short) == short
+        assert short.open_grant() == full.open_grant()
+        sessions = list(full.each(SessionRecord))
+        for session in sessions:
+            closed = full.released(session.session) or full.decision(session.session) is not None
+            if session is sessions[-1] or not closed:
+                assert short.session(session.session) == session
+                assert short.granted(session.session) == full.granted(session.session)
+                assert short.fate(session.epoch + 1) == full.fate(session.epoch + 1)
+                assert short.claiming(session.epoch + 1) == full.claiming(session.epoch + 1)
+                assert short.complete(session.session) == full.complete(session.session)
+    assert len(essence(history(*EVERYTHING)).records) < len(EVERYTHING) / 2

@@ -13,7 +13,7 @@ from sterna.errors import RecordError
 from sterna.host.durable import OsFiles
 from sterna.host.records import Granted, HandBack, Start
 from sterna.host.records_history import RecordConflict
-from sterna.host.records_keeper import open_records, peek
+from sterna.host.records_keeper import open_records, peek, set_aside
 from sterna.host.records_log import RecordsMissing
 from sterna.registry import ErrorCode
 
@@ -176,9 +176,29 @@ async def test_lost_records_are_nobodys(tmp_path: Path) -> None:
     """[ONE-57]"""
     async with await open_records(tmp_path, GUEST, purpose="test") as records:
         await records.append(SENDING)
-    (tmp_path / GUEST.hex() / "log").unlink()
+    for path in (tmp_path / GUEST.hex()).glob("log-*"):
+        path.unlink()
     for _ in range(2):
         with pytest.raises(RecordsMissing, match="found out elsewhere"):
             await open_records(tmp_path, GUEST, purpose="test")
         with pytest.raises(RecordsMissing):
             await peek(tmp_path, GUEST)
+
+
+async def test_an_operator_sets_lost_records_aside(tmp_path: Path) -> None:
+    """Nothing is thrown away, and nobody else is writing [LOG-6, LOG-7]."""
+    async with await open_records(tmp_path, GUEST, purpose="serve") as records:
+        await records.append(SENDING)
+        with pytest.raises(RecordError, match="'serve'"):
+            await set_aside(tmp_path, GUEST, purpose="operator")
+    (tmp_path / GUEST.hex() / "head").write_bytes(b"")
+    with pytest.raises(RecordsMissing):
+        await open_records(tmp_path, GUEST, purpose="serve")
+    moved = await set_aside(tmp_path, GUEST, purpose="operator")
+    assert [Path(path).name.split("-", 2)[2][:4] for path in moved] == ["head", "log-"]
+    assert SENDING.address in await trio.Path(moved[1]).read_text()
+    async with await open_records(tmp_path, GUEST, purpose="serve") as records:
+        assert records.history.records == ()
+    assert all([await trio.Path(path).exists() for path in moved])
+    with pytest.raises(RecordError, match="No such file"):
+        await set_aside(tmp_path, GUEST[::-1], purpose="operator")

@@ -15,13 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from records_support import CLAIM, EVERYTHING, FIRST, GUEST, RECEIVING
+from records_support import CLAIM, EVERYTHING, FIRST, GUEST, IMAGE, RECEIVING, SENDING
 from sterna.errors import RecordError
 from sterna.host.durable import Files, OsFiles
-from sterna.host.records import Record, Start
-from sterna.host.records_history import RecordConflict
+from sterna.host.records import Claiming, Record, Released, Start
+from sterna.host.records_codec import check_of, encode_record
+from sterna.host.records_history import History, RecordConflict, essence
 from sterna.host.records_log import RecordLog, RecordsMissing, look
 from sterna.testing import Crashed, CrashFiles
+from sterna.wire.records import Runner
 
 OPERATIONS = 6 * len(EVERYTHING) + 40  # of a run over all records
 
@@ -55,10 +57,8 @@ def test_files_are_for_their_owner(tmp_path: Path) -> None:
     log.append(RECEIVING)
     folder = tmp_path / GUEST.hex()
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == {
-        "log": 0o600,
-        "head": 0o600,
-    }
+    modes = {path.name[:4]: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    assert modes == {"log-": 0o600, "head": 0o600}
     assert "secret" not in repr(log.history)
     assert repr(RECEIVING.token) not in repr(log.history)
 
@@ -79,12 +79,17 @@ def test_a_log_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("sterna.host.records_log.LOG_BYTES_MAX", 600)
     log = RecordLog(OsFiles(), str(tmp_path), GUEST)
     log.append(FIRST)
-    with pytest.raises(RecordError, match="is full; set it aside"):
+    with pytest.raises(RecordError, match="is full; too many sessions"):
         log.append(RECEIVING)
     assert RecordLog(OsFiles(), str(tmp_path), GUEST).history.records == (FIRST,)
 
 
 # ---- what was lost ----
+
+
+def log_of(folder: Path) -> Path:
+    (found,) = folder.glob("log-*")
+    return found
 
 
 def cut(path: Path, size: int) -> None:
@@ -93,31 +98,31 @@ def cut(path: Path, size: int) -> None:
 
 
 def end_of_log(folder: Path) -> int:
-    return len((folder / "log").read_bytes().rstrip(b"\0"))
+    return len(log_of(folder).read_bytes().rstrip(b"\0"))
 
 
 def lose_the_end(folder: Path) -> None:
-    cut(folder / "log", end_of_log(folder) - 1)
+    cut(log_of(folder), end_of_log(folder) - 1)
 
 
 def lose_two_records(folder: Path) -> None:
-    lines = (folder / "log").read_bytes().split(b"\n")
-    cut(folder / "log", sum(len(line) + 1 for line in lines[:-3]))
+    lines = log_of(folder).read_bytes().split(b"\n")
+    cut(log_of(folder), sum(len(line) + 1 for line in lines[:-3]))
 
 
 def lose_all_records(folder: Path) -> None:
-    cut(folder / "log", (folder / "log").read_bytes().index(b"\n") + 1)
+    cut(log_of(folder), log_of(folder).read_bytes().index(b"\n") + 1)
 
 
 def damage_one(folder: Path) -> None:
-    data = bytearray((folder / "log").read_bytes())
+    data = bytearray(log_of(folder).read_bytes())
     data[len(data) // 50] ^= 1
-    with (folder / "log").open("r+b") as file:
+    with log_of(folder).open("r+b") as file:
         file.write(data)
 
 
 def lose_the_log(folder: Path) -> None:
-    (folder / "log").unlink()
+    log_of(folder).unlink()
 
 
 def lose_the_head(folder: Path) -> None:
@@ -139,12 +144,9 @@ def damage_the_head(folder: Path) -> None:
 
 
 def restore_a_copy(folder: Path) -> None:
-    (folder / "copy").write_bytes((folder / "log").read_bytes())
-    (folder / "copy").rename(folder / "log")
-
-
-def restore_an_older_log(folder: Path) -> None:
-    lose_two_records(folder)
+    log = log_of(folder)
+    (folder / "copy").write_bytes(log.read_bytes())
+    (folder / "copy").rename(log)
 
 
 def restore_an_older_head(folder: Path) -> None:
@@ -155,8 +157,9 @@ def restore_an_older_head(folder: Path) -> None:
 def exchange_guests(folder: Path) -> None:
     other = GUEST[::-1]
     RecordLog(OsFiles(), str(folder.parent), other).append(FIRST)
-    for name in ("log", "head"):
-        (folder.parent / other.hex() / name).rename(folder / name)
+    log_of(folder).unlink()
+    for path in (folder.parent / other.hex()).iterdir():
+        path.rename(folder / path.name)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +192,8 @@ def test_no_damage_is_mistaken_for_an_older_history(data: st.DataObject) -> None
     count = data.draw(st.integers(1, len(EVERYTHING)))
     for record in EVERYTHING[:count]:
         log.append(record)
-    path = f"/records/{GUEST.hex()}/" + data.draw(st.sampled_from(["log", "head"]))
+    place = f"/records/{GUEST.hex()}"
+    path = f"{place}/{data.draw(st.sampled_from(sorted(files.names(place, 9) or ())))}"
     content = (files.read(path, 1 << 20) or b"").rstrip(b"\0")
     place = data.draw(st.integers(0, len(content) - 1))
     if data.draw(st.booleans()):
@@ -256,6 +260,86 @@ def test_what_was_reported_is_there_after_any_error(seed: int, failures: list[in
     assert len(found) <= len(reported) + 1
 
 
+def go_on(files: Files, reported: list[Record]) -> None:
+    """As `write`, where a long log is begun anew: what still matters of what was reported is there."""
+    log = RecordLog(files, "/records", GUEST)
+    known = [EVERYTHING[:count] for count in (len(reported), len(reported) + 1)]
+    found = [essence(History(GUEST, each)) for each in known]
+    assert essence(log.history) in found, "what was reported is gone"
+    reported[:] = known[found.index(essence(log.history))]
+    for record in EVERYTHING[len(reported) :]:
+        log.append(record)
+        reported.append(record)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    plans=st.lists(
+        st.tuples(st.booleans(), st.integers(1, OPERATIONS), st.booleans()), min_size=1, max_size=8
+    ),
+)
+def test_a_log_that_is_begun_anew(seed: int, plans: list[tuple[bool, int, bool]]) -> None:
+    """At every opening, with crashes and errors at any point of it [LOG-9]."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sterna.host.records_log._LONG_BYTES", 0)
+        files = CrashFiles(random.Random(seed))
+        files.make_directory("/records", 0o700)
+        files.sync_directory("/")
+        reported: list[Record] = []
+        for crash, operation, restart in [*plans, (True, 0, True)]:
+            files.plan(**{"crash_at" if crash else "fail_at": operation})
+            with suppress(Crashed, OSError):
+                go_on(files, reported)
+            if restart or crash:
+                files = files.restarted()
+        assert tuple(reported) == EVERYTHING
+        last = RecordLog(files, "/records", GUEST).history
+        assert essence(last) == essence(History(GUEST, EVERYTHING))
+        assert len(last.records) < len(EVERYTHING)
+        assert len([name for name in files.names(f"/records/{GUEST.hex()}", 99) or () if name != "head"]) == 1
+
+
+def test_a_log_that_has_become_long() -> None:
+    """Hundreds of migrations of one guest leave a short log [LOG-9]."""
+    files = CrashFiles(random.Random(0))
+    files.make_directory("/records", 0o700)
+    log = RecordLog(files, "/records", GUEST)
+    for number in range(1, 121):
+        session = replace(RECEIVING, session=number.to_bytes(16, "big"), epoch=number)
+        log.append(session)
+        log.append(Claiming(session.session, number + 1, Runner("here", session.session), IMAGE))
+        log.append(Start(number + 1))
+        log.append(Released(session.session))
+    short = RecordLog(files, "/records", GUEST)
+    # Of the newest session, and of the one that led to its epoch.
+    assert short.history.records == log.history.records[-8:]
+    short.append(replace(SENDING, epoch=121))
+    assert RecordLog(files, "/records", GUEST).history == short.history
+
+
+def test_a_log_that_contradicts_itself(tmp_path: Path) -> None:
+    """Sealed and chained, and made by no writer of ours."""
+    log = RecordLog(OsFiles(), str(tmp_path), GUEST)
+    log.append(RECEIVING)
+    path = log_of(tmp_path / GUEST.hex())
+    data = path.read_bytes().rstrip(b"\0")
+    line = encode_record(Start(2), 2, check_of(data))
+    OsFiles().write(str(path), len(data), line)
+    with pytest.raises(RecordsMissing, match="contradicts an earlier one"):
+        RecordLog(OsFiles(), str(tmp_path), GUEST)
+
+
+def test_a_head_whose_places_do_not_fit(tmp_path: Path) -> None:
+    log = RecordLog(OsFiles(), str(tmp_path), GUEST)
+    log.append(RECEIVING)
+    head = tmp_path / GUEST.hex() / "head"
+    places = head.read_bytes()
+    for wrong in (places[512:] + places[:512], places[512:] * 2):
+        head.write_bytes(wrong)
+        with pytest.raises(RecordsMissing, match="do not fit together"):
+            RecordLog(OsFiles(), str(tmp_path), GUEST)
+
+
 WRITER = """
 import sys
 from records_support import EVERYTHING
@@ -302,4 +386,4 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
     log.append(CLAIM)
     log.append(Start(2))
     assert found.history.records == (RECEIVING,)
-    assert set(before) == {"log", "head"}
+    assert len(before) == 2

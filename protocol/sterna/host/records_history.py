@@ -128,6 +128,39 @@ class History:
         return frozenset(each.runner for each in found if each.epoch == epoch and image in {None, each.image})
 
 
+def essence(history: History) -> History:
+    """The history without what nobody will ask for: what a log that has become long begins anew with.
+
+    Kept are all records of sessions that are not closed, and all of the newest epoch: they say by what right
+    the guest runs here, or that it does not. A destination's session is closed by RELEASED, a source's
+    by its decision; the newest session counts as open.
+    """
+    sessions = list(history.each(SessionRecord))
+    newest = max((each.epoch for each in sessions), default=0)
+    last = sessions[-1:]
+    kept = {each.session for each in sessions if each in last or each.epoch >= newest}
+    kept |= {
+        each.session
+        for each in sessions
+        if not history.released(each.session) and history.decision(each.session) is None
+    }
+    epochs = {each.epoch + 1 for each in sessions if each.session in kept}
+    kept |= {each.session for each in history.each(Claiming) if each.epoch in epochs or each.epoch >= newest}
+    return History(
+        history.guest, tuple(each for each in history.records if _matters(each, kept, newest, epochs))
+    )
+
+
+def _matters(record: Record, kept: set[bytes], newest: int, epochs: set[int]) -> bool:
+    match record:
+        case Start() | HandBack():
+            return record.epoch >= newest or record.epoch in epochs
+        case RunnerRecord() if record.session == NO_SESSION:
+            return record.epoch >= newest
+        case _:
+            return record.session in kept
+
+
 def _check(history: History, record: Record) -> None:
     match record:
         case SessionRecord():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from types import TracebackType
 from typing import Final, Self
 
@@ -18,7 +19,16 @@ from sterna.host.durable import Files, OsFiles
 from sterna.host.guest_lock import GuestLock
 from sterna.host.records import Record
 from sterna.host.records_history import History
-from sterna.host.records_log import DIRECTORY_MODE, RecordLog, RecordsMissing, folder, look
+from sterna.host.records_log import (
+    DIRECTORY_MODE,
+    HEAD,
+    LOG_PREFIX,
+    NAMES_MAX,
+    RecordLog,
+    RecordsMissing,
+    folder,
+    look,
+)  # fmt: skip
 
 LOCK: Final = "lock"
 _LOOKS: Final = 10
@@ -123,6 +133,40 @@ def _open(directory: str, guest: bytes, purpose: str, files: Files) -> GuestReco
     except OSError as error:
         raise _failed(error, place) from error
     return GuestRecords(directory, guest, lock, log, files)
+
+
+async def set_aside(directory: str | os.PathLike[str], guest: bytes, *, purpose: str) -> list[str]:
+    """Begin anew with a guest whose records do not count any more; the files stay, under other names.
+
+    Only for an operator who has found out elsewhere who owns the guest [LOG-6].
+
+    Returns:
+        The new paths.
+
+    Raises:
+        RecordError: BUSY; RECORD_FAILED.
+    """
+    return await trio.to_thread.run_sync(_set_aside, os.fspath(directory), guest, purpose)
+
+
+def _set_aside(directory: str, guest: bytes, purpose: str) -> list[str]:
+    files, place, moved = OsFiles(), folder(directory, guest), []
+    try:
+        lock = GuestLock(f"{place}/{LOCK}", purpose)
+        try:
+            token = secrets.token_hex(4)
+            names = files.names(place, NAMES_MAX) or []
+            # The head first: logs without one count as missing too, if this is cut short.
+            for name in sorted(each for each in names if each == HEAD or each.startswith(LOG_PREFIX)):
+                moved.append(f"{place}/aside-{token}-{name}")
+                files.link(f"{place}/{name}", moved[-1])
+                files.remove(f"{place}/{name}")
+                files.sync_directory(place)
+        finally:
+            lock.release()
+    except OSError as error:
+        raise _failed(error, place) from error
+    return moved
 
 
 async def peek(directory: str | os.PathLike[str], guest: bytes) -> History:

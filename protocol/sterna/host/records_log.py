@@ -2,8 +2,8 @@
 
 ::
 
-    <directory>/<guest>/log     a header and one line a record
-    <directory>/<guest>/head    how many of them were reported durable, in two places
+    <directory>/<guest>/log-<id>   a header and one line a record
+    <directory>/<guest>/head       which log, and how many of its records were reported durable; in two places
 
 To append is to write the line, sync the log, write the head, sync the head, and only then to report. After a
 crash the head therefore names no more than the log has, and the log has at most one record more than the
@@ -13,13 +13,15 @@ after it was written and synced once more, since a failed sync may have left it 
 What the head names and the log lacks was lost. Then all of the guest's records count as missing [ONE-57]:
 a history that shows CLAIMING and has lost START would prove what is not true.
 
+A log that has become long is begun anew with what still matters of it: a second log is made and synced, and
+the head is written once, to name that one.
+
 Blocking, not for use by two threads or processes; `sterna.host.records_keeper` sees to that.
 """
 
 from __future__ import annotations
 
 import secrets
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,18 +41,20 @@ from sterna.host.records_codec import (
     encode_header,
     encode_record,
 )
-from sterna.host.records_history import History
+from sterna.host.records_history import History, essence
 from sterna.host.slots import check_guest_id
 
-LOG: Final = "log"
 HEAD: Final = "head"
+LOG_PREFIX: Final = "log-"
 MODE: Final = 0o600
 DIRECTORY_MODE: Final = 0o700
-# Some 3 KiB a migration: three hundred of one guest on one host.
+# Some 3 KiB a migration. What has not become shorter by being begun anew has hundreds of open sessions.
 LOG_BYTES_MAX: Final = 1 << 20
-FULL: Final = "set it aside when none of the guest's sessions is open any more"
+_LONG_BYTES: Final = 64 << 10
+FULL: Final = "too many sessions of the guest are open; find out how they ended, and let that be recorded"
 # Room that a migration's records will find, whoever fills the disk meanwhile.
 _RESERVE_BYTES: Final = 16 << 10
+NAMES_MAX: Final = 1000
 
 
 class RecordsMissing(RecordError):  # noqa: N818 - it names what is wrong
@@ -66,12 +70,14 @@ class Found:
         lines: the log's lines that count, the header's first.
         head: the head that counts.
         rest: what stands behind the lines; zeros if nothing was cut off.
+        others: logs that the head does not name, of which a crash has left the one or the other.
     """
 
     history: History
     lines: tuple[bytes, ...]
     head: Head
     rest: bytes
+    others: tuple[str, ...] = ()
 
     @property
     def beyond(self) -> bool:
@@ -93,29 +99,41 @@ def look(files: Files, directory: str, guest: bytes) -> Found | None:
     """
     place = folder(directory, guest)
     head, torn = _look_for_head(files.read(f"{place}/{HEAD}", 2 * PLACE_BYTES) or b"", place)
-    data = files.read(f"{place}/{LOG}", LOG_BYTES_MAX + _RESERVE_BYTES) or b""
+    names = [each for each in files.names(place, NAMES_MAX) or () if each.startswith(LOG_PREFIX)]
+    if head is None:
+        # The head is made behind the log, and before the first record.
+        if any(len(_lines(_read_log(files, f"{place}/{name}"))) > 1 for name in names):
+            raise _missing(place, "the head is gone")
+        return None
+    path = log_path(place, head.log)
+    data = _read_log(files, path)
     lines = _lines(data)
     header = decode_header(lines[0]) if lines else None
-    if head is None and len(lines) <= 1:
-        return None  # the head is made behind the log, and before the first record
     history, lines = _replay(guest, lines, place) if header is not None else (History(guest), ())
-    if head is not None and head.count == 0 and not history.records:
+    if head.count == 0 and not history.records:
         return None
-    if head is None:
-        raise _missing(place, "the head is gone")
-    if header is None or header != Header(guest, head.log):
-        raise _missing(place, "the log is another one than the head's")
-    if files.inode(f"{place}/{LOG}") != head.inode:
+    if header != Header(guest, head.log):
+        raise _missing(place, "the log is gone, or another one")
+    if files.inode(path) != head.inode:
         raise _missing(place, "the log is a copy, restored from somewhere")
     count = len(history.records)
     if count < head.count or check_of(lines[head.count]) != head.last:
-        raise _missing(
-            place, f"the log has lost its end: it has {count} records that fit, the head {head.count}"
-        )
-    # The head is written when the record is in the log; so a head that was cut off names one that is there.
-    if count - head.count != 1 and (torn or count > head.count):
+        text = f"{count} records fit, and the head tells of {head.count}"
+        raise _missing(place, f"the log has lost its end: {text}")
+    # A head that was cut off names a record that is in the log, or a log that is there.
+    others = tuple(sorted(f"{place}/{name}" for name in names if f"{place}/{name}" != path))
+    if count - head.count != 1 and ((torn and not others) or count > head.count):
         raise _missing(place, f"the head is older than the log, by {count - head.count} records")
-    return Found(history, lines, head, data[sum(map(len, lines)) :])
+    return Found(history, lines, head, data[sum(map(len, lines)) :], others)
+
+
+def log_path(place: str, log: bytes) -> str:
+    """Where the log of this id is."""
+    return f"{place}/{LOG_PREFIX}{log.hex()[:16]}"
+
+
+def _read_log(files: Files, path: str) -> bytes:
+    return files.read(path, LOG_BYTES_MAX + _RESERVE_BYTES) or b""
 
 
 def _missing(place: str, what: str) -> RecordsMissing:
@@ -179,17 +197,24 @@ class RecordLog:
     """
 
     def __init__(self, files: Files, directory: str, guest: bytes) -> None:
-        place = folder(directory, guest)
         self._files = files
-        self._log, self._head_file = f"{place}/{LOG}", f"{place}/{HEAD}"
+        self._place = folder(directory, guest)
+        self._head_file = f"{self._place}/{HEAD}"
         found = look(files, directory, guest)
         if found is None:
-            found = self._make(directory, place, guest)
+            found = self._make(directory, guest)
+        self._take(found)
+        self._mend(found)
+        if self._end > _LONG_BYTES:
+            self._begin_anew(found)
+        self.history = self._history
+
+    def _take(self, found: Found) -> None:
+        self._history = found.history
         self._head = found.head
+        self._log = log_path(self._place, found.head.log)
         self._last = check_of(found.lines[-1])
         self._end = sum(map(len, found.lines))
-        self._mend(found)
-        self.history = found.history
 
     def append(self, record: Record) -> None:
         """Make a record durable; it is when this returns.
@@ -215,19 +240,42 @@ class RecordLog:
         self._write_head(len(history.records))
         self.history = history
 
-    def _make(self, directory: str, place: str, guest: bytes) -> Found:
+    def _make(self, directory: str, guest: bytes) -> Found:
         """A log without records. What a crash has left of an earlier attempt holds none either."""
-        self._files.make_directory(place, DIRECTORY_MODE)
+        self._files.make_directory(self._place, DIRECTORY_MODE)
         self._files.sync_directory(directory)
-        for path in (self._log, self._head_file):
-            with suppress(FileNotFoundError):
-                self._files.remove(path)
-        line = encode_header(header := Header(guest, secrets.token_bytes(16)))
-        self._files.create(self._log, line, MODE)
-        head = Head(header.log, 0, 0, check_of(line), self._files.inode(self._log))
-        self._files.create(self._head_file, encode_head(head).ljust(2 * PLACE_BYTES), MODE)
-        self._files.sync_directory(place)
-        return Found(History(guest), (line,), head, b"")
+        for name in self._files.names(self._place, NAMES_MAX) or ():
+            if name == HEAD or name.startswith(LOG_PREFIX):
+                self._files.remove(f"{self._place}/{name}")
+        made = self._make_log(History(guest), turn=0)
+        self._files.create(self._head_file, encode_head(made.head).ljust(2 * PLACE_BYTES), MODE)
+        self._files.sync_directory(self._place)
+        return made
+
+    def _make_log(self, history: History, turn: int) -> Found:
+        """A log with these records, which no head names yet; its content is durable."""
+        log = secrets.token_bytes(16)
+        lines = [encode_header(Header(history.guest, log))]
+        for number, record in enumerate(history.records, 1):
+            lines.append(encode_record(record, number, check_of(lines[-1])))
+        path = log_path(self._place, log)
+        self._files.create(path, b"".join(lines), MODE)
+        count, last = len(history.records), check_of(lines[-1])
+        return Found(history, tuple(lines), Head(log, turn, count, last, self._files.inode(path)), b"")
+
+    def _begin_anew(self, found: Found) -> None:
+        """A log with what still matters, if that is little of it; then the head names that one."""
+        kept = essence(found.history)
+        if 2 * len(kept.records) > len(found.history.records):
+            return
+        old = self._log
+        made = self._make_log(kept, self._head.turn)
+        self._files.reserve(log_path(self._place, made.head.log), sum(map(len, made.lines)), _RESERVE_BYTES)
+        self._files.sync(log_path(self._place, made.head.log))
+        self._files.sync_directory(self._place)
+        self._take(made)
+        self._write_head(len(kept.records))
+        self._files.remove(old)
 
     def _mend(self, found: Found) -> None:
         """Make durable what counts, and room for more."""
@@ -242,6 +290,8 @@ class RecordLog:
             self._files.sync(self._log)
         if found.beyond:
             self._write_head(len(found.history.records))
+        for path in found.others:
+            self._files.remove(path)
 
     def _write_head(self, count: int) -> None:
         turn = self._head.turn + 1
