@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import trio
@@ -119,11 +119,13 @@ def deadlines(wait: float) -> Deadlines:
 
 def options(params: Params, rounds: Rounds) -> Options:
     """What the parameters ask of the endpoint."""
-    wish = params.order.rounds
+    # No case is lost because this machine is busy: after the last round the guest is moved all the same.
+    policy = PolicySettings(on_exhausted="switch")
+    if params.order.rounds:  # with a cost that no round can lower, all of them are used up
+        policy = replace(policy, allowed_downtime_s=0.001, max_rounds=params.order.rounds, fixed_cost_s=1.0)
     return Options(
         limits=Limits(**params.limits),
-        # With a cost that no round can lower it goes on until the rounds are used up.
-        policy=PolicySettings(0.001, wish, on_exhausted="switch", fixed_cost_s=1.0) if wish else None,
+        policy=policy,
         deadlines=deadlines(params.deadline_s),
         on_event=rounds.on_event,
     )
