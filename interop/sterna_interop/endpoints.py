@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import socket
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -82,7 +83,8 @@ class _Conversation:
 
     async def _serve(self, sock: socket.socket, params: Params) -> None:
         case = self.case
-        sock.send(GO)
+        with suppress(OSError):  # it may have gone again
+            sock.send(GO)
         try:
             transport = await _wrap(sock, case, self.settings.credentials)
         except (TransportError, trio.TooSlowError) as error:

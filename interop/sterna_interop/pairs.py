@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -120,7 +121,8 @@ class _Pair:
                 sock.close()
             raise
         for sock in sockets.values():
-            sock.send(GO)  # both are there, so neither has waited for the other one's start
+            with suppress(OSError):  # it may have gone again
+                sock.send(GO)  # both are there, so neither has waited for the other one's start
         fault = self.scenario.fault(self.settings.seed)
         ends = sockets[Role.SOURCE], sockets[Role.DESTINATION]
         if self.transport is Transport.TLS:

@@ -16,7 +16,7 @@ import trio
 from sterna.cli.output import Output
 from sterna_interop import plan, vectors
 from sterna_interop.credentials import Credentials
-from sterna_interop.endpoints import probe_cell
+from sterna_interop.endpoints import PROBE, probe_cell
 from sterna_interop.implementations import BUILT_IN, Implementation, judge_expectation
 from sterna_interop.report import Run
 from sterna_interop.resources import clauses, musts, spec_version
@@ -115,7 +115,8 @@ async def _run(
     cells = plan.cells(settings, given, partners, options.only)
     asked = [vector for vector in vectors.load() if plan.chosen(vector.id, options.only)]
     codecs = [one for one in given if one.codec] if asked else []
-    probed = len(peers) if cells else 0
+    wanted = bool(cells) or plan.chosen(PROBE, options.only)
+    probed = len(peers) if wanted else 0
     progress = _Progress(len(cells) + probed + len(codecs) * (len(asked) + 1), output)
 
     async def run(some: Sequence[Cell]) -> list[CaseResult]:
@@ -123,7 +124,7 @@ async def _run(
         return await run_cells(prepared, jobs=options.jobs, on_result=progress.on_result)
 
     results: list[CaseResult] = []
-    if cells:
+    if wanted:
         probes = await run([probe_cell(settings, one) for one in peers.values()])
         results += [*probes, *await run(_checked(cells, probes))]
 

@@ -29,6 +29,15 @@ else:
 KNOWN = f"MEMORY = {GuestSpec().memory_hash()!r}; STATE = {state_hash(GuestSpec().state)!r}\n"
 GUESSED = "MEMORY = STATE = '0' * 64\n"
 
+# Comes, shows its token, and is gone with a reset before the kit can answer.
+RESET = """
+sock = socket.create_connection((host, int(port)))
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0, 0, 0, 0, 0]))
+sock.sendall(bytes.fromhex(told["token"]))
+sock.close()
+sys.exit(1)
+"""
+
 
 async def run(source: str, destination: str, directory: Path) -> CaseResult:
     mine, other = implementation(source, "mine"), implementation(destination, "other")
@@ -51,6 +60,7 @@ async def test_memory_is_recomputed_and_not_believed(tmp_path: Path) -> None:
     ("source", "destination", "verdict", "detail"),
     [
         ("sys.exit(89)", "dial().recv(1); sys.exit(1)", Verdict.UNSUPPORTED, "the source does not know"),
+        (RESET, "dial().recv(1); sys.exit(1)", Verdict.FAIL, "destination: the shim says"),
         ("dial(); sys.exit(3)", "dial().recv(1); sys.exit(1)", Verdict.CRASH, "source: exit code 3"),
         (
             "dial(); say(outcome='completed', guest='none')",

@@ -63,7 +63,7 @@ def supported(told: Fields) -> bool:
 def migrate(sock: socket.socket, told: Fields) -> Fields:
     """One session, and what is to be said of it."""
     wait, sends = told["deadline_s"], "S" if told["role"] == "source" else "D"
-    times = Times(wait / 4, wait, wait, wait) if wait else Times()
+    times = Times(wait / 4, wait, wait, wait, wait) if wait else Times()
     error: SessionError | None = None
     try:
         if told["tls"] is not None:
@@ -136,7 +136,7 @@ def secure(sock: socket.socket, told: Fields, times: Times) -> ssl.SSLSocket:
     context.set_alpn_protocols([ALPN])
     if server:
         context.num_tickets = 0
-    sock.settimeout(times.wait)
+    sock.settimeout(times.handshake)
     try:
         if server and sock.recv(1, socket.MSG_PEEK) not in {b"", b"\x15", b"\x16"}:
             raise SessionError("plain_on_tls", mute=True)

@@ -42,6 +42,7 @@ class Times:
     silence: float = 5.0
     stall: float = 10.0
     wait: float = 30.0
+    handshake: float = 10.0  # TLS, and every wait up to WELCOME
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +210,7 @@ class Connection:
         return Frame(name, fields, sequence, bulk_bytes, later)
 
     def _deadline(self) -> float:
-        return time.monotonic() + self._times.wait
+        return time.monotonic() + (self._times.wait if self.greeted else self._times.handshake)
 
     def _readable(self) -> bool:
         pending = isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0

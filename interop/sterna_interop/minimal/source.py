@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from sterna_interop.minimal import checks
 from sterna_interop.minimal.checks import LIMIT_IDS, RAW, ZERO, require
-from sterna_interop.minimal.codes import NAMES, SessionError, from_peer
+from sterna_interop.minimal.codes import SessionError, from_peer
 from sterna_interop.minimal.connection import Connection, Frame
 from sterna_interop.minimal.destination import HASHES, STOP_AND_COPY, VERSION, ZEROS
 from sterna_interop.minimal.image import Entries, Guest, chunks, pages, state_digest
@@ -229,7 +229,7 @@ class Source:
         if answer.name == "READY":
             return True
         self._attempt += 1
-        require(self._attempt <= NOT_READY_MAX, NAMES[0x0408])
+        require(self._attempt <= NOT_READY_MAX, "not_ready")
         return False
 
     def _seal(self, dirty: set[Page]) -> None:

@@ -124,7 +124,7 @@ def test_silence_is_noticed_and_filled_with_pings() -> None:
 def test_a_wait_has_an_end() -> None:
     """[CON-74]"""
     near, far = socket.socketpair()
-    line = Connection(far, "D", {}, Times(0.02, 5, 5, 0.1))
+    line = Connection(far, "D", {}, Times(0.02, 5, 5, 5, 0.1))
     with pytest.raises(SessionError, match="phase_deadline"):
         line.receive()
     near.close()
