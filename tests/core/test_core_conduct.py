@@ -64,12 +64,17 @@ def test_a_reserved_transition_is_unsupported():
 
 
 def test_attempts():
-    """[CON-22] [CON-23] [CON-24]"""
+    """[CON-22] [CON-23] [CON-24] [CON-25]"""
     assert [is_of_old_attempt(Ready(attempt), 3) for attempt in (1, 2, 3)] == [True, True, False]
     assert not is_of_old_attempt(Ping(1), 3)  # belongs to no attempt
-    for attempt, clause in ((0, "CON-22"), (4, "CON-23")):
+    for record, clause in (
+        (Handover(0, 7), "CON-22"),
+        (Handover(4, 7), "CON-23"),
+        (Ready(0), "CON-25"),
+        (Ready(4), "CON-25"),
+    ):
         with pytest.raises(RemoteProtocolError) as caught:
-            is_of_old_attempt(Ready(attempt), 3)
+            is_of_old_attempt(record, 3)
         assert (caught.value.code, caught.value.clause) == (ErrorCode.BAD_ATTEMPT, clause)
 
 

@@ -242,7 +242,7 @@ ALTERED = {
     "a damaged page in the blackout": (lambda: flipped(TAPE, -1), "CON-47", E.PAGE_HASH, S),
     "a stale page": (lambda: stale(TAPE), "MEM-15", E.DIGEST_MISMATCH, S),
     "a wrong style": (lambda: TAPE.changed(F.SWITCHOVER, style=Style.BITMAP), "SWI-1", E.NOT_SELECTED, S),
-    "READY of another attempt": (lambda: TAPE.changed(F.READY, attempt=2), "CON-23", E.BAD_ATTEMPT, D),
+    "READY of another attempt": (lambda: TAPE.changed(F.READY, attempt=2), "CON-25", E.BAD_ATTEMPT, D),
     "a wrong count of sections": (
         lambda: TAPE.changed(F.SEAL, state_sections=2),
         "SEA-3",
@@ -536,6 +536,18 @@ def test_a_session_of_another_mode_cannot_be_followed() -> None:
     follower = TAPE.replaced(F.HELLO, 0, raw).follow()
     assert follower.fault is not None
     assert (follower.fault.clause, follower.fault.code) == ("CON-10", E.UNSUPPORTED)
+
+
+def test_a_destination_that_refuses_before_it_has_heard_anything() -> None:
+    """[CON-8] It knows by TLS who is there; the source's HELLO was under way, or had not left."""
+    refusal = Unit(D, unchecked.frame(F.REFUSE, unchecked.body(r.Refuse(E.NOT_AUTHORISED))))
+    for tape in (Tape([TAPE[2], refusal]), Tape([TAPE[0], TAPE[2], refusal, TAPE[1]])):
+        follower = tape.follow()
+        assert follower.fault is None
+        assert follower.outcome().ended is Ended.REFUSED
+    late = Tape([TAPE[2], refusal, Unit(D, unchecked.frame(F.ABORT, bytes(25), sequence=1))]).follow()
+    assert late.fault is not None
+    assert late.fault.clause == "CON-67"
 
 
 @pytest.mark.parametrize("by", [S, D])

@@ -80,6 +80,7 @@ class Connection:
         self._buffer = bytearray()
         self._next_out = self._next_in = 0
         self._said = self._heard = time.monotonic()
+        self._silent = False  # BYE has been sent: nothing may follow it (PNG-3)
         self._pings: set[int] = set()
         self._skipped = 0
         self._last: tuple[int, int] = (0, 0)  # type and sequence of the newest frame, for ABORT
@@ -101,6 +102,7 @@ class Connection:
         body, parts = encode(name, fields), list(bulk)
         size = sum(map(len, parts))
         self._write(b"".join([self._header(TYPES[name], body, size), body, *parts]))
+        self._silent = name == "BYE"
         return self._next_out - 1
 
     def grease(self) -> None:
@@ -152,7 +154,8 @@ class Connection:
             raise SessionError("wrong_direction")
         match frame.name:
             case "PING":
-                self.send("PONG", id=frame.fields["id"])
+                if not self._silent:
+                    self.send("PONG", id=frame.fields["id"])
             case "PONG":
                 if frame.fields["id"] not in self._pings:
                     raise SessionError("unsolicited")
@@ -224,7 +227,7 @@ class Connection:
                 raise SessionError("phase_deadline")
             if now - self._heard > self._times.silence and self.greeted:
                 raise SessionError("peer_silent")
-            if self.greeted and now - self._said >= self._times.heartbeat:
+            if self.greeted and not self._silent and now - self._said >= self._times.heartbeat:
                 self._pings.add(len(self._pings) + self._next_out)
                 self.send("PING", id=max(self._pings))
             self._sock.settimeout(min(self._times.heartbeat, deadline - now))
@@ -246,7 +249,7 @@ class Connection:
     def abort(self, error: SessionError, *, refuse: bool = False) -> None:
         """Say why the session ends, if anybody can hear it (CON-65 to CON-68), and close."""
         with suppress(SessionError):
-            if not error.mute:
+            if not error.mute and not self._silent:
                 number, sequence = self._last
                 if refuse:
                     self.send("REFUSE", code=NUMBERS[error.code], text=SENTENCE)

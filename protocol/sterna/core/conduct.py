@@ -55,7 +55,10 @@ def is_of_old_attempt(record: Record, current: int) -> bool:
     attempt = getattr(record, "attempt", current)
     if not 1 <= attempt <= current:
         detail = f"attempt {attempt}, the current one is {current}"
-        raise wrong(ErrorCode.BAD_ATTEMPT, detail, "CON-23" if attempt else "CON-22", record)
+        clause = "CON-23" if attempt else "CON-22"
+        if FRAMES[record.type].sender is Sender.DESTINATION:
+            clause = "CON-25"
+        raise wrong(ErrorCode.BAD_ATTEMPT, detail, clause, record)
     return bool(attempt < current)
 
 

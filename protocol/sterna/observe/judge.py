@@ -136,6 +136,9 @@ class Judge:
     def _move(self, sender: Sender, record: Record) -> None:
         self._check_attempt(sender, record)
         receiver = OTHER[sender]
+        if isinstance(record, Refuse) and self.hello is None:
+            self.over = True  # whom a destination does not want it need not hear first [CON-8]
+            return
         if not self.places[receiver].hears(record.type):
             reserved = self.places[receiver].knows_reserved(record.type)
             where = f"{record.type.name} while the {receiver.name.lower()} is: {self.places[receiver].name}"

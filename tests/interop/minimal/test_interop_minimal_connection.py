@@ -59,6 +59,24 @@ def test_a_header(vector: Vector) -> None:
     close(line)
 
 
+def test_nothing_follows_bye() -> None:
+    """[PNG-1] [PNG-3] No answer to a PING, no heartbeat, and no ABORT when the peer says no more."""
+    near, far = socket.socketpair()
+    near.sendall(unchecked.frame(0x8050, bytes(8)))
+    line = Connection(far, "S", {}, QUICK)
+    line.greeted = True
+    line.send("BYE")
+    with pytest.raises(SessionError) as caught:
+        line.receive()
+    assert caught.value.code == "peer_silent"
+    near.shutdown(socket.SHUT_WR)
+    line.abort(caught.value)
+    far.close()
+    with near.makefile("rb") as said:
+        assert said.read() == unchecked.frame(0x8043)
+    near.close()
+
+
 def code_of(line: Connection) -> str:
     try:
         line._frame(line._deadline())
