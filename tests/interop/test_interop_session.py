@@ -11,6 +11,8 @@ from interop_support import implementation, report_of
 from sterna.cli.output import Output
 from sterna.observe.recording import Passed, RecordingReader
 from sterna_interop.contract import Role
+from sterna_interop.implementations import MINIMAL
+from sterna_interop.report_html import write_html
 from sterna_interop.results import CaseResult, Kind, Verdict
 from sterna_interop.session import RunOptions, line_of, play
 
@@ -74,6 +76,47 @@ def test_what_went_wrong_is_kept_with_its_recording(tmp_path: Path) -> None:
         assert any(isinstance(item, Passed) for item in RecordingReader(file))
     assert "destination result.json" in plain.artifacts
     assert not (tmp_path / "pki").exists()
+
+
+BAD = {
+    "crashes": ("dial(); os.abort()", Verdict.CRASH),
+    "invents": ("dial(); sys.exit(42)", Verdict.CRASH),
+    "fails": ("sys.exit(1)", Verdict.FAIL),
+    "prints": ("sys.stdout.write('\\x1b[2J<script>' * 200000); dial()", Verdict.FAIL),
+    "huge": ("open(result, 'w').truncate(1 << 40); dial()", Verdict.FAIL),
+    "lies": ("dial(); say(outcome='completed', guest='running', memory='0' * 64)", Verdict.FAIL),
+    "babbles": (
+        "s = dial(); s.sendall(os.urandom(1 << 16)); say(outcome='moved', guest='none')",
+        Verdict.FAIL,
+    ),
+    "knows nothing": ("sys.exit(89)", Verdict.UNSUPPORTED),
+}
+
+
+@pytest.mark.slow
+def test_whatever_a_shim_does_is_a_verdict(tmp_path: Path) -> None:
+    """The kit itself never fails, and is not made to say that something passed."""
+    given = [implementation(code, name.replace(" ", "-")) for name, (code, _) in BAD.items()]
+    run = play(given, RunOptions(tmp_path, ("hello-001", "seal-001")), Output(json=True))
+    found = {(one.source, one.verdict) for one in run.results if one.case != "contract-001"}
+    found |= {(one.destination, one.verdict) for one in run.results if one.case != "contract-001"}
+    expected = {(name.replace(" ", "-"), verdict) for name, (_, verdict) in BAD.items()}
+    assert {pair for pair in found if pair[0] != "kit"} == expected
+    write_html(run, tmp_path)
+    assert not run.summary.kit_errors
+
+
+@pytest.mark.slow
+def test_announced_failures_and_keeping(tmp_path: Path) -> None:
+    failing = replace(implementation("sys.exit(1)"), expect_fail={"hello-*": "it is young"})
+    passing = replace(MINIMAL, name="passing", module="", expect_fail={"hello-*": "so they say"})
+    options = RunOptions(tmp_path, ("hello-001",), keep=True)
+    run = play([failing, passing], options, Output(json=True))
+    verdicts = {one.source + one.destination: one.verdict for one in run.results if one.case == "hello-001"}
+    assert verdicts == {"kitmine": Verdict.XFAIL, "kitpassing": Verdict.XPASS}
+    kept = {path.name for path in (tmp_path / "cases" / "hello-001-kit-passing-plain").iterdir()}
+    assert kept == {"params.json", "result.json", "recording"}
+    assert run.summary.unexpected == 1
 
 
 def test_nothing_to_run(tmp_path: Path) -> None:
