@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 from commands import World
 
+from sterna.observe.recording import RecordingReader, Side
+from sterna.observe.sessions import Over, Sessions
+from sterna.registry import Sender
+
 pytestmark = pytest.mark.slow
 
 
@@ -69,3 +73,22 @@ async def test_both_ends_of_a_migration_that_is_killed(world: World) -> None:
     assert (session["outcome"], session["runs"]) == ("cut", "source")
     assert "lost (from the source)" in session["text"]
     await world.check_runs("s")
+
+
+async def test_what_the_kit_has_recorded(world: World) -> None:
+    """Cases of two implementations: nothing is wrong with what an endpoint sends to a peer that behaves."""
+    out = world.directory / "kit"
+    globs = ["--only", "honest-00[1-4]", "--only", "honest-10[1-4]", "--only", "matrix-00[12]"]
+    run = await world.start("interop", "run", *globs, "--keep", "--out", out, "--json")
+    assert await run.end() == 0, run.said()
+    judged = 0
+    for path in sorted(out.glob("cases/*-plain/recording")):
+        with path.open("rb") as file:
+            reader = RecordingReader(file)
+            steps = list(Sessions(reader.side, reader.clock).follow(reader))
+        (over,) = [step for step in steps if isinstance(step, Over)]
+        fault = over.follower.fault
+        at = {Side.SOURCE: Sender.SOURCE, Side.DESTINATION: Sender.DESTINATION}.get(reader.side)
+        assert fault is None or fault.sender is at, (path, fault)  # the kit's own peer is at that side
+        judged += 1
+    assert judged == 24
