@@ -53,6 +53,11 @@ _PROGRESS: Final[Mapping[Role, Mapping[str, object]]] = {
     },
     Role.DESTINATION: {"features": (Feature.ENCODING_ZERO, Feature.PROGRESS)},
 }
+# What the honest peer checks on the way, and the report afterwards.
+_WHOLE: Final = {
+    Role.SOURCE: "CON-44 CON-50 CON-57 PNG-4 MEM-16 STR-10 VRS-1 CON-2",
+    Role.DESTINATION: "CON-44 CON-57 PNG-4 HEL-7 CON-13 CON-48 MEM-12 CMP-5 STR-1 VRS-1 CON-2",
+}
 _LATE: Final = {Role.SOURCE: FrameType.GUEST, Role.DESTINATION: FrameType.READY}
 
 
@@ -164,7 +169,9 @@ def _preface(peer: Role) -> Case:
 
 
 def _over_tls(peer: Role) -> Case:
-    return replace(_clean(20, peer, "A whole migration over TLS", "TLS-4 TLS-5 TLS-8"), wire=Wire.TLS)
+    return replace(
+        _clean(20, peer, "A whole migration over TLS", "TLS-4 TLS-5 TLS-8 TLS-20 VRS-8"), wire=Wire.TLS
+    )
 
 
 # ---- what belongs to a role ----

@@ -198,10 +198,23 @@ def _headers(row: Row, role: Role) -> Rows:
             "header-008 bulk-on-control: gives a frame a bulk part that may not have one [HDR-8]",
             *(at, do.header(bulk_bytes=8), E.BAD_HEADER),
         ),
-        row("header-009 body-checksum: damages a body [HDR-10]", at, do.header(body_crc=1), E.BODY_CHECKSUM),
+        row(
+            "header-009 body-checksum: damages a body [HDR-10 CON-65]",
+            at,
+            do.header(body_crc=1),
+            E.BODY_CHECKSUM,
+        ),
         row("header-010 body-short: leaves out a body's last byte [FRM-1]", at, do.resize(-1), E.MALFORMED),
         row("header-011 body-long: adds a byte to a body [FRM-2]", at, do.resize(1), E.TRAILING_BYTES),
         row("header-012 body-missing: sends no body [FRM-1]", at, do.resize(-(1 << 20)), E.MALFORMED),
+        row(
+            "header-014 header-and-sequence: makes two mistakes, of which the flag comes first [HDR-11]",
+            *(at, do.header(flags=1, sequence=99), E.BAD_HEADER),
+        ),
+        row(
+            "header-015 sequence-and-type: makes two mistakes, of which the number comes first [HDR-11]",
+            *(at, do.instead(do.frame(0x8FFF, sequence=99)), E.BAD_SEQUENCE),
+        ),
         row(
             "header-013 body-long-named: adds a byte to a body, and wants to know to which [ABT-2 CON-66]",
             *(Place(_GOING[role]), do.resize(1), E.TRAILING_BYTES),
@@ -268,7 +281,7 @@ def _talk(row: Row, role: Role) -> Rows:
             "talk-005 text-not-utf8: sends a text that is no UTF-8 [TXT-2]", at, says(b"\xc0\x80"), E.BAD_TEXT
         ),
         row(
-            "talk-006 bye-early: says BYE in the middle [PNG-4 CON-3]",
+            "talk-006 bye-early: says BYE in the middle [PNG-4 CON-3 CON-65 CON-67 FRM-14]",
             *(at, do.instead(Say(Bye())), E.UNEXPECTED_FRAME),
         ),
     ]
@@ -324,10 +337,10 @@ def _times(row: Row, role: Role) -> Rows:
     return [
         slow("time-001 silence-at-once: connects, and says nothing [CON-74]", _START, *silent),
         slow(
-            "time-002 silence-after-preface: says nothing after its preface [CON-74]",
+            "time-002 silence-after-preface: says nothing after its preface [CON-74 CON-8]",
             *(_START, do.after(End.SILENCE), *silent[1:]),
         ),
-        slow("time-003 silence-in-the-middle: falls silent [CON-74 CON-75]", at, *silent),
+        slow("time-003 silence-in-the-middle: falls silent [CON-74 CON-75 SEC-16]", at, *silent),
         slow(
             "time-004 pings-only: goes on with PING, and with nothing else [CON-74]",
             *(at, do.instead(Wait(ENDLESS_S)), E.PHASE_DEADLINE),

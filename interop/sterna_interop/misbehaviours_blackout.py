@@ -217,7 +217,7 @@ def _commit() -> Rows:
             **SPLIT,
         ),
         row(
-            "commit-002 handover-for-seal: hands over without SEAL [CON-3 CON-50]",
+            "commit-002 handover-for-seal: hands over without SEAL [CON-3 CON-50 ONE-24]",
             *(_SEAL, early, E.UNEXPECTED_FRAME),
             **SPLIT,
         ),
@@ -245,7 +245,7 @@ def _commit() -> Rows:
             **SPLIT,
         ),
         row(
-            "commit-007 handover-never: does not hand over [CON-74 CON-63]",
+            "commit-007 handover-never: does not hand over [CON-74 CON-63 ONE-24]",
             *(_HANDOVER, do.instead(End.SILENCE), *late),
             deadline_s=IMPATIENT_S,
             **SPLIT,

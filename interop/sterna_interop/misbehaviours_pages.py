@@ -59,12 +59,14 @@ def _tables() -> Rows:
             E.OUTSIDE_REGION,
         ),
         wrong(
-            "pages-002 outside: sends pages past a region's end [PGS-7]",
+            "pages-002 outside: sends pages past a region's end [PGS-7 SEC-9]",
             do.run(-1, first=256),
             E.OUTSIDE_REGION,
         ),
         wrong(
-            "pages-003 wraps: sends pages past 2^64 [PGS-7]", do.run(-1, first=2**64 - 1), E.OUTSIDE_REGION
+            "pages-003 wraps: sends pages past 2^64 [PGS-7 SEC-10]",
+            do.run(-1, first=2**64 - 1),
+            E.OUTSIDE_REGION,
         ),
         wrong("pages-004 overlap: sends a page twice in a table [PGS-8]", overlap, E.OVERLAPPING_RUNS),
         wrong("pages-005 run-empty: has a run of no pages [PGS-6]", do.run(0, count=0), E.BAD_VALUE),
@@ -162,7 +164,7 @@ def _hashes() -> Rows:
             **LOST,
         ),
         row(
-            "hash-006 page-never-sent: leaves a page out, and says so in no place [MEM-11]",
+            "hash-006 page-never-sent: leaves a page out, and says so in no place [MEM-11 MEM-7 MEM-10]",
             *(None, None, E.DIGEST_MISMATCH),
             plan={"omitted": ((1, 77),)},
             **LOST,

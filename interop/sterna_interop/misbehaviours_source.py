@@ -108,7 +108,7 @@ def _hello() -> Rows:
             refused=True,
         ),
         row(
-            "hello-004 hello-of-the-future: sends a HELLO of the future, with its values [VRS-3 NEG-1]",
+            "hello-004 hello-of-the-future: sends a HELLO of the future [VRS-3 NEG-1 FRM-15]",
             *(*hello(**nonsense), E.NO_COMMON_VERSION),
             refused=True,
         ),
@@ -140,6 +140,11 @@ def _hello() -> Rows:
         row("hello-014 epoch-too-high: has no epochs left [HEL-8]", *hello(epoch=2**64 - 2), E.BAD_VALUE),
         row("hello-015 feature-twice: offers a feature twice [HEL-3]", *offers(zero_twice), E.BAD_VALUE),
         row("hello-016 limits-too-small: takes no frame body [LIM-7]", *limits({1: 65535}), E.LIMIT_MISMATCH),
+        row(
+            "hello-018 body-huge: announces a HELLO of 65537 bytes [LIM-5 SEC-7]",
+            *(_HELLO, do.header(body_bytes=65537), E.LIMIT_CONTROL),
+            **DOS,
+        ),
         row("hello-017 no-bulk: takes no pages [LIM-7]", *limits({2: 0}), E.LIMIT_MISMATCH),
     ]
 
@@ -228,6 +233,16 @@ def _rounds() -> Rows:
             "round-002 pages-before-guest: sends PAGES before GUEST [PGS-1]", _GUEST, page, E.UNEXPECTED_FRAME
         ),
         row("round-003 round-skipped: begins with round 2 [CON-20]", _ROUND, do.change(round=2), E.BAD_ROUND),
+        row("round-023 pages-boasted: means to send 2^63 pages [CON-29]", _ROUND, do.change(pages=1 << 63)),
+        row(
+            "round-024 pages-denied: means to send no page, and sends all [CON-29]",
+            _ROUND,
+            do.change(pages=0),
+        ),
+        row(
+            "round-025 attempt-and-state: ends attempt 9, where no round is open [CON-82]",
+            *(_ROUND, do.instead(Say(RoundEnd(9, 1, 0, 0))), E.BAD_ATTEMPT),
+        ),
         row(
             "round-004 round-repeated: begins round 1 twice [CON-20]",
             *(again, do.change(round=1), E.BAD_ROUND),
@@ -248,17 +263,17 @@ def _rounds() -> Rows:
             E.UNEXPECTED_FRAME,
         ),
         row(
-            "round-011 pages-other-round: sends PAGES of round 9 [CON-21]",
+            "round-011 pages-other-round: sends PAGES of round 9 [CON-21 PGS-15]",
             _PAGES,
             do.change(round=9),
             E.BAD_ROUND,
         ),
         row(
-            "round-012 pages-other-attempt: sends PAGES of attempt 9 [CON-23]",
+            "round-012 pages-other-attempt: sends PAGES of attempt 9 [CON-23 PGS-15]",
             *(_PAGES, do.change(attempt=9), E.BAD_ATTEMPT),
         ),
         row(
-            "round-013 old-attempt: says again, and wrongly, what is of an attempt that is over [CON-24]",
+            "round-013 old-attempt: says again, wrongly, what is of an attempt that is over [CON-24 ONE-24]",
             *(over, do.before(*_rubbish(attempt=1))),
             order=Order(Do.NOT_READY, times=1),
             plan={"not_ready": 1},
@@ -272,7 +287,10 @@ def _rounds() -> Rows:
         row("round-015 end-wrong-pages: counts a page too much [RND-3]", _END, more, E.COUNT_MISMATCH),
         row("round-016 end-wrong-bytes: counts a byte too much [RND-3]", _END, bulkier, E.COUNT_MISMATCH),
         row(
-            "round-017 end-wrong-sequence: ends behind a frame to come [STR-9]", _END, later, E.COUNT_MISMATCH
+            "round-017 end-wrong-sequence: ends behind a frame to come [STR-9 RND-4]",
+            _END,
+            later,
+            E.COUNT_MISMATCH,
         ),
         row(
             "round-018 end-no-sequence: does not say which frame was the last [STR-8]",

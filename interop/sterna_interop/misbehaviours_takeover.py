@@ -114,7 +114,7 @@ def _answers() -> Rows:
             *(state, do.after(Say(RoundAck(1, 1, 0, 0))), E.UNEXPECTED_FRAME),
         ),
         row(
-            "loaded-002 digest: has loaded another image [CON-53]",
+            "loaded-002 digest: has loaded another image [CON-53 ONE-17]",
             _LOADED,
             do.change(digest=OTHER_DIGEST),
             E.DIGEST_MISMATCH,
@@ -192,7 +192,7 @@ def _commit() -> Rows:
     complete = do.before(Say(Complete(8, OTHER_DIGEST)))
     return [
         row(
-            "running-001 for-loaded: runs without having been handed over [CON-3 ONE-25]",
+            "running-001 for-loaded: runs without having been handed over [CON-3 ONE-25 ONE-17]",
             _LOADED,
             do.instead(running),
             E.UNEXPECTED_FRAME,
@@ -227,13 +227,13 @@ def _commit() -> Rows:
             by_peer=True,
         ),
         granted(
-            "running-009 cut: ends after HANDOVER [ONE-49 CON-69]",
+            "running-009 cut: ends after HANDOVER [ONE-49 CON-69 ONE-43 ONE-47]",
             do.instead(End.PROPER),
             E.CONNECTION_LOST,
             mute=True,
         ),
         granted(
-            "running-010 reset: is gone after HANDOVER [ONE-49 CON-69]",
+            "running-010 reset: is gone after HANDOVER [ONE-49 CON-69 ONE-43]",
             do.instead(End.RESET),
             E.CONNECTION_LOST,
             mute=True,
@@ -253,7 +253,7 @@ def _commit() -> Rows:
             E.UNEXPECTED_FRAME,
         ),
         moved(
-            "complete-001 digest: completes another image [CMP-1]",
+            "complete-001 digest: completes another image [CMP-1 ONE-40]",
             do.change(digest=OTHER_DIGEST),
             E.MEMORY_MISMATCH,
         ),

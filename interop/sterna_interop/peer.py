@@ -22,7 +22,7 @@ from typing import Final, TypeAlias, TypeVar
 import trio
 
 from sterna.errors import RemoteProtocolError, TransportError
-from sterna.registry import GREASE_FIRST, Encoding
+from sterna.registry import GREASE_FIRST, Encoding, ErrorCode
 from sterna.wire import (
     Abort,
     Bye,
@@ -30,6 +30,7 @@ from sterna.wire import (
     FrameReader,
     FrameReceived,
     Guest,
+    Hello,
     Pages,
     PagesAnnounced,
     PagesReceived,
@@ -40,6 +41,7 @@ from sterna.wire import (
     Refuse,
     Release,
     UnknownFrame,
+    Welcome,
     unchecked,
 )
 from sterna_interop.case import Line
@@ -62,6 +64,7 @@ from sterna_interop.peer_steps import (
 AGENT: Final = "sterna scripted peer"
 _TALK_NAMES: Final = {"PING", "PONG", "PROGRESS"}  # legal at any moment, and no step of a conversation
 _INBOX_FRAMES: Final = 64  # heard and not yet looked at; the endpoint waits then
+_CODES: Final = frozenset(map(int, ErrorCode))
 _GREASE_BODY: Final = b"skip me"
 
 R = TypeVar("R")
@@ -95,6 +98,7 @@ class Peer:
         self.manner: Final = manner
         self.account: Final = Account()
         self.greeted = False  # WELCOME has gone over
+        self._welcomed = False  # or is about to
         self.reports = False  # PROGRESS was selected
         self._line = line
         self._place = place
@@ -166,6 +170,8 @@ class Peer:
             await self._step(Raw(lambda number: unchecked.frame(GREASE_FIRST, _GREASE_BODY, sequence=number)))
         if self.greeted and self.manner.pings:
             await self.ping()
+        if isinstance(record, Welcome):
+            self._welcomed = True
         if isinstance(record, Release | Complete):
             self._due = set(self._pinged)  # the endpoint has had these when it says its last
         number = await self._send(Say(record, bulk), record)
@@ -354,6 +360,7 @@ class Peer:
         record = frame.record
         if self.account.answer is not None:
             raise Breach(f"{record.type.name} after {self.account.answer.type.name} [ABT-1]")
+        self._check_moment(record)
         self.account.heard.append(record.type.name)
         match record:
             case Ping(id=number):
@@ -370,6 +377,18 @@ class Peer:
                 self._check_progress(record)
             case _:
                 await self._inbox_in.send(frame)
+
+    def _check_moment(self, record: Record) -> None:
+        """What may not come yet, whatever the conversation."""
+        spoken = any(name.isupper() for name in self.account.said)
+        if not spoken and not isinstance(record, Hello | Abort | Refuse):
+            raise Breach(f"{record.type.name} before anything was said [CON-7] [CON-8]")
+        if isinstance(record, Welcome):
+            self._welcomed = True
+        if isinstance(record, Ping | Pong | Progress) and not self._welcomed:
+            raise Breach(f"{record.type.name} before WELCOME [CON-2]")
+        if isinstance(record, Abort | Refuse) and record.code not in _CODES:
+            raise Breach(f"{record.type.name} with a code that is not registered [FRM-14]")
 
     def _check_progress(self, progress: Progress) -> None:
         before, self._progress = self._progress, progress

@@ -61,7 +61,10 @@ class Script:
         if told.deadline_s:
             manner = replace(manner, heartbeat_s=min(manner.heartbeat_s, told.deadline_s / 8))
         peer = Peer(line, manner, self.place, self.act)
-        self.judge(await peer.converse(self._conversation(told), self.patience_s))
+        account = await peer.converse(self._conversation(told), self.patience_s)
+        self.judge(account)
+        if self.completes and told.tls is not None and account.end != "proper":
+            raise Unexpected("close_notify after BYE [TLS-20]", f"the end: {account.end or 'none'}")
 
     def _conversation(self, told: Params) -> Conversation:
         runner = Runner(told.runner_host, told.runner)
@@ -87,6 +90,8 @@ class Script:
         said_nothing = self.mute and account.answer is None
         if self.answers and code not in self.answers and not said_nothing:
             raise Unexpected(wanted, _shown(account))
+        if self.answers and account.answer is not None and account.end == "reset" and not self.mute:
+            raise Unexpected(f"the end of its direction after {account.answer.type.name} [CON-67]", "a reset")
         if self.named:
             self._judge_name(account)
         if self.silent and account.answer is not None:

@@ -12,7 +12,7 @@ from sterna.wire import Abort, Ping, Pong, Refuse
 from sterna_interop import peer_acts as do
 from sterna_interop.contract import Role
 from sterna_interop.guest import GuestSpec
-from sterna_interop.peer_steps import Ear, End, Manner, Place, Say, Wait, code_of
+from sterna_interop.peer_steps import Act, Ear, End, Manner, Place, Say, Wait, code_of
 
 S, D = Role.SOURCE, Role.DESTINATION
 READY = Place(FrameType.READY)
@@ -133,6 +133,24 @@ def test_what_comes_at_any_moment(record: object, breach: str) -> None:
     assert breach in accounts[S].breach
     if not breach:
         assert code_of(accounts[S].answer) is ErrorCode.FULL
+
+
+@pytest.mark.parametrize(
+    ("frame", "act", "clause"),
+    [
+        (None, do.after(Say(Ping(1))), "CON-7"),
+        (FrameType.GUEST, do.instead(Say(Abort(0x7777, Phase.DESCRIBE))), "FRM-14"),
+    ],
+)
+def test_what_a_source_may_not_say_yet(frame: FrameType | None, act: Act, clause: str) -> None:
+    accounts = talk(Scripted(place=Place(frame), act=act))
+    assert clause in accounts[D].breach
+
+
+def test_no_ping_before_welcome() -> None:
+    """[CON-2]"""
+    accounts = talk(destination=Scripted(place=Place(FrameType.WELCOME), act=do.before(Say(Ping(1)))))
+    assert "CON-2" in accounts[S].breach
 
 
 def test_nothing_may_follow_abort() -> None:

@@ -53,6 +53,7 @@ def test_right(asked: Script, account: Account) -> None:
         (script(answers=FULL, refused=True), ABORTED, "expected REFUSE full, got ABORT full"),
         (script(answers=FULL, mute=True), Account(answer=Refuse(0x7777)), "got REFUSE internal"),
         (script(silent=True), ABORTED, "expected no answer to ABORT"),
+        (script(answers=FULL), Account(answer=Refuse(ErrorCode.FULL), end="reset"), "CON-67"),
         (script(answers=FULL, optional=True), DONE, "got a whole migration"),
         (script(), Account(breach="BYE where HELLO is due"), "got BYE where HELLO is due"),
     ],
