@@ -111,6 +111,7 @@ class SmallEtcd:
         rows: key -> row, both as the gateway has them.
         spoil: changes an answer on its way out; bytes are sent as they are, as the whole HTTP response.
         requests: the paths that were asked for.
+        asked: set when the first request has come.
         watched: set when somebody watches a key.
         password: what authentication takes; None if it is off.
         token: what it gives, None for a good one.
@@ -134,6 +135,7 @@ class SmallEtcd:
         self.drip = False
         self.hung_up = trio.Event()
         self.connections = 0
+        self.asked = trio.Event()
         self.watched = trio.Event()
         self._changed = trio.Event()
 
@@ -176,6 +178,7 @@ class SmallEtcd:
                 body, data = data[: int(fields["content-length"])], data[int(fields["content-length"]) :]
                 path = lines[0].split(" ")[1]
                 self.requests.append(path)
+                self.asked.set()
                 if path == "/v3/watch":
                     await self._watch(stream, json.loads(body)["create_request"])
                     return

@@ -58,7 +58,7 @@ class Files(Protocol):
         ...
 
     def reserve(self, path: str, offset: int, size: int) -> None:
-        """Make room on the disk for bytes that will be written there; they are zeros until then."""
+        """Make room on the disk for bytes that will be written there; zeros stand there until then."""
         ...
 
     def sync(self, path: str) -> None:
@@ -141,12 +141,11 @@ class OsFiles:
             os.close(descriptor)
 
     def reserve(self, path: str, offset: int, size: int) -> None:
-        """Blocks that a full disk will not lack later."""
-        descriptor = self._open(path, os.O_WRONLY)
-        try:
-            os.posix_fallocate(descriptor, offset, size)
-        finally:
-            os.close(descriptor)
+        """Zeros, written: to overwrite them later takes neither new blocks nor the file system's journal.
+
+        posix_fallocate would only do the former: that a block of its is written to is news for the journal.
+        """
+        self.write(path, offset, bytes(size))
 
     def sync(self, path: str) -> None:
         """fdatasync: the content, and as much of the rest as finding it again takes."""

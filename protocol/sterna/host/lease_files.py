@@ -87,6 +87,9 @@ class FileLeaseStore:
         self._files: Files = files or OsFiles()
         self._threads = trio.CapacityLimiter(_THREADS)
         self._store_id = ""
+        # The highest slot of each guest that is known to be durable: a claim that is made while the guest is
+        # paused need not wait for the disk once more to be sure of its predecessor.
+        self._durable: dict[bytes, int] = {}
 
     async def claim(self, guest: bytes, epoch: int, runner: Runner) -> Runner | None:
         """Fill the slot if it is the next one."""
@@ -133,7 +136,8 @@ class FileLeaseStore:
         named = self._named(guest, epoch)
         if named is not None:
             return named
-        if epoch > 1 and self._named(guest, epoch - 1) is None:
+        known = self._durable.get(guest, 0) >= epoch - 1
+        if not known and self._named(guest, epoch - 1) is None:
             return None
         directory = self._directory(guest)
         self._files.make_directory(directory, 0o777)
@@ -149,14 +153,18 @@ class FileLeaseStore:
         return named
 
     def _named(self, guest: bytes, epoch: int) -> Runner | None:
-        """The slot's runner, after which it is durable."""
+        """The slot's runner, after which it is durable, and so are those before it."""
         self._check_marker()
         data = self._files.read(self._slot(guest, epoch), SLOT_BYTES_MAX + 1)
         if data is None:
             return None
         runner = decode_slot(data, guest, epoch)
-        self._files.sync_directory(self._directory(guest))
-        self._files.sync_directory(self._root)
+        durable = self._durable.get(guest, 0)
+        if durable < epoch:
+            self._files.sync_directory(self._directory(guest))
+            if not durable:
+                self._files.sync_directory(self._root)
+            self._durable[guest] = max(epoch, self._durable.get(guest, 0))
         return runner
 
     def _newest(self, guest: bytes) -> Slot | None:
