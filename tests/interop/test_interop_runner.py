@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import trio
 
 from sterna_interop.case import Unexpected
 from sterna_interop.contract import GuestState, Outcome, Report, Role
 from sterna_interop.process import Ended
 from sterna_interop.results import CaseResult, Kind, Verdict
-from sterna_interop.runner import Cell, artifacts, judged, not_judged, run_cells
+from sterna_interop.runner import RECORDING, Cell, artifacts, judged, not_judged, run_cells
 
 BLANK = CaseResult(case="x-001", kind=Kind.MATRIX, source="a", destination="b", verdict=Verdict.SKIP)
 REPORT = Report(outcome=Outcome.COMPLETED, guest=GuestState.NONE)
@@ -60,9 +62,12 @@ def test_a_judgement() -> None:
     assert (failed.verdict, failed.expected, failed.actual) == (Verdict.FAIL, "this", "that")
 
 
-def test_what_is_kept() -> None:
-    kept = artifacts({Role.SOURCE: GOOD, Role.DESTINATION: Ended(1, "", "err")})
-    assert kept == {
+def test_what_is_kept(tmp_path: Path) -> None:
+    sides = {Role.SOURCE: GOOD, Role.DESTINATION: Ended(1, "", "err")}
+    assert RECORDING not in artifacts(sides, tmp_path)
+    (tmp_path / RECORDING).touch()
+    assert artifacts(sides, tmp_path) == {
+        RECORDING: f"sterna inspect {tmp_path / RECORDING}",
         "source stdout": "out",
         "source result.json": REPORT.to_json(),
         "destination stderr": "err",
