@@ -11,10 +11,12 @@ import pytest
 from cli_support import only_object
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.status import Status
 
 from observe_support import D, S, Tape, Unit, migration
 from sterna.cli import verify as module
 from sterna.cli.main import main
+from sterna.cli.output import Output
 from sterna.observe.recording import How, RecordingWriter, Side
 from sterna.registry import ErrorCode, Phase
 from sterna.registry import FrameType as F
@@ -195,6 +197,20 @@ def test_any_file_gives_a_verdict(
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return TAPE.write(tmp_path_factory.mktemp("whole") / "x.rec").read_bytes()
+
+
+def test_who_watches_sees_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Output, "live", True)
+    monkeypatch.setattr(module, "STEP_BYTES", 300_000)
+    monkeypatch.setattr(Status, "update", lambda _, text: told.append(text))
+    path = TAPE.write(tmp_path / "x.rec")
+    assert main(["verify", str(path)]) == 0
+    (once,) = told
+    assert once.endswith(" KiB read")
+    path.write_bytes(path.read_bytes() + b"more")
+    assert main(["verify", str(path)]) == 2
+    assert "NOT CHECKED" in capsys.readouterr().err
 
 
 def test_from_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

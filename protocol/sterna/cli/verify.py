@@ -31,6 +31,8 @@ from sterna.registry import Sender
 
 # Sessions that are told one by one: a recording may have any number of them.
 SESSIONS_TOLD: Final = 1000
+# How much is read between two looks of whoever watches: a tenth of a second.
+STEP_BYTES: Final = 64 << 20
 
 
 def verify(
@@ -122,11 +124,22 @@ class _Checked:
         )
 
     def _items(self, reader: RecordingReader) -> Iterator[RecordingItem]:
-        """The records as far as they are good."""
+        """The records as far as they are good. Whoever watches sees how far that is by now."""
+        shown = self.output.console.status("reading") if self.output.live else None
+        if shown is not None:
+            shown.start()
+        next_step = STEP_BYTES
         try:
-            yield from reader
+            for item in reader:
+                yield item
+                if shown is not None and reader.offset >= next_step:
+                    shown.update(f"{size_text(reader.offset)} read")
+                    next_step = reader.offset + STEP_BYTES
         except RecordingError as error:
             self.damage = error
+        finally:
+            if shown is not None:
+                shown.stop()
 
     def _over(self, connection: int, follower: Follower) -> None:
         summary, outcome = follower.summary, follower.outcome()
