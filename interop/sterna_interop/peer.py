@@ -64,6 +64,7 @@ from sterna_interop.peer_steps import (
 AGENT: Final = "sterna scripted peer"
 _TALK_NAMES: Final = {"PING", "PONG", "PROGRESS"}  # legal at any moment, and no step of a conversation
 _INBOX_FRAMES: Final = 64  # heard and not yet looked at; the endpoint waits then
+_OWED_MAX: Final = 1000  # answers to PING; an endpoint of 5 heartbeats a second has no reason for more
 _CODES: Final = frozenset(map(int, ErrorCode))
 _GREASE_BODY: Final = b"skip me"
 
@@ -363,6 +364,8 @@ class Peer:
         self._check_moment(record)
         self.account.heard.append(record.type.name)
         match record:
+            case Ping() if len(self._owed) >= _OWED_MAX:
+                raise Breach(f"more than {_OWED_MAX} PINGs that wait for an answer")
             case Ping(id=number):
                 self._owed.append(Pong(number))
                 self._owes.set()

@@ -8,11 +8,11 @@ import pytest
 from scripted_pair import Scripted, talk
 
 from sterna.registry import ErrorCode, FrameType, Phase
-from sterna.wire import Abort, Ping, Pong, Refuse
+from sterna.wire import Abort, Ping, Pong, Refuse, unchecked
 from sterna_interop import peer_acts as do
 from sterna_interop.contract import Role
 from sterna_interop.guest import GuestSpec
-from sterna_interop.peer_steps import Act, Ear, End, Manner, Place, Say, Wait, code_of
+from sterna_interop.peer_steps import Act, Ear, End, Manner, Place, Raw, Say, Wait, code_of
 
 S, D = Role.SOURCE, Role.DESTINATION
 READY = Place(FrameType.READY)
@@ -145,6 +145,16 @@ def test_what_comes_at_any_moment(record: object, breach: str) -> None:
 def test_what_a_source_may_not_say_yet(frame: FrameType | None, act: Act, clause: str) -> None:
     accounts = talk(Scripted(place=Place(frame), act=act))
     assert clause in accounts[D].breach
+
+
+def test_a_flood_of_pings_is_bounded() -> None:
+    """What an endpoint can make the kit hold."""
+    flood = Raw(
+        lambda number: b"".join(unchecked.frame(0x8050, bytes(8), sequence=number + n) for n in range(2000)),
+        2000,
+    )
+    accounts = talk(destination=Scripted(place=READY, act=do.before(flood)))
+    assert accounts[S].breach == "more than 1000 PINGs that wait for an answer"
 
 
 def test_no_ping_before_welcome() -> None:
