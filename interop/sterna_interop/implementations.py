@@ -60,6 +60,7 @@ MINIMAL: Final = Implementation(
     "minimal",
     (sys.executable, "-m", "sterna_interop.minimal"),
     module="sterna_interop.minimal.__main__",
+    codec=(sys.executable, "-m", "sterna_interop.minimal.codec"),
 )
 BUILT_IN: Final = (STERNA, MINIMAL)
 

@@ -233,11 +233,11 @@ def _skipped(row: Row, role: Role) -> Rows:
         ),
         row(
             "skip-002 unknown-optional-256: sends 256 frames in a row that are to be skipped [FRM-7 FRM-8]",
-            *(at, do.before(*[_SKIP] * 256)),
+            *(at, do.before(_skips(256))),
         ),
         row(
             "skip-003 unknown-optional-flood: sends 257 frames in a row that are to be skipped [FRM-8]",
-            *(at, do.before(*[_SKIP] * 257), E.LIMIT_RATE),
+            *(at, do.before(_skips(257)), E.LIMIT_RATE),
             severity=Severity.DOS,
         ),
         row(
@@ -367,9 +367,18 @@ def _times(row: Row, role: Role) -> Rows:
 
 def _flood(count: int) -> Raw:
     """So many PINGs in one piece."""
+    return _many(count, F.PING, bytes(8))
+
+
+def _skips(count: int) -> Raw:
+    """So many frames that are to be skipped, with no PING or PONG between them."""
+    return _many(count, GREASE_FIRST, b"skip me")
+
+
+def _many(count: int, frame_type: int, body: bytes) -> Raw:
     return Raw(
         lambda number: b"".join(
-            unchecked.frame(F.PING, bytes(8), sequence=number + more) for more in range(count)
+            unchecked.frame(frame_type, body, sequence=number + more) for more in range(count)
         ),
         count,
     )

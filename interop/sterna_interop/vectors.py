@@ -54,9 +54,10 @@ class Vector:
 
     @property
     def is_reserved(self) -> bool:
-        """Whether an implementation may skip it."""
-        flags = self.test.get("flags")
-        return isinstance(flags, list) and RESERVED in flags
+        """Whether an implementation may skip it; data connections are reserved, too."""
+        flags, context = self.test.get("flags"), self.group.get("context")
+        flagged = isinstance(flags, list) and RESERVED in flags
+        return flagged or (isinstance(context, dict) and bool(context.get("stream")))
 
     def questions(self) -> Iterator[tuple[str, dict[str, object]]]:
         """What is asked, and a word about how."""

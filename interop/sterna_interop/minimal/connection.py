@@ -145,9 +145,6 @@ class Connection:
     def _one(self, deadline: float) -> Frame | None:
         """One frame; None if it was skipped, or answered here."""
         frame = self._frame(deadline)
-        self._skipped = 0 if frame is not None else self._skipped + 1
-        if self._skipped > SKIPPED_MAX:
-            raise SessionError("limit_rate")
         if frame is None:
             return None
         if SENDERS[frame.name] == self._sends:
@@ -199,6 +196,8 @@ class Connection:
         control = self.limits["control_bytes"] if self.greeted else HANDSHAKE_BODY_BYTES
         _header(body_bytes <= control, "limit_control", 16)
         _header(bulk_bytes <= (self.limits["bulk_bytes"] if self.greeted else 0), "limit_bulk", 20)
+        self._skipped = 0 if name else self._skipped + 1
+        _header(self._skipped <= SKIPPED_MAX, "limit_rate", 0)
         if not self._fill(HEADER_BYTES + body_bytes, deadline):
             raise SessionError("truncated")
         body = bytes(self._buffer[HEADER_BYTES : HEADER_BYTES + body_bytes])
