@@ -12,7 +12,7 @@ from sterna.testing import strategies
 from sterna_fuzz import bodies, edges, peers, streams
 from sterna_fuzz.conversations import SOURCE
 from sterna_fuzz.mutators import MUTATORS
-from sterna_fuzz.plans import plans
+from sterna_fuzz.plans import fields, plans
 from sterna_fuzz.target import Given, Property, Target
 
 # Sizes of pieces, over and over: byte by byte, and at the borders of preface and header.
@@ -97,6 +97,22 @@ def properties(mutators: Sequence[str]) -> list[Property]:
             {"plan": plans(mutators)},
             peers.check_machine,
             weight=8,
+        ),
+        Given(
+            "grounds",
+            "same-memory",
+            "a machine goes on only if what it is told is right: every field of every frame",
+            {"plan": fields()},
+            peers.check_machine,
+            weight=8,
+        ),
+        Given(
+            "pages",
+            "no-stale-page",
+            "page bytes that were damaged on their way are never run with",
+            {"plan": plans(["flip_bulk"], sides=[SOURCE], most=2)},
+            peers.check_machine,
+            weight=2,
         ),
         Given(
             "machine-chunking",

@@ -188,9 +188,8 @@ class History(Machine):
     @rule(steps=st.integers(0, WAY_STEPS))
     def damage(self, steps: int) -> None:
         """A bit of page bytes flips under way, the next ones after so many steps."""
-        side = self.world.sides[SOURCE]
         for step in range(2 * WAY_STEPS):
-            if (step >= steps and side.bulk and not side.taken) or not self.world.flow(1):
+            if (step >= steps and self.world.carries_pages) or not self.world.flow(1):
                 break
         self.world.damage()
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import enum
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Final, cast
 
 from sterna.registry import CRITICAL_BIT, GREASE_FIRST, MAGIC, ErrorCode, FrameType
 from sterna.wire import unchecked
-from sterna.wire.records import Abort, Pages, Ping, Progress, Record
+from sterna.wire.records import Abort, Pages, Ping, Progress, Record, Region
 from sterna_fuzz import drafts
 from sterna_fuzz.conversations import HEADER_BYTES
 from sterna_fuzz.drafts import Draft, field, is_frame, with_field
@@ -382,6 +382,12 @@ def _field(draft: Draft, step: Step) -> bool:
         except Exception:  # noqa: BLE001 - a value that its field has no room for
             return False
     return True
+
+
+def field_count(frame: bytes, regions: Sequence[Region]) -> int:
+    """How many fields `field` can change in a frame."""
+    record = Draft([b"", frame], (), (), regions).record(1)
+    return 0 if record is None or isinstance(record, Pages) else len(fields(record))
 
 
 def _changed(record: Record, step: Step) -> Record:

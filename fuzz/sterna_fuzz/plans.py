@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sterna_fuzz.conversations import DESTINATION, SCRIPTS, SOURCE, Conversation, conversation
 from sterna_fuzz.drafts import Draft
-from sterna_fuzz.mutators import MUTATORS, Mutator, Step
+from sterna_fuzz.mutators import MUTATORS, Mutator, Step, field_count
 
 STEPS_MAX: Final = 4
 
@@ -77,6 +77,22 @@ def spoil(plan: Plan) -> Spoilt:
         if len(draft.parts) > 1:
             as_said = MUTATORS[step.mutator].apply(draft, step)
     return Spoilt(tuple(draft.parts), as_said and len(plan.steps) == 1)
+
+
+def fields(scripts: Sequence[str] = ("plain", "dirty")) -> st.SearchStrategy[Plan]:
+    """Plans that change one field of one frame, each field of each frame as often as any other."""
+    places = [
+        (script, side, index - 1, number)
+        for script in scripts
+        for side in (SOURCE, DESTINATION)
+        for index in range(1, len(conversation(script).frames[side]))
+        for number in range(field_count(spoil(Plan(script, side)).parts[index], conversation(script).regions))
+    ]
+    return st.builds(
+        lambda place, value: Plan(place[0], place[1], (Step("field", place[2], place[3], value),)),
+        st.sampled_from(places),
+        st.integers(0, 200),
+    )
 
 
 def plans(

@@ -100,6 +100,7 @@ class Side:
         held: requests that wait for their answer, oldest first.
         connected: whether this side knows of no end of the connection.
         bulk: page bytes at the end of the unit that was taken last.
+        left_bulk: likewise, of the unit that has left last, if all of it has.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Side:
     held: deque[Held] = field(default_factory=deque)
     connected: bool = True
     bulk: int = 0
+    left_bulk: int = 0
     events: list[Event] = field(default_factory=list)
 
 
@@ -209,6 +211,7 @@ class World(Pair):
                 side.taken.appendleft(view[room:])
         if not data:
             return False
+        side.left_bulk = 0 if side.taken else side.bulk
         if side.connected:
             side.monitor.hear(bytes(data))
             side.machine.transmitted(len(data), self.now)
@@ -255,9 +258,15 @@ class World(Pair):
         Once the guest is paused nothing explains that any more, and the session ends [CON-47].
         """
         side = self.sides[SOURCE]
-        if side.bulk and not side.taken and len(side.pipe) >= side.bulk:
-            side.pipe[-side.bulk] ^= 1
+        if self.carries_pages:
+            side.pipe[-side.left_bulk] ^= 1
             self.damaged = True
+
+    @property
+    def carries_pages(self) -> bool:
+        """Whether the last bytes on their way to the destination are those of pages."""
+        side = self.sides[SOURCE]
+        return bool(side.left_bulk) and len(side.pipe) >= side.left_bulk
 
     def lose(self, name: str, *, orderly: bool) -> None:
         """A side learns that the connection has ended; nothing arrives anywhere any more."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from hypothesis import given
 
 from sterna_fuzz.conversations import DESTINATION, SOURCE, conversation
+from sterna_fuzz.drafts import Draft
 from sterna_fuzz.mutators import MUTATORS, Step
-from sterna_fuzz.plans import STEPS_MAX, Plan, plans, spoil
+from sterna_fuzz.plans import STEPS_MAX, Plan, fields, plans, spoil
 
 
 def test_no_step_is_the_conversation():
@@ -27,6 +30,14 @@ def test_what_a_row_says_holds_for_one_step_alone():
 def test_the_same_plan_gives_the_same_bytes(plan):
     assert 1 <= len(plan.steps) <= STEPS_MAX
     assert spoil(plan) == spoil(plan)
+
+
+@given(fields(["plain"]))
+def test_every_field_of_every_frame_can_be_changed(plan):
+    (step,) = plan.steps
+    assert step.mutator == "field"
+    record = Draft(list(plan.frames), (), (), plan.conversation.regions).record(step.at + 1)
+    assert step.where < len(dataclasses.fields(record))
 
 
 @given(plans(["drop"], scripts=["zero"], sides=[SOURCE], most=2))
