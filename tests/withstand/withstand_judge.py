@@ -25,10 +25,10 @@ from sterna.registry import ERRORS, ErrorCode, FrameType, Phase
 from sterna.wire import decode_body
 from sterna.wire import records as r
 
-# A machine that fails drops its reader and makes a new one: two read buffers, and what exceptions hold.
-FIXED_BYTES: Final = 256 * 1024
-# A body is copied once, and its rows of 8 and more bytes become Python objects of some hundred.
-DECODED_FACTOR: Final = 24
+# A machine that fails drops its reader for a new one: a read buffer of 64 KiB, and what exceptions hold.
+FIXED_BYTES: Final = 128 * 1024
+# A body is copied once, and what is read from it is Python objects: 210 KB was the most that any attack held.
+DECODED_FACTOR: Final = 4
 
 
 def allowed_bytes(limits: Limits) -> int:
