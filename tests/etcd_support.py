@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import trio
@@ -32,17 +32,33 @@ def free_port() -> int:
 
 
 class EtcdProcess:
-    """A server of one member on the loopback, its data and its log in a directory of the test's."""
+    """A server on the loopback, its data and its log in a directory of the test's.
 
-    def __init__(self, directory: Path, *options: str, scheme: str = "http") -> None:
+    Args:
+        directory: an empty one, or one that a server has left.
+        options: more of etcd's own.
+        scheme: of the clients' side.
+        member: its name in a cluster.
+        peers: the address of each member for the others; by default it is alone.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *options: str,
+        scheme: str = "http",
+        member: str = "alone",
+        peers: Mapping[str, str] | None = None,
+    ) -> None:
         self.port = free_port()
         self._log = directory / "log"
-        client, peer = f"{scheme}://127.0.0.1:{self.port}", f"http://127.0.0.1:{free_port()}"
+        peers = peers or {member: f"http://127.0.0.1:{free_port()}"}
+        client, peer = f"{scheme}://127.0.0.1:{self.port}", peers[member]
         self._command = [
-            "etcd", "--data-dir", os.fspath(directory / "data"), "--log-level", "warn",
+            "etcd", "--name", member, "--data-dir", os.fspath(directory / "data"), "--log-level", "warn",
             "--listen-client-urls", client, "--advertise-client-urls", client,
             "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
-            "--initial-cluster", f"default={peer}",
+            "--initial-cluster", ",".join(f"{name}={url}" for name, url in peers.items()),
             "--heartbeat-interval", "10", "--election-timeout", "100", *options,
         ]  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
@@ -59,8 +75,17 @@ class EtcdProcess:
 
     def start(self) -> None:
         """Start it, for the first time or after `kill`. It listens when this returns."""
+        self.launch()
+        self.wait_until_it_listens()
+
+    def launch(self) -> None:
+        """The first half of `start`: members of a cluster listen only when there are enough of them."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def wait_until_it_listens(self) -> None:
+        """The other half."""
+        assert self._process is not None
         for _ in range(_LOOKS):
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", self.port)).close()
@@ -98,6 +123,25 @@ def etcd(directory: Path, *options: str, scheme: str = "http") -> Iterator[EtcdP
         yield server
     finally:
         server.kill()
+
+
+@contextlib.contextmanager
+def etcd_cluster(directory: Path, count: int) -> Iterator[list[EtcdProcess]]:
+    """So many members of one cluster."""
+    peers = {f"m{number}": f"http://127.0.0.1:{free_port()}" for number in range(count)}
+    members = []
+    for name in peers:
+        (directory / name).mkdir()
+        members.append(EtcdProcess(directory / name, member=name, peers=peers))
+    try:
+        for member in members:
+            member.launch()
+        for member in members:
+            member.wait_until_it_listens()
+        yield members
+    finally:
+        for member in members:
+            member.kill()
 
 
 Row = dict[str, str]

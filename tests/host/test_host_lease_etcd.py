@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from etcd_support import EtcdProcess, etcd, free_port, small_etcd
+from etcd_support import EtcdProcess, etcd, etcd_cluster, free_port, small_etcd
 from sterna.errors import StoreDamaged, StoreUnavailable
 from sterna.host.etcd import EtcdAccess, EtcdClient, encode
 from sterna.host.lease import claim_until_named
@@ -278,6 +278,36 @@ async def test_a_member_that_is_down_is_passed_over(server: EtcdProcess) -> None
     endpoints = (("127.0.0.1", free_port()), *server.access.endpoints)
     async with connect(replace(server.access, endpoints=endpoints)) as store:
         assert await store.claim(GUEST, 1, OURS) == OURS
+
+
+@pytest.mark.slow
+@pytest.mark.needs("etcd")
+async def test_a_cluster_that_loses_members(tmp_path: Path) -> None:
+    """One of three hangs or dies, the leader or not: claims go on. Without a majority nobody is named, and
+    whoever was is named when it is back [ONE-3, ONE-8, LEA-9]."""
+    with etcd_cluster(tmp_path, 3) as members:
+        endpoints = tuple(("127.0.0.1", member.port) for member in members)
+        async with connect(EtcdAccess(endpoints), within_s=4.5) as store:
+            named: list[Runner] = []
+
+            async def claim() -> None:
+                runner = Runner("host", secrets.token_bytes(16))
+                named.append(await claim_until_named(store, GUEST, len(named) + 1, runner))
+
+            for member in members:
+                member.pause()
+                await claim()
+                member.resume()
+                await claim()
+            for member in members[:2]:
+                member.kill()
+            with pytest.raises(StoreUnavailable):
+                await store.claim(GUEST, len(named) + 1, OURS)
+            members[0].launch()
+            await claim()
+            for epoch, runner in enumerate(named, 1):
+                assert await store.read(GUEST, epoch) == runner
+            assert len(named) == 7
 
 
 @pytest.mark.slow
