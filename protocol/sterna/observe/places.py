@@ -15,7 +15,8 @@ nobody's place matters any more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,6 +34,19 @@ from sterna.core.tables import (
 from sterna.registry import FrameType, Sender
 
 _FAILURES: Final = frozenset({SourceInput.LOST, DestinationInput.LOST, DestinationInput.START_FAILED})
+
+
+def _local(*tables: Table) -> Mapping[State, Sequence[Row]]:
+    """The rows of events that are no frames, failures and what is reserved left out."""
+    rows: defaultdict[State, list[Row]] = defaultdict(list)
+    for table in tables:
+        for (state, what), row in table.items():
+            if not isinstance(what, FrameType) and what not in _FAILURES and not row.reserved:
+                rows[state].append(row)
+    return dict(rows)
+
+
+_LOCAL: Final = _local(SOURCE, DESTINATION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +142,4 @@ class Places:
 
     def _local_rows(self, state: State) -> Iterable[Row]:
         """What may happen to the side besides frames."""
-        return [
-            row
-            for (here, what), row in self._table.items()
-            if here is state
-            and not isinstance(what, FrameType)
-            and what not in _FAILURES
-            and not row.reserved
-        ]
+        return _LOCAL.get(state, ())
