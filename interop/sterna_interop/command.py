@@ -66,7 +66,10 @@ def run(
     from sterna_interop.session import RunOptions, play
 
     options = RunOptions(directory, tuple(only), jobs, seed, keep)
-    return _finish(play(given, options, output), directory, output)
+    done = play(given, options, output)
+    if not done.results:
+        output.say(_why_nothing(only), style="red")
+    return _finish(done, directory, output)
 
 
 @app.command(name="list")
@@ -110,7 +113,7 @@ def explain(case: str, /, *, json: Json = False) -> None:
 
     info = find(case)
     if info is None:
-        raise ConfigError(f"there is no case {case[:60]!r}: `sterna interop list` has them")
+        raise ConfigError(f"there is no case {case[:60]!r}: `sterna interop list --vectors` has them")
     output = Output(json=json)
     for line in lines(info):
         output.say(line)
@@ -125,6 +128,18 @@ def _given(peer: Sequence[str], peers: Path | None) -> list[Implementation]:
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"two peers with the name {min(twice)}")
     return given
+
+
+def _why_nothing(only: Sequence[str]) -> str:
+    from sterna_interop import plan
+
+    if not plan.catalogue(only):
+        globs = ", ".join(repr(glob[:40]) for glob in only[:3])
+        return f"nothing ran: no case's id matches {globs}; `sterna interop list --vectors` has them all"
+    return (
+        "nothing ran: these cases need what no peer of the run has. Vectors need a `codec`, other cases a "
+        "`command` with the right role, in the file for --peers"
+    )
 
 
 def _directory(out: Path | None) -> Path:

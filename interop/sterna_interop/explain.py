@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from typing import Final
 
 from sterna_interop import plan, vectors
 from sterna_interop.case import Case, Ends, Wire
@@ -11,6 +13,8 @@ from sterna_interop.cases_matrix import SCENARIOS
 from sterna_interop.matrix import Scenario
 from sterna_interop.report import CaseInfo
 from sterna_interop.resources import clauses
+
+SHOWN: Final = 600  # characters of a vector's bytes, context and value
 
 _WIRES = {
     Wire.PLAIN: "plaintext",
@@ -72,10 +76,18 @@ def _matrix(scenario: Scenario) -> Iterator[str]:
 
 def _vector(id_: str) -> Iterator[str]:
     vector = next(vector for vector in vectors.load() if vector.id == id_)
-    data, test = str(vector.test["hex"]), vector.test
-    yield f"Bytes ({vector.group['kind']}): {data[:400]}{'...' if len(data) > 400 else ''}"
-    error = f", {test['error']}" if "error" in test else ""
-    yield f"Right is {test['result']}{error}."
+    group, test = vector.group, vector.test
+    yield f"Bytes ({group['kind']}): {_short(str(test['hex']))}"
+    if context := group.get("context"):
+        yield f"The receiver knows: {_short(json.dumps(context))}"
+    if "error" in test:
+        yield f"Right is {test['result']}, {test['error']}."
+    else:
+        yield f"Right is {test['result']}: {_short(json.dumps(test['value']))}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def find(id_: str) -> CaseInfo | None:

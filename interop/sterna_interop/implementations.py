@@ -26,7 +26,7 @@ class Implementation:
     """One peer of the run.
 
     Attributes:
-        command: of its endpoint shim.
+        command: of its endpoint shim, empty if it has none: then it has no roles, and a codec.
         roles: that it has; cases for others are not tried.
         codec: of its codec shim (CODEC.md), empty if it has none.
         expect_fail: by glob over `case` or `case/transport`, the reason why it fails.
@@ -96,7 +96,7 @@ def parse_peer(text: str) -> Implementation:
 
 
 def read_peers(path: Path) -> list[Implementation]:
-    """The peers of a TOML file: one table ``[peers.NAME]`` each, with `command` and, if need be, more.
+    """The peers of a TOML file: one table ``[peers.NAME]`` each, with `command`, `codec`, or both.
 
     ::
 
@@ -121,7 +121,10 @@ def read_peers(path: Path) -> list[Implementation]:
         raise ConfigError(f"{path} is no TOML: {error}") from error
     tables = document.pop("peers", None)
     if document or not isinstance(tables, dict) or not tables:
-        raise ConfigError(f"{path}: it has tables [peers.NAME] and nothing else")
+        raise ConfigError(
+            f"{path}: a file for `sterna interop` has tables [peers.NAME], with `command`, `codec` or both, "
+            "and nothing else"
+        )
     return [_peer(path, name, table) for name, table in tables.items()]
 
 
@@ -130,14 +133,16 @@ def _peer(path: Path, name: str, table: object) -> Implementation:
     if not isinstance(table, dict) or (unknown := table.keys() - _KEYS):
         named = "" if not isinstance(table, dict) else f", not {', '.join(sorted(unknown))[:80]}"
         raise ConfigError(f"{where} has command, codec, roles and expect_fail{named}")
-    words = _words(table.get("command"))
-    if not words:
-        raise ConfigError(f"{where}.command is a list of words, or one line")
-    codec = _words(table.get("codec", []))
-    if "codec" in table and not codec:
-        raise ConfigError(f"{where}.codec is a list of words, or one line")
+    words, codec = (_command(where, name, table) for name in ("command", "codec"))
+    if not words and not codec:
+        raise ConfigError(
+            f"{where}: give it a `command` (its endpoint shim), a `codec` (its codec shim) or both"
+        )
+    if not words and "roles" in table:
+        raise ConfigError(f"{where}.roles are those of a `command`, which it does not have")
+    every = [role.value for role in Role] if words else []
     try:
-        roles = frozenset(Role(role) for role in table.get("roles", [role.value for role in Role]))
+        roles = frozenset(Role(role) for role in table.get("roles", every))
     except (ValueError, TypeError):
         raise ConfigError(f"{where}.roles are among {', '.join(role.value for role in Role)}") from None
     expect_fail = table.get("expect_fail", {})
@@ -146,6 +151,14 @@ def _peer(path: Path, name: str, table: object) -> Implementation:
     ):
         raise ConfigError(f"{where}.expect_fail is a table of globs and reasons")
     return Implementation(_checked_name(name, where), words, roles, expect_fail, codec=codec)
+
+
+def _command(where: str, name: str, table: Mapping[str, object]) -> tuple[str, ...]:
+    """A command of the table, empty if it is not there."""
+    words = _words(table.get(name, []))
+    if name in table and not words:
+        raise ConfigError(f"{where}.{name} is a list of words, or one line")
+    return words
 
 
 def _words(command: object) -> tuple[str, ...]:

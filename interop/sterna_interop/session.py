@@ -115,9 +115,9 @@ async def _run(
     cells = plan.cells(settings, given, partners, options.only)
     asked = [vector for vector in vectors.load() if plan.chosen(vector.id, options.only)]
     codecs = [one for one in given if one.codec] if asked else []
-    wanted = bool(cells) or plan.chosen(PROBE, options.only)
-    probed = len(peers) if wanted else 0
-    progress = _Progress(len(cells) + probed + len(codecs) * (len(asked) + 1), output)
+    wanted = bool(cells) or (any(one.command for one in given) and plan.chosen(PROBE, options.only))
+    probed = [one for one in peers.values() if one.command] if wanted else []
+    progress = _Progress(len(cells) + len(probed) + len(codecs) * (len(asked) + 1), output)
 
     async def run(some: Sequence[Cell]) -> list[CaseResult]:
         prepared = [_prepared(cell, peers, keep=options.keep) for cell in some]
@@ -125,7 +125,7 @@ async def _run(
 
     results: list[CaseResult] = []
     if wanted:
-        probes = await run([probe_cell(settings, one) for one in peers.values()])
+        probes = await run([probe_cell(settings, one) for one in probed])
         results += [*probes, *await run(_checked(cells, probes))]
 
     def on_answer(result: CaseResult) -> None:

@@ -61,6 +61,24 @@ def test_nothing_ran(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("only", "told"),
+    [
+        (["--only", "vectors"], "no case's id matches 'vectors'; `sterna interop list --vectors`"),
+        (["--only", "matrix-001"], "Vectors need a `codec`, other cases a `command`"),
+    ],
+)
+def test_why_nothing_ran(
+    only: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A peer that has only a codec is asked about vectors and started for nothing else."""
+    peers = tmp_path / "peers.toml"
+    peers.write_text('[peers.mine]\ncodec = ["/nonexistent"]\n')
+    out = str(tmp_path / "out")
+    assert main(["interop", "run", "--peers", str(peers), "--out", out, *only]) == 4
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ["run", "--jobs", "0"],

@@ -31,7 +31,10 @@ def test_a_scenario() -> None:
 def test_a_vector() -> None:
     said = text("ping/basic")
     assert "Bytes (body): 0807060504030201" in said
-    assert "Right is valid." in said
+    assert 'Right is valid: {"id": "72623859790382856"}' in said
+    said = text("header/limit-body-more")
+    assert 'The receiver knows: {"stream": 0' in said
+    assert "Right is invalid, limit_control." in said
 
 
 @pytest.mark.parametrize("id_", ["contract-001", "contract-002"])

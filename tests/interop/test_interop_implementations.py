@@ -69,23 +69,29 @@ roles = ["source"]
 expect_fail = { "matrix-*/tls" = "no TLS yet" }
 [peers.other]
 command = "./other 'x y'"
+[peers.bytes]
+codec = "./codec"
 """
     )
-    mine, other = read_peers(path)
+    mine, other, codec = read_peers(path)
     assert mine == Implementation(
         "mine", ("./shim", "-q"), frozenset({Role.SOURCE}), {"matrix-*/tls": "no TLS yet"}
     )
     assert other == Implementation("other", ("./other", "x y"))
+    assert codec == Implementation("bytes", (), frozenset(), codec=("./codec",))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "it has tables"),
-        ("x = 1", "it has tables"),
-        ("[peers]", "it has tables"),
-        ("[peers.a]", "command is a list"),
-        ("peers = 3", "it has tables"),
+        ("", "has tables"),
+        ("x = 1", "has tables"),
+        ("[peers]", "has tables"),
+        ('[[peer]]\nidentity = "host-a"', "a file for `sterna interop`"),
+        ("[peers.a]", "give it a `command`"),
+        ("[peers.a]\ncodec = 'x'\nroles = ['source']", "roles are those of a `command`"),
+        ("[peers.a]\ncodec = 7", "codec is a list"),
+        ("peers = 3", "has tables"),
         ("[peers]\na = 3", "has command, codec"),
         ("[peers.a]\ncommand = []", "command is a list"),
         ("[peers.a]\ncommand = [1]", "command is a list"),
