@@ -69,6 +69,8 @@ def play(given: Sequence[Implementation], options: RunOptions, output: Output) -
             (options.directory / CASES).rmdir()  # if nothing was worth keeping
     used = {result.case for result in results}
     cases = [info for info in plan.catalogue() if info.id in used]
+    untried = {Verdict.SKIP, Verdict.UNSUPPORTED, Verdict.KIT_ERROR}
+    tried = {result.case for result in results if result.verdict not in untried}
     return Run(
         kit_version=version("sterna"),
         spec_version=spec_version(),
@@ -79,7 +81,7 @@ def play(given: Sequence[Implementation], options: RunOptions, output: Output) -
         cases=cases,
         clauses=clauses(),
         results=results,
-        musts=musts(clause for info in cases for clause in info.clauses),
+        musts=musts(clause for info in cases if info.id in tried for clause in info.clauses),
     )
 
 
