@@ -59,6 +59,7 @@ def test_a_changed_slot_is_damaged(data: st.DataObject) -> None:
 @example(b"[" * SLOT_BYTES_MAX)
 @example(b'{"sterna_slot":1,"host":1,"id":5}')
 @example(b'{"sterna_slot":1,"host":"\\ud800","id":"101112131415161718191a1b1c1d1e1f"}')
+@example(seal({"sterna_slot": [], "guest": GUEST.hex()}))
 @example(b"null")
 @example(b"9" * SLOT_BYTES_MAX)
 def test_any_bytes_are_one_coded_error(data: bytes) -> None:

@@ -89,7 +89,8 @@ def decode_slot(data: bytes, guest: bytes, epoch: int) -> Runner:
     if len(data) > SLOT_BYTES_MAX:
         raise StoreDamaged(f"{where} is longer than any slot: {ADVICE}")
     fields = unseal(data) or {}
-    if fields.get("sterna_slot") not in {None, VERSION}:
+    version = fields.get("sterna_slot")
+    if isinstance(version, int) and version != VERSION:
         raise StoreDamaged(f"{where} has a format that this release does not know: use a newer one")
     try:
         runner = Runner(str(fields["host"]), bytes.fromhex(str(fields["id"])))
