@@ -45,6 +45,7 @@ HEAD = b"HTTP/1.1 200 OK\r\n"
         (HEAD + b"Content-Length: -1\r\n\r\n", "is no answer of etcd's gateway"),
         (HEAD + b"Content-Length: 10\r\n\r\n{}", ""),
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzzz\r\n", ""),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n-5\r\nabc\r\n", "read length"),
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"4000\r\n" + b"y" * 0x4000 + b"\r\n", ""),
         (response(200, []), "is no answer of etcd's gateway"),
         (response(200, {}), "without a header"),
@@ -203,3 +204,10 @@ def test_fields_of_answers() -> None:
     for value in ({}, "x", [1], [[]]):
         with pytest.raises(StoreUnavailable, match="is no list of objects"):
             objects(value)
+
+
+async def test_a_host_that_can_be_no_name_is_one_coded_error() -> None:
+    for host in ("a..b", "a" * 64):
+        async with client(EtcdAccess(((host, 2379),))) as etcd:
+            with pytest.raises(StoreUnavailable, match=r"^etcd: .*label"):
+                await etcd.call("/v3/kv/range", RANGE)

@@ -38,6 +38,8 @@ _SERVERS_TROUBLE: Final = 500
 _THREADS: Final = 16
 _WATCHES: Final = 64
 _U64_DIGITS: Final = 20
+# A ValueError comes of a chunk with a negative length, and of a host that can be no name.
+_TROUBLE: Final = (OSError, http.client.HTTPException, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +89,9 @@ class _Exchange:
         keep = False
         try:
             response = self._send()
-            reply = _Reply(response.status, response.read(_ANSWER_BYTES_MAX + 1))
-            keep = response.isclosed() and not response.will_close
+            with response:
+                reply = _Reply(response.status, response.read(_ANSWER_BYTES_MAX + 1))
+                keep = response.isclosed() and not response.will_close
         finally:
             self._end(keep=keep)
         return reply
@@ -97,9 +100,10 @@ class _Exchange:
         """Read a stream of answers until one tells of an event, or the stream ends."""
         try:
             response = self._send()
-            while line := response.readline(_ANSWER_BYTES_MAX + 1):
-                if b'"events"' in line or len(line) > _ANSWER_BYTES_MAX:
-                    break
+            with response:
+                while line := response.readline(_ANSWER_BYTES_MAX + 1):
+                    if b'"events"' in line or len(line) > _ANSWER_BYTES_MAX:
+                        break
         finally:
             self._end(keep=False)
 
@@ -171,7 +175,7 @@ class EtcdClient:
                 await trio.to_thread.run_sync(
                     exchange.run_until_event, abandon_on_cancel=True, limiter=self._watches
                 )
-        except (OSError, http.client.HTTPException):
+        except _TROUBLE:
             pass
         finally:
             exchange.abort()
@@ -213,7 +217,7 @@ class EtcdClient:
             host, port = self._access.endpoints[index]
             try:
                 reply = await self._ask(index, path, json.dumps(body).encode())
-            except (OSError, http.client.HTTPException) as error:
+            except _TROUBLE as error:
                 failures.append(f"{host}:{port}: {_words(error)}")
                 continue
             if reply.status < _SERVERS_TROUBLE:
@@ -356,7 +360,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= _TEXT_SHOWN else f"{text[:_TEXT_SHOWN]}..."
 
 
-def _words(error: OSError | http.client.HTTPException) -> str:
+def _words(error: OSError | http.client.HTTPException | ValueError) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{type(error).__name__} {error}".strip()
