@@ -105,6 +105,31 @@ async def test_faults_on_the_way(root: Path, fault: Fault) -> None:
     assert await store.claim(GUEST, 1, THEIRS) == OURS
 
 
+class Full(OsFiles):
+    """A disk without room for the content of files; or one on which link(2) fails after it was made."""
+
+    def __init__(self, *, at_link: bool) -> None:
+        self.at_link = at_link
+
+    def create(self, path: str, data: bytes, mode: int) -> None:
+        super().create(path, data if self.at_link else b"", mode)
+        if not self.at_link:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    def link(self, old: str, new: str) -> None:
+        super().link(old, new)
+        raise OSError(errno.EIO, os.strerror(errno.EIO), new)
+
+
+@pytest.mark.parametrize("at_link", [False, True])
+async def test_a_claim_that_fails_leaves_no_file(root: Path, at_link: bool) -> None:
+    """It is repeated every two seconds, for as long as it takes [ONE-7]."""
+    with pytest.raises(StoreUnavailable):
+        await FileLeaseStore(root, files=Full(at_link=at_link)).claim(GUEST, 1, OURS)
+    assert claims(root) == []
+    assert await FileLeaseStore(root).claim(GUEST, 1, THEIRS) == (OURS if at_link else THEIRS)
+
+
 async def test_links_answer_is_not_believed(root: Path) -> None:
     """NFS: the reply to link() is lost, the repeated call says "exists", and the link was ours [LEA-5]."""
 
@@ -131,10 +156,10 @@ async def test_a_claimant_dies_before_its_link(root: Path) -> None:
     """What it leaves fills nothing, and the next winner removes it [LEA-7]."""
 
     def die() -> None:
-        raise OSError(errno.EIO, "the process is gone")
+        raise Crashed
 
     dead = FileLeaseStore(root, files=Disturbed(before=die))
-    with pytest.raises(StoreUnavailable, match="the process is gone"):
+    with pytest.raises(Crashed):
         await dead.claim(GUEST, 1, OURS)
     store = FileLeaseStore(root)
     assert await store.read(GUEST, 1) is None

@@ -142,10 +142,17 @@ class FileLeaseStore:
         directory = self._directory(guest)
         self._files.make_directory(directory, 0o777)
         claim = f"{directory}/claim.{epoch:020}.{secrets.token_hex(8)}"
-        self._files.create(claim, encode_slot(guest, epoch, runner), 0o666)
-        # FileExistsError: somebody's, or our own on NFS. FileNotFoundError: who won has tidied up.
-        with suppress(FileExistsError, FileNotFoundError):
-            self._files.link(claim, self._slot(guest, epoch))
+        try:
+            self._files.create(claim, encode_slot(guest, epoch, runner), 0o666)
+            # FileExistsError: somebody's, or our own on NFS. FileNotFoundError: who won has tidied up.
+            with suppress(FileExistsError, FileNotFoundError):
+                self._files.link(claim, self._slot(guest, epoch))
+        except OSError:
+            # The claim is repeated until a full disk has room: not with a file more each time. A link that
+            # was made in spite of its error stays, it is the slot's own name.
+            with suppress(OSError):
+                self._files.remove(claim)
+            raise
         named = self._named(guest, epoch)
         if named is None:
             raise StoreUnavailable(f"{claim} was removed by somebody else; ask again")
