@@ -55,6 +55,19 @@ async def test_one_process_at_a_time(tmp_path: Path) -> None:
     await (await open_records(tmp_path, GUEST, purpose="serve")).aclose()
 
 
+async def test_nothing_is_written_without_the_lock(tmp_path: Path) -> None:
+    """[LOG-7]"""
+    records = await open_records(tmp_path, GUEST, purpose="migrate")
+    await records.aclose()
+    async with await open_records(tmp_path, GUEST, purpose="serve") as others:
+        with pytest.raises(RecordError, match="open them again"):
+            await records.append(SENDING)
+        await records.aclose()  # again, and it takes no lock away
+        with pytest.raises(RecordError, match="'serve'"):
+            await open_records(tmp_path, GUEST, purpose="migrate")
+        await others.append(RECEIVING)
+
+
 async def test_two_tasks_decide_one_fate(tmp_path: Path) -> None:
     """[ONE-27, ONE-44]"""
     async with await open_records(tmp_path, GUEST, purpose="test") as records:

@@ -49,8 +49,10 @@ class GuestLock:
             raise
 
     def release(self) -> None:
-        """Let go. The file stays: removing it would let two processes lock two files of one name."""
-        os.close(self._descriptor)
+        """Let go; again is no error. The file stays: without it two processes could lock two of one name."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def _holder(text: bytes) -> str:

@@ -53,6 +53,7 @@ class GuestRecords:
         self._files = files
         self._turn = trio.Lock()
         self._history = log.history
+        self._closed = False
 
     @property
     def history(self) -> History:
@@ -70,6 +71,8 @@ class GuestRecords:
                 call, which looks anew.
         """
         async with self._turn:
+            if self._closed:
+                raise RecordError("the records are closed, another process may have them; open them again")
             await trio.to_thread.run_sync(self._append, record)
 
     def _append(self, record: Record) -> None:
@@ -90,6 +93,7 @@ class GuestRecords:
     async def aclose(self) -> None:
         """Let another process have the guest."""
         async with self._turn:
+            self._closed = True
             self._lock.release()
 
     async def __aenter__(self) -> Self:
