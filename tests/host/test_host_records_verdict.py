@@ -69,6 +69,23 @@ def store(after: Runner | None = None, **slots: Runner | None) -> Facts:
     return Facts("here", Store(next=slots.get("next"), after=after))
 
 
+@pytest.mark.parametrize(
+    ("since", "owner", "step"),
+    [
+        ((Granted(TWO, 2),), U, Step.ASK),
+        ((Granted(TWO, 2), Decided(TWO, 2, D)), D, Step.FREE),
+        ((Granted(TWO, 2), Decided(TWO, 3, S)), S, Step.RUN),
+        ((Granted(TWO, 2), Voided(TWO, 2)), S, Step.ROLL_BACK),
+    ],
+)
+def test_an_old_session_is_no_right_to_run(since: tuple[Record, ...], owner: Owner, step: Step) -> None:
+    """Of two sessions of one epoch the second took the guest away: the first, never granted, has no say."""
+    records = (SENDING, replace(SENDING, session=TWO), *since)
+    for session in (ONE, TWO):
+        found = judge(history(*records), session, ALONE)
+        assert (found.owner, found.step) == (owner, step)
+
+
 # ---- without a store ----
 
 

@@ -11,6 +11,7 @@ What a judgement says stays true until this host makes another record: the answe
 from __future__ import annotations
 
 import hmac
+import itertools
 from dataclasses import dataclass
 from enum import Enum
 
@@ -94,6 +95,9 @@ def _undecided(why: str, clause: str, step: Step) -> Judgement:
 
 def judge(history: History | None, session: bytes, facts: Facts) -> Judgement:
     """Who may run the guest, by one session's records.
+
+    A session of a source that was never granted says nothing of the guest once a later one was: that one is
+    judged then.
 
     Args:
         history: None if records were lost [ONE-57].
@@ -189,7 +193,10 @@ def _source(history: History, session: SessionRecord, facts: Facts) -> Judgement
     if decision is not None and decision.owner is Owner.DESTINATION:
         why = f"{decision.kind} for the destination"
         return Judgement(Owner.DESTINATION, why, "ONE-53", Step.FREE, epoch)
-    if decision is None and history.granted(session.session) is None and facts.mark < epoch:
+    ungranted = decision is None and history.granted(session.session) is None
+    if ungranted and (heir := _granted_since(history, session)) is not None:
+        return _source(history, heir, facts)  # the guest went, or may have gone, in that one
+    if ungranted and facts.mark < epoch:
         why = "no grant is in force, by mark or record: HANDOVER has not left"
         return Judgement(Owner.SOURCE, why, "ONE-22", Step.ROLL_BACK, session.epoch)
     if facts.store is not None:
@@ -202,6 +209,16 @@ def _source(history: History, session: SessionRecord, facts: Facts) -> Judgement
     if facts.peer is Owner.DESTINATION:
         return Judgement(Owner.DESTINATION, "the destination has started it", "ONE-45", Step.FREE, epoch)
     return _undecided("it was granted, and the destination has not said what it did", "ONE-43", Step.ASK)
+
+
+def _granted_since(history: History, session: SessionRecord) -> SessionRecord | None:
+    """The last session behind this one in which the guest was granted, unless that grant is void."""
+    sessions = list(history.each(SessionRecord))
+    behind = (each for each in reversed(sessions) if each.side is Side.SOURCE)
+    for each in itertools.takewhile(lambda other: other != session, behind):
+        if history.granted(each.session) or history.decision(each.session):
+            return each
+    return None
 
 
 def _source_with_store(history: History, session: SessionRecord, facts: Facts, store: Store) -> Judgement:
