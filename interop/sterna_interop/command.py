@@ -150,7 +150,9 @@ def _directory(out: Path | None) -> Path:
         return Path(tempfile.mkdtemp(prefix="sterna-interop-"))
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if others := {path.name for path in out.iterdir()} - {JSON, HTML, CASES, PKI}:
+        names = {path.name for path in out.iterdir()}
+        # `cases` and `pki` are removed: without a report beside them they may be anybody's.
+        if others := names - {JSON, HTML, CASES, PKI} or (set() if JSON in names else names):
             raise ConfigError(
                 f"{out} has {min(others)[:40]!r} in it: give --out a new directory, or a report's"
             )

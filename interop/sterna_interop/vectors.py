@@ -290,10 +290,11 @@ class _Judge:
         began = time.monotonic()
         try:
             result = await asking
-        except CodecFailed as failed:
+        except (CodecFailed, RecursionError) as failed:  # JSON can be read that cannot be written again
             self._failures += 1
             await self.close()
-            result = replace(blank, verdict=Verdict.CRASH, detail=str(failed))
+            detail = str(failed) if isinstance(failed, CodecFailed) else "an answer that is nested too deep"
+            result = replace(blank, verdict=Verdict.CRASH, detail=detail)
         return replace(result, duration_ms=int(1000 * (time.monotonic() - began)))
 
     async def _ask(self, question: Parts) -> Parts:

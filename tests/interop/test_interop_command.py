@@ -141,5 +141,9 @@ def test_what_is_somebody_elses_is_left_alone(capsys: pytest.CaptureFixture[str]
     status, answer = interop(capsys, "run", "--only", "nothing-*", "--out", str(tmp_path))
     assert (status, "thesis.tex" in answer["error"]["text"]) == (2, True)
     (tmp_path / "thesis.tex").unlink()
+    status, answer = interop(capsys, "run", "--only", "nothing-*", "--out", str(tmp_path))
+    # No report is beside it, so it may be anybody's.
+    assert (status, "has 'cases' in it" in answer["error"]["text"]) == (2, True)
+    (tmp_path / "report.json").touch()
     assert interop(capsys, "run", "--only", "nothing-*", "--out", str(tmp_path))[0] == 4
     assert not (tmp_path / "cases").exists()

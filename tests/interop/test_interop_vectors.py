@@ -77,6 +77,17 @@ async def test_what_is_no_answer_is_a_crash(what: str, detail: str) -> None:
     assert "not asked: the codec has failed 3 times" in results[-1].detail
 
 
+async def test_an_answer_that_can_be_read_and_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nested as deep as JSON is read, it cannot be quoted in a verdict. How deep that is differs."""
+
+    def too_deep(*_: object) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr(vectors, "difference", too_deep)
+    for result in (await run(codec("say(question, ok=[])"), SOME[:2]))[1:]:
+        assert (result.verdict, result.detail) == (Verdict.CRASH, "an answer that is nested too deep")
+
+
 async def test_who_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vectors, "ANSWER_S", 0.3)
     results = await run(codec("time.sleep(1000)"))
