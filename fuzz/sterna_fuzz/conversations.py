@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from sterna.core.destination import DestinationConfig
-from sterna.core.events import CollectDirty, Discard, Pause, Prepare, Request, Reserve
+from sterna.core.events import CollectDirty, Discard, Pause, Prepare, Request, Reserve, StartTracking
 from sterna.core.negotiate import offer
 from sterna.core.policy import PolicySettings
 from sterna.core.session import Grease, Session
@@ -25,6 +25,7 @@ from sterna.registry import GREASE_FIRST, ErrorCode, Feature, StateKind
 from sterna.testing.pair import Pair
 from sterna.wire import decode_header
 from sterna.wire.records import Region, Runner, StateSection
+from sterna_fuzz.guests import ScribblingGuest
 
 EPOCH: Final = 5
 PREFACE_BYTES: Final = 16
@@ -46,6 +47,7 @@ class Script:
         grease: whether frames to be skipped are sent.
         zeros: whether the feature of zero pages is offered.
         sections: sizes of further state sections, besides the workload's.
+        wiped: whether a page that was sent becomes zero afterwards.
         fault: the request that fails, None for none.
     """
 
@@ -59,6 +61,7 @@ class Script:
     grease: bool = False
     zeros: bool = True
     sections: tuple[int, ...] = ()
+    wiped: bool = False
     fault: type | None = None
 
 
@@ -72,12 +75,13 @@ SCRIPTS: Final[Mapping[str, Script]] = {
     "rejected": Script(writes=(1, 0), rounds=2, damage=True),
     "not_ready": Script(writes=(1,), not_ready=1),
     "state": Script(sections=(0, 300, 40_000)),
+    "wiped": Script(rounds=2, wiped=True),
     "refused": Script(fault=Reserve),
     "aborted": Script(fault=Pause),
 }
 
 
-class _Guest(SimulatedSourceGuest):
+class _Guest(ScribblingGuest):
     """With state sections of devices that nobody knows."""
 
     sections: tuple[int, ...] = ()
@@ -141,7 +145,11 @@ class Scripted(Pair):
         return said[:-1] + bytes([said[-1] ^ 1])
 
     async def _source(self, request: Request) -> object:
+        if isinstance(request, StartTracking) and self.script.wiped:
+            self.guest.scribble(0, 1)
         if isinstance(request, CollectDirty) and not request.last:
+            if self.script.wiped and not self._collects:
+                self.guest.scribble(0, 0)
             writes = self.script.writes
             self.guest.workload.write(writes[min(self._collects, len(writes) - 1)])
             self._collects += 1

@@ -26,8 +26,9 @@ from sterna.errors import LocalProtocolError
 from sterna.guest.workload import PAGE_BYTES
 from sterna.registry import ERRORS, ErrorCode, FrameType, Phase
 from sterna_fuzz.conversations import DESTINATION, EPOCH, SOURCE
+from sterna_fuzz.guests import damaged
 from sterna_fuzz.target import Machine, Words
-from sterna_fuzz.worlds import STALL_S, Setting, Side, World, damaged
+from sterna_fuzz.worlds import STALL_S, Setting, Side, World
 
 FLOW_STEPS: Final = 4000  # more than any migration of these guests takes
 SILENCE_S: Final = 600.0  # longer than all deadlines of a session one after the other

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from sterna.core.destination import DestinationConfig
@@ -23,6 +23,7 @@ from sterna.registry import ERRORS, FrameType
 from sterna.wire import FrameReader, FrameReceived, PagesAnnounced, PagesReceived
 from sterna.wire.records import Abort, Bye, Complete, Handover, Loaded, Record, Refuse, Region, Running, Seal
 from sterna_fuzz.conversations import DESTINATION, EPOCH, SOURCE, Conversation, Scripted, say
+from sterna_fuzz.guests import damaged
 from sterna_fuzz.plans import Plan, Spoilt, spoil
 from sterna_fuzz.streams import LIMITS, pieces
 from sterna_fuzz.target import Words
@@ -175,7 +176,7 @@ def check(plan: Plan, heard: Heard) -> None:
         _check_grounds(words, spoilt_words(plan), heard.machine)
     else:
         _check_destination(plan.conversation, heard)
-        _check_seal(words, spoilt_words(plan))
+        _check_seal(words, spoilt_words(plan), spoilt_words(replace(plan, steps=())))
 
 
 def understand(said: bytes, regions: Sequence[Region]) -> list[Record]:
@@ -228,11 +229,14 @@ def _check_grounds(words: Sequence[Record], heard: Sequence[Record], machine: Se
         assert wanted in complete, "its image is released, though the other one is not complete"
 
 
-def _check_seal(words: Sequence[Record], heard: Sequence[Record]) -> None:
-    """A destination says LOADED only of what was sealed [MEM-15], and takes permission only once [HND-1]."""
-    sealed = [record.digest for record in heard if isinstance(record, Seal)]
-    loaded = [record.digest for record in words if isinstance(record, Loaded)]
-    assert set(loaded) <= set(sealed), "LOADED names a digest that nobody has sealed"
+def _check_seal(words: Sequence[Record], heard: Sequence[Record], honest: Sequence[Record]) -> None:
+    """A destination says LOADED only of what was sealed [MEM-15] [MEM-19], and takes its permission only."""
+    sealed = {record.digest: record.state_digest for record in heard if isinstance(record, Seal)}
+    state = {record.state_digest for record in honest if isinstance(record, Seal)}
+    for record in words:
+        if isinstance(record, Loaded):
+            assert record.digest in sealed, "LOADED names a digest that nobody has sealed"
+            assert sealed[record.digest] in state, "LOADED, though another state was sealed"
     if any(isinstance(record, Running) for record in words):
         epochs = [record.epoch for record in heard if isinstance(record, Handover)]
         assert EPOCH in epochs, f"it runs, and was handed over in the epochs {epochs}"
@@ -268,7 +272,7 @@ def _check_source(words: Sequence[Record], heard: Heard) -> None:
     assert guest.granted_epoch is None, "it is still granted"
     assert not guest.released, "its memory is gone"
     assert not guest.machine.throttle, "it is still slowed down"
-    assert not guest.workload.audit().errors, "its memory is damaged"
+    assert not damaged(guest.workload), "its memory is damaged"
 
 
 def _check_destination(conversation: Conversation, heard: Heard) -> None:
@@ -281,4 +285,4 @@ def _check_destination(conversation: Conversation, heard: Heard) -> None:
     assert result.outcome in {Outcome.COMPLETED, Outcome.MOVED}, result.outcome
     assert room.machine is not None
     assert room.machine.memory.tobytes() == conversation.image, "it runs with another memory"
-    assert not room.workload.audit().errors, "it runs with another state"
+    assert not damaged(room.workload), "it runs with another state"

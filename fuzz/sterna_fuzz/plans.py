@@ -79,7 +79,7 @@ def spoil(plan: Plan) -> Spoilt:
     return Spoilt(tuple(draft.parts), as_said and len(plan.steps) == 1)
 
 
-def fields(scripts: Sequence[str] = ("plain", "dirty")) -> st.SearchStrategy[Plan]:
+def fields(scripts: Sequence[str] = ("plain", "dirty", "wiped")) -> st.SearchStrategy[Plan]:
     """Plans that change one field of one frame, each field of each frame as often as any other."""
     places = [
         (script, side, index - 1, number)

@@ -9,9 +9,8 @@ by a look at what must hold.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from sterna.core.destination import DestinationConfig
 from sterna.core.events import (
@@ -36,13 +35,13 @@ from sterna.guest.simulated import (
     SimulatedMachine,
     SimulatedSourceGuest,
 )
-from sterna.guest.workload import PAGE_BYTES, Workload, WorkloadParameters
+from sterna.guest.workload import WorkloadParameters
 from sterna.limits import Limits
-from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode, Sender
 from sterna.testing.pair import Pair, run_now
 from sterna.wire.records import Runner
 from sterna_fuzz.conversations import DESTINATION, EPOCH, SOURCE
+from sterna_fuzz.guests import ScribblingGuest
 from sterna_fuzz.monitor import Monitor
 
 _FLOW_S: Final = 0.0005  # how long a step of a healthy connection takes
@@ -115,32 +114,6 @@ class Side:
     events: list[Event] = field(default_factory=list)
 
 
-class Guest(SimulatedSourceGuest):
-    """With pages that anything may be written to: those that the workload leaves at zero."""
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401 - those of the other
-        super().__init__(*arguments, **named)
-        self._scribbled: set[int] = set()
-
-    def scribble(self, number: int, value: int) -> None:
-        """One of these pages gets a value in every byte, if there is one and the guest runs."""
-        parameters = self.workload.parameters
-        if self.running and parameters.zero_pages:
-            page = parameters.pages - 1 - number % parameters.zero_pages
-            self.machine.memory[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = value
-            self._scribbled.add(page)
-
-    async def collect_dirty(self) -> Mapping[int, PageBitmap]:
-        """What the workload has written, and what was scribbled on."""
-        dirty, first = await super().collect_dirty(), 0
-        for region in self.description.regions:
-            for page in self._scribbled & set(range(first, first + region.pages)):
-                dirty[region.id].set(page - first, 1)
-            first += region.pages
-        self._scribbled.clear()
-        return dirty
-
-
 class World(Pair):
     """A pair in small steps.
 
@@ -160,7 +133,7 @@ class World(Pair):
         sizes = _sizes(setting)
         hot = setting.pages - setting.zero_pages
         parameters = WorkloadParameters(3, setting.pages, hot, block_pages=1, zero_pages=setting.zero_pages)
-        self.guest: Final = Guest(parameters, region_pages=sizes, precise=setting.precise)
+        self.guest: Final = ScribblingGuest(parameters, region_pages=sizes, precise=setting.precise)
         self.guest.machine.epoch = EPOCH
         self.room: Final = SimulatedDestinationGuest(journal=self.guest.machine.journal)
         limits = Limits(bulk_bytes=setting.bulk_bytes)
@@ -431,13 +404,6 @@ class World(Pair):
         assert machine is not None, "no state was loaded"
         assert machine.memory.tobytes() == self.image, "another memory than that of the pause"
         assert machine.workload.count == self.count, "another state than that of the pause"
-
-
-def damaged(workload: Workload) -> bool:
-    """Whether a page or register is not what the count of writes says; nobody counts scribbles."""
-    found = workload.audit()
-    scribbled = sum(page.reason == "zero" for page in found.bad_pages)
-    return found.errors > scribbled
 
 
 def live(machine: SimulatedMachine, count: int) -> None:

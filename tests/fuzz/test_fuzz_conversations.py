@@ -49,6 +49,13 @@ def test_rejected_pages_are_sent_again():
     assert len(honest) > len(damaged)
 
 
+def test_a_page_that_becomes_zero_is_sent_twice():
+    whole = conversation("wiped")
+    assert types("wiped", SOURCE).count(F.PAGES) == 2
+    assert not any(whole.image[-4096:])
+    assert any(frame.count(b"\1" * 4096) for frame in whole.frames[SOURCE])
+
+
 def test_zeros_travel_as_bytes_where_they_must():
     assert max(map(len, conversation("bytes_only").frames[SOURCE])) > 6 * 4096
     assert max(map(len, conversation("plain").frames[SOURCE])) < 5 * 4096

@@ -9,7 +9,8 @@ from sterna.core.tables import DestinationState, SourceState
 from sterna.guest.workload import PAGE_BYTES
 from sterna.registry import ErrorCode
 from sterna_fuzz.conversations import DESTINATION, SOURCE
-from sterna_fuzz.worlds import Setting, World, damaged
+from sterna_fuzz.guests import damaged
+from sterna_fuzz.worlds import Setting, World
 
 
 def world(**changes):
