@@ -10,9 +10,10 @@ content is words w(0), w(1), ... of 64 bits, little-endian, modulo 2^64::
     key      = mix(mix(mix(mix(seed) + region) + page) + generation)
     w(i)     = key + i * 0x9E3779B97F4A7C15
 
-except that a page of generation 0 whose key is divisible by `zero_one_in` is all zeros. The words of a page
-differ, and so do equal words of different pages, generations and regions: a page that lands in the wrong
-place, a stale one, and two halves that were exchanged all change the hash.
+except that a page whose key is divisible by `zero_one_in` is all zeros: some are at first, and some become so
+by a write, and then nothing of what they held may be left. The words of a page differ, and so do equal words
+of different pages, generations and regions: a page that lands in the wrong place, a stale one, and two
+halves that were exchanged all change the hash.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class GuestSpec:
 
     Attributes:
         writes: the script. What entry k writes has generation k + 1 from then on.
-        zero_one_in: one in so many pages is zero at first; 0 for none.
+        zero_one_in: one in so many pages is zero, at first and after each write; 0 for none.
     """
 
     id: bytes = bytes(range(0xA0, 0xB0))
@@ -119,7 +120,7 @@ class GuestSpec:
         for part in (region.id, page, generation):
             key = mix((key + part) & _MASK)
         size = 1 << region.granule_log2
-        if not generation and self.zero_one_in and not key % self.zero_one_in:
+        if self.zero_one_in and not key % self.zero_one_in:
             return bytes(size)
         return words(key, size)
 

@@ -106,7 +106,7 @@ class Guest:
         for part in (region["id"], page, generation):
             key = mix((key + part) & MASK)
         size, zero_one_in = 1 << region["granule_log2"], self._told["zero_one_in"]
-        if not generation and zero_one_in and key % zero_one_in == 0:
+        if zero_one_in and key % zero_one_in == 0:
             return bytes(size)
         return words(key, size)
 
