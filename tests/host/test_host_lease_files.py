@@ -388,6 +388,7 @@ async def claim_three(files: CrashFiles, host: str, named: dict[int, Runner]) ->
 plans = st.lists(st.tuples(st.booleans(), st.integers(1, OPERATIONS)), max_size=5)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(seed=st.integers(0, 2**32), plans=plans)
 def test_whoever_was_named_is_named_after_any_crash(seed: int, plans: list[tuple[bool, int]]) -> None:

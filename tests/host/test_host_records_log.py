@@ -207,6 +207,7 @@ def test_no_damage_is_mistaken_for_an_older_history(data: st.DataObject) -> None
 # ---- crashes ----
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32), crashes=st.lists(st.integers(1, OPERATIONS), min_size=1, max_size=6))
 def test_what_was_reported_is_there_after_any_crash(seed: int, crashes: list[int]) -> None:
     """Crash after crash, in the middle of mending too: nothing reported is lost, nothing else appears, and no
@@ -228,6 +229,7 @@ def test_what_was_reported_is_there_after_any_crash(seed: int, crashes: list[int
     assert tuple(reported) == EVERYTHING
 
 
+@pytest.mark.slow
 def test_every_single_crash_point() -> None:
     """Likewise, each operation in turn, several outcomes each."""
     for crash in range(1, OPERATIONS):
@@ -243,6 +245,7 @@ def test_every_single_crash_point() -> None:
             assert tuple(reported) == EVERYTHING
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32), failures=st.lists(st.integers(1, OPERATIONS), min_size=1, max_size=6))
 def test_what_was_reported_is_there_after_any_error(seed: int, failures: list[int]) -> None:
     """An operation fails, and what it should have written is dropped, as Linux does; then the power fails."""
@@ -272,6 +275,7 @@ def go_on(files: Files, reported: list[Record]) -> None:
         reported.append(record)
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**32),
     plans=st.lists(
@@ -299,6 +303,7 @@ def test_a_log_that_is_begun_anew(seed: int, plans: list[tuple[bool, int, bool]]
         assert len([name for name in files.names(f"/records/{GUEST.hex()}", 99) or () if name != "head"]) == 1
 
 
+@pytest.mark.slow
 def test_a_log_that_has_become_long() -> None:
     """Hundreds of migrations of one guest leave a short log [LOG-9]."""
     files = CrashFiles(random.Random(0))
