@@ -31,6 +31,7 @@ from sterna.host.records import (
     Resolved,
     RunnerRecord,
     SessionRecord,
+    Side,
     Start,
     Voided,
 )  # fmt: skip
@@ -214,11 +215,24 @@ def test_the_essence_is_a_history_that_tells_the_same_of_what_is_open() -> None:
         assert short.open_grant() == full.open_grant()
         sessions = list(full.each(SessionRecord))
         for session in sessions:
-            closed = full.released(session.session) or full.decision(session.session) is not None
-            if session is sessions[-1] or not closed:
+            asked = full.granted(session.session) or session.side is Side.DESTINATION
+            passed = full.released(session.session) or sessions[-1].epoch > session.epoch + 1
+            if session is sessions[-1] or (asked and not passed):
                 assert short.session(session.session) == session
                 assert short.granted(session.session) == full.granted(session.session)
                 assert short.fate(session.epoch + 1) == full.fate(session.epoch + 1)
                 assert short.claiming(session.epoch + 1) == full.claiming(session.epoch + 1)
                 assert short.complete(session.session) == full.complete(session.session)
     assert len(essence(history(*EVERYTHING)).records) < len(EVERYTHING) / 2
+
+
+def test_the_essence_has_no_sessions_that_a_later_one_has_closed() -> None:
+    """Of one that was not granted nothing is left, when the one is gone in which the guest went [ONE-56]."""
+    tried, gone = SENDING, replace(SENDING, session=TWO)
+    offered = replace(RECEIVING, session=b"3" * 16, epoch=2)
+    back = replace(RECEIVING, session=b"4" * 16, epoch=4)
+    found = history(tried, gone, Granted(TWO, 2), Decided(TWO, 2, Owner.DESTINATION), offered)
+    assert essence(found).records == (offered,)
+    assert essence(found.after(back)).records == (back,)
+    granted = history(tried, Granted(ONE, 2), offered)
+    assert essence(granted) == granted

@@ -132,23 +132,27 @@ def essence(history: History) -> History:
     """The history without what nobody will ask for: what a log that has become long begins anew with.
 
     Kept are all records of sessions that are not closed, and all of the newest epoch: they say by what right
-    the guest runs here, or that it does not. A destination's session is closed by RELEASED, a source's
-    by its decision; the newest session counts as open.
+    the guest runs here, or that it does not. The newest session counts as open.
     """
     sessions = list(history.each(SessionRecord))
     newest = max((each.epoch for each in sessions), default=0)
-    last = sessions[-1:]
-    kept = {each.session for each in sessions if each in last or each.epoch >= newest}
-    kept |= {
-        each.session
-        for each in sessions
-        if not history.released(each.session) and history.decision(each.session) is None
-    }
+    kept = {each.session for each in sessions if each.epoch >= newest or not _closed(history, each, newest)}
+    kept |= {each.session for each in sessions[-1:]}
     epochs = {each.epoch + 1 for each in sessions if each.session in kept}
     kept |= {each.session for each in history.each(Claiming) if each.epoch in epochs or each.epoch >= newest}
-    return History(
-        history.guest, tuple(each for each in history.records if _matters(each, kept, newest, epochs))
-    )
+    records = (each for each in history.records if _matters(each, kept, newest, epochs))
+    return History(history.guest, tuple(records))
+
+
+def _closed(history: History, session: SessionRecord, newest: int) -> bool:
+    """Whether nobody will ask for a session that is not the newest.
+
+    A destination's is closed by RELEASED, or when the guest was seen with a higher epoch than n + 1 [ONE-56].
+    A source's is closed by its decision, and without a grant by the session that came after it.
+    """
+    if session.side is Side.DESTINATION:
+        return history.released(session.session) or newest > session.epoch + 1
+    return history.decision(session.session) is not None or history.granted(session.session) is None
 
 
 def _matters(record: Record, kept: set[bytes], newest: int, epochs: set[int]) -> bool:
