@@ -10,16 +10,17 @@ import pytest
 
 from observe_support import S, migration
 from sterna.errors import RemoteProtocolError
-from sterna.limits import Limits
+from sterna.limits import HANDSHAKE_BODY_BYTES, Limits
 from sterna.observe.budget import Budget, TooMuchError
 from sterna.observe.direction import Direction, Frame, Preface
 from sterna.registry import Encoding, ErrorCode, FrameType
 from sterna.wire import encode_preface, make_runs, unchecked
-from sterna.wire.records import PageRange, Pages, Ping
+from sterna.wire.records import NO_VCPU, PageRange, Pages, Ping, State
 
 F = FrameType
 TAPE = migration(damage=[1])
 SOURCE = [unit for unit in TAPE if unit.sender is S]
+STATE = State(1, 1, NO_VCPU, 1, 1, 0, total_bytes=100_000, offset=0, last=True, data=bytes(100_000))
 
 
 def direction(keep_bytes: int = 0, limits: Limits | None = None) -> Direction:
@@ -125,6 +126,17 @@ def test_a_bulk_part_comes_out_of_the_budget() -> None:
     with pytest.raises(TooMuchError, match="a batch of pages takes 64 KiB"):
         list(broke.feed(encode_preface() + unchecked.patch(pages[0].raw, 8, b"\0")))
     assert list(broke.feed(b"more")) == []
+
+
+@pytest.mark.parametrize("piece_bytes", [1000, 1 << 20])
+def test_a_long_body_comes_out_of_the_budget(piece_bytes: int) -> None:
+    """Before it is there: many connections might each begin one."""
+    long = unchecked.frame(F.STATE, unchecked.body(STATE))
+    made = Direction(Budget(100_000 - HANDSHAKE_BODY_BYTES).share())
+    made.set_limits(Limits())
+    list(made.feed(encode_preface()))
+    with pytest.raises(TooMuchError, match="a long frame takes"):
+        list(made.feed(long[:piece_bytes]))
 
 
 def test_a_closed_direction_counts_on() -> None:

@@ -4,8 +4,8 @@
 beside: the offset of each frame, its raw bytes to look at, and which of its pages match their hashes. The
 bulk part of a PAGES frame is hashed and forgotten.
 
-The limits that a recording states are whatever its writer liked. A bulk part comes out of the budget of
-sterna.observe.budget, and bodies have a bound of their own.
+The limits that a recording states are whatever its writer liked. Bulk parts and long bodies come out of the
+budget of sterna.observe.budget; bodies have a bound of their own, too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from sterna.errors import RemoteProtocolError, SternaError
-from sterna.limits import HEADER_BYTES, PREFACE_BYTES, Limits
+from sterna.limits import HANDSHAKE_BODY_BYTES, HEADER_BYTES, PREFACE_BYTES, Limits
 from sterna.memory.pages import damaged_pages
 from sterna.observe.budget import Share, TooMuchError
 from sterna.registry import ErrorCode
@@ -85,6 +85,7 @@ class Direction:
         self._announced = Limits()
         self._raw = bytearray()  # of the frame at `offset`, at most keep_bytes of it
         self._bulk = memoryview(bytearray())
+        self._held_bytes = HANDSHAKE_BODY_BYTES  # of a body; this much everybody has
 
     def set_limits(self, announced: Limits) -> None:
         """The receiver has announced these."""
@@ -119,6 +120,7 @@ class Direction:
                         yield Preface(major, draft, self._finish(PREFACE_BYTES, data, start))
                     case _:
                         yield self._frame(event, data, start)
+            self._hold(self.reader.held_bytes)
         except RemoteProtocolError as error:
             self._keep(data, start)
             self.error = self._judged(error)
@@ -154,6 +156,7 @@ class Direction:
         header = event.header
         offset, size = self.offset, HEADER_BYTES + header.body_bytes + header.bulk_bytes
         record = None if isinstance(event, UnknownFrame) else event.record
+        self._hold(0 if record is None else header.body_bytes)  # however its bytes were cut
         damaged: tuple[PageRange, ...] = ()
         if isinstance(event, PagesReceived):
             regions = self.reader.bounds.regions
@@ -162,6 +165,11 @@ class Direction:
             bulk = self._bulk[: header.bulk_bytes]
             damaged = tuple(damaged_pages(event.record, bulk, granule_log2))
         return Frame(offset, header, record, damaged, self._finish(size, data, start))
+
+    def _hold(self, size_bytes: int) -> None:
+        if size_bytes > self._held_bytes:
+            self._share.take(size_bytes - self._held_bytes, "a long frame")
+            self._held_bytes = size_bytes
 
     def _supply(self, bulk_bytes: int) -> None:
         if not bulk_bytes:

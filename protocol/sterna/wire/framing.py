@@ -165,6 +165,11 @@ class FrameReader:
         """Number of the newest frame whose header has come, refused or not, for ABORT [ABT-2]; 0 before."""
         return self._last_sequence
 
+    @property
+    def held_bytes(self) -> int:
+        """The size of the unit (preface, header or body) that has begun and is not whole yet; 0 if none."""
+        return len(self._unit)
+
     # --- bytes in -------------------------------------------------------------------------------
 
     def receive_data(self, data: Buffer) -> None:
