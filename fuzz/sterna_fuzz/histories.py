@@ -153,10 +153,26 @@ class History(Machine):
         """The guest writes."""
         self.world.write(pages)
 
-    @rule(seconds=st.floats(0.01, 1.5) | st.floats(1.5, 40.0))
+    @rule(seconds=st.floats(0.01, 1.5))
     def pass_time(self, seconds: float) -> None:
         """Time passes."""
         self.world.pass_time(seconds)
+
+    @precondition(lambda self: self.ending != "flow")
+    @rule(seconds=st.floats(1.5, 40.0))
+    def stall(self, seconds: float) -> None:
+        """Much time passes, and nothing moves in it."""
+        self.world.pass_time(seconds)
+
+    @precondition(lambda self: self.ending != "flow")
+    @rule(state=st.sampled_from(WAY), name=names, done=st.booleans(), cancel=st.booleans())
+    def strike(self, state: State, name: str, *, done: bool, cancel: bool) -> None:
+        """In a certain state a request fails, perhaps after it was carried out, or somebody cancels."""
+        self.reach(state=state, pages=1)
+        if done:
+            self.world.carry_out(name)
+        if cancel or not self.world.fail(name):
+            self.cancel(name=name)
 
     @rule(seconds=st.floats(0.25, 9.0))
     def idle(self, seconds: float) -> None:
@@ -345,8 +361,8 @@ class History(Machine):
         result = side.machine.result
         if result is None or result.by_peer or not side.connected or side.taken:
             return
-        if self.world.longest_quiet_s > STALL_S:
-            return
+        if self.world.longest_quiet_s > STALL_S or result.outcome is Outcome.GUEST_FAILED:
+            return  # the connection may have been given up; or the session was over before this happened
         if result.code not in {ErrorCode.CONNECTION_LOST, ErrorCode.PEER_STALLED, ErrorCode.TRUNCATED}:
             said = side.monitor.said
             words = said[FrameType.ABORT] + said[FrameType.REFUSE] + said[FrameType.BYE]

@@ -65,6 +65,15 @@ def test_rules_do_what_they_say():
     assert made.world.source.result is not None
 
 
+@pytest.mark.parametrize("cancel", [True, False])
+def test_a_fault_can_strike_in_any_state(cancel):
+    made = history("silence")
+    made.strike(state=SourceState.RECORDING, name=SOURCE, done=True, cancel=cancel)
+    made.stall(seconds=1.6)
+    made.teardown()
+    assert made.world.source.result.outcome is Outcome.ROLLED_BACK
+
+
 def test_cancelling_too_late_changes_nothing():
     made = history("cut")
     made.reach(state=SourceState.HANDED_OVER, pages=0)

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for everything that goes over the wire. Needs the extra `test`.
+"""Hypothesis strategies for everything that goes over the wire. Needs the extra `fuzz`.
 
 `records()` gives valid records of every type; all of them obey the rules under `BOUNDS`. The strategies of
 single records are public too, named as the records are::
