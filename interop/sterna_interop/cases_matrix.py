@@ -99,16 +99,27 @@ FAULTS: Final[tuple[Scenario, ...]] = (
     ),
     Scenario(
         id="matrix-007",
-        title="the stream ends inside the first round as if it were over; under TLS without close_notify",
+        title="the stream ends inside the first round as if it were over",
         clauses=(
             "FRM-10",
             "CON-69",
-            "TLS-21",
         ),
-        transports=BOTH,
+        transports=PLAIN,
         fault=_byte(Way.TO_DESTINATION, IN_ROUNDS, End.FIN),
         ends=ROLLED_BACK,
-        codes=frozenset({"truncated", "not_closed"}),
+        codes=frozenset({"truncated"}),
+    ),
+    Scenario(
+        id="matrix-039",
+        title="the stream ends inside the first round as if it were over, without the close_notify of TLS",
+        clauses=(
+            "TLS-21",
+            "CON-69",
+        ),
+        transports=TLS,
+        fault=_byte(Way.TO_DESTINATION, IN_ROUNDS, End.FIN),
+        ends=ROLLED_BACK,
+        codes=frozenset({"not_closed"}),
     ),
     Scenario(
         id="matrix-008",
