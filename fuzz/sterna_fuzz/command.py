@@ -49,7 +49,7 @@ class Options:
 
     Attributes:
         seed: where all examples follow from; without it, one is chosen and told.
-        time: stop after this wall-clock time; a minute, if there is no number of examples either.
+        time: stop so long after the first example; a minute, if there is no number of examples either.
         examples: stop after so many examples. The same seed and number give the same examples.
         jobs: processes, each with a seed of its own that follows from the seed.
         only: run this property, or use this mutator; may be given several times.

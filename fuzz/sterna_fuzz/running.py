@@ -99,13 +99,39 @@ class _TimeUp(BaseException):
     """The time is over. No Exception, so that Hypothesis does not take it for a failure."""
 
 
+class _Clock:
+    """The time of a run. It starts with the first example: what has to be made before that is not counted.
+
+    Attributes:
+        has_ended: `_TimeUp` was raised. Where that was inside of Hypothesis it may come out as another error:
+            a history that stops drawing all at once looks flaky.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._end: float | None = None
+        self.has_ended = False
+
+    @property
+    def is_up(self) -> bool:
+        return self._end is not None and time.monotonic() >= self._end
+
+    def begins(self) -> None:
+        """An example begins, or the time is up."""
+        if self.is_up:
+            self.has_ended = True
+            raise _TimeUp
+        if self._end is None and self._seconds is not None:
+            self._end = time.monotonic() + self._seconds
+
+
 class _Counting:
     """Counts for one property, and ends its run when the time is up."""
 
-    def __init__(self, name: str, report: Report, end: float | None, tick: Callable[[], None]) -> None:
+    def __init__(self, name: str, report: Report, clock: _Clock, tick: Callable[[], None]) -> None:
         self._name = name
         self._report = report
-        self._end = end
+        self._clock = clock
         self._tick = tick
         self._pending = False  # an example has begun and was not found good
         self._failed = False
@@ -114,8 +140,7 @@ class _Counting:
         self._failed = self._failed or self._pending
         if self._failed:
             return  # this is shrinking, which is not cut short
-        if self._end is not None and time.monotonic() >= self._end:
-            raise _TimeUp
+        self._clock.begins()
         self._pending = True
         self._report.examples[self._name] += 1
         self._tick()
@@ -129,14 +154,13 @@ class _Counting:
 
 def run(properties: Sequence[Property], wish: Wish, tick: Callable[[], None] = lambda: None) -> Report:
     """Run properties as wished. `tick` is called for every example."""
-    report, started = Report(), time.monotonic()
-    end = None if wish.seconds is None else started + wish.seconds
+    report, started, clock = Report(), time.monotonic(), _Clock(wish.seconds)
     for each, batch, examples in _batches(properties, wish, report):
-        if end is not None and time.monotonic() >= end:
+        if clock.is_up:
             break
         number = derived_seed(wish.seed, each.name, batch)
         configure = _configured(_settings(wish, examples), seed(number))
-        test = each.bind(_Counting(each.name, report, end, tick), configure)
+        test = each.bind(_Counting(each.name, report, clock, tick), configure)
         said: list[object] = []
         try:
             with with_reporter(said.append):
@@ -144,6 +168,8 @@ def run(properties: Sequence[Property], wish: Wish, tick: Callable[[], None] = l
         except _TimeUp:
             break
         except Exception as error:  # noqa: BLE001 - whatever the product raised is what was looked for
+            if clock.has_ended:
+                break
             report.failures.append(_failure(each, error, said))
     report.seconds = time.monotonic() - started
     return report
@@ -161,7 +187,7 @@ def replay(each: Property, blob: str, version: str, wish: Wish) -> Report:
     said: list[object] = []
     try:
         with with_reporter(said.append):
-            each.bind(_Counting(each.name, report, None, lambda: None), configure)()
+            each.bind(_Counting(each.name, report, _Clock(None), lambda: None), configure)()
     except DidNotReproduce as error:
         if not report.examples[each.name]:
             raise ValueError(f"this is no example of {each.name}") from error

@@ -118,6 +118,37 @@ def test_time_ends_a_run_between_two_examples(monkeypatch):
     assert report.failures == []
 
 
+def test_the_end_of_the_time_is_no_failure_of_a_history(monkeypatch):
+    """Histories that draw again what was drawn before, and then stop: Hypothesis takes that for flaky."""
+    now = [0.0]
+    monkeypatch.setattr(running.time, "monotonic", lambda: now[0])
+
+    class Walking(Machine):
+        @rule(there=st.booleans())
+        def walk(self, there):
+            now[0] += 1.0
+
+    for seconds in range(1, 400, 13):
+        assert run([Stateful("history", "bounded", "text", Walking)], Wish(1, seconds=seconds)).failures == []
+
+
+def test_preparing_is_not_counted(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(running.time, "monotonic", lambda: now[0])
+
+    def check(number):
+        now[0] += 1.0
+        return ()
+
+    class Slow(Given):
+        def bind(self, observer, configure):
+            now[0] += 100.0
+            return super().bind(observer, configure)
+
+    report = run([Slow("slow", "bounded", "text", {"number": st.integers()}, check)], Wish(1, seconds=5))
+    assert report.examples["slow"] == 5
+
+
 def test_shrinking_is_not_cut_short(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(running.time, "monotonic", lambda: now[0])
