@@ -14,7 +14,7 @@ import numpy as np
 
 from sterna.errors import RemoteProtocolError
 from sterna.limits import Limits
-from sterna.registry import Encoding, ErrorCode, Mode
+from sterna.registry import Encoding, ErrorCode, FrameType, Mode
 from sterna.wire import FrameReader, PagesAnnounced, chunk_count, make_runs, unchecked
 from sterna.wire.header import VERSION
 from sterna.wire.records import (
@@ -56,12 +56,14 @@ class Edge:
         code: with which a frame that is too large is refused.
         most: the limit, where the specification sets it; None where it is announced, under the edge's name.
         unit: bytes that one more is.
+        instead: with what the largest one that is allowed is refused all the same; None if it is taken.
     """
 
     make: Make
     code: ErrorCode
     most: int | None = None
     unit: int = 1
+    instead: ErrorCode | None = None
 
 
 def _pages(count: int, encoding: Encoding, *, every: int = 1) -> Pages:
@@ -94,6 +96,11 @@ EDGES: Final[Mapping[str, Edge]] = {
     "bulk_bytes of zeros": Edge(
         lambda n: _pages(n >> GRANULE_LOG2, Encoding.ZERO), ErrorCode.LIMIT_BULK, unit=4096
     ),
+    "bulk_bytes of a header": Edge(
+        lambda n: [unchecked.frame(FrameType.PAGES, bulk_bytes=n)],
+        ErrorCode.LIMIT_BULK,
+        instead=ErrorCode.MALFORMED,  # there is no table in it
+    ),
     "batch_runs": Edge(lambda n: _pages(n, Encoding.ZERO, every=2), ErrorCode.LIMIT_RUNS),
     "rejected_runs": Edge(_rejected, ErrorCode.LIMIT_REJECTED),
     "regions": Edge(_regions, ErrorCode.LIMIT_REGIONS),
@@ -123,7 +130,11 @@ EDGES: Final[Mapping[str, Edge]] = {
     ),
     "skipped frames in a row": Edge(lambda n: [unchecked.frame(_STRANGE)] * n, ErrorCode.LIMIT_RATE, 256),
 }
-_ANNOUNCED: Final = {"bulk_bytes of zeros": "bulk_bytes", "state_bytes of a section": "state_bytes"}
+_ANNOUNCED: Final = {
+    "bulk_bytes of a header": "bulk_bytes",
+    "bulk_bytes of zeros": "bulk_bytes",
+    "state_bytes of a section": "state_bytes",
+}
 
 
 def check_edge(name: str, size: int) -> Words:
@@ -136,7 +147,7 @@ def check_edge(name: str, size: int) -> Words:
             most = (1 << 16) + size  # less cannot be announced [LIM-7]
         limits = replace(limits, **{_ANNOUNCED.get(name, name): most})
     taken, refused = _end(edge.make(most), limits), _end(edge.make(most + edge.unit), limits)
-    assert taken is None, f"{most} are allowed: {taken}"
+    assert (taken and taken.code) is edge.instead, f"{most} are allowed: {taken}"
     assert refused is not None, f"{most + edge.unit} are taken, allowed are {most}"
     assert refused.code is edge.code, f"{refused} instead of {edge.code.name.lower()}"
     return (edge.code.name.lower(),)

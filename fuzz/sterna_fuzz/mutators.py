@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Final, cast
 
-from sterna.registry import CRITICAL_BIT, GREASE_FIRST, MAGIC, ErrorCode, FrameType
+from sterna.registry import CRITICAL_BIT, FRAMES, GREASE_FIRST, MAGIC, ErrorCode, FrameType, Sender
 from sterna.wire import unchecked
 from sterna.wire.records import Abort, Pages, Ping, Progress, Record, Region
 from sterna_fuzz import drafts
@@ -39,6 +39,7 @@ _LONG_TEXTS: Final = (
     "é" * 128,
     "\x1b[2J",
 )
+_ONE_SIDED: Final = frozenset(int(each) for each, info in FRAMES.items() if info.sender is not Sender.BOTH)
 _STARTS: Final = (b"GET / HTTP/1.1\r\n", b"\x16\x03\x01\x02\0\x01\0\x01", b"SSH-2.0-x\r\n", b"", MAGIC[:9])
 
 
@@ -272,10 +273,13 @@ def _replace(draft: Draft, step: Step) -> bool:
     return True
 
 
-@_mutator("sends what the other side says", "coded-refusal")
+@_mutator("sends what the other side says", "coded-refusal", ErrorCode.WRONG_DIRECTION)
 def _mirror(draft: Draft, step: Step) -> bool:
-    draft.insert(step.at, draft.other[step.where % len(draft.other)])
-    return True
+    frame = draft.other[step.where % len(draft.other)]
+    number, inside = field(frame, drafts.TYPE), draft.place(step.at) < len(draft.parts)
+    draft.insert(step.at, frame)
+    # Page tables are read before anybody asks who sent them, and cannot be without a region.
+    return inside and number in _ONE_SIDED and number != FrameType.PAGES
 
 
 # --- headers ------------------------------------------------------------------------------------
