@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import App, Parameter
 
-from sterna.cli.output import Output
+from sterna.cli.output import Output, write_text
 from sterna.cli.units import Json
 from sterna.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from sterna_interop.implementations import Implementation
-    from sterna_interop.report import Run
+    from sterna_interop.report import CaseInfo, Run
 
 app = App(
     name="interop", help="Test endpoints against the specification.", help_format="markdown", version_flags=()
@@ -76,7 +76,10 @@ def run(
 def list_(
     *, only: Globs = (), vectors: Annotated[bool, Parameter(negative=())] = False, json: Json = False
 ) -> int:
-    """List the cases with the clauses that they are about.
+    """List the cases with the clauses that they are about: a line each, on stdout.
+
+    The second word says what is tested: the endpoint in the role of source or destination, a pair (matrix),
+    or a codec (vector).
 
     Args:
         only: ids of cases, as globs; may be given again.
@@ -90,8 +93,8 @@ def list_(
 
     output = Output(json=json)
     found = [info for info in plan.catalogue(only) if vectors or only or info.kind is not Kind.VECTOR]
-    rows = [(info.id, info.role or info.kind, info.title, " ".join(info.clauses)) for info in found]
-    output.table(("case", "tests", "", "clauses"), rows)
+    if not json:
+        write_text("".join(f"{line}\n" for line in _lines(found)))
     output.result({"cases": [asdict(info) for info in found]})
     if not only and not vectors:
         output.say(f"{len(found)} cases; and the vectors of the specification, with --vectors")
@@ -114,10 +117,18 @@ def explain(case: str, /, *, json: Json = False) -> None:
     info = find(case)
     if info is None:
         raise ConfigError(f"there is no case {case[:60]!r}: `sterna interop list --vectors` has them")
-    output = Output(json=json)
-    for line in lines(info):
-        output.say(line)
-    output.result({**asdict(info), "text": "\n".join(lines(info))})
+    text = "\n".join(lines(info))
+    if not json:
+        write_text(f"{text}\n")
+    Output(json=json).result({**asdict(info), "text": text})
+
+
+def _lines(found: Sequence[CaseInfo]) -> Iterator[str]:
+    """A line for each case, so that grep finds whole ones."""
+    width = max((len(info.id) for info in found), default=0)
+    for info in found:
+        clauses = f"  [{' '.join(info.clauses)}]" if info.clauses else ""
+        yield f"{info.id:{width}}  {info.role or info.kind:11}  {info.title}{clauses}"
 
 
 def _given(peer: Sequence[str], peers: Path | None) -> list[Implementation]:
@@ -170,7 +181,8 @@ def _finish(run: Run, directory: Path, output: Output) -> int:
     summary, musts = run.summary, run.musts
     for title, columns, rows in tables(run):
         output.table(columns, rows, title=title)
-    output.say(f"{musts.covered} of {musts.total} MUSTs shown, {musts.excused} excused")
+    tried = f"{musts.covered} of {musts.total} MUSTs were tried"
+    output.say(f"{tried}; {musts.excused} of the others are reserved, or nothing can show them")
     output.result(
         {
             "cases": summary.cases,

@@ -331,11 +331,12 @@ def _times(row: Row, role: Role) -> Rows:
     at = Place(_GOING[role])
     silent = (do.instead(End.SILENCE), E.PHASE_DEADLINE, E.PEER_SILENT)
 
-    def slow(head: str, place: Place, act: Act, *codes: ErrorCode) -> Misbehaviour:
-        return row(head, place, act, *codes, deadline_s=IMPATIENT_S, severity=Severity.DOS)
+    def slow(head: str, place: Place, act: Act, *codes: ErrorCode, mute: bool = False) -> Misbehaviour:
+        return row(head, place, act, *codes, deadline_s=IMPATIENT_S, severity=Severity.DOS, mute=mute)
 
     return [
-        slow("time-001 silence-at-once: connects, and says nothing [CON-74]", _START, *silent),
+        # Who has sent no preface need not be told why (CON-65).
+        slow("time-001 silence-at-once: connects, and says nothing [CON-74]", _START, *silent, mute=True),
         slow(
             "time-002 silence-after-preface: says nothing after its preface [CON-74 CON-8]",
             *(_START, do.after(End.SILENCE), *silent[1:]),

@@ -126,6 +126,16 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(interop(capsys, "list", "--vectors")[1]["cases"]) > len(everything) + 1000
 
 
+def test_text_for_people_can_be_piped(capsys: pytest.CaptureFixture[str]) -> None:
+    """One case is one line, whatever the width of the terminal."""
+    assert main(["interop", "list", "--only", "matrix-*"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("matrix-") for line in lines)
+    assert any(line.startswith("matrix-022  matrix       HANDOVER is lost") for line in lines)
+    assert main(["interop", "explain", "matrix-022"]) == 0
+    assert capsys.readouterr().out.startswith("matrix-022: HANDOVER is lost")
+
+
 def test_an_explanation(capsys: pytest.CaptureFixture[str]) -> None:
     status, answer = interop(capsys, "explain", "matrix-022")
     assert status == 0

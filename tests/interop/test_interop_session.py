@@ -50,6 +50,7 @@ def test_who_does_not_know_the_contract_is_not_asked_further(tmp_path: Path) -> 
     rest = [result for result in run.results if "liar" in {result.source, result.destination}]
     assert {result.verdict for result in rest if result not in probe} == {Verdict.SKIP}
     assert all("liar: its shim does not answer" in result.detail for result in rest if result not in probe)
+    assert run.musts.covered == 0, "what was not tried shows nothing"
 
 
 @pytest.mark.slow
