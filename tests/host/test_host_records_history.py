@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -236,3 +237,31 @@ def test_the_essence_has_no_sessions_that_a_later_one_has_closed() -> None:
     assert essence(found.after(back)).records == (back,)
     granted = history(tried, Granted(ONE, 2), offered)
     assert essence(granted) == granted
+
+
+class Counting(tuple[Record, ...]):
+    """Counts how often it is gone through."""
+
+    __slots__ = ()
+    passes = 0
+
+    def __iter__(self) -> Iterator[Record]:
+        Counting.passes += 1
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("side", Side)
+def test_a_record_is_held_against_a_long_history_in_few_passes(
+    side: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer may open session after session; a log of a thousand must not take minutes to be read."""
+    passes = []
+    for count in (10, 100):
+        sessions = (
+            replace(SENDING, session=number.to_bytes(16, "big"), side=side) for number in range(1, count)
+        )
+        found = History(GUEST, Counting(sessions))
+        monkeypatch.setattr(Counting, "passes", 0)
+        found.after(replace(SENDING, session=ONE, side=side))
+        passes.append(Counting.passes)
+    assert passes[0] == passes[1]

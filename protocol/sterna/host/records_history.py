@@ -84,21 +84,23 @@ class History:
 
     def granted(self, session: bytes) -> Granted | None:
         """The session's grant that is neither void nor decided."""
-        grant: Granted | None = None
-        for record in self.records:
-            match record:
-                case Granted() if record.session == session:
-                    grant = record
-                case Voided() | Decided() | Resolved() if record.session == session:
-                    grant = None
-                case _:
-                    pass
-        return grant
+        return self._grants().get(session)
 
     def open_grant(self) -> Granted | None:
         """The grant of any session that is neither void nor decided; there is at most one [ONE-53]."""
-        grants = (self.granted(each.session) for each in self.each(SessionRecord))
-        return next((grant for grant in grants if grant is not None), None)
+        return next(iter(self._grants().values()), None)
+
+    def _grants(self) -> dict[bytes, Granted]:
+        grants: dict[bytes, Granted] = {}
+        for record in self.records:
+            match record:
+                case Granted():
+                    grants[record.session] = record
+                case Voided() | Decided() | Resolved():
+                    grants.pop(record.session, None)
+                case _:
+                    pass
+        return grants
 
     def decision(self, session: bytes) -> Decided | Resolved | None:
         """How a source's session was decided."""
@@ -192,8 +194,7 @@ def _check_session(history: History, record: SessionRecord) -> None:
     existing = history.session(record.session)
     if existing is not None:
         raise RecordConflict("there is another session of this id", existing)
-    grant = history.open_grant()
-    if record.side is Side.SOURCE and grant is not None:
+    if record.side is Side.SOURCE and (grant := history.open_grant()) is not None:
         text = f"session {grant.session.hex()} has granted epoch {grant.epoch} and is not decided"
         raise RecordConflict(f"{text}: resume it or ask about it first [ONE-53]", grant)
 
