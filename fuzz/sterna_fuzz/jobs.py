@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -60,6 +62,15 @@ def share(wish: Wish, jobs: int) -> list[Wish]:
 def _begin(count: Synchronized[int]) -> None:
     global _count  # noqa: PLW0603 - a process has one, and the pool no other way to hand it over
     _count = count
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Who is killed cannot tell its workers, and they would work on to the end of their time."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(target: str, only: Sequence[str], wish: Wish) -> Report:

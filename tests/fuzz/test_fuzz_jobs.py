@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+
 import pytest
 
 from sterna_fuzz import jobs
@@ -39,3 +46,26 @@ def test_two_jobs_run_in_processes():
     assert report.examples == {"bytes": 8, "body": 32}
     assert report.reached["bytes"].total() == 8
     assert report.failures == []
+
+
+@pytest.mark.slow
+def test_workers_end_with_whoever_is_killed():
+    code = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from sterna_fuzz import jobs
+context = multiprocessing.get_context("spawn")
+with ProcessPoolExecutor(1, context, initializer=jobs._begin, initargs=(context.Value("q", 0),)) as pool:
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 600).result()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        worker = os.pidfd_open(int(process.stdout.readline()))
+        try:
+            process.kill()
+            assert select.select([worker], [], [], 60.0)[0]
+        finally:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(worker, signal.SIGKILL)
+            os.close(worker)
