@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -294,6 +296,40 @@ async def test_a_disk_that_hangs_at_the_end(pipe: Pipe, monkeypatch: pytest.Monk
         await recorder.close()
     assert "did not take the last bytes" in told[0]
     near.abort()  # nothing is recorded of it any more
+
+
+class Told(io.FileIO):
+    """A file that tells when it is closed."""
+
+    def __init__(self, descriptor: int, closed: threading.Event) -> None:
+        super().__init__(descriptor, "wb")
+        self.was_closed = closed
+
+    def close(self) -> None:
+        super().close()
+        self.was_closed.set()
+
+
+async def test_a_thread_that_hangs_keeps_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it still writes must not come to whatever is opened next [REC-14]."""
+    monkeypatch.setattr(module, "FLUSH_S", 0.01)
+    closed = threading.Event()
+    reading, writing = os.pipe()
+
+    async def use() -> None:
+        recorder = recorder_on(Told(writing, closed), [])
+        near = recorder.wrap(memory_transport_pair()[0])
+        await near.send([bytes(500_000)])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(recorder.run)
+            await recorder.close()
+        near.abort()
+
+    await use()
+    gc.collect()
+    assert not closed.is_set()
+    os.close(reading)  # the write ends
+    assert await trio.to_thread.run_sync(closed.wait, 60.0)
 
 
 async def test_a_slow_disk_that_hangs_at_the_end(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:

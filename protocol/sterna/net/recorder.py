@@ -12,6 +12,7 @@ first error of the file. The migration goes on in any case [REC-14].
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -82,6 +83,7 @@ class Recorder:
         self._changed: Final = trio.lowlevel.ParkingLot()
         self._in_hand_bytes = 0  # what the thread is writing
         self._closing = False
+        self._left_alone: Final = threading.Event()
         self._ended = trio.Event()
         self._scope: Final = trio.CancelScope(shield=True)
 
@@ -142,7 +144,8 @@ class Recorder:
             await self._ended.wait()
         if patience.cancelled_caught:
             self._give_up("the file did not take the last bytes")
-            self._scope.cancel()  # a thread that hangs in a write is left alone, and keeps its file
+            self._left_alone.set()
+            self._scope.cancel()
         else:
             self._file.close()
 
@@ -162,7 +165,9 @@ class Recorder:
         self._in_hand_bytes = self._spool.bytes
         parts = self._spool.take()
         try:
-            await trio.to_thread.run_sync(_write_all, self._file.fileno(), parts, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(
+                _write_all, self._file, parts, self._left_alone, abandon_on_cancel=True
+            )
         except OSError as error:
             self._spool.take()
             self._give_up(error.strerror or str(error))
@@ -178,11 +183,20 @@ class Recorder:
             self._on_failure(f"the recording ends here, and the migration does not: {why}")
 
 
-def _write_all(descriptor: int, parts: list[bytes | memoryview]) -> None:
-    for part in parts:
-        rest = memoryview(part)
-        while rest.nbytes:
-            rest = rest[os.write(descriptor, rest) :]
+def _write_all(file: BinaryIO, parts: list[bytes | memoryview], left_alone: threading.Event) -> None:
+    """Write all of it.
+
+    A thread that hangs here is left alone, and the file is its own: closed by others, its number would be
+    given to another file or connection, which then got the rest.
+    """
+    try:
+        for part in parts:
+            rest = memoryview(part)
+            while rest.nbytes:
+                rest = rest[os.write(file.fileno(), rest) :]
+    finally:
+        if left_alone.is_set():
+            file.close()
 
 
 @asynccontextmanager
