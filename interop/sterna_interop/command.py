@@ -175,6 +175,7 @@ def _directory(out: Path | None) -> Path:
 def _finish(run: Run, directory: Path, output: Output) -> int:
     from sterna_interop.report_html import write_html
     from sterna_interop.report_text import tables
+    from sterna_interop.results import Verdict
 
     path = run.write_json(directory)
     page = write_html(run, directory)
@@ -194,6 +195,10 @@ def _finish(run: Run, directory: Path, output: Output) -> int:
             "report": str(path),
         }
     )
+    for reason in dict.fromkeys(one.detail for one in run.results if one.verdict is Verdict.SKIP):
+        output.say(f"skipped: {reason}")
+    if first := next((one for one in run.results if one.verdict.is_unexpected), None):
+        output.say(f"what a case is about: sterna interop explain {first.case}")
     output.say(f"report: {page}")
     if summary.kit_errors:
         return KIT_TROUBLE

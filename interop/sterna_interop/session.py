@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -27,6 +28,8 @@ from sterna_interop.start import Zygote
 CASES: Final = "cases"
 PKI: Final = "pki"
 LINES: Final = 20  # of progress, at most
+WORDS: Final = 200  # characters of a line of a shim
+_ERROR: Final = re.compile(r"\S*(Error|Exception|panic)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +182,8 @@ class _Progress:
         self._done += 1
         if result.verdict.is_unexpected or result.verdict is Verdict.KIT_ERROR:
             self._output.say(line_of(result), style="red")
+            for line in last_words(result):
+                self._output.say(line)
         elif self._done % self._step == 0 or self._done == self._total:
             self._output.say(f"{self._done} of {self._total} done")
 
@@ -194,6 +199,14 @@ def line_of(result: CaseResult) -> str:
         else result.code
     )
     return f"{result.verdict} {result.case}{where} {result.source} to {result.destination}: {what}"
+
+
+def last_words(result: CaseResult) -> Iterator[str]:
+    """Of what the shims wrote to stderr the newest line that begins with an error's name, or the last."""
+    for name, text in result.artifacts.items():
+        if name.endswith("stderr") and (lines := text.strip().splitlines()):
+            errors = [line for line in lines if _ERROR.match(line)]
+            yield f"  {name}: {(errors or lines)[-1][:WORDS]}"
 
 
 def _now() -> str:

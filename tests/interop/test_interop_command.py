@@ -55,6 +55,16 @@ def test_something_unexpected(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert summary["peers"] == ["mine", "sterna", "minimal"]
 
 
+@pytest.mark.slow
+def test_what_to_do_next(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    wrong = peer(tmp_path, "raise SystemExit('cannot do that')")
+    assert main(["interop", "run", "--only", "honest-001", "--peer", wrong]) == 1
+    said = capsys.readouterr().err
+    assert "source stderr: cannot do that" in said
+    assert "skipped: mine: its shim does not answer an unknown order with exit code 89" in said
+    assert "sterna interop explain contract-001" in said
+
+
 def test_nothing_ran(capsys: pytest.CaptureFixture[str]) -> None:
     status, summary = interop(capsys, "run", "--only", "nothing-*")
     assert (status, summary["as_expected"]) == (4, 0)

@@ -14,7 +14,7 @@ from sterna_interop.contract import Role
 from sterna_interop.implementations import MINIMAL
 from sterna_interop.report_html import write_html
 from sterna_interop.results import CaseResult, Kind, Verdict
-from sterna_interop.session import RunOptions, line_of, play
+from sterna_interop.session import RunOptions, last_words, line_of, play
 
 NAMES = ["sterna", "minimal"]
 
@@ -143,3 +143,25 @@ def test_a_line(fields: dict[str, str], text: str) -> None:
         **fields,
     )
     assert line_of(result) == f"fail x-001 tls a to b: {text}"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("first\nlast\n", ["  source stderr: last"]),
+        ("Traceback\nValueError: 3\n", ["  source stderr: ValueError: 3"]),
+        ("Error: boom\n    at x.js:1\n\nNode.js v20\n", ["  source stderr: Error: boom"]),
+        ("\n", []),
+    ],
+)
+def test_the_last_words_of_a_shim(text: str, said: list[str]) -> None:
+    artifacts = {"source stdout": "1", "source stderr": text}
+    result = CaseResult(
+        case="x-001",
+        kind=Kind.MATRIX,
+        source="a",
+        destination="b",
+        verdict=Verdict.FAIL,
+        artifacts=artifacts,
+    )
+    assert list(last_words(result)) == said
