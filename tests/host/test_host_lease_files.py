@@ -295,6 +295,30 @@ async def test_an_emptied_slot_is_noticed(root: Path, gone: int) -> None:
         await store.newest(GUEST)
 
 
+async def test_an_emptied_slot_is_not_filled_again(root: Path) -> None:
+    """It would get a second runner, and both might run the guest [ONE-3]."""
+    store = FileLeaseStore(root)
+    for epoch in (1, 2, 3):
+        await store.claim(GUEST, epoch, Runner("ours", bytes([epoch]) * 16))
+    slot(root, 2).unlink()
+    with pytest.raises(StoreDamaged, match=r"slot 2 of .* is gone"):
+        await store.claim(GUEST, 2, THEIRS)
+    assert not slot(root, 2).exists()
+    assert claims(root) == []
+
+
+async def test_slots_that_are_filled_meanwhile_are_no_hole(root: Path) -> None:
+    """Two claimants are quicker, one with this slot and one with the next."""
+
+    class Slow(OsFiles):
+        def create(self, path: str, data: bytes, mode: int) -> None:
+            super().create(path, data, mode)
+            for epoch in (1, 2):
+                slot(root, epoch).write_bytes(encode_slot(GUEST, epoch, THEIRS))
+
+    assert await FileLeaseStore(root, files=Slow()).claim(GUEST, 1, OURS) == THEIRS
+
+
 async def test_a_name_far_ahead_is_not_counted_up_to(root: Path) -> None:
     store = FileLeaseStore(root)
     await store.claim(GUEST, 1, OURS)

@@ -144,10 +144,12 @@ class FileLeaseStore:
         claim = f"{directory}/claim.{epoch:020}.{secrets.token_hex(8)}"
         try:
             self._files.create(claim, encode_slot(guest, epoch, runner), 0o666)
+            if self._was_emptied(guest, epoch):
+                raise self._hole(guest, epoch)
             # FileExistsError: somebody's, or our own on NFS. FileNotFoundError: who won has tidied up.
             with suppress(FileExistsError, FileNotFoundError):
                 self._files.link(claim, self._slot(guest, epoch))
-        except OSError:
+        except (OSError, StoreDamaged):
             # The claim is repeated until a full disk has room: not with a file more each time. A link that
             # was made in spite of its error stays, it is the slot's own name.
             with suppress(OSError):
@@ -173,6 +175,11 @@ class FileLeaseStore:
                 self._files.sync_directory(self._root)
             self._durable[guest] = max(epoch, self._durable.get(guest, 0))
         return runner
+
+    def _was_emptied(self, guest: bytes, epoch: int) -> bool:
+        """Whether a slot that is empty has been filled before: then the one behind it is filled."""
+        behind = self._named(guest, epoch + 1) if epoch < EPOCH_MAX else None
+        return behind is not None and self._named(guest, epoch) is None
 
     def _newest(self, guest: bytes) -> Slot | None:
         self._check_marker()
