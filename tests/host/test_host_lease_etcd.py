@@ -111,6 +111,17 @@ async def test_another_slots_content() -> None:
             await store.claim(GUEST, 1, OURS)
 
 
+async def test_an_emptied_slot_is_not_filled_again() -> None:
+    """It would get a second runner, and both might run the guest [ONE-3, LEA-9]."""
+    async with small_etcd() as server, connect(server.access) as store:
+        for epoch in (1, 2, 3):
+            await store.claim(GUEST, epoch, Runner("ours", bytes([epoch]) * 16))
+        del server.rows[key(2)]
+        with pytest.raises(StoreDamaged, match=r"slot 2 of .* is gone"):
+            await store.claim(GUEST, 2, THEIRS)
+        assert key(2) not in server.rows
+
+
 async def test_slots_that_are_gone_are_noticed() -> None:
     """[ONE-1, LEA-10]"""
     async with small_etcd() as server, connect(server.access) as store:

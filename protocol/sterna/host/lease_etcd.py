@@ -5,9 +5,10 @@
     <prefix><guest>/<epoch>    a filled slot, as in a file
 
 The transaction compares the keys' create revisions, which are 0 for a key that does not exist: the slot's
-must be 0 and its predecessor's above 0. Then it puts, and in any case it reads the slot, so that an answer
-always has the slot's content, whoever's it is. All of that is one step of etcd's log. Reads are linearizable,
-etcd's default; a member that is cut off from the others does not answer.
+must be 0, its predecessor's above 0, and its successor's 0, or it was emptied. Then it puts, and in any case
+it reads the slot, so that an answer always has the slot's content, whoever's it is. All of that is one step
+of etcd's log. Reads are linearizable, etcd's default; a member that is cut off from the others does not
+answer.
 
 What etcd's own data tells of a slot is checked too: a key that was overwritten, or that hangs on an etcd
 lease and would vanish with it, is no slot, and a chain with fewer keys than its newest epoch has lost some.
@@ -24,6 +25,7 @@ from sterna.errors import StoreDamaged, StoreUnavailable
 from sterna.host.etcd import EtcdAccess, EtcdClient, Json, decode, encode, number, objects
 from sterna.host.slots import (
     ADVICE,
+    EPOCH_MAX,
     Slot,
     check_guest_id,
     check_place,
@@ -60,6 +62,8 @@ class EtcdLeaseStore:
         compare: list[Json] = [_created(key, "EQUAL")]
         if epoch > 1:
             compare.append(_created(encode(self._key(guest, epoch - 1)), "GREATER"))
+        if epoch < EPOCH_MAX:
+            compare.append(_created(encode(self._key(guest, epoch + 1)), "EQUAL"))
         look: Json = {"request_range": {"key": key}}
         put: Json = {"request_put": {"key": key, "value": encode(encode_slot(guest, epoch, runner))}}
         body: Json = {"compare": compare, "success": [put, look], "failure": [look]}
@@ -67,7 +71,12 @@ class EtcdLeaseStore:
         found = responses[-1].get("response_range") if responses else None
         if not isinstance(found, dict):
             raise StoreUnavailable("etcd: a transaction's answer without what it has read; ask again")
-        return self._runner(found, guest, epoch)
+        named = self._runner(found, guest, epoch)
+        if named is None and epoch < EPOCH_MAX and await self.read(guest, epoch + 1) is not None:
+            named = await self.read(guest, epoch)  # both may have been filled meanwhile
+            if named is None:
+                raise StoreDamaged(f"etcd: slot {epoch} of guest {guest.hex()} is gone; {ADVICE}")
+        return named
 
     async def read(self, guest: bytes, epoch: int) -> Runner | None:
         """The slot's runner."""
