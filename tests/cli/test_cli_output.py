@@ -33,6 +33,11 @@ def test_without_json_there_is_no_data(capsys: pytest.CaptureFixture[str]) -> No
     assert "value" in err
 
 
+def test_a_title_may_be_wider_than_its_table(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().table(("a", "b"), [("1", "2")], title="source to destination")
+    assert "source to destination" in capsys.readouterr().err.splitlines()
+
+
 def test_with_json_a_table_would_say_it_twice(capsys: pytest.CaptureFixture[str]) -> None:
     Output(json=True).table(("name",), [("a",)])
     assert capsys.readouterr() == ("", "")

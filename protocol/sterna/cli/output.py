@@ -137,7 +137,9 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(*columns, box=box.SIMPLE_HEAD, title=title or None, title_justify="left")
+        if title:
+            self.say(title)  # as a part of the table it would be broken to the table's width
+        table = Table(*columns, box=box.SIMPLE_HEAD)
         for row in rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
         self.console.print(table)
