@@ -239,6 +239,16 @@ def test_the_essence_has_no_sessions_that_a_later_one_has_closed() -> None:
     assert essence(granted) == granted
 
 
+def test_a_guest_that_has_gone_is_not_sent_again_under_its_old_epoch() -> None:
+    """It could be granted to a second host [ONE-53]."""
+    gone = history(SENDING, Granted(ONE, 2), Decided(ONE, 2, Owner.DESTINATION))
+    for epoch in (0, 1):
+        with pytest.raises(RecordConflict, match="has left under epoch 1"):
+            gone.after(replace(SENDING, session=TWO, epoch=epoch))
+    gone.after(replace(SENDING, session=TWO, epoch=2))
+    gone.after(replace(RECEIVING, session=TWO))
+
+
 class Counting(tuple[Record, ...]):
     """Counts how often it is gone through."""
 

@@ -197,6 +197,18 @@ def _check_session(history: History, record: SessionRecord) -> None:
     if record.side is Side.SOURCE and (grant := history.open_grant()) is not None:
         text = f"session {grant.session.hex()} has granted epoch {grant.epoch} and is not decided"
         raise RecordConflict(f"{text}: resume it or ask about it first [ONE-53]", grant)
+    if record.side is Side.SOURCE:
+        _check_not_gone(history, record)
+
+
+def _check_not_gone(history: History, record: SessionRecord) -> None:
+    """A guest that has left can be sent again only when it has come back, under a later epoch."""
+    ends = (each for each in history.records if isinstance(each, Decided | Resolved))
+    gone = {each.session: each for each in ends if each.owner is Owner.DESTINATION}
+    for each in history.each(SessionRecord):
+        if each.session in gone and record.epoch <= each.epoch:
+            text = f"the guest has left under epoch {each.epoch}, and a new session shows {record.epoch}"
+            raise RecordConflict(f"{text} [ONE-53]", gone[each.session])
 
 
 def _check_runner(history: History, record: RunnerRecord | Claiming) -> None:
