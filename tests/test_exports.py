@@ -39,6 +39,7 @@ WITHOUT_MODULE = {
     "test_exports.py",
     "test_readme.py",
     "test_spec.py",
+    "test_teeth.py",
     "test_vectors.py",
 }
 

@@ -1,0 +1,46 @@
+"""The defects that can be seeded: each still fits the product, and the table of them is current.
+
+That they are found takes minutes; `python fuzz/teeth.py` looks, and `.ci/run` calls it.
+"""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sterna_interop.plan import catalogue
+from sterna_interop.vectors import load
+
+ROOT = Path(__file__).parents[2]
+TEETH = runpy.run_path(str(ROOT / "fuzz" / "teeth.py"))
+DEFECTS = TEETH["defects"]()
+
+
+def test_every_text_stands_once_in_its_file() -> None:
+    assert len(DEFECTS) >= 40
+    assert len({defect.id for defect in DEFECTS}) == len(DEFECTS)
+
+
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.id)
+def test_a_seeded_product_is_another_one_that_still_compiles(defect: Any) -> None:
+    with TEETH["seeded"](defect) as product:
+        path = product / "sterna" / defect.file
+        text = path.read_text(encoding="utf-8")
+        compile(text, str(path), "exec")
+    assert text != (TEETH["PRODUCT"] / defect.file).read_text(encoding="utf-8")
+    assert defect.found_by
+
+
+def test_what_is_named_for_a_defect_exists() -> None:
+    known = {"case": {case.id for case in catalogue()}, "vector": {vector.id for vector in load()}}
+    for defect in DEFECTS:
+        for detector in defect.found_by:
+            kind, _, what = detector.partition(" ")
+            assert kind == "fuzz" or what in known[kind], (defect.id, detector)
+
+
+def test_the_table_is_current() -> None:
+    assert TEETH["TABLE"].read_text(encoding="utf-8") == TEETH["table"](), "run python fuzz/teeth.py --write"
