@@ -141,4 +141,5 @@ def test_the_readme_has_every_field_order_and_word() -> None:
 
 def test_the_readme_has_the_bytes_of_a_page() -> None:
     region = GuestSpec().copied[0]
-    assert GuestSpec().page(region, 3, 2)[:8].hex(" ").upper() in README.read_text()
+    assert GuestSpec().page(region, 4, 1) == bytes(4096)
+    assert GuestSpec().page(region, 4, 2)[:8].hex(" ").upper() in README.read_text()

@@ -119,7 +119,8 @@ def test_attempts_that_never_were(role: str, state: State, coming: int | None) -
             if begins:
                 judge(victim, C.UNSUPPORTED, clause="CON-59")
             else:
-                judge(victim, C.BAD_ATTEMPT, clause="CON-23" if attempt else "CON-22")
+                theirs = "CON-25" if role == "source" else "CON-23" if attempt else "CON-22"
+                judge(victim, C.BAD_ATTEMPT, clause=theirs)
 
 
 def second_attempt(role: str) -> Victim:
