@@ -305,12 +305,12 @@ class _Relay:
         """Whether the peer took them, or need not any more."""
         if self._passed.ended is not None:
             return True
+        self._on_bytes(way, data)  # first: once they have left, the answer to them may be told before
         try:
             await _send(outward, data)
         except OSError:
             return False
         self._passed.bytes[way] += len(data)
-        self._on_bytes(way, data)
         return True
 
     def _order(self, end: End, scope: trio.CancelScope) -> None:
