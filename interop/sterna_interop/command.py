@@ -202,6 +202,9 @@ def _finish(run: Run, directory: Path, output: Output) -> int:
     output.say(f"report: {page}")
     if summary.kit_errors:
         return KIT_TROUBLE
-    if not run.results:
+    if summary.unexpected:
+        return UNEXPECTED
+    if not run.has_tried:
+        output.say("nothing ran: no case was one that a peer supports")
         return NOTHING_RAN
-    return UNEXPECTED if summary.unexpected else 0
+    return 0

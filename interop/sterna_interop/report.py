@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from sterna_interop import endpoints, vectors
 from sterna_interop.implementations import Implementation
 from sterna_interop.resources import ClauseText, Musts
-from sterna_interop.results import CaseResult, Summary
+from sterna_interop.results import CaseResult, Summary, Verdict
 
 SCHEMA: Final = 1
 JSON: Final = "report.json"
@@ -53,6 +54,13 @@ class Run:
     def summary(self) -> Summary:
         """The sums."""
         return Summary.of(self.results)
+
+    @property
+    def has_tried(self) -> bool:
+        """Whether any case was more than asked for; a peer that supports nothing has shown nothing."""
+        probes = {endpoints.PROBE, vectors.PROBE}
+        asked = [one for one in self.results if one.case not in probes] or self.results
+        return any(one.verdict not in {Verdict.UNSUPPORTED, Verdict.SKIP} for one in asked)
 
     def to_fields(self) -> dict[str, Any]:
         """The document."""

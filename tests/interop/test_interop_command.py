@@ -48,6 +48,14 @@ def test_the_summary(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_a_peer_that_supports_nothing_has_passed_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    status, summary = interop(capsys, "run", "--only", "honest-001", "--peer", peer(tmp_path, SHIM))
+    assert (status, summary["unsupported"], summary["unexpected"]) == (4, 1, 0)
+
+
+@pytest.mark.slow
 def test_something_unexpected(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     wrong = peer(tmp_path, "raise SystemExit(0)")
     status, summary = interop(capsys, "run", "--only", "matrix-004", "--peer", wrong)
