@@ -91,7 +91,13 @@ class _Conversation:
             self.no_tls = str(error) or "the TLS handshake took too long"
             return
         side = Side.DESTINATION if case.role is Role.SOURCE else Side.SOURCE
-        with CaseRecording(self.settings.place(self.blank) / RECORDING, side) as recording:
+        try:
+            recording = CaseRecording(self.settings.place(self.blank) / RECORDING, side)
+        except ConfigError as error:
+            self.unexpected = Unexpected(f"nothing of the shim's named {RECORDING} in DIR", str(error))
+            transport.abort()
+            return
+        with recording:
             line = Line(transport, recording.on_peer)
             try:
                 await case.play(line, params)

@@ -68,6 +68,13 @@ async def test_others(code: str, verdict: Verdict, actual: str, tmp_path: Path) 
     assert (result.verdict, result.actual) == (verdict, actual)
 
 
+async def test_what_is_in_the_place_of_the_recording_is_the_shims_fault(tmp_path: Path) -> None:
+    blocked = HONEST.replace("sock = dial()", "os.mkdir(arguments['--out'] + '/recording'); sock = dial()")
+    result = await run(blocked, tmp_path)
+    assert result.verdict is Verdict.FAIL
+    assert result.expected == "nothing of the shim's named recording in DIR"
+
+
 async def test_what_is_tolerated_is_not_strict(tmp_path: Path) -> None:
     tolerated = ((rolled_back("internal", role=Role.SOURCE), "a SHOULD"),)
     case = replace(CASE, tolerated=tolerated)
