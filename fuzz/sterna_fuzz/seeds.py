@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Final
 
 from sterna.registry import GREASE_FIRST, MAGIC, FrameType
+from sterna.testing.vectors import vectors_directory
 from sterna.wire import unchecked
 from sterna_fuzz.mutators import EDGES
 from sterna_fuzz.raw import body_input
 
-VECTORS: Final = Path(__file__).parents[2] / "spec" / "vectors"
 USAGE: Final = "usage: python -m sterna_fuzz.seeds CORPUS | --dict"
 
 
-def inputs(vectors: Path = VECTORS) -> Iterator[tuple[str, bytes]]:
+def inputs(vectors: Path | None = None) -> Iterator[tuple[str, bytes]]:
     """The name of the directory and the bytes of every input that the vectors give."""
-    for path in sorted(vectors.glob("*.json")):
+    for path in sorted((vectors or vectors_directory()).glob("*.json")):
         if path.name == "schema.json":
             continue
         for group in json.loads(path.read_text())["groups"]:
@@ -44,7 +44,7 @@ def _inputs(group: dict[str, object], data: bytes) -> Iterator[tuple[str, bytes]
             yield "streams", unchecked.preface() + unchecked.frame(frame, data)
 
 
-def write(directory: Path, vectors: Path = VECTORS) -> int:
+def write(directory: Path, vectors: Path | None = None) -> int:
     """Write the corpus, a file an input, named by its content as libFuzzer does. How many there are."""
     written = set()
     for kind, data in inputs(vectors):

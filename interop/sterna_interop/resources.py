@@ -1,7 +1,4 @@
-"""What the kit takes from the specification: its clauses as data, and the vectors.
-
-In a wheel both lie in the package's `data`; in a tree the vectors are where the specification has them.
-"""
+"""What the kit takes from the specification: its clauses, as data of the package."""
 
 from __future__ import annotations
 
@@ -15,7 +12,6 @@ from typing import Any, Final
 from sterna.errors import ConfigError
 
 _DATA: Final = Path(__file__).parent / "data"
-_TREE: Final = Path(__file__).parents[2] / "spec" / "vectors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +55,6 @@ def clauses() -> Mapping[str, ClauseText]:
 def spec_version() -> str:
     """Of the document that the clauses were taken from."""
     return str(_load(_DATA / "clauses.json")["spec_version"])
-
-
-def vectors_directory() -> Path:
-    """Where the vectors' JSON files are.
-
-    Raises:
-        ConfigError: the installation lacks them.
-    """
-    for directory in (_DATA / "vectors", _TREE):
-        if directory.is_dir():
-            return directory
-    raise ConfigError(f"{_DATA / 'vectors'} is missing: install sterna again")
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from typing import Final, TypeAlias
 import trio
 
 from sterna.errors import ConfigError
-from sterna_interop.resources import vectors_directory
+from sterna.testing.vectors import vectors_directory
 from sterna_interop.results import CODEC, CaseResult, Kind, Verdict
 
 ANSWER_S: Final = 10.0

@@ -213,7 +213,7 @@ async def test_a_recording_that_fails_is_told_and_changes_nothing(
 ) -> None:
     """[REC-14]"""
 
-    def full(_descriptor: int, _parts: object) -> None:
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(recorder_module, "_write_all", full)

@@ -10,7 +10,7 @@ import pytest
 
 from sterna.registry import FrameType
 from sterna_fuzz.raw import one_body, one_stream
-from sterna_fuzz.seeds import VECTORS, dictionary, inputs, main, write
+from sterna_fuzz.seeds import dictionary, inputs, main, write
 
 FUZZ = Path(__file__).parents[2] / "fuzz"
 
@@ -40,7 +40,7 @@ def test_inputs_are_good_ones():
 def test_a_corpus_is_written_once(tmp_path, capsys):
     assert main([str(tmp_path / "corpus")]) == 0
     count = sum(1 for path in (tmp_path / "corpus").rglob("*") if path.is_file())
-    assert count == write(tmp_path / "corpus", VECTORS)
+    assert count == write(tmp_path / "corpus")
     assert capsys.readouterr().err.startswith(f"{count} inputs in ")
 
 

@@ -1,9 +1,8 @@
-"""Clauses and vectors are found, in the tree and where a wheel has them."""
+"""The clauses of the specification, as the kit has them."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -30,19 +29,7 @@ def test_musts_are_counted() -> None:
     assert counted == resources.Musts(len(every), 3, len(excused) - 1)
 
 
-def test_vectors_of_a_wheel_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tree = resources.vectors_directory()
-    assert (tree / "header.json").is_file()
-    shutil.copytree(tree, tmp_path / "vectors")
-    monkeypatch.setattr(resources, "_DATA", tmp_path)
-    assert resources.vectors_directory() == tmp_path / "vectors"
-
-
-def test_a_damaged_installation_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "_DATA", tmp_path)
-    monkeypatch.setattr(resources, "_TREE", tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="install sterna again"):
-        resources.vectors_directory()
+def test_a_damaged_installation_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="install sterna again"):
         resources._load(tmp_path / "clauses.json")
     (tmp_path / "clauses.json").write_text(json.dumps({"clauses": []}))

@@ -12,8 +12,8 @@ import pytest
 import trio
 
 from sterna.errors import ConfigError
+from sterna.testing.vectors import vectors_directory
 from sterna_interop import vectors
-from sterna_interop.resources import vectors_directory
 from sterna_interop.results import CaseResult, Verdict
 from sterna_interop.vectors import PROBE, CodecFailed, Vector, checked, difference, load, run_vectors, same
 
