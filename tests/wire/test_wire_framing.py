@@ -323,6 +323,18 @@ def test_the_offending_frame_has_a_number():
         assert made.last_sequence == 1
 
 
+def test_a_unit_in_pieces_is_held_and_nothing_else():
+    """[LIM-4] What is held is the size of the unit, once its first bytes have come."""
+    made = greeted()
+    assert made.held_bytes == 0
+    feed(PING[:5], made)
+    assert made.held_bytes == HEADER_BYTES
+    feed(PING[5 : HEADER_BYTES + 3], made)
+    assert made.held_bytes == len(PING) - HEADER_BYTES
+    feed(PING[HEADER_BYTES + 3 :], made)
+    assert made.held_bytes == 0
+
+
 def test_a_data_connection_has_its_own_number():
     """[HDR-5]"""
     owner = feed(unchecked.frame(FrameType.PING, bytes(8), stream=3), greeted(stream=3))

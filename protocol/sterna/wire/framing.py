@@ -168,7 +168,7 @@ class FrameReader:
     @property
     def held_bytes(self) -> int:
         """The size of the unit (preface, header or body) that has begun and is not whole yet; 0 if none."""
-        return len(self._unit)
+        return len(self._unit) if self._filled else 0
 
     # --- bytes in -------------------------------------------------------------------------------
 
