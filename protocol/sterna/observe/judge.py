@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final
 
-from sterna.core.conduct import check_sender, is_of_old_attempt, wrong
+from sterna.core.conduct import check_epoch, check_sender, is_of_old_attempt, wrong
 from sterna.core.heartbeat import Heartbeat
 from sterna.core.negotiate import check_room, check_welcome, usable_limits
 from sterna.core.tables import DestinationState
@@ -269,9 +269,7 @@ class Judge:
 
     def _check_epoch(self, record: Handover | Running | Complete | Release, more: int, clause: str) -> None:
         assert self.hello is not None
-        if record.epoch != self.hello.epoch + more:
-            detail = f"epoch {record.epoch}, expected {self.hello.epoch + more}"
-            raise wrong(ErrorCode.BAD_EPOCH, detail, clause, record)
+        check_epoch(record, self.hello.epoch + more, clause)
 
 
 class _Beats:
