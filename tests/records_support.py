@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sterna.host.records import (
+from sterna.core.records import (
     Claiming,
     Complete,
     Decided,

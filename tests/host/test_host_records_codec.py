@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from records_support import EVERYTHING, GUEST, RECEIVING
-from sterna.host.records import (
+from sterna.core.records import (
     KINDS,
     Claiming,
     Complete,

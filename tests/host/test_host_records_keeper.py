@@ -9,10 +9,10 @@ import pytest
 import trio
 
 from records_support import CLAIM, EVERYTHING, GUEST, RECEIVING, SENDING
+from sterna.core.history import RecordConflict
+from sterna.core.records import Granted, HandBack, Start
 from sterna.errors import RecordError
 from sterna.host.durable import OsFiles
-from sterna.host.records import Granted, HandBack, Start
-from sterna.host.records_history import RecordConflict
 from sterna.host.records_keeper import open_records, peek, set_aside
 from sterna.host.records_log import RecordsMissing
 from sterna.registry import ErrorCode

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from records_support import CLAIM, EVERYTHING, FIRST, GUEST, IMAGE, RECEIVING, SENDING
+from sterna.core.history import History, RecordConflict, essence
+from sterna.core.records import Claiming, Record, Released, Start
 from sterna.errors import RecordError
 from sterna.host.durable import Files, OsFiles
-from sterna.host.records import Claiming, Record, Released, Start
 from sterna.host.records_codec import check_of, encode_record
-from sterna.host.records_history import History, RecordConflict, essence
 from sterna.host.records_log import RecordLog, RecordsMissing, look
 from sterna.testing import Crashed, CrashFiles
 from sterna.wire.records import Runner

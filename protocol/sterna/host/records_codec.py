@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Final
 
-from sterna.host.records import KINDS, Record, Side
+from sterna.core.records import KINDS, Record, Side
 from sterna.host.sealed import seal, unseal
 from sterna.host.slots import EPOCH_MAX, check_runner
 from sterna.limits import TEXT_BYTES

@@ -14,11 +14,11 @@ from typing import Final, Self
 
 import trio
 
+from sterna.core.history import History
+from sterna.core.records import Record
 from sterna.errors import RecordError
 from sterna.host.durable import Files, OsFiles
 from sterna.host.guest_lock import GuestLock
-from sterna.host.records import Record
-from sterna.host.records_history import History
 from sterna.host.records_log import (
     DIRECTORY_MODE,
     HEAD,

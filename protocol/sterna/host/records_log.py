@@ -25,9 +25,10 @@ import secrets
 from dataclasses import dataclass
 from typing import Final
 
+from sterna.core.history import History, essence
+from sterna.core.records import Record
 from sterna.errors import RecordError
 from sterna.host.durable import Files
-from sterna.host.records import Record
 from sterna.host.records_codec import (
     LINE_BYTES_MAX,
     PLACE_BYTES,
@@ -41,7 +42,6 @@ from sterna.host.records_codec import (
     encode_header,
     encode_record,
 )
-from sterna.host.records_history import History, essence
 from sterna.host.slots import check_guest_id
 
 HEAD: Final = "head"

@@ -15,8 +15,8 @@ import itertools
 from dataclasses import dataclass
 from enum import Enum
 
-from sterna.host.records import HandBack, RunnerRecord, SessionRecord, Side, Start
-from sterna.host.records_history import History
+from sterna.core.history import History
+from sterna.core.records import HandBack, RunnerRecord, SessionRecord, Side, Start
 from sterna.registry import Owner
 from sterna.wire.records import Hello, Runner, Verdict
 

@@ -4,7 +4,7 @@ This is where "write-once" is kept. A record that contradicts one that is there 
 that of START and HANDBACK whichever is created first makes the other fail, whatever session and whatever
 controller wants it [ONE-27]. A record that is there already is there: repeating it is no contradiction.
 
-Pure: no files, no clock. `sterna.host.records_log` makes it durable, `records_verdict` draws conclusions.
+Pure: no files, no clock. `sterna.host.records_log` makes it durable, `sterna.core.verdict` draws conclusions.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sterna.errors import RecordError
-from sterna.host.records import (
+from sterna.core.records import (
     NO_SESSION,
     Claiming,
     Complete,
@@ -30,6 +29,7 @@ from sterna.host.records import (
     Start,
     Voided,
 )
+from sterna.errors import RecordError
 from sterna.registry import Owner
 from sterna.wire.records import Runner
 

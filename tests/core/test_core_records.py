@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
+import sterna.core.records as module
 
-import sterna.host.records as module
-from sterna.host.records import KINDS, Record
+from sterna.core.records import KINDS, Record
 
 
 def test_every_kind_has_a_name_and_stands_in_the_table() -> None:

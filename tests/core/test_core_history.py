@@ -21,7 +21,8 @@ from records_support import (
     SENDING,
     TWO,
 )  # fmt: skip
-from sterna.host.records import (
+from sterna.core.history import History, RecordConflict, essence
+from sterna.core.records import (
     Claiming,
     Complete,
     Decided,
@@ -36,7 +37,6 @@ from sterna.host.records import (
     Start,
     Voided,
 )  # fmt: skip
-from sterna.host.records_history import History, RecordConflict, essence
 from sterna.registry import ErrorCode, Owner
 from sterna.wire.records import Runner
 

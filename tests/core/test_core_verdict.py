@@ -27,7 +27,8 @@ from records_support import (
     TOKEN,
     TWO,
 )
-from sterna.host.records import (
+from sterna.core.history import History, RecordConflict
+from sterna.core.records import (
     Claiming,
     Complete,
     Decided,
@@ -42,8 +43,7 @@ from sterna.host.records import (
     Start,
     Voided,
 )  # fmt: skip
-from sterna.host.records_history import History, RecordConflict
-from sterna.host.records_verdict import Facts, Judgement, Step, Store, answer, judge
+from sterna.core.verdict import Facts, Judgement, Step, Store, answer, judge
 from sterna.registry import Mode, Owner
 from sterna.wire.records import NO_RUNNER, Hello, Runner, Verdict
 
