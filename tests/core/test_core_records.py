@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-import sterna.core.records as module
 
+import sterna.core.records as module
 from sterna.core.records import KINDS, Record
 
 

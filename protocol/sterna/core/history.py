@@ -183,7 +183,7 @@ def _check(history: History, record: Record) -> None:
             _check_fate(history, record)
         case Complete():
             _check_complete(history, record)
-        case Released():
+        case _:  # RELEASED, the only other one
             if history.session(record.session) is None:
                 raise RecordConflict("RELEASED of a session that is in no record")
 

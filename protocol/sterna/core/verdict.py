@@ -128,7 +128,7 @@ def _destination(history: History, session: SessionRecord, facts: Facts) -> Judg
             return Judgement(Owner.DESTINATION, "START is recorded here", "ONE-45", Step.RUN, epoch)
         case HandBack():
             return Judgement(Owner.SOURCE, "it was handed back", "ONE-44", Step.NONE, epoch + 1)
-        case None:
+        case _:
             pass
     why = "CLAIMING is recorded here, START is not" if history.claiming(epoch) else "nothing was claimed here"
     clause = "ONE-58" if history.claiming(epoch) else "ONE-44"
@@ -159,7 +159,7 @@ def _destination_with_store(
             return Judgement(
                 Owner.SOURCE, "the claim was won and handed back", "ONE-37", Step.NONE, epoch + 1
             )
-        case None:
+        case _:
             pass
     if store.after is None:
         why = f"the claim is won, START is not recorded, and slot {epoch + 1} is empty"
