@@ -56,10 +56,11 @@ class ErrorClass(StrEnum):
 
 
 class FrameInfo(NamedTuple):
-    """Who sends a frame and in which phase."""
+    """Who sends a frame, in which phase, after which features were selected (one of them; none: always)."""
 
     sender: Sender
     phase: Phase
+    features: frozenset[Feature] = frozenset()
 
 
 class ErrorInfo(NamedTuple):
@@ -100,6 +101,11 @@ def _number(row: dict[str, int] | int, key: str | None) -> int:
     return row if isinstance(row, int) else int(row[key or "id"])
 
 
+def is_optional(frame: dict[str, Any]) -> bool:
+    """Whether an implementation may lack a frame."""
+    return bool(frame.get("optional") or frame.get("feature"))
+
+
 def _implemented(rows: dict[str, Any]) -> list[str]:
     return [name for name, row in rows.items() if row["status"] == "draft"]
 
@@ -128,9 +134,17 @@ def registry_py(registry: dict[str, Any]) -> str:
     ]
     senders = {"S": "SOURCE", "D": "DESTINATION", "B": "BOTH"}
     for name, row in registry["frames"].items():
-        where = f"FrameInfo(Sender.{senders[row['from']]}, Phase.{row['phase'].upper()})"
-        out.append(f"    FrameType.{name}: {where},\n")
-    out.append("}\n\n")
+        where = f"Sender.{senders[row['from']]}, Phase.{row['phase'].upper()}"
+        if features := ", ".join(f"Feature.{each.upper()}" for each in row.get("feature", ())):
+            where = f"{where}, frozenset({{{features}}})"
+        line = f"    FrameType.{name}: FrameInfo({where}),\n"
+        if len(line) > LINE:
+            line = f"    FrameType.{name}: FrameInfo(\n        {where}\n    ),\n"
+        out.append(line)
+    out.append("}\n\n# Frames that an implementation may lack.\n")
+    out.append("OPTIONAL_FRAMES: Final[frozenset[FrameType]] = frozenset(\n    {\n")
+    out += [f"        FrameType.{name},\n" for name, row in registry["frames"].items() if is_optional(row)]
+    out.append("    }\n)\n\n")
     for table, const in [
         ("frames", "FRAMES"),
         ("features", "FEATURES"),

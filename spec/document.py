@@ -42,10 +42,16 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def _frames(registry: dict[str, Any]) -> str:
     rows = [
-        (f"0x{row['type']:04X}", name, row["from"], row["phase"], row["status"])
+        (f"0x{row['type']:04X}", name, row["from"], row["phase"], row["status"], _optional(row))
         for name, row in registry["frames"].items()
     ]
-    return table(("type", "frame", "from", "phase", "status"), rows)
+    return table(("type", "frame", "from", "phase", "status", "feature"), rows)
+
+
+def _optional(frame: dict[str, Any]) -> str:
+    """What brings a frame: its features, nothing for what everybody has."""
+    features = " or ".join(f"`{each}`" for each in frame.get("feature", ()))
+    return features or ("optional" if frame.get("optional") else "")
 
 
 def _features(registry: dict[str, Any]) -> str:

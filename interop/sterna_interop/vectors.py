@@ -28,7 +28,7 @@ from sterna_interop.results import CODEC, CaseResult, Kind, Verdict
 ANSWER_S: Final = 10.0
 LINE_BYTES_MAX: Final = 4 << 20  # the longest answer to a vector has some 200 KiB
 FAILURES_MAX: Final = 3
-RESERVED: Final = "ReservedFeature"
+SKIPPABLE: Final = frozenset({"ReservedFeature", "OptionalFeature"})
 PROBE: Final = "contract-002"
 _INTEGER_MAX: Final = 2**53 - 1
 
@@ -53,10 +53,10 @@ class Vector:
         return str(self.test["id"])
 
     @property
-    def is_reserved(self) -> bool:
-        """Whether an implementation may skip it; data connections are reserved, too."""
+    def may_be_skipped(self) -> bool:
+        """Whether an implementation may lack what it is about; data connections are reserved, too."""
         flags, context = self.test.get("flags"), self.group.get("context")
-        flagged = isinstance(flags, list) and RESERVED in flags
+        flagged = isinstance(flags, list) and not SKIPPABLE.isdisjoint(flags)
         return flagged or (isinstance(context, dict) and bool(context.get("stream")))
 
     def questions(self) -> Iterator[tuple[str, dict[str, object]]]:
@@ -315,7 +315,7 @@ class _Judge:
     async def _vector(self, blank: CaseResult, vector: Vector) -> CaseResult:
         for how, question in vector.questions():
             answer = await self._ask(question)
-            if "skip" in answer and vector.is_reserved:
+            if "skip" in answer and vector.may_be_skipped:
                 return replace(blank, verdict=Verdict.UNSUPPORTED, detail=str(answer["skip"])[:200])
             if (wrong := vector.judge(question, answer)) is not None:
                 return _failed(blank, *wrong, how=how)

@@ -29,10 +29,11 @@ class ErrorClass(StrEnum):
 
 
 class FrameInfo(NamedTuple):
-    """Who sends a frame and in which phase."""
+    """Who sends a frame, in which phase, after which features were selected (one of them; none: always)."""
 
     sender: Sender
     phase: Phase
+    features: frozenset[Feature] = frozenset()
 
 
 class ErrorInfo(NamedTuple):
@@ -310,9 +311,9 @@ FRAMES: Final[dict[FrameType, FrameInfo]] = {
     FrameType.REFUSE: FrameInfo(Sender.DESTINATION, Phase.HANDSHAKE),
     FrameType.GUEST: FrameInfo(Sender.SOURCE, Phase.DESCRIBE),
     FrameType.ACCEPT: FrameInfo(Sender.DESTINATION, Phase.DESCRIBE),
-    FrameType.ATTACH: FrameInfo(Sender.SOURCE, Phase.STREAMS),
-    FrameType.ATTACHED: FrameInfo(Sender.DESTINATION, Phase.STREAMS),
-    FrameType.HELD: FrameInfo(Sender.DESTINATION, Phase.RESUME),
+    FrameType.ATTACH: FrameInfo(Sender.SOURCE, Phase.STREAMS, frozenset({Feature.DATA_STREAMS})),
+    FrameType.ATTACHED: FrameInfo(Sender.DESTINATION, Phase.STREAMS, frozenset({Feature.DATA_STREAMS})),
+    FrameType.HELD: FrameInfo(Sender.DESTINATION, Phase.RESUME, frozenset({Feature.RESUME})),
     FrameType.ROUND: FrameInfo(Sender.SOURCE, Phase.ROUNDS),
     FrameType.PAGES: FrameInfo(Sender.SOURCE, Phase.ROUNDS),
     FrameType.ROUND_END: FrameInfo(Sender.SOURCE, Phase.ROUNDS),
@@ -320,14 +321,18 @@ FRAMES: Final[dict[FrameType, FrameInfo]] = {
     FrameType.SWITCHOVER: FrameInfo(Sender.SOURCE, Phase.PREPARE),
     FrameType.READY: FrameInfo(Sender.DESTINATION, Phase.PREPARE),
     FrameType.NOT_READY: FrameInfo(Sender.DESTINATION, Phase.PREPARE),
-    FrameType.DIRTY_BITMAP: FrameInfo(Sender.SOURCE, Phase.BLACKOUT),
+    FrameType.DIRTY_BITMAP: FrameInfo(
+        Sender.SOURCE, Phase.BLACKOUT, frozenset({Feature.BITMAP, Feature.POST_COPY})
+    ),
     FrameType.STATE: FrameInfo(Sender.SOURCE, Phase.BLACKOUT),
     FrameType.SEAL: FrameInfo(Sender.SOURCE, Phase.BLACKOUT),
     FrameType.LOADED: FrameInfo(Sender.DESTINATION, Phase.BLACKOUT),
     FrameType.HANDOVER: FrameInfo(Sender.SOURCE, Phase.COMMIT),
     FrameType.RUNNING: FrameInfo(Sender.DESTINATION, Phase.COMMIT),
     FrameType.HANDBACK: FrameInfo(Sender.DESTINATION, Phase.COMMIT),
-    FrameType.PAGE_REQUEST: FrameInfo(Sender.DESTINATION, Phase.AFTER),
+    FrameType.PAGE_REQUEST: FrameInfo(
+        Sender.DESTINATION, Phase.AFTER, frozenset({Feature.BITMAP, Feature.POST_COPY})
+    ),
     FrameType.COMPLETE: FrameInfo(Sender.DESTINATION, Phase.AFTER),
     FrameType.RELEASE: FrameInfo(Sender.SOURCE, Phase.AFTER),
     FrameType.BYE: FrameInfo(Sender.BOTH, Phase.AFTER),
@@ -338,6 +343,20 @@ FRAMES: Final[dict[FrameType, FrameInfo]] = {
     FrameType.VERDICT: FrameInfo(Sender.DESTINATION, Phase.ASK),
     FrameType.END: FrameInfo(Sender.SOURCE, Phase.STORED),
 }
+
+# Frames that an implementation may lack.
+OPTIONAL_FRAMES: Final[frozenset[FrameType]] = frozenset(
+    {
+        FrameType.ATTACH,
+        FrameType.ATTACHED,
+        FrameType.HELD,
+        FrameType.DIRTY_BITMAP,
+        FrameType.HANDBACK,
+        FrameType.PAGE_REQUEST,
+        FrameType.VERDICT,
+        FrameType.END,
+    }
+)
 
 IMPLEMENTED_FRAMES: Final[frozenset[FrameType]] = frozenset(
     {

@@ -54,8 +54,10 @@ class Group:
         return about | {"clauses": list(self.clauses), "context": dict(self.context)}
 
     def _flags(self, flags: Sequence[str]) -> list[str]:
-        reserved = bool(self.frame) and REGISTRY["frames"][self.frame]["status"] == "reserved"
-        return [*flags, *(["ReservedFeature"] if reserved else [])]
+        row = REGISTRY["frames"].get(self.frame, {})
+        if row.get("status") == "reserved":
+            return [*flags, "ReservedFeature"]
+        return [*flags, *(["OptionalFeature"] if row.get("feature") or row.get("optional") else [])]
 
     def add(
         self, name: str, comment: str, flags: Sequence[str], clause: str, data: bytes, **rest: Any

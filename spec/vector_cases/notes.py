@@ -131,6 +131,11 @@ NOTES: Final[dict[str, tuple[str, str, str]]] = {
         "Use of what was not selected.",
         "Code that nobody agreed to use is reached by a peer.",
     ),
+    "OptionalFeature": (
+        "INTEROP",
+        "A frame of a feature that an implementation may lack; for those who have it.",
+        "None for an implementation that answers its use as NEG-7 says.",
+    ),
     "PageHash": (
         "MISSING_CHECK",
         "A hash that is not that of its chunk.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sterna.core.conduct import check_epoch, check_sender, is_of_old_attempt, row_of, wrong
+from sterna.core.conduct import check_epoch, check_selected, check_sender, is_of_old_attempt, row_of, wrong
 from sterna.core.tables import (
     DESTINATION,
     SOURCE,
@@ -14,7 +14,7 @@ from sterna.core.tables import (
     SourceState,
 )
 from sterna.errors import LocalProtocolError, PeerMisbehaved, RemoteProtocolError
-from sterna.registry import FRAMES, ErrorCode, FrameType, Sender
+from sterna.registry import FRAMES, ErrorCode, Feature, FrameType, Sender
 from sterna.wire.records import Handover, Ping, Ready, Release
 
 
@@ -61,6 +61,16 @@ def test_a_reserved_transition_is_unsupported():
     with pytest.raises(RemoteProtocolError, match="HELLO_RESUME") as caught:
         row_of(DESTINATION, DestinationState.IDLE, DestinationInput.HELLO_RESUME, FrameType.HELLO)
     assert (caught.value.code, caught.value.frame) == (ErrorCode.UNSUPPORTED, FrameType.HELLO)
+
+
+def test_a_frame_of_what_was_not_selected():
+    """[NEG-7] One of its features is enough; most frames have none."""
+    check_selected(FrameType.PAGES, {})
+    check_selected(FrameType.DIRTY_BITMAP, {Feature.STOP_AND_COPY: 0, Feature.POST_COPY: 0})
+    with pytest.raises(RemoteProtocolError, match="DIRTY_BITMAP without bitmap or post_copy") as caught:
+        check_selected(FrameType.DIRTY_BITMAP, {Feature.STOP_AND_COPY: 0})
+    assert (caught.value.code, caught.value.clause) == (ErrorCode.NOT_SELECTED, "NEG-7")
+    assert caught.value.frame == FrameType.DIRTY_BITMAP
 
 
 def test_attempts():

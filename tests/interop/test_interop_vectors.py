@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,17 @@ async def test_wrong_answers(what: str, actual: str) -> None:
     (_, result) = await run(codec(what.replace("{'id': 1}", value)), [vector])
     assert result.verdict is Verdict.FAIL
     assert actual in result.actual
+
+
+@pytest.mark.parametrize("flag", ["ReservedFeature", "OptionalFeature"])
+async def test_what_an_implementation_may_lack_can_be_skipped(flag: str) -> None:
+    """But an answer to it is judged like any other."""
+    (vector,) = [each for each in load() if each.id == "ping/basic"]
+    flagged = replace(vector, test={**vector.test, "flags": [flag]})
+    (_, result) = await run(codec("say(question, skip='not here')"), [flagged])
+    assert (result.verdict, result.detail) == (Verdict.UNSUPPORTED, "not here")
+    (_, result) = await run(codec("say(question, error='malformed')"), [flagged])
+    assert result.verdict is Verdict.FAIL
 
 
 async def test_byte_by_byte_is_another_question() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sterna.core.tables import Input, Row, State, Table
 from sterna.errors import LocalProtocolError, PeerMisbehaved, RemoteProtocolError, remote_error
 from sterna.registry import FRAMES, ErrorCode, FrameType, Sender
@@ -44,6 +46,14 @@ def row_of(table: Table, state: State, what: Input, frame: FrameType | None = No
         detail = f"{what.name} while {state.value}"
         raise remote_error(ErrorCode.UNSUPPORTED, detail, clause=row.clause, frame=frame)
     return row
+
+
+def check_selected(frame: FrameType, features: Mapping[int, int]) -> None:
+    """Raises RemoteProtocolError, NOT_SELECTED, for a frame none of whose features was selected [NEG-7]."""
+    needed = FRAMES[frame].features
+    if needed and needed.isdisjoint(features):
+        detail = f"{frame.name} without {' or '.join(sorted(each.name.lower() for each in needed))}"
+        raise remote_error(ErrorCode.NOT_SELECTED, detail, clause="NEG-7", frame=frame)
 
 
 def is_of_old_attempt(record: Record, current: int) -> bool:

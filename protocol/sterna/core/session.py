@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sterna.core.account import Account
-from sterna.core.conduct import check_sender, is_of_old_attempt, row_of
+from sterna.core.conduct import check_selected, check_sender, is_of_old_attempt, row_of
 from sterna.core.deadlines import Deadlines, Watch
 from sterna.core.events import (
     Event,
@@ -292,9 +292,12 @@ class Session(ABC):
     def _require(self, what: Input, frame: FrameType | None = None) -> Row:
         """The row of an input in the present state. Check with it before anything is changed.
 
-        Raises what `row_of` raises.
+        Raises what `row_of` and `check_selected` raise.
         """
-        return row_of(self._table, self._state, what, frame)
+        row = row_of(self._table, self._state, what, frame)
+        if isinstance(what, FrameType) and self._selection is not None:
+            check_selected(what, self._selection.features)
+        return row
 
     def _step(self, what: Input, now: float) -> None:
         """The only place where the state changes. Raises what `_require` raises."""

@@ -35,14 +35,14 @@ class Vector:
 
 
 def vectors(kind: str) -> list[Vector]:
-    """All of a kind that are not about what is reserved."""
+    """All of a kind that are not about what is reserved or of a feature that an implementation may lack."""
     return [
         Vector(group, test)
         for path in sorted(VECTORS.glob("*.json"))
         for group in json.loads(path.read_text()).get("groups", ())
         if group["kind"] == kind
         for test in group["tests"]
-        if "ReservedFeature" not in test["flags"]
+        if not {"ReservedFeature", "OptionalFeature"} & set(test["flags"])
     ]
 
 
