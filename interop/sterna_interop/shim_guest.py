@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from sterna.errors import GuestError
-from sterna.guest.api import GuestDescription, StateSection
+from sterna.guest.api import GuestDescription, StateSection, WithoutPostCopy
 from sterna.memory.bitmap import PageBitmap
 from sterna.memory.regions import RegionTable
 from sterna.registry import Architecture, ErrorCode, StateKind
@@ -111,7 +111,7 @@ class ScriptedSource:
                 self._dirty[region.id].set(write.first, write.count)
 
 
-class RoomForGuest:
+class RoomForGuest(WithoutPostCopy):
     """Room at the destination, which does what the order says.
 
     Attributes:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sterna.core.events import Outcome, Result
     from sterna.core.policy import PolicySettings
     from sterna.errors import GuestError, SternaError, TransportError
-    from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest
+    from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest, WithoutPostCopy
     from sterna.guest.embedded import EmbeddedGuest
     from sterna.limits import Limits
     from sterna.memory.bitmap import PageBitmap
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from sterna.net.memory import memory_transport_pair
     from sterna.net.tls import TlsConfig
     from sterna.registry import ErrorCode
-    from sterna.wire.records import Region, Runner, StateSection
+    from sterna.wire.records import PageRange, Region, Runner, StateSection
 
 _HOMES: Final = {
     "sterna.core.deadlines": ("Deadlines",),
     "sterna.core.events": ("Outcome", "Result"),
     "sterna.core.policy": ("PolicySettings",),
     "sterna.errors": ("GuestError", "SternaError", "TransportError"),
-    "sterna.guest.api": ("DestinationGuest", "GuestDescription", "SourceGuest"),
+    "sterna.guest.api": ("DestinationGuest", "GuestDescription", "SourceGuest", "WithoutPostCopy"),
     "sterna.guest.embedded": ("EmbeddedGuest",),
     "sterna.limits": ("Limits",),
     "sterna.memory.bitmap": ("PageBitmap",),
@@ -41,7 +41,7 @@ _HOMES: Final = {
     "sterna.net.memory": ("memory_transport_pair",),
     "sterna.net.tls": ("TlsConfig",),
     "sterna.registry": ("ErrorCode",),
-    "sterna.wire.records": ("Region", "Runner", "StateSection"),
+    "sterna.wire.records": ("PageRange", "Region", "Runner", "StateSection"),
 }
 _HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -59,6 +59,7 @@ __all__ = [
     "Options",
     "Outcome",
     "PageBitmap",
+    "PageRange",
     "PolicySettings",
     "Region",
     "Result",
@@ -69,6 +70,7 @@ __all__ = [
     "SternaError",
     "TlsConfig",
     "TransportError",
+    "WithoutPostCopy",
     "connect",
     "listen",
     "memory_transport_pair",

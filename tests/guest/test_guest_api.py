@@ -1,6 +1,10 @@
 from __future__ import annotations
 
-from sterna.guest.api import GuestDescription
+import pytest
+
+from sterna.errors import GuestError
+from sterna.guest.api import GuestDescription, WithoutPostCopy
+from sterna.registry import ErrorCode
 from sterna.wire import encode_body
 from sterna.wire.codec import decode_body
 from sterna.wire.records import Disk, Nic, Region
@@ -19,3 +23,13 @@ def test_everything_that_a_description_names_is_in_guest() -> None:
     for name in (b"nvme-0001", b"san:lun-7", nics[0].mac, nics[1].mac):
         assert name in body
     assert GuestDescription.from_record(decode_body(record.type, body), described.id) == described
+
+
+async def test_a_guest_that_needs_all_of_its_pages_says_so_and_refuses() -> None:
+    guest = WithoutPostCopy()
+    assert not guest.can_post_copy
+    assert await guest.missing() == {}
+    for refused in (guest.expect({}), guest.faults(), guest.installed(0, 0, 1), guest.notes(1)):
+        with pytest.raises(GuestError) as caught:
+            await refused
+        assert caught.value.code is ErrorCode.UNSUPPORTED

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sterna.errors import GuestError
 from sterna.guest.simulated import JournalEntry, SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import PAGE_BYTES, WorkloadParameters
+from sterna.memory.bitmap import PageBitmap
 from sterna.registry import Architecture, ErrorCode, RegionKind, StateKind, Transfer
 from sterna.wire.records import NO_RUNNER, Runner
 
@@ -256,3 +257,82 @@ async def test_faults_can_be_ordered_for_any_method():
 def test_regions_must_make_up_the_memory(region_pages):
     with pytest.raises(ValueError, match="region_pages"):
         source(region_pages=region_pages)
+
+
+async def test_a_guest_with_stale_pages_stops_at_each_until_it_is_installed():
+    """[PCY-5] The rest of the step is lost to it; what it has is never a page that is not there."""
+    guest, room = source(region_pages=(40, 160)), SimulatedDestinationGuest(rate_bytes_s=PAGES_A_SECOND)
+    assert room.can_post_copy
+    await moved(guest, room)
+    image = {number: bytes(guest.memory(number)) for number in (0, 1)}
+    await room.expect({0: PageBitmap.full(40)})
+    await room.expect({number: PageBitmap.full(len(data) // PAGE_BYTES) for number, data in image.items()})
+    for number, data in image.items():
+        room.memory(number)[:] = b"\xee" * len(data)  # whoever reads it, reads nonsense
+    await room.run(2, RUNNER)
+    installed = 0
+    while room.advance(1.0) < 100:
+        waiting = room.waits_for
+        assert waiting is not None
+        assert await room.faults() == [waiting]
+        assert room.advance(1.0) == 0
+        page = slice(waiting.first * PAGE_BYTES, (waiting.first + 1) * PAGE_BYTES)
+        room.memory(waiting.region)[page] = image[waiting.region][page]
+        await room.installed(waiting.region, waiting.first, 1)
+        installed += 1
+    assert installed == 200 - sum(left.count() for left in (await room.missing()).values())
+    assert room.workload.errors == 0
+
+
+async def test_a_guest_with_missing_pages_is_not_sent_away():
+    """[ONE-41]"""
+    guest, room = source(), SimulatedDestinationGuest()
+    await moved(guest, room)
+    await room.expect({0: PageBitmap.full(200)})
+    await room.run(2, RUNNER)
+    here = SimulatedSourceGuest(PARAMETERS, machine=room.machine)
+    await here.pause()
+    for refused in (here.start_tracking(), here.save_state(), here.mark_granted(3)):
+        with pytest.raises(GuestError, match="missing") as caught:
+            await refused
+        assert caught.value.code is ErrorCode.NOT_READY
+    await room.installed(0, 0, 200)
+    assert not any(left.any() for left in (await room.missing()).values())
+    await here.start_tracking()
+    assert await here.save_state()
+    await here.mark_granted(3)
+
+
+async def test_expecting_stale_pages_has_its_time():
+    room = SimulatedDestinationGuest()
+    assert await room.missing() == {}
+    with pytest.raises(GuestError, match="nothing is reserved"):
+        await room.expect({})
+    for early in (room.faults(), room.installed(0, 0, 1)):
+        with pytest.raises(GuestError, match="no stale pages"):
+            await early
+    guest = source()
+    await moved(guest, room)
+    with pytest.raises(GuestError) as caught:
+        await room.expect({7: PageBitmap(200)})
+    assert caught.value.code is ErrorCode.BAD_VALUE
+    await room.run(2, RUNNER)
+    with pytest.raises(GuestError, match="has run"):
+        await room.expect({})
+    whole = SimulatedDestinationGuest(can_post_copy=False)
+    await moved(source(), whole)
+    with pytest.raises(GuestError) as caught:
+        await whole.expect({})
+    assert caught.value.code is ErrorCode.UNSUPPORTED
+
+
+async def test_notes_are_kept_until_they_are_replaced():
+    room = SimulatedDestinationGuest()
+    await room.reserve(source().description)
+    assert len(await room.notes()) == 0
+    (await room.notes(10))[:] = b"0123456789"
+    assert bytes(await room.notes()) == b"0123456789"
+    assert bytes(await room.notes(3)) == bytes(3)
+    with pytest.raises(GuestError) as caught:
+        await room.notes(1 << 40)
+    assert caught.value.code is ErrorCode.FULL

@@ -3,8 +3,9 @@
 An endpoint calls these from one trio task, one call at a time. Any `GuestError` (and any other exception)
 ends the migration as far as the phase allows, and what is called afterwards only undoes it: at the source
 `revoke_grant` if a grant was ordered, `stop_tracking`, `throttle(0.0)` and `resume`, at the destination
-`discard`. One exception does not end it: a `prepare` that failed may be called again. Times are seconds,
-rates bytes a second, sizes bytes.
+`discard`. There are two exceptions. A `prepare` that failed does not end it, and may be called again; and
+`faults` waits in a task of its own, beside which the others are called. Times are seconds, rates bytes a
+second, sizes bytes.
 
 The source's laws, which `sterna.testing.check_guest` checks:
 
@@ -25,6 +26,18 @@ The destination's:
    and is then as before. It may be called again, for a new attempt: the newest state counts.
 6. `run` is called at most once, and only after the epoch has been claimed.
 7. `discard` frees everything; legal at any moment before `run`.
+
+Those of a guest that may run before all of its pages are there (`can_post_copy`):
+
+8. From the return of `expect` on, every access of the guest to a stale page is held until that page was
+   installed [PCY-5]; what is not stale is not held. Nothing else waits with it: the guest can be paused, and
+   asked how it does, while an access is held.
+9. Whatever the guest waits for comes out of `faults`. The endpoint verifies the pages, writes them through
+   `memory`, which stays writable for stale pages until they are installed, and calls `installed`; that notes
+   them as installed as durably as the guest itself is, and only then lets the guest go on [PCY-12]. No page
+   is ever emptied on the way [PCY-6].
+10. While a stale page is not installed, the guest is not to be sent away: as a source it refuses
+    `start_tracking`, `save_state` and `mark_granted` [ONE-41]. With the last one installed it is like any.
 """
 
 from __future__ import annotations
@@ -33,11 +46,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
+from sterna.errors import GuestError
 from sterna.memory.bitmap import PageBitmap
-from sterna.registry import Architecture
-from sterna.wire.records import NO_VCPU, Disk, Guest, Nic, Region, Runner, StateSection
+from sterna.registry import Architecture, ErrorCode
+from sterna.wire.records import NO_VCPU, Disk, Guest, Nic, PageRange, Region, Runner, StateSection
 
-__all__ = ["NO_VCPU", "DestinationGuest", "GuestDescription", "SourceGuest", "StateSection"]
+__all__ = [
+    "NO_VCPU",
+    "DestinationGuest",
+    "GuestDescription",
+    "PageRange",
+    "SourceGuest",
+    "StateSection",
+    "WithoutPostCopy",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,3 +216,95 @@ class DestinationGuest(Protocol):
     async def discard(self) -> None:
         """Free everything; the guest never ran here."""
         ...
+
+    @property
+    def can_post_copy(self) -> bool:
+        """Whether the guest may run before all of its pages are there. Known once it is reserved.
+
+        Where it is false, `expect`, `faults` and `installed` raise `GuestError` with UNSUPPORTED; derive from
+        `WithoutPostCopy` then.
+        """
+        ...
+
+    async def expect(self, stale: Mapping[int, PageBitmap]) -> None:
+        """Hold every access of the guest to these pages, by region id, until they are installed.
+
+        After `prepare` and before `run`, whether the state was loaded or not; may be called again for a new
+        attempt, the newest set counts, and an empty one takes it back. Regions that are not named have no
+        stale page. It is part of the blackout, so it is quick, and it changes no content.
+
+        Raises:
+            GuestError: with BAD_VALUE for a region that is not copied or a bitmap of another size; the guest
+                cannot do it, and is as before.
+        """
+        ...
+
+    async def faults(self) -> Sequence[PageRange]:
+        """Wait until the guest waits for pages that are not installed, and return them.
+
+        In the order in which the guest came to wait, without repetitions, neighbours in one range; never
+        empty. A page is told once, but may be told again, in particular to the next endpoint of a guest that
+        outlives one. While nothing is waited for, and for ever after the last page was installed, it waits.
+        It may be cancelled at any moment, and nothing is lost by that. One task at a time.
+        """
+        ...
+
+    async def installed(self, region: int, first: int, count: int) -> None:
+        """These pages were verified and written: note that durably, then let the guest go on.
+
+        Pages that are installed already, or never were stale, do no harm. When it returns from the last stale
+        page, nothing is held any more, and the guest can be migrated again.
+        """
+        ...
+
+    async def missing(self) -> Mapping[int, PageBitmap]:
+        """The stale pages that are not installed, by region id; regions without one may be left out."""
+        ...
+
+    async def notes(self, size_bytes: int | None = None) -> memoryview:
+        """Writable memory of the endpoint's own that lives as long as the guest's does.
+
+        An endpoint keeps there what the next one cannot find out any more, such as the entries of all pages
+        [PCY-16].
+
+        Args:
+            size_bytes: for new notes of zeros, in the place of older ones; 0 to have none any more, and None
+                for those that there are, which are empty (of 0 bytes) if there are none.
+
+        Raises:
+            GuestError: FULL if they are too large: more than 16 bytes a page and a MiB.
+        """
+        ...
+
+
+class WithoutPostCopy:
+    """The part of `DestinationGuest` that a guest needs which runs only with all of its pages there."""
+
+    @property
+    def can_post_copy(self) -> bool:
+        """It cannot."""
+        return False
+
+    async def expect(self, stale: Mapping[int, PageBitmap]) -> None:
+        """Refused."""
+        raise _unsupported()
+
+    async def faults(self) -> Sequence[PageRange]:
+        """Refused."""
+        raise _unsupported()
+
+    async def installed(self, region: int, first: int, count: int) -> None:
+        """Refused."""
+        raise _unsupported()
+
+    async def missing(self) -> Mapping[int, PageBitmap]:
+        """Nothing ever is."""
+        return {}
+
+    async def notes(self, size_bytes: int | None = None) -> memoryview:
+        """Refused."""
+        raise _unsupported()
+
+
+def _unsupported() -> GuestError:
+    return GuestError("this guest runs only when all of its pages are there", ErrorCode.UNSUPPORTED)

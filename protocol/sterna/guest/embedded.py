@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 
 from sterna.errors import GuestError
-from sterna.guest.api import GuestDescription, StateSection
+from sterna.guest.api import GuestDescription, StateSection, WithoutPostCopy
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode, StateKind
 from sterna.wire.records import Region, Runner
@@ -34,7 +34,7 @@ EXPECTED_STATE_BYTES: Final = 4096
 STATE_BYTES_MAX: Final = 1 << 20
 
 
-class EmbeddedGuest:
+class EmbeddedGuest(WithoutPostCopy):
     """Both sides of a guest with one region. Implements `SourceGuest` and `DestinationGuest`.
 
     Args:

@@ -3,6 +3,9 @@
 Nothing here awaits, sleeps or looks at a clock: `advance(seconds)` does the writes that the requested rate
 gives for that time, so a test decides to the page what happens between two calls of an endpoint. Dirty
 tracking is exact, by the schedule: the pages of the writes between two counts are known.
+
+At a stale page that was not installed the guest stops, and the rest of that `advance` is lost to it, as to a
+vCPU that is held in a fault. Only `faults` waits for something, and only while the guest waits for nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from sterna.errors import GuestError
-from sterna.guest.api import NO_VCPU, DestinationGuest, GuestDescription, SourceGuest, StateSection
+from sterna.guest.api import (
+    NO_VCPU,
+    DestinationGuest,
+    GuestDescription,
+    PageRange,
+    SourceGuest,
+    StateSection,
+)
+from sterna.guest.stale_pages import StalePages, notes_limit
 from sterna.guest.workload import (
     PAGE_BYTES,
     STATE_BYTES,
@@ -48,6 +59,7 @@ class SimulatedMachine:
     Attributes:
         rate_bytes_s: requested rate of page writes.
         journal: appended to after every step that wrote; hand one list to both sides and a fork shows.
+        stale: pages that the guest must not touch yet; None for a guest that came with all of them.
     """
 
     memory: npt.NDArray[np.uint8]
@@ -58,7 +70,13 @@ class SimulatedMachine:
     epoch: int = 1
     runner: Runner = NO_RUNNER
     journal: list[JournalEntry] = field(default_factory=list)
+    stale: StalePages | None = None
     _owed_pages: float = 0.0
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether a stale page was not installed."""
+        return self.stale is not None and self.stale.any
 
     def advance(self, seconds: float) -> int:
         """Let this much time pass; returns the number of writes done in it."""
@@ -67,10 +85,26 @@ class SimulatedMachine:
         self._owed_pages += seconds * self.rate_bytes_s * (1.0 - self.throttle) / PAGE_BYTES
         writes = int(self._owed_pages)
         self._owed_pages -= writes
+        if self.stale is not None:
+            writes = self._possible(self.stale, writes)
         if writes:
             self.workload.write(writes)
             self.journal.append(JournalEntry(self.workload.count, self.epoch, self.runner))
         return writes
+
+    def _possible(self, stale: StalePages, writes: int) -> int:
+        """How many of the next writes, at most `writes`, go to pages that are there."""
+        if stale.waits_for is not None:
+            return 0
+        count, size, done = self.workload.count, self.workload.parameters.block_pages, 0
+        while done < writes:
+            pages = min(size - (count + done) % size, writes - done)  # in one block, so one run
+            starts, _ = self.workload.schedule.runs(count + done, count + done + pages)
+            present = stale.present(int(starts[0]), pages)
+            done += present
+            if present < pages:
+                break
+        return done
 
 
 class _Faults:
@@ -162,8 +196,13 @@ class SimulatedSourceGuest(_Faults):
         return _region_memory(self.machine.memory, self.description, region)
 
     async def start_tracking(self) -> None:
-        """Follow writes from now on."""
+        """Follow writes from now on.
+
+        Raises:
+            GuestError: NOT_READY, as long as a page is missing.
+        """
         self._called("start_tracking")
+        self._check_complete()
         self._collected_at = self.workload.count
 
     async def collect_dirty(self) -> Mapping[int, PageBitmap]:
@@ -228,6 +267,7 @@ class SimulatedSourceGuest(_Faults):
             GuestError: the guest is not paused.
         """
         self._called("save_state")
+        self._check_complete()
         if self.running:
             raise GuestError("the guest is not paused")
         return (StateSection(StateKind.WORKLOAD, STATE_VERSION, self.workload.to_state()),)
@@ -235,6 +275,7 @@ class SimulatedSourceGuest(_Faults):
     async def mark_granted(self, epoch: int) -> None:
         """Remember the epoch in `granted_epoch`."""
         self._called("mark_granted")
+        self._check_complete()
         self.granted_epoch = epoch
 
     async def revoke_grant(self, epoch: int) -> None:
@@ -259,6 +300,10 @@ class SimulatedSourceGuest(_Faults):
             raise GuestError("the guest is not paused")
         self.released = True
 
+    def _check_complete(self) -> None:
+        if self.machine.incomplete:
+            raise GuestError("pages of the guest are still missing", ErrorCode.NOT_READY)
+
 
 class SimulatedDestinationGuest(_Faults):
     """Room for a simulated guest.
@@ -268,6 +313,7 @@ class SimulatedDestinationGuest(_Faults):
         cpu_features: features that the host has.
         rate_bytes_s: rate of page writes once it runs.
         journal: the guest's journal, if the source's is to be continued.
+        can_post_copy: whether it can run before all of its pages are there.
     """
 
     def __init__(
@@ -277,8 +323,10 @@ class SimulatedDestinationGuest(_Faults):
         cpu_features: Sequence[str] = (),
         rate_bytes_s: float = 0.0,
         journal: list[JournalEntry] | None = None,
+        can_post_copy: bool = True,
     ) -> None:
         super().__init__()
+        self._can_post_copy = can_post_copy
         self.memory_limit_bytes = memory_limit_bytes
         self.cpu_features = frozenset(cpu_features)
         self.rate_bytes_s = rate_bytes_s
@@ -289,6 +337,8 @@ class SimulatedDestinationGuest(_Faults):
         self.has_run = False
         self.machine: SimulatedMachine | None = None
         self._memory: npt.NDArray[np.uint8] | None = None
+        self._stale: StalePages | None = None
+        self._notes = bytearray()
 
     @property
     def workload(self) -> Workload:
@@ -371,7 +421,9 @@ class SimulatedDestinationGuest(_Faults):
             workload = Workload.from_state(section.data, memory)
         except ValueError as error:
             raise GuestError(str(error), ErrorCode.STATE_REJECTED) from error
-        self.machine = SimulatedMachine(memory, workload, self.rate_bytes_s, journal=self.journal)
+        self.machine = SimulatedMachine(
+            memory, workload, self.rate_bytes_s, journal=self.journal, stale=self._stale
+        )
 
     async def run(self, epoch: int, runner: Runner) -> None:
         """Start the workload where it was paused.
@@ -395,8 +447,69 @@ class SimulatedDestinationGuest(_Faults):
         self._called("discard")
         if self.has_run:
             raise GuestError("the guest has run and cannot be discarded")
-        self.machine = self._memory = self.description = None
+        self.machine = self._memory = self.description = self._stale = None
+        self._notes = bytearray()
         self.prepared, self.discarded = False, True
+
+    @property
+    def can_post_copy(self) -> bool:
+        """Whatever was said when it was made."""
+        return self._can_post_copy
+
+    @property
+    def waits_for(self) -> PageRange | None:
+        """The missing page at which the guest stands: what `faults` tells, for a test without a loop."""
+        stale = self._stale
+        return None if stale is None or stale.waits_for is None else stale.range_of(stale.waits_for)
+
+    async def expect(self, stale: Mapping[int, PageBitmap]) -> None:
+        """Stop at these pages.
+
+        Raises:
+            GuestError: it cannot, nothing is reserved, the bitmaps do not fit, or the guest has run.
+        """
+        self._called("expect")
+        if not self.can_post_copy:
+            raise GuestError("this guest runs only when all of its pages are there", ErrorCode.UNSUPPORTED)
+        _, description = self._reserved()
+        if self.has_run:
+            raise GuestError("the guest has run already")
+        self._stale = StalePages(description.regions, stale)
+        if self.machine is not None:
+            self.machine.stale = self._stale
+
+    async def faults(self) -> Sequence[PageRange]:
+        """The page that the guest stands at; waits only if there is none."""
+        self._called("faults")
+        return await self._expected().faults()
+
+    async def installed(self, region: int, first: int, count: int) -> None:
+        """The guest goes on with the next `advance`."""
+        self._called("installed")
+        self._expected().installed(region, first, count)
+
+    async def missing(self) -> Mapping[int, PageBitmap]:
+        """What was not installed."""
+        return {} if self._stale is None else self._stale.missing()
+
+    async def notes(self, size_bytes: int | None = None) -> memoryview:
+        """As durable as this object.
+
+        Raises:
+            GuestError: nothing is reserved, or they are too large.
+        """
+        self._called("notes")
+        _, description = self._reserved()
+        if size_bytes is not None:
+            if size_bytes > notes_limit(description.regions):
+                raise GuestError(f"{size_bytes} bytes of notes", ErrorCode.FULL)
+            self._notes = bytearray(size_bytes)
+        return memoryview(self._notes)
+
+    def _expected(self) -> StalePages:
+        if self._stale is None:
+            raise GuestError("no stale pages were named")
+        return self._stale
 
     def _reserved(self) -> tuple[npt.NDArray[np.uint8], GuestDescription]:
         if self._memory is None or self.description is None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from sterna.errors import GuestError
-from sterna.guest.api import GuestDescription, StateSection
+from sterna.guest.api import GuestDescription, StateSection, WithoutPostCopy
 from sterna.guest.holder_client import HolderConnection, HolderStatus, connect_holder
 from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
 from sterna.host.evidence import DESTINATION_IMAGE, SOURCE_IMAGE, Evidence, ImageCopy
@@ -38,7 +38,7 @@ class DepartingGuest(HolderSourceGuest):
         await super().release()
 
 
-class ArrivingGuest:
+class ArrivingGuest(WithoutPostCopy):
     """A `DestinationGuest` in a holder to which nobody is attached yet.
 
     Args:
