@@ -137,6 +137,17 @@ def test_zero_pages_split_runs():
     assert rows(source.encode(5, [3, 4, 6], [1, 1, 1])) == [(3, 1, zero), (4, 1, zero), (6, 1, raw)]
 
 
+def test_whole_runs_are_zero_if_all_of_them_is():
+    """[PCY-7] One row of the table for each, even where pages alternate."""
+    memory = random_memory(8 * PAGE)
+    memory[: 3 * PAGE] = bytes(3 * PAGE)
+    source, _, _ = pair(memory)
+    raw, zero = Encoding.RAW, Encoding.ZERO
+    batch = source.encode(5, [0, 2, 4, 5], [2, 2, 0, 1], whole=True)
+    assert rows(batch) == [(0, 2, zero), (2, 2, raw), (5, 1, raw)]
+    assert rows(source.encode(5, [0], [2], zeros=False, whole=True)) == [(0, 2, raw)]
+
+
 def test_zero_pages_travel_as_bytes_where_the_encoding_was_not_selected():
     """[NEG-7] [PGS-9]"""
     memory = random_memory(8 * PAGE)

@@ -92,6 +92,8 @@ def test_pages_are_encoded_as_runs_and_held_as_versions():
 
 
 def test_zeros_travel_as_bytes_where_they_must():
+    whole = PhantomGuest(2 * PAGE_BYTES).encode(0, [0, 1], [1, 1], whole=True)
+    assert whole.runs["count"].tolist() == [1, 1]
     batch = PhantomGuest(2 * PAGE_BYTES, filled=0.0).encode(0, [0], [2], zeros=False)
     assert batch.bulk_bytes == 2 * PAGE_BYTES
     assert batch.hashes.tolist() == [0, 0]

@@ -74,7 +74,13 @@ class PageSource(Protocol):
     """Where the source's page bytes come from."""
 
     def encode(
-        self, region: int, starts: npt.ArrayLike, counts: npt.ArrayLike, *, zeros: bool = True
+        self,
+        region: int,
+        starts: npt.ArrayLike,
+        counts: npt.ArrayLike,
+        *,
+        zeros: bool = True,
+        whole: bool = False,
     ) -> EncodedBatch:
         """Encode runs of pages, ascending and disjoint, as they are now.
 
@@ -86,6 +92,7 @@ class PageSource(Protocol):
             starts: first page of each run.
             counts: pages of each run.
             zeros: whether zero pages may be sent as such; if not, their bytes are sent [NEG-7].
+            whole: every run is one row of the table, as zero if all of it is, with its bytes if not [PCY-7].
 
         Raises:
             KeyError: not a copied region.
@@ -159,10 +166,16 @@ class RegionPages:
         return not any(memory.readonly for memory in self._memory.values())
 
     def encode(
-        self, region: int, starts: npt.ArrayLike, counts: npt.ArrayLike, *, zeros: bool = True
+        self,
+        region: int,
+        starts: npt.ArrayLike,
+        counts: npt.ArrayLike,
+        *,
+        zeros: bool = True,
+        whole: bool = False,
     ) -> EncodedBatch:
         """See `PageSource.encode`."""
-        return self._memory[region].encode(starts, counts, zeros=zeros)
+        return self._memory[region].encode(starts, counts, zeros=zeros, whole=whole)
 
     def targets(self, table: Pages) -> list[memoryview]:
         """See `PageSink.targets`. Raises ValueError if the memory is read-only."""
@@ -192,11 +205,13 @@ class _Memory:
     def readonly(self) -> bool:
         return self._view.readonly
 
-    def encode(self, starts: npt.ArrayLike, counts: npt.ArrayLike, *, zeros: bool) -> EncodedBatch:
+    def encode(
+        self, starts: npt.ArrayLike, counts: npt.ArrayLike, *, zeros: bool, whole: bool
+    ) -> EncodedBatch:
         first, count = checked_runs(starts, counts, self._region.pages)
         if np.count_nonzero(first[1:] < (first + count)[:-1]):
             raise ValueError("runs overlap or are not in order")
-        first, count, zero = self._split(first, count, zeros=zeros)
+        first, count, zero = self._split(first, count, zeros=zeros, whole=whole)
         granule = self._region.granule_log2
         size = np.where(zero, 0, count << granule)
         if len(count) and max(int(size.max()), int(count.max())) > _SIZE_MAX:
@@ -217,9 +232,12 @@ class _Memory:
         )
 
     def _split(
-        self, first: Positions, count: Positions, *, zeros: bool
+        self, first: Positions, count: Positions, *, zeros: bool, whole: bool
     ) -> tuple[Positions, Positions, npt.NDArray[np.bool_]]:
-        """Cut runs where zero pages and others alternate: starts, counts, and whether a run is zero."""
+        """Cut runs where zero pages and others alternate: starts, counts, and whether a run is zero.
+
+        `whole` runs are not cut.
+        """
         some = count > 0
         first, count = first[some], count[some]
         if not zeros:
@@ -228,6 +246,8 @@ class _Memory:
         zero = self._zero(pages)
         if not np.count_nonzero(zero):
             return first, count, np.zeros(len(first), dtype=np.bool_)
+        if whole:
+            return first, count, np.logical_and.reduceat(zero, np.cumsum(count) - count)
         border = np.empty(len(pages), dtype=np.bool_)
         border[0] = True
         np.not_equal(zero[1:], zero[:-1], out=border[1:])

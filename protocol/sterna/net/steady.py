@@ -53,12 +53,18 @@ class SteadyPages:
                 pass
 
     def encode(
-        self, region: int, starts: npt.ArrayLike, counts: npt.ArrayLike, *, zeros: bool = True
+        self,
+        region: int,
+        starts: npt.ArrayLike,
+        counts: npt.ArrayLike,
+        *,
+        zeros: bool = True,
+        whole: bool = False,
     ) -> EncodedBatch:
         """See `PageSource.encode`."""
         assert self._pages is not None
         slow = self._encoded_at is None or self._clock() - self._encoded_at > GAP_S
-        batch = self._pages.encode(region, starts, counts, zeros=zeros)
+        batch = self._pages.encode(region, starts, counts, zeros=zeros, whole=whole)
         if batch.bulk_bytes and not self._paused and (slow or self._rejected or self._unmeasured_bytes > 0):
             batch = _copied(batch)
         self._unmeasured_bytes -= batch.bulk_bytes

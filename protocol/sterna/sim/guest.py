@@ -121,15 +121,24 @@ class PhantomGuest:
     # ---- PageSource ----
 
     def encode(
-        self, region: int, starts: npt.ArrayLike, counts: npt.ArrayLike, *, zeros: bool = True
+        self,
+        region: int,
+        starts: npt.ArrayLike,
+        counts: npt.ArrayLike,
+        *,
+        zeros: bool = True,
+        whole: bool = False,
     ) -> EncodedBatch:
-        """See `sterna.memory.pages.PageSource`: a run for each stretch of zero or other pages."""
+        """See `sterna.memory.pages.PageSource`: a run for each stretch of zero or other pages.
+
+        A page is a chunk here, so a group is one page.
+        """
         pages = expand_runs(np.asarray(starts, np.int64), np.asarray(counts, np.int64))
         versions = self.versions[pages]
         zero = (versions == 0) & zeros
         border = np.empty(len(pages), np.bool_)
         border[:1] = True
-        border[1:] = (np.diff(pages) != 1) | (zero[1:] != zero[:-1])
+        border[1:] = whole | (np.diff(pages) != 1) | (zero[1:] != zero[:-1])
         at = np.flatnonzero(border)
         runs = np.zeros(len(at), RUN_DTYPE)
         runs["first"], runs["count"] = pages[at], np.diff(at, append=len(pages))

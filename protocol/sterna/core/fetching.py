@@ -1,0 +1,230 @@
+"""The destination while pages are missing: what it asks for, what it takes, what it throws away [13.2].
+
+The guest runs. Pages that it must not touch yet are stale, and travel in groups (sterna.memory.groups). A
+group is missing, arrived (verified, to be installed) or installed, in this order and never back: the first
+arrival wins, and what comes a second time is read into a place where it harms nobody [STR-11].
+
+Bytes of a missing group go straight to their place in guest memory. That is safe because the guest's accesses
+to it are held until it is installed, and it is installed only when the bytes have matched their hash.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sterna.core.conduct import wrong
+from sterna.core.serving import AfterStats
+from sterna.limits import CHUNK_BYTES
+from sterna.memory.bitmap import Positions
+from sterna.memory.digest import MemoryDigest
+from sterna.memory.groups import Groups
+from sterna.memory.pages import PageSink
+from sterna.memory.regions import PageSets, chunk_pages
+from sterna.registry import ErrorCode
+from sterna.wire import carries_bytes
+from sterna.wire.records import PageRange, PageRequest, Pages
+
+# How often a group may come with other bytes than its hash says [MEM-5].
+MISMATCHES_MAX: Final = 8
+
+_MISSING, _ARRIVED, _INSTALLED = range(3)
+
+
+class Fetching:
+    """The stale pages of one migration, at the destination.
+
+    Attributes:
+        groups: the stale pages.
+        demanded: pages that were asked for before they came.
+        pushed: pages that came unasked.
+        repeated: pages that came once more, dropped.
+        requests: PAGE_REQUEST frames made.
+        mismatched: pages that came with another content than their hash says.
+        outside: pages that came and never were stale, dropped [PCY-15].
+    """
+
+    def __init__(
+        self,
+        stale: PageSets,
+        sink: PageSink,
+        digest: MemoryDigest,
+        position: tuple[int, int],
+        most_requests: int,
+    ) -> None:
+        """Begin.
+
+        Args:
+            stale: what DIRTY_BITMAP declared.
+            sink: guest memory.
+            digest: the entries of all pages.
+            position: attempt and round that PAGES have to carry [PCY-8].
+            most_requests: the peer's limit page_requests.
+        """
+        self.groups: Final = Groups(stale)
+        self.demanded = self.pushed = self.repeated = 0
+        self.requests = self.mismatched = self.outside = 0
+        self._sink: Final = sink
+        self._digest: Final = digest
+        self._position: Final = position
+        self._most_requests: Final = most_requests
+        count = len(self.groups)
+        self._state: Final[npt.NDArray[np.uint8]] = np.zeros(count, dtype=np.uint8)
+        self._wanted: Final[npt.NDArray[np.bool_]] = np.zeros(count, dtype=np.bool_)
+        self._urgent: Final[npt.NDArray[np.bool_]] = np.zeros(count, dtype=np.bool_)
+        self._mismatches: Final[dict[int, int]] = {}
+        self._outstanding: Final[set[int]] = set()
+        self._queue: Final[deque[int]] = deque()
+        self._left = count
+        self._scratch: memoryview | None = None
+        self._coming: tuple[Pages, Positions, npt.NDArray[np.bool_]] | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every stale page is installed."""
+        return not self._left
+
+    def stats(self, seconds: float | None = None) -> AfterStats:
+        """How it went so far."""
+        return AfterStats(
+            stale=self.groups.pages,
+            demanded=self.demanded,
+            pushed=self.pushed,
+            repeated=self.repeated,
+            requests=self.requests,
+            mismatched=self.mismatched,
+            outside=self.outside,
+            seconds=seconds,
+        )
+
+    # ---- asking ----
+
+    def fault(self, region: int, first: int, count: int) -> None:
+        """The guest waits for these pages: ask for those that are missing and were not asked for."""
+        for group in self.groups.covering(region, first, count):
+            if self._state[group] == _MISSING:
+                self._want(group, urgent=True)
+
+    def _want(self, group: int, *, urgent: bool) -> None:
+        # A vCPU that comes to wait for what a mismatch has already queued goes to the front with it.
+        if urgent and not self._urgent[group]:
+            self._urgent[group] = True
+            self._queue.append(group)
+        elif not self._wanted[group]:
+            self._queue.append(group)
+        self._wanted[group] = True
+
+    def next_request(self) -> PageRequest | None:
+        """What to ask for next; None if there is nothing, or the peer takes no more for now [PCY-11]."""
+        while self._queue and len(self._outstanding) < self._most_requests:
+            group = self._queue.popleft()
+            if self._state[group] != _MISSING or group in self._outstanding:
+                continue
+            self._outstanding.add(group)
+            self.requests += 1
+            starts, counts = self.groups.runs(slice(group, group + 1))
+            region = self.groups.region_of(group)
+            return PageRequest(region, int(starts[0]), int(counts[0]), urgent=bool(self._urgent[group]))
+        return None
+
+    # ---- taking ----
+
+    def announce(self, table: Pages) -> list[memoryview]:
+        """Check a page table before any of its bytes is taken: where these go.
+
+        Raises:
+            RemoteProtocolError: BAD_ROUND, or BAD_VALUE for what is no whole group.
+        """
+        if (table.attempt, table.round) != self._position:
+            detail = f"pages of round {table.round}, expected {self._position[1]}"
+            raise wrong(ErrorCode.BAD_ROUND, detail, "PCY-8", table)
+        first, count = table.runs["first"].astype(np.int64), table.runs["count"].astype(np.int64)
+        numbers, bad = self.groups.find(table.region, first, count)
+        step = chunk_pages(self.groups.table[table.region].granule_log2)
+        if bool(np.any(bad | (first // step != (first + count - 1) // step))):
+            raise wrong(ErrorCode.BAD_VALUE, "a run that is not one whole group", "PCY-7", table)
+        known = numbers >= 0
+        fresh = known.copy()
+        fresh[known] = self._state[numbers[known]] == _MISSING
+        self.outside += int(count[~known].sum())
+        self.repeated += int(count[known & ~fresh].sum())
+        self._coming = _only(table, fresh), numbers[fresh], fresh
+        return list(self._targets(table, fresh)) if table.bulk_bytes else []
+
+    def _targets(self, table: Pages, fresh: npt.NDArray[np.bool_]) -> Iterator[memoryview]:
+        """A place for each run with bytes: guest memory for what is missing, nowhere for the rest."""
+        assert self._coming is not None
+        places = iter(self._sink.targets(self._coming[0]))
+        raw = carries_bytes(table.runs)
+        for size, wanted in zip(table.runs["size_bytes"][raw].tolist(), fresh[raw].tolist(), strict=True):
+            yield next(places) if wanted else self._nowhere(size)
+
+    def _nowhere(self, size_bytes: int) -> memoryview:
+        """A chunk's room for bytes that nobody reads; all of them may lie on top of each other."""
+        if self._scratch is None:
+            self._scratch = memoryview(bytearray(CHUNK_BYTES))
+        return self._scratch[:size_bytes]
+
+    def take(self) -> tuple[PageRange, ...]:
+        """The bytes of the table that was announced have come: what may be installed, neighbours joined.
+
+        Raises:
+            RemoteProtocolError: PAGE_HASH for a group that came damaged too often.
+        """
+        assert self._coming is not None
+        (table, numbers, _), self._coming = self._coming, None
+        if not len(numbers):
+            return ()
+        rejected = self._sink.commit(table)
+        self._digest.record(table, rejected)
+        good = np.ones(len(numbers), dtype=np.bool_)
+        for pages in rejected:
+            covered = self.groups.covering(pages.region, pages.first, pages.count)
+            good &= (numbers < covered.start) | (numbers >= covered.stop)
+        for group in numbers[~good].tolist():
+            self._again(group, table)
+        return self._arrived(table.region, numbers[good])
+
+    def _again(self, group: int, table: Pages) -> None:
+        """A group does not match its hash: ask for it (again) [MEM-5]."""
+        self.mismatched += self.groups.page_count(group)
+        count = self._mismatches[group] = self._mismatches.get(group, 0) + 1
+        if count > MISMATCHES_MAX:
+            detail = f"pages of region {table.region} differ from their hash for the {count}th time"
+            raise wrong(ErrorCode.PAGE_HASH, detail, "MEM-5", table)
+        self._outstanding.discard(group)  # that request has been answered, and the next takes its place
+        self._wanted[group] = True
+        self._queue.appendleft(group)
+
+    def _arrived(self, region: int, numbers: Positions) -> tuple[PageRange, ...]:
+        starts, counts = self.groups.runs(numbers)
+        asked = self._wanted[numbers]
+        self.demanded += int(counts[asked].sum())
+        self.pushed += int(counts[~asked].sum())
+        self._state[numbers] = _ARRIVED
+        # Neighbours in one range: where a range ends another page than the next one begins with.
+        apart = np.flatnonzero(starts[1:] != (starts + counts)[:-1]) + 1
+        firsts = starts[np.concatenate(([0], apart))] if len(starts) else starts
+        ends = (starts + counts)[np.concatenate((apart - 1, [len(starts) - 1]))] if len(starts) else starts
+        return tuple(
+            PageRange(region, first, end - first)
+            for first, end in zip(firsts.tolist(), ends.tolist(), strict=True)
+        )
+
+    def installed(self, pages: PageRange) -> None:
+        """The guest may touch these pages now."""
+        groups = self.groups.covering(pages.region, pages.first, pages.count)
+        state = self._state[groups.start : groups.stop]
+        self._left -= int(np.count_nonzero(state == _ARRIVED))
+        state[state == _ARRIVED] = _INSTALLED
+        self._outstanding.difference_update(groups)
+
+
+def _only(table: Pages, rows: npt.NDArray[np.bool_]) -> Pages:
+    """A table of some of the runs, each of which has at most one chunk."""
+    hashes = table.hashes[rows[carries_bytes(table.runs)]]
+    return Pages(table.attempt, table.round, table.region, table.runs[rows], hashes)

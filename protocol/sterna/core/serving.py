@@ -1,0 +1,235 @@
+"""The source after HANDOVER: which stale pages it sends next [13.2].
+
+Two things compete for the connection. Pages that a vCPU waits for go first, in the order in which they were
+asked for; the rest is pushed while nothing is asked for. The push goes on behind the group that was asked for
+last, because what a guest touches next most often lies there, and wraps at the end.
+
+What is asked for waits for the batch under way and no longer, so batches are small here. It waits as well for
+what the connection has taken and not delivered; to keep that short is the driver's business.
+
+The image does not change any more. So a group is found to be zero or not the same each time that it is
+encoded [PCY-17], and its entries are the same however often it is sent [PCY-14].
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sterna.core.conduct import wrong
+from sterna.core.rounds import batch_bounds
+from sterna.limits import CHUNK_BYTES, Limits
+from sterna.memory.bitmap import Positions
+from sterna.memory.digest import MemoryDigest
+from sterna.memory.groups import Groups
+from sterna.memory.pages import PageSource
+from sterna.memory.regions import PageSets
+from sterna.registry import ErrorCode
+from sterna.wire.records import PageRequest, Pages
+
+# What a demanded group may have to wait for on this side: a quarter of a mebibyte takes 2 ms at a gigabit.
+PUSH_BYTES: Final = 4 * CHUNK_BYTES
+# Requests that wait together go together, up to this.
+DEMAND_BYTES: Final = 2 * CHUNK_BYTES
+# How often a group may be asked for. A destination asks once, again after a mismatch, and again after each
+# loss of the connection; more is a peer that makes this side send without end [PCY-18].
+ASKED_MAX: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class AfterStats:
+    """The phase after RUNNING in numbers, as one side sees it. Pages, unless it says otherwise.
+
+    Attributes:
+        stale: missing when the guest began to run.
+        demanded: of these, asked for before they came, or were sent.
+        pushed: of these, not asked for.
+        repeated: sent again (source), or dropped because they were there already (destination).
+        requests: PAGE_REQUEST frames.
+        mismatched: came with another content than their hash says.
+        outside: came though they never were stale.
+        seconds: from RUNNING to COMPLETE; None if it did not get there.
+    """
+
+    stale: int = 0
+    demanded: int = 0
+    pushed: int = 0
+    repeated: int = 0
+    requests: int = 0
+    mismatched: int = 0
+    outside: int = 0
+    seconds: float | None = None
+
+
+class Serving:
+    """The stale pages of one migration, at the source.
+
+    Attributes:
+        groups: the stale pages.
+        demanded: pages sent because they were asked for, the first time.
+        pushed: pages sent unasked.
+        repeated: pages sent once more.
+        requests: PAGE_REQUEST frames that came.
+    """
+
+    def __init__(
+        self,
+        stale: PageSets,
+        pages: PageSource,
+        digest: MemoryDigest,
+        position: tuple[int, int],
+        *,
+        peer: Limits,
+        own: Limits,
+    ) -> None:
+        """Begin.
+
+        Args:
+            stale: what DIRTY_BITMAP declared.
+            pages: the image.
+            digest: the entries of all pages.
+            position: attempt and round that PAGES carry [PCY-8].
+            peer: what the receiver announced.
+            own: what this side announced.
+        """
+        self.groups: Final = Groups(stale)
+        self.demanded = self.pushed = self.repeated = self.requests = 0
+        self._pages: Final = pages
+        self._digest: Final = digest
+        self._position: Final = position
+        most, self._most_runs = batch_bounds(stale.table, peer, PUSH_BYTES, 0.0)
+        self._most_bytes: Final = max(most, CHUNK_BYTES)
+        self._most_requests: Final = own.page_requests
+        self._unsent: Final[npt.NDArray[np.bool_]] = np.ones(len(self.groups), dtype=np.bool_)
+        self._asked: Final[npt.NDArray[np.uint8]] = np.zeros(len(self.groups), dtype=np.uint8)
+        self._left = len(self.groups)
+        self._cursor = 0
+        self._urgent: deque[range] = deque()
+        self._patient: deque[range] = deque()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every group was sent, and nothing that was asked for waits."""
+        return not self._left and not self._urgent and not self._patient
+
+    @property
+    def pages_left(self) -> int:
+        """Pages that were never sent."""
+        return self.groups.pages - self.demanded - self.pushed
+
+    def stats(self, seconds: float | None = None) -> AfterStats:
+        """How it went so far."""
+        return AfterStats(
+            stale=self.groups.pages,
+            demanded=self.demanded,
+            pushed=self.pushed,
+            repeated=self.repeated,
+            requests=self.requests,
+            seconds=seconds,
+        )
+
+    def request(self, record: PageRequest) -> None:
+        """The destination asks for pages. Those that never were stale are passed over [PCY-9].
+
+        Raises:
+            RemoteProtocolError: OUTSIDE_REGION for a region that is not copied; LIMIT_RATE for more requests
+                than this side has announced to keep, or for a group that was asked for too often.
+        """
+        if record.region not in self.groups.table:
+            raise wrong(ErrorCode.OUTSIDE_REGION, f"region {record.region}", "PCY-19", record)
+        self.requests += 1
+        groups = self.groups.covering(record.region, record.first, record.count)
+        if not groups:
+            return
+        if len(self._urgent) + len(self._patient) >= self._most_requests:
+            detail = f"more than {self._most_requests} page requests that are not answered"
+            raise wrong(ErrorCode.LIMIT_RATE, detail, "CMP-3", record)
+        asked = self._asked[groups.start : groups.stop]
+        if int(asked.max()) >= ASKED_MAX:
+            detail = f"pages of region {record.region} were asked for {ASKED_MAX} times"
+            raise wrong(ErrorCode.LIMIT_RATE, detail, "PCY-18", record)
+        asked += 1
+        (self._urgent if record.urgent else self._patient).append(groups)
+
+    def next_batch(self, *, zeros: bool) -> tuple[Pages, Sequence[memoryview]] | None:
+        """The next PAGES frame; None if there is nothing to send.
+
+        Args:
+            zeros: whether zero pages may be sent as such; the same each time [PCY-17].
+        """
+        queue = self._urgent or self._patient
+        asked = bool(queue)
+        groups = self._take_asked(queue) if asked else self._take_unsent()
+        if groups is None:
+            return None
+        self._count(groups, asked=asked)
+        region = self.groups.region_of(int(groups[0]))
+        batch = self._pages.encode(region, *self.groups.runs(groups), zeros=zeros, whole=True)
+        table = batch.table(*self._position)
+        self._digest.record(table)
+        return table, batch.buffers
+
+    def _take_asked(self, queue: deque[range]) -> Positions:
+        """Groups of the requests that wait longest, of one region, ascending."""
+        region = self.groups.of(self.groups.region_of(queue[0].start))
+        taken: list[range] = []
+        room = min(DEMAND_BYTES, self._most_bytes)
+        runs = self._most_runs
+        while queue and queue[0].start in region and room > 0 and runs > 0:
+            groups = queue.popleft()
+            fits = self._fitting(groups.start, groups.stop, runs, room)
+            if not fits and taken:
+                queue.appendleft(groups)
+                break
+            fits = max(fits, 1)
+            if fits < len(groups):
+                queue.appendleft(groups[fits:])
+            taken.append(groups[:fits])
+            runs -= fits
+            room -= self._bytes(groups[:fits])
+        self._cursor = taken[-1].stop
+        return np.unique(np.concatenate([np.arange(each.start, each.stop) for each in taken]))
+
+    def _take_unsent(self) -> Positions | None:
+        """The next groups that were never sent, of one region, ascending."""
+        if not self._left:
+            return None
+        if self._cursor >= len(self._unsent) or not self._unsent[self._cursor :].any():
+            self._cursor = 0
+        first = self._cursor + int(np.argmax(self._unsent[self._cursor :]))
+        region = self.groups.of(self.groups.region_of(first))
+        window = self._unsent[first : min(first + self._most_runs, region.stop)]
+        groups = first + np.flatnonzero(window)
+        sizes = np.cumsum(self.groups.runs(groups)[1]) << self._granule_log2(first)
+        groups = groups[: max(1, int(np.searchsorted(sizes, self._most_bytes, side="right")))]
+        self._cursor = int(groups[-1]) + 1
+        return groups
+
+    def _fitting(self, low: int, high: int, runs: int, room: int) -> int:
+        """How many groups from `low` on fit."""
+        counts = self.groups.runs(slice(low, min(high, low + runs)))[1]
+        sizes = np.cumsum(counts) << self._granule_log2(low)
+        return int(np.searchsorted(sizes, room, side="right"))
+
+    def _bytes(self, groups: range) -> int:
+        counts = self.groups.runs(slice(groups.start, groups.stop))[1]
+        return int(counts.sum()) << self._granule_log2(groups.start)
+
+    def _granule_log2(self, group: int) -> int:
+        return self.groups.table[self.groups.region_of(group)].granule_log2
+
+    def _count(self, groups: Positions, *, asked: bool) -> None:
+        counts, fresh = self.groups.runs(groups)[1], self._unsent[groups]
+        new = int(counts[fresh].sum())
+        self.repeated += int(counts.sum()) - new
+        if asked:
+            self.demanded += new
+        else:
+            self.pushed += new
+        self._left -= int(np.count_nonzero(fresh))
+        self._unsent[groups] = False
