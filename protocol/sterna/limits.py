@@ -46,6 +46,10 @@ REJECTED_FLOOR_PAGES: Final = 1024
 # a destination cannot tell how many its peer has in mind, and a round costs that one two empty frames.
 ROUNDS_KEPT: Final = 1024
 
+# Rounds that were begun and not completed, one for each loss of the link, whose pages each side tells apart;
+# of older ones the pages are sent again. A bit a page each: at most two bytes a page.
+ROUNDS_APART: Final = 16
+
 # 2**64 bytes of guest address space; a region must end inside.
 ADDRESS_SPACE: Final = 1 << 64
 

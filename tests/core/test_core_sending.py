@@ -7,7 +7,7 @@ from core_support import PAGE
 
 from sterna.core.sending import Sending
 from sterna.errors import GuestError, PeerMisbehaved
-from sterna.limits import Limits
+from sterna.limits import ROUNDS_APART, Limits
 from sterna.memory.bitmap import PageBitmap
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import RegionPages
@@ -134,3 +134,37 @@ def test_what_is_missing_shrinks_batch_by_batch():
         0.25,
         0,
     )
+
+
+def test_after_a_loss_the_open_round_is_abandoned_and_its_pages_are_pending():
+    """[RES-8] [RES-9] [RES-10]"""
+    memory = Memory()
+    memory.round()
+    report = memory.sending.report(r.Welcome(1, b"s" * 16, b"t" * 32, (), {}, "", 1, 0, 0))
+    memory.sending.resume(report)
+    assert (memory.sending.round, memory.sending.pages_missing) == (1, 8)
+    assert memory.sending._digest.stale_pages == 8
+    assert memory.round()[0] == r.Round(1, 2, 8)
+
+
+def test_what_was_planned_anew_is_forgotten_of_the_earlier_round():
+    memory = Memory()
+    memory.round()
+    memory.sending.written(memory.write(0, 1))
+    memory.round()
+    assert {number: sets.count() for number, sets in memory.sending._planned.items()} == {1: 6, 2: 2}
+
+
+def test_of_many_rounds_without_an_answer_the_oldest_are_sent_again():
+    table = RegionTable([r.Region(3, 0, 2 * ROUNDS_APART * PAGE)])
+    memory = bytearray(table.size_bytes)
+    sending = Sending(table, RegionPages(table, {3: memoryview(memory)}))
+    for number in range(ROUNDS_APART):
+        sending.begin(1, Limits(), PAGE, 1e12, 0.0, last=False)
+        written = PageBitmap(table[3].pages)
+        written.set(number)
+        sending.written({3: written})
+    opening = sending.begin(1, Limits(), PAGE, 1e12, 0.0, last=False)
+    # Those of the first round that no later one was to carry; the page written last is one of them.
+    assert (opening.round, opening.pages) == (ROUNDS_APART + 1, 2 * ROUNDS_APART - (ROUNDS_APART - 1))
+    assert len(sending._planned) == ROUNDS_APART

@@ -15,7 +15,7 @@ import numpy as np
 
 from sterna.core.conduct import wrong
 from sterna.memory.bitmap import PageBitmap, RunArrays
-from sterna.memory.regions import PageSets
+from sterna.memory.regions import PageSets, RegionTable
 from sterna.registry import BitmapEncoding, ErrorCode
 from sterna.wire.records import DirtyBitmap, Held
 
@@ -77,15 +77,16 @@ def runs_of(frame: Held | DirtyBitmap) -> RunArrays:
     return rows[:, 0] + frame.first, rows[:, 1]
 
 
-def add_frame(sets: PageSets, frame: Held | DirtyBitmap) -> None:
-    """Add the pages of a frame to a set.
-
-    Raises:
-        RemoteProtocolError: OUTSIDE_REGION for a region that is not copied, or pages beyond its end.
-    """
-    if frame.region not in sets.table or frame.first + frame.bits > sets.table[frame.region].pages:
+def check_within(table: RegionTable, frame: Held | DirtyBitmap) -> None:
+    """Raises RemoteProtocolError, OUTSIDE_REGION, for a region that is not copied, or pages behind it."""
+    if frame.region not in table or frame.first + frame.bits > table[frame.region].pages:
         detail = f"pages {frame.first}+{frame.bits} of region {frame.region}"
         raise wrong(ErrorCode.OUTSIDE_REGION, detail, "FRM-18", frame)
+
+
+def add_frame(sets: PageSets, frame: Held | DirtyBitmap) -> None:
+    """Add the pages of a frame to a set. Raises what `check_within` raises."""
+    check_within(sets.table, frame)
     sets[frame.region].set_runs(*runs_of(frame))
 
 

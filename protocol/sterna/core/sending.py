@@ -4,6 +4,9 @@ Of the pages there are three sets: `pending` is what the destination does not ha
 round under way works off a snapshot of it, and the digest's entries tell what it holds. Pages are encoded
 when the connection asks for more, not before, so a page that is written while it waits is sent once, in its
 newest version.
+
+For a session that is lost, rounds of which no acknowledgement has come are remembered: which pages each was
+to carry, and none of a later one. In a session without a loss that is the round under way and costs nothing.
 """
 
 from __future__ import annotations
@@ -11,14 +14,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from sterna import limits as bounds
 from sterna.core.policy import RoundStats
+from sterna.core.resuming import HeldReport, dirty_after_resume
 from sterna.core.rounds import OutgoingRound, batch_bounds
 from sterna.limits import Limits
 from sterna.memory.bitmap import PageBitmap
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import PageSource
 from sterna.memory.regions import PageSets, RegionTable
-from sterna.wire.records import Pages, Round, RoundAck, RoundEnd
+from sterna.wire.records import Pages, Round, RoundAck, RoundEnd, Welcome
 
 
 class Sending:
@@ -35,7 +40,9 @@ class Sending:
         self._pages: Final = pages
         self._digest: Final = MemoryDigest(regions)
         self._pending = PageSets.full(regions)
-        self._round = OutgoingRound(0, 0, PageSets(regions), (1, 1), 0.0, last=False)
+        self._confirmed = 0  # the last round that the destination is known to have had complete
+        self._planned: dict[int, PageSets] = {}  # by round after that one
+        self._round = self._no_round(0)
 
     @property
     def round(self) -> int:
@@ -72,13 +79,38 @@ class Sending:
             RemoteProtocolError: the acknowledgement does not fit the round.
         """
         self._lacks(self._round.rejected(ack))
+        self._confirmed = self.round
+        self._planned.clear()
+
+    def report(self, welcome: Welcome) -> HeldReport:
+        """What the destination is about to say of the pages that it holds.
+
+        Raises:
+            RemoteProtocolError: BAD_ROUND for a round that was never begun [RES-5].
+        """
+        return HeldReport(welcome, self.regions, self.round, frozenset(self._planned))
+
+    def resume(self, report: HeldReport) -> None:
+        """Go on after a loss: what the destination may lack is pending, an open round abandoned [RES-9].
+
+        The entries of these pages are dropped [RES-10].
+        """
+        dirty = dirty_after_resume(self._pending, self._planned, self._confirmed, report)
+        self._lacks(dirty)
+        self._confirmed = report.complete
+        self._forget_planned(dirty, after=report.complete)
+        self._round = self._no_round(self.round)
 
     def begin(
         self, attempt: int, peer: Limits, batch_bytes: int, rate_bytes_s: float, now: float, *, last: bool
     ) -> Round:
         """Begin a round of all that is pending; the frame that says so. See `batch_bounds`."""
+        if len(self._planned) >= bounds.ROUNDS_APART:
+            self._lacks(self._planned.pop(min(self._planned)))
+        self._forget_planned(self._pending)
         batch = batch_bounds(self.regions, peer, batch_bytes, rate_bytes_s)
         self._round = OutgoingRound(self.round + 1, attempt, self._pending, batch, now, last=last)
+        self._planned[self.round] = self._round.pages
         self._pending = PageSets(self.regions)
         return self._round.opening()
 
@@ -109,3 +141,14 @@ class Sending:
     def _lacks(self, pages: PageSets) -> None:
         self._pending |= pages
         self._digest.mark_sets_stale(pages)
+
+    def _forget_planned(self, pages: PageSets, after: int = 0) -> None:
+        """These pages will be sent in a later round, and rounds up to `after` are of no interest."""
+        left = {number: planned for number, planned in self._planned.items() if number > after}
+        for planned in left.values():
+            planned.__isub__(pages)
+        self._planned = {number: planned for number, planned in left.items() if planned.any()}
+
+    def _no_round(self, number: int) -> OutgoingRound:
+        """A round of nothing."""
+        return OutgoingRound(number, 0, PageSets(self.regions), (1, 1), 0.0, last=False)
