@@ -34,11 +34,13 @@ def path(tmp_path: Path, engine: HolderEngine) -> Path:
     return tmp_path / "holder"
 
 
-async def test_attach_ask_and_close(path: Path) -> None:
+async def test_attach_ask_and_close(path: Path, engine: HolderEngine) -> None:
     async with await connect_holder(path) as connection:
         assert connection.may_run
         assert connection.kind == "fake"
-        assert connection.attached == HolderStatus("running", 4, 0, NO_RUNNER, "told", False, {})
+        assert connection.attached == HolderStatus(
+            "running", 4, 0, NO_RUNNER, "told", False, {}, engine.image
+        )
         status = await connection.status()
         assert status.figure("figure") == 42
         assert status.figure("word") == status.figure("none") == 0

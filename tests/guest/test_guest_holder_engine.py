@@ -24,7 +24,8 @@ from sterna.registry import ErrorCode
 S = HeldState
 RUNNER = {"host": "here", "id": "ab" * 16}
 NEXT = {"epoch": 5, "runner": RUNNER}  # of a guest that runs under epoch 4
-GUEST = {"description": fields_of.description_to_json(DESCRIPTION)}
+IMAGE = "1a" * 16
+GUEST = {"description": fields_of.description_to_json(DESCRIPTION), "image": IMAGE}
 TABLE, STATE_DATA = fields_of.sections_to_json(STATE)
 # For every operation a request that is right wherever it is legal.
 GOOD: dict[str, dict[str, Any]] = {
@@ -219,6 +220,7 @@ def test_attaching() -> None:
         "epoch": 4,
         "granted_epoch": 0,
         "runner": {"host": "", "id": "00" * 16},
+        "image": rig.engine.image.hex(),
         "tracker": "told",
         "tracking": False,
     }
@@ -473,6 +475,41 @@ def test_discarding_and_releasing_end_a_guest() -> None:
     rig.ask("release")
     assert rig.guest.calls.count("release") == 1
     assert rig.engine.state is S.RELEASED
+    rig.close()
+
+
+def test_an_image_is_told_by_its_id_for_as_long_as_it_is_kept() -> None:
+    """[HOL-46]"""
+    nothing = "00" * 16
+    rig = Rig(S.EMPTY)
+    assert rig.ask("status")["image"] == nothing
+    for operation in ("reserve", "load_state", "run", "pause", "grant"):
+        rig.ask(operation, {"epoch": 6} if operation == "grant" else None)
+        assert rig.ask("status")["image"] == IMAGE, operation
+    rig.ask("release")
+    assert rig.ask("status")["image"] == nothing
+    rig.close()
+    rig = Rig(S.LOADED)
+    rig.ask("discard")
+    assert rig.ask("status")["image"] == nothing
+    rig.close()
+
+
+def test_a_guest_that_begins_its_life_in_a_holder_has_a_random_image() -> None:
+    """[HOL-46]"""
+    one, two = Rig(), Rig()
+    found = {bytes.fromhex(rig.ask("status")["image"]) for rig in (one, two)}
+    assert len(found | {bytes(16)}) == 3
+    one.close()
+    two.close()
+
+
+@pytest.mark.parametrize("image", [None, "", "1a" * 15, "1A" * 16, "00" * 16, 7])
+def test_what_is_no_id_of_an_image_reserves_nothing(image: object) -> None:
+    """[HOL-10] [HOL-11]"""
+    rig = Rig(S.EMPTY)
+    assert rig.refused("reserve", {**GUEST, "image": image}) is ErrorCode.BAD_VALUE
+    assert rig.ask("status")["image"] == "00" * 16
     rig.close()
 
 

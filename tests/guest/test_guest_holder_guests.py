@@ -43,6 +43,18 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         yield connect
 
 
+async def test_the_image_has_the_id_that_it_is_given_or_a_random_one(serve: Serve) -> None:
+    async with serve(with_guest=False) as (connection, _):
+        room = HolderDestinationGuest(connection, b"i" * 16)
+        await room.reserve(DESCRIPTION)
+        assert (await connection.status()).image == b"i" * 16
+        await room.discard()
+        room = HolderDestinationGuest(connection)
+        for _ in range(2):
+            await room.reserve(DESCRIPTION)
+            assert (await connection.status()).image not in {bytes(16), b"i" * 16}
+
+
 async def test_a_whole_migration(serve: Serve) -> None:
     async with serve(with_guest=True) as (one, left), serve(with_guest=False) as (two, right):
         guest = await HolderSourceGuest.open(one)

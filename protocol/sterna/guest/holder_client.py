@@ -28,7 +28,7 @@ from sterna.guest.holder_frames import (
     encode_frame,
 )
 from sterna.registry import ErrorCode
-from sterna.wire.records import NO_RUNNER, Runner
+from sterna.wire.records import NO_ID, NO_RUNNER, Runner
 
 ANSWER_WITHIN_S: Final = 30.0  # operations take milliseconds; this only ends the wait for a stopped holder
 SLOW_ANSWER_WITHIN_S: Final = 600.0  # first touch of all memory, or an audit of it
@@ -46,6 +46,7 @@ class HolderStatus:
         epoch: under which it last ran there; 0 if it never did.
         granted_epoch: that was granted to another host; 0 if none.
         guest: the guest's own figures, by name; for the process guest see spec/holder.md, section 7.
+        image: the id of what is kept there, zeros for nothing [HOL-46].
     """
 
     state: str
@@ -55,6 +56,7 @@ class HolderStatus:
     tracker: str
     tracking: bool
     guest: JsonObject
+    image: bytes = NO_ID
 
     def figure(self, name: str) -> int | float:
         """A number among the guest's figures; 0 if it has none of this name."""
@@ -225,6 +227,7 @@ def _status(fields: JsonObject) -> HolderStatus:
         tracker=fields_of.text(fields, "tracker"),
         tracking=fields.get("tracking") is True,
         guest=guest if isinstance(guest, dict) else {},
+        image=fields_of.hex_bytes(fields, "image", len(NO_ID)),
     )
 
 

@@ -11,6 +11,7 @@ belongs here until it was granted [HOL-18]; a granted one never does, because it
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from sterna.guest.holder_bitmaps import BitmapFile
 from sterna.guest.holder_frames import VERSION, Frame, Json, JsonObject
 from sterna.linux.memfd import MemoryFile, read_shared
 from sterna.registry import ErrorCode
-from sterna.wire.records import NO_RUNNER, Runner
+from sterna.wire.records import NO_ID, NO_RUNNER, Runner
 
 _S: Final = HeldState
 _WITH_GUEST: Final = frozenset(_S) - {_S.EMPTY, _S.RELEASED}
@@ -78,6 +79,7 @@ class HolderEngine:
         state: where the guest is.
         epoch: under which it last ran here; 0 if it never did.
         granted_epoch: that was granted to another host; 0 if none.
+        image: the id of what is kept; zeros for nothing. A guest that runs already gets a random one.
         ending: a controller asked for the holder's end.
     """
 
@@ -94,6 +96,7 @@ class HolderEngine:
         self.epoch = epoch
         self.runner = runner
         self.granted_epoch = 0
+        self.image = NO_ID if state is HeldState.EMPTY else secrets.token_bytes(len(NO_ID))
         self.ending = False
         self._asking = Party()  # who sent the request that is being answered
         self._granter: Party | None = None
@@ -177,6 +180,7 @@ class HolderEngine:
             "epoch": self.epoch,
             "granted_epoch": self.granted_epoch,
             "runner": fields_of.runner_to_json(self.runner),
+            "image": self.image.hex(),
             "tracker": self.guest.tracker,
             "tracking": self._tracking,
         }
@@ -273,8 +277,9 @@ class HolderEngine:
 
     def _reserve(self, frame: Frame) -> Answer:
         description = fields_of.description_from_json(fields_of.an_object(frame.fields, "description"))
+        image = fields_of.image(frame.fields)
         self.guest.reserve(description)
-        self.state = _S.RESERVED
+        self.state, self.image = _S.RESERVED, image
         return Answer({})
 
     def _prepare(self, _: Frame) -> Answer:
@@ -303,7 +308,7 @@ class HolderEngine:
     def _discard(self, _: Frame) -> Answer:
         self._drop_bitmaps()
         self.guest.discard()
-        self.state = _S.EMPTY
+        self.state, self.image = _S.EMPTY, NO_ID
         return Answer({})
 
     def _release(self, _: Frame) -> Answer:
@@ -311,7 +316,7 @@ class HolderEngine:
             self._tracking = False
             self._drop_bitmaps()
             self.guest.release()
-            self.state = _S.RELEASED
+            self.state, self.image = _S.RELEASED, NO_ID
         return Answer({})
 
     def _drop_bitmaps(self) -> None:

@@ -16,7 +16,7 @@ from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription, StateSection
 from sterna.guest.holder_frames import INTEGER_MAX, Json, JsonObject
 from sterna.registry import DEFAULT_LIMITS, ErrorCode, Limit, RegionKind, Transfer
-from sterna.wire.records import Disk, Nic, Region, Runner
+from sterna.wire.records import NO_ID, Disk, Nic, Region, Runner
 
 STATE_BYTES: Final = DEFAULT_LIMITS[Limit.STATE_BYTES]
 STATE_SECTIONS: Final = DEFAULT_LIMITS[Limit.STATE_SECTIONS]
@@ -73,6 +73,14 @@ def hex_bytes(fields: JsonObject, name: str, size: int) -> bytes:
     if not isinstance(value, str) or len(value) != 2 * size or not _HEX.fullmatch(value):
         raise bad_value(f"{name}: not {size} bytes in hexadecimal")
     return bytes.fromhex(value)
+
+
+def image(fields: JsonObject) -> bytes:
+    """The id of an image that is to be kept; zeros stand for none."""
+    value = hex_bytes(fields, "image", len(NO_ID))
+    if value == NO_ID:
+        raise bad_value("image: zeros")
+    return value
 
 
 def word(fields: JsonObject, name: str) -> int:

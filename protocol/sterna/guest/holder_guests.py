@@ -7,6 +7,7 @@ process's mapping to its network socket and never cross the holder's.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -22,7 +23,7 @@ from sterna.guest.holder_frames import Frame
 from sterna.linux.memfd import MemoryFile, MemoryMap, has_fixed_size, read_shared
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import Transfer
-from sterna.wire.records import Runner
+from sterna.wire.records import NO_ID, Runner
 
 _UNKNOWN: Final = ""  # a request was sent that changes the holder's state; its answer has not come
 
@@ -194,10 +195,16 @@ class HolderSourceGuest:
 
 
 class HolderDestinationGuest:
-    """`DestinationGuest` over an attached holder."""
+    """`DestinationGuest` over an attached holder.
 
-    def __init__(self, connection: HolderConnection) -> None:
+    Args:
+        connection: of a controller.
+        image: the id that the image will have [HOL-46]; None for a random one each time.
+    """
+
+    def __init__(self, connection: HolderConnection, image: bytes | None = None) -> None:
         self.connection = connection
+        self._image = image
         self._maps: Mapping[int, MemoryMap] = {}
         self._state = connection.attached.state
         self._has_run = False
@@ -209,7 +216,10 @@ class HolderDestinationGuest:
         self._state = _UNKNOWN
         await self.connection.call(
             "reserve",
-            {"description": fields_of.description_to_json(description)},
+            {
+                "description": fields_of.description_to_json(description),
+                "image": (self._image or secrets.token_bytes(len(NO_ID))).hex(),
+            },
             within_s=SLOW_ANSWER_WITHIN_S,
         )
         self._state, self._has_run = "reserved", False
