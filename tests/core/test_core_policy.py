@@ -379,6 +379,7 @@ def test_a_slow_search_for_zero_pages_in_the_first_round_is_forgotten() -> None:
         {"worthwhile_gain": 0.0},
         {"fixed_cost_s": -1.0},
         {"on_exhausted": "hope"},
+        {"switchover": "magic"},
     ],
 )
 def test_settings_out_of_range_are_refused(change: dict[str, object]) -> None:

@@ -35,11 +35,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 from sterna.core.words import duration_text, rate_text, share_text, size_text
 from sterna.errors import LocalProtocolError
-from sterna.registry import ErrorCode
+from sterna.registry import ErrorCode, Style
 
 BANDWIDTH_WINDOW_S: Final = 2.0
 # Gigabit Ethernet is assumed for what transmission lacks of `MEASURED_S`: less is mostly latency, and would
@@ -68,6 +68,10 @@ _THROTTLE_MAX: Final = 0.99  # what a guest must be able to take (guest/api.py)
 _DIGEST_BYTES_PAGE: Final = 2 * 9
 _DIGEST_BYTES_S: Final = 5e9
 _RECORDS_S: Final = 0.010  # two fsyncs in the way of the guest, on a disk rather than in memory
+
+
+Switchover: TypeAlias = Literal["stop-and-copy", "bitmap", "post-copy", "auto"]
+SWITCHOVERS: Final[tuple[Switchover, ...]] = ("stop-and-copy", "bitmap", "post-copy", "auto")
 
 
 class Action(Enum):
@@ -122,6 +126,9 @@ class PolicySettings:
         fixed_cost_s: downtime that does not depend on the bytes that are left, without round trips and
             state; `estimate_fixed_cost_s` gives a figure.
         on_exhausted: "abort" leaves the guest at the source, "switch" moves it at any downtime.
+        switchover: "stop-and-copy"; "bitmap" sends after the rounds which pages are missing, and the pages
+            when the guest runs; "post-copy" does that without any round; "auto" is stop-and-copy where that
+            meets the allowed downtime, and bitmap where it would have to slow the guest down or give up.
 
     Raises:
         LocalProtocolError: BAD_VALUE, for a setting out of its range.
@@ -136,6 +143,7 @@ class PolicySettings:
     worthwhile_gain: float = 0.5
     fixed_cost_s: float = 0.02
     on_exhausted: Literal["abort", "switch"] = "abort"
+    switchover: Switchover = "stop-and-copy"
 
     def __post_init__(self) -> None:
         ranges: list[tuple[str, float, float]] = [
@@ -155,6 +163,10 @@ class PolicySettings:
         if self.on_exhausted not in {"abort", "switch"}:
             message = f"policy: on_exhausted must be 'abort' or 'switch', not {self.on_exhausted!r}"
             raise LocalProtocolError(ErrorCode.BAD_VALUE, message)
+        if self.switchover not in SWITCHOVERS:
+            names = ", ".join(SWITCHOVERS)
+            message = f"policy: switchover must be one of {names}, not {self.switchover!r}"
+            raise LocalProtocolError(ErrorCode.BAD_VALUE, message)
 
 
 DEFAULT_SETTINGS: Final = PolicySettings()
@@ -170,6 +182,7 @@ class Decision:
         bandwidth_bytes_s: the estimate that this rests on.
         dirty_rate_bytes_s: distinct pages, in bytes a second, under the throttle of the last round.
         verdict: one sentence for people.
+        style: of a SWITCHOVER.
     """
 
     action: Action
@@ -178,6 +191,7 @@ class Decision:
     bandwidth_bytes_s: float
     dirty_rate_bytes_s: float
     verdict: str
+    style: Style = Style.STOP_AND_COPY
 
 
 def estimate_fixed_cost_s(pages: int) -> float:
@@ -204,7 +218,7 @@ def decide(
     Returns:
         The decision; all its numbers are finite and not negative.
     """
-    view = _View.of(history, state_bytes, rtt_s, settings)
+    view = View.of(history, state_bytes, rtt_s, settings)
     remaining = _clamp(remaining_bytes, 0, _BYTES_MAX)
     action, throttle, verdict = _choose(history, view, remaining, settings)
     return Decision(
@@ -213,7 +227,7 @@ def decide(
 
 
 def _choose(
-    history: Sequence[RoundStats], view: _View, remaining: float, settings: PolicySettings
+    history: Sequence[RoundStats], view: View, remaining: float, settings: PolicySettings
 ) -> tuple[Action, float, str]:
     used, throttle = len(history), view.throttle
     left = max(0, settings.max_rounds - used)
@@ -247,7 +261,7 @@ def _choose(
 
 
 def _slow_down(
-    history: Sequence[RoundStats], view: _View, remaining: float, settings: PolicySettings, facts: str
+    history: Sequence[RoundStats], view: View, remaining: float, settings: PolicySettings, facts: str
 ) -> tuple[Action, float, str]:
     """The guest writes too fast: wait a little, throttle it (more), or see that this has not helped."""
     hopeless = _hopeless_rounds(history, view, settings)
@@ -273,20 +287,20 @@ def _rounds(count: int) -> str:
     return "one more round" if count == 1 else f"{count} more rounds"
 
 
-def _worthwhile(view: _View, remaining: float, settings: PolicySettings) -> bool:
+def _worthwhile(view: View, remaining: float, settings: PolicySettings) -> bool:
     """Whether one more round is expected to cut the downtime by the share that makes it worth the time."""
     following = view.downtime_s(view.after_another_round(remaining))
     return following <= view.downtime_s(remaining) * (1 - settings.worthwhile_gain)
 
 
-def _hopeless_rounds(history: Sequence[RoundStats], view: _View, settings: PolicySettings) -> int:
+def _hopeless_rounds(history: Sequence[RoundStats], view: View, settings: PolicySettings) -> int:
     """How many of the newest rounds, under the throttle of today, looked as hopeless as the last one."""
     count, most = 1, 2 * settings.patience  # nobody asks for more
     for used in range(len(history) - 1, max(0, len(history) - most), -1):
         earlier, last = history[:used], history[used - 1]
         if not math.isclose(_share(last.throttle), view.throttle, abs_tol=1e-6):
             break
-        then = _View.of(earlier, view.state_bytes, view.rtt_s, settings)
+        then = View.of(earlier, view.state_bytes, view.rtt_s, settings)
         dirty = _clamp(last.dirty_bytes, 0, _BYTES_MAX)
         if then.rounds_needed(dirty, then.throttle, settings.max_rounds - used) is not None:
             break
@@ -294,7 +308,7 @@ def _hopeless_rounds(history: Sequence[RoundStats], view: _View, settings: Polic
     return count
 
 
-def _next_throttle(view: _View, remaining: float, left: int, settings: PolicySettings) -> float:
+def _next_throttle(view: View, remaining: float, left: int, settings: PolicySettings) -> float:
     """One step up: what the guest does with less time is not known before it has been tried."""
     now, most = view.throttle, settings.max_throttle
     enough = now
@@ -305,7 +319,7 @@ def _next_throttle(view: _View, remaining: float, left: int, settings: PolicySet
 
 
 @dataclass(frozen=True, slots=True)
-class _View:
+class View:
     """What the rounds so far say, in clamped numbers.
 
     `writing_rate` is the dirty rate of the unthrottled guest, `round_cost_s` what a round takes besides
@@ -324,7 +338,8 @@ class _View:
     @classmethod
     def of(
         cls, history: Sequence[RoundStats], state_bytes: float, rtt_s: float, settings: PolicySettings
-    ) -> _View:
+    ) -> View:
+        """The view after these rounds; arguments as for `decide`."""
         rtt = _clamp(rtt_s, 0, _SECONDS_MAX)
         state = _clamp(state_bytes, 0, _BYTES_MAX)
         bandwidth = _bandwidth(history, rtt)
