@@ -20,7 +20,6 @@ from sterna.core.events import (
     Pause,
     Persist,
     Prepare,
-    RecordKind,
     Request,
     RollBack,
     RunGuest,
@@ -146,7 +145,7 @@ class World(Pair):
         self.image = b""
         self.count = 0
         self._not_ready, self._wins = setting.not_ready, setting.claim
-        self.records: dict[str, list[RecordKind]] = {SOURCE: [], DESTINATION: []}
+        self.records: dict[str, list[str]] = {SOURCE: [], DESTINATION: []}
         self.claimed = False
         self.disturbed = self.damaged = self.stuck = False
         self.quiet_s = self.idle_s = self.longest_quiet_s = 0.0
@@ -308,7 +307,7 @@ class World(Pair):
     async def _source(self, request: Request) -> object:
         answer = await super()._source(request)
         if isinstance(request, Persist):
-            self.records[SOURCE].append(request.kind)
+            self.records[SOURCE].append(request.record.kind)
         if isinstance(request, Pause):
             self.image, self.count = self.guest.machine.memory.tobytes(), self.guest.workload.count
         return answer
@@ -317,20 +316,21 @@ class World(Pair):
         if isinstance(request, Discard) and self.room.description is None:
             return None
         match request:
-            case Persist(kind=kind):
-                self.records[DESTINATION].append(kind)
+            case Persist(record=record):
+                self.records[DESTINATION].append(record.kind)
             case Prepare() if self._not_ready:
                 self._not_ready -= 1
                 raise GuestError("not yet")
-            case Claim():
+            case Claim(runner=runner):
                 self.claimed = self._wins
                 self.disturbed = self.disturbed or not self._wins
-                return self._wins
+                return runner if self._wins else Runner("another", bytes(16))
             case RunGuest():
                 self.check_image()
                 assert self.claimed, "it is to run, and nobody has claimed it [ONE-25]"
-                wanted = [RecordKind.CLAIMING, RecordKind.START]
-                assert self.records[DESTINATION] == wanted, "it is to run without a record [ONE-28]"
+                assert self.records[DESTINATION][-2:] == ["claiming", "start"], (
+                    "it is to run without a record [ONE-28]"
+                )
             case _:
                 pass
         return await super()._destination(request)

@@ -377,6 +377,7 @@ IMPLEMENTED_FRAMES: Final[frozenset[FrameType]] = frozenset(
         FrameType.LOADED,
         FrameType.HANDOVER,
         FrameType.RUNNING,
+        FrameType.HANDBACK,
         FrameType.COMPLETE,
         FrameType.RELEASE,
         FrameType.BYE,
@@ -384,12 +385,14 @@ IMPLEMENTED_FRAMES: Final[frozenset[FrameType]] = frozenset(
         FrameType.PONG,
         FrameType.PROGRESS,
         FrameType.ABORT,
+        FrameType.VERDICT,
     }
 )
 
 IMPLEMENTED_FEATURES: Final[frozenset[Feature]] = frozenset(
     {
         Feature.STOP_AND_COPY,
+        Feature.LEASE_STORE,
         Feature.PROGRESS,
         Feature.HASH_XXH3_64,
         Feature.ENCODING_ZERO,
@@ -406,6 +409,7 @@ IMPLEMENTED_ENCODINGS: Final[frozenset[Encoding]] = frozenset(
 IMPLEMENTED_MODES: Final[frozenset[Mode]] = frozenset(
     {
         Mode.OPEN,
+        Mode.VERDICT,
     }
 )
 

@@ -42,8 +42,8 @@ from sterna.net.transport import Peer
 from sterna.observe.outcome import Ended
 from sterna.observe.recording import RecordingReader, Side
 from sterna.observe.sessions import Over, Sessions
-from sterna.registry import ErrorCode
-from sterna.wire.records import NO_TOKEN, Hello, Runner
+from sterna.registry import ErrorCode, Owner
+from sterna.wire.records import NO_TOKEN, Hello, Runner, Verdict
 
 Lines = list[dict[str, object]]
 
@@ -475,6 +475,13 @@ SILENT = TransportError(ErrorCode.PEER_SILENT, "nothing for 5 s")
             (
                 "nobody here can know who owns the guest: peer_silent: nothing for 5 s. It stays paused "
                 "here: make certain that it does not run at the destination before you run it again"
+            ),
+        ),
+        (
+            result(Outcome.UNDECIDED, verdict=Verdict(Owner.SOURCE, 2, handed_back=True)),
+            (
+                "the destination has handed the guest back: it never ran there, and never will. It stays "
+                "paused here: nothing stands against running it again"
             ),
         ),
         (

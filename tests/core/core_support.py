@@ -28,6 +28,7 @@ from sterna.registry import (
     Checksum,
     ErrorCode,
     Mode,
+    Owner,
     StateKind,
     Style,
     Transfer,
@@ -52,6 +53,7 @@ ADMISSION = e.Admission(SESSION, TOKEN, THERE)
 EPOCH = 5
 REGION = r.Region(0, 0, 4 * PAGE)
 GUEST = r.Guest("guest", 0, 1, 4096, (REGION,))
+VERDICT = r.Verdict(Owner.DESTINATION, EPOCH + 1, THERE)
 IMAGE = b"\x11" * PAGE + b"\x22" * PAGE + bytes(2 * PAGE)
 SECTION = r.StateSection(StateKind.WORKLOAD, 1, b"registers")
 ALL_FEATURES = tuple(r.FeatureChoice(each.id, each.parameter) for each in offer())
@@ -252,6 +254,16 @@ class SourceRig(Rig):
         """Nothing was rejected."""
         self.say(self.ack())
 
+    def collect_and_note(self) -> None:
+        """Nothing was written, so it is time; the session is on record."""
+        self.do(e.CollectDirty, self.clean())
+        self.do(e.Persist)
+
+    def running(self) -> None:
+        """RUNNING, and the decision is on record."""
+        self.say(r.Running(EPOCH + 1, THERE))
+        self.do(e.Persist)
+
     def loaded(self) -> None:
         """The right LOADED."""
         self.say(r.Loaded(1, self.machine.digest))
@@ -294,7 +306,8 @@ class DestinationRig(Rig):
 
     def answer(self, request: e.Request) -> object:
         """What this request asks for."""
-        return {e.Admit: ADMISSION, e.Reserve: self.sink(), e.Claim: True}.get(type(request))
+        answers = {e.Admit: ADMISSION, e.Reserve: self.sink(), e.Claim: THERE, e.AnswerVerdict: VERDICT}
+        return answers.get(type(request))
 
     def begin(self) -> None:
         """The next ROUND."""
@@ -341,6 +354,21 @@ class DestinationRig(Rig):
         """SWITCHOVER of the current attempt."""
         self.say(r.Switchover(self.attempt, Style.STOP_AND_COPY))
 
+    def switchover_noted(self) -> None:
+        """SWITCHOVER, and the session is on record."""
+        self.switchover()
+        self.do(e.Persist)
+
+    def claim_won(self) -> None:
+        """The slot holds our runner, and the storage locks are ours."""
+        self.do(e.Claim, THERE)
+        self.do(e.TakeStorage)
+
+    def release(self) -> None:
+        """RELEASE, and it is on record."""
+        self.say(r.Release(EPOCH + 1))
+        self.do(e.Persist)
+
     def state(self, *sections: r.StateSection) -> None:
         """STATE frames."""
         for section in sections:
@@ -360,6 +388,31 @@ class DestinationRig(Rig):
         return r.Seal(**fields | changes)
 
 
+class AskingRig(SourceRig):
+    """A source that has nothing left but a question."""
+
+    def ask(self) -> None:
+        """Who owns the guest?"""
+        self.machine.ask(SESSION, TOKEN, self.now)
+
+
+class AskedRig(DestinationRig):
+    """A destination that is asked who owns the guest."""
+
+    def ask(self, **changes: object) -> None:
+        """The question."""
+        self.say(self.hello(mode=Mode.VERDICT, session=SESSION, token=TOKEN, **changes))
+
+
+class HandingBackRig(DestinationRig):
+    """A destination that has won its claim and does not get the guest's storage."""
+
+    def claim_in_vain(self) -> None:
+        """The slot holds our runner, but the storage locks are somebody else's."""
+        self.do(e.Claim, THERE)
+        self.break_(e.TakeStorage, GuestError("the locks are held"))
+
+
 def _scripts() -> None:
     s, d = SourceState, DestinationState
     SourceRig.script = (
@@ -369,7 +422,7 @@ def _scripts() -> None:
         (s.ROUND, lambda rig: rig.do(e.StartTracking)),
         (s.ACKING, lambda rig: rig.drain()),
         (s.COLLECTING, SourceRig.acknowledge),
-        (s.PREPARING, lambda rig: rig.do(e.CollectDirty, rig.clean())),
+        (s.PREPARING, SourceRig.collect_and_note),
         (s.PAUSING, lambda rig: rig.say(r.Ready(1))),
         (s.FREEZING, lambda rig: rig.do(e.Pause)),
         (s.BLACKOUT, lambda rig: rig.do(e.CollectDirty, rig.dirty(1))),
@@ -377,7 +430,7 @@ def _scripts() -> None:
         (s.GRANTING, SourceRig.loaded),
         (s.RECORDING, lambda rig: rig.do(e.MarkGranted)),
         (s.HANDED_OVER, lambda rig: rig.do(e.Persist)),
-        (s.MOVED, lambda rig: rig.say(r.Running(EPOCH + 1, THERE))),
+        (s.MOVED, SourceRig.running),
         (s.RELEASING, lambda rig: rig.say(r.Complete(EPOCH + 1, rig.machine.digest))),
         (s.CLOSING, lambda rig: rig.do(e.ReleaseImage)),
         (s.CLOSED, lambda rig: rig.say(r.Bye())),
@@ -390,7 +443,7 @@ def _scripts() -> None:
         (d.RECEIVING, DestinationRig.begin),
         (d.RECEIVING, DestinationRig.pages),
         (d.STANDBY, DestinationRig.finish_round),
-        (d.PREPARING, DestinationRig.switchover),
+        (d.PREPARING, DestinationRig.switchover_noted),
         (d.READY, lambda rig: rig.do(e.Prepare)),
         (d.BLACKOUT, DestinationRig.begin),
         (d.FROZEN, DestinationRig.finish_round),
@@ -399,11 +452,24 @@ def _scripts() -> None:
         (d.LOADED, lambda rig: rig.do(e.LoadState)),
         (d.RECORDING, lambda rig: rig.say(r.Handover(1, EPOCH))),
         (d.CLAIMING, lambda rig: rig.do(e.Persist)),
-        (d.COMMITTING, lambda rig: rig.do(e.Claim, True)),
+        (d.COMMITTING, DestinationRig.claim_won),
         (d.STARTING, lambda rig: rig.do(e.Persist)),
-        (d.RUNNING, lambda rig: rig.do(e.RunGuest)),
-        (d.RELEASED, lambda rig: rig.say(r.Release(EPOCH + 1))),
+        (d.COMPLETING, lambda rig: rig.do(e.RunGuest)),
+        (d.RUNNING, lambda rig: rig.do(e.Persist)),
+        (d.RELEASED, DestinationRig.release),
         (d.CLOSED, lambda rig: rig.say(r.Bye())),
+    )
+    AskingRig.script = ((s.ASKING, AskingRig.ask), (s.ANSWERED, lambda rig: rig.say(VERDICT)))
+    AskedRig.script = (
+        (d.ANSWERING, AskedRig.ask),
+        (d.ANSWERED, lambda rig: rig.do(e.AnswerVerdict, VERDICT)),
+    )
+    states = [state for state, _ in DestinationRig.script]
+    HandingBackRig.script = (
+        *DestinationRig.script[: states.index(d.COMMITTING)],
+        (d.HANDING_BACK, HandingBackRig.claim_in_vain),
+        (d.DISCARDING, lambda rig: rig.do(e.Persist)),
+        (d.ENDED, lambda rig: rig.do(e.Discard)),
     )
 
 
@@ -412,8 +478,12 @@ _scripts()
 # The states in which a rig can stop and look, in order.
 SOURCE_STATES = (SourceState.IDLE, *dict.fromkeys(state for state, _ in SourceRig.script))
 DESTINATION_STATES = (DestinationState.IDLE, *dict.fromkeys(state for state, _ in DestinationRig.script))
-BOTH = [(SourceRig, state) for state in SOURCE_STATES] + [
-    (DestinationRig, state) for state in DESTINATION_STATES
+BOTH: list[tuple[type[Rig], State]] = [
+    *((SourceRig, state) for state in SOURCE_STATES),
+    *((DestinationRig, state) for state in DESTINATION_STATES),
+    (AskingRig, SourceState.ASKING),
+    (AskedRig, DestinationState.ANSWERING),
+    (HandingBackRig, DestinationState.HANDING_BACK),
 ]
 LIVE = [(rig, state) for rig, state in BOTH if state not in TERMINAL]
 

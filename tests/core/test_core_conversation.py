@@ -41,6 +41,7 @@ from sterna.registry import (
     ErrorCode,
     Feature,
     FrameType,
+    Owner,
     StateKind,
     Transfer,
 )
@@ -659,7 +660,7 @@ def test_a_request_that_fails_before_handover(kind):
 
 @pytest.mark.parametrize("kind", COMMITS)
 def test_a_request_that_fails_after_handover(kind):
-    """[one-runner] [ONE-49] Nobody runs it, and both sides say so."""
+    """[one-runner] [ONE-30] Nobody runs it, and both sides say so."""
     pair = tiny()
     pair.fail_on[kind] = GuestError("broken", ErrorCode.RECORD_FAILED)
     pair.run()
@@ -671,25 +672,82 @@ def test_a_request_that_fails_after_handover(kind):
     assert not pair.destination_guest.discarded
 
 
-@pytest.mark.parametrize("which", [0, 1], ids=["CLAIMING", "START"])
-def test_a_record_of_the_destination_that_cannot_be_written(which):
-    """[ONE-25] [ONE-28] [ONE-49]"""
-    pair = tiny()
-    written: list[e.RecordKind] = []
+def cannot_write(pair, kind):
+    """The destination's first record of this kind is not written."""
     carry_out = pair._destination
+    written = []
 
     async def performing(request):
         if isinstance(request, e.Persist):
-            written.append(request.kind)
-            if len(written) == which + 1:
+            written.append(request.record.kind)
+            if request.record.kind == kind and written.count(kind) == 1:
                 raise GuestError("disk full", ErrorCode.RECORD_FAILED)
         return await carry_out(request)
 
     pair._destination = performing
     pair.run()
+    return written
+
+
+def test_a_session_that_the_destination_cannot_record():
+    """[CON-38] [CON-42] It is not ready, and then it is."""
+    pair = tiny()
+    assert cannot_write(pair, "session") == [
+        "session",
+        "session",
+        "claiming",
+        "start",
+        "complete",
+        "released",
+    ]
+    assert one_runner(pair) == "destination"
+    same_memory(pair)
+
+
+def test_a_claim_that_cannot_be_recorded():
+    """[ONE-25] It is not made: the guest is left as it is, at both sides."""
+    pair = tiny()
+    assert cannot_write(pair, "claiming")[-1] == "claiming"
+    assert one_runner(pair) == "nobody"
+    assert e.Claim not in [type(each) for each in pair.performed["destination"]]
+    assert pair.source.result.outcome is pair.destination.result.outcome is Outcome.UNDECIDED
+
+
+@pytest.mark.parametrize("kind", ["start", "locks"])
+def test_a_guest_that_is_handed_back(kind):
+    """[ONE-26] [ONE-28] [ONE-35] [ONE-37] It never runs there, and the source learns that for certain."""
+    pair = tiny()
+    if kind == "locks":
+        pair.fail_on[e.TakeStorage] = GuestError("the locks are held")
+    written = cannot_write(pair, kind)
+    assert written == ["session", "claiming", *(["start"] if kind == "start" else []), "handback"]
     assert one_runner(pair) == "nobody"
     assert "run" not in pair.destination_guest.calls
-    assert pair.source.result.outcome is Outcome.UNDECIDED
+    assert pair.destination_guest.discarded
+    assert pair.destination.result.outcome is Outcome.ROLLED_BACK
+    verdict = pair.source.result.verdict
+    assert (verdict.owner, verdict.handed_back, verdict.epoch) == (Owner.SOURCE, True, EPOCH + 1)
+    assert not pair.source_guest.released
+
+
+def test_a_completion_that_cannot_be_recorded():
+    """[ONE-39] The guest runs there, and the source keeps its image."""
+    pair = tiny()
+    cannot_write(pair, "complete")
+    assert one_runner(pair) == "destination"
+    assert pair.source.result.outcome is pair.destination.result.outcome is Outcome.MOVED
+    assert not pair.source_guest.released
+
+
+def test_a_question_and_its_answer():
+    """[ONE-15] [ONE-46] [ONE-60] Without records nothing is known of any session."""
+    pair = tiny()
+    pair.source.ask(bytes(range(1, 17)), bytes(32), pair.now)
+    pair.run()
+    assert pair.source.result.outcome is pair.destination.result.outcome is Outcome.ANSWERED
+    assert pair.source.result.verdict == r.Verdict(Owner.UNDECIDED, EPOCH, HERE)
+    assert pair.source_guest.running
+    assert pair.source_guest.calls == pair.destination_guest.calls == []
 
 
 def test_an_image_that_cannot_be_freed():

@@ -10,6 +10,7 @@ from core_support import (
     ADMISSION,
     EPOCH,
     GUEST,
+    HERE,
     IMAGE,
     PAGE,
     REGION,
@@ -17,13 +18,19 @@ from core_support import (
     SESSION,
     THERE,
     TOKEN,
+    VERDICT,
+    AskedRig,
     DestinationRig,
+    HandingBackRig,
     code_of,
 )
 
 from sterna.core import events as e
+from sterna.core import records
 from sterna.core.events import Outcome
-from sterna.core.negotiate import VERSION, offer
+from sterna.core.history import RecordConflict
+from sterna.core.negotiate import BASE_FEATURES, VERSION, offer
+from sterna.core.records import Claiming, SessionRecord, Side, Start
 from sterna.core.tables import DestinationState
 from sterna.errors import GuestError, LocalProtocolError
 from sterna.limits import Limits
@@ -98,7 +105,6 @@ def test_a_session_is_admitted_by_the_host():
         ({"features": offer()[1:]}, ErrorCode.MISSING_FEATURE),  # [NEG-4] [MEM-17]
         ({"features": (*offer(), r.FeatureOffer(4711, required=True))}, ErrorCode.MISSING_FEATURE),  # [NEG-4]
         ({"mode": Mode.RESUME, "session": SESSION}, ErrorCode.UNSUPPORTED),  # [CON-10]
-        ({"mode": Mode.VERDICT, "session": SESSION}, ErrorCode.UNSUPPORTED),  # [CON-10]
         ({"mode": Mode.STORED}, ErrorCode.UNSUPPORTED),  # [STO-7]
         ({"limits": {Limit.CONTROL_BYTES: 65535}}, ErrorCode.LIMIT_MISMATCH),  # [LIM-7]
         ({"limits": {Limit.BULK_BYTES: 0}}, ErrorCode.LIMIT_MISMATCH),  # [LIM-7]
@@ -286,7 +292,7 @@ def test_pages_before_guest():
         (e.Reserve, D.RESERVING, None),
         (e.Reserve, D.RESERVING, bytearray(4 * PAGE)),
         (e.Claim, D.CLAIMING, None),
-        (e.Claim, D.CLAIMING, 1),
+        (e.Claim, D.CLAIMING, True),
     ],
 )
 def test_an_answer_of_the_wrong_type(kind, state, answer):
@@ -547,7 +553,7 @@ def second_attempt(state):
     if state is D.RECEIVING:
         rig.begin()
         return rig
-    rig.switchover()
+    rig.switchover_noted()
     while rig.machine.state is not state:
         match rig.machine.state:
             case D.PREPARING:
@@ -638,7 +644,7 @@ def test_a_style_that_was_not_selected(style):
 def test_a_switchover_without_a_round():
     """[CON-37]"""
     rig = DestinationRig().until(D.STANDBY)
-    rig.switchover()
+    rig.switchover_noted()
     assert rig.take(e.Prepare).style is Style.STOP_AND_COPY
     rig.machine.complete(rig.asked[-1], None, rig.now)
     assert rig.last() == r.Ready(1)
@@ -721,7 +727,7 @@ def test_a_seal_inside_of_a_section():
 def test_a_seal_over_pages_that_never_came():
     """[MEM-10] [MEM-11] Even if the digests agree on that."""
     rig = DestinationRig().until(D.STANDBY)
-    rig.switchover()
+    rig.switchover_noted()
     rig.do(e.Prepare)
     rig.begin()
     rig.pages([0], [3])
@@ -764,24 +770,87 @@ def test_a_handover_of_another_epoch(epoch):
     discarded(rig, ErrorCode.BAD_EPOCH)
 
 
-def test_the_order_of_committing():
-    """[ONE-5] [ONE-25] [ONE-28] [CON-56] [CON-57] CLAIMING, the claim, START, the guest, RUNNING.
+def test_the_session_is_on_record_before_the_pause():
+    """[ONE-5] Whoever asks later must find it; with it the store, if one was selected, has answered."""
+    rig = DestinationRig().until(D.STANDBY)
+    rig.switchover()
+    record = rig.take(e.Persist).record
+    assert record == SessionRecord(SESSION, EPOCH, Side.DESTINATION, TOKEN, "")
+    assert (rig.wishes, rig.drain()) == ([], [])
+    rig.machine.complete(rig.asked[-1], None, rig.now)
+    assert rig.wishes == [e.Prepare]
 
+
+@pytest.mark.parametrize("kind", [e.Persist, e.ProbeStore])
+def test_no_switchover_without_record_and_store(kind):
+    """[CON-38] The source hears NOT_READY, runs on, and may try again."""
+    rig = with_store().until(D.STANDBY)
+    rig.switchover()
+    if kind is e.ProbeStore:
+        rig.do(e.Persist)
+    rig.break_(kind, GuestError("no", ErrorCode.RECORD_FAILED))
+    assert rig.last() == r.NotReady(1, ErrorCode.RECORD_FAILED, ERRORS[ErrorCode.RECORD_FAILED].text)
+    assert rig.machine.state is D.STANDBY
+    assert rig.wishes == []
+
+
+def with_store(**changes):
+    """A rig whose session has a lease store."""
+    more = {Feature.LEASE_STORE: 0}
+    rig = DestinationRig(features=BASE_FEATURES | {Feature.LEASE_STORE})
+    rig.script = (
+        (D.ADMITTING, lambda each: each.say(each.hello(features=offer(more=more)))),
+        *rig.script[1:],
+    )
+    return rig
+
+
+def test_the_store_is_asked_before_ready():
+    """[ONE-54] The newest slot is what HELLO has shown."""
+    rig = with_store().until(D.STANDBY)
+    rig.switchover_noted()
+    probe = rig.take(e.ProbeStore)
+    assert (probe.epoch, probe.runner) == (EPOCH, HERE)
+    assert rig.wishes == []
+    rig.machine.complete(probe, None, rig.now)
+    rig.do(e.Prepare)
+    assert rig.last() == r.Ready(1)
+
+
+def test_a_guest_that_nobody_has_claimed_does_not_come_with_a_store():
+    """[ONE-54] Without one it does."""
+    rig = with_store()
+    rig.say(rig.hello(epoch=0, features=offer(more={Feature.LEASE_STORE: 0})))
+    refused(rig, ErrorCode.STALE_EPOCH)
+    rig = DestinationRig()
+    rig.say(rig.hello(epoch=0))
+    assert rig.machine.state is D.ADMITTING
+
+
+def test_the_order_of_committing():
+    """[ONE-5] [ONE-25] [ONE-26] [ONE-28] [ONE-39] [CON-56] [CON-57] Each when what is before it is done.
+
+    CLAIMING, the claim, the storage locks, START, the guest, RUNNING, the record COMPLETE, COMPLETE.
     [MEM-16] COMPLETE names the digest that SEAL had, made of this side's own entries.
     """
     rig = DestinationRig().until(D.LOADED)
-    said = len(rig.heard)
+    before = len(rig.asked)
     rig.say(r.Handover(1, EPOCH))
-    order = []
+    said = []
     while rig.wishes:
-        (kind,) = rig.wishes
-        request = rig.take(kind)
-        order.append(request.kind if kind is e.Persist else kind)
-        assert (request.epoch, request.runner) == (EPOCH + 1, THERE)
-        assert rig.drain() == rig.heard[said:] == []
+        assert len(rig.wishes) == 1
+        request = rig.take()
+        said.append(rig.drain())
         rig.machine.complete(request, rig.answer(request), rig.now)
-    assert order == [e.RecordKind.CLAIMING, e.Claim, e.RecordKind.START, e.RunGuest]
-    assert rig.drain() == [r.Running(EPOCH + 1, THERE), r.Complete(EPOCH + 1, rig.digest.value())]
+    claiming, claim, storage, start, run, complete = rig.asked[before:]
+    assert claiming.record == Claiming(SESSION, EPOCH + 1, THERE, image=SESSION)
+    assert (claim.epoch, claim.runner) == (EPOCH + 1, THERE)
+    assert isinstance(storage, e.TakeStorage)
+    assert start.record == Start(EPOCH + 1)
+    assert (type(run), run.epoch, run.runner) == (e.RunGuest, EPOCH + 1, THERE)
+    assert complete.record == records.Complete(SESSION, EPOCH + 1, rig.digest.value())
+    assert said == [[], [], [], [], [], [r.Running(EPOCH + 1, THERE)]]
+    assert rig.drain() == [r.Complete(EPOCH + 1, rig.digest.value())]
 
 
 COMMITTING = [D.RECORDING, D.CLAIMING, D.COMMITTING, D.STARTING]
@@ -790,7 +859,7 @@ COMMITTING = [D.RECORDING, D.CLAIMING, D.COMMITTING, D.STARTING]
 @pytest.mark.parametrize("state", COMMITTING, ids=lambda state: state.name)
 @pytest.mark.parametrize("how", ["lost", "abort", "nonsense", "silence"])
 def test_a_permission_stands(state, how):
-    """[ONE-30] [CON-64] Whatever happens to the link or is said on it."""
+    """[ONE-30] [CON-64] Whatever happens to the link or is said on it. [ONE-39] COMPLETE is on record."""
     rig = DestinationRig().until(state)
     match how:
         case "lost":
@@ -808,20 +877,23 @@ def test_a_permission_stands(state, how):
     result = rig.machine.result
     assert (result.outcome, result.epoch) == (Outcome.MOVED, EPOCH + 1)
     assert result.code is not None
-    assert isinstance(rig.asked[-1], e.RunGuest)
+    run, complete = rig.asked[-2:]
+    assert isinstance(run, e.RunGuest)
+    assert isinstance(complete.record, records.Complete)
     assert not [each for each in rig.drain() if isinstance(each, r.Running)]
 
 
-@pytest.mark.parametrize("state", COMMITTING, ids=lambda state: state.name)
+@pytest.mark.parametrize("state", [D.RECORDING, D.CLAIMING, D.STARTING], ids=lambda state: state.name)
 @pytest.mark.parametrize("linked", [True, False])
 def test_a_permission_that_cannot_be_used(state, linked):
-    """[ONE-49] Whether the guest ran is for its holder to tell: it is left as it is, and nobody runs it."""
+    """[ONE-30] Records, store and holder say what follows: the guest is left as it is, and nobody runs it."""
     rig = DestinationRig().until(state)
     if not linked:
         rig.machine.connection_lost(None, rig.now)
     rig.break_(type(next(iter(rig.machine._requests))), GuestError("disk full", ErrorCode.RECORD_FAILED))
     result = rig.machine.result
-    assert (result.outcome, result.code) == (Outcome.UNDECIDED, ErrorCode.RECORD_FAILED)
+    code = ErrorCode.RECORD_FAILED if linked else ErrorCode.CONNECTION_LOST  # the first reason is the reason
+    assert (result.outcome, result.code) == (Outcome.UNDECIDED, code)
     assert result.epoch == EPOCH
     assert result.phase is Phase.COMMIT
     assert rig.wishes == []
@@ -830,13 +902,186 @@ def test_a_permission_that_cannot_be_used(state, linked):
         assert rig.heard[-1].phase == Phase.COMMIT
 
 
-def test_a_claim_that_is_lost():
-    """[ONE-9] [ONE-29]"""
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_claim_that_is_lost(linked):
+    """[ONE-9] [ONE-29] Somebody else runs the guest: what is here of it is freed."""
     rig = DestinationRig().until(D.CLAIMING)
-    rig.do(e.Claim, False)
-    assert code_of(rig) is ErrorCode.STALE_EPOCH
+    if not linked:
+        rig.machine.connection_lost(None, rig.now)
+    rig.do(e.Claim, HERE)
+    if linked:
+        assert code_of(rig) is ErrorCode.STALE_EPOCH
+        assert rig.heard[-1].phase == Phase.COMMIT
+    assert rig.machine.state is D.DISCARDING
+    discarded(rig, ErrorCode.STALE_EPOCH if linked else ErrorCode.CONNECTION_LOST)
+
+
+def test_our_own_name_with_another_number_is_another_runner():
+    """[ONE-9] [ONE-52] The slot must hold the runner that was made for this image."""
+    rig = DestinationRig().until(D.CLAIMING)
+    rig.do(e.Claim, replace(THERE, id=WRONG))
+    discarded(rig, ErrorCode.STALE_EPOCH)
+
+
+# ---- handing back ----
+
+
+@pytest.mark.parametrize("linked", [True, False])
+@pytest.mark.parametrize("kind", [e.TakeStorage, e.Persist])
+def test_what_cannot_be_run_is_handed_back(kind, linked):
+    """[ONE-26] [ONE-27] [ONE-35] HANDBACK is durable before it is sent, and then everything is freed."""
+    rig = DestinationRig().until(D.CLAIMING)
+    rig.do(e.Claim, THERE)
+    if kind is e.Persist:
+        rig.do(e.TakeStorage)
+        assert rig.machine._requests
+    if not linked:
+        rig.machine.connection_lost(None, rig.now)
+    rig.break_(kind, GuestError("not to be had"))
+    assert rig.machine.state is D.HANDING_BACK
+    record = rig.take(e.Persist)
+    assert record.record == records.HandBack(EPOCH + 1)
+    assert rig.drain() == []
+    rig.machine.complete(record, None, rig.now)
+    assert rig.drain() == ([r.HandBack(EPOCH + 1, THERE)] if linked else [])  # [HND-2]
+    discarded(rig, ErrorCode.GUEST_FAILED if linked else ErrorCode.CONNECTION_LOST)
+
+
+def test_start_that_is_there_already():
+    """[ONE-27] [ONE-28] An operator has decided, or what failed was durable: the guest is run."""
+    rig = DestinationRig().until(D.COMMITTING)
+    rig.break_(e.Persist, RecordConflict("decided", Start(EPOCH + 1, operator="mo")))
+    run = rig.take(e.RunGuest)
+    assert (run.epoch, run.runner) == (EPOCH + 1, THERE)
+    rig.machine.complete(run, None, rig.now)
+    assert rig.last() == r.Running(EPOCH + 1, THERE)
+
+
+@pytest.mark.parametrize("state", [D.COMMITTING, D.HANDING_BACK], ids=lambda state: state.name)
+def test_handback_that_is_there_already(state):
+    """[ONE-27] [ONE-35] An operator has decided: it is sent, and the guest is not run."""
+    rig = (DestinationRig if state is D.COMMITTING else HandingBackRig)().until(state)
+    existing = records.HandBack(EPOCH + 1, operator="mo")
+    while rig.machine.state is not D.DISCARDING:
+        rig.break_(e.Persist, RecordConflict("decided", existing))
+    assert rig.last() == r.HandBack(EPOCH + 1, THERE)
+    rig.do(e.Discard)
+    assert rig.machine.result.outcome is Outcome.ROLLED_BACK
+    assert e.RunGuest not in [type(each) for each in rig.asked]
+
+
+@pytest.mark.parametrize("error", [RecordConflict("decided", Start(EPOCH + 1)), GuestError("disk full")])
+def test_handback_that_cannot_be_recorded(error):
+    """[ONE-27] [ONE-35] START may be durable: nothing is sent, freed or run, and the records decide."""
+    rig = HandingBackRig().until(D.HANDING_BACK)
+    rig.break_(e.Persist, error)
+    assert code_of(rig) is error.code
     assert rig.machine.result.outcome is Outcome.UNDECIDED
-    assert e.RunGuest not in [type(each) for each in rig.asked] + rig.wishes
+    assert rig.wishes == []
+    assert not [each for each in rig.heard if isinstance(each, r.HandBack)]
+
+
+# ---- after the guest runs ----
+
+
+def test_complete_that_cannot_be_recorded():
+    """[ONE-39] It is not sent: the source keeps its image, and the guest runs on here."""
+    rig = DestinationRig().until(D.COMPLETING)
+    rig.break_(e.Persist, GuestError("disk full", ErrorCode.RECORD_FAILED))
+    assert code_of(rig) is ErrorCode.RECORD_FAILED
+    assert rig.machine.result.outcome is Outcome.MOVED
+    assert not [each for each in rig.heard if isinstance(each, r.Complete)]
+
+
+def test_complete_is_recorded_though_nobody_listens():
+    """[ONE-39] What was asked for when the session was lost is still to be carried out."""
+    rig = DestinationRig().until(D.COMPLETING)
+    rig.machine.connection_lost(None, rig.now)
+    assert rig.machine.result.outcome is Outcome.MOVED
+    rig.do(e.Persist)
+    assert rig.drain() == []
+
+
+@pytest.mark.parametrize("last", ["recorded", "failed"])
+def test_release_is_recorded(last):
+    """[CON-70] If it cannot be, the session is kept a while longer, and that is all."""
+    rig = DestinationRig().until(D.RUNNING)
+    rig.say(r.Release(EPOCH + 1))
+    assert rig.machine.state is D.RELEASED
+    request = rig.take(e.Persist)
+    assert request.record == records.Released(SESSION)
+    if last == "recorded":
+        rig.machine.complete(request, None, rig.now)
+    else:
+        rig.machine.fail(request, GuestError("disk full"), rig.now)
+    rig.say(r.Bye())
+    assert rig.machine.result.outcome is Outcome.COMPLETED
+
+
+# ---- verdicts ----
+
+
+def test_a_question_is_answered():
+    """[ONE-15] [ONE-60] [CON-9] Whoever asks what, of a session that this connection does not have."""
+    rig = AskedRig()
+    rig.ask()
+    assert rig.drain() == []
+    question = rig.take(e.AnswerVerdict)
+    assert (question.hello.session, question.hello.token) == (SESSION, TOKEN)
+    rig.machine.complete(question, VERDICT, rig.now)
+    assert rig.drain() == [VERDICT]
+    result = rig.machine.result
+    assert (result.outcome, result.code, result.verdict) == (Outcome.ANSWERED, None, VERDICT)
+    assert rig.wishes == []
+    rig.machine.connection_lost(None, rig.now)  # [CON-69] does not apply
+    assert rig.machine.result is result
+
+
+@pytest.mark.parametrize("code", [ErrorCode.BUSY, ErrorCode.NOT_AUTHORISED])
+def test_a_question_that_is_refused(code):
+    """[ONE-60] The records are another process's."""
+    rig = AskedRig().until(D.ANSWERING)
+    rig.break_(e.AnswerVerdict, GuestError("/secret/path is locked", code))
+    refusal = rig.last()
+    assert isinstance(refusal, r.Refuse)
+    assert (refusal.code, refusal.text) == (code, ERRORS[code].text)
+    assert rig.machine.result.outcome is Outcome.UNDECIDED
+    assert rig.wishes == []
+
+
+def test_a_question_in_another_version():
+    """[NEG-1] [VRS-3]"""
+    rig = AskedRig()
+    rig.ask(versions=(VERSION + 1,))
+    refused(rig, ErrorCode.NO_COMMON_VERSION)
+
+
+def test_a_question_needs_no_features():
+    """[ONE-15] Session, identity and token are all that it rests on."""
+    rig = AskedRig()
+    rig.ask(features=(r.FeatureOffer(4711, required=True),), epoch=0)
+    assert rig.machine.state is D.ANSWERING
+
+
+@pytest.mark.parametrize(
+    "answer", [r.Verdict(0, EPOCH, complete=True, handed_back=True), r.Verdict(9, EPOCH)]
+)
+def test_a_verdict_that_no_frame_carries(answer):
+    """[VER-1] The host's mistake: nothing is answered."""
+    rig = AskedRig().until(D.ANSWERING)
+    rig.do(e.AnswerVerdict, answer)
+    assert isinstance(rig.last(), r.Abort)
+    assert rig.machine.result.outcome is Outcome.UNDECIDED
+
+
+def test_an_opening_that_comes_too_late():
+    """[ONE-14] HANDOVER of this epoch has been received: who owns the guest is the answer."""
+    rig = DestinationRig().until(D.ADMITTING)
+    rig.do(e.Admit, VERDICT)
+    assert rig.drain() == [VERDICT]
+    result = rig.machine.result
+    assert (result.outcome, result.verdict) == (Outcome.ANSWERED, VERDICT)
+    assert rig.wishes == []
 
 
 @pytest.mark.parametrize("epoch", [EPOCH, EPOCH + 2])

@@ -6,14 +6,18 @@ import pytest
 
 from sterna.core import events as e
 from sterna.core.duties import NoRecords, pages_of, reserve, serve_destination, serve_source
+from sterna.core.records import Granted, Start, Voided
 from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription
-from sterna.registry import Mode, StateKind, Style, Transfer
+from sterna.registry import Mode, Owner, StateKind, Style, Transfer
 from sterna.testing.pair import run_now
-from sterna.wire.records import NO_ID, NO_RUNNER, Hello, Region, Runner, StateSection
+from sterna.wire.records import NO_ID, Hello, Region, Runner, StateSection, Verdict
 
 PAGE = 4096
 RUNNER = Runner("here", b"\1" * 16)
+SESSION = b"\3" * 16
+HELLO = Hello(Mode.VERDICT, (1,), (), {}, NO_ID, 6, RUNNER, session=SESSION)
+VERDICT = Verdict(Owner.SOURCE, 7, RUNNER)
 SECTION = StateSection(StateKind.WORKLOAD, 1, b"registers")
 DESCRIPTION = GuestDescription(b"\2" * 16, "guest", (Region(3, 0, PAGE),))
 
@@ -45,23 +49,19 @@ SOURCE = [
     (e.Pause(), [("pause",)], None),
     (e.SaveState(), [("save_state",)], [SECTION]),
     (e.MarkGranted(7), [("mark_granted", 7)], None),
-    (
-        e.Persist(e.RecordKind.GRANTED, 7, RUNNER),
-        [("persist", e.RecordKind.GRANTED, 7, RUNNER)],
-        None,
-    ),
+    (e.Persist(Granted(SESSION, 7)), [("persist", Granted(SESSION, 7))], None),
+    (e.ProbeStore(6, RUNNER), [("probe", 6, RUNNER)], None),
     (e.RollBack(), [("stop_tracking",), ("throttle", 0.0), ("resume",)], None),
     (e.ReleaseImage(), [("release",)], None),
 ]
 DESTINATION = [
     (e.Prepare(Style.STOP_AND_COPY), [("prepare",)], None),
     (e.LoadState((SECTION,)), [("load_state", (SECTION,))], None),
-    (
-        e.Persist(e.RecordKind.START, 7, RUNNER),
-        [("persist", e.RecordKind.START, 7, RUNNER)],
-        None,
-    ),
-    (e.Claim(7, RUNNER), [("claim", 7, RUNNER)], True),
+    (e.Persist(Start(7)), [("persist", Start(7))], None),
+    (e.ProbeStore(6, RUNNER), [("probe", 6, RUNNER)], None),
+    (e.Claim(7, RUNNER), [("claim", 7, RUNNER)], RUNNER),
+    (e.TakeStorage(), [("take_storage",)], None),
+    (e.AnswerVerdict(HELLO), [("verdict", HELLO)], VERDICT),
     (e.RunGuest(7, RUNNER), [("run", 7, RUNNER)], None),
     (e.Discard(), [("discard",)], None),
 ]
@@ -81,17 +81,16 @@ def test_requests_of_a_source(request_, calls, answer):
 
 @pytest.mark.parametrize(("request_", "calls", "answer"), DESTINATION, ids=name)
 def test_requests_of_a_destination(request_, calls, answer):
-    both = Recorder(claim=True, run="of no interest")
+    both = Recorder(claim=RUNNER, run="of no interest", verdict=VERDICT)
     assert run_now(serve_destination(both, both, request_)) == answer
     assert both.calls == calls
 
 
-def test_a_grant_is_voided_before_its_mark_goes_and_the_guest_runs_last():
+def test_the_mark_of_a_void_grant_goes_and_the_guest_runs_last():
     """[ONE-19]"""
     both = Recorder()
-    run_now(serve_source(both, both, e.RollBack(granted=7)))
+    run_now(serve_source(both, both, e.RollBack(Voided(SESSION, 7))))
     assert both.calls == [
-        ("void", e.RecordKind.GRANTED, 7),
         ("revoke_grant", 7),
         ("stop_tracking",),
         ("throttle", 0.0),
@@ -107,8 +106,7 @@ def test_a_grant_is_voided_before_its_mark_goes_and_the_guest_runs_last():
 def test_requests_of_the_other_role_and_of_the_driver_are_refused(serve, own):
     own_types = {type(each) for each, *_ in own}
     others = [each for each in ALL if type(each) not in own_types]
-    hello = Hello(Mode.OPEN, (1,), (), {}, NO_ID, 0, NO_RUNNER)
-    for request in [*others, e.Admit(hello), e.Reserve(DESCRIPTION.to_record())]:
+    for request in [*others, e.Admit(HELLO), e.Reserve(DESCRIPTION.to_record())]:
         both = Recorder()
         with pytest.raises(GuestError, match=f"{name(request)} is not for a"):
             run_now(serve(both, both, request))
@@ -117,9 +115,16 @@ def test_requests_of_the_other_role_and_of_the_driver_are_refused(serve, own):
 
 def test_without_records_every_claim_is_won():
     records = NoRecords()
-    assert run_now(records.persist(e.RecordKind.START, 1, NO_RUNNER)) is None
-    assert run_now(records.void(e.RecordKind.GRANTED, 1)) is None
-    assert run_now(records.claim(1, NO_RUNNER)) is True
+    assert run_now(records.persist(Start(1))) is None
+    assert run_now(records.probe(1, RUNNER)) is None
+    assert run_now(records.take_storage()) is None
+    assert run_now(records.claim(1, RUNNER)) is RUNNER
+
+
+def test_without_records_nothing_is_known_of_any_session():
+    """[ONE-46]"""
+    verdict = run_now(NoRecords().verdict(HELLO))
+    assert verdict == Verdict(Owner.UNDECIDED, HELLO.epoch, HELLO.runner)
 
 
 def test_room_is_memory_of_the_regions_that_are_copied():

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sterna.core.negotiate import (
+    BASE_FEATURES,
     VERSION,
     VERSIONS,
     Selection,
+    check_first_epoch,
     check_granules,
     check_room,
     check_welcome,
@@ -58,10 +60,38 @@ def without(features, *gone):
 def test_the_offer_is_what_is_implemented():
     """[NEG-10] [MEM-17]"""
     offers = {each.id: each for each in offer(progress_ms=250)}
-    assert offers.keys() == IMPLEMENTED_FEATURES
+    assert offers.keys() == BASE_FEATURES <= IMPLEMENTED_FEATURES
     assert {number for number, each in offers.items() if each.required} == REQUIRED
     assert offers[Feature.PROGRESS].parameter == 250
     assert VERSION == VERSION_MAJOR << 16 | VERSION_DRAFT
+
+
+def test_what_depends_on_a_host_is_offered_where_there_is_such_a_host():
+    """[NEG-10] And selected where the destination has one, too."""
+    more = {Feature.LEASE_STORE: 0}
+    offers = {each.id: each for each in offer(more=more, required=more)}
+    assert offers.keys() == BASE_FEATURES | more.keys()
+    assert {number for number, each in offers.items() if each.required} == REQUIRED | more.keys()
+    said = hello(features=offer(more=more))
+    assert not select(said).has(Feature.LEASE_STORE)
+    assert select(said, BASE_FEATURES | more.keys()).has(Feature.LEASE_STORE)
+    with pytest.raises(PeerIncompatible, match="lease_store") as caught:
+        select(hello(features=offer(more=more, required=more)))
+    assert caught.value.code is ErrorCode.MISSING_FEATURE
+
+
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("epoch", [0, 1, 5])
+def test_an_epoch_that_a_store_cannot_vouch_for(epoch, stored):
+    """[ONE-54]"""
+    features = {Feature.LEASE_STORE: 0} if stored else {}
+    selection = Selection(VERSION, features, Limits())
+    if epoch or not stored:
+        check_first_epoch(hello(epoch=epoch), selection)
+        return
+    with pytest.raises(PeerMisbehaved) as caught:
+        check_first_epoch(hello(epoch=epoch), selection)
+    assert (caught.value.code, caught.value.clause) == (ErrorCode.STALE_EPOCH, "ONE-54")
 
 
 def test_features_have_names():
@@ -81,7 +111,7 @@ def test_everything_that_both_know_is_selected():
     assert selection.has(Feature.PROGRESS)
     assert not selection.has(Feature.RESUME)
     assert selection.limits == Limits(regions=3)  # [LIM-2] [LIM-3]
-    assert {each.id for each in choices(selection)} == IMPLEMENTED_FEATURES
+    assert {each.id for each in choices(selection)} == BASE_FEATURES
 
 
 @pytest.mark.parametrize("mode", list(Mode))
@@ -157,8 +187,7 @@ def changed(feature, by):
 
 @pytest.mark.parametrize(
     ("feature", "by"),
-    [(feature, 1) for feature in sorted(IMPLEMENTED_FEATURES - {Feature.PROGRESS})]
-    + [(Feature.PROGRESS, -1)],
+    [(feature, 1) for feature in sorted(BASE_FEATURES - {Feature.PROGRESS})] + [(Feature.PROGRESS, -1)],
 )
 def test_a_parameter_that_asks_for_more_than_was_offered(feature, by):
     """[NEG-8]"""

@@ -17,20 +17,36 @@ from core_support import (
     SECTION,
     SESSION,
     THERE,
+    TOKEN,
+    VERDICT,
+    AskingRig,
     SourceRig,
     code_of,
 )
 
 from sterna.core import events as e
 from sterna.core.events import Outcome
+from sterna.core.negotiate import offer
 from sterna.core.policy import PolicySettings, RoundStats, decide
+from sterna.core.records import Decided, Granted, SessionRecord, Side, Voided
 from sterna.core.source import NOT_READY_MAX, SourceConfig, SourceMachine
 from sterna.core.tables import SourceState
 from sterna.errors import GuestError, LocalProtocolError
 from sterna.memory.bitmap import PageBitmap
 from sterna.memory.pages import RegionPages
 from sterna.memory.regions import RegionTable
-from sterna.registry import Encoding, ErrorCode, Feature, FrameType, Limit, Mode, Phase, Style, Transfer
+from sterna.registry import (
+    Encoding,
+    ErrorCode,
+    Feature,
+    FrameType,
+    Limit,
+    Mode,
+    Owner,
+    Phase,
+    Style,
+    Transfer,
+)
 from sterna.wire import records as r
 
 S = SourceState
@@ -395,7 +411,7 @@ def test_not_ready_begins_a_new_attempt():
     """[CON-22] [CON-25] [CON-42] What still comes of the old one is ignored, in whatever state."""
     rig = SourceRig().until(S.PREPARING)
     rig.say(r.NotReady(1, ErrorCode.NOT_READY, "busy"))
-    rig.do(e.CollectDirty, rig.clean())
+    rig.collect_and_note()
     assert rig.last() == replace(rig.heard[-1], attempt=2)
     rig.say(r.Ready(1), r.NotReady(1, 1), r.RoundAck(1, 1, 0, 0), r.Loaded(1, WRONG))
     assert rig.machine.state is S.PREPARING
@@ -417,7 +433,7 @@ def test_a_destination_that_is_never_ready():
     rig = SourceRig().until(S.PREPARING)
     for attempt in range(1, NOT_READY_MAX):
         rig.say(r.NotReady(attempt, 1))
-        rig.do(e.CollectDirty, rig.clean())
+        rig.collect_and_note()
         assert rig.last().attempt == attempt + 1
     rig.say(r.NotReady(NOT_READY_MAX, 1, "never"))
     assert code_of(rig) is ErrorCode.NOT_READY
@@ -563,6 +579,42 @@ def test_loaded_with_another_digest():
 # ---- granting ----
 
 
+def test_the_session_is_on_record_before_the_pause():
+    """[ONE-18] [ONE-53] Whoever has to ask must know whom; with a store, it has answered by then."""
+    rig = SourceRig().until(S.COLLECTING)
+    rig.do(e.CollectDirty, rig.clean())
+    assert isinstance(rig.last(), r.Switchover)
+    rig.say(r.Ready(1))
+    assert rig.wishes == [e.Persist, e.Pause]
+    record = rig.take(e.Persist).record
+    assert record == SessionRecord(SESSION, EPOCH, Side.SOURCE, TOKEN, "")
+
+
+@pytest.mark.parametrize("kind", [e.Persist, e.ProbeStore])
+def test_no_pause_without_record_and_store(kind):
+    """[CON-62] The guest has not been paused, and runs on."""
+    rig = with_store().until(S.COLLECTING)
+    rig.do(e.CollectDirty, rig.clean())
+    rig.say(r.Ready(1))
+    if kind is e.ProbeStore:
+        rig.do(e.Persist)
+        assert (probe := next(iter(rig.machine._requests))).epoch == EPOCH
+        assert probe.runner == HERE
+    rig.break_(kind, GuestError("no", ErrorCode.RECORD_FAILED))
+    rolled_back(rig, ErrorCode.RECORD_FAILED)
+    assert e.Pause not in [type(each) for each in rig.asked]
+
+
+def with_store():
+    """A rig whose session has a lease store."""
+    more = {Feature.LEASE_STORE: 0}
+    rig = SourceRig(features=offer(more=more, required=more))
+    chosen = (*ALL_FEATURES, r.FeatureChoice(Feature.LEASE_STORE))
+    first, _, *rest = rig.script
+    rig.script = (first, (S.DESCRIBING, lambda each: each.say(each.welcome(features=chosen))), *rest)
+    return rig
+
+
 def test_the_order_of_granting():
     """[ONE-17] [ONE-18] Mark, record, HANDOVER; each done before the next."""
     rig = SourceRig().until(S.SEALED)
@@ -573,7 +625,7 @@ def test_the_order_of_granting():
     assert rig.wishes == []
     rig.machine.complete(mark, None, rig.now)
     record = rig.take(e.Persist)
-    assert (record.kind, record.epoch, record.runner) == (e.RecordKind.GRANTED, EPOCH + 1, HERE)
+    assert record.record == Granted(SESSION, EPOCH + 1)
     assert rig.drain() == rig.heard[said:] == []
     rig.machine.complete(record, None, rig.now)
     assert rig.drain() == [r.Handover(1, EPOCH)]
@@ -582,7 +634,7 @@ def test_the_order_of_granting():
 @pytest.mark.parametrize("state", [S.GRANTING, S.RECORDING])
 @pytest.mark.parametrize("how", ["fails", "lost", "cancelled"])
 def test_a_grant_that_has_not_left_is_taken_back(state, how):
-    """[ONE-19] Record and mark, whichever of them was ordered; then the guest runs again."""
+    """[ONE-19] First it is void by its record; then the mark goes and the guest runs again."""
     rig = SourceRig().until(state)
     request = rig.take()
     if how == "fails":
@@ -595,25 +647,35 @@ def test_a_grant_that_has_not_left_is_taken_back(state, how):
         assert rig.machine.result is None
         rig.machine.complete(request, None, rig.now)
     assert not [each for each in rig.drain() if isinstance(each, r.Handover)]
+    voiding = rig.take(e.Persist)
+    assert voiding.record == Voided(SESSION, EPOCH + 1)
+    assert rig.wishes == []
+    rig.machine.complete(voiding, None, rig.now)
     undo = rig.take(e.RollBack)
-    assert undo.granted == EPOCH + 1
+    assert undo.voided == voiding.record
     rig.machine.complete(undo, None, rig.now)
-    assert rig.machine.result.outcome is Outcome.ROLLED_BACK
+    result = rig.machine.result
+    assert result.outcome is Outcome.ROLLED_BACK
+    assert (result.code is ErrorCode.RECORD_FAILED) == (how == "fails")
 
 
-def test_a_mark_that_was_never_ordered_is_not_taken_back():
-    """[ONE-19]"""
-    rig = SourceRig().until(S.GRANTING)
-    assert rig.wishes == [e.MarkGranted]
-    rig.machine.cancel(rig.now)
-    assert rig.take(e.RollBack).granted is None
+@pytest.mark.parametrize("state", [S.GRANTING, S.RECORDING])
+def test_a_grant_that_cannot_be_voided(state):
+    """[ONE-19] [ONE-20] It counts as having left: the guest stays paused, and is in the records' hands."""
+    rig = SourceRig().until(state)
+    rig.machine.connection_lost(None, rig.now)
+    rig.break_(e.Persist, GuestError("disk full", ErrorCode.RECORD_FAILED))
+    result = rig.machine.result
+    assert (result.outcome, result.code) == (Outcome.UNDECIDED, ErrorCode.RECORD_FAILED)
+    assert rig.machine.state is S.UNDECIDED
+    assert rig.wishes == []
 
 
 @pytest.mark.parametrize("state", [S.PAUSING, S.FREEZING, S.SEALED])
 def test_before_the_grant_there_is_nothing_to_take_back(state):
     rig = SourceRig().until(state)
     rig.machine.cancel(rig.now)
-    assert rig.take(e.RollBack).granted is None
+    assert rig.take(e.RollBack).voided is None
 
 
 def test_a_guest_that_cannot_be_set_running_again():
@@ -631,7 +693,7 @@ def test_a_guest_that_cannot_be_set_running_again():
 
 
 def test_handed_over_and_lost():
-    """[ONE-20] [ONE-43] [ONE-47] [ONE-49] The guest stays paused; nothing is asked for."""
+    """[ONE-20] [ONE-43] [ONE-47] The guest stays paused; nothing is asked for."""
     rig = SourceRig().until(S.HANDED_OVER)
     rig.machine.connection_lost(None, rig.now)
     result = rig.machine.result
@@ -655,13 +717,116 @@ def test_running_under_another_epoch(epoch):
     assert (result.outcome, result.code) == (Outcome.UNDECIDED, ErrorCode.BAD_EPOCH)
 
 
-@pytest.mark.parametrize("record", [r.HandBack(EPOCH + 1, THERE), r.Verdict(1, EPOCH)])
-def test_words_that_this_release_does_not_understand(record):
-    """[CON-5] [ONE-49]"""
+def test_a_guest_that_is_handed_back():
+    """[ONE-37] It stays paused: only the claim of n + 2 makes it run again, and that is the recovery's."""
     rig = SourceRig().until(S.HANDED_OVER)
+    rig.say(r.HandBack(EPOCH + 1, THERE))
+    result = rig.machine.result
+    assert (result.outcome, result.code, result.epoch) == (Outcome.UNDECIDED, None, EPOCH)
+    assert result.session == SESSION
+    assert result.verdict == r.Verdict(Owner.SOURCE, EPOCH + 1, THERE, handed_back=True)
+    assert (rig.wishes, rig.drain()) == ([], [])
+    rig.machine.connection_lost(None, rig.now)
+    assert rig.machine.result is result
+
+
+@pytest.mark.parametrize("epoch", [EPOCH, EPOCH + 2])
+def test_handback_of_another_epoch(epoch):
+    """[HND-2] [ONE-37] It permits nothing."""
+    rig = SourceRig().until(S.HANDED_OVER)
+    rig.say(r.HandBack(epoch, THERE))
+    assert code_of(rig) is ErrorCode.BAD_EPOCH
+    result = rig.machine.result
+    assert (result.outcome, result.verdict) == (Outcome.UNDECIDED, None)
+
+
+@pytest.mark.parametrize(
+    "record", [r.HandBack(EPOCH + 1, THERE), r.Verdict(Owner.SOURCE, EPOCH)], ids=["handback", "verdict"]
+)
+@pytest.mark.parametrize("state", [S.SEALED, S.HANDED_OVER, S.MOVED], ids=lambda state: state.name)
+def test_words_about_the_owner_that_nobody_has_asked_for(state, record):
+    """[CON-3] [ONE-37] HANDBACK answers HANDOVER, VERDICT a HELLO, and nothing else."""
+    if (state, record.type) == (S.HANDED_OVER, FrameType.HANDBACK):
+        return
+    rig = SourceRig().until(state)
     rig.say(record)
-    assert code_of(rig) is ErrorCode.UNSUPPORTED
-    assert rig.machine.result.outcome is Outcome.UNDECIDED
+    assert code_of(rig) is ErrorCode.UNEXPECTED_FRAME
+    assert e.ReleaseImage not in rig.wishes
+
+
+def test_the_decision_is_recorded():
+    """[ONE-38] If it cannot be, whoever reads the records later asks once more."""
+    for fails in (False, True):
+        rig = SourceRig().until(S.HANDED_OVER)
+        rig.say(r.Running(EPOCH + 1, THERE))
+        assert rig.take(e.Persist).record == Decided(SESSION, EPOCH + 1, Owner.DESTINATION)
+        if fails:
+            rig.machine.fail(rig.asked[-1], GuestError("disk full"), rig.now)
+        else:
+            rig.machine.complete(rig.asked[-1], None, rig.now)
+        assert rig.machine.state is S.MOVED
+        assert rig.machine.result is None
+
+
+# ---- asking ----
+
+
+def test_a_question():
+    """[ONE-60] [CON-7] About a session that was, in the opening's own words; the guest is not touched."""
+    rig = AskingRig()
+    rig.ask()
+    (hello,) = rig.drain()
+    assert (hello.mode, hello.session, hello.token) == (Mode.VERDICT, SESSION, TOKEN)
+    assert (hello.guest, hello.epoch, hello.runner) == (ID, EPOCH, HERE)
+    rig.say(VERDICT)
+    result = rig.machine.result
+    assert (result.outcome, result.code, result.verdict) == (Outcome.ANSWERED, None, VERDICT)
+    assert (rig.wishes, rig.asked, rig.drain()) == ([], [], [])
+    rig.machine.connection_lost(None, rig.now)  # [CON-69] does not apply
+    assert rig.machine.result is result
+
+
+def test_a_question_that_is_refused():
+    """[ONE-60] [REF-3] It may be put again."""
+    rig = AskingRig().until(S.ASKING)
+    rig.say(r.Refuse(ErrorCode.BUSY, 700))
+    result = rig.machine.result
+    assert (result.outcome, result.code, result.retry_after_ms) == (Outcome.UNDECIDED, ErrorCode.BUSY, 700)
+    assert (result.verdict, rig.wishes) == (None, [])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        r.Verdict(9, EPOCH),
+        r.Verdict(0, EPOCH, complete=True, handed_back=True),
+        r.Verdict(0, EPOCH, digest=WRONG),
+    ],
+)
+def test_an_answer_that_makes_no_sense(answer):
+    """[VER-1] [VER-2] It is not believed."""
+    rig = AskingRig().until(S.ASKING)
+    rig.say(answer)
+    assert code_of(rig) is ErrorCode.BAD_VALUE
+    result = rig.machine.result
+    assert (result.outcome, result.verdict) == (Outcome.UNDECIDED, None)
+
+
+def test_a_question_is_not_put_in_a_session():
+    for state in (S.GREETING, S.HANDED_OVER):
+        rig = SourceRig().until(state)
+        with pytest.raises(LocalProtocolError):
+            rig.machine.ask(SESSION, TOKEN, rig.now)
+        assert rig.machine.state is state
+
+
+def test_an_opening_that_comes_too_late():
+    """[ONE-14] Who owns the guest is in the result; it runs on here as before."""
+    rig = SourceRig().until(S.GREETING)
+    rig.say(VERDICT)
+    assert rig.drain() == []
+    result = rolled_back(rig, ErrorCode.STALE_EPOCH, by_peer=True)
+    assert result.verdict == VERDICT
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sterna.core.events import Outcome, RecordKind, RoundFinished
+from sterna.core.events import Outcome, RoundFinished
 from sterna.core.tables import DestinationState, SourceState
 from sterna.guest.workload import PAGE_BYTES
 from sterna.registry import ErrorCode
@@ -32,8 +32,8 @@ def test_a_healthy_world_moves_its_guest():
     assert made.room.running
     assert not made.disturbed
     assert made.records == {
-        SOURCE: [RecordKind.GRANTED],
-        DESTINATION: [RecordKind.CLAIMING, RecordKind.START],
+        SOURCE: ["session", "granted", "decided"],
+        DESTINATION: ["session", "claiming", "start", "complete", "released"],
     }
     assert made.claimed
 

@@ -7,7 +7,8 @@ import trio
 from trio.abc import Clock
 
 from sterna.core.deadlines import Deadlines
-from sterna.core.events import Outcome, RecordKind, Result, RoundStarted
+from sterna.core.events import Outcome, Result, RoundStarted
+from sterna.core.records import Claiming, Granted, Start
 from sterna.errors import LocalProtocolError, SternaError, TransportError
 from sterna.guest.api import GuestDescription
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
@@ -55,6 +56,10 @@ def hello(guest: bytes = ID, epoch: int = 1) -> Hello:
     return Hello(Mode.OPEN, (), (), {}, guest, epoch, Runner("there", bytes(16)))
 
 
+def claiming(epoch: int) -> Claiming:
+    return Claiming(b"s" * 16, epoch, Runner("here", bytes(16)), b"s" * 16)
+
+
 @pytest.fixture
 def host() -> PeerListHost:
     return PeerListHost("here", PEERS)
@@ -100,7 +105,7 @@ async def test_who_may_send_nothing_learns_nothing_of_a_guest(host: PeerListHost
     """[SEC-3] The same words for a guest that is known here as for one that is not."""
     first = await admitted(host)
     if moved:
-        await first.persist(RecordKind.CLAIMING, 2, Runner("here", bytes(16)))
+        await first.persist(claiming(2))
     for peer in (RECEIVER, STRANGER, NOBODY):
         known, unknown = await refused(host, peer), await refused(host, peer, guest=OTHER_ID)
         assert type(known) is type(unknown)
@@ -241,11 +246,11 @@ async def test_of_two_that_wait_for_one_to_end_one_gets_its_place(host: PeerList
 
 
 async def test_a_session_with_handover_is_not_replaced(host: PeerListHost) -> None:
-    """[ONE-14] There is no VERDICT yet, so it is refused."""
+    """[ONE-14] Who has no records to answer from refuses it."""
     first = await admitted(host)
     asked: list[str] = []
     first.cancel = asked.append
-    await first.persist(RecordKind.CLAIMING, 2, Runner("here", bytes(16)))
+    await first.persist(claiming(2))
     assert (await refused(host, SENDER)).code is ErrorCode.BUSY
     assert not asked
     with first:
@@ -279,33 +284,31 @@ async def test_handover_while_a_newer_session_waits_ends_its_hope(host: PeerList
         nursery.start_soon(open_anew)
         await trio.testing.wait_all_tasks_blocked()
         with first:
-            await first.persist(RecordKind.CLAIMING, 2, Runner("here", bytes(16)))
+            await first.persist(claiming(2))
 
 
 async def test_an_epoch_that_is_over_is_stale(host: PeerListHost) -> None:
     """[ONE-11] [HEL-7] The guest came at epoch 3: a source with an older one has been overtaken."""
     with await admitted(host, epoch=3) as first:
-        await first.persist(RecordKind.CLAIMING, 4, Runner("here", bytes(16)))
+        await first.persist(claiming(4))
     error = await refused(host, SENDER, epoch=2)
     assert error.code is ErrorCode.STALE_EPOCH
     assert (await refused(host, SENDER, epoch=3)).code is ErrorCode.BUSY
     with await admitted(host, epoch=5) as later:  # it went on, and comes back
-        await later.persist(RecordKind.CLAIMING, 6, Runner("here", bytes(16)))
+        await later.persist(claiming(6))
     assert (await refused(host, SENDER, epoch=3)).code is ErrorCode.STALE_EPOCH
     await admitted(host, guest=OTHER_ID, epoch=1)
 
 
-async def test_records_are_remembered_and_voided(host: PeerListHost) -> None:
-    """[ONE-52] [ONE-57] With their runner; none is lost while another is still there, but the voided one."""
+async def test_records_are_remembered(host: PeerListHost) -> None:
+    """[ONE-57] In their order, none lost."""
     runner = Runner("here", b"r" * 16)
+    records = [Granted(ID, 2), Start(2)]
     with await admitted(host) as session:
-        await session.persist(RecordKind.GRANTED, 2, runner)
-        await session.persist(RecordKind.START, 2, runner)
-        assert session.records == {(RecordKind.GRANTED, 2): runner, (RecordKind.START, 2): runner}
-        await session.void(RecordKind.GRANTED, 2)
-        await session.void(RecordKind.GRANTED, 2)
-        assert session.records == {(RecordKind.START, 2): runner}
-        assert await session.claim(2, runner)
+        for record in records:
+            await session.persist(record)
+        assert session.records == records
+        assert await session.claim(2, runner) == runner
     # A grant of the source's is no HANDOVER to this host.
     await admitted(host)
 

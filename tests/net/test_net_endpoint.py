@@ -21,11 +21,11 @@ from sterna.core.events import (
     Event,
     Outcome,
     PhaseEntered,
-    RecordKind,
     Result,
     RoundStarted,
 )
 from sterna.core.policy import PolicySettings
+from sterna.core.records import HandBack, Record, Voided
 from sterna.errors import GuestError, LocalProtocolError, SternaError, TransportError
 from sterna.guest.api import GuestDescription
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
@@ -33,7 +33,7 @@ from sterna.guest.workload import WorkloadParameters
 from sterna.net.endpoint import Destination, LocalHost, Options, Source
 from sterna.net.memory import MemoryTransport, memory_transport_pair
 from sterna.net.transport import Peer
-from sterna.registry import ErrorCode, Mode, Phase
+from sterna.registry import ErrorCode, Mode, Owner, Phase
 from sterna.testing import run_workload
 from sterna.testing.drive import Advancing
 from sterna.wire.records import NO_RUNNER, Hello, Runner
@@ -365,7 +365,7 @@ class Refusing(LocalHost):
         super().__init__("refusing")
         self.where = where
         self.error = error or GuestError("no", ErrorCode.RECORD_FAILED)
-        self.voided: list[tuple[RecordKind, int]] = []
+        self.records: list[Record] = []
 
     def _called(self, where: str) -> None:
         if where == self.where:
@@ -378,15 +378,16 @@ class Refusing(LocalHost):
     async def may_send(self, description: GuestDescription, peer: Peer) -> None:
         self._called("may_send")
 
-    async def persist(self, kind: RecordKind, epoch: int, runner: Runner) -> None:
-        self._called(kind.value)
+    async def persist(self, record: Record) -> None:
+        self._called(record.kind)
+        self.records.append(record)
 
-    async def void(self, kind: RecordKind, epoch: int) -> None:
-        self.voided.append((kind, epoch))
-
-    async def claim(self, epoch: int, runner: Runner) -> bool:
+    async def claim(self, epoch: int, runner: Runner) -> Runner:
         self._called("claim")
-        return self.where != "lost"
+        return Runner("somebody else", bytes(16)) if self.where == "lost" else runner
+
+    async def take_storage(self) -> None:
+        self._called("locks")
 
 
 @pytest.mark.parametrize("code", [ErrorCode.BUSY, ErrorCode.NOT_AUTHORISED, ErrorCode.STALE_EPOCH])
@@ -399,22 +400,52 @@ async def test_a_host_that_does_not_take_the_guest(virtual_time: Clock, code: Er
 
 
 async def test_a_grant_that_cannot_be_recorded_is_taken_back(virtual_time: Clock) -> None:
-    """No byte of HANDOVER has left: the record is voided, then the mark is taken off [ONE-19]."""
+    """No byte of HANDOVER has left: the grant is void by its record, then the mark goes [ONE-19]."""
     host = Refusing("granted")
     scene = await Scene(source_host=host).run()
     assert scene.outcomes == (Outcome.ROLLED_BACK, Outcome.ROLLED_BACK)
     assert scene.results["source"].code is ErrorCode.RECORD_FAILED
-    assert host.voided == [(RecordKind.GRANTED, 2)]
+    assert host.records[-1] == Voided(scene.results["source"].session, 2)
     assert scene.guest.granted_epoch is None
     assert "revoke_grant" in scene.guest.calls
 
 
-@pytest.mark.parametrize("where", ["claiming", "claim", "lost", "start"])
+@pytest.mark.parametrize("where", ["claiming", "claim", "lost"])
 async def test_a_commit_that_fails_is_undecided(virtual_time: Clock, where: str) -> None:
-    """[ONE-25] [ONE-28] [ONE-29]: without record, claim or record the guest does not run."""
+    """[ONE-25] [ONE-29]: without the record, and without the claim, the guest does not run."""
     scene = await Scene(destination_host=Refusing(where)).run()
-    assert scene.outcomes == (Outcome.UNDECIDED, Outcome.UNDECIDED)
+    there = Outcome.ROLLED_BACK if where == "lost" else Outcome.UNDECIDED
+    assert scene.outcomes == (Outcome.UNDECIDED, there)
     assert not scene.room.has_run
+
+
+@pytest.mark.parametrize("where", ["locks", "start"])
+async def test_a_guest_that_cannot_be_started_is_handed_back(virtual_time: Clock, where: str) -> None:
+    """[ONE-26] [ONE-28] [ONE-35] It does not run there, and the source learns that for certain."""
+    scene = await Scene(destination_host=(host := Refusing(where))).run()
+    assert scene.outcomes == (Outcome.UNDECIDED, Outcome.ROLLED_BACK)
+    assert host.records[-1] == HandBack(2)
+    verdict = scene.results["source"].verdict
+    assert verdict is not None
+    assert (verdict.owner, verdict.handed_back, verdict.epoch) == (Owner.SOURCE, True, 2)
+    assert not scene.room.has_run
+
+
+@pytest.mark.parametrize("where", ["complete", "released"])
+async def test_a_record_of_the_end_that_fails(virtual_time: Clock, where: str) -> None:
+    """[ONE-39] The guest runs there, whatever is noted of it."""
+    scene = await Scene(destination_host=Refusing(where)).run()
+    end = Outcome.MOVED if where == "complete" else Outcome.COMPLETED
+    assert scene.outcomes == (end, end)
+    assert scene.room.has_run
+
+
+async def test_the_end_is_on_record(virtual_time: Clock) -> None:
+    """[ONE-39] What the machine asks for with its last words is carried out."""
+    here, there = Refusing("nothing"), Refusing("nothing")
+    await Scene(source_host=here, destination_host=there).run()
+    assert [each.kind for each in here.records] == ["session", "granted", "decided"]
+    assert [each.kind for each in there.records] == ["session", "claiming", "start", "complete", "released"]
 
 
 async def test_a_source_that_may_not_send_begins_nothing(virtual_time: Clock) -> None:

@@ -11,7 +11,8 @@ import trio
 from endpoint_support import Migration
 from trio.abc import Clock
 
-from sterna.core.events import Outcome, Pause, Prepare, RecordKind, Result
+from sterna.core.events import Outcome, Pause, Prepare, Result
+from sterna.core.records import Record
 from sterna.errors import ConfigError, GuestError, LocalProtocolError, TransportError
 from sterna.guest.api import GuestDescription
 from sterna.guest.embedded import PAGE_BYTES, EmbeddedGuest
@@ -105,12 +106,12 @@ async def test_a_permission_is_used_however_long_it_takes(virtual_time: Clock, w
     """[ONE-30]: the source has long ended as undecided when the guest begins to run."""
 
     class Slow(LocalHost):
-        async def claim(self, epoch: int, runner: Runner) -> bool:
+        async def claim(self, epoch: int, runner: Runner) -> Runner:
             await trio.sleep(1000 * (what == "claim"))
-            return True
+            return runner
 
-        async def persist(self, kind: RecordKind, epoch: int, runner: Runner) -> None:
-            await trio.sleep(1000 * (what == "persist" and kind is RecordKind.START))
+        async def persist(self, record: Record) -> None:
+            await trio.sleep(1000 * (what == "persist" and record.kind == "start"))
 
     migration = Migration(tick_s=0.5, destination_host=Slow())
     run = migration.room.run

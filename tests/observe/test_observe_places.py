@@ -54,8 +54,9 @@ def test_out_of_turn(at: int) -> None:
         F.ROUND_ACK: {F.ROUND, F.SWITCHOVER},
         F.SWITCHOVER: {F.READY, F.NOT_READY},
         F.STATE: {F.STATE, F.SEAL},
-        F.HELLO: {F.WELCOME, F.REFUSE},
+        F.HELLO: {F.WELCOME, F.REFUSE, F.VERDICT},
         F.GUEST: {F.ACCEPT, F.REFUSE},
+        F.HANDOVER: {F.RUNNING, F.HANDBACK},
     }.get(state, set())
     if state is F.ROUND_END and MIGRATION[at][1] in {F.STATE, F.SEAL}:
         due |= {F.STATE, F.SEAL}
@@ -117,6 +118,26 @@ def test_local_events_may_have_happened() -> None:
     assert both[S].states == {SourceState.GRANTING, SourceState.RECORDING}
 
 
+def test_a_question_and_its_answer() -> None:
+    """[ONE-60] Who sees only that there is a HELLO knows that any of its answers may come."""
+    both = after(F.HELLO)
+    assert both[D].states >= {DestinationState.ADMITTING, DestinationState.ANSWERING}
+    assert both[S].states == {SourceState.GREETING, SourceState.ASKING}
+    assert both[S].hears(F.VERDICT)
+    assert both[D].sends(F.VERDICT)
+    assert not both[S].hears(F.WELCOME)
+    assert not Places(D).sends(F.VERDICT), "it answers what nobody has asked"
+
+
+def test_a_hand_back_ends_it() -> None:
+    """[ONE-35]"""
+    both = after(F.HANDOVER)
+    assert both[S].hears(F.HANDBACK)
+    assert both[D].sends(F.HANDBACK)
+    assert both[S].states == {SourceState.UNDECIDED}
+    assert not both[D].sends(F.RUNNING)
+
+
 def test_not_ready_leads_back() -> None:
     """[CON-42]"""
     both = after(F.SWITCHOVER)
@@ -138,5 +159,5 @@ def test_a_blackout_without_pages_and_state() -> None:
 def test_what_is_reserved_is_known() -> None:
     """[CON-5]"""
     assert after(F.READY)[D].knows_reserved(F.DIRTY_BITMAP)
-    assert after(F.HANDOVER)[S].knows_reserved(F.HANDBACK)
+    assert not after(F.HANDOVER)[S].knows_reserved(F.HANDBACK)
     assert not after(F.READY)[D].knows_reserved(F.HELD)

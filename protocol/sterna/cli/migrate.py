@@ -282,7 +282,12 @@ def _sentence(result: Result, transport: Transport) -> str:
             )
         case Outcome.ROLLED_BACK:
             return hinted(f"the guest runs on here{why}", result.error)
-        case Outcome.UNDECIDED:
+        case Outcome.UNDECIDED if result.verdict is not None and result.verdict.handed_back:
+            return (
+                "the destination has handed the guest back: it never ran there, and never will. It stays "
+                "paused here: nothing stands against running it again"
+            )
+        case Outcome.UNDECIDED | Outcome.ANSWERED:
             return (
                 f"nobody here can know who owns the guest{why}. It stays paused here: "
                 "make certain that it does not run at the destination before you run it again"

@@ -7,6 +7,7 @@ from sterna.core.policy import RoundStats
 from sterna.errors import PeerAborted, SternaError
 from sterna.limits import ROUNDS_KEPT
 from sterna.registry import Phase
+from sterna.wire.records import NO_ID, Verdict
 
 
 class Account:
@@ -18,6 +19,8 @@ class Account:
         error: why it was lost, None if it was not.
         failed_in: the phase in which it was lost.
         blackout_s: how long the guest stood still, once that is known.
+        session: its id, zeros before WELCOME.
+        verdict: what the destination has said of who owns the guest.
     """
 
     def __init__(self, now: float) -> None:
@@ -26,6 +29,8 @@ class Account:
         self.error: SternaError | None = None
         self.failed_in = Phase.ANY
         self.blackout_s: float | None = None
+        self.session = NO_ID
+        self.verdict: Verdict | None = None
         self._started = now
         self._stopped: float | None = None
 
@@ -35,8 +40,9 @@ class Account:
         del self.rounds[:-ROUNDS_KEPT]
 
     def failed(self, error: SternaError, phase: Phase) -> None:
-        """The session is lost."""
-        self.error, self.failed_in = error, phase
+        """The session is lost. What comes after the first reason follows from it."""
+        if self.error is None:
+            self.error, self.failed_in = error, phase
 
     def guest_stops(self, now: float) -> None:
         """The blackout begins."""
@@ -65,4 +71,6 @@ class Account:
             digest=digest,
             retry_after_ms=0 if peer is None else peer.retry_after_ms,
             items=() if peer is None else peer.items,
+            session=self.session,
+            verdict=self.verdict,
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from sterna.core.tables import Input, Row, State, Table
 from sterna.errors import LocalProtocolError, PeerMisbehaved, RemoteProtocolError, remote_error
 from sterna.registry import FRAMES, ErrorCode, FrameType, Sender
-from sterna.wire.records import Complete, Handover, Record, Release, Running
+from sterna.wire.records import Complete, HandBack, Handover, Record, Release, Running
 
 
 def wrong(code: ErrorCode, detail: str, clause: str, record: Record) -> RemoteProtocolError:
@@ -72,7 +72,9 @@ def is_of_old_attempt(record: Record, current: int) -> bool:
     return bool(attempt < current)
 
 
-def check_epoch(record: Handover | Running | Complete | Release, expected: int, clause: str) -> None:
+def check_epoch(
+    record: Handover | HandBack | Running | Complete | Release, expected: int, clause: str
+) -> None:
     """Raises RemoteProtocolError, BAD_EPOCH, for a frame of another epoch than this session's."""
     if record.epoch != expected:
         detail = f"epoch {record.epoch}, expected {expected}"

@@ -49,6 +49,7 @@ class Deadlines:
 
 WAITS: Final[Mapping[State, str]] = {
     SourceState.GREETING: "handshake_s",
+    SourceState.ASKING: "handshake_s",
     SourceState.DESCRIBING: "describe_s",
     SourceState.ACKING: "round_s",
     SourceState.PREPARING: "prepare_s",

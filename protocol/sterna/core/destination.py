@@ -18,21 +18,36 @@ from sterna.core.conduct import check_epoch, wrong
 from sterna.core.events import (
     Admission,
     Admit,
+    AnswerVerdict,
     Claim,
     Discard,
     LoadState,
     Outcome,
     Persist,
     Prepare,
-    RecordKind,
+    ProbeStore,
     Request,
     Reserve,
     RoundFinished,
     RoundStarted,
     RunGuest,
     SessionOpened,
+    TakeStorage,
 )
-from sterna.core.negotiate import Selection, check_granules, choices, select
+from sterna.core.history import RecordConflict
+from sterna.core.negotiate import (
+    BASE_FEATURES,
+    Selection,
+    check_first_epoch,
+    check_granules,
+    check_version,
+    choices,
+    select,
+)
+from sterna.core.records import Claiming, Released, SessionRecord, Side, Start
+from sterna.core.records import Complete as DurableComplete
+from sterna.core.records import HandBack as DurableHandBack
+from sterna.core.records import Record as DurableRecord
 from sterna.core.rounds import IncomingRound
 from sterna.core.seal import check_seal
 from sterna.core.session import Config, Session
@@ -47,12 +62,13 @@ from sterna.errors import (
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import PageSink
 from sterna.memory.regions import RegionTable
-from sterna.registry import ERRORS, ErrorCode, FrameType, Phase, Sender, Style
+from sterna.registry import ERRORS, ErrorCode, Feature, FrameType, Mode, Phase, Sender, Style
 from sterna.wire import Header, PagesAnnounced, PagesReceived
 from sterna.wire.records import (
     Accept,
     Complete,
     Guest,
+    HandBack,
     Handover,
     Hello,
     Loaded,
@@ -65,10 +81,12 @@ from sterna.wire.records import (
     Round,
     RoundAck,
     RoundEnd,
+    Runner,
     Running,
     Seal,
     State,
     Switchover,
+    Verdict,
     Welcome,
 )
 
@@ -78,8 +96,12 @@ _UNFIT: Final = frozenset({ErrorCode.LIMIT_REGIONS, ErrorCode.LIMIT_MEMORY, Erro
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DestinationConfig(Config):
-    """A migration as its destination sees it; who may come is the host's answer to `Admit`."""
+    """A migration as its destination sees it; who may come is the host's answer to `Admit`.
 
+    `features`: what it supports, see `BASE_FEATURES` and the conditional ones of sterna.core.negotiate.
+    """
+
+    features: frozenset[Feature] = BASE_FEATURES
     retry_after_ms: int = 5000  # what a full host tells its peer
 
 
@@ -107,6 +129,7 @@ class DestinationMachine(Session):
         self._round = IncomingRound(0, self._regions, now, last=False)
         self._bulk_bytes = 0
         self._sealed = b""
+        self._style = Style.STOP_AND_COPY
 
     @property
     def digest(self) -> bytes:
@@ -116,6 +139,19 @@ class DestinationMachine(Session):
     @property
     def _epoch(self) -> int:
         return 0 if self._hello is None else self._hello.epoch
+
+    @property
+    def _session(self) -> bytes:
+        return self._account.session
+
+    @property
+    def _runner(self) -> Runner:
+        assert self._admission is not None
+        return self._admission.runner
+
+    def _session_record(self) -> SessionRecord:
+        assert self._admission is not None
+        return SessionRecord(self._session, self._epoch, Side.DESTINATION, self._admission.token, "")
 
     # ---- frames ----
 
@@ -148,6 +184,7 @@ class DestinationMachine(Session):
             case Release():
                 check_epoch(record, self._epoch + 1, "CMP-4")
                 self._step(FrameType.RELEASE, now)
+                self._ask(Persist(Released(self._session)))
             case _:  # BYE, the only other frame that the table lets through
                 self._step(FrameType.BYE, now)
                 self._bye()
@@ -155,13 +192,27 @@ class DestinationMachine(Session):
 
     def _on_hello(self, record: Hello, now: float) -> None:
         self._hello = record
+        if record.mode is Mode.VERDICT:
+            self._on_question(record, now)
+            return
         try:
-            self._selected = select(record)
+            self._selected = select(record, self._job.features)
+            check_first_epoch(record, self._selected)
         except RemoteProtocolError as error:
             self._refuse(error, now)
             return
         self._step(FrameType.HELLO, now)
         self._ask(Admit(record))
+
+    def _on_question(self, record: Hello, now: float) -> None:
+        """Who owns the guest? Records and store know, whatever became of the session [ONE-15]."""
+        try:
+            check_version(record)
+        except RemoteProtocolError as error:
+            self._refuse(error, now)
+            return
+        self._step(DestinationInput.HELLO_VERDICT, now)
+        self._ask(AnswerVerdict(record))
 
     def _on_guest(self, record: Guest, now: float) -> None:
         try:
@@ -223,7 +274,9 @@ class DestinationMachine(Session):
         if record.style is not Style.STOP_AND_COPY:
             raise wrong(ErrorCode.NOT_SELECTED, f"style {record.style.name}", "SWI-1", record)
         self._step(FrameType.SWITCHOVER, now)
-        self._ask(Prepare(record.style))
+        self._style = record.style
+        # Before the pause, and not in the blackout: whoever asks later must find the session [ONE-56].
+        self._ask(Persist(self._session_record()))
 
     def _on_seal(self, record: Seal, now: float) -> None:
         self._sealed = check_seal(record, self._round, self._states, self._digest)
@@ -233,8 +286,9 @@ class DestinationMachine(Session):
     def _on_handover(self, record: Handover, now: float) -> None:
         check_epoch(record, self._epoch, "HND-1")
         self._step(FrameType.HANDOVER, now)
-        assert self._admission is not None
-        self._ask(Persist(RecordKind.CLAIMING, self._epoch + 1, self._admission.runner))
+        # The image is what this session has put together, so its id is the session's [ONE-52].
+        session = self._session
+        self._ask(Persist(Claiming(session, self._epoch + 1, self._runner, session)))
 
     # ---- completions ----
 
@@ -258,11 +312,16 @@ class DestinationMachine(Session):
             case LoadState():
                 self._step(DestinationInput.STATE_LOADED, now)
                 self._send(Loaded(self._attempt, self._sealed))
-            case Persist(kind=kind, epoch=epoch, runner=runner):
-                self._step(DestinationInput.RECORDED, now)
-                self._ask(Claim(epoch, runner) if kind is RecordKind.CLAIMING else RunGuest(epoch, runner))
+            case ProbeStore():
+                self._ask(Prepare(self._style))
+            case Persist():
+                self._on_recorded(request.record, now)
             case Claim():
-                self._on_claimed(request, won=answer is True, now=now)
+                self._on_claimed(request, answer, now)
+            case AnswerVerdict():
+                self._on_answered(answer, now)
+            case TakeStorage():
+                self._ask(Persist(Start(self._epoch + 1)))
             case _:
                 assert isinstance(request, RunGuest)
                 self._on_started(request, now)
@@ -272,23 +331,27 @@ class DestinationMachine(Session):
             self._completed(request, None, now)  # what could not be freed does not run either
         elif self._goes_on:
             self._commit_failed(error, now)
-        elif self._is_deaf:
-            return
-        elif isinstance(request, Prepare):
+        elif self._is_deaf or self._state is DestinationState.RELEASED:
+            return  # RELEASED that is not recorded makes the session be kept a while longer
+        elif self._state is DestinationState.PREPARING:
             self._step(DestinationInput.UNPREPARED, now)
             self._send(NotReady(self._attempt, error.code, ERRORS[error.code].text))
             self._attempt += 1
-        elif isinstance(request, (Admit, Reserve)):
+        elif isinstance(request, (Admit, AnswerVerdict, Reserve)):
             self._refuse(error, now)
         else:
             self._fail(error, now)
 
     def _on_admitted(self, answer: object, now: float) -> None:
+        if isinstance(answer, Verdict):  # it was handed over here, and nobody opens that epoch again [ONE-14]
+            self._on_answered(answer, now)
+            return
         assert isinstance(answer, Admission)
         selection, hello = self._selected, self._hello
         assert selection is not None
         assert hello is not None
         self._admission = answer
+        self._account.session = answer.session
         welcome = Welcome(
             selection.version,
             answer.session,
@@ -312,26 +375,80 @@ class DestinationMachine(Session):
         self._step(DestinationInput.RESERVED, now)
         self._send(Accept(sum(region.size_bytes for region in self._guest.regions)))
 
-    def _on_claimed(self, request: Claim, *, won: bool, now: float) -> None:
-        if not won:
-            detail = f"epoch {request.epoch} belongs to somebody else"
-            self._commit_failed(LocalProtocolError(ErrorCode.STALE_EPOCH, detail, clause="ONE-29"), now)
+    def _on_answered(self, answer: object, now: float) -> None:
+        assert isinstance(answer, Verdict)
+        self._send(answer)
+        self._step(DestinationInput.ANSWERED, now)
+        self._over = True
+        self._account.verdict = answer
+        self._finish(Outcome.ANSWERED, now, epoch=self._epoch)
+
+    def _on_recorded(self, record: DurableRecord, now: float) -> None:
+        """What stood on this record may be done now."""
+        match record:
+            case SessionRecord():
+                has_store = self._selection is not None and self._selection.has(Feature.LEASE_STORE)
+                hello = self._hello
+                assert hello is not None
+                self._ask(ProbeStore(hello.epoch, hello.runner) if has_store else Prepare(self._style))
+            case Claiming():
+                self._step(DestinationInput.RECORDED, now)
+                self._ask(Claim(record.epoch, record.runner))
+            case Start():
+                self._step(DestinationInput.RECORDED, now)
+                self._ask(RunGuest(record.epoch, self._runner))
+            case DurableHandBack():
+                self._send(HandBack(record.epoch, self._runner))
+                self._over = True
+                self._step(DestinationInput.RECORDED, now)
+                self._after_loss(now)
+            case DurableComplete():
+                self._step(DestinationInput.RECORDED, now)
+                self._send(Complete(record.epoch, self._sealed))
+            case _:
+                pass  # RELEASED: nobody will ask any more
+
+    def _on_claimed(self, request: Claim, answer: object, now: float) -> None:
+        if answer == request.runner:
+            self._step(DestinationInput.CLAIM_WON, now)
+            self._ask(TakeStorage())
             return
-        self._step(DestinationInput.CLAIM_WON, now)
-        self._ask(Persist(RecordKind.START, request.epoch, request.runner))
+        assert isinstance(answer, Runner)
+        detail = f"epoch {request.epoch} is {answer.host!r}'s"
+        error = LocalProtocolError(ErrorCode.STALE_EPOCH, detail, clause="ONE-29")
+        self._account.failed(error, self.phase)
+        self._send(self._last_words(error))
+        self._over = True
+        self._step(DestinationInput.CLAIM_LOST, now)
+        self._after_loss(now)
 
     def _on_started(self, request: RunGuest, now: float) -> None:
         self._step(DestinationInput.STARTED, now)
         self._account.guest_runs(now)
+        if not self._over:
+            self._send(Running(request.epoch, request.runner))
+        # Recorded whether the source can be told or not: it will ask [ONE-39].
+        self._ask(Persist(DurableComplete(self._session, request.epoch, self._sealed)))
         if self._over:
             self._step(DestinationInput.LOST, now)
             self._after_loss(now)
-            return
-        self._send(Running(request.epoch, request.runner))
-        self._send(Complete(request.epoch, self._sealed))
 
     def _commit_failed(self, error: SternaError, now: float) -> None:
-        """Permission was given and cannot be used: whether the guest ran is for its holder to tell."""
+        """Permission was given and cannot be used as it was meant."""
+        existing = error.existing if isinstance(error, RecordConflict) else None
+        if self._state is DestinationState.COMMITTING:
+            if isinstance(existing, Start):  # an operator was quicker, or it was durable although it failed
+                self._on_recorded(existing, now)
+                return
+            self._account.failed(error, self.phase)
+            # As far as is known there is no START, and HANDBACK excludes it; if it is there after all, it is
+            # HANDBACK that fails [ONE-27].
+            self._step(DestinationInput.HAND_BACK, now)
+            self._ask(Persist(DurableHandBack(self._epoch + 1)))
+            return
+        if self._state is DestinationState.HANDING_BACK and isinstance(existing, DurableHandBack):
+            self._on_recorded(existing, now)  # an operator was quicker, and has decided the same
+            return
         self._account.failed(error, self.phase)
         self._send(self._last_words(error))
         self._over = True
@@ -343,6 +460,9 @@ class DestinationMachine(Session):
             case DestinationState.DISCARDING:
                 self._requests.withdraw()
                 self._ask(Discard())
+            case DestinationState.UNANSWERED:
+                self._requests.withdraw()
+                self._finish(Outcome.UNDECIDED, now, epoch=self._epoch)
             case DestinationState.SETTLED:
                 self._finish(Outcome.MOVED, now, epoch=self._epoch + 1, digest=self._sealed)
             case DestinationState.CLOSED:

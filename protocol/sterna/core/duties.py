@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from sterna.core.events import (
+    AnswerVerdict,
     Claim,
     CollectDirty,
     Discard,
@@ -17,35 +18,64 @@ from sterna.core.events import (
     Pause,
     Persist,
     Prepare,
-    RecordKind,
+    ProbeStore,
     ReleaseImage,
     Request,
     RollBack,
     RunGuest,
     SaveState,
     StartTracking,
+    TakeStorage,
     Throttle,
 )
+from sterna.core.records import Record, Voided
 from sterna.errors import GuestError
 from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest
 from sterna.memory.pages import RegionPages
 from sterna.memory.regions import RegionTable
-from sterna.wire.records import Runner
+from sterna.registry import Owner
+from sterna.wire.records import Hello, Runner, Verdict
 
 
 class Records(Protocol):
-    """What a host writes down, and claims, for a session."""
+    """What a host writes down, claims and holds for a session."""
 
-    async def persist(self, kind: RecordKind, epoch: int, runner: Runner) -> None:
-        """Write a record; durable when it returns."""
+    async def persist(self, record: Record) -> None:
+        """Make a record durable; it is when this returns.
+
+        Raises:
+            RecordConflict: another record stands against it.
+            RecordError: RECORD_FAILED. It may be durable or not.
+        """
         ...
 
-    async def void(self, kind: RecordKind, epoch: int) -> None:
-        """Take back a record whose permission has certainly not been used."""
+    async def claim(self, epoch: int, runner: Runner) -> Runner:
+        """Claim an epoch until its slot is filled; the runner that it holds."""
         ...
 
-    async def claim(self, epoch: int, runner: Runner) -> bool:
-        """Claim an epoch; whether the claim was won."""
+    async def probe(self, epoch: int, runner: Runner) -> None:
+        """Have an answer of the store.
+
+        Raises:
+            StoreUnavailable: there is none.
+            SternaError: STALE_EPOCH, the newest slot is another.
+        """
+        ...
+
+    async def take_storage(self) -> None:
+        """Take the storage locks of the guest that comes here.
+
+        Raises:
+            GuestError: they are not to be had.
+        """
+        ...
+
+    async def verdict(self, hello: Hello) -> Verdict:
+        """Who owns the guest, for a HELLO that asks about a session.
+
+        Raises:
+            SternaError: this process cannot tell, and refuses.
+        """
         ...
 
 
@@ -55,16 +85,23 @@ class NoRecords:
     A process that dies between HANDOVER and RUNNING leaves the guest undecided.
     """
 
-    async def persist(self, kind: RecordKind, epoch: int, runner: Runner) -> None:
+    async def persist(self, record: Record) -> None:
         """Nothing is kept."""
 
-    async def void(self, kind: RecordKind, epoch: int) -> None:
-        """Nothing was kept."""
-
-    async def claim(self, epoch: int, runner: Runner) -> bool:
+    async def claim(self, epoch: int, runner: Runner) -> Runner:
         """Won."""
-        del epoch, runner
-        return True
+        del epoch
+        return runner
+
+    async def probe(self, epoch: int, runner: Runner) -> None:
+        """There is no store."""
+
+    async def take_storage(self) -> None:
+        """There are no locks."""
+
+    async def verdict(self, hello: Hello) -> Verdict:
+        """Nothing is known of any session [ONE-46]."""
+        return Verdict(Owner.UNDECIDED, hello.epoch, hello.runner)
 
 
 def pages_of(guest: SourceGuest | DestinationGuest, description: GuestDescription) -> RegionPages:
@@ -109,10 +146,12 @@ async def serve_source(guest: SourceGuest, records: Records, request: Request) -
             return await guest.save_state()
         case MarkGranted(epoch=epoch):
             await guest.mark_granted(epoch)
-        case Persist(kind=kind, epoch=epoch, runner=runner):
-            await records.persist(kind, epoch, runner)
-        case RollBack(granted=granted):
-            await _roll_back(guest, records, granted)
+        case Persist(record=record):
+            await records.persist(record)
+        case ProbeStore(epoch=epoch, runner=runner):
+            await records.probe(epoch, runner)
+        case RollBack(voided=voided):
+            await _roll_back(guest, voided)
         case ReleaseImage():
             await guest.release()
         case _:
@@ -120,11 +159,10 @@ async def serve_source(guest: SourceGuest, records: Records, request: Request) -
     return None
 
 
-async def _roll_back(guest: SourceGuest, records: Records, granted: int | None) -> None:
-    """First the record, then the mark, then the guest itself [ONE-19]."""
-    if granted is not None:
-        await records.void(RecordKind.GRANTED, granted)
-        await guest.revoke_grant(granted)
+async def _roll_back(guest: SourceGuest, voided: Voided | None) -> None:
+    """The record is void; now the mark, then the guest itself [ONE-19]."""
+    if voided is not None:
+        await guest.revoke_grant(voided.epoch)
     await guest.stop_tracking()
     await guest.throttle(0.0)
     await guest.resume()
@@ -141,10 +179,16 @@ async def serve_destination(guest: DestinationGuest, records: Records, request: 
             await guest.prepare()
         case LoadState(sections=sections):
             await guest.load_state(sections)
-        case Persist(kind=kind, epoch=epoch, runner=runner):
-            await records.persist(kind, epoch, runner)
+        case Persist(record=record):
+            await records.persist(record)
+        case ProbeStore(epoch=epoch, runner=runner):
+            await records.probe(epoch, runner)
         case Claim(epoch=epoch, runner=runner):
             return await records.claim(epoch, runner)
+        case TakeStorage():
+            await records.take_storage()
+        case AnswerVerdict(hello=hello):
+            return await records.verdict(hello)
         case RunGuest(epoch=epoch, runner=runner):
             await guest.run(epoch, runner)
         case Discard():

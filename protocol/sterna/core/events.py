@@ -14,23 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, StrEnum
+from enum import StrEnum
 from typing import TypeAlias
 
 from sterna.core.policy import Decision, RoundStats
+from sterna.core.records import Record, Voided
 from sterna.errors import LocalProtocolError, SternaError
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode, Phase, Style
-from sterna.wire.records import NO_ID, NO_TOKEN, Guest, Hello, Progress, Runner, StateSection
-
-
-class RecordKind(Enum):
-    """What a side writes down before it does what depends on it."""
-
-    GRANTED = "granted"  # source: HANDOVER may leave
-    CLAIMING = "claiming"  # destination: a claim may be sent
-    START = "start"  # destination: the first instruction may be run
-
+from sterna.wire.records import NO_ID, NO_TOKEN, Guest, Hello, Progress, Runner, StateSection, Verdict
 
 # ---- requests of the source; what `complete` answers with stands behind each ----
 
@@ -75,11 +67,11 @@ class MarkGranted:
 class RollBack:
     """Set the guest running here as before: throttle off, tracking stopped, resumed. Answer: None.
 
-    `granted`: the epoch whose grant may have been marked or recorded. No byte of HANDOVER has left, so the
-    record is to be voided and then the mark taken off [ONE-19]; None if there was no grant.
+    `voided`: the grant that may have been marked or recorded, and that is void by its record now. No byte of
+    HANDOVER has left, so the mark is to be taken off [ONE-19]; None if there was no grant.
     """
 
-    granted: int | None = None
+    voided: Voided | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +85,8 @@ class ReleaseImage:
 @dataclass(frozen=True, slots=True, eq=False)
 class Admit:
     """Decide on a new session. Answer: an `Admission`; `fail` refuses with the error's code.
+
+    A `Verdict` is the answer if HANDOVER of this epoch has been received before [ONE-14].
 
     If the error has `items`, a sequence of texts, REFUSE lists them as what is missing.
     """
@@ -137,10 +131,18 @@ class LoadState:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Claim:
-    """Claim `epoch` for `runner` in the lease store. Answer: True if won, False if lost."""
+    """Claim `epoch` for `runner`, and repeat that until the slot is filled. Answer: the runner in the slot.
+
+    Without a store it is `runner` itself: the claim counts as won when it is made (spec 11.6).
+    """
 
     epoch: int
     runner: Runner
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TakeStorage:
+    """Take the guest's storage locks [ONE-26]. Answer: None; `fail` makes the guest be handed back."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,21 +158,41 @@ class Discard:
     """Free everything; the guest never ran here. Answer: None."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class AnswerVerdict:
+    """A HELLO of mode verdict: say who owns the guest. Answer: a `Verdict`; `fail` refuses [ONE-60].
+
+    What the answer promises is durable before it is given [ONE-44].
+    """
+
+    hello: Hello
+
+
 # ---- requests of both ----
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Persist:
-    """Write a record, durably. Answer: None."""
+class ProbeStore:
+    """Have an answer of the lease store, whose newest slot must be (epoch, runner) [ONE-16]. Answer: None."""
 
-    kind: RecordKind
     epoch: int
     runner: Runner
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Persist:
+    """Make a record durable. Answer: None.
+
+    Of a `SessionRecord` the peer's identity and address are the driver's to fill in.
+    """
+
+    record: Record
+
+
 Request: TypeAlias = (
     StartTracking | CollectDirty | Throttle | Pause | SaveState | MarkGranted | RollBack | ReleaseImage
-    | Admit | Reserve | Prepare | LoadState | Claim | RunGuest | Discard | Persist
+    | Admit | Reserve | Prepare | LoadState | Claim | TakeStorage | RunGuest | Discard | AnswerVerdict
+    | ProbeStore | Persist
 )  # fmt: skip
 
 
@@ -188,11 +210,14 @@ def check_answer(request: Request, answer: object) -> None:
             good = isinstance(answer, Sequence) and all(isinstance(each, StateSection) for each in answer)
             wanted = "state sections"
         case Admit():
-            good, wanted = isinstance(answer, Admission) and answer.is_sound, "an Admission"
+            sound = isinstance(answer, Admission) and answer.is_sound
+            good, wanted = sound or isinstance(answer, Verdict), "an Admission or a Verdict"
         case Reserve():
             good, wanted = hasattr(answer, "targets") and hasattr(answer, "commit"), "a PageSink"
         case Claim():
-            good, wanted = isinstance(answer, bool), "True or False"
+            good, wanted = isinstance(answer, Runner), "the runner in the slot"
+        case AnswerVerdict():
+            good, wanted = isinstance(answer, Verdict), "a Verdict"
         case _:
             pass
     if not good:
@@ -254,13 +279,15 @@ class Outcome(StrEnum):
     """How a session ended, as far as this side knows.
 
     `MOVED` is a `COMPLETED` whose last exchange was cut: the guest runs at the destination, and the
-    source keeps an image that it need not have kept.
+    source keeps an image that it need not have kept. `UNDECIDED` is not the last word where records are
+    kept: what is in them decides, see sterna.core.recovery.
     """
 
     COMPLETED = "completed"
     MOVED = "moved"
     ROLLED_BACK = "rolled_back"  # the guest runs at the source
-    UNDECIDED = "undecided"  # the guest is paused; peer or operator must say who owns it
+    UNDECIDED = "undecided"  # the guest is paused; records, store, peer or operator must say who owns it
+    ANSWERED = "answered"  # a question was put, and the verdict is in the result
     GUEST_FAILED = "guest_failed"  # the source owns the guest, but could not set it running again
 
 
@@ -276,6 +303,8 @@ class Result:
         blackout_s: source: from the order to pause to RUNNING; destination: from READY to the guest's
             start. None where it was not reached.
         digest: memory digest of the pause image, empty where it was not reached.
+        session: its id, zeros if none was opened.
+        verdict: what the destination has said of who owns the guest; a HANDBACK is one as well.
     """
 
     outcome: Outcome
@@ -292,6 +321,8 @@ class Result:
     digest: bytes = b""
     retry_after_ms: int = 0
     items: tuple[str, ...] = field(default=())
+    session: bytes = NO_ID
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
 from sterna.errors import LocalProtocolError, RemoteProtocolError, remote_error
 from sterna.limits import HANDSHAKE_BODY_BYTES, Limits
@@ -28,6 +30,13 @@ VERSION, VERSIONS = header.VERSION, header.VERSIONS
 
 # Without these two nothing can be moved; the rest makes it better.
 _REQUIRED = frozenset({Feature.STOP_AND_COPY, Feature.HASH_XXH3_64})
+
+# What depends on more than the code: on a host's store, on what a guest can do, on what its owner wants.
+_CONDITIONAL = frozenset({Feature.BITMAP, Feature.POST_COPY, Feature.RESUME, Feature.LEASE_STORE})
+
+# What every endpoint of ours supports.
+BASE_FEATURES: Final[frozenset[Feature]] = IMPLEMENTED_FEATURES - _CONDITIONAL
+_NOTHING: Final[Mapping[Feature, int]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +58,38 @@ class Selection:
         return frozenset({Encoding.RAW} | zero)
 
 
-def offer(progress_ms: int = 1000) -> tuple[FeatureOffer, ...]:
-    """The features that our sources offer: exactly those that are implemented [NEG-10]."""
-    parameters = {Feature.PROGRESS: progress_ms}
-    return tuple(
-        FeatureOffer(feature, feature in _REQUIRED, parameters.get(feature, 0))
-        for feature in sorted(IMPLEMENTED_FEATURES)
-    )
+def offer(
+    progress_ms: int = 1000,
+    *,
+    more: Mapping[Feature, int] = _NOTHING,
+    required: Collection[Feature] = frozenset(),
+) -> tuple[FeatureOffer, ...]:
+    """The features that a source of ours offers: none that is not implemented [NEG-10].
+
+    Args:
+        progress_ms: least time between two PROGRESS frames.
+        more: conditional features with their parameters, which this source can do with.
+        required: those of them that it does not go without.
+    """
+    parameters = {**dict.fromkeys(BASE_FEATURES, 0), Feature.PROGRESS: progress_ms, **more}
+    needed = _REQUIRED | frozenset(required)
+    return tuple(FeatureOffer(each, each in needed, parameters[each]) for each in sorted(parameters))
 
 
-def select(hello: Hello, supported: Collection[int] = IMPLEMENTED_FEATURES) -> Selection:
+def check_version(hello: Hello) -> None:
+    """Raises RemoteProtocolError, NO_COMMON_VERSION, for a source that speaks none of ours."""
+    if VERSION not in hello.versions:
+        spoken = ", ".join(f"{version >> 16}-draft.{version & 0xFFFF}" for version in hello.versions)
+        raise _refusal(ErrorCode.NO_COMMON_VERSION, f"the source speaks {spoken}", "NEG-1", FrameType.HELLO)
+
+
+def select(hello: Hello, supported: Collection[int] = BASE_FEATURES) -> Selection:
     """The destination's choice.
 
     Raises:
         RemoteProtocolError: NO_COMMON_VERSION, MISSING_FEATURE or LIMIT_MISMATCH, to be answered with REFUSE.
     """
-    if VERSION not in hello.versions:
-        spoken = ", ".join(f"{version >> 16}-draft.{version & 0xFFFF}" for version in hello.versions)
-        raise _refusal(ErrorCode.NO_COMMON_VERSION, f"the source speaks {spoken}", "NEG-1", FrameType.HELLO)
+    check_version(hello)
     if hello.mode is not Mode.OPEN:
         detail = f"a HELLO of mode {hello.mode.name.lower()}"
         raise _refusal(ErrorCode.UNSUPPORTED, detail, "CON-10", FrameType.HELLO)
@@ -84,6 +107,17 @@ def select(hello: Hello, supported: Collection[int] = IMPLEMENTED_FEATURES) -> S
         detail = f"the source does not offer {', '.join(lacking)}"
         raise _refusal(ErrorCode.MISSING_FEATURE, detail, "NEG-4", FrameType.HELLO)
     return Selection(VERSION, features, usable_limits(hello.limits, FrameType.HELLO))
+
+
+def check_first_epoch(hello: Hello, selection: Selection) -> None:
+    """Two stores agree on an epoch that neither has filled, so with a store epoch 0 proves nothing [ONE-54].
+
+    Raises:
+        RemoteProtocolError: STALE_EPOCH, to be answered with REFUSE.
+    """
+    if selection.has(Feature.LEASE_STORE) and not hello.epoch:
+        detail = "a guest that nobody has claimed, of a source with a lease store"
+        raise _refusal(ErrorCode.STALE_EPOCH, detail, "ONE-54", FrameType.HELLO)
 
 
 def choices(selection: Selection) -> tuple[FeatureChoice, ...]:

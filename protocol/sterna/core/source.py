@@ -7,7 +7,7 @@ that this side decides can make it run again [ONE-20].
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from sterna import limits as bounds
@@ -19,7 +19,7 @@ from sterna.core.events import (
     Outcome,
     Pause,
     Persist,
-    RecordKind,
+    ProbeStore,
     ReleaseImage,
     Request,
     RollBack,
@@ -32,6 +32,8 @@ from sterna.core.events import (
 )
 from sterna.core.negotiate import VERSIONS, check_room, check_welcome, offer
 from sterna.core.policy import Action, Decision, PolicySettings, decide
+from sterna.core.records import Decided as OwnerDecided
+from sterna.core.records import Granted, SessionRecord, Side, Voided
 from sterna.core.sending import Sending
 from sterna.core.session import Config, Session
 from sterna.core.state import check_sections, fragments
@@ -39,15 +41,17 @@ from sterna.core.tables import SOURCE, SourceInput, SourceState
 from sterna.errors import LocalProtocolError, PeerAborted, SternaError
 from sterna.memory.pages import PageSource
 from sterna.memory.regions import RegionTable
-from sterna.registry import Checksum, ErrorCode, Feature, FrameType, Mode, Sender, Style
+from sterna.registry import Checksum, ErrorCode, Feature, FrameType, Mode, Owner, Sender, Style
 from sterna.wire import Header, state_digest
 from sterna.wire.records import (
     NO_ID,
     NO_RUNNER,
+    NO_TOKEN,
     Accept,
     Complete,
     FeatureOffer,
     Guest,
+    HandBack,
     Handover,
     Hello,
     Loaded,
@@ -63,6 +67,7 @@ from sterna.wire.records import (
     Seal,
     StateSection,
     Switchover,
+    Verdict,
     Welcome,
 )
 
@@ -109,7 +114,7 @@ class SourceMachine(Session):
         self._sections: Sequence[StateSection] | None = None
         self._last_part: Iterator[None] | None = None
         self._sealed = b""
-        self._granted: int | None = None
+        self._token = NO_TOKEN
         self._decision: Decision | None = None
 
     @property
@@ -124,19 +129,29 @@ class SourceMachine(Session):
             LocalProtocolError: it was started already or is over, or the configuration fits no HELLO. Nothing
                 has changed.
         """
-        self._require(SourceInput.START)
-        self._hello = Hello(
-            Mode.OPEN,
-            VERSIONS,
-            self._job.features,
-            self._config.limits.to_wire(),
-            self._job.guest_id,
-            self._job.epoch,
-            self._job.runner,
-            self._config.agent,
-        )
-        self._send(self._hello)
-        self._step(SourceInput.START, now)
+        self._begin(SourceInput.START, self._greeting(Mode.OPEN), now)
+
+    def ask(self, session: bytes, token: bytes, now: float) -> None:
+        """Ask who owns the guest, by a session of which HANDOVER may have left [ONE-60].
+
+        The configuration is that of the opening. The guest is not touched.
+
+        Raises:
+            LocalProtocolError: as for `start`.
+        """
+        hello = replace(self._greeting(Mode.VERDICT), session=session, token=token)
+        self._begin(SourceInput.START_VERDICT, hello, now)
+
+    def _greeting(self, mode: Mode) -> Hello:
+        job, config = self._job, self._config
+        limits = config.limits.to_wire()
+        return Hello(mode, VERSIONS, job.features, limits, job.guest_id, job.epoch, job.runner, config.agent)
+
+    def _begin(self, what: SourceInput, hello: Hello, now: float) -> None:
+        self._require(what)
+        self._hello = hello
+        self._send(hello)
+        self._step(what, now)
 
     # ---- frames ----
 
@@ -167,6 +182,12 @@ class SourceMachine(Session):
                 check_epoch(record, self._job.epoch + 1, "RUN-1")
                 self._step(FrameType.RUNNING, now)
                 self._account.guest_runs(now)
+                session = self._account.session
+                self._ask(Persist(OwnerDecided(session, record.epoch, Owner.DESTINATION)))
+            case HandBack():
+                self._on_handback(record, now)
+            case Verdict():
+                self._on_verdict(record, now)
             case Complete():
                 self._on_complete(record, now)
             case _:  # BYE, the only other frame that the table lets through
@@ -180,6 +201,7 @@ class SourceMachine(Session):
         selection = check_welcome(self._hello, record)
         check_room(self._job.guest, selection.limits)
         self._welcomed(selection, now)
+        self._account.session, self._token = record.session, record.token
         self._emit(SessionOpened(record.session, record.agent, record.version, selection.features))
         self._described(self._job.guest.regions)
         try:
@@ -221,8 +243,26 @@ class SourceMachine(Session):
         if record.digest != self._sealed:
             raise wrong(ErrorCode.DIGEST_MISMATCH, "LOADED names another digest", "CON-53", record)
         self._step(FrameType.LOADED, now)
-        self._granted = self._job.epoch + 1
-        self._ask(MarkGranted(self._granted))
+        self._ask(MarkGranted(self._job.epoch + 1))
+
+    def _on_handback(self, record: HandBack, now: float) -> None:
+        """It never ran there and never will under n + 1: whoever recovers claims the epoch behind."""
+        check_epoch(record, self._job.epoch + 1, "HND-2")
+        self._step(FrameType.HANDBACK, now)
+        self._account.verdict = Verdict(Owner.SOURCE, record.epoch, record.runner, handed_back=True)
+        self._over = True
+        self._after_loss(now)
+
+    def _on_verdict(self, record: Verdict, now: float) -> None:
+        """The answer to a question, or to an opening that comes too late [ONE-14]."""
+        self._account.verdict = record
+        if self._state is SourceState.GREETING:
+            detail = f"it was handed over there: {record.owner.name.lower()}, epoch {record.epoch}"
+            self._fail(PeerAborted(ErrorCode.STALE_EPOCH, detail), now, tell=False)
+            return
+        self._step(FrameType.VERDICT, now)
+        self._over = True
+        self._finish(Outcome.ANSWERED, now, epoch=self._job.epoch)
 
     def _on_complete(self, record: Complete, now: float) -> None:
         check_epoch(record, self._job.epoch + 1, "CMP-4")
@@ -234,10 +274,17 @@ class SourceMachine(Session):
     # ---- completions ----
 
     def _completed(self, request: Request, answer: object, now: float) -> None:
-        if isinstance(request, RollBack):
-            self._step(SourceInput.ROLLED_BACK, now)
-            self._finish(Outcome.ROLLED_BACK, now, epoch=self._job.epoch)
-            return
+        match request:
+            case RollBack():
+                self._step(SourceInput.ROLLED_BACK, now)
+                self._finish(Outcome.ROLLED_BACK, now, epoch=self._job.epoch)
+                return
+            case Persist(record=Voided() as voided):
+                self._step(SourceInput.RECORDED, now)
+                self._ask(RollBack(voided))
+                return
+            case _:
+                pass
         if self._is_deaf and not isinstance(request, ReleaseImage):
             return  # overtaken by a failure; the roll-back follows
         match request:
@@ -254,14 +301,14 @@ class SourceMachine(Session):
                 self._on_saved(answer)
             case MarkGranted(epoch=epoch):
                 self._step(SourceInput.GRANTED, now)
-                self._ask(Persist(RecordKind.GRANTED, epoch, self._job.runner))
-            case Persist():
+                self._ask(Persist(Granted(self._account.session, epoch)))
+            case Persist(record=Granted()):
                 self._send(Handover(self._attempt, self._job.epoch))
                 self._step(SourceInput.RECORDED, now)
             case ReleaseImage():
                 self._on_released(now)
             case _:
-                pass  # Throttle has taken effect
+                pass  # Throttle has taken effect, the store has answered, a note is made
 
     def _request_failed(self, request: Request, error: SternaError, now: float) -> None:
         match request:
@@ -269,6 +316,13 @@ class SourceMachine(Session):
                 self._step(SourceInput.ROLLED_BACK, now)
                 self._account.error = error
                 self._finish(Outcome.GUEST_FAILED, now, epoch=self._job.epoch)
+            case Persist(record=Voided()):
+                # The record may say that HANDOVER has left; what it says decides, as after a crash [ONE-19].
+                self._account.error = error
+                self._step(SourceInput.LOST, now)
+                self._after_loss(now)
+            case Persist(record=OwnerDecided()):
+                pass  # whoever reads the records later has to ask once more
             case ReleaseImage():
                 self._on_released(now)  # the guest lives there all the same; only memory here is not freed
             case _:
@@ -308,11 +362,12 @@ class SourceMachine(Session):
     def _after_loss(self, now: float) -> None:
         match self._state:
             case SourceState.ROLLING_BACK:
-                if any(isinstance(request, MarkGranted) for request in self._requests):
-                    self._granted = None  # the order was never given
                 self._requests.withdraw()
-                self._ask(RollBack(self._granted))
-            case SourceState.UNDECIDED:
+                self._ask(RollBack())
+            case SourceState.VOIDING:
+                self._requests.withdraw()
+                self._ask(Persist(Voided(self._account.session, self._job.epoch + 1)))
+            case SourceState.UNDECIDED | SourceState.UNANSWERED:
                 self._finish(Outcome.UNDECIDED, now, epoch=self._job.epoch)
             case SourceState.DEPARTED:
                 self._finish(Outcome.MOVED, now, epoch=self._job.epoch + 1, digest=self._sealed)
@@ -337,6 +392,7 @@ class SourceMachine(Session):
         self._emit(Decided(decision))
         match decision.action:
             case Action.SWITCHOVER:
+                self._note_session()
                 self._step(SourceInput.SWITCHOVER_CHOSEN, now)
                 downtime_us = min(int(decision.predicted_downtime_s * 1e6), _U64_MAX)
                 self._send(Switchover(self._attempt, Style.STOP_AND_COPY, downtime_us))
@@ -348,6 +404,14 @@ class SourceMachine(Session):
                     self._ask(Throttle(decision.throttle))
                 self._step(SourceInput.ROUND_CHOSEN, now)
                 self._begin_round(now, last=False)
+
+    def _note_session(self) -> None:
+        """What whoever has to ask must know is durable, and the store answers, before the pause [ONE-61]."""
+        job = self._job
+        assert self._selection is not None
+        self._ask(Persist(SessionRecord(self._account.session, job.epoch, Side.SOURCE, self._token, "")))
+        if self._selection.has(Feature.LEASE_STORE):
+            self._ask(ProbeStore(job.epoch, job.runner))
 
     def _begin_round(self, now: float, *, last: bool) -> None:
         assert self._selection is not None

@@ -46,17 +46,19 @@ class SourceState(Enum):
     GRANTING = "the holder is being marked as granted"
     RECORDING = "the grant is being recorded"
     HANDED_OVER = "HANDOVER may have left; only the destination's word or a won claim counts"
-    RECLAIMING = "claiming the epoch after a hand-back"
+    VOIDING = "HANDOVER has not left and never will: the grant is being voided"
     MOVED = "the guest runs at the destination; the image is kept for it"
     RELEASING = "COMPLETE received, the image is being freed"
     CLOSING = "RELEASE and BYE sent, waiting for BYE"
     ROLLING_BACK = "the guest is being set running here again"
     RESUMING = "taking up a lost session"
-    ASKING = "asking for the verdict"
+    ASKING = "HELLO{verdict} sent, waiting for VERDICT"
     CLOSED = "done: the guest lives at the destination"
     ENDED = "done: the guest lives here"
     DEPARTED = "done: the guest runs at the destination, this image was not released"
-    UNDECIDED = "done: the guest stays paused until somebody knows who owns it"
+    UNDECIDED = "done: the guest stays paused until records, store or peer tell who owns it"
+    ANSWERED = "done: the verdict has come"
+    UNANSWERED = "done: no verdict has come"
 
 
 class DestinationState(Enum):
@@ -78,17 +80,20 @@ class DestinationState(Enum):
     CLAIMING = "the epoch is being claimed"
     COMMITTING = "START is being recorded"
     STARTING = "the guest is being started"
-    RUNNING = "the guest runs here"
+    COMPLETING = "the guest runs here, COMPLETE is being recorded"
+    RUNNING = "the guest runs here, COMPLETE sent"
     FETCHING = "the guest runs here, pages are still at the source"
-    HANDING_BACK = "claimed but never run: the source may have it back"
+    HANDING_BACK = "claimed but never run: HANDBACK is being recorded"
     RELEASED = "RELEASE received, waiting for BYE"
     DISCARDING = "everything reserved is being freed"
     RESUMING = "taking up a lost session"
-    ANSWERING = "answering for the verdict"
+    ANSWERING = "asked for the verdict: records and store are looked at"
     CLOSED = "done: the guest lives here"
     ENDED = "done: nothing of the guest is here"
     SETTLED = "done: the guest runs here, the source was not released"
-    UNDECIDED = "done: permission was given, the guest could not be started"
+    UNDECIDED = "done: permission was given and could not be used: the records decide"
+    ANSWERED = "done: VERDICT sent"
+    UNANSWERED = "done: asked for the verdict, and not answered"
 
 
 class SourceInput(Enum):
@@ -107,8 +112,6 @@ class SourceInput(Enum):
     SEAL_SENT = "last page and state sent"
     GRANTED = "holder marked"
     RECORDED = "record durable"
-    CLAIM_WON = "claim won"
-    CLAIM_LOST = "claim lost"
     RELEASED = "image freed"
     ROLLED_BACK = "guest runs on, or could not"
     LOST = "failure, ABORT, cancel(), deadline, lost connection"
@@ -128,11 +131,12 @@ class DestinationInput(Enum):
     RECORDED = "record durable"
     CLAIM_WON = "claim won"
     CLAIM_LOST = "claim lost"
-    HAND_BACK = "storage locks refused"
+    HAND_BACK = "storage locks refused, or START not to be recorded"
+    ANSWERED = "verdict found"
     STARTED = "guest runs"
     STARTED_EARLY = "guest runs, pages are missing"
     INSTALLED = "last page installed"
-    START_FAILED = "recording, claiming or starting failed"
+    START_FAILED = "recording, claiming, handing back or starting failed"
     DISCARDED = "everything freed"
     LOST = "failure, ABORT, refusal, cancel(), deadline, lost connection"
 
@@ -170,9 +174,10 @@ _S, _I = SourceState, SourceInput
 SOURCE: Final[Table] = {
     (_S.IDLE, _I.START): Row(_S.GREETING, "send preface, HELLO", "CON-7"),
     (_S.IDLE, _I.START_RESUME): Row(_S.RESUMING, "send preface, HELLO{resume}", "RES-1", reserved=True),
-    (_S.IDLE, _I.START_VERDICT): Row(_S.ASKING, "send preface, HELLO{verdict}", "ONE-43", reserved=True),
+    (_S.IDLE, _I.START_VERDICT): Row(_S.ASKING, "send preface, HELLO{verdict}", "ONE-60"),
     (_S.GREETING, F.WELCOME): Row(_S.DESCRIBING, "send GUEST", "CON-13"),
     (_S.GREETING, F.REFUSE): Row(_S.ROLLING_BACK, "guest runs on", "CON-9"),
+    (_S.GREETING, F.VERDICT): Row(_S.ROLLING_BACK, "guest runs on", "ONE-14"),
     (_S.DESCRIBING, F.ACCEPT): Row(_S.ARMING, "start dirty tracking", "CON-19"),
     (_S.DESCRIBING, F.REFUSE): Row(_S.ROLLING_BACK, "guest runs on", "CON-14"),
     (_S.DESCRIBING, _I.STREAMS_GRANTED): Row(_S.ATTACHING, "ATTACH on each", "STR-1", reserved=True),
@@ -192,11 +197,8 @@ SOURCE: Final[Table] = {
     (_S.GRANTING, _I.GRANTED): Row(_S.RECORDING, "record the grant", "ONE-18"),
     (_S.RECORDING, _I.RECORDED): Row(_S.HANDED_OVER, "send HANDOVER", "ONE-18"),
     (_S.HANDED_OVER, F.RUNNING): Row(_S.MOVED, "keep the image", "ONE-38"),
-    (_S.HANDED_OVER, F.HANDBACK): Row(_S.RECLAIMING, "claim the next epoch", "ONE-37", reserved=True),
-    (_S.HANDED_OVER, F.VERDICT): Row(_S.RECLAIMING, "claim the next epoch", "ONE-43", reserved=True),
-    (_S.HANDED_OVER, _I.LOST): Row(_S.UNDECIDED, "stay paused", "ONE-49"),
-    (_S.RECLAIMING, _I.CLAIM_WON): Row(_S.ROLLING_BACK, "guest runs on", "ONE-37", reserved=True),
-    (_S.RECLAIMING, _I.CLAIM_LOST): Row(_S.MOVED, "keep the image", "ONE-21", reserved=True),
+    (_S.HANDED_OVER, F.HANDBACK): Row(_S.UNDECIDED, "claim the next epoch", "ONE-37"),
+    (_S.HANDED_OVER, _I.LOST): Row(_S.UNDECIDED, "stay paused", "ONE-20"),
     (_S.MOVED, F.PAGE_REQUEST): Row(_S.MOVED, "send PAGES", "CON-55", reserved=True),
     (_S.MOVED, F.COMPLETE): Row(_S.RELEASING, "free the image", "CMP-2"),
     (_S.MOVED, _I.LOST): Row(_S.DEPARTED, "keep the image", "CON-64"),
@@ -206,24 +208,35 @@ SOURCE: Final[Table] = {
     (_S.CLOSING, _I.LOST): Row(_S.CLOSED, "close", "CON-70"),
     (_S.ROLLING_BACK, _I.ROLLED_BACK): Row(_S.ENDED, "close", "CON-62"),
     (_S.RESUMING, F.WELCOME): Row(_S.DECIDING, "what may be missing is pending", "RES-1", reserved=True),
-    (_S.RESUMING, F.VERDICT): Row(_S.ASKING, "as the verdict says", "RES-1", reserved=True),
-    (_S.ASKING, F.VERDICT): Row(_S.UNDECIDED, "as the verdict says", "ONE-43", reserved=True),
+    (_S.RESUMING, F.VERDICT): Row(_S.ANSWERED, "close", "RES-15", reserved=True),
+    (_S.ASKING, F.VERDICT): Row(_S.ANSWERED, "close", "ONE-60"),
+    (_S.ASKING, F.REFUSE): Row(_S.UNANSWERED, "close", "ONE-60"),
+    (_S.ASKING, _I.LOST): Row(_S.UNANSWERED, "close", "ONE-60"),
 }  # fmt: skip
 
 # Before HANDOVER may have left, any trouble sets the guest running again [CON-62].
 _ROLLS_BACK = (
     _S.IDLE, _S.GREETING, _S.DESCRIBING, _S.ARMING, _S.DECIDING, _S.ROUND, _S.ACKING, _S.COLLECTING,
-    _S.PREPARING, _S.PAUSING, _S.FREEZING, _S.BLACKOUT, _S.SEALED, _S.GRANTING, _S.RECORDING,
+    _S.PREPARING, _S.PAUSING, _S.FREEZING, _S.BLACKOUT, _S.SEALED,
 )  # fmt: skip
 SOURCE.update({(state, _I.LOST): Row(_S.ROLLING_BACK, "guest runs on", "CON-62") for state in _ROLLS_BACK})
+
+# The mark was ordered, so HANDOVER may have left; this controller knows that it has not [ONE-19].
+_VOIDS_GRANT = (_S.GRANTING, _S.RECORDING)
+SOURCE.update({(state, _I.LOST): Row(_S.VOIDING, "record VOIDED", "ONE-19") for state in _VOIDS_GRANT})
+SOURCE[_S.VOIDING, _I.RECORDED] = Row(_S.ROLLING_BACK, "take the mark off, guest runs on", "ONE-19")
+SOURCE[_S.VOIDING, _I.LOST] = Row(_S.UNDECIDED, "stay paused", "ONE-19")
 
 _D, _J = DestinationState, DestinationInput
 
 DESTINATION: Final[Table] = {
     (_D.IDLE, F.HELLO): Row(_D.ADMITTING, "ask the host", "CON-9"),
     (_D.IDLE, _J.HELLO_RESUME): Row(_D.RESUMING, "ask the host", "CON-10", reserved=True),
-    (_D.IDLE, _J.HELLO_VERDICT): Row(_D.ANSWERING, "ask the records", "CON-10", reserved=True),
+    (_D.IDLE, _J.HELLO_VERDICT): Row(_D.ANSWERING, "ask the records", "ONE-15"),
+    (_D.ANSWERING, _J.ANSWERED): Row(_D.ANSWERED, "send VERDICT", "ONE-60"),
+    (_D.ANSWERING, _J.LOST): Row(_D.UNANSWERED, "close", "ONE-60"),
     (_D.ADMITTING, _J.ADMITTED): Row(_D.WELCOMED, "send WELCOME", "CON-9"),
+    (_D.ADMITTING, _J.ANSWERED): Row(_D.ANSWERED, "send VERDICT", "ONE-14"),
     (_D.WELCOMED, F.GUEST): Row(_D.RESERVING, "make room", "CON-14"),
     (_D.WELCOMED, F.ATTACH): Row(_D.WELCOMED, "send ATTACHED", "ATT-1", reserved=True),
     (_D.RESERVING, _J.RESERVED): Row(_D.STANDBY, "send ACCEPT", "ACC-1"),
@@ -244,14 +257,17 @@ DESTINATION: Final[Table] = {
     (_D.LOADING, _J.STATE_LOADED): Row(_D.LOADED, "send LOADED", "CON-52"),
     (_D.LOADED, F.HANDOVER): Row(_D.RECORDING, "record CLAIMING", "ONE-25"),
     (_D.RECORDING, _J.RECORDED): Row(_D.CLAIMING, "claim the epoch", "ONE-25"),
-    (_D.CLAIMING, _J.CLAIM_WON): Row(_D.COMMITTING, "record START", "ONE-27"),
-    (_D.CLAIMING, _J.CLAIM_LOST): Row(_D.DISCARDING, "free everything", "ONE-29", reserved=True),
-    (_D.COMMITTING, _J.HAND_BACK): Row(_D.HANDING_BACK, "record HANDBACK", "ONE-26", reserved=True),
+    (_D.CLAIMING, _J.CLAIM_WON): Row(_D.COMMITTING, "take the storage locks, record START", "ONE-27"),
+    (_D.CLAIMING, _J.CLAIM_LOST): Row(_D.DISCARDING, "free everything", "ONE-29"),
+    (_D.COMMITTING, _J.HAND_BACK): Row(_D.HANDING_BACK, "record HANDBACK", "ONE-26"),
+    (_D.HANDING_BACK, _J.RECORDED): Row(_D.DISCARDING, "send HANDBACK", "ONE-35"),
     (_D.COMMITTING, _J.RECORDED): Row(_D.STARTING, "run the guest", "ONE-28"),
-    (_D.STARTING, _J.STARTED): Row(_D.RUNNING, "send RUNNING, COMPLETE", "CON-56"),
+    (_D.STARTING, _J.STARTED): Row(_D.COMPLETING, "send RUNNING", "CON-56"),
+    (_D.COMPLETING, _J.RECORDED): Row(_D.RUNNING, "send COMPLETE", "ONE-39"),
+    (_D.COMPLETING, _J.LOST): Row(_D.SETTLED, "guest runs on", "CON-64"),
     (_D.STARTING, _J.STARTED_EARLY): Row(_D.FETCHING, "send RUNNING", "CON-56", reserved=True),
     (_D.FETCHING, F.PAGES): Row(_D.FETCHING, "verify, install", "MEM-4", reserved=True),
-    (_D.FETCHING, _J.INSTALLED): Row(_D.RUNNING, "send COMPLETE", "CON-57", reserved=True),
+    (_D.FETCHING, _J.INSTALLED): Row(_D.COMPLETING, "record COMPLETE", "CON-57", reserved=True),
     (_D.FETCHING, _J.LOST): Row(_D.FETCHING, "guest waits for the source", "RES-13", reserved=True),
     (_D.RUNNING, F.RELEASE): Row(_D.RELEASED, "forget the source", "CMP-2"),
     (_D.RUNNING, _J.LOST): Row(_D.SETTLED, "guest runs on", "CON-64"),
@@ -259,8 +275,6 @@ DESTINATION: Final[Table] = {
     (_D.RELEASED, _J.LOST): Row(_D.CLOSED, "close", "CON-70"),
     (_D.DISCARDING, _J.DISCARDED): Row(_D.ENDED, "close", "CON-63"),
     (_D.RESUMING, _J.ADMITTED): Row(_D.STANDBY, "send WELCOME, HELD...", "RES-1", reserved=True),
-    (_D.ANSWERING, _J.ADMITTED): Row(_D.ENDED, "send VERDICT", "ONE-15", reserved=True),
-    (_D.HANDING_BACK, _J.DISCARDED): Row(_D.ENDED, "send HANDBACK", "ONE-35", reserved=True),
 }  # fmt: skip
 
 _DISCARDS = (
@@ -281,25 +295,28 @@ DESTINATION.update(
 )
 
 # With HANDOVER received the permission stands, whether the connection does or not [ONE-30].
-_GOES_ON = (_D.RECORDING, _D.CLAIMING, _D.COMMITTING, _D.STARTING)
+_GOES_ON = (_D.RECORDING, _D.CLAIMING, _D.COMMITTING, _D.HANDING_BACK, _D.STARTING)
 DESTINATION.update({(state, _J.LOST): Row(state, "go on", "ONE-30") for state in _GOES_ON})
 DESTINATION.update(
-    {(state, _J.START_FAILED): Row(_D.UNDECIDED, "stay stopped", "ONE-49") for state in _GOES_ON}
+    {(state, _J.START_FAILED): Row(_D.UNDECIDED, "stay stopped", "ONE-30") for state in _GOES_ON}
 )
 
 TERMINAL: Final[frozenset[State]] = frozenset(
-    {_S.CLOSED, _S.ENDED, _S.DEPARTED, _S.UNDECIDED, _D.CLOSED, _D.ENDED, _D.SETTLED, _D.UNDECIDED}
-)
+    {
+        _S.CLOSED, _S.ENDED, _S.DEPARTED, _S.UNDECIDED, _S.ANSWERED, _S.UNANSWERED,
+        _D.CLOSED, _D.ENDED, _D.SETTLED, _D.UNDECIDED, _D.ANSWERED, _D.UNANSWERED,
+    }
+)  # fmt: skip
 
 # In these the session is over for this side: what still arrives is read and ignored.
-DEAF: Final[frozenset[State]] = TERMINAL | {_S.ROLLING_BACK, _D.DISCARDING}
+DEAF: Final[frozenset[State]] = TERMINAL | {_S.VOIDING, _S.ROLLING_BACK, _D.DISCARDING}
 
 # Permission to run may have been given: what this side says decides nothing any more.
 COMMITTED: Final[frozenset[State]] = frozenset(
     {
         _S.HANDED_OVER, _S.MOVED, _S.RELEASING, _S.CLOSING, _S.CLOSED, _S.DEPARTED, _S.UNDECIDED,
-        _D.RECORDING, _D.CLAIMING, _D.COMMITTING, _D.STARTING, _D.RUNNING, _D.RELEASED, _D.CLOSED,
-        _D.SETTLED, _D.UNDECIDED,
+        _D.RECORDING, _D.CLAIMING, _D.COMMITTING, _D.HANDING_BACK, _D.STARTING, _D.COMPLETING, _D.RUNNING,
+        _D.RELEASED, _D.CLOSED, _D.SETTLED, _D.UNDECIDED,
     }
 )  # fmt: skip
 
@@ -316,9 +333,10 @@ PHASES: Final[dict[State, Phase]] = {
         (_S.PAUSING, _S.FREEZING, _S.BLACKOUT, _S.SEALED, _S.GRANTING, _S.RECORDING), Phase.BLACKOUT
     ),
     **dict.fromkeys((_D.READY, _D.BLACKOUT, _D.FROZEN, _D.LOADING, _D.LOADED), Phase.BLACKOUT),
-    **dict.fromkeys((_S.HANDED_OVER, _S.RECLAIMING), Phase.COMMIT),
+    **dict.fromkeys((_S.HANDED_OVER,), Phase.COMMIT),
     **dict.fromkeys((_D.RECORDING, _D.CLAIMING, _D.COMMITTING, _D.STARTING, _D.HANDING_BACK), Phase.COMMIT),
-    **dict.fromkeys((_S.MOVED, _S.RELEASING, _S.CLOSING, _D.RUNNING, _D.FETCHING, _D.RELEASED), Phase.AFTER),
+    **dict.fromkeys((_S.MOVED, _S.RELEASING, _S.CLOSING), Phase.AFTER),
+    **dict.fromkeys((_D.COMPLETING, _D.RUNNING, _D.FETCHING, _D.RELEASED), Phase.AFTER),
     **dict.fromkeys((_S.RESUMING, _D.RESUMING), Phase.RESUME),
     **dict.fromkeys((_S.ASKING, _D.ANSWERING), Phase.ASK),
 }

@@ -20,7 +20,8 @@ from typing import Final, Self
 
 import trio
 
-from sterna.core.events import RecordKind
+from sterna.core.duties import NoRecords
+from sterna.core.records import Claiming, Record
 from sterna.errors import LocalProtocolError, TransportError
 from sterna.guest.api import GuestDescription
 from sterna.host.peers import Direction, PeerList
@@ -93,7 +94,7 @@ class PeerListHost:
             raise LocalProtocolError(code, detail, clause=clause)
 
 
-class HostSession:
+class HostSession(NoRecords):
     """The `Host` of one endpoint (sterna.net.endpoint).
 
     Attributes:
@@ -111,7 +112,7 @@ class HostSession:
         self._host = host
         self._guest = b""
         self._handed_over = False
-        self.records: dict[tuple[RecordKind, int], Runner] = {}
+        self.records: list[Record] = []
 
     def __enter__(self) -> Self:
         return self
@@ -165,21 +166,12 @@ class HostSession:
         """
         self._authorise(description, peer, Direction.RECEIVE)
 
-    async def persist(self, kind: RecordKind, epoch: int, runner: Runner) -> None:
+    async def persist(self, record: Record) -> None:
         """Remember it."""
-        self.records[kind, epoch] = runner
-        if kind is RecordKind.CLAIMING:
+        self.records.append(record)
+        if isinstance(record, Claiming):
             self._handed_over = True
-            self._host.handed_over(self._guest, epoch - 1)
-
-    async def void(self, kind: RecordKind, epoch: int) -> None:
-        """Forget it."""
-        self.records.pop((kind, epoch), None)
-
-    async def claim(self, epoch: int, runner: Runner) -> bool:
-        """Nobody else can claim it."""
-        del epoch, runner
-        return True
+            self._host.handed_over(self._guest, record.epoch - 1)
 
     def _authorise(self, description: GuestDescription, peer: Peer, direction: Direction) -> None:
         peers = self._host.peers

@@ -336,8 +336,8 @@ class Pump:
             self._lose(TransportError(ErrorCode.CONNECTION_LOST, "the endpoint was cancelled"))
 
     async def _carry_out_rest(self) -> None:
-        """What the performer has left undone when it was cancelled, above all a roll-back."""
-        while self._machine.result is None and (request := self._machine.poll_request()) is not None:
+        """What the performer has left undone when it was cancelled: a roll-back, or a record of the end."""
+        while (request := self._machine.poll_request()) is not None:
             await self._carry_out_one(request)
 
 

@@ -25,6 +25,7 @@ from sterna.core.tables import (
     SOURCE,
     DestinationInput,
     DestinationState,
+    Input,
     Row,
     SourceInput,
     SourceState,
@@ -35,13 +36,20 @@ from sterna.registry import FrameType, Sender
 
 _FAILURES: Final = frozenset({SourceInput.LOST, DestinationInput.LOST, DestinationInput.START_FAILED})
 
+# A frame that comes as an input of its own, by what is in it.
+_VARIANTS: Final[Mapping[FrameType, Sequence[Input]]] = {
+    FrameType.HELLO: (DestinationInput.HELLO_RESUME, DestinationInput.HELLO_VERDICT),
+}
+_ARRIVING: Final = frozenset(each for variants in _VARIANTS.values() for each in variants)
+
 
 def _local(*tables: Table) -> Mapping[State, Sequence[Row]]:
     """The rows of events that are no frames, failures and what is reserved left out."""
     rows: defaultdict[State, list[Row]] = defaultdict(list)
     for table in tables:
         for (state, what), row in table.items():
-            if not isinstance(what, FrameType) and what not in _FAILURES and not row.reserved:
+            local = not isinstance(what, FrameType) and what not in _ARRIVING
+            if local and what not in _FAILURES and not row.reserved:
                 rows[state].append(row)
     return dict(rows)
 
@@ -109,8 +117,10 @@ class Places:
 
     def _rows_of(self, frame: FrameType) -> Iterable[Row]:
         """The rows of a frame that arrives."""
-        found = ((place, self._table.get((place.state, frame))) for place in self._reachable())
-        return [row for place, row in found if row is not None and place.free]
+        inputs: Sequence[Input] = (frame, *_VARIANTS.get(frame, ()))
+        states = [place.state for place in self._reachable() if place.free]
+        found = (self._table.get((state, what)) for state in states for what in inputs)
+        return [row for row in found if row is not None]
 
     def _sending(self, frame: FrameType) -> Iterable[_Place]:
         """The places to which sending this frame leads."""

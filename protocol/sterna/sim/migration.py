@@ -294,8 +294,8 @@ class Migration:
                 return _ADMISSION
             case Reserve():
                 return self.room
-            case Claim():
-                return True
+            case Claim(runner=runner):
+                return runner
             case RunGuest():
                 self._ran_at = self.now
             case _:
