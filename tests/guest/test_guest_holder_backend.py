@@ -10,6 +10,7 @@ from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription, StateSection
 from sterna.guest.holder_backend import HeldGuest, HeldState
 from sterna.guest.holder_frames import JsonObject
+from sterna.guest.late_pages import LatePages
 from sterna.linux.memfd import PAGE_BYTES, MemoryFile
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode, StateKind
@@ -29,10 +30,13 @@ class FakeHeld(HeldGuest):
         calls: names of the methods that would change something, in order.
         dirty: what the next collect reports of region 3.
         broken: names of methods that fail, with what.
+        stale: the pages that were expected last.
+        late: what holds accesses to them, if a test wants something to.
     """
 
     kind = "fake"
     tracker = "told"
+    can_post_copy = True
 
     def __init__(self, *, with_guest: bool = True) -> None:
         self.calls: list[str] = []
@@ -40,6 +44,8 @@ class FakeHeld(HeldGuest):
         self.broken: dict[str, Exception] = {}
         self.running = with_guest
         self.share = 0.0
+        self.stale: Mapping[int, PageBitmap] = {}
+        self.late: LatePages | None = None
         self._files: dict[int, MemoryFile] = {}
         self._description: GuestDescription | None = None
         if with_guest:
@@ -119,6 +125,14 @@ class FakeHeld(HeldGuest):
         self._call("run")
         self.running = True
 
+    def expect(self, stale: Mapping[int, PageBitmap]) -> None:
+        self._call("expect")
+        self.stale = stale
+
+    @property
+    def late_pages(self) -> LatePages | None:
+        return self.late
+
     def discard(self) -> None:
         self._call("discard")
         self._free()
@@ -146,6 +160,17 @@ def test_a_backend_has_to_do_everything() -> None:
     assert sum(file.size_bytes for file in fake.memory().values()) == (PAGES + 2) * PAGE_BYTES
     fake.close()
     assert fake.calls == ["close"]
+
+
+def test_a_backend_that_says_nothing_of_it_runs_with_all_of_its_pages() -> None:
+    fake = FakeHeld()
+    assert not HeldGuest.can_post_copy.fget(fake)
+    assert HeldGuest.late_pages.fget(fake) is None
+    HeldGuest.complete(fake)
+    with pytest.raises(GuestError) as caught:
+        HeldGuest.expect(fake, {})
+    assert caught.value.code is ErrorCode.UNSUPPORTED
+    fake.close()
 
 
 def test_states_are_the_words_of_the_protocol() -> None:

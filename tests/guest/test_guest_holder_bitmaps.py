@@ -3,13 +3,15 @@ from __future__ import annotations
 import os
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sterna.guest.holder_bitmaps import BitmapFile, words_of
+from sterna.errors import GuestError
+from sterna.guest.holder_bitmaps import BitmapFile, read_bitmaps, set_bits, words_of
 from sterna.linux.memfd import MemoryMap
 from sterna.memory.bitmap import PageBitmap
-from sterna.registry import Transfer
+from sterna.registry import ErrorCode, Transfer
 from sterna.wire.records import Region
 
 SIZES = st.lists(st.integers(1, 200), min_size=1, max_size=4)
@@ -47,3 +49,48 @@ def test_only_copied_regions_have_one() -> None:
     assert file.layout() == []
     assert file.put({}) == 0
     file.close()
+
+
+def test_what_one_side_lays_out_the_other_reads_where_it_is() -> None:
+    file = BitmapFile([Region(7, 0, 70 << 12), Region(2, 1 << 40, 3 << 12)])
+    view = file.file.map()
+    found = read_bitmaps({"bitmaps": file.layout()}, view.array.view("<u8"))
+    assert {region: (len(words), bits) for region, (words, bits) in found.items()} == {7: (2, 70), 2: (1, 3)}
+    set_bits(found[7][0], 69, 1)
+    assert file.words(7).tolist() == [0, 32]
+    assert file.words(2).tolist() == [0]
+    kept = file.words(7)
+    del found
+    view.close()
+    file.close()
+    assert kept.tolist() == [0, 32]
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [{"region": 1, "offset": 0, "bits": 129}],
+        [{"region": 1, "offset": 1, "bits": 1}],
+        [{"region": 1, "offset": 16, "bits": 1}],
+        [{"region": 1, "offset": 0, "bits": 1}, {"region": 1, "offset": 8, "bits": 1}],
+        [{"region": 1, "offset": -8, "bits": 1}],
+        [{}],
+        [5],
+        "no list",
+        [{"region": 1, "offset": 0, "bits": 0}] * 65,
+    ],
+)
+def test_layouts_that_lead_elsewhere(entries: object) -> None:
+    """[HOL-11] [HOL-38]"""
+    with pytest.raises(GuestError) as caught:
+        read_bitmaps({"here": entries}, np.zeros(2, "<u8"), "here")
+    assert caught.value.code is ErrorCode.BAD_VALUE
+
+
+@given(st.integers(0, 300), st.integers(0, 300))
+def test_bits_are_set_as_a_bitmap_sets_them(first: int, count: int) -> None:
+    count = min(count, 300 - first)
+    bitmap, words = PageBitmap(300), np.zeros(words_of(300), "<u8")
+    bitmap.set(first, count)
+    set_bits(words, first, count)
+    assert words.tolist() == bitmap.words.tolist()

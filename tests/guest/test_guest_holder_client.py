@@ -39,7 +39,7 @@ async def test_attach_ask_and_close(path: Path, engine: HolderEngine) -> None:
         assert connection.may_run
         assert connection.kind == "fake"
         assert connection.attached == HolderStatus(
-            "running", 4, 0, NO_RUNNER, "told", False, {}, engine.image
+            "running", 4, 0, NO_RUNNER, "told", False, {}, engine.image, True
         )
         status = await connection.status()
         assert status.figure("figure") == 42

@@ -18,7 +18,8 @@ from sterna.guest.holder_backend import HeldState
 from sterna.guest.holder_connection import ATTACH_WITHIN_S
 from sterna.guest.holder_engine import OPERATIONS, RESERVED_OPERATIONS, HolderEngine, Party
 from sterna.guest.holder_frames import FRAME_BYTES, FRAME_DESCRIPTORS, Frame
-from sterna.linux.memfd import MemoryFile
+from sterna.guest.stale_pages import NOTES_BYTES, NOTES_BYTES_A_PAGE, notes_limit
+from sterna.linux.memfd import MemoryFile, has_fixed_size
 from sterna.registry import ErrorCode
 
 S = HeldState
@@ -35,7 +36,9 @@ GOOD: dict[str, dict[str, Any]] = {
     "reserve": GUEST,
     "load_state": {"sections": TABLE},
     "run": NEXT,
+    "expect": {"bitmaps": []},
 }
+FILES = {"load_state": STATE_DATA, "expect": bytes(24)}  # what comes along
 WAYS: dict[HeldState, tuple[str, ...]] = {
     S.RUNNING: (),
     S.PAUSED: ("pause",),
@@ -68,7 +71,7 @@ class Rig:
         return party
 
     def ask(self, operation: str, fields: dict[str, Any] | None = None, party: Party | None = None) -> Any:
-        file = MemoryFile.of_bytes("test", STATE_DATA) if operation == "load_state" else None
+        file = MemoryFile.of_bytes("test", FILES[operation]) if operation in FILES else None
         descriptors = () if file is None else (file.fileno(),)
         try:
             frame = Frame(GOOD.get(operation, {}) if fields is None else fields, descriptors)
@@ -108,6 +111,10 @@ LEGAL = {
     "prepare": "reserved loaded",
     "load_state": "reserved loaded",
     "run": "loaded granted",
+    "expect": "reserved loaded",
+    "faults": "reserved loaded running paused granted",
+    "installed": "reserved loaded running paused granted",
+    "notes": "reserved loaded running paused granted",
     "discard": "reserved loaded",
     "release": "granted released",
     "status": "empty reserved loaded running paused granted released",
@@ -163,6 +170,7 @@ def test_the_document_has_the_same_table() -> None:
         ("HOL-6", f"more than {FRAME_DESCRIPTORS},"),  # [HOL-6]
         ("HOL-37", f"({fields_of.STATE_BYTES >> 20} MiB)"),  # [HOL-37]
         ("HOL-37", f"at most {fields_of.STATE_SECTIONS} sections"),  # [HOL-37]
+        ("HOL-45", f"More than {NOTES_BYTES_A_PAGE} bytes a page and {NOTES_BYTES >> 20} MiB"),  # [HOL-45]
     ],
 )
 def test_the_document_has_the_same_numbers(clause: str, words: str) -> None:
@@ -223,6 +231,8 @@ def test_attaching() -> None:
         "image": rig.engine.image.hex(),
         "tracker": "told",
         "tracking": False,
+        "post_copy": True,
+        "missing": 0,
     }
     with pytest.raises(GuestError) as caught:
         rig.attach(version=2)
@@ -548,3 +558,118 @@ def outcome(rig: Rig, operation: str, fields: dict) -> ErrorCode | None:
     except GuestError as error:
         return error.code
     return None
+
+
+class Lacking:
+    """Stands for what holds accesses to pages, of which so many are missing."""
+
+    def __init__(self, missing: int) -> None:
+        self.left = missing
+        self.ended = 0
+
+    def missing(self) -> int:
+        return self.left
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+def test_stale_pages_are_named_by_bitmaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[HOL-38] Two words of region 3, one of region 5, as `track_start` lays them out."""
+    rig = Rig(S.RESERVED)
+    layout = {"bitmaps": [{"region": 3, "offset": 0, "bits": PAGES}, {"region": 5, "offset": 16, "bits": 2}]}
+    words = [1 << 63, 0b100001, 0b10]
+    monkeypatch.setitem(FILES, "expect", b"".join(word.to_bytes(8, "little") for word in words))
+    assert rig.ask("expect", layout) == {"missing": 0}  # the fake holds nothing
+    assert {number: bitmap.runs()[0].tolist() for number, bitmap in rig.guest.stale.items()} == {
+        3: [63, 69],  # and the one after 63
+        5: [1],
+    }
+    rig.guest.calls.clear()
+    for bad in (
+        {"bitmaps": [{"region": 3, "offset": 0, "bits": PAGES - 1}]},  # bit 69 is beyond its end
+        {"bitmaps": [{"region": 3, "offset": 16, "bits": PAGES}]},
+        {"bitmaps": [{"region": 3, "offset": 4, "bits": 8}]},
+        {"bitmaps": [{"region": 5, "offset": 16, "bits": 2}] * 2},
+        {"bitmaps": 5},
+    ):
+        assert rig.refused("expect", bad) is ErrorCode.BAD_VALUE
+    monkeypatch.setattr("sterna.guest.holder_engine.STALE_BYTES", 23)
+    assert rig.refused("expect", layout) is ErrorCode.BAD_VALUE
+    rig.close()
+
+
+@pytest.mark.parametrize("operation", ["track_start", "save_state", "grant"])
+def test_a_guest_with_missing_pages_is_not_sent_away(operation: str) -> None:
+    """[HOL-43] [ONE-41]"""
+    rig = Rig(S.PAUSED)
+    rig.guest.late = Lacking(3)
+    assert rig.ask("status")["missing"] == 3
+    assert rig.refused(operation) is ErrorCode.NOT_READY
+    rig.guest.late.left = 0
+    rig.ask(operation)
+    rig.close()
+
+
+def test_its_memory_can_be_written_until_the_last_page_is_there() -> None:
+    """[HOL-33]"""
+    rig = Rig(S.RUNNING)
+    assert rig.ask("memory")["writable"] is False
+    rig.guest.late = Lacking(1)
+    assert rig.ask("memory")["writable"] is True
+    rig.close()
+
+
+def test_holding_ends_with_the_last_page_or_with_the_controller() -> None:
+    """[HOL-42]"""
+    rig = Rig(S.RUNNING)
+    rig.guest.late = late = Lacking(1)
+    assert rig.ask("installed") == {"missing": 1}
+    rig.engine.controller_gone()
+    assert not late.ended
+    late.left = 0
+    rig.engine.controller_gone()
+    assert late.ended == 1
+    assert rig.ask("installed") == {"missing": 0}
+    assert late.ended == 2
+    rig.close()
+
+
+def test_nothing_is_passed_when_nothing_is_expected() -> None:
+    """[HOL-39]"""
+    rig = Rig(S.RUNNING)
+    answer = rig.engine.request("faults", Frame({}), rig.party)
+    assert (answer.fields, answer.descriptors) == ({"regions": []}, ())
+    rig.close()
+
+
+def notes(rig: Rig, fields: dict[str, Any]) -> bytes | None:
+    answer = rig.engine.request("notes", Frame(fields), rig.party)
+    if not answer.descriptors:
+        assert answer.fields == {"bytes": 0}
+        return None
+    (descriptor,) = answer.descriptors
+    assert has_fixed_size(descriptor)
+    os.pwrite(descriptor, b"x", 1)
+    assert answer.fields == {"bytes": os.fstat(descriptor).st_size}
+    return os.pread(descriptor, 100, 0)
+
+
+@pytest.mark.parametrize("end", ["discard", "release"])
+def test_notes_live_as_long_as_the_guest(end: str) -> None:
+    """[HOL-45]"""
+    rig = Rig(S.RESERVED if end == "discard" else S.GRANTED)
+    assert notes(rig, {}) is None
+    assert notes(rig, {"bytes": 4}) == b"\0x\0\0"
+    rig.engine.controller_gone()
+    assert notes(rig, {}) == b"\0x\0\0"
+    assert notes(rig, {"bytes": 3}) == b"\0x\0"
+    limit = notes_limit(DESCRIPTION.regions)
+    assert rig.refused("notes", {"bytes": limit + 1}) is ErrorCode.FULL
+    assert rig.refused("notes", {"bytes": "3"}) is ErrorCode.BAD_VALUE
+    assert notes(rig, {}) == b"\0x\0"
+    assert notes(rig, {"bytes": 0}) is None
+    assert notes(rig, {"bytes": limit}) is not None
+    rig.ask(end)
+    assert rig.engine._notes is None
+    rig.close()

@@ -211,3 +211,100 @@ def test_an_event_is_told_though_it_was_parked_before_it_had_written(rig: Rig) -
     rig.runner.run("resume")
     rig.watch.wait("resume")
     assert rig.watch.events.count("run") == 1
+
+
+class Gate:
+    """Lets a workload through when a test says so."""
+
+    def __init__(self) -> None:
+        self.entered: list[tuple[int, int]] = []
+        self.waits = threading.Semaphore(0)
+        self.opened = threading.Semaphore(0)
+        self.good = True
+
+    def enter(self, first: int, count: int) -> bool:
+        self.entered.append((first, count))
+        self.waits.release()
+        assert self.opened.acquire(timeout=WITHIN_S)
+        return self.good
+
+
+class GatedRig(Rig):
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.runner.stop()
+        self.gate = Gate()
+        self.runner = WorkloadRunner(self.workload, 0, self.watch, self.gate)  # type: ignore[arg-type]
+
+    def waits(self) -> None:
+        assert self.gate.waits.acquire(timeout=WITHIN_S)
+
+
+@pytest.fixture
+def gated() -> Iterator[GatedRig]:
+    rig = GatedRig()
+    yield rig
+    rig.runner.tell_to_stop()
+    for _ in range(4):
+        rig.gate.opened.release()
+    rig.runner.stop()
+    assert not rig.runner._thread.is_alive()
+
+
+def test_a_pause_does_not_wait_for_a_page(gated: GatedRig) -> None:
+    """[HOL-44] Nor does a page that comes end the pause; the write that waited is done after it."""
+    runner, workload, gate = gated.runner, gated.workload, gated.gate
+    runner.run("run")
+    gated.waits()
+    runner.park()
+    gate.opened.release()
+    assert workload.count == 0
+    runner.park()
+    assert workload.count == 0
+    runner.run("resume")
+    gated.waits()
+    gate.opened.release()
+    gated.watch.wait("run")
+    assert workload.count >= 1
+    assert gate.entered[0] == gate.entered[1]
+    assert runner.first_write_ns > 0
+
+
+def test_paused_and_resumed_while_it_waits(gated: GatedRig) -> None:
+    """It begins anew, so that what is told of a resume is told after a write."""
+    runner, gate = gated.runner, gated.gate
+    runner.run("run")
+    gated.waits()
+    runner.park()
+    runner.run()
+    gate.opened.release()
+    gated.waits()
+    assert gated.workload.count == 0
+    gate.opened.release()
+    gated.watch.wait("run")
+
+
+def test_blocks_are_those_of_the_workload(gated: GatedRig) -> None:
+    runner, gate, size = gated.runner, gated.gate, gated.workload.parameters.block_pages
+    runner.run("run")
+    for _ in range(3):
+        gated.waits()
+        gate.opened.release()
+    gated.waits()
+    assert [count for _, count in gate.entered] == [1, size - 1, size, size]
+    runner.gate = None
+    gate.opened.release()
+    gated.watch.wait("beat", 2)
+    assert len(gate.entered) == 4
+    assert gated.workload.errors == 0
+
+
+def test_a_page_that_never_came_ends_the_workload(gated: GatedRig) -> None:
+    gated.gate.good = False
+    gated.runner.run("run")
+    gated.waits()
+    gated.gate.opened.release()
+    gated.runner._thread.join(WITHIN_S)
+    assert gated.workload.count == 0
+    with pytest.raises(GuestError, match="failed"):
+        gated.runner.park()

@@ -28,6 +28,20 @@ def test_two_mappings_show_one_memory() -> None:
     assert file.fileno() == -1
 
 
+def test_a_page_that_was_unmapped_keeps_its_content() -> None:
+    """[PCY-6]"""
+    file = MemoryFile("test", 3 * PAGE_BYTES)
+    memory = file.map()
+    memory.array[:] = 9
+    memory.unmap_pages(PAGE_BYTES, PAGE_BYTES)
+    memory.touch(PAGE_BYTES)
+    assert (memory.array == 9).all()
+    with pytest.raises(OSError, match="Invalid argument"):
+        memory.unmap_pages(1, PAGE_BYTES)
+    memory.close()
+    file.close()
+
+
 def test_nobody_changes_its_size() -> None:
     """[HOL-32]"""
     file = MemoryFile("test", PAGE_BYTES)

@@ -1,13 +1,26 @@
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import select
+import threading
+from collections.abc import Iterator
 
 import pytest
 
 from sterna.linux import userfaultfd
 from sterna.linux.errors import CapabilityMissing
-from sterna.linux.memfd import PAGE_BYTES, MemoryFile
-from sterna.linux.userfaultfd import WRITE_TRACKING, Feature, Mode, Userfaultfd, supported
+from sterna.linux.memfd import PAGE_BYTES, MemoryFile, MemoryMap
+from sterna.linux.userfaultfd import (
+    LATE_PAGES,
+    WRITE_TRACKING,
+    FaultDescriptor,
+    Feature,
+    Mode,
+    Userfaultfd,
+    supported,
+)
 
 
 def test_no_way_in_names_every_way_and_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,8 +76,6 @@ def test_memory_that_cannot_be_registered(tmp_path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(PAGE_BYTES))
     descriptor = os.open(path, os.O_RDWR)
-    from sterna.linux.memfd import MemoryMap
-
     memory = MemoryMap(descriptor, PAGE_BYTES)
     try:
         with Userfaultfd(WRITE_TRACKING) as uffd, pytest.raises(CapabilityMissing, match="UFFDIO_REGISTER"):
@@ -72,3 +83,110 @@ def test_memory_that_cannot_be_registered(tmp_path) -> None:
     finally:
         memory.close()
         os.close(descriptor)
+
+
+WITHIN_S = 30.0
+
+
+class Late:
+    """Eight pages of ones, mapped twice; in the one mapping nobody gets to pages 2 to 5."""
+
+    def __init__(self, uffd: Userfaultfd) -> None:
+        self.file = MemoryFile("test", 8 * PAGE_BYTES)
+        self.theirs, self.ours = self.file.map(), self.file.map()
+        self.theirs.array[:] = 1
+        self.uffd = uffd
+        uffd.register(self.theirs.address, self.theirs.size_bytes, Mode.MISSING | Mode.MINOR)
+        self.theirs.unmap_pages(2 * PAGE_BYTES, 4 * PAGE_BYTES)
+        self.threads: list[threading.Thread] = []
+
+    def touch(self, page: int) -> threading.Thread:
+        thread = threading.Thread(target=self.theirs.touch, args=(page * PAGE_BYTES,))
+        thread.start()
+        self.threads.append(thread)
+        return thread
+
+    def faults(self) -> list[int]:
+        """Pages; waits for one."""
+        poll = select.poll()
+        poll.register(self.uffd, select.POLLIN)
+        assert poll.poll(WITHIN_S * 1000)
+        return [(fault.address - self.theirs.address) // PAGE_BYTES for fault in self.uffd.read_faults()]
+
+    def resolve(self, first: int, count: int) -> None:
+        self.uffd.resolve(self.theirs.address + first * PAGE_BYTES, count * PAGE_BYTES)
+
+
+@contextlib.contextmanager
+def late_pages() -> Iterator[Late]:
+    with Userfaultfd(LATE_PAGES) as uffd:
+        late = Late(uffd)
+        try:
+            yield late
+        finally:
+            uffd.unregister(late.theirs.address, late.theirs.size_bytes)  # lets go who still waits
+            for thread in late.threads:
+                thread.join(WITHIN_S)
+            late.theirs.close()
+            late.ours.close()
+            late.file.close()
+
+
+@pytest.mark.needs("minor_faults")
+def test_who_touches_a_page_waits_until_it_is_resolved() -> None:
+    with late_pages() as late:
+        assert late.uffd.read_faults() == []
+        thread = late.touch(3)
+        assert late.faults() == [3]
+        assert late.uffd.read_faults() == []  # told once
+        late.ours.array[3 * PAGE_BYTES] = 7
+        assert thread.is_alive()
+        late.resolve(3, 1)
+        thread.join(WITHIN_S)
+        assert not thread.is_alive()
+        assert late.theirs.array[3 * PAGE_BYTES] == 7
+        assert late.theirs.array[0] == 1  # what was not unmapped is not held
+
+
+@pytest.mark.needs("minor_faults")
+def test_a_range_is_resolved_around_pages_that_are_there() -> None:
+    with late_pages() as late:
+        threads = [late.touch(page) for page in (2, 4)]
+        told: list[int] = []
+        while len(told) < 2:
+            told += late.faults()
+        assert sorted(told) == [2, 4]
+        late.resolve(3, 1)
+        late.resolve(0, 8)
+        late.resolve(0, 8)
+        for thread in threads:
+            thread.join(WITHIN_S)
+            assert not thread.is_alive()
+        assert (late.theirs.array == 1).all()
+
+
+@pytest.mark.needs("minor_faults")
+def test_who_still_waits_is_told_again_after_a_wake() -> None:
+    """[HOL-41] Over another descriptor of the same userfaultfd, as another process has it."""
+    with late_pages() as late:
+        late.touch(5)
+        assert late.faults() == [5]
+        with FaultDescriptor(os.dup(late.uffd.fileno())) as other:
+            other.wake(late.theirs.address, late.theirs.size_bytes)
+            assert late.faults() == [5]
+            other.resolve(late.theirs.address + 5 * PAGE_BYTES, PAGE_BYTES)
+
+
+@pytest.mark.needs("minor_faults")
+def test_a_page_that_the_memory_lacks_cannot_be_resolved() -> None:
+    with late_pages() as late:
+        late.ours.free_pages()
+        with pytest.raises(OSError, match="Bad address") as caught:
+            late.resolve(2, 1)
+        assert caught.value.errno == errno.EFAULT
+        thread = late.touch(2)
+        assert late.faults() == [2]
+        late.ours.populate(2 * PAGE_BYTES, PAGE_BYTES)
+        late.resolve(2, 1)
+        thread.join(WITHIN_S)
+        assert not late.theirs.array[2 * PAGE_BYTES]

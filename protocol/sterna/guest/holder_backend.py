@@ -14,10 +14,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
+from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription, StateSection
 from sterna.guest.holder_frames import JsonObject
+from sterna.guest.late_pages import LatePages
 from sterna.linux.memfd import MemoryFile
 from sterna.memory.bitmap import PageBitmap
+from sterna.registry import ErrorCode
 from sterna.wire.records import Runner
 
 
@@ -106,6 +109,25 @@ class HeldGuest(ABC):
     @abstractmethod
     def run(self, epoch: int, runner: Runner) -> None:
         """First instruction under this epoch. LOADED, or stopped (GRANTED) and won back."""
+
+    @property
+    def can_post_copy(self) -> bool:
+        """Whether the guest may run before all of its pages are there. Every state."""
+        return False
+
+    def expect(self, stale: Mapping[int, PageBitmap]) -> None:
+        """Hold accesses to these pages from the return on, the newest set counts. RESERVED or LOADED."""
+        raise GuestError("this guest runs only when all of its pages are there", ErrorCode.UNSUPPORTED)
+
+    @property
+    def late_pages(self) -> LatePages | None:
+        """What holds accesses to stale pages; None if nothing does, or not any more. Every state."""
+        return None
+
+    def complete(self) -> None:
+        """No stale page is missing: hold nothing any more. Every state."""
+        if self.late_pages is not None:
+            self.late_pages.end()
 
     @abstractmethod
     def discard(self) -> None:

@@ -1,18 +1,21 @@
-"""The dirty bitmaps that a holder and its controller share: spec/holder.md, section 6."""
+"""The bitmaps that a holder and its controller share, a bit a page: spec/holder.md, section 6."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from sterna.guest.holder_frames import Json
+from sterna.guest.holder_fields import REGIONS, bad_value, integer, objects
+from sterna.guest.holder_frames import Json, JsonObject
 from sterna.linux.memfd import MemoryFile
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import Transfer
 from sterna.wire.records import Region
 
 _WORD_BYTES = 8
+_ONES = (1 << 64) - 1
 
 
 def words_of(pages: int) -> int:
@@ -23,14 +26,14 @@ def words_of(pages: int) -> int:
 class BitmapFile:
     """One bitmap a copied region, one after the other, in a memory file."""
 
-    def __init__(self, regions: Sequence[Region]) -> None:
+    def __init__(self, regions: Sequence[Region], name: str = "sterna-dirty") -> None:
         self._places: dict[int, tuple[int, int]] = {}  # region id -> first word, pages
         position = 0
         for region in regions:
             if region.transfer is Transfer.COPY:
                 self._places[region.id] = (position, region.pages)
                 position += words_of(region.pages)
-        self.file = MemoryFile("sterna-dirty", max(position, 1) * _WORD_BYTES)
+        self.file = MemoryFile(name, max(position, 1) * _WORD_BYTES)
         self._map = self.file.map()
         self._words = self._map.array.view("<u8")
 
@@ -54,8 +57,46 @@ class BitmapFile:
             total += bitmap.count()
         return total
 
+    def words(self, region: int) -> npt.NDArray[np.uint64]:
+        """A region's bitmap, live. It stays what it was when the file is closed."""
+        first, pages = self._places[region]
+        return self._words[first : first + words_of(pages)]
+
     def close(self) -> None:
         """Give the memory back."""
         self._words = np.empty(0, dtype="<u8")
         self._map.close()
         self.file.close()
+
+
+def read_bitmaps(
+    fields: JsonObject, words: npt.NDArray[np.uint64], name: str = "bitmaps"
+) -> dict[int, tuple[npt.NDArray[np.uint64], int]]:
+    """The bitmaps that a layout speaks of, live, by region id: words, and the number of bits.
+
+    Raises:
+        GuestError: with BAD_VALUE for a region that is named twice or a bitmap outside of the words.
+    """
+    found: dict[int, tuple[npt.NDArray[np.uint64], int]] = {}
+    for entry in objects(fields, name, REGIONS):
+        region, bits = integer(entry, "region"), integer(entry, "bits")
+        first, rest = divmod(integer(entry, "offset"), _WORD_BYTES)
+        if region in found or rest or first + words_of(bits) > len(words):
+            raise bad_value(f"the bitmap of region {region} is outside of its file, or there are two")
+        found[region] = words[first : first + words_of(bits)], bits
+    return found
+
+
+def set_bits(words: npt.NDArray[np.uint64], first: int, count: int) -> None:
+    """Set bits in words that others read meanwhile; nobody else writes them."""
+    if count <= 0:
+        return
+    low, high = first >> 6, first + count - 1 >> 6
+    head = _ONES << (first & 63) & _ONES
+    tail = _ONES >> (63 - (first + count - 1 & 63))
+    if low == high:
+        words[low] |= np.uint64(head & tail)
+        return
+    words[low] |= np.uint64(head)
+    words[low + 1 : high] = np.uint64(_ONES)
+    words[high] |= np.uint64(tail)

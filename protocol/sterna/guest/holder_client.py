@@ -45,6 +45,8 @@ class HolderStatus:
         state: empty, reserved, loaded, running, paused, granted or released.
         epoch: under which it last ran there; 0 if it never did.
         granted_epoch: that was granted to another host; 0 if none.
+        post_copy: whether it can run before all of its pages are there.
+        missing: stale pages that were not installed.
         guest: the guest's own figures, by name; for the process guest see spec/holder.md, section 7.
         image: the id of what is kept there, zeros for nothing [HOL-46].
     """
@@ -57,6 +59,8 @@ class HolderStatus:
     tracking: bool
     guest: JsonObject
     image: bytes = NO_ID
+    post_copy: bool = False
+    missing: int = 0
 
     def figure(self, name: str) -> int | float:
         """A number among the guest's figures; 0 if it has none of this name."""
@@ -228,6 +232,8 @@ def _status(fields: JsonObject) -> HolderStatus:
         tracking=fields.get("tracking") is True,
         guest=guest if isinstance(guest, dict) else {},
         image=fields_of.hex_bytes(fields, "image", len(NO_ID)),
+        post_copy=fields.get("post_copy") is True,
+        missing=fields_of.integer(fields, "missing") if "missing" in fields else 0,
     )
 
 

@@ -17,12 +17,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from sterna.errors import GuestError
 from sterna.guest import holder_fields as fields_of
 from sterna.guest.holder_backend import HeldGuest, HeldState
-from sterna.guest.holder_bitmaps import BitmapFile
+from sterna.guest.holder_bitmaps import BitmapFile, read_bitmaps
 from sterna.guest.holder_frames import VERSION, Frame, Json, JsonObject
+from sterna.guest.stale_pages import notes_limit
 from sterna.linux.memfd import MemoryFile, read_shared
+from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode
 from sterna.wire.records import NO_ID, NO_RUNNER, Runner
 
@@ -30,6 +34,8 @@ _S: Final = HeldState
 _WITH_GUEST: Final = frozenset(_S) - {_S.EMPTY, _S.RELEASED}
 _HERE: Final = frozenset({_S.RUNNING, _S.PAUSED})
 _WAITING: Final = frozenset({_S.RESERVED, _S.LOADED})
+# The largest file of stale pages that is read: that of a guest of 4 TiB.
+STALE_BYTES: Final = 128 << 20
 
 
 @dataclass(slots=True)
@@ -63,6 +69,7 @@ class Operation:
         run_right: only for a controller that `may_run`.
         observer: legal for observers too.
         descriptors: how many must come with it.
+        complete: only of a guest that has all of its pages [HOL-43].
     """
 
     act: Callable[[HolderEngine, Frame], Answer]
@@ -70,6 +77,7 @@ class Operation:
     run_right: bool = True
     observer: bool = False
     descriptors: int = 0
+    complete: bool = False
 
 
 class HolderEngine:
@@ -102,6 +110,13 @@ class HolderEngine:
         self._granter: Party | None = None
         self._tracking = False
         self._bitmaps: BitmapFile | None = None
+        self._notes: MemoryFile | None = None
+
+    @property
+    def missing(self) -> int:
+        """Stale pages of the guest that were not installed yet."""
+        late = self.guest.late_pages
+        return 0 if late is None else late.missing()
 
     @property
     def newest_epoch(self) -> int:
@@ -147,6 +162,8 @@ class HolderEngine:
             late = self.state in {_S.GRANTED, _S.RELEASED}
             code = ErrorCode.TOO_LATE if late else ErrorCode.UNEXPECTED_FRAME
             raise GuestError(f"{name}: the guest is {self.state}", code)
+        if operation.complete and self.missing:
+            raise GuestError(f"{name}: {self.missing} pages of the guest are missing", ErrorCode.NOT_READY)
         if len(frame.descriptors) != operation.descriptors:
             raise fields_of.bad_value(f"{name}: takes {operation.descriptors} descriptors")
         self._asking = party
@@ -166,12 +183,12 @@ class HolderEngine:
             if self.state in _HERE | {_S.GRANTED}:
                 stack.callback(self.guest.throttle, 0.0)
                 stack.callback(self.guest.stop_tracking)
+            stack.callback(self._settle)  # [HOL-42]
 
     def close(self) -> None:
         """End the guest and free everything."""
-        if self._bitmaps is not None:
-            self._bitmaps.close()
-            self._bitmaps = None
+        self._drop_bitmaps()
+        self._drop_notes()
         self.guest.close()
 
     def _where(self) -> JsonObject:
@@ -183,6 +200,8 @@ class HolderEngine:
             "image": self.image.hex(),
             "tracker": self.guest.tracker,
             "tracking": self._tracking,
+            "post_copy": self.guest.can_post_copy,
+            "missing": self.missing,
         }
 
     # Operations, in the order of section 5.
@@ -191,7 +210,7 @@ class HolderEngine:
         return Answer({"description": fields_of.description_to_json(self.guest.description)})
 
     def _memory(self, _: Frame) -> Answer:
-        writable = self.state in _WAITING
+        writable = self.state in _WAITING or self.missing > 0  # [HOL-33]
         files = sorted(self.guest.memory().items())
         regions: list[Json] = [{"region": region, "bytes": file.size_bytes} for region, file in files]
         fields: JsonObject = {"writable": writable, "regions": regions}
@@ -305,9 +324,48 @@ class HolderEngine:
         self.state = _S.RUNNING
         return Answer({})
 
+    def _expect(self, frame: Frame) -> Answer:
+        try:
+            layout = read_shared(frame.descriptors[0], STALE_BYTES)
+            words = np.frombuffer(layout[: len(layout) & ~7], "<u8")
+            bitmaps = read_bitmaps(frame.fields, words).items()
+            stale = {region: PageBitmap.from_words(*bitmap) for region, bitmap in bitmaps}
+        except ValueError as error:
+            raise fields_of.bad_value(f"expect: {error}") from error
+        self.guest.expect(stale)
+        return Answer({"missing": self.missing})
+
+    def _faults(self, _: Frame) -> Answer:
+        late = self.guest.late_pages
+        if late is None:
+            return Answer({"regions": []})
+        return Answer({"regions": late.layout()}, (late.uffd.fileno(), late.file.fileno()))
+
+    def _installed(self, _: Frame) -> Answer:
+        return Answer({"missing": self._settle()})
+
+    def _settle(self) -> int:
+        missing = self.missing
+        if not missing:
+            self.guest.complete()
+        return missing
+
+    def _notes_of(self, frame: Frame) -> Answer:
+        if "bytes" in frame.fields:
+            size = fields_of.integer(frame.fields, "bytes")
+            if size > notes_limit(self.guest.description.regions):
+                raise GuestError(f"{size} bytes of notes", ErrorCode.FULL)
+            notes = MemoryFile("sterna-notes", size) if size else None
+            self._drop_notes()
+            self._notes = notes
+        if self._notes is None:
+            return Answer({"bytes": 0})
+        return Answer({"bytes": self._notes.size_bytes}, (self._notes.fileno(),))
+
     def _discard(self, _: Frame) -> Answer:
         self._drop_bitmaps()
         self.guest.discard()
+        self._drop_notes()
         self.state, self.image = _S.EMPTY, NO_ID
         return Answer({})
 
@@ -316,6 +374,7 @@ class HolderEngine:
             self._tracking = False
             self._drop_bitmaps()
             self.guest.release()
+            self._drop_notes()
             self.state, self.image = _S.RELEASED, NO_ID
         return Answer({})
 
@@ -323,6 +382,11 @@ class HolderEngine:
         if self._bitmaps is not None:
             self._bitmaps.close()
             self._bitmaps = None
+
+    def _drop_notes(self) -> None:
+        if self._notes is not None:
+            self._notes.close()
+            self._notes = None
 
     def _status(self, _: Frame) -> Answer:
         return Answer({**self._where(), "guest": self.guest.status()})
@@ -339,19 +403,23 @@ _Engine = HolderEngine
 OPERATIONS: Final[dict[str, Operation]] = {
     "describe": Operation(_Engine._describe, _WITH_GUEST, run_right=False, observer=True),
     "memory": Operation(_Engine._memory, _WITH_GUEST, run_right=False),
-    "track_start": Operation(_Engine._track_start, _HERE),
+    "track_start": Operation(_Engine._track_start, _HERE, complete=True),
     "track_collect": Operation(_Engine._track_collect, _HERE),
     "track_stop": Operation(_Engine._track_stop),
     "pause": Operation(_Engine._pause, _HERE),
     "resume": Operation(_Engine._resume, _HERE),
     "throttle": Operation(_Engine._throttle, _HERE),
-    "save_state": Operation(_Engine._save_state, frozenset({_S.PAUSED})),
-    "grant": Operation(_Engine._grant, frozenset({_S.PAUSED, _S.GRANTED})),
+    "save_state": Operation(_Engine._save_state, frozenset({_S.PAUSED}), complete=True),
+    "grant": Operation(_Engine._grant, frozenset({_S.PAUSED, _S.GRANTED}), complete=True),
     "revoke": Operation(_Engine._revoke, frozenset({_S.PAUSED, _S.GRANTED})),
     "reserve": Operation(_Engine._reserve, frozenset({_S.EMPTY})),
     "prepare": Operation(_Engine._prepare, _WAITING),
     "load_state": Operation(_Engine._load_state, _WAITING, descriptors=1),
     "run": Operation(_Engine._run, frozenset({_S.LOADED, _S.GRANTED})),
+    "expect": Operation(_Engine._expect, _WAITING, descriptors=1),
+    "faults": Operation(_Engine._faults, _WITH_GUEST),
+    "installed": Operation(_Engine._installed, _WITH_GUEST),
+    "notes": Operation(_Engine._notes_of, _WITH_GUEST),
     "discard": Operation(_Engine._discard, _WAITING),
     "release": Operation(_Engine._release, frozenset({_S.GRANTED, _S.RELEASED}), run_right=False),
     "status": Operation(_Engine._status, run_right=False, observer=True),
@@ -360,4 +428,4 @@ OPERATIONS: Final[dict[str, Operation]] = {
 }
 
 # Specified by name only; answered with `unsupported`.
-RESERVED_OPERATIONS: Final = frozenset({"share", "faults", "installed", "serve", "storage"})
+RESERVED_OPERATIONS: Final = frozenset({"share", "serve", "storage"})

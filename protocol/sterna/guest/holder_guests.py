@@ -11,19 +11,20 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
+import trio
 
 from sterna.errors import GuestError
 from sterna.guest import holder_fields as fields_of
-from sterna.guest.api import GuestDescription, StateSection
-from sterna.guest.holder_bitmaps import words_of
+from sterna.guest.api import GuestDescription, PageRange, StateSection
+from sterna.guest.holder_bitmaps import BitmapFile, read_bitmaps
 from sterna.guest.holder_client import SLOW_ANSWER_WITHIN_S, HolderConnection
 from sterna.guest.holder_frames import Frame
+from sterna.guest.late_endpoint import LateEndpoint
+from sterna.guest.stale_pages import check_stale
 from sterna.linux.memfd import MemoryFile, MemoryMap, has_fixed_size, read_shared
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import Transfer
-from sterna.wire.records import NO_ID, Runner
+from sterna.wire.records import NO_ID, Region, Runner
 
 _UNKNOWN: Final = ""  # a request was sent that changes the holder's state; its answer has not come
 
@@ -62,19 +63,10 @@ class _Bitmaps:
     """The controller's view of the shared bitmap file."""
 
     def __init__(self, answer: Frame) -> None:
-        self._places: dict[int, npt.NDArray[np.uint64]] = {}
-        self._bits: dict[int, int] = {}
         try:
             (descriptor,) = answer.descriptors
             self._map = MemoryMap(descriptor, _fixed_size(descriptor), writable=False)
-            words = self._map.array.view("<u8")
-            for entry in fields_of.objects(answer.fields, "bitmaps", fields_of.REGIONS):
-                region, bits = fields_of.integer(entry, "region"), fields_of.integer(entry, "bits")
-                first, rest = divmod(fields_of.integer(entry, "offset"), 8)
-                if rest or first + words_of(bits) > len(words):
-                    raise GuestError(f"the bitmap of region {region} is outside of its file")
-                self._places[region] = words[first : first + words_of(bits)]
-                self._bits[region] = bits
+            self._bitmaps = read_bitmaps(answer.fields, self._map.array.view("<u8"))
         except (ValueError, OSError) as error:
             raise GuestError(f"the holder's bitmaps make no sense: {error}") from error
         finally:
@@ -82,9 +74,7 @@ class _Bitmaps:
 
     def read(self) -> dict[int, PageBitmap]:
         """A copy of every bitmap."""
-        return {
-            region: PageBitmap.from_words(words, self._bits[region]) for region, words in self._places.items()
-        }
+        return {region: PageBitmap.from_words(*bitmap) for region, bitmap in self._bitmaps.items()}
 
 
 class HolderSourceGuest:
@@ -208,6 +198,29 @@ class HolderDestinationGuest:
         self._maps: Mapping[int, MemoryMap] = {}
         self._state = connection.attached.state
         self._has_run = False
+        self._regions: tuple[Region, ...] = ()
+        self._late: LateEndpoint | None = None
+        self._is_late = trio.Event()
+        self._notes: MemoryMap | None = None
+
+    @classmethod
+    async def take_over(cls, connection: HolderConnection) -> HolderDestinationGuest:
+        """The guest that runs in the holder and lacks pages, of which the last controller has died [HOL-41].
+
+        Raises:
+            GuestError: there is none.
+        """
+        guest = cls(connection)
+        answer = await connection.call("describe")
+        description = fields_of.description_from_json(fields_of.an_object(answer.fields, "description"))
+        guest._regions = description.regions
+        guest._has_run = guest._state not in {"reserved", "loaded"}
+        writable = not guest._has_run or connection.attached.missing > 0
+        guest._maps = await _map_memory(connection, description, writable=writable)
+        await guest._open_late()
+        if guest._late is not None:
+            guest._late.repeat()
+        return guest
 
     async def reserve(self, description: GuestDescription) -> None:
         """Begin anew: what an earlier endpoint may have left half-way is discarded."""
@@ -222,11 +235,11 @@ class HolderDestinationGuest:
             },
             within_s=SLOW_ANSWER_WITHIN_S,
         )
-        self._state, self._has_run = "reserved", False
+        self._state, self._has_run, self._regions = "reserved", False, description.regions
         self._maps = await _map_memory(self.connection, description, writable=True)
 
     def memory(self, region: int) -> memoryview:
-        """The guest's memory to be, writable; read-only from `run` on.
+        """The guest's memory to be, writable; read-only from `run` on, or when no page is missing any more.
 
         Raises:
             GuestError: nothing is reserved.
@@ -234,7 +247,7 @@ class HolderDestinationGuest:
         if region not in self._maps:
             raise GuestError(f"there is no memory of region {region}")
         view = self._maps[region].view
-        return view.toreadonly() if self._has_run else view
+        return view.toreadonly() if self._has_run and self._late is None else view
 
     async def prepare(self) -> None:
         """Every page is there when this returns."""
@@ -262,6 +275,79 @@ class HolderDestinationGuest:
             await self.connection.call("discard")
         self._state = "empty"
         self._maps = {}
+        self._close_late()
+        self._notes = None
+
+    @property
+    def can_post_copy(self) -> bool:
+        """What the holder says."""
+        return self.connection.attached.post_copy
+
+    async def expect(self, stale: Mapping[int, PageBitmap]) -> None:
+        """The holder holds accesses, and passes what lets them go."""
+        check_stale(stale, self._regions)
+        file = BitmapFile(self._regions, "sterna-stale")
+        try:
+            file.put(stale)
+            await self.connection.call("expect", {"bitmaps": file.layout()}, (file.file.fileno(),))
+        finally:
+            file.close()
+        await self._open_late()
+
+    async def faults(self) -> Sequence[PageRange]:
+        """Straight from the kernel; the holder has no part in it."""
+        while True:
+            if self._late is None:
+                await self._is_late.wait()
+                continue
+            try:
+                return await self._late.faults()
+            except trio.ClosedResourceError:
+                pass  # nothing is missing any more, or something else is
+
+    async def installed(self, region: int, first: int, count: int) -> None:
+        """In shared memory, then by the kernel; the holder hears of the last one only."""
+        if self._late is None:
+            return
+        self._late.installed(region, first, count)
+        if not self._late.any_missing:
+            await self.connection.call("installed")
+            self._close_late()
+        else:
+            await trio.lowlevel.checkpoint()
+
+    async def missing(self) -> Mapping[int, PageBitmap]:
+        """As the shared bitmap has it."""
+        return {} if self._late is None else self._late.missing()
+
+    async def notes(self, size_bytes: int | None = None) -> memoryview:
+        """A memory file that the holder keeps."""
+        answer = await self.connection.call("notes", {} if size_bytes is None else {"bytes": size_bytes})
+        try:
+            if not answer.descriptors:
+                return memoryview(bytearray())
+            (descriptor,) = answer.descriptors
+            self._notes = MemoryMap(descriptor, _fixed_size(descriptor))
+        except (ValueError, OSError) as error:
+            raise GuestError(f"the holder's notes make no sense: {error}") from error
+        finally:
+            answer.close()
+        return self._notes.view
+
+    async def _open_late(self) -> None:
+        """Whatever the holder holds now, in the place of what it held."""
+        self._close_late()
+        answer = await self.connection.call("faults")
+        if not answer.descriptors:
+            return
+        self._late = LateEndpoint(answer, self._regions, self._maps)
+        self._is_late.set()
+
+    def _close_late(self) -> None:
+        late, self._late = self._late, None
+        if late is not None:
+            self._is_late = trio.Event()
+            late.close()
 
     async def _is_occupied(self) -> bool:
         """Whether the holder keeps a guest that never ran; asked where an answer may have been lost."""

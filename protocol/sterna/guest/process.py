@@ -16,10 +16,13 @@ from sterna.guest.api import GuestDescription, StateSection
 from sterna.guest.holder_backend import HeldGuest
 from sterna.guest.holder_frames import JsonObject
 from sterna.guest.journal import Journal
+from sterna.guest.late_pages import LatePages, why_no_late_pages
+from sterna.guest.process_gate import FaultGate
 from sterna.guest.process_memory import GuestMemory
 from sterna.guest.process_runner import WorkloadRunner
 from sterna.guest.schedule import WorkloadParameters
 from sterna.guest.workload import PAGE_BYTES, STATE_BYTES, STATE_VERSION, Workload
+from sterna.linux.errors import CapabilityMissing
 from sterna.linux.memfd import MemoryFile
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import Architecture, ErrorCode, RegionKind, StateKind, Transfer
@@ -59,6 +62,8 @@ class ProcessGuest(HeldGuest):
         self._image: GuestMemory | None = None
         self._workload: Workload | None = None
         self._runner: WorkloadRunner | None = None
+        self._late: LatePages | None = None
+        self._gate: FaultGate | None = None
         self._epoch = 0
         self._who = NO_RUNNER
         self._paused = False
@@ -188,15 +193,53 @@ class ProcessGuest(HeldGuest):
         self._epoch, self._who, self._granted = epoch, runner, False  # the first write is noted under these
         try:
             if self._runner is None:
-                self._runner = WorkloadRunner(self._workload, self._settings.rate_bytes_s, self._progress)
+                rate = self._settings.rate_bytes_s
+                self._runner = WorkloadRunner(self._workload, rate, self._progress, self._gate)
             self._runner.run("run")
         except BaseException:
             self._epoch, self._who, self._granted = before
             raise
         self._paused = False
 
+    @property
+    def can_post_copy(self) -> bool:
+        """Where the kernel lets us hold accesses to shared memory."""
+        return not why_no_late_pages()
+
+    @property
+    def late_pages(self) -> LatePages | None:
+        """From `expect` until the last page is there."""
+        return self._late
+
+    def expect(self, stale: Mapping[int, PageBitmap]) -> None:
+        """What is still being populated comes first: it would put the entries back."""
+        image = self._here
+        self.prepare()
+        try:
+            if self._late is None:
+                self._late = LatePages(self.description.regions, {REGION: image.map}, stale)
+            else:
+                self._late.replace(stale)
+        except CapabilityMissing as missing:
+            raise GuestError(str(missing), ErrorCode.UNSUPPORTED) from missing
+        if not self._late.missing():
+            self.complete()
+        else:
+            self._gate = FaultGate(image.map, self._late.stale(REGION), self._late.installed(REGION))
+
+    def complete(self) -> None:
+        """The workload need not look at its pages any more."""
+        if self._runner is not None:
+            self._runner.gate = None  # the figures stay
+        else:
+            self._gate = None
+        late, self._late = self._late, None
+        if late is not None:
+            late.end()
+
     def discard(self) -> None:
         """Free the memory."""
+        self.complete()
         self._workload = None
         self._description = None
         image, self._image = self._image, None
@@ -235,10 +278,20 @@ class ProcessGuest(HeldGuest):
                 "last_write_ns": runner.last_write_ns,
                 "failure": "" if runner.failure is None else type(runner.failure).__name__,
             }
+        if runner is not None and self._gate is not None:
+            status |= {
+                "fault_count": self._gate.times.count,
+                "fault_p50_ns": self._gate.times.quantile_ns(0.5),
+                "fault_p99_ns": self._gate.times.quantile_ns(0.99),
+                "fault_max_ns": self._gate.times.max_ns,
+                "fault_total_ns": self._gate.times.total_ns,
+            }
         return status
 
     def audit(self) -> JsonObject:
-        """Every page, between two blocks of writes."""
+        """Every page, between two blocks of writes; it would wait for those that are missing."""
+        if self._late is not None and self._late.missing():
+            raise GuestError("pages are missing", ErrorCode.NOT_READY)
         runner = self._runner
         if runner is not None:
             runner.park()
@@ -260,6 +313,9 @@ class ProcessGuest(HeldGuest):
     def close(self) -> None:
         """End the thread, then free the memory."""
         if self._runner is not None:
+            self._runner.tell_to_stop()
+            if self._late is not None:
+                self._late.end()  # lets it go where it waits; it does nothing with what it finds
             self._runner.stop()
             if not self._granted:
                 self._note("end")

@@ -7,6 +7,10 @@ a thread that was held up catches up on that much and no more.
 
 Throttling takes away a share of the running time. A workload at a rate uses less than all of its time, so
 the same share is taken from its rate: what counts for a migration is that it writes that much less.
+
+While pages of its memory come later, a block is one of the workload's, and the thread waits for its pages
+before the first write of it. It counts as parked there: nothing is half-done, and a wish that came meanwhile
+is looked at before it writes. So a pause does not wait for a page, and no page that comes ends a pause.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from typing import Final
 
 from sterna.errors import GuestError
 from sterna.guest.journal import boottime_ns
+from sterna.guest.process_gate import FaultGate
 from sterna.guest.workload import PAGE_BYTES, Workload
 
 BLOCK_PAGES: Final = 256  # 0.3 ms at the 3.5 GiB/s that a core reaches
@@ -44,15 +49,24 @@ class WorkloadRunner:
         rate_bytes_s: pages written a second times their size; 0 for as fast as it goes.
         on_progress: called in the runner's thread with the event that `run` named, after the first write
             since then, and with "beat" now and then.
+        gate: where it waits for pages that come later; None if all are there.
 
     Attributes:
+        gate: likewise; take it away when all are there.
         first_write_ns: CLOCK_BOOTTIME after the first write since the last `run` that named an event.
         last_write_ns: after the latest write. Both 0 before there was one.
         failure: what ended the thread.
     """
 
-    def __init__(self, workload: Workload, rate_bytes_s: int, on_progress: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        rate_bytes_s: int,
+        on_progress: Callable[[str], None],
+        gate: FaultGate | None = None,
+    ) -> None:
         self.workload = workload
+        self.gate = gate
         self.first_write_ns = 0
         self.last_write_ns = 0
         self.failure: BaseException | None = None
@@ -62,6 +76,7 @@ class WorkloadRunner:
         self._condition = threading.Condition()
         self._wish = _Wish.PARK
         self._parked = False
+        self._parks = 0
         self._event = ""
         self._samples: deque[tuple[float, int]] = deque()  # running time and count, about the last second
         self._running_s = 0.0
@@ -85,11 +100,16 @@ class WorkloadRunner:
         """
         with self._condition:
             before, self._wish = self._wish, _Wish.PARK
+            self._parks += 1
             self._condition.notify_all()
             if not self._condition.wait_for(lambda: self._parked, _STOP_WITHIN_S):
                 self._wish = before  # or it would stop later, when nobody knows of it any more
                 raise GuestError("the workload does not stop")
         self._check()
+
+    def tell_to_stop(self) -> None:
+        """Have it begin nothing more. Does not wait: it may stand at a page, and `stop` waits for that."""
+        self._set(_Wish.STOP)
 
     def stop(self) -> None:
         """End the thread; waits a bounded time."""
@@ -149,13 +169,8 @@ class WorkloadRunner:
         before = self._running_s
         started = spent_until = next_beat = time.monotonic()
         # The very first write stands alone: its time is the end of the blackout, as the guest sees it.
-        self._write(1)
-        if self._event:
-            self.first_write_ns = self.last_write_ns
-            event, self._event = self._event, ""
-            self._on_progress(event)
-        tokens = -1.0
-        while self._wish is _Wish.RUN:
+        written, tokens = self._write(1), -1.0
+        while written and self._wish is _Wish.RUN:
             now = time.monotonic()
             self._running_s = before + now - started
             if now >= next_beat:
@@ -169,9 +184,8 @@ class WorkloadRunner:
             if pages < least:
                 self._sleep(min((least - tokens) / rate, next_beat - now))
                 continue
-            pages = self._whole_blocks(pages)
-            self._write(pages)
-            tokens -= pages
+            written = self._write(self._whole_blocks(pages))
+            tokens -= written
             if not self._rate_pages_s and self._share:
                 self._sleep((time.monotonic() - now) * self._share / (1.0 - self._share))
         self._running_s = before + time.monotonic() - started
@@ -182,9 +196,42 @@ class WorkloadRunner:
         over = (self.workload.count + pages) % self.workload.parameters.block_pages
         return pages - over if over < pages else pages
 
-    def _write(self, pages: int) -> None:
+    def _write(self, pages: int) -> int:
+        """So many pages at most, fewer if some come later; none if it was parked while it waited for them."""
+        gate = self.gate
+        if gate is not None:
+            size = self.workload.parameters.block_pages
+            pages = min(pages, size - self.workload.count % size)
+            if not self._enter(gate, pages):
+                return 0
         self.workload.write(pages)
         self.last_write_ns = boottime_ns()
+        if self._event:
+            self.first_write_ns = self.last_write_ns
+            event, self._event = self._event, ""
+            self._on_progress(event)
+        return pages
+
+    def _enter(self, gate: FaultGate, pages: int) -> bool:
+        """Wait for the pages of the next writes. False: it was parked meanwhile, and still is."""
+        with self._condition:
+            if self._told():
+                return False
+            parks, self._parked = self._parks, True
+            self._condition.notify_all()
+        count = self.workload.count
+        runs = self.workload.schedule.runs(count, count + pages)
+        there = [gate.enter(*run) for run in zip(*(part.tolist() for part in runs), strict=True)]
+        with self._condition:
+            if self._told() or self._parks != parks:
+                return False
+            self._parked = False
+        if not all(there):
+            raise GuestError("a page was let go that is not there")
+        return True
+
+    def _told(self) -> bool:
+        return self._wish is not _Wish.RUN
 
     def _sleep(self, seconds: float) -> None:
         with self._condition:

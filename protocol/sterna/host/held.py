@@ -8,14 +8,15 @@ when there is something to reserve, and lets go of it when the session is over, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from sterna.errors import GuestError
-from sterna.guest.api import GuestDescription, StateSection, WithoutPostCopy
+from sterna.guest.api import GuestDescription, PageRange, StateSection
 from sterna.guest.holder_client import HolderConnection, HolderStatus, connect_holder
 from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
 from sterna.host.evidence import DESTINATION_IMAGE, SOURCE_IMAGE, Evidence, ImageCopy
+from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode
 from sterna.wire.records import Runner
 
@@ -38,7 +39,7 @@ class DepartingGuest(HolderSourceGuest):
         await super().release()
 
 
-class ArrivingGuest(WithoutPostCopy):
+class ArrivingGuest:
     """A `DestinationGuest` in a holder to which nobody is attached yet.
 
     Args:
@@ -105,6 +106,35 @@ class ArrivingGuest(WithoutPostCopy):
     async def run(self, epoch: int, runner: Runner) -> None:
         """First instruction."""
         await self._here.run(epoch, runner)
+
+    @property
+    def can_post_copy(self) -> bool:
+        """What the holder says; false before it was asked."""
+        return self._guest is not None and self._guest.can_post_copy
+
+    async def expect(self, stale: Mapping[int, PageBitmap]) -> None:
+        """There is no moment at which all of the image is here before the guest writes: no copy of it."""
+        if self._evidence is not None and self._copy is not None and any(map(PageBitmap.any, stale.values())):
+            path = self._evidence.path(DESTINATION_IMAGE)
+            self._evidence.failures.append(f"{path}: the guest ran before all of its pages were here")
+            self._copy = None
+        await self._here.expect(stale)
+
+    async def faults(self) -> Sequence[PageRange]:
+        """What the guest waits for."""
+        return await self._here.faults()
+
+    async def installed(self, region: int, first: int, count: int) -> None:
+        """Let the guest go on."""
+        await self._here.installed(region, first, count)
+
+    async def missing(self) -> Mapping[int, PageBitmap]:
+        """What is not here yet."""
+        return await self._here.missing()
+
+    async def notes(self, size_bytes: int | None = None) -> memoryview:
+        """Kept by the holder."""
+        return await self._here.notes(size_bytes)
 
     async def discard(self) -> None:
         """Free everything; legal when nothing was reserved."""

@@ -27,6 +27,9 @@ _STEP_BYTES: Final = 16 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.memcpy.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+_scratch = ctypes.create_string_buffer(8)
+_scratch_address: Final = ctypes.addressof(_scratch)
 
 
 class MemoryMap:
@@ -72,6 +75,16 @@ class MemoryMap:
             if code == errno.EINVAL:
                 return  # before Linux 5.14: pages come at their first touch
             raise MemoryError(f"populating memory: {os.strerror(code)}")
+
+    def unmap_pages(self, offset: int, length: int) -> None:
+        """Take this mapping's page table entries away: the next access faults. The file keeps its content."""
+        if _libc.madvise(self.address + offset, length, mmap.MADV_DONTNEED):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+
+    def touch(self, offset: int) -> None:
+        """Read a word; where that faults, wait for it without the interpreter lock, unlike `array`."""
+        _libc.memcpy(_scratch_address, self.address + offset, 8)
 
     def free_pages(self) -> None:
         """Give all pages back to the system, for every process that maps the file; they read as zeros."""

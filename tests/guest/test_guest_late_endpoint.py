@@ -1,0 +1,234 @@
+"""Both ends in one process; in tests/guest/test_guest_process_post_copy.py each has its own."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import trio
+import trio.testing
+
+from sterna.errors import GuestError
+from sterna.guest.holder_frames import Frame
+from sterna.guest.late_endpoint import LateEndpoint, _joined
+from sterna.guest.late_pages import LatePages
+from sterna.guest.schedule import PAGE_BYTES
+from sterna.linux.memfd import MemoryFile
+from sterna.memory.bitmap import PageBitmap
+from sterna.registry import ErrorCode
+from sterna.wire.records import PageRange, Region
+
+REGION = Region(3, 1 << 40, 8 * PAGE_BYTES)
+WITHIN_S = 30.0
+
+
+class Rig:
+    """Eight pages of which some are held, and both ends of them."""
+
+    def __init__(self, *stale: int) -> None:
+        self.file = MemoryFile("test", REGION.size_bytes)
+        self.theirs, self.ours = self.file.map(), self.file.map()
+        self.theirs.array[:] = 1
+        bitmap = PageBitmap(REGION.pages)
+        for page in stale:
+            bitmap.set(page)
+        self.late = LatePages((REGION,), {3: self.theirs}, {3: bitmap})
+        self.threads: list[threading.Thread] = []
+        self.endpoint = self.attach()
+
+    def attach(self) -> LateEndpoint:
+        return LateEndpoint(self.answer(), (REGION,), {3: self.ours})
+
+    def answer(self, **changes: object) -> Frame:
+        place = {**self.late.layout()[0], **changes}
+        descriptors = os.dup(self.late.uffd.fileno()), os.dup(self.late.file.fileno())
+        return Frame({"regions": [place]}, descriptors)
+
+    def touch(self, page: int) -> threading.Thread:
+        thread = threading.Thread(target=self.theirs.touch, args=(page * PAGE_BYTES,))
+        thread.start()
+        self.threads.append(thread)
+        return thread
+
+    async def went_on(self, thread: threading.Thread) -> None:
+        with trio.fail_after(WITHIN_S):
+            await trio.to_thread.run_sync(thread.join)
+
+
+@pytest.fixture
+async def rig_of() -> AsyncIterator[Callable[..., Rig]]:
+    rigs: list[Rig] = []
+
+    def make(*stale: int) -> Rig:
+        rigs.append(Rig(*stale))
+        return rigs[-1]
+
+    yield make
+    for rig in rigs:
+        rig.late.end()
+        rig.endpoint.close()
+        for thread in rig.threads:
+            thread.join(WITHIN_S)
+            assert not thread.is_alive()
+        for each in (rig.theirs, rig.ours, rig.file):
+            each.close()
+
+
+async def told(endpoint: LateEndpoint, pages: int) -> list[PageRange]:
+    """Faults until so many pages were told."""
+    found: list[PageRange] = []
+    with trio.fail_after(WITHIN_S):
+        while sum(each.count for each in found) < pages:
+            found += await endpoint.faults()
+    return found
+
+
+@pytest.mark.needs("minor_faults")
+async def test_a_fault_is_told_once_and_its_page_installed(rig_of: Callable[..., Rig]) -> None:
+    """[HOL-40] [PCY-12] The bit is set before the guest can see the page, and so is the page."""
+    rig = rig_of(2, 3, 5)
+    assert rig.endpoint.missing()[3].runs()[0].tolist() == [2, 5]
+    held = rig.touch(2)
+    assert await told(rig.endpoint, 1) == [PageRange(3, 2, 1)]
+    again = rig.touch(2)  # another vCPU at the same page
+    other = rig.touch(5)
+    assert await told(rig.endpoint, 1) == [PageRange(3, 5, 1)]
+    rig.ours.array[2 * PAGE_BYTES] = 9
+    assert not rig.late.installed(3)[0] & 4
+    rig.endpoint.installed(3, 2, 1)
+    assert rig.late.installed(3)[0] & 4
+    await rig.went_on(held)
+    await rig.went_on(again)
+    assert rig.theirs.array[2 * PAGE_BYTES] == 9
+    assert other.is_alive()
+    rig.endpoint.installed(3, 0, 8)
+    rig.endpoint.installed(3, 0, 8)
+    rig.endpoint.installed(3, 0, 0)
+    await rig.went_on(other)
+    assert not rig.endpoint.any_missing
+    assert rig.late.missing() == 0
+
+
+@pytest.mark.needs("minor_faults")
+async def test_neighbours_are_told_as_one_range(rig_of: Callable[..., Rig]) -> None:
+    rig = rig_of(2, 3, 4)
+    rig.touch(2)
+    rig.touch(3)
+    ranges = await told(rig.endpoint, 2)
+    assert sorted((each.first, each.count) for each in ranges) in ([(2, 2)], [(2, 1), (3, 1)])
+
+
+def test_ranges_are_joined_in_the_order_of_the_faults() -> None:
+    pages = [PageRange(1, 5, 1), PageRange(1, 6, 1), PageRange(2, 7, 1), PageRange(1, 7, 1)]
+    assert _joined(pages) == [PageRange(1, 5, 2), PageRange(2, 7, 1), PageRange(1, 7, 1)]
+    assert _joined([]) == []
+
+
+@pytest.mark.needs("minor_faults")
+async def test_a_page_that_is_there_is_resolved_without_asking(rig_of: Callable[..., Rig]) -> None:
+    """[HOL-40] The kernel may take entries away from pages that were installed, or never stale."""
+    rig = rig_of(2, 3)
+    rig.theirs.unmap_pages(0, REGION.size_bytes)
+    rig.endpoint.installed(3, 2, 1)
+    rig.theirs.unmap_pages(0, REGION.size_bytes)
+    for page in (0, 2):
+        thread = rig.touch(page)
+        with trio.move_on_after(WITHIN_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(rig.endpoint.faults)
+                await rig.went_on(thread)
+                nursery.cancel_scope.cancel()
+    rig.touch(3)
+    assert await told(rig.endpoint, 1) == [PageRange(3, 3, 1)]  # nothing was lost by cancelling
+
+
+@pytest.mark.needs("minor_faults")
+async def test_memory_that_nobody_has_touched_is_made(rig_of: Callable[..., Rig]) -> None:
+    """A page of zeros need not have been written to be installed."""
+    rig = rig_of(2)
+    rig.ours.free_pages()
+    thread = rig.touch(2)
+    rig.endpoint.installed(3, 2, 1)
+    await rig.went_on(thread)
+    assert not rig.theirs.array[2 * PAGE_BYTES]
+
+
+@pytest.mark.needs("minor_faults")
+async def test_the_next_endpoint_finds_what_the_last_one_has_left(rig_of: Callable[..., Rig]) -> None:
+    """[HOL-41] It died between reading a fault and installing, and after a bit and before the entry."""
+    rig = rig_of(2, 3, 5)
+    first, second = rig.touch(2), rig.touch(3)
+    await told(rig.endpoint, 2)
+    rig.late.installed(3)[0] |= 4
+    rig.endpoint.close()
+    rig.endpoint.close()
+    with pytest.raises(trio.ClosedResourceError):
+        await rig.endpoint.faults()
+    rig.endpoint = rig.attach()
+    assert rig.endpoint.missing()[3].runs()[0].tolist() == [3, 5]
+    rig.endpoint.repeat()
+    assert await told(rig.endpoint, 1) == [PageRange(3, 3, 1)]
+    if first.is_alive():  # its fault was told after that of the other
+        with trio.move_on_after(WITHIN_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(rig.endpoint.faults)
+                await rig.went_on(first)
+                nursery.cancel_scope.cancel()
+    assert second.is_alive()
+    rig.endpoint.installed(3, 3, 1)
+    await rig.went_on(second)
+
+
+@pytest.mark.needs("minor_faults")
+async def test_closing_ends_the_wait(rig_of: Callable[..., Rig]) -> None:
+    rig = rig_of(2)
+
+    async def listen() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await rig.endpoint.faults()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listen)
+        await trio.testing.wait_all_tasks_blocked()
+        rig.endpoint.close()
+
+
+@pytest.mark.needs("minor_faults")
+async def test_pages_that_do_not_exist(rig_of: Callable[..., Rig]) -> None:
+    rig = rig_of(2)
+    for place in ((4, 0, 1), (3, 8, 1), (3, -1, 1), (3, 2, -1)):
+        with pytest.raises(GuestError) as caught:
+            rig.endpoint.installed(*place)
+        assert caught.value.code is ErrorCode.BAD_VALUE
+
+
+@pytest.mark.needs("minor_faults")
+async def test_a_holder_that_is_gone(rig_of: Callable[..., Rig]) -> None:
+    rig = rig_of(2)
+    rig.late.end()
+    with pytest.raises(GuestError, match="the holder is gone"):
+        rig.endpoint.installed(3, 2, 1)
+
+
+@pytest.mark.needs("minor_faults")
+async def test_answers_that_make_no_sense(rig_of: Callable[..., Rig]) -> None:
+    """[HOL-39] Every descriptor of theirs is closed."""
+    rig = rig_of(2)
+    before = len(os.listdir("/proc/self/fd"))
+    for changes in ({"region": 4}, {"bits": 7}, {"offset": 8}, {"address": 5}, {"bits": 1 << 40}):
+        with pytest.raises(GuestError):
+            LateEndpoint(rig.answer(**changes), (REGION,), {3: rig.ours})
+    with pytest.raises(GuestError):  # a region of which nothing is said
+        LateEndpoint(rig.answer(), (REGION, Region(5, 0, 4096)), {3: rig.ours, 5: rig.ours})
+    few = rig.answer()
+    os.close(few.descriptors[1])
+    with pytest.raises(GuestError):
+        LateEndpoint(Frame(few.fields, few.descriptors[:1]), (REGION,), {3: rig.ours})
+    growing = os.memfd_create("test")
+    whole = rig.answer()
+    os.close(whole.descriptors[1])
+    with pytest.raises(GuestError, match="shrink"):
+        LateEndpoint(Frame(whole.fields, (whole.descriptors[0], growing)), (REGION,), {3: rig.ours})
+    assert len(os.listdir("/proc/self/fd")) == before
