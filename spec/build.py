@@ -1,7 +1,7 @@
-"""Write what follows from registry.toml, the core's tables, the clauses, and the cases of the vectors.
+"""Write what follows from registry.toml, matrix.toml, the core's tables, the clauses, and the vectors' cases.
 
-`protocol/sterna/registry.py`, the interoperability kit's `data/clauses.json` and (by vectors.py)
-`spec/vectors/*.json` are generated whole, of `spec/protocol.md` the parts between markers.
+`protocol/sterna/registry.py`, `spec/matrix.md`, the interoperability kit's `data/clauses.json` and (by
+vectors.py) `spec/vectors/*.json` are generated whole, of `spec/protocol.md` the parts between markers.
 `python spec/build.py` writes, `python spec/build.py --check` exits 1 when a committed file differs;
 `python spec/build.py --clauses` prints each MUST with the tests, vectors and cases that claim it.
 """
@@ -18,6 +18,7 @@ PACKAGES = SPEC.parent / "protocol"
 KIT = SPEC.parent / "interop"
 REGISTRY_PY = PACKAGES / "sterna" / "registry.py"
 PROTOCOL_MD = SPEC / "protocol.md"
+MATRIX_MD = SPEC / "matrix.md"
 CLAUSES_JSON = KIT / "sterna_interop" / "data" / "clauses.json"
 
 # A script of its own, not a package: its neighbours, the tables of the core and the kit are found by path.
@@ -176,6 +177,15 @@ def protocol_md(registry: dict[str, Any]) -> str:
     return document.fill(PROTOCOL_MD.read_text(encoding="utf-8"), registry)
 
 
+def matrix_md(registry: dict[str, Any]) -> str:
+    """The text of spec/matrix.md."""
+    import matrix_document
+    from sterna.matrix.table import load as load_matrix
+
+    del registry
+    return matrix_document.fill(load_matrix())
+
+
 def clauses_json(registry: dict[str, Any]) -> str:
     """The text of the kit's data/clauses.json."""
     import clauses
@@ -184,7 +194,12 @@ def clauses_json(registry: dict[str, Any]) -> str:
 
 
 # In this order: the document's state tables import the registry that was just written.
-GENERATED = {REGISTRY_PY: registry_py, PROTOCOL_MD: protocol_md, CLAUSES_JSON: clauses_json}
+GENERATED = {
+    REGISTRY_PY: registry_py,
+    PROTOCOL_MD: protocol_md,
+    MATRIX_MD: matrix_md,
+    CLAUSES_JSON: clauses_json,
+}
 
 
 def outputs() -> dict[Path, str]:
