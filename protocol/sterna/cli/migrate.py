@@ -36,6 +36,7 @@ from sterna.errors import ConfigError, GuestError, LocalProtocolError
 from sterna.guest.holder_client import HolderConnection, connect_holder
 from sterna.host.agent import PeerListHost, rejection
 from sterna.host.evidence import SOURCE_IMAGE, WARNING, Evidence
+from sterna.host.failpoint import failpoint
 from sterna.host.held import DepartingGuest
 from sterna.host.peers import PeerList
 from sterna.net.connect import Address, connect, parse_address
@@ -93,6 +94,7 @@ def migrate(
             on_event=reporter.on_event,
             bandwidth_bytes_s=bandwidth,
             deadlines=deadlines(patience),
+            on_request=failpoint(),
         ),
         downtime_s=downtime,
         max_rounds=max_rounds,

@@ -36,6 +36,7 @@ from sterna.guest.api import DestinationGuest, GuestDescription
 from sterna.guest.holder_client import connect_holder
 from sterna.host.agent import HostSession, PeerListHost, refusal
 from sterna.host.evidence import DESTINATION_IMAGE, WARNING, Evidence
+from sterna.host.failpoint import failpoint
 from sterna.host.held import ROOM, ArrivingGuest
 from sterna.host.peers import PeerList
 from sterna.limits import Limits
@@ -95,6 +96,7 @@ def serve(
         security=security,
         options=Options(
             deadlines=deadlines(patience),
+            on_request=failpoint(),
             limits=Limits() if memory_limit is None else Limits(memory_bytes=memory_limit),
         ),
         once=once,

@@ -93,6 +93,18 @@ class LocalHost(NoRecords):
         """Any guest to anybody."""
 
 
+class OnRequest(Protocol):
+    """Told of every request before it is carried out, and again when it has been."""
+
+    def __call__(self, request: Request, *, done: bool) -> None:
+        """Must not block; what it raises fails the request."""
+        ...
+
+
+def ignore_request(request: Request, *, done: bool) -> None:
+    """The `OnRequest` that does nothing."""
+
+
 MakeGuest: TypeAlias = Callable[[GuestDescription], DestinationGuest]
 
 
@@ -104,6 +116,7 @@ class Options:
         policy: when to pause; None is the default with a fixed cost that suits the guest's size.
         bandwidth_bytes_s: cap on what is sent; None for none.
         on_event: called with every event of the machine, between two checkpoints; must not block.
+        on_request: called around every request; for tests that must know where an endpoint stands.
         clock: seconds that never run backwards; tests in virtual time pass `trio.current_time`.
         grease: whether to send reserved frames at random, which keeps peers honest [FRM-9].
     """
@@ -114,6 +127,7 @@ class Options:
     bandwidth_bytes_s: float | None = None
     batch_bytes: int = bounds.BATCH_BYTES
     on_event: OnEvent = lambda _: None
+    on_request: OnRequest = ignore_request
     clock: Clock = boottime
     grease: bool = True
     agent: str = AGENT
@@ -163,7 +177,7 @@ class _Endpoint:
         self._pump = Pump(
             machine,
             self._transport,
-            perform,
+            self._told_of(perform),
             on_event=on_event,
             limiter=_limiter(options),
             clock=options.clock,
@@ -171,6 +185,17 @@ class _Endpoint:
         if self._cancelled is not None:
             self._pump.cancel(self._cancelled)
         return self._pump
+
+    def _told_of(self, perform: Perform) -> Perform:
+        on_request = self._options.on_request
+
+        async def told(request: Request) -> object:
+            on_request(request, done=False)
+            answer = await perform(request)
+            on_request(request, done=True)
+            return answer
+
+        return told
 
 
 class Source(_Endpoint):
