@@ -594,8 +594,9 @@ def test_stale_pages_are_named_by_bitmaps(monkeypatch: pytest.MonkeyPatch) -> No
         {"bitmaps": 5},
     ):
         assert rig.refused("expect", bad) is ErrorCode.BAD_VALUE
-    monkeypatch.setattr("sterna.guest.holder_engine.STALE_BYTES", 23)
-    assert rig.refused("expect", layout) is ErrorCode.BAD_VALUE
+    for size in (0, 7, 23, 25, 32):  # no words, no whole words, more than all of the guest's pages take
+        monkeypatch.setitem(FILES, "expect", bytes(size))
+        assert rig.refused("expect", layout) is ErrorCode.BAD_VALUE
     rig.close()
 
 

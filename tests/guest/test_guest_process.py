@@ -361,7 +361,7 @@ async def test_check_guest(tracker: str, tmp_path: Path) -> None:
             guest = source(tracker)
             guest.run(1, HERE)
             engine = HolderEngine(guest, state=HeldState.RUNNING, epoch=1, runner=HERE)
-            return await HolderSourceGuest.open(await connect("source", engine))
+            return await HolderSourceGuest.open(await connect(f"source{len(connections)}", engine))
 
         async def make_destination() -> DestinationGuest:
             name = f"destination{len(connections)}"

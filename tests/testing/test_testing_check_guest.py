@@ -44,11 +44,19 @@ async def check(source=SimulatedSourceGuest, room=SimulatedDestinationGuest, **a
 
 @pytest.mark.parametrize("arguments", [{}, {"precise": False}, {"region_pages": (8, 240, 8)}])
 async def test_the_simulated_guest_passes(arguments):
-    source, *rooms = await check(**arguments)
+    source, *rooms, last, other = await check(**arguments)
     assert source.released
-    assert [room.discarded for room in rooms] == [True, True, True, False]
-    assert rooms[-1].running
-    assert rooms[-1].workload.audit().errors == 0
+    assert [room.discarded for room in rooms] == [True, True, True, False, True]
+    assert not other.running
+    for room in (rooms[-2], last):
+        assert room.running
+        assert room.workload.audit().errors == 0
+
+
+async def test_a_guest_that_cannot_post_copy_passes_without():
+    made = await check(room=lambda **arguments: SimulatedDestinationGuest(can_post_copy=False, **arguments))
+    assert [type(guest) for guest in made].count(SimulatedSourceGuest) == 1
+    assert [room.discarded for room in made[1:]] == [True, True, True, False, True]
 
 
 async def test_time_is_trio_s_by_default(autojump_clock):
@@ -482,7 +490,7 @@ async def test_regions_that_are_not_copied_and_missing_state_are_legal():
         return guest
 
     async def make_destination():
-        room.append(StatelessRoom())
+        room.append(StatelessRoom(can_post_copy=False))
         return room[-1]
 
     async def run_for(seconds):

@@ -23,6 +23,12 @@ def words_of(pages: int) -> int:
     return (pages + 63) // 64
 
 
+def bitmap_bytes(regions: Sequence[Region]) -> int:
+    """The size of a file with one bitmap a copied region; of at least a word, for no file may be empty."""
+    words = sum(words_of(region.pages) for region in regions if region.transfer is Transfer.COPY)
+    return max(words, 1) * _WORD_BYTES
+
+
 class BitmapFile:
     """One bitmap a copied region, one after the other, in a memory file."""
 
@@ -33,7 +39,7 @@ class BitmapFile:
             if region.transfer is Transfer.COPY:
                 self._places[region.id] = (position, region.pages)
                 position += words_of(region.pages)
-        self.file = MemoryFile(name, max(position, 1) * _WORD_BYTES)
+        self.file = MemoryFile(name, bitmap_bytes(regions))
         self._map = self.file.map()
         self._words = self._map.array.view("<u8")
 

@@ -22,7 +22,7 @@ import numpy as np
 from sterna.errors import GuestError
 from sterna.guest import holder_fields as fields_of
 from sterna.guest.holder_backend import HeldGuest, HeldState
-from sterna.guest.holder_bitmaps import BitmapFile, read_bitmaps
+from sterna.guest.holder_bitmaps import BitmapFile, bitmap_bytes, read_bitmaps
 from sterna.guest.holder_frames import VERSION, Frame, Json, JsonObject
 from sterna.guest.stale_pages import notes_limit
 from sterna.linux.memfd import MemoryFile, read_shared
@@ -34,8 +34,6 @@ _S: Final = HeldState
 _WITH_GUEST: Final = frozenset(_S) - {_S.EMPTY, _S.RELEASED}
 _HERE: Final = frozenset({_S.RUNNING, _S.PAUSED})
 _WAITING: Final = frozenset({_S.RESERVED, _S.LOADED})
-# The largest file of stale pages that is read: that of a guest of 4 TiB.
-STALE_BYTES: Final = 128 << 20
 
 
 @dataclass(slots=True)
@@ -326,8 +324,8 @@ class HolderEngine:
 
     def _expect(self, frame: Frame) -> Answer:
         try:
-            layout = read_shared(frame.descriptors[0], STALE_BYTES)
-            words = np.frombuffer(layout[: len(layout) & ~7], "<u8")
+            size = bitmap_bytes(self.guest.description.regions)
+            words = np.frombuffer(read_shared(frame.descriptors[0], size), "<u8")
             bitmaps = read_bitmaps(frame.fields, words).items()
             stale = {region: PageBitmap.from_words(*bitmap) for region, bitmap in bitmaps}
         except ValueError as error:

@@ -23,7 +23,7 @@ from sterna.guest.late_endpoint import LateEndpoint
 from sterna.guest.stale_pages import check_stale
 from sterna.linux.memfd import MemoryFile, MemoryMap, has_fixed_size, read_shared
 from sterna.memory.bitmap import PageBitmap
-from sterna.registry import Transfer
+from sterna.registry import ErrorCode, Transfer
 from sterna.wire.records import NO_ID, Region, Runner
 
 _UNKNOWN: Final = ""  # a request was sent that changes the holder's state; its answer has not come
@@ -190,6 +190,9 @@ class HolderDestinationGuest:
     Args:
         connection: of a controller.
         image: the id that the image will have [HOL-46]; None for a random one each time.
+
+    Attributes:
+        description: of the guest that was reserved, or taken over; None if there is none.
     """
 
     def __init__(self, connection: HolderConnection, image: bytes | None = None) -> None:
@@ -198,7 +201,7 @@ class HolderDestinationGuest:
         self._maps: Mapping[int, MemoryMap] = {}
         self._state = connection.attached.state
         self._has_run = False
-        self._regions: tuple[Region, ...] = ()
+        self.description: GuestDescription | None = None
         self._late: LateEndpoint | None = None
         self._is_late = trio.Event()
         self._notes: MemoryMap | None = None
@@ -213,7 +216,7 @@ class HolderDestinationGuest:
         guest = cls(connection)
         answer = await connection.call("describe")
         description = fields_of.description_from_json(fields_of.an_object(answer.fields, "description"))
-        guest._regions = description.regions
+        guest.description = description
         guest._has_run = guest._state not in {"reserved", "loaded"}
         writable = not guest._has_run or connection.attached.missing > 0
         guest._maps = await _map_memory(connection, description, writable=writable)
@@ -235,7 +238,7 @@ class HolderDestinationGuest:
             },
             within_s=SLOW_ANSWER_WITHIN_S,
         )
-        self._state, self._has_run, self._regions = "reserved", False, description.regions
+        self._state, self._has_run, self.description = "reserved", False, description
         self._maps = await _map_memory(self.connection, description, writable=True)
 
     def memory(self, region: int) -> memoryview:
@@ -274,7 +277,7 @@ class HolderDestinationGuest:
             self._state = _UNKNOWN
             await self.connection.call("discard")
         self._state = "empty"
-        self._maps = {}
+        self._maps, self.description = {}, None
         self._close_late()
         self._notes = None
 
@@ -285,8 +288,9 @@ class HolderDestinationGuest:
 
     async def expect(self, stale: Mapping[int, PageBitmap]) -> None:
         """The holder holds accesses, and passes what lets them go."""
-        check_stale(stale, self._regions)
-        file = BitmapFile(self._regions, "sterna-stale")
+        self._check_can()
+        check_stale(stale, self._regions())
+        file = BitmapFile(self._regions(), "sterna-stale")
         try:
             file.put(stale)
             await self.connection.call("expect", {"bitmaps": file.layout()}, (file.file.fileno(),))
@@ -296,6 +300,7 @@ class HolderDestinationGuest:
 
     async def faults(self) -> Sequence[PageRange]:
         """Straight from the kernel; the holder has no part in it."""
+        self._check_can()
         while True:
             if self._late is None:
                 await self._is_late.wait()
@@ -307,6 +312,7 @@ class HolderDestinationGuest:
 
     async def installed(self, region: int, first: int, count: int) -> None:
         """In shared memory, then by the kernel; the holder hears of the last one only."""
+        self._check_can()
         if self._late is None:
             return
         self._late.installed(region, first, count)
@@ -334,13 +340,22 @@ class HolderDestinationGuest:
             answer.close()
         return self._notes.view
 
+    def _regions(self) -> tuple[Region, ...]:
+        if self.description is None:
+            raise GuestError("nothing is reserved")
+        return self.description.regions
+
+    def _check_can(self) -> None:
+        if not self.can_post_copy:
+            raise GuestError("the holder's guest runs only with all of its pages", ErrorCode.UNSUPPORTED)
+
     async def _open_late(self) -> None:
         """Whatever the holder holds now, in the place of what it held."""
         self._close_late()
         answer = await self.connection.call("faults")
         if not answer.descriptors:
             return
-        self._late = LateEndpoint(answer, self._regions, self._maps)
+        self._late = LateEndpoint(answer, self._regions(), self._maps)
         self._is_late.set()
 
     def _close_late(self) -> None:

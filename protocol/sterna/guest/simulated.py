@@ -85,7 +85,7 @@ class SimulatedMachine:
         self._owed_pages += seconds * self.rate_bytes_s * (1.0 - self.throttle) / PAGE_BYTES
         writes = int(self._owed_pages)
         self._owed_pages -= writes
-        if self.stale is not None:
+        if self.stale is not None and self.stale.any:
             writes = self._possible(self.stale, writes)
         if writes:
             self.workload.write(writes)
@@ -370,6 +370,7 @@ class SimulatedDestinationGuest(_Faults):
         if size_bytes > self.memory_limit_bytes:
             raise GuestError(f"{size_bytes} bytes do not fit", ErrorCode.FULL)
         self.description, self.discarded = description, False
+        self._stale = StalePages(description.regions, {})
         self._memory = np.zeros(size_bytes, np.uint8)
 
     def _check(self, description: GuestDescription) -> None:
@@ -469,8 +470,7 @@ class SimulatedDestinationGuest(_Faults):
             GuestError: it cannot, nothing is reserved, the bitmaps do not fit, or the guest has run.
         """
         self._called("expect")
-        if not self.can_post_copy:
-            raise GuestError("this guest runs only when all of its pages are there", ErrorCode.UNSUPPORTED)
+        self._expected()
         _, description = self._reserved()
         if self.has_run:
             raise GuestError("the guest has run already")
@@ -499,6 +499,7 @@ class SimulatedDestinationGuest(_Faults):
             GuestError: nothing is reserved, or they are too large.
         """
         self._called("notes")
+        self._expected()
         _, description = self._reserved()
         if size_bytes is not None:
             if size_bytes > notes_limit(description.regions):
@@ -507,8 +508,10 @@ class SimulatedDestinationGuest(_Faults):
         return memoryview(self._notes)
 
     def _expected(self) -> StalePages:
+        if not self.can_post_copy:
+            raise GuestError("this guest runs only when all of its pages are there", ErrorCode.UNSUPPORTED)
         if self._stale is None:
-            raise GuestError("no stale pages were named")
+            raise GuestError("nothing is reserved")
         return self._stale
 
     def _reserved(self) -> tuple[npt.NDArray[np.uint8], GuestDescription]:

@@ -1,7 +1,8 @@
 """The public conformance check of guests, in the manner of `trio.testing.check_two_way_stream`.
 
 It plays an endpoint: two migrations of one guest within this process, the first given up in the blackout,
-the second carried through, and on the way it looks for every law of `sterna.guest.api` that can be seen
+the second carried through, and, of a guest that can, one of another whose pages come when it runs already. On
+the way it looks for every law of `sterna.guest.api` that can be seen
 from outside. A guest that passes has not been proven right (a tracker that loses one page in a million gets
 through), but every law was given an occasion to be broken.
 
@@ -14,6 +15,8 @@ The laws, in the words of the messages:
 5. loading state runs nothing; bad state is refused with STATE_REJECTED or UNKNOWN_STATE and changes nothing
 6. after `run` the guest runs
 7. `discard` is legal at any moment before `run`
+8. where the guest can post-copy: what is expected and missing is neither read nor written by the guest
+9. what it waits for comes out of `faults`, and installed pages let it go on
 """
 
 from __future__ import annotations
@@ -22,17 +25,16 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 import trio
-import xxhash
 
 from sterna.errors import GuestError
 from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest, StateSection
 from sterna.limits import ADDRESS_SPACE, GRANULE_MAX_LOG2, GRANULE_MIN_LOG2
 from sterna.memory.bitmap import PageBitmap
-from sterna.registry import ErrorCode, Transfer
-from sterna.wire.records import Region, Runner
+from sterna.registry import ErrorCode
+from sterna.testing.check_post_copy import EPOCH, PostCopyCheck, refuses_post_copy
+from sterna.testing.laws import copied, memory_hash, memory_pages, require
+from sterna.wire.records import Runner
 
 RunFor: TypeAlias = Callable[[float], Awaitable[object]]
 Audit: TypeAlias = Callable[[SourceGuest | DestinationGuest], Awaitable[int]]
@@ -41,7 +43,6 @@ Image: TypeAlias = dict[int, bytearray]
 _ROUNDS: Final = 5
 _SMALL_SHARE: Final = 1 / 64  # of all pages: few enough to pause
 _PATIENCE_STEPS: Final = 40  # a loaded machine may give a real-time guest nothing for a while
-_EPOCH: Final = 1
 _UNKNOWN: Final = 0xFFFE  # a kind and a version that no registry has
 _REFUSALS: Final = frozenset({ErrorCode.STATE_REJECTED, ErrorCode.UNKNOWN_STATE})
 
@@ -61,8 +62,9 @@ async def check_guest(
         async def test_my_guest() -> None:
             await check_guest(MyGuest.start, MyRoom.open)
 
-    Makes one source and several destinations. Whoever calls this ends what the guests are made of; the
-    source has been released and one destination runs when it returns.
+    Makes a source and several destinations, and another source for a guest that can post-copy. Whoever calls
+    this ends what the guests are made of; the first source has been released and one destination runs when it
+    returns, or two, the last one after post-copy.
 
     Args:
         make_source: makes a guest that runs, writes to its memory, and is not tracked yet.
@@ -80,28 +82,7 @@ async def check_guest(
     await check.abandoned_migration()
     await _check_discard(make_destination, check.source.description)
     await check.migration(await make_destination())
-
-
-def _require(good: bool, law: str, what: str) -> None:
-    if not good:
-        raise AssertionError(f"{law}: {what}")
-
-
-def _copied(description: GuestDescription) -> Iterator[Region]:
-    return (region for region in description.regions if region.transfer == Transfer.COPY)
-
-
-def _hash(guest: SourceGuest | DestinationGuest, description: GuestDescription) -> bytes:
-    """XXH3-128 over the memory of all copied regions."""
-    digest = xxhash.xxh3_128()
-    for region in _copied(description):
-        digest.update(guest.memory(region.id))
-    return digest.digest()
-
-
-def _pages(memory: memoryview | bytearray, region: Region) -> npt.NDArray[np.uint64]:
-    """Memory as an array of shape (pages, words)."""
-    return np.frombuffer(memory, np.uint64).reshape(region.pages, -1)
+    await _check_post_copy(make_source, make_destination, check)
 
 
 @dataclass(slots=True)
@@ -116,24 +97,24 @@ class _Check:
     def description(self) -> None:
         """The description is one that an endpoint can put into a GUEST frame."""
         guest, law = self.source.description, "description"
-        _require(len(guest.id) == 16, law, f"the id has {len(guest.id)} bytes instead of 16")
-        _require(bool(guest.regions), law, "there are no regions")
+        require(len(guest.id) == 16, law, f"the id has {len(guest.id)} bytes instead of 16")
+        require(bool(guest.regions), law, "there are no regions")
         ids = [region.id for region in guest.regions]
-        _require(len(set(ids)) == len(ids), law, "a region id appears twice")
+        require(len(set(ids)) == len(ids), law, "a region id appears twice")
         end = 0
         for region in sorted(guest.regions, key=lambda region: region.address):
             name = f"region {region.id}"
             log2, granule = region.granule_log2, 1 << region.granule_log2
-            _require(GRANULE_MIN_LOG2 <= log2 <= GRANULE_MAX_LOG2, law, f"{name}: granule 2**{log2}")
-            _require(region.size_bytes > 0, law, f"{name} is empty")
-            _require(not (region.address | region.size_bytes) % granule, law, f"{name} is not aligned")
-            _require(end <= region.address, law, f"{name} overlaps another")
+            require(GRANULE_MIN_LOG2 <= log2 <= GRANULE_MAX_LOG2, law, f"{name}: granule 2**{log2}")
+            require(region.size_bytes > 0, law, f"{name} is empty")
+            require(not (region.address | region.size_bytes) % granule, law, f"{name} is not aligned")
+            require(end <= region.address, law, f"{name} overlaps another")
             end = region.address + region.size_bytes
-            _require(end <= ADDRESS_SPACE, law, f"{name} ends outside of the address space")
-        for region in _copied(guest):
+            require(end <= ADDRESS_SPACE, law, f"{name} ends outside of the address space")
+        for region in copied(guest):
             size = self.source.memory(region.id).nbytes
-            _require(size == region.size_bytes, law, f"region {region.id} has {size} bytes")
-        _require(bool(self.source.tracker), law, "the tracker has no name")
+            require(size == region.size_bytes, law, f"region {region.id} has {size} bytes")
+        require(bool(self.source.tracker), law, "the tracker has no name")
 
     async def legal_at_any_time(self) -> None:
         """Calls that an endpoint may make of a guest that just runs."""
@@ -149,9 +130,9 @@ class _Check:
         await self.copy_rounds()
         await self.source.pause()
         await self.saved_state()
-        await self.source.mark_granted(_EPOCH + 1)
-        await self.source.revoke_grant(_EPOCH + 1)
-        await self.source.revoke_grant(_EPOCH + 1)  # as after a mark_granted that failed
+        await self.source.mark_granted(EPOCH)
+        await self.source.revoke_grant(EPOCH)
+        await self.source.revoke_grant(EPOCH)  # as after a mark_granted that failed
         await self.stays(self.source, "law 4", "revoke_grant made the guest run")
         await self.source.resume()
         await self.source.resume()
@@ -171,29 +152,29 @@ class _Check:
         await self.last_collect(shadow)
         sections = await self.saved_state()
         _copy_to(destination, guest, shadow)
-        image = _hash(self.source, guest)
-        _require(
-            _hash(destination, guest) == image,
+        image = memory_hash(self.source, guest)
+        require(
+            memory_hash(destination, guest) == image,
             "memory",
             "the destination's reads differently from what was written",
         )
         await self.loads(destination, sections)
-        await self.source.mark_granted(_EPOCH + 1)
+        await self.source.mark_granted(EPOCH)
         await self.stays(self.source, "law 4", "memory changed after mark_granted")
-        await destination.run(_EPOCH + 1, Runner("check", bytes(range(16))))
+        await destination.run(EPOCH, Runner("check", bytes(range(16))))
         await self.runs(destination, "law 6", "after run the guest does not run")
         await self.audited(destination, "law 6: at the destination")
-        _require(_hash(self.source, guest) == image, "law 4", "the source's memory changed after run")
+        require(memory_hash(self.source, guest) == image, "law 4", "the source's memory changed after run")
         await self.source.stop_tracking()
-        _require(self.source.description == guest, "description", "it changed during the migration")
+        require(self.source.description == guest, "description", "it changed during the migration")
         await self.source.release()
 
     async def copy_rounds(self) -> Image:
         """Rounds of a running guest until little is left; what was copied."""
         guest = self.source.description
-        shadow: Image = {region.id: bytearray(region.size_bytes) for region in _copied(guest)}
-        total = sum(region.pages for region in _copied(guest))
-        everything = {region.id: PageBitmap.full(region.pages) for region in _copied(guest)}
+        shadow: Image = {region.id: bytearray(region.size_bytes) for region in copied(guest)}
+        total = sum(region.pages for region in copied(guest))
+        everything = {region.id: PageBitmap.full(region.pages) for region in copied(guest)}
         self.copy_pages(shadow, everything)
         for _ in range(_ROUNDS):
             await self.run_for(self.step_s)
@@ -209,11 +190,11 @@ class _Check:
         answer = await self.source.collect_dirty()
         sizes = {region.id: region.pages for region in self.source.description.regions}
         for number, bitmap in answer.items():
-            _require(number in sizes, "law 1", f"collect_dirty reports region {number}, which does not exist")
+            require(number in sizes, "law 1", f"collect_dirty reports region {number}, which does not exist")
             right = bitmap.bits == sizes[number]
-            _require(right, "law 1", f"collect_dirty has {bitmap.bits} bits for region {number}")
+            require(right, "law 1", f"collect_dirty has {bitmap.bits} bits for region {number}")
         return {
-            region.id: answer[region.id] for region in _copied(self.source.description) if region.id in answer
+            region.id: answer[region.id] for region in copied(self.source.description) if region.id in answer
         }
 
     def copy_pages(self, shadow: Image, pages: Mapping[int, PageBitmap]) -> None:
@@ -230,9 +211,9 @@ class _Check:
     async def last_collect(self, shadow: Image) -> None:
         """Of the paused guest: whatever is not reported now must have been copied as it is."""
         dirty = await self.collect()
-        for region in _copied(self.source.description):
-            live, copied = _pages(self.source.memory(region.id), region), _pages(shadow[region.id], region)
-            stale = (live != copied).any(axis=1)
+        for region in copied(self.source.description):
+            live = memory_pages(self.source.memory(region.id), region)
+            stale = (live != memory_pages(shadow[region.id], region)).any(axis=1)
             missed = PageBitmap.from_mask(stale)
             if region.id in dirty:
                 missed -= dirty[region.id]
@@ -240,72 +221,76 @@ class _Check:
             what = (
                 f"{missed.count()} pages of region {region.id} were written and never reported, first {first}"
             )
-            _require(not first, "law 1", what)
+            require(not first, "law 1", what)
         self.copy_pages(shadow, dirty)
 
     async def saved_state(self) -> Sequence[StateSection]:
         """The state of the paused guest, and that neither time nor saving changes anything."""
         guest = self.source.description
         await self.stays(self.source, "law 2", "memory changed while the guest was paused")
-        before = _hash(self.source, guest)
+        before = memory_hash(self.source, guest)
         sections = tuple(await self.source.save_state())
         again = tuple(await self.source.save_state())
-        _require(sections == again, "law 3", "saving the state twice gives two different states")
-        _require(_hash(self.source, guest) == before, "law 3", "save_state changed memory")
+        require(sections == again, "law 3", "saving the state twice gives two different states")
+        require(memory_hash(self.source, guest) == before, "law 3", "save_state changed memory")
         await self.stays(self.source, "law 3", "save_state made the guest run")
         after = tuple(await self.source.save_state())
-        _require(sections == after, "law 2", "the state changed while the guest was paused")
+        require(sections == after, "law 2", "the state changed while the guest was paused")
         keys = {(s.architecture, s.vcpu, s.kind, s.version, s.instance) for s in sections}
-        _require(len(keys) == len(sections), "law 3", "two state sections have the same name")
+        require(len(keys) == len(sections), "law 3", "two state sections have the same name")
         size = sum(len(section.data) for section in sections)
         what = f"{size} bytes of state, but the description says at most {guest.state_bytes}"
-        _require(size <= guest.state_bytes, "description", what)
+        require(size <= guest.state_bytes, "description", what)
         return sections
 
     async def loads(self, destination: DestinationGuest, sections: Sequence[StateSection]) -> None:
         """Bad states are refused, then the good one is taken; nothing runs meanwhile."""
         guest = self.source.description
-        image = _hash(destination, guest)
+        image = memory_hash(destination, guest)
         for what, bad in _bad_states(sections):
             await _refuses(destination, bad, what)
-            _require(
-                _hash(destination, guest) == image, "law 5", f"memory changed by a refused state ({what})"
+            require(
+                memory_hash(destination, guest) == image,
+                "law 5",
+                f"memory changed by a refused state ({what})",
             )
         # Twice: the attempt may be given up after LOADED, and the next one loads again.
         for _ in range(2):
             await destination.load_state(sections)
-            _require(_hash(destination, guest) == image, "law 5", "load_state changed memory")
+            require(memory_hash(destination, guest) == image, "law 5", "load_state changed memory")
             await self.stays(destination, "law 5", "load_state made the guest run")
 
     async def runs(self, guest: SourceGuest | DestinationGuest, law: str, what: str) -> None:
         """Memory changes within a few steps."""
         description = self.source.description
-        before = _hash(guest, description)
+        before = memory_hash(guest, description)
         for _ in range(_PATIENCE_STEPS):
             await self.run_for(self.step_s)
-            if _hash(guest, description) != before:
+            if memory_hash(guest, description) != before:
                 return
         raise AssertionError(f"{law}: {what}")
 
     async def stays(self, guest: SourceGuest | DestinationGuest, law: str, what: str) -> None:
         """Memory does not change in a step."""
-        before = _hash(guest, self.source.description)
+        before = memory_hash(guest, self.source.description)
         await self.run_for(self.step_s)
-        _require(_hash(guest, self.source.description) == before, law, what)
+        require(memory_hash(guest, self.source.description) == before, law, what)
 
     async def audited(self, guest: SourceGuest | DestinationGuest, where: str) -> None:
         """The guest finds nothing wrong with itself."""
         if self.audit is not None:
             errors = await self.audit(guest)
-            _require(errors == 0, where, f"the guest's own audit finds {errors} errors")
+            require(errors == 0, where, f"the guest's own audit finds {errors} errors")
 
 
 def _copy_to(destination: DestinationGuest, guest: GuestDescription, shadow: Image) -> None:
-    for region in _copied(guest):
+    for region in copied(guest):
         memory = destination.memory(region.id)
         what = f"region {region.id}: not writable, or of the wrong size, at the destination"
-        _require(not memory.readonly and memory.nbytes == region.size_bytes, "memory", what)
-        _require(not _pages(memory, region).any(), "memory", f"region {region.id} does not read as zeros")
+        require(not memory.readonly and memory.nbytes == region.size_bytes, "memory", what)
+        require(
+            not memory_pages(memory, region).any(), "memory", f"region {region.id} does not read as zeros"
+        )
         memory[:] = shadow[region.id]
 
 
@@ -329,7 +314,7 @@ async def _refuses(destination: DestinationGuest, sections: Sequence[StateSectio
     try:
         await destination.load_state(sections)
     except GuestError as error:
-        _require(error.code in _REFUSALS, "law 5", f"{what}: refused with {error.code.name}")
+        require(error.code in _REFUSALS, "law 5", f"{what}: refused with {error.code.name}")
     except Exception as error:
         raise AssertionError(f"law 5: {what}: {type(error).__name__} instead of a GuestError") from error
     else:
@@ -349,3 +334,20 @@ async def _check_discard(make: Callable[[], Awaitable[DestinationGuest]], guest:
         except Exception as error:
             after = ("nothing", "reserve", "prepare")[steps]
             raise AssertionError(f"law 7: discard after {after} failed") from error
+
+
+async def _check_post_copy(
+    make_source: Callable[[], Awaitable[SourceGuest]],
+    make_destination: Callable[[], Awaitable[DestinationGuest]],
+    check: _Check,
+) -> None:
+    room = await make_destination()
+    await room.reserve(check.source.description)
+    can = room.can_post_copy
+    if not can:
+        await refuses_post_copy(room)
+    await room.discard()
+    if can:
+        room = await make_destination()
+        await PostCopyCheck(await make_source(), room, check.run_for, check.step_s).run()
+        await check.audited(room, "law 9: after post-copy")
