@@ -52,7 +52,9 @@ WAY: Final[tuple[State, ...]] = tuple(
         row.next is state and not row.reserved
         for row in (*SOURCE_TABLE.values(), *DESTINATION_TABLE.values())
     )
-    and state not in DEAF | {SourceState.DECIDING}  # which it never stays in
+    # It never stays in DECIDING, and the others are not on the way of a migration that nothing happens to.
+    and state not in DEAF | {SourceState.DECIDING, SourceState.ASKING}
+    and state not in {DestinationState.ANSWERING, DestinationState.HANDING_BACK}
 )
 
 names = st.sampled_from((SOURCE, DESTINATION))
@@ -261,6 +263,9 @@ class History(Machine):
             assert "granted" in world.records[SOURCE], "permission has left without a record"
         if self.handed_over:
             assert not world.guest.running, "it runs at the source, though another may run it"
+        if world.sides[DESTINATION].monitor.said[FrameType.HANDBACK]:
+            assert "handback" in world.records[DESTINATION], "handed back without a record [ONE-35]"
+            assert not world.room.has_run, "handed back, and it has run"
         for entry in world.guest.machine.journal[self.journaled :]:
             assert entry.count > self.written, "two runs of the guest have written"
             self.written = entry.count
@@ -301,8 +306,8 @@ class History(Machine):
             assert finished == (result is not None), f"{side.name}: {finished} ends"
             if result is None:
                 continue
-            completed = result.outcome is Outcome.COMPLETED
-            assert completed == (result.code is None), f"{result.outcome} with {result.code}"
+            in_order = result.outcome in {Outcome.COMPLETED, Outcome.ANSWERED}
+            assert in_order == (result.code is None), f"{result.outcome} with {result.code}"
             assert result.error is None or result.error.code in ERRORS, f"{result.error!r}"
             assert side.machine.poll_timeout() is None, f"{side.name} has ended, and waits for a time"
 

@@ -66,7 +66,7 @@ _ORDER: Final[dict[Sender, dict[FrameType | None, frozenset[FrameType]]]] = {
         F.ROUND_ACK: frozenset({F.ROUND_ACK, F.READY, F.NOT_READY}),
         F.NOT_READY: frozenset({F.ROUND_ACK, F.READY, F.NOT_READY}),
         F.READY: frozenset({F.LOADED}),
-        F.LOADED: frozenset({F.RUNNING}),
+        F.LOADED: frozenset({F.RUNNING, F.HANDBACK}),
         F.RUNNING: frozenset({F.COMPLETE}),
         F.COMPLETE: frozenset({F.BYE}),
     },

@@ -24,7 +24,9 @@ from sterna.core.events import (
     RollBack,
     RunGuest,
 )
+from sterna.core.history import History
 from sterna.core.policy import PolicySettings
+from sterna.core.records import Record
 from sterna.core.session import Session
 from sterna.core.source import SourceConfig
 from sterna.errors import GuestError, SternaError, TransportError
@@ -124,7 +126,8 @@ class World(Pair):
         quiet_s: for how long nothing has moved; longest_quiet_s: the most of it so far.
         idle_s: for how long hosts have not answered, in all.
         linked: whether bytes still arrive.
-        records: by side, the durable records that were written, in order.
+        records: by side, the kinds of the durable records that were written, in order.
+        histories: by side, these records; what contradicts one of them is not written.
         claimed: whether the epoch was claimed for the destination.
     """
 
@@ -146,6 +149,8 @@ class World(Pair):
         self.count = 0
         self._not_ready, self._wins = setting.not_ready, setting.claim
         self.records: dict[str, list[str]] = {SOURCE: [], DESTINATION: []}
+        guest_id = self.guest.description.id
+        self.histories = {SOURCE: History(guest_id), DESTINATION: History(guest_id)}
         self.claimed = False
         self.disturbed = self.damaged = self.stuck = False
         self.quiet_s = self.idle_s = self.longest_quiet_s = 0.0
@@ -304,10 +309,15 @@ class World(Pair):
         self._events(side)
         return True
 
+    def _write(self, name: str, record: Record) -> None:
+        """Make a record durable, if none that is there stands against it [ONE-27]."""
+        self.histories[name] = self.histories[name].after(record)
+        self.records[name].append(record.kind)
+
     async def _source(self, request: Request) -> object:
         answer = await super()._source(request)
         if isinstance(request, Persist):
-            self.records[SOURCE].append(request.record.kind)
+            self._write(SOURCE, request.record)
         if isinstance(request, Pause):
             self.image, self.count = self.guest.machine.memory.tobytes(), self.guest.workload.count
         return answer
@@ -317,7 +327,7 @@ class World(Pair):
             return None
         match request:
             case Persist(record=record):
-                self.records[DESTINATION].append(record.kind)
+                self._write(DESTINATION, record)
             case Prepare() if self._not_ready:
                 self._not_ready -= 1
                 raise GuestError("not yet")
@@ -328,9 +338,7 @@ class World(Pair):
             case RunGuest():
                 self.check_image()
                 assert self.claimed, "it is to run, and nobody has claimed it [ONE-25]"
-                assert self.records[DESTINATION][-2:] == ["claiming", "start"], (
-                    "it is to run without a record [ONE-28]"
-                )
+                assert self.records[DESTINATION][-2:] == ["claiming", "start"], "without a record [ONE-28]"
             case _:
                 pass
         return await super()._destination(request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from sterna.registry import ErrorCode
 from sterna_interop.case import Case, Ends, completed
 from sterna_interop.contract import GuestState, Outcome, Role
 from sterna_interop.misbehaviours import Misbehaviour, Stage, of_any
@@ -40,7 +41,7 @@ def case_of(row: Misbehaviour) -> Case:
         place=row.place,
         act=row.act,
         answers=frozenset() if row.by_peer else frozenset(row.codes),
-        mute=row.mute,
+        mute=row.mute or row.understood,
         silent=row.by_peer is True,
         refused=row.refused,
         named=row.named,
@@ -72,6 +73,8 @@ def ends_of(row: Misbehaviour) -> Ends:
         return completed(tested)
     outcome, guest = _FATE[tested, row.stage]
     codes = frozenset(code.name.lower() for code in row.codes)
+    if row.understood:
+        codes |= {ErrorCode.UNDECIDED.name.lower()}
     if row.stage is Stage.DONE:
         return Ends(frozenset({outcome}), frozenset({"", *codes}), guest)
     return Ends(frozenset({outcome}), codes, guest, row.by_peer)

@@ -62,6 +62,7 @@ class Misbehaviour:
         by_peer: the code is the peer's own, from its ABORT or REFUSE; None where it may be seen so.
         named: its ABORT has to name the frame.
         optional: an endpoint need not come to the place, and then completes.
+        understood: an endpoint may know what is said; it then says nothing, and reports `undecided`.
         plan, manner: what is changed of the honest conversation.
         guest, order, limits, deadline_s: what the endpoint is told.
     """
@@ -81,6 +82,7 @@ class Misbehaviour:
     by_peer: bool | None = False
     named: bool = False
     optional: bool = False
+    understood: bool = False
     plan: dict[str, object] = field(default_factory=dict)
     manner: Manner = field(default_factory=Manner)
     guest: GuestSpec = field(default_factory=GuestSpec)

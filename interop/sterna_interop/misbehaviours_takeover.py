@@ -187,6 +187,7 @@ def _commit() -> Rows:
         return row(head, _COMPLETE, act, *codes, stage=Stage.AFTER, **LOST | more)
 
     late = E.PHASE_DEADLINE, E.PEER_SILENT
+    optional = E.UNEXPECTED_FRAME, E.UNSUPPORTED  # by who knows the frame, and by who does not [CON-5]
     handed_back = do.instead(Say(HandBack(8, _RUNNER)))
     verdict = do.instead(Say(Verdict(Owner.SOURCE, 7)))
     complete = do.before(Say(Complete(8, OTHER_DIGEST)))
@@ -215,11 +216,12 @@ def _commit() -> Rows:
             E.UNEXPECTED_FRAME,
         ),
         granted(
-            "running-006 hands-back: hands back, which draft 1 does not know [CON-5]",
+            "running-006 hands-back: hands back what it cannot run [ONE-20 ONE-37]",
             handed_back,
-            E.UNSUPPORTED,
+            *optional,
+            understood=True,
         ),
-        granted("running-007 verdict: tells the verdict, unasked [CON-5]", verdict, E.UNSUPPORTED),
+        granted("running-007 verdict: tells the verdict, unasked [CON-3]", verdict, *optional),
         granted(
             "running-008 aborts: aborts after HANDOVER [ONE-49]",
             do.instead(enough, Wait(ENDLESS_S)),

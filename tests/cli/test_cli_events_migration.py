@@ -28,9 +28,9 @@ from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGue
 from sterna.guest.workload import WorkloadParameters
 from sterna.net.endpoint import Destination, Options, Source
 from sterna.net.memory import memory_transport_pair
-from sterna.registry import Phase
+from sterna.registry import Owner, Phase
 from sterna.testing import run_workload
-from sterna.wire.records import Progress
+from sterna.wire.records import Progress, Runner, Verdict
 
 # 2**53 and above would read differently in a language whose numbers are doubles.
 EXACT = (1 << 53) - 1
@@ -85,6 +85,26 @@ def test_a_peer_s_numbers_stay_exact(event: Event) -> None:
         value = fields.get(name, 0)
         assert isinstance(value, int)
         assert 0 <= value <= EXACT
+
+
+def test_a_verdict_is_said() -> None:
+    """[ONE-60] In full, and without a digest where there is none."""
+    assert result_fields(Result(Outcome.UNDECIDED))["verdict"] is None
+    for complete in (False, True):
+        digest = b"d" * 16 if complete else bytes(16)
+        verdict = Verdict(
+            Owner.DESTINATION, (1 << 64) - 1, Runner("there", b"r" * 16), complete=complete, digest=digest
+        )
+        said = result_fields(Result(Outcome.ANSWERED, session=b"s" * 16, verdict=verdict))
+        assert said["session"] == (b"s" * 16).hex()
+        assert through_json(said)["verdict"] == {
+            "owner": "destination",
+            "epoch": EXACT,
+            "runner": {"host": "there", "id": (b"r" * 16).hex()},
+            "handed_back": False,
+            "complete": complete,
+            "digest": digest.hex() if complete else None,
+        }
 
 
 def test_every_field_of_a_result_is_said() -> None:

@@ -269,12 +269,13 @@ async def test_nothing_tells_a_token(
     caplog.set_level(logging.DEBUG)
     async with hosts.served() as port:
         assert await hosts.sending(port).run() is Exit.OK
-    (token,) = tokens
+    assert tokens  # GREASE may by chance be as long, and is not told either
     told = [*hosts.sender.lines, *hosts.receiver.lines, *hosts.sender.results, *hosts.receiver.results]
     words = f"{told} {hosts.sender.said} {hosts.receiver.said} {caplog.text}"
     assert len(told) > 10
-    assert token.hex() not in words.lower()
-    assert repr(token)[2:-1] not in words
+    for token in tokens:
+        assert token.hex() not in words.lower()
+        assert repr(token)[2:-1] not in words
 
 
 async def test_both_sides_report_the_same_rounds(hosts: Hosts) -> None:

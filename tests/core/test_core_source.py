@@ -722,8 +722,9 @@ def test_a_guest_that_is_handed_back():
     rig = SourceRig().until(S.HANDED_OVER)
     rig.say(r.HandBack(EPOCH + 1, THERE))
     result = rig.machine.result
-    assert (result.outcome, result.code, result.epoch) == (Outcome.UNDECIDED, None, EPOCH)
-    assert result.session == SESSION
+    assert (result.outcome, result.code) == (Outcome.UNDECIDED, ErrorCode.UNDECIDED)
+    assert (result.epoch, result.session, result.phase) == (EPOCH, SESSION, Phase.COMMIT)
+    assert not result.by_peer
     assert result.verdict == r.Verdict(Owner.SOURCE, EPOCH + 1, THERE, handed_back=True)
     assert (rig.wishes, rig.drain()) == ([], [])
     rig.machine.connection_lost(None, rig.now)

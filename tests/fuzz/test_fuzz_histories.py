@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from sterna.core.events import Outcome
+from sterna.core.events import Outcome, Persist
 from sterna.core.tables import SOURCE as TABLE
-from sterna.core.tables import Row, SourceInput, SourceState
+from sterna.core.tables import DestinationState, Row, SourceInput, SourceState
 from sterna.guest.simulated import JournalEntry
-from sterna.registry import ErrorCode, Phase
+from sterna.registry import ErrorCode, FrameType, Phase
 from sterna_fuzz.conversations import DESTINATION, SOURCE
 from sterna_fuzz.histories import WAY, Action, History
 from sterna_fuzz.worlds import Setting
@@ -189,10 +189,8 @@ def test_a_peer_that_is_not_told_is_noticed(monkeypatch):
 
 
 def test_a_row_that_rolls_back_too_late_is_noticed(monkeypatch):
-    """[ONE-49]"""
-    monkeypatch.setitem(
-        TABLE, (SourceState.HANDED_OVER, SourceInput.LOST), Row(SourceState.ROLLING_BACK, "", "")
-    )
+    """[ONE-20]"""
+    monkeypatch.setitem(TABLE, (SourceState.HANDED_OVER, SourceInput.LOST), Row(SourceState.VOIDING, "", ""))
     made = history("cut")
     made.reach(state=SourceState.HANDED_OVER, pages=0)
     made.flow(steps=1)
@@ -200,6 +198,35 @@ def test_a_row_that_rolls_back_too_late_is_noticed(monkeypatch):
     made.lose(name=SOURCE, orderly=False)
     with pytest.raises(AssertionError, match=r"both sides run|its holder does not know"):
         made.teardown()
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_start_that_fails_is_handed_back_or_decided_by_its_record(done):
+    """[ONE-27] [ONE-35] Where START is durable although it failed, HANDBACK cannot be."""
+    made = history("cut")
+    made.reach(state=DestinationState.COMMITTING, pages=0)
+    held = made.world.sides[DESTINATION].held
+    while not (held and isinstance(held[0].request, Persist)):
+        made.world.ask(DESTINATION) or made.world.answer(DESTINATION)
+    if done:
+        made.world.carry_out(DESTINATION)
+    assert made.world.fail(DESTINATION)
+    made.flow(steps=12)
+    made.holds()
+    made.teardown()
+    handed_back = bool(made.world.sides[DESTINATION].monitor.said[FrameType.HANDBACK])
+    assert handed_back == (not done)
+    assert made.world.destination.result.outcome is (Outcome.UNDECIDED if done else Outcome.ROLLED_BACK)
+    assert made.world.source.result.outcome is Outcome.UNDECIDED
+
+
+def test_handing_back_without_a_record_is_noticed():
+    """[ONE-35]"""
+    made = moved()
+    made.world.sides[DESTINATION].monitor.said[FrameType.HANDBACK] += 1
+    noticed(made, "handed back without a record")
+    made.world.records[DESTINATION].append("handback")
+    noticed(made, "handed back, and it has run")
 
 
 def test_what_was_not_meant_to_be_raised_is(monkeypatch):

@@ -241,6 +241,7 @@ def test_a_state_section_of_all_that_was_announced() -> None:
     large.granted()
     large.say(r.RoundEnd(1, 1, 0, 0))
     large.say(r.Switchover(1, 0))  # type: ignore[arg-type]
+    large.answer(e.Persist, None)
     large.answer(e.Prepare, None)
     large.say(r.Round(1, 2, 0))
     large.say(r.RoundEnd(1, 2, 0, 0))
@@ -461,6 +462,7 @@ def test_endless_attempts() -> None:
     def attempts(first: int) -> None:
         for attempt in range(first, first + 500):
             large.say(r.Switchover(attempt, 0))  # type: ignore[arg-type]
+            large.answer(e.Persist, None)
             request = large.machine.poll_request()
             assert isinstance(request, e.Prepare)
             large.machine.fail(request, GuestError("busy"), 0.0)

@@ -18,9 +18,9 @@ from withstand_judge import judge, judge_accepted, judge_any
 from withstand_support import ROLES, Victim, at_home, sample
 
 from sterna.core.events import Outcome
+from sterna.core.negotiate import BASE_FEATURES
 from sterna.core.tables import DestinationState, SourceState
 from sterna.registry import (
-    IMPLEMENTED_FEATURES,
     MAGIC,
     Encoding,
     ErrorCode,
@@ -28,6 +28,7 @@ from sterna.registry import (
     FrameType,
     Limit,
     Mode,
+    Owner,
     Phase,
     Style,
 )
@@ -160,6 +161,12 @@ def test_every_mode(mode: int) -> None:
             judge(victim, C.BAD_VALUE, clause="HEL-6")
         elif mode == Mode.OPEN:
             judge_accepted(victim)
+        elif mode == Mode.VERDICT:  # nothing is known of it here [ONE-46]
+            judge_any(victim)
+            (said,) = victim.spoken
+            verdict = decode_body(said.frame, said.body)
+            assert isinstance(verdict, r.Verdict)
+            assert verdict.owner is Owner.UNDECIDED
         else:
             judge(victim, C.UNSUPPORTED, clause="CON-10")
 
@@ -189,7 +196,7 @@ def test_a_feature_that_only_one_side_has(feature: int) -> None:
             r.FeatureOffer(feature, required),
         )
         victim.attack(victim.record(hello(features=offers)))
-        if required and feature not in IMPLEMENTED_FEATURES:
+        if required and feature not in BASE_FEATURES:
             judge(victim, C.MISSING_FEATURE, clause="NEG-4")
         else:
             judge_accepted(victim)

@@ -44,7 +44,7 @@ targets = pytest.mark.parametrize(
 
 def greeted(role: str, frame: FrameType) -> bool:
     """Whether limits have been announced when this frame is due."""
-    return frame not in {F.HELLO, F.WELCOME, F.REFUSE}
+    return frame not in {F.HELLO, F.WELCOME, F.REFUSE, F.VERDICT}
 
 
 # ---- the header's lengths ----

@@ -21,11 +21,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 from withstand_fields import leaves
-from withstand_judge import judge
+from withstand_judge import judge, judge_any
 from withstand_siege import Siege, arrivals
 from withstand_support import EPOCH, THERE, Victim, at_home, pair, recording, sample
 
-from sterna.core.events import Outcome
+from sterna.core.events import Claim, Outcome
 from sterna.core.tables import COMMITTED, DestinationState, SourceState
 from sterna.errors import GuestError, LocalProtocolError
 from sterna.host.agent import PeerListHost
@@ -114,15 +114,31 @@ def test_a_permission_that_comes_twice() -> None:
 @pytest.mark.parametrize("frame", [F.HANDBACK, F.VERDICT], ids=lambda frame: frame.name)
 @pytest.mark.parametrize("epoch", EPOCHS)
 def test_both_sides_own_it(frame: FrameType, epoch: int) -> None:
-    """[ONE-20] [ONE-37] A destination that gives back what it may run, or names the source: not even then.
+    """[ONE-20] [ONE-37] [HND-2] A destination gives back what it may run, or names the source: not even then.
 
-    Both frames are reserved in this draft: the source stays paused, and says that it does not know.
+    The guest stays paused here. A HANDBACK of the right epoch is a permission to claim, and no claim.
     """
-    victim = at_home("source", frame)
-    assert victim.machine.state is S.HANDED_OVER
+    victim = Victim("source").until(S.HANDED_OVER)
     victim.attack(victim.frame(frame, with_epoch(frame, epoch)))
-    result = judge(victim, C.UNSUPPORTED)
+    if frame is F.HANDBACK and epoch == EPOCH + 1:
+        result = judge_any(victim) or victim.machine.result
+        assert result is not None
+        assert result.verdict is not None
+        assert result.verdict.handed_back
+    else:
+        result = judge(victim, C.BAD_EPOCH if frame is F.HANDBACK else C.UNEXPECTED_FRAME)
+        assert result.verdict is None
     assert result.outcome is Outcome.UNDECIDED
+    assert "resume" not in victim.guest.calls
+
+
+def test_a_hand_back_that_is_taken_back() -> None:
+    """[ONE-37] RUNNING behind it changes nothing: the session is over, and the records decide."""
+    victim = Victim("source").until(S.HANDED_OVER)
+    victim.attack(victim.record(r.HandBack(EPOCH + 1, THERE)), victim.record(r.Running(EPOCH + 1, THERE)))
+    result = victim.machine.result
+    assert result is not None
+    assert (result.outcome, victim.records) == (Outcome.UNDECIDED, ["session", "granted"])
 
 
 def test_a_destination_that_lies_about_running() -> None:
@@ -138,18 +154,18 @@ def test_a_destination_that_lies_about_running() -> None:
 
 
 def test_an_epoch_that_is_claimed_by_somebody_else() -> None:
-    """[ONE-29] [ONE-49] The store says no after HANDOVER: the guest is not run, and nobody frees it."""
+    """[ONE-29] The store says no after HANDOVER: the guest is not run, and everything of it is freed."""
     victim = Victim("destination").until(D.CLAIMING)
     carry_out = victim.both._destination
 
     async def lose(request: object) -> object:
         answer = await carry_out(request)  # type: ignore[arg-type]
-        return False if answer is True else answer
+        return r.Runner("another", bytes(16)) if isinstance(request, Claim) else answer
 
     victim.both._destination = lose  # type: ignore[method-assign,assignment]
     victim.settle()
     result = judge(victim, C.STALE_EPOCH)
-    assert result.outcome is Outcome.UNDECIDED
+    assert result.outcome is Outcome.ROLLED_BACK
     assert not victim.room.has_run
 
 

@@ -18,7 +18,7 @@ import pytest
 import trio
 from withstand_judge import judge
 from withstand_siege import Siege, arrivals, besiege
-from withstand_support import ROLES, recording
+from withstand_support import ROLES, Victim, recording
 
 from sterna.core.deadlines import WAITS, Deadlines
 from sterna.core.events import Outcome, Result
@@ -200,8 +200,20 @@ def test_a_preface_a_byte_at_a_time_in_the_largest_frame() -> None:
 
 def test_no_place_waits_without_a_deadline() -> None:
     """[CON-74] Every state in which a recorded frame is waited for has one, and each of these is a place."""
-    assert {*arrivals("source"), *arrivals("destination")} == set(WAITS)
+    assert {*arrivals("source"), *arrivals("destination")} == set(WAITS) - {SourceState.ASKING}
     assert {type(state) for state in WAITS} == {SourceState, DestinationState}
+
+
+def test_a_question_that_nobody_answers() -> None:
+    """[CON-74] [ONE-60] Whoever asks for the verdict does not wait for ever, and touches nothing."""
+    victim = Victim("source")
+    victim.machine.ask(b"s" * 16, b"t" * 32, victim.now)  # type: ignore[attr-defined]
+    victim.settle().starve()
+    result = victim.machine.result
+    assert result is not None
+    assert (result.outcome, result.code) == (Outcome.UNDECIDED, C.PHASE_DEADLINE)
+    assert victim.guest.running
+    assert victim.asked == []
 
 
 def test_time_gives_the_guest_to_nobody() -> None:

@@ -49,8 +49,8 @@ def judge_any(victim: Victim) -> Result | None:
     if result is None:
         judge_accepted(victim)
         return None
-    if result.error is None:  # it was the end of an honest migration
-        assert result.outcome is Outcome.COMPLETED
+    if result.error is None:  # it was an honest end: of a migration, or of a question
+        assert result.outcome in {Outcome.COMPLETED, Outcome.ANSWERED}
         check_guest(victim, result)
         return None
     return judge(victim, by_peer=result.by_peer, told=not result.by_peer)
@@ -85,7 +85,7 @@ def judge(
     if clause is not None:
         assert isinstance(result.error, RemoteProtocolError)
         assert result.error.clause == clause, f"{result.error}"
-    if told:
+    if told and (result.verdict is None or not result.verdict.handed_back):  # nobody has to be told of that
         check_told(victim, result)
     if by_peer:  # who is told to end does not answer [CON-68]
         assert not {FrameType.ABORT, FrameType.REFUSE} & {said.frame for said in victim.spoken}
@@ -148,9 +148,13 @@ def check_destination(victim: Victim, result: Result) -> None:
         assert result.outcome in {Outcome.MOVED, Outcome.COMPLETED}
         room.advance(5.0)
         assert (room.workload.errors, room.workload.audit().errors) == (0, 0)
-    elif e.Persist in victim.asked:  # permission was taken
+    elif e.AnswerVerdict in victim.asked:
+        assert result.outcome in {Outcome.ANSWERED, Outcome.UNDECIDED}
+        assert e.Reserve not in victim.asked
+    elif result.outcome is Outcome.UNDECIDED:  # permission was taken, and could not be used
         assert victim.handed_over
-        assert result.outcome is Outcome.UNDECIDED
+        assert "claiming" in victim.records
     else:
         assert result.outcome is Outcome.ROLLED_BACK
+        assert "start" not in victim.records
         assert room.machine is room._memory is room.description is None

@@ -86,6 +86,7 @@ class Siege:
         self.told = bytearray()
         self.heard = bytearray()
         self.asked: list[type] = []
+        self.records: list[str] = []
         self.seconds = 0.0
         self.growth_bytes = 0
         self.listens = True
@@ -108,6 +109,8 @@ class Siege:
 
         async def perform(request: e.Request) -> object:
             self.asked.append(type(request))
+            if isinstance(request, e.Persist):
+                self.records.append(request.record.kind)
             return await carry_out(request)
 
         self.endpoint._perform = perform  # type: ignore[method-assign]

@@ -175,6 +175,7 @@ class Victim:
         next: the frame of the recording that comes next.
         heard: every byte that it was given.
         asked: the classes of all requests that it has made.
+        records: the kinds of all records that it has asked for.
         growth_bytes: the most memory that it held more at any moment of the attacks than before them.
     """
 
@@ -195,6 +196,7 @@ class Victim:
         self.finished: list[e.Finished] = []
         self.events: list[e.Event] = []
         self.asked: list[type] = []
+        self.records: list[str] = []
         self._taken: list[e.Request] = []
         self._prefaced = False
         self._moves = self._live()
@@ -242,6 +244,8 @@ class Victim:
         while (request := self.machine.poll_request()) is not None:
             self._taken.append(request)
             self.asked.append(type(request))
+            if isinstance(request, e.Persist):
+                self.records.append(request.record.kind)
         while (event := self.machine.poll_event()) is not None:
             self.events.append(event)
             if isinstance(event, e.Finished):

@@ -24,6 +24,7 @@ from sterna.core.policy import RoundStats
 from sterna.guest.holder_client import HolderStatus
 from sterna.net.transport import Peer, TlsInfo, Transport
 from sterna.registry import ErrorCode, Phase
+from sterna.wire.records import Verdict
 
 Fields: TypeAlias = dict[str, object]
 
@@ -100,6 +101,20 @@ def result_fields(result: Result) -> Fields:
         "digest": result.digest.hex() or None,
         "retry_after_ms": result.retry_after_ms,
         "missing": list(result.items),
+        "session": result.session.hex() if any(result.session) else None,
+        "verdict": None if result.verdict is None else verdict_fields(result.verdict),
+    }
+
+
+def verdict_fields(verdict: Verdict) -> Fields:
+    """What a destination has said of who owns the guest."""
+    return {
+        "owner": verdict.owner.name.lower(),
+        "epoch": min(verdict.epoch, _EXACT),
+        "runner": {"host": verdict.runner.host, "id": verdict.runner.id.hex()},
+        "handed_back": verdict.handed_back,
+        "complete": verdict.complete,
+        "digest": verdict.digest.hex() if verdict.complete else None,
     }
 
 

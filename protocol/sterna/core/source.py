@@ -248,6 +248,8 @@ class SourceMachine(Session):
     def _on_handback(self, record: HandBack, now: float) -> None:
         """It never ran there and never will under n + 1: whoever recovers claims the epoch behind."""
         check_epoch(record, self._job.epoch + 1, "HND-2")
+        back = LocalProtocolError(ErrorCode.UNDECIDED, "the destination has handed it back", clause="ONE-37")
+        self._account.failed(back, self.phase)
         self._step(FrameType.HANDBACK, now)
         self._account.verdict = Verdict(Owner.SOURCE, record.epoch, record.runner, handed_back=True)
         self._over = True
