@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from test_guest_holder_backend import DESCRIPTION, PAGES, STATE, FakeHeld
 from test_guest_holder_server import serving
 
@@ -17,9 +19,11 @@ from sterna.guest.holder_client import HolderConnection, connect_holder
 from sterna.guest.holder_engine import HolderEngine
 from sterna.guest.holder_frames import Frame
 from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
+from sterna.guest.late_pages import LatePages
 from sterna.linux.memfd import MemoryFile
+from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode
-from sterna.wire.records import Runner
+from sterna.wire.records import PageRange, Runner
 
 RUNNER = Runner("there", bytes(16))
 Serve = Callable[..., contextlib.AbstractAsyncContextManager[tuple[HolderConnection, FakeHeld]]]
@@ -295,3 +299,146 @@ async def test_memory_is_not_for_writing_once_the_guest_has_run(serve: Serve) ->
         assert (await connection.status()).state == "running"
         with pytest.raises(GuestError, match="no memory of region 3"):
             room.memory(3)
+
+
+class LateHeld(FakeHeld):
+    """Holds accesses to the pages that are expected, of memory that it maps itself."""
+
+    def expect(self, stale: Mapping[int, PageBitmap]) -> None:
+        super().expect(stale)
+        if self.late is None:
+            self.maps = {number: file.map() for number, file in self.memory().items()}
+            self.late = LatePages(self.description.regions, self.maps, stale)
+        else:
+            self.late.replace(stale)
+
+    def complete(self) -> None:
+        super().complete()
+        self.late = None
+
+    def close(self) -> None:
+        self.complete()
+        super().close()
+
+
+@contextlib.asynccontextmanager
+async def late_room(path: Path) -> AsyncIterator[tuple[HolderDestinationGuest, LateHeld]]:
+    held = LateHeld(with_guest=False)
+    with serving(path, HolderEngine(held)):
+        async with await connect_holder(path) as connection:
+            room = HolderDestinationGuest(connection)
+            await room.reserve(DESCRIPTION)
+            await room.load_state(STATE)
+            yield room, held
+            room.close()
+
+
+def full() -> dict[int, PageBitmap]:
+    return {3: PageBitmap.full(PAGES), 5: PageBitmap.full(2)}
+
+
+@pytest.mark.needs("minor_faults")
+async def test_pages_of_two_regions_come_later(tmp_path: Path) -> None:
+    """[HOL-38] [HOL-40] [HOL-42] [HOL-33]"""
+    async with late_room(tmp_path / "holder") as (room, held):
+        await room.expect({3: PageBitmap.full(PAGES)})
+        await room.expect(full())
+        assert await room.missing() == full()
+        await room.run(5, RUNNER)
+        thread = threading.Thread(target=held.maps[5].touch, args=(4096,))
+        thread.start()
+        assert await room.faults() == [PageRange(5, 1, 1)]
+        room.memory(5)[4096:] = b"x" * 4096
+        await room.installed(5, 1, 1)
+        await trio.to_thread.run_sync(thread.join)
+        assert held.maps[5].array[4096] == ord("x")
+        assert (await room.connection.status()).missing == PAGES + 1
+        waiting = trio.Event()
+
+        async def wait_for_ever() -> None:
+            waiting.set()
+            await room.faults()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait_for_ever)
+            await waiting.wait()
+            await room.installed(3, 0, PAGES)
+            await room.installed(5, 0, 2)
+            assert room.memory(5).readonly
+            assert await room.missing() == {}
+            await room.installed(5, 0, 2)
+            assert held.late is None
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.needs("minor_faults")
+async def test_the_last_page_is_told_again_where_that_was_cut_off(tmp_path: Path) -> None:
+    async with late_room(tmp_path / "holder") as (room, held):
+        await room.expect(full())
+        await room.installed(3, 0, PAGES)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await room.installed(5, 0, 2)
+        await room.installed(5, 0, 1)
+        assert held.late is None
+
+
+@pytest.mark.needs("minor_faults")
+async def test_a_set_that_is_taken_back(tmp_path: Path) -> None:
+    async with late_room(tmp_path / "holder") as (room, held):
+        await room.expect(full())
+        await room.expect({})
+        assert not any(map(PageBitmap.any, (await room.missing()).values()))
+        with pytest.raises(GuestError) as caught:
+            await room.expect({4: PageBitmap(1)})
+        assert caught.value.code is ErrorCode.BAD_VALUE
+        assert held.calls.count("expect") == 2
+        await room.discard()
+        with pytest.raises(GuestError, match="nothing is reserved"):
+            await room.expect({})
+
+
+async def test_a_holder_that_cannot(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """[HOL-38]"""
+    monkeypatch.setattr(FakeHeld, "can_post_copy", False)
+    async with serve(with_guest=False) as (connection, held):
+        room = HolderDestinationGuest(connection)
+        await room.reserve(DESCRIPTION)
+        assert not room.can_post_copy
+        for refused in (room.expect({}), room.faults(), room.installed(3, 0, 1)):
+            with pytest.raises(GuestError) as caught:
+                await refused
+            assert caught.value.code is ErrorCode.UNSUPPORTED
+        assert held.calls == ["reserve"]
+
+
+async def test_notes_are_the_holders(serve: Serve) -> None:
+    """[HOL-45]"""
+    async with serve(with_guest=False) as (connection, _):
+        room = HolderDestinationGuest(connection)
+        await room.reserve(DESCRIPTION)
+        assert len(await room.notes()) == 0
+        (await room.notes(7))[:] = b"entries"
+        assert bytes(await room.notes()) == b"entries"
+        other = await HolderDestinationGuest.take_over(connection)
+        assert bytes(await other.notes()) == b"entries"
+        assert not other.memory(3).readonly
+        assert await other.missing() == {}
+        assert len(await room.notes(0)) == 0
+        with pytest.raises(GuestError) as caught:
+            await room.notes(1 << 50)
+        assert caught.value.code is ErrorCode.FULL
+
+
+async def test_notes_that_may_shrink_are_not_mapped(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serve(with_guest=False) as (connection, _):
+        room = HolderDestinationGuest(connection)
+        await room.reserve(DESCRIPTION)
+
+        async def shrinking(*_: object) -> Frame:
+            return Frame({}, (os.memfd_create("test"),))
+
+        monkeypatch.setattr(connection, "call", shrinking)
+        with pytest.raises(GuestError, match="notes make no sense"):
+            await room.notes()

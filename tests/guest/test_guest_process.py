@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import threading
@@ -18,10 +19,12 @@ from sterna.guest.holder_client import HolderConnection, connect_holder
 from sterna.guest.holder_engine import HolderEngine
 from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
 from sterna.guest.journal import boottime_ns
+from sterna.guest.late_pages import why_no_late_pages
 from sterna.guest.process import ProcessGuest, ProcessSettings, describe
 from sterna.guest.process_runner import WorkloadRunner
 from sterna.guest.schedule import PAGE_BYTES, WorkloadParameters
 from sterna.guest.workload import STATE_BYTES
+from sterna.memory.bitmap import PageBitmap
 from sterna.registry import Architecture, ErrorCode, RegionKind, StateKind
 from sterna.testing import check_guest
 from sterna.wire.records import Disk, Nic, Region, Runner
@@ -296,6 +299,47 @@ def test_no_memory_for_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(GuestError) as caught:
             guest.start_tracking()
         assert caught.value.code is ErrorCode.FULL
+
+
+def test_a_machine_that_cannot_hold_accesses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[HOL-38] Whatever it is that the kernel lacks, the room is as before."""
+    guest = room()
+    why_no_late_pages.cache_clear()
+    monkeypatch.setattr("sterna.linux.userfaultfd._WAYS", ())
+    with closing(guest):
+        assert not guest.can_post_copy
+        guest.reserve(description())
+        with pytest.raises(GuestError) as caught:
+            guest.expect({0: PageBitmap.full(MEMORY // PAGE_BYTES)})
+        assert caught.value.code is ErrorCode.UNSUPPORTED
+        assert guest.late_pages is None
+        guest.prepare()
+    why_no_late_pages.cache_clear()
+
+
+@pytest.mark.needs("minor_faults")
+def test_pages_that_are_expected_in_vain() -> None:
+    """[HOL-10] [HOL-38] Closed, discarded or taken back, nothing is held any more."""
+    gc.collect()  # what other tests have left must not go meanwhile
+    before = len(os.listdir("/proc/self/fd"))
+    everything = {0: PageBitmap.full(MEMORY // PAGE_BYTES)}
+    guest = room()
+    with closing(guest):
+        for _ in range(2):
+            guest.reserve(description())
+            guest.expect(everything)
+            assert guest.late_pages is not None
+            with pytest.raises(GuestError) as caught:
+                guest.expect({1: PageBitmap(1)})
+            assert caught.value.code is ErrorCode.BAD_VALUE
+            guest.expect({})
+            assert guest.late_pages is None
+            guest.expect(everything)
+            del caught
+            guest.discard()
+        guest.reserve(description())
+        guest.expect(everything)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_states_that_are_not_taken() -> None:

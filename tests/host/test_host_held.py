@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from sterna.guest.holder_engine import HolderEngine
 from sterna.guest.process import describe
 from sterna.host.evidence import DESTINATION_IMAGE, SOURCE_IMAGE, Evidence, ImageCopy
 from sterna.host.held import ArrivingGuest, DepartingGuest
+from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode
 from sterna.wire.records import Runner
 
@@ -90,6 +92,62 @@ async def test_without_evidence_nothing_is_kept(tmp_path: Path, there: tuple[Pat
         await leaving.release()
         await arriving.leave()
     assert images(tmp_path) == []
+
+
+PAGES = MEMORY_BYTES >> 12
+
+
+def userfaultfds() -> list[str]:
+    """Those that this process has open."""
+    found = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+    return [target for target in found if "userfaultfd" in target]
+
+
+@pytest.mark.needs("minor_faults")
+async def test_a_guest_that_runs_before_its_pages_are_there(
+    tmp_path: Path, there: tuple[Path, HolderEngine]
+) -> None:
+    """[HOL-41] [HOL-45] [PCY-16] There is no image of it, and the next endpoint goes on where one stops."""
+    evidence = Evidence(tmp_path / "evidence")
+    async with departing(tmp_path / "here") as leaving:
+        arriving = ArrivingGuest(there[0], anything, evidence)
+        destination: DestinationGuest = arriving
+        assert not destination.can_post_copy
+        await destination.reserve(leaving.description)
+        assert destination.can_post_copy
+        await leaving.pause()
+        frozen = bytes(leaving.memory(0))
+        await destination.load_state(await leaving.save_state())
+        (await destination.notes(5))[:] = b"notes"
+        await destination.expect({0: PageBitmap(PAGES)})
+        assert evidence.failures == []
+        await destination.expect({0: PageBitmap.full(PAGES)})
+        await leaving.mark_granted(2)
+        await destination.run(2, RUNNER)
+        (first, *_) = await destination.faults()
+        assert (await destination.missing())[0].count() == PAGES
+        await arriving.leave()
+        await leaving.release()
+    assert [line.rpartition(": ")[2] for line in evidence.failures] == [
+        "the guest ran before all of its pages were here"
+    ]
+    assert [path.name for path in images(tmp_path)] == []
+    arriving = ArrivingGuest(there[0], anything)
+    assert (await arriving.take_over()).id == GUEST_ID
+    assert first in await arriving.faults()
+    assert bytes(await arriving.notes()) == b"notes"
+    arriving.memory(0)[:] = frozen
+    await arriving.installed(0, 0, PAGES)
+    status = await arriving.status()
+    assert status is not None
+    assert status.missing == 0
+    await arriving.leave()
+    with pytest.raises(GuestError, match="misses no pages: its guest is running"):
+        await arriving.take_over()
+    await arriving.leave()
+    async with await connect_holder(there[0]) as connection:
+        assert (await connection.audit())["errors"] == 0
+    assert not userfaultfds()
 
 
 async def test_nobody_is_attached_before_there_is_something_to_reserve(tmp_path: Path) -> None:

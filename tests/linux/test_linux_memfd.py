@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 
+from sterna.linux import memfd
 from sterna.linux.errors import CapabilityMissing
 from sterna.linux.memfd import PAGE_BYTES, MemoryFile, MemoryMap, read_shared
 
@@ -40,6 +41,37 @@ def test_a_page_that_was_unmapped_keeps_its_content() -> None:
         memory.unmap_pages(1, PAGE_BYTES)
     memory.close()
     file.close()
+
+
+@pytest.mark.parametrize("lacks", ["", "pidfd_open", "process_madvise"])
+def test_many_ranges_are_unmapped_by_any_kernel(lacks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What /proc says is mapped is what was left."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    if lacks == "pidfd_open":
+        monkeypatch.setattr(os, "pidfd_open", refuse)
+    if lacks == "process_madvise":
+        monkeypatch.setattr(memfd, "_PROCESS_MADVISE", 1 << 20)
+    pages = 3000
+    file = MemoryFile("test", pages * PAGE_BYTES)
+    memory = file.map()
+    memory.array[:] = 9
+    starts = np.arange(0, pages, 2)
+    memory.unmap_ranges(starts * PAGE_BYTES, np.full(len(starts), PAGE_BYTES))
+    memory.unmap_ranges([], [])
+    with open("/proc/self/pagemap", "rb") as pagemap:
+        pagemap.seek(memory.address // PAGE_BYTES * 8)
+        entries = np.frombuffer(pagemap.read(pages * 8), "<u8") >> np.uint64(63)
+    assert entries.tolist() == [0, 1] * (pages // 2)
+    assert (memory.array == 9).all()
+    with pytest.raises(OSError, match="Invalid argument"):
+        memory.unmap_ranges([0, 1], [PAGE_BYTES, PAGE_BYTES])
+    memory.close()
+    file.close()
+    links = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+    assert not [link for link in links if "pidfd" in link]
 
 
 def test_nobody_changes_its_size() -> None:

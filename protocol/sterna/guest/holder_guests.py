@@ -217,8 +217,9 @@ class HolderDestinationGuest:
         answer = await connection.call("describe")
         description = fields_of.description_from_json(fields_of.an_object(answer.fields, "description"))
         guest.description = description
-        guest._has_run = guest._state not in {"reserved", "loaded"}
-        writable = not guest._has_run or connection.attached.missing > 0
+        status = await connection.status()
+        guest._state, guest._has_run = status.state, status.state not in {"reserved", "loaded"}
+        writable = not guest._has_run or status.missing > 0
         guest._maps = await _map_memory(connection, description, writable=writable)
         await guest._open_late()
         if guest._late is not None:
@@ -276,8 +277,12 @@ class HolderDestinationGuest:
         if await self._is_occupied():
             self._state = _UNKNOWN
             await self.connection.call("discard")
-        self._state = "empty"
-        self._maps, self.description = {}, None
+        self._state, self.description = "empty", None
+        self.close()
+
+    def close(self) -> None:
+        """Give back what this process has of the guest; in the holder nothing changes. Legal twice."""
+        self._maps = {}
         self._close_late()
         self._notes = None
 

@@ -17,7 +17,7 @@ from sterna.guest.holder_backend import HeldGuest
 from sterna.guest.holder_frames import JsonObject
 from sterna.guest.journal import Journal
 from sterna.guest.late_pages import LatePages, why_no_late_pages
-from sterna.guest.process_gate import FaultGate
+from sterna.guest.process_gate import FaultGate, Times
 from sterna.guest.process_memory import GuestMemory
 from sterna.guest.process_runner import WorkloadRunner
 from sterna.guest.schedule import WorkloadParameters
@@ -64,6 +64,7 @@ class ProcessGuest(HeldGuest):
         self._runner: WorkloadRunner | None = None
         self._late: LatePages | None = None
         self._gate: FaultGate | None = None
+        self._fault_times: Times | None = None
         self._epoch = 0
         self._who = NO_RUNNER
         self._paused = False
@@ -194,6 +195,7 @@ class ProcessGuest(HeldGuest):
         try:
             if self._runner is None:
                 rate = self._settings.rate_bytes_s
+                self._fault_times = None if self._gate is None else self._gate.times
                 self._runner = WorkloadRunner(self._workload, rate, self._progress, self._gate)
             self._runner.run("run")
         except BaseException:
@@ -230,9 +232,8 @@ class ProcessGuest(HeldGuest):
     def complete(self) -> None:
         """The workload need not look at its pages any more."""
         if self._runner is not None:
-            self._runner.gate = None  # the figures stay
-        else:
-            self._gate = None
+            self._runner.gate = None
+        self._gate = None
         late, self._late = self._late, None
         if late is not None:
             late.end()
@@ -278,13 +279,13 @@ class ProcessGuest(HeldGuest):
                 "last_write_ns": runner.last_write_ns,
                 "failure": "" if runner.failure is None else type(runner.failure).__name__,
             }
-        if runner is not None and self._gate is not None:
+        if runner is not None and self._fault_times is not None:
             status |= {
-                "fault_count": self._gate.times.count,
-                "fault_p50_ns": self._gate.times.quantile_ns(0.5),
-                "fault_p99_ns": self._gate.times.quantile_ns(0.99),
-                "fault_max_ns": self._gate.times.max_ns,
-                "fault_total_ns": self._gate.times.total_ns,
+                "fault_count": self._fault_times.count,
+                "fault_p50_ns": self._fault_times.quantile_ns(0.5),
+                "fault_p99_ns": self._fault_times.quantile_ns(0.99),
+                "fault_max_ns": self._fault_times.max_ns,
+                "fault_total_ns": self._fault_times.total_ns,
             }
         return status
 
@@ -314,8 +315,8 @@ class ProcessGuest(HeldGuest):
         """End the thread, then free the memory."""
         if self._runner is not None:
             self._runner.tell_to_stop()
-            if self._late is not None:
-                self._late.end()  # lets it go where it waits; it does nothing with what it finds
+        self.complete()  # lets the thread go where it waits; it does nothing with what it finds
+        if self._runner is not None:
             self._runner.stop()
             if not self._granted:
                 self._note("end")

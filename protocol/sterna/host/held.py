@@ -80,6 +80,21 @@ class ArrivingGuest:
         await guest.reserve(description)
         self._guest = guest
 
+    async def take_over(self) -> GuestDescription:
+        """Attach to the guest that runs in the holder without all of its pages: its last endpoint has died.
+
+        Raises:
+            GuestError: there is no holder, it has no such guest, or the last endpoint lives.
+        """
+        self._connection = connection = await connect_holder(self._path)
+        state, missing = connection.attached.state, connection.attached.missing
+        if state in ROOM or not missing:
+            text = f"the holder at {os.fspath(self._path)} misses no pages: its guest is {state}"
+            raise GuestError(text, ErrorCode.REFUSED)
+        self._guest = await HolderDestinationGuest.take_over(connection)
+        assert self._guest.description is not None
+        return self._guest.description
+
     async def _reserve_copy(self, description: GuestDescription, evidence: Evidence) -> None:
         copy = ImageCopy(description)
         try:
@@ -154,7 +169,10 @@ class ArrivingGuest:
         """Give up control, and write the evidence. The guest goes on as it is."""
         if self._evidence is not None and self._copy is not None:
             await self._evidence.keep_copy(DESTINATION_IMAGE, self._copy)
-        connection, self._connection, self._guest = self._connection, None, None
+        connection, self._connection = self._connection, None
+        guest, self._guest = self._guest, None
+        if guest is not None:
+            guest.close()
         if connection is None:
             return
         try:

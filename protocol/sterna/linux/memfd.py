@@ -24,12 +24,32 @@ PAGE_BYTES: Final = mmap.PAGESIZE
 _FIXED_SIZE: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _MADV_POPULATE_WRITE: Final = 23  # Linux 5.14; the mmap module has no name for it
 _STEP_BYTES: Final = 16 << 20
+_PROCESS_MADVISE: Final = 440  # the number of the system call, on every machine
+_RANGES: Final = 1024  # of one call: IOV_MAX
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.memcpy.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 _scratch = ctypes.create_string_buffer(8)
 _scratch_address: Final = ctypes.addressof(_scratch)
+
+
+def _own_process() -> int | None:
+    """A pidfd of this process, if the kernel has such a thing."""
+    try:
+        return os.pidfd_open(os.getpid())
+    except OSError:
+        return None
+
+
+def _madvise_many(process: int, address: int, ranges: npt.NDArray[np.uint64]) -> bool:
+    """MADV_DONTNEED for all of them; False where the kernel (before 6.13) does not, or not for all."""
+    vector = ranges + np.array([address, 0], np.uint64)
+    done = _libc.syscall(
+        _PROCESS_MADVISE, process, vector.ctypes.data_as(ctypes.c_void_p),
+        ctypes.c_size_t(len(vector)), mmap.MADV_DONTNEED, 0,
+    )  # fmt: skip
+    return int(done) == int(vector[:, 1].sum())
 
 
 class MemoryMap:
@@ -81,6 +101,20 @@ class MemoryMap:
         if _libc.madvise(self.address + offset, length, mmap.MADV_DONTNEED):
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
+
+    def unmap_ranges(self, offsets: npt.ArrayLike, lengths: npt.ArrayLike) -> None:
+        """`unmap_pages` of many ranges: several times faster where the kernel takes them together."""
+        ranges = np.stack((np.asarray(offsets), np.asarray(lengths)), axis=1).astype(np.uint64)
+        batches = [ranges[first : first + _RANGES] for first in range(0, len(ranges), _RANGES)]
+        process = _own_process() if batches else None
+        try:
+            for batch in batches:
+                if process is None or not _madvise_many(process, self.address, batch):
+                    for offset, length in batch.tolist():
+                        self.unmap_pages(offset, length)
+        finally:
+            if process is not None:
+                os.close(process)
 
     def touch(self, offset: int) -> None:
         """Read a word; where that faults, wait for it without the interpreter lock, unlike `array`."""
