@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import trio
+import trio.testing
 
 from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription
@@ -11,7 +12,7 @@ from sterna.guest.embedded import PAGE_BYTES, REGION, EmbeddedGuest
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import Architecture, ErrorCode, StateKind
 from sterna.testing import check_guest
-from sterna.wire.records import Region, Runner, StateSection
+from sterna.wire.records import PageRange, Region, Runner, StateSection
 
 PAGES = 64
 
@@ -46,6 +47,25 @@ class Counting(EmbeddedGuest):
         self.count = int.from_bytes(state, "little")
 
 
+class Asking(Counting):
+    """Counts only where its pages are."""
+
+    asks = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arrivals = 0
+
+    def work(self, writes: int) -> None:
+        for _ in range(writes):
+            if not self.present((self.count + 1) % PAGES * PAGE_BYTES, PAGE_BYTES):
+                break
+            super().work(1)
+
+    def arrived(self) -> None:
+        self.arrivals += 1
+
+
 async def test_the_state_is_expected_to_be_as_it_was_last() -> None:
     guest = Counting()
     assert guest.description.expected_state_bytes == 4096
@@ -62,16 +82,18 @@ def test_the_most_that_a_state_may_have_is_the_embedder_s_to_say() -> None:
     assert description.to_record().state_bytes == 100
 
 
-async def test_keeps_the_laws() -> None:
+@pytest.mark.parametrize("kind", [Counting, Asking])
+async def test_keeps_the_laws(kind: type[Counting]) -> None:
+    """[PCY-5] [PCY-12] for the one that asks."""
     guests: list[Counting] = []
 
     async def source() -> Counting:
-        guests.append(Counting())
+        guests.append(kind())
         guests[-1].start()
         return guests[-1]
 
     async def destination() -> Counting:
-        guests.append(Counting())
+        guests.append(kind())
         return guests[-1]
 
     async def run_for(seconds: float) -> None:
@@ -205,3 +227,79 @@ async def test_a_guest_comes_back_to_where_it_was() -> None:
     await here.pause()
     await here.resume()
     assert (here.running, here.count) == (True, 100)
+
+
+async def test_a_guest_that_asks_waits_for_its_pages() -> None:
+    guest = Asking()
+    assert guest.can_post_copy
+    assert guest.present(0, PAGES * PAGE_BYTES)
+    stale = PageBitmap(PAGES)
+    stale.set(3, 4)
+    await guest.expect({REGION: stale})
+    assert guest.present(2 * PAGE_BYTES, PAGE_BYTES)
+    assert guest.present(3 * PAGE_BYTES, 0)
+    assert not guest.present(2 * PAGE_BYTES, PAGE_BYTES + 1)
+    assert not guest.present(0, 5 * PAGE_BYTES)
+    assert not guest.present(6 * PAGE_BYTES, 1)
+    assert await guest.faults() == [
+        PageRange(REGION, 3, 1),
+        PageRange(REGION, 4, 1),
+        PageRange(REGION, 6, 1),
+    ]
+    await guest.installed(REGION, 5, 1)
+    assert guest.arrivals == 0  # nobody has asked for that one
+    await guest.installed(REGION, 3, 2)
+    assert guest.arrivals == 1
+    assert guest.present(0, 6 * PAGE_BYTES)
+    assert (await guest.missing())[REGION].runs()[0].tolist() == [6]
+    for place in ((REGION, PAGES, 1), (REGION + 1, 0, 1)):
+        with pytest.raises(GuestError) as caught:
+            await guest.installed(*place)
+        assert caught.value.code is ErrorCode.BAD_VALUE
+    with pytest.raises(GuestError) as caught:
+        await guest.expect({REGION: PageBitmap(1)})
+    assert caught.value.code is ErrorCode.BAD_VALUE
+    with pytest.raises(GuestError) as caught:
+        await guest.notes(1 << 40)
+    assert caught.value.code is ErrorCode.FULL
+
+
+async def test_a_guest_with_missing_pages_is_not_sent_away() -> None:
+    """[ONE-41]"""
+    guest = Asking()
+    await guest.expect({REGION: PageBitmap.full(PAGES)})
+    for refused in (guest.start_tracking(), guest.save_state(), guest.mark_granted(2)):
+        with pytest.raises(GuestError) as caught:
+            await refused
+        assert caught.value.code is ErrorCode.NOT_READY
+    await guest.discard()
+    await guest.start_tracking()
+
+
+async def test_a_page_that_a_thread_asks_for_is_told() -> None:
+    guest = Asking()
+    await guest.expect({REGION: PageBitmap.full(PAGES)})
+    told: list[object] = []
+
+    async def listen() -> None:
+        told.extend(await guest.faults())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listen)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not await trio.to_thread.run_sync(guest.present, 0, 1)
+    assert told == [PageRange(REGION, 0, 1)]
+
+
+def test_a_thread_may_outlive_the_endpoint() -> None:
+    guest = Asking()
+
+    async def main() -> None:
+        await guest.expect({REGION: PageBitmap.full(PAGES)})
+        with trio.move_on_after(0):
+            await guest.faults()
+        guest.present(0, 1)
+        await guest.faults()
+
+    trio.run(main)
+    assert not guest.present(PAGE_BYTES, 1)

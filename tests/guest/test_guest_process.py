@@ -317,6 +317,18 @@ def test_a_machine_that_cannot_hold_accesses(monkeypatch: pytest.MonkeyPatch) ->
     why_no_late_pages.cache_clear()
 
 
+def test_an_owner_who_does_not_want_it() -> None:
+    """[HOL-38]"""
+    guest = ProcessGuest(ProcessSettings(RATE, "compare", post_copy=False))
+    with closing(guest):
+        assert not guest.can_post_copy
+        guest.reserve(description())
+        with pytest.raises(GuestError) as caught:
+            guest.expect({0: PageBitmap.full(MEMORY // PAGE_BYTES)})
+        assert caught.value.code is ErrorCode.UNSUPPORTED
+        assert guest.late_pages is None
+
+
 @pytest.mark.needs("minor_faults")
 def test_pages_that_are_expected_in_vain() -> None:
     """[HOL-10] [HOL-38] Closed, discarded or taken back, nothing is held any more."""

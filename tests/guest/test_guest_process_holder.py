@@ -165,6 +165,17 @@ def test_ids_can_be_given(tmp_path: Path) -> None:
         engine.close()
 
 
+@pytest.mark.needs("minor_faults")
+@pytest.mark.parametrize("options", [[], ["--no-post-copy"]])
+def test_its_owner_says_whether_pages_may_come_later(options: list[str]) -> None:
+    arguments = ["--socket", "unused", "--role", "destination", *options]
+    engine = make_engine(process_holder._arguments(arguments))
+    try:
+        assert engine.guest.can_post_copy is not bool(options)
+    finally:
+        engine.close()
+
+
 def test_the_program_ends_in_this_process_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

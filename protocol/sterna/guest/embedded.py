@@ -7,10 +7,15 @@ call `wrote()` wherever the guest's memory is written, and override four small m
 - `save()` and `load(state)`: everything that is not memory, as bytes of one's own layout.
 
 The same class serves both sides. Such a guest needs no holder, and dies with its process.
+
+A guest that can wait for its own pages can also run before they are there. It sets `asks` to true and asks
+`present()` before each access, reading or writing; where the answer is no, it does not make the access, and
+asks again later, at the latest when `arrived()` is called.
 """
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
@@ -18,9 +23,11 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
+import trio
 
 from sterna.errors import GuestError
-from sterna.guest.api import GuestDescription, StateSection, WithoutPostCopy
+from sterna.guest.api import GuestDescription, PageRange, StateSection, WithoutPostCopy
+from sterna.guest.stale_pages import check_stale, notes_limit
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode, StateKind
 from sterna.wire.records import Region, Runner
@@ -43,9 +50,13 @@ class EmbeddedGuest(WithoutPostCopy):
         name: for people.
         guest_id: 16 bytes, the same on every host; random if left out.
         state_bytes: the most that `save` gives.
+
+    Attributes:
+        asks: whether the guest asks `present` before every access; of the subclass.
     """
 
     tracker = "told by the guest"
+    asks = False
 
     def __init__(
         self,
@@ -70,6 +81,12 @@ class EmbeddedGuest(WithoutPostCopy):
         self._marking = threading.Lock()  # of `_dirty`: the guest may write in a thread of its own
         self._granted: int | None = None
         self._has_left = False
+        self._missing = PageBitmap(region.pages)
+        self._wanted = PageBitmap(region.pages)  # of the missing pages, those that the guest has asked for
+        self._untold: list[PageRange] = []
+        self._told = trio.Event()
+        self._token: trio.lowlevel.TrioToken | None = None  # of whoever waits in `faults`
+        self._notes = bytearray()
 
     # ---- for the subclass ----
 
@@ -79,6 +96,24 @@ class EmbeddedGuest(WithoutPostCopy):
             first = offset // PAGE_BYTES
             with self._marking:  # or a page could be marked in a bitmap that has been collected already
                 self._dirty.set(first, (offset + length - 1) // PAGE_BYTES - first + 1)
+
+    def present(self, offset: int, length: int) -> bool:
+        """Whether the guest may access these bytes; if not, their pages are asked for. From any thread."""
+        if not length:
+            return True
+        first = offset // PAGE_BYTES
+        with self._marking:
+            starts, counts = self._missing.runs_between(
+                first, (offset + length - 1) // PAGE_BYTES - first + 1
+            )
+            if not len(starts):
+                return True
+            for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
+                self._want(start, count)
+        return False
+
+    def arrived(self) -> None:
+        """Pages that the guest has asked for are there, some or all of them: it may ask again."""
 
     def stop(self) -> None:
         """Stand still; return when nothing of the guest runs. Legal when stopped."""
@@ -112,6 +147,7 @@ class EmbeddedGuest(WithoutPostCopy):
 
     async def start_tracking(self) -> None:
         """Forget what was written so far."""
+        self._check_complete()
         with self._marking:
             self._dirty.clear_all()
 
@@ -139,12 +175,14 @@ class EmbeddedGuest(WithoutPostCopy):
 
     async def save_state(self) -> Sequence[StateSection]:
         """`save()` as one section."""
+        self._check_complete()
         state = self.save()
         self._description = replace(self._description, expected_state_bytes=len(state))
         return [StateSection(StateKind.OPAQUE, STATE_VERSION, state)]
 
     async def mark_granted(self, epoch: int) -> None:
         """From now on `resume` is refused. As durable as the process, which is all that this guest is."""
+        self._check_complete()
         self._granted = epoch
 
     async def revoke_grant(self, epoch: int) -> None:
@@ -155,6 +193,11 @@ class EmbeddedGuest(WithoutPostCopy):
     async def release(self) -> None:
         """The guest has left; its memory is the embedder's to free, or for the guest when it comes back."""
         self._has_left = True
+
+    def _check_complete(self) -> None:
+        with self._marking:
+            if self._missing.any():
+                raise GuestError("pages of the guest are still missing", ErrorCode.NOT_READY)
 
     # ---- destination ----
 
@@ -193,6 +236,75 @@ class EmbeddedGuest(WithoutPostCopy):
     async def discard(self) -> None:
         """The guest did not come; whoever comes next finds zeros again, not half of another."""
         self._clear()
+        self._notes = bytearray()
+        with self._marking:
+            self._missing.clear_all()
+
+    @property
+    def can_post_copy(self) -> bool:
+        """If the guest asks before it touches a page."""
+        return self.asks
+
+    async def expect(self, stale: Mapping[int, PageBitmap]) -> None:
+        """From now on `present` says no to these."""
+        if not self.asks:
+            await super().expect(stale)
+        check_stale(stale, self._description.regions)
+        with self._marking:
+            self._missing = stale[REGION].copy() if REGION in stale else PageBitmap(self._missing.bits)
+            self._wanted.clear_all()
+            self._untold.clear()
+
+    async def faults(self) -> Sequence[PageRange]:
+        """What `present` was asked for in vain."""
+        if not self.asks:
+            return await super().faults()
+        await trio.lowlevel.checkpoint()
+        while True:
+            with self._marking:
+                found, self._untold = self._untold, []
+                self._told, self._token = trio.Event(), trio.lowlevel.current_trio_token()
+            if found:
+                return found
+            await self._told.wait()
+
+    async def installed(self, region: int, first: int, count: int) -> None:
+        """`present` says yes to these; as durable as the process."""
+        if not self.asks:
+            await super().installed(region, first, count)
+        if region != REGION or not 0 <= first <= first + count <= self._missing.bits:
+            raise GuestError(f"there are no pages {first}+{count} of region {region}", ErrorCode.BAD_VALUE)
+        with self._marking:
+            self._missing.clear(first, count)
+            waited = len(self._wanted.runs_between(first, count)[0]) > 0
+            self._wanted.clear(first, count)
+        if waited:
+            self.arrived()
+
+    async def missing(self) -> Mapping[int, PageBitmap]:
+        """What `present` says no to."""
+        with self._marking:
+            return {REGION: self._missing.copy()}
+
+    async def notes(self, size_bytes: int | None = None) -> memoryview:
+        """As durable as the process."""
+        if size_bytes is not None:
+            if size_bytes > notes_limit(self._description.regions):
+                raise GuestError(f"{size_bytes} bytes of notes", ErrorCode.FULL)
+            self._notes = bytearray(size_bytes)
+        return memoryview(self._notes)
+
+    def _want(self, first: int, count: int) -> None:
+        """Tell of missing pages that were not told yet."""
+        new = PageBitmap(self._missing.bits)
+        new.set(first, count)
+        new -= self._wanted
+        for start, length in zip(*(part.tolist() for part in new.runs()), strict=True):
+            self._untold.append(PageRange(REGION, start, length))
+        self._wanted |= new
+        if self._untold and self._token is not None:
+            with contextlib.suppress(trio.RunFinishedError):  # nobody is there to ask
+                self._token.run_sync_soon(self._told.set)
 
     def _clear(self) -> None:
         np.frombuffer(self._memory, np.uint8)[:] = 0

@@ -41,12 +41,15 @@ class ProcessSettings:
         tracker: ``auto``, ``userfaultfd`` or ``compare``.
         memory_limit_bytes: what a guest that comes here may take; 0 for what the system has.
         journal: file for the journal, None for none.
+        post_copy: whether a controller may have what a guest needs that runs before its pages are there; it
+            reaches all of this process's memory with it.
     """
 
     rate_bytes_s: int = 0
     tracker: str = "auto"
     memory_limit_bytes: int = 0
     journal: str | None = None
+    post_copy: bool = True
 
 
 class ProcessGuest(HeldGuest):
@@ -205,8 +208,8 @@ class ProcessGuest(HeldGuest):
 
     @property
     def can_post_copy(self) -> bool:
-        """Where the kernel lets us hold accesses to shared memory."""
-        return not why_no_late_pages()
+        """Where our owner lets us, and the kernel lets us hold accesses to shared memory."""
+        return self._settings.post_copy and not why_no_late_pages()
 
     @property
     def late_pages(self) -> LatePages | None:
@@ -215,6 +218,8 @@ class ProcessGuest(HeldGuest):
 
     def expect(self, stale: Mapping[int, PageBitmap]) -> None:
         """What is still being populated comes first: it would put the entries back."""
+        if not self._settings.post_copy:
+            super().expect(stale)
         image = self._here
         self.prepare()
         try:

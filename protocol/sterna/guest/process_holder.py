@@ -70,6 +70,12 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--journal", default=None, metavar="PATH", help="file for the guest's journal")
     add("--tracker", default="auto", choices=("auto", "userfaultfd", "compare"), help="dirty tracking")
     add(
+        "--no-post-copy",
+        action="store_true",
+        help="destination: take no guest that runs before its pages are there; its endpoint would reach all "
+        "memory of this process",
+    )
+    add(
         "--die-with-parent",
         nargs="?",
         type=int,
@@ -125,7 +131,9 @@ def make_engine(options: argparse.Namespace) -> HolderEngine:
         ValueError: a number out of its range, or sizes that do not fit each other.
     """
     _check(options)
-    settings = ProcessSettings(options.rate, options.tracker, options.memory_limit, options.journal)
+    settings = ProcessSettings(
+        options.rate, options.tracker, options.memory_limit, options.journal, not options.no_post_copy
+    )
     guest = ProcessGuest(settings, available_bytes)
     if options.role == "destination":
         return HolderEngine(guest)
