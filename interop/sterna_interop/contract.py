@@ -51,6 +51,7 @@ class Outcome(StrEnum):
     COMPLETED = "completed"  # BYE both ways: the guest is at the destination
     MOVED = "moved"  # the guest runs at the destination, the end of the session was cut off
     ROLLED_BACK = "rolled_back"  # it failed; the guest is the source's as before
+    ANSWERED = "answered"  # destination: it was asked who owns the guest, and has said VERDICT
     UNDECIDED = "undecided"  # nobody here may run the guest before somebody has looked
     GUEST_FAILED = "guest_failed"  # the source owns the guest, but could not set it running again
 

@@ -113,6 +113,7 @@ _GUESTS: Final = {
         Outcome.MOVED: GuestState.RUNNING,
         Outcome.ROLLED_BACK: GuestState.NONE,
         Outcome.UNDECIDED: GuestState.PAUSED,
+        Outcome.ANSWERED: GuestState.NONE,
     },
 }
 
@@ -125,9 +126,10 @@ def _coherent(role: Role, report: Report) -> Unexpected | None:
         return Unexpected(
             f"{role}: the guest {expected} after {report.outcome}", f"the guest is {report.guest}"
         )
-    if (report.outcome is Outcome.COMPLETED) != (report.code is None):
+    if (report.outcome in {Outcome.COMPLETED, Outcome.ANSWERED}) != (report.code is None):
         return Unexpected(
-            f"{role}: an error code exactly if not completed", f"{report.outcome}, code {report.code}"
+            f"{role}: an error code exactly if not completed or answered",
+            f"{report.outcome}, code {report.code}",
         )
     return None
 

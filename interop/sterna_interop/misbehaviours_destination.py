@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from sterna.registry import BitmapEncoding, Feature, Phase
+from sterna.registry import BitmapEncoding, Feature, Owner, Phase
 from sterna.wire import (
     Abort,
     Accept,
@@ -18,6 +18,7 @@ from sterna.wire import (
     PageRequest,
     Refuse,
     RoundAck,
+    Verdict,
     Welcome,
 )
 from sterna_interop import peer_acts as do
@@ -73,6 +74,13 @@ def _greeting() -> Rows:
     unsolicited, early = E.UNSOLICITED, do.before(Say(Accept(1 << 30)))
     twice = FeatureChoice(Feature.ENCODING_ZERO)
     return [
+        row(
+            "welcome-020 verdict: answers an opening with VERDICT [CON-9 ONE-14]",
+            *(_WELCOME, do.instead(Say(Verdict(Owner.DESTINATION, 8)), Wait(ENDLESS_S))),
+            *(E.STALE_EPOCH, E.UNEXPECTED_FRAME, E.UNSUPPORTED),  # by who knows it, and by who does not
+            mute=True,
+            by_peer=None,
+        ),
         row(
             "welcome-001 selects-unoffered: selects a feature that was not offered [NEG-5]",
             *(*chooses(FeatureChoice(Feature.ENCODING_ZSTD, 20)), unsolicited),

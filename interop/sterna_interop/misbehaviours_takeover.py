@@ -223,6 +223,21 @@ def _commit() -> Rows:
         ),
         granted("running-007 verdict: tells the verdict, unasked [CON-3]", verdict, *optional),
         granted(
+            "running-014 hands-back-another: hands back another epoch [HND-2 ONE-37]",
+            do.instead(Say(HandBack(7, _RUNNER))),
+            *(E.BAD_EPOCH, *optional),
+        ),
+        granted(
+            "running-015 hands-back-and-runs: hands back, and then runs [ONE-20 ONE-37]",
+            do.instead(Say(HandBack(8, _RUNNER)), running),
+            *optional,
+            understood=True,
+        ),
+        row(
+            "running-016 hands-back-for-loaded: hands back what it was not given [CON-3]",
+            *(_LOADED, handed_back, E.UNEXPECTED_FRAME),
+        ),
+        granted(
             "running-008 aborts: aborts after HANDOVER [ONE-49]",
             do.instead(enough, Wait(ENDLESS_S)),
             E.GUEST_FAILED,
@@ -261,6 +276,7 @@ def _commit() -> Rows:
         ),
         moved("complete-002 epoch: completes under another epoch [CMP-4]", do.change(epoch=7), E.BAD_EPOCH),
         moved("complete-003 running-twice: runs twice [CON-3]", do.instead(running), E.UNEXPECTED_FRAME),
+        moved("complete-010 hands-back: hands back what runs [CON-3]", handed_back, E.UNEXPECTED_FRAME),
         moved(
             "complete-004 page-request: asks for pages after stop-and-copy [CON-5]",
             do.instead(Say(PageRequest(1, 0, 1))),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from sterna.limits import Limits
-from sterna.registry import Feature, Mode, Style
+from sterna.registry import Feature, Mode, Owner, Style
 from sterna.wire import (
     DIGEST_ALGORITHM,
     Accept,
@@ -30,6 +30,7 @@ from sterna.wire import (
     State,
     StateSection,
     Switchover,
+    Verdict,
     Welcome,
     state_digest,
 )
@@ -43,6 +44,24 @@ REQUIRED: Final = (Feature.STOP_AND_COPY, Feature.HASH_XXH3_64)
 _FRAGMENT_BYTES: Final = 256
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A HELLO of mode verdict, about a session that the endpoint does not know.
+
+    Attributes:
+        session, token: of the session.
+        versions: that the source speaks.
+        features: that it offers; None for the plan's.
+        goes_on: whether it describes its guest behind the answer. (Nobody listens.)
+    """
+
+    session: bytes
+    token: bytes
+    versions: tuple[int, ...] = (VERSION,)
+    features: tuple[FeatureOffer, ...] | None = None
+    goes_on: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourcePlan:
     """What a source does; the defaults are legal.
@@ -54,6 +73,7 @@ class SourcePlan:
         resends: whether what was rejected is sent again. (It has to be.)
         omitted: pages that are never sent. (There may be none.)
         not_ready: how many NOT_READY there have to be.
+        question: what is asked instead of all that.
     """
 
     guest: GuestSpec = field(default_factory=GuestSpec)
@@ -65,6 +85,7 @@ class SourcePlan:
     resends: bool = True
     omitted: tuple[PageName, ...] = ()
     not_ready: int = 0
+    question: Question | None = None
 
     def hello(self, limits: Limits) -> Hello:
         """The first frame."""
@@ -98,12 +119,32 @@ class Source:
 
     async def __call__(self, peer: Peer) -> None:
         """The whole of it."""
+        if self._plan.question is not None:
+            await self._ask(peer, self._plan.question)
+            return
         await self._greet(peer)
         for number in range(self._plan.rounds):
             await self._running_round(peer, self._plan.rejected if number == 0 else ())
         await self._switch_over(peer)
         await self._blackout(peer)
         await self._hand_over(peer)
+
+    async def _ask(self, peer: Peer, question: Question) -> None:
+        hello = replace(
+            self._plan.hello(peer.manner.limits),
+            mode=Mode.VERDICT,
+            session=question.session,
+            token=question.token,
+            versions=question.versions,
+        )
+        if question.features is not None:
+            hello = replace(hello, features=question.features)
+        await peer.say(hello)
+        verdict = await peer.hear(Verdict)
+        if verdict.owner is not Owner.UNDECIDED:
+            raise Breach(f"VERDICT{{{verdict.owner.name.lower()}}} about a session that never was [ONE-46]")
+        if question.goes_on:
+            await peer.say(self._plan.guest.description.to_record())
 
     async def _greet(self, peer: Peer) -> None:
         hello = self._plan.hello(peer.manner.limits)

@@ -156,7 +156,7 @@ async def migrate(params: Params) -> Report:
 def report(params: Params, result: Result, guest: ScriptedSource | RoomForGuest, rounds: int) -> Report:
     """`result.json` from an endpoint's result and the guest itself."""
     memory, state = guest.hashes()
-    here = result.outcome is Outcome.UNDECIDED or (
+    here = (result.outcome is Outcome.UNDECIDED and any(result.session)) or (
         params.role is Role.SOURCE and result.outcome is Outcome.GUEST_FAILED
     )
     return Report(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from observe_support import D, S, Tape, migration
 from sterna.observe.follow import Follower
 from sterna.observe.outcome import Ended, Outcome, Runs, code_name
 from sterna.observe.recording import How, Side
-from sterna.registry import ErrorCode, Phase
+from sterna.registry import ErrorCode, Mode, Owner, Phase
 from sterna.registry import FrameType as F
-from sterna.wire.records import Abort, Refuse
+from sterna.wire.records import Abort, HandBack, Record, Refuse, Running, Verdict
 
 TAPE = migration()
 ABORT = Abort(ErrorCode.CANCELLED, Phase.BLACKOUT)
@@ -108,3 +110,66 @@ def test_codes_of_a_later_registry_are_numbers() -> None:
     """[ABT-3]"""
     assert code_name(ErrorCode.FULL) == "full"
     assert code_name(0x7777) == "code 0x7777"
+
+
+# ---- what the destination says itself ----
+
+HANDED = TAPE.until(F.RUNNING)
+THERE = TAPE.record(F.RUNNING)
+
+
+def hand_back(epoch: int) -> Tape:
+    assert isinstance(THERE, Running)
+    return HANDED.inserted(len(HANDED), D, HandBack(epoch, THERE.runner))
+
+
+def test_a_hand_back() -> None:
+    """[ONE-35] [ONE-37] [HND-2] It never ran there; of another epoch it says nothing."""
+    assert isinstance(THERE, Running)
+    ended = outcome(hand_back(THERE.epoch))
+    assert (ended.ended, ended.runs, ended.by) == (Ended.HANDED_BACK, Runs.SOURCE, None)
+    assert "it never ran there" in ended.text
+    fault = hand_back(THERE.epoch + 1).follow().fault
+    assert fault is not None
+    assert (fault.clause, fault.code, fault.sender) == ("HND-2", ErrorCode.BAD_EPOCH, D)
+
+
+def question(*answers: Record) -> Tape:
+    """A HELLO of mode verdict and what comes of it."""
+    hello = replace(TAPE.record(F.HELLO), mode=Mode.VERDICT, session=b"s" * 16, token=b"t" * 32)
+    tape = TAPE.until(F.WELCOME)
+    at = tape.where(F.HELLO)
+    tape = Tape([*tape[:at], *tape[at + 1 :]]).inserted(at, S, hello)
+    for answer in answers:
+        tape = tape.inserted(len(tape), D, answer)
+    return tape
+
+
+@pytest.mark.parametrize("owner", Owner)
+def test_a_question_and_its_answer(owner: Owner) -> None:
+    """[ONE-15] [ONE-60]"""
+    ended = outcome(question(Verdict(owner, 2)))
+    assert (ended.ended, ended.runs) == (Ended.ANSWERED, Runs[owner.name])
+    assert ended.text.startswith("the destination has said who owns the guest; ")
+
+
+@pytest.mark.parametrize(("answers", "end"), [([], Ended.CUT), ([Refuse(ErrorCode.BUSY)], Ended.REFUSED)])
+def test_a_question_without_an_answer(answers: list[Record], end: Ended) -> None:
+    """Nothing was to be moved, so nothing is known."""
+    ended = outcome(question(*answers))
+    assert (ended.ended, ended.runs) == (end, Runs.UNKNOWN)
+    assert "no answer was seen" in ended.text
+
+
+def test_a_question_is_not_an_opening() -> None:
+    """[CON-10]"""
+    fault = question(TAPE.record(F.WELCOME)).follow().fault
+    assert fault is not None
+    assert (fault.clause, fault.sender) == ("CON-10", D)
+
+
+def test_an_opening_that_comes_too_late() -> None:
+    """[ONE-14] [CON-9] An old HELLO is answered with what became of the guest."""
+    at = TAPE.where(F.WELCOME)
+    ended = outcome(Tape(TAPE[:at]).inserted(at, D, Verdict(Owner.DESTINATION, 2)))
+    assert (ended.ended, ended.runs) == (Ended.ANSWERED, Runs.DESTINATION)

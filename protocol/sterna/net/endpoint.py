@@ -23,6 +23,7 @@ from sterna.core.duties import NoRecords, Records, pages_of, reserve, serve_dest
 from sterna.core.events import (
     Admission,
     Admit,
+    AnswerVerdict,
     Discard,
     Event,
     Outcome,
@@ -333,6 +334,8 @@ class Destination(_Endpoint):
                 self._hello = hello
                 runner = await self._host.admit(hello, self._transport.peer)
                 return Admission(secrets.token_bytes(16), secrets.token_bytes(32), runner)
+            case AnswerVerdict(hello=hello):
+                return await self._host.verdict(hello)
             case Reserve(guest=record):
                 return await self._reserve(record)
             case Discard():

@@ -182,7 +182,7 @@ class Follower:
                 self._signs.last_words.setdefault(sender, words)
             case record:
                 if FRAMES[record.type].sender is not OTHER[sender]:
-                    self._signs.seen.add(record.type)
+                    self._signs.add(record)
         return Seen(time_ns, sender, what, self.fault if before is None else None)
 
     def _check(self, sender: Sender, frame: Frame, time_ns: int) -> None:

@@ -34,6 +34,7 @@ from sterna.wire.records import (
     Accept,
     Complete,
     Guest,
+    HandBack,
     Handover,
     Hello,
     Loaded,
@@ -196,6 +197,8 @@ class Judge:
                 self._check_epoch(record, 0, "HND-1")
             case Running():
                 self._check_epoch(record, 1, "RUN-1")
+            case HandBack():
+                self._check_epoch(record, 1, "HND-2")
             case Release():
                 self._check_epoch(record, 1, "CMP-4")
             case _ if self.image is not None:
@@ -267,7 +270,9 @@ class Judge:
             detail = f"{record.digest.hex()} instead of {self.image.digest.hex()}"
             raise wrong(code, detail, clause, record)
 
-    def _check_epoch(self, record: Handover | Running | Complete | Release, more: int, clause: str) -> None:
+    def _check_epoch(
+        self, record: Handover | HandBack | Running | Complete | Release, more: int, clause: str
+    ) -> None:
         assert self.hello is not None
         check_epoch(record, self.hello.epoch + more, clause)
 

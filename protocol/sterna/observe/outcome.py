@@ -2,8 +2,8 @@
 
 An observer answers the second question as carefully as the sides themselves have to [ONE-20] [ONE-30]: before
 HANDOVER may have left it is the source, after RUNNING the destination, and between the two nobody can tell
-from outside. Where the frames were seen matters here, and only here: what left the source need not have come
-this far.
+from outside, unless the destination says it in HANDBACK or VERDICT. Where the frames were seen matters here,
+and only here: what left the source need not have come this far.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sterna.observe.recording import How, Side
-from sterna.registry import ErrorCode, FrameType, Sender
-from sterna.wire.records import Abort, Refuse
+from sterna.registry import ErrorCode, FrameType, Mode, Owner, Sender
+from sterna.wire.records import Abort, Hello, Record, Refuse, Verdict
 
 
 class Ended(StrEnum):
     """How a session ended."""
 
     COMPLETED = "completed"  # BYE from the source: nothing that follows matters [CON-70]
+    HANDED_BACK = "handed_back"  # HANDBACK: it never ran at the destination [ONE-35]
+    ANSWERED = "answered"  # VERDICT: the answer to a question, or to an opening that came too late
     ABORTED = "aborted"
     REFUSED = "refused"
     CUT = "cut"  # the connection ended first
@@ -64,6 +66,19 @@ class Signs:
     last_words: dict[Sender, Abort | Refuse]
     hows: dict[Sender, How]
     source_unfinished: bool = False  # bytes of a frame that was not seen whole
+    asks: bool = False  # HELLO is of mode verdict: nothing is to be moved
+    verdict: Verdict | None = None
+
+    def add(self, record: Record) -> None:
+        """A frame that its side may send; what ends a session by a word is in `last_words`."""
+        self.seen.add(record.type)
+        match record:
+            case Hello(mode=mode):
+                self.asks = mode is Mode.VERDICT
+            case Verdict() if self.verdict is None:
+                self.verdict = record
+            case _:
+                pass
 
     def outcome(self) -> Outcome:
         """What they amount to."""
@@ -77,8 +92,9 @@ class Signs:
         return Outcome(ended, runs, by if code is not None else None, code, "; ".join(parts))
 
     def _ended(self) -> Ended:
-        if FrameType.BYE in self.seen:
-            return Ended.COMPLETED
+        for last, end in _LAST.items():
+            if last in self.seen:
+                return end
         for words in self.last_words.values():
             return Ended.REFUSED if isinstance(words, Refuse) else Ended.ABORTED
         if not self.seen:
@@ -86,6 +102,12 @@ class Signs:
         return Ended.CUT if self.hows else Ended.UNFINISHED
 
     def _runs(self, ended: Ended) -> Runs:
+        if self.verdict is not None:
+            return Runs[self.verdict.owner.name]
+        if self.asks:
+            return Runs.UNKNOWN
+        if FrameType.HANDBACK in self.seen:
+            return Runs.SOURCE
         if FrameType.RUNNING in self.seen:
             return Runs.DESTINATION
         if FrameType.HANDOVER in self.seen:
@@ -104,6 +126,10 @@ class Signs:
         match ended:
             case Ended.COMPLETED:
                 return "the session ended in order"
+            case Ended.HANDED_BACK:
+                return "the destination has handed the guest back"
+            case Ended.ANSWERED:
+                return "the destination has said who owns the guest"
             case Ended.ABORTED | Ended.REFUSED:
                 assert by is not None
                 verb = "refused" if ended is Ended.REFUSED else "aborted"
@@ -119,7 +145,13 @@ class Signs:
                 return "no frame was seen"
 
     def _runs_text(self, runs: Runs) -> str:
+        if self.verdict is not None:
+            return _VERDICT_TEXT[self.verdict.owner]
+        if self.asks:
+            return "who owns the guest was asked, and no answer was seen"
         match runs:
+            case Runs.SOURCE if FrameType.HANDBACK in self.seen:
+                return "it never ran there, and is the source's once that has claimed the next epoch"
             case Runs.SOURCE:
                 return "the guest is with the source, as HANDOVER had not left"
             case Runs.DESTINATION:
@@ -136,6 +168,16 @@ class Signs:
                 )
 
 
+_LAST = {
+    FrameType.BYE: Ended.COMPLETED,
+    FrameType.HANDBACK: Ended.HANDED_BACK,
+    FrameType.VERDICT: Ended.ANSWERED,
+}
+_VERDICT_TEXT = {
+    Owner.SOURCE: "it is the source's",
+    Owner.DESTINATION: "it is the destination's",
+    Owner.UNDECIDED: "the destination does not know: the guest stays paused at the source",
+}
 _HOW_TEXT = {
     How.PROPERLY: "closed properly",
     How.LOST: "lost",
