@@ -46,6 +46,11 @@ REJECTED_FLOOR_PAGES: Final = 1024
 # a destination cannot tell how many its peer has in mind, and a round costs that one two empty frames.
 ROUNDS_KEPT: Final = 1024
 
+# Seconds for which a lost session is kept: what a source asks for, and the most that a destination agrees to.
+# It pays with a guest's whole memory; a source that is not back within minutes has given up or is gone.
+RESUME_S: Final = 60
+RESUME_MOST_S: Final = 600
+
 # Rounds that were begun and not completed, one for each loss of the link, whose pages each side tells apart;
 # of older ones the pages are sent again. A bit a page each: at most two bytes a page.
 ROUNDS_APART: Final = 16

@@ -365,6 +365,7 @@ IMPLEMENTED_FRAMES: Final[frozenset[FrameType]] = frozenset(
         FrameType.REFUSE,
         FrameType.GUEST,
         FrameType.ACCEPT,
+        FrameType.HELD,
         FrameType.ROUND,
         FrameType.PAGES,
         FrameType.ROUND_END,
@@ -392,6 +393,7 @@ IMPLEMENTED_FRAMES: Final[frozenset[FrameType]] = frozenset(
 IMPLEMENTED_FEATURES: Final[frozenset[Feature]] = frozenset(
     {
         Feature.STOP_AND_COPY,
+        Feature.RESUME,
         Feature.LEASE_STORE,
         Feature.PROGRESS,
         Feature.HASH_XXH3_64,
@@ -409,6 +411,7 @@ IMPLEMENTED_ENCODINGS: Final[frozenset[Encoding]] = frozenset(
 IMPLEMENTED_MODES: Final[frozenset[Mode]] = frozenset(
     {
         Mode.OPEN,
+        Mode.RESUME,
         Mode.VERDICT,
     }
 )

@@ -604,12 +604,48 @@ def test_an_attempt_that_never_was(attempt, state, name):
 
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.name)
 def test_an_attempt_that_is_taken_back(state):
-    """[CON-58] [CON-59] Legal at any moment before HANDOVER, and not implemented."""
+    """[CON-58] [CON-59] [CON-60] At any moment before HANDOVER; what was begun for it counts no more."""
     rig = DestinationRig().until(state)
-    rig.say(r.Round(2, rig.round + 1, 4))
-    assert code_of(rig) is ErrorCode.UNSUPPORTED
-    assert rig.heard[-1].frame == FrameType.ROUND
-    discarded(rig, ErrorCode.UNSUPPORTED)
+    begun = [rig.take() for _ in rig.wishes[:1]]
+    held, before = rig.digest.value(), len(rig.heard)
+    rig.attempt = 2
+    rig.begin()
+    assert rig.machine.state is D.RECEIVING
+    for request in begun:
+        rig.machine.complete(request, rig.answer(request), rig.now)
+    rig.drain()
+    assert rig.heard[before:] == []
+    assert rig.machine._digest.value() == held
+    rig.pages()
+    rig.finish_round()
+    assert rig.last() == r.RoundAck(2, rig.round, 4, rig.last().receive_rate_bytes_s)
+    rig.switchover()
+    rig.do(e.Persist)
+    rig.do(e.Prepare)
+    rig.begin()
+    rig.finish_round()
+    rig.state(SECTION)
+    rig.say(rig.seal())
+    rig.do(e.LoadState)
+    assert rig.last() == r.Loaded(2, rig.digest.value())
+
+
+def test_what_fails_of_an_attempt_that_was_taken_back_does_not_matter():
+    """[CON-59]"""
+    for state, kind in ((D.PREPARING, e.Prepare), (D.LOADING, e.LoadState)):
+        rig = DestinationRig().until(state)
+        request = rig.take(kind)
+        rig.attempt = 2
+        rig.begin()
+        rig.machine.fail(request, GuestError("too late"), rig.now)
+        assert (rig.machine.state, rig.drain()) == (D.RECEIVING, [])
+
+
+def test_a_new_attempt_begins_with_the_next_round():
+    """[CON-58] [CON-20]"""
+    rig = DestinationRig().until(D.LOADED)
+    rig.say(r.Round(2, rig.round + 2, 4))
+    assert code_of(rig) is ErrorCode.BAD_ROUND
 
 
 def test_after_handover_nothing_is_taken_back():

@@ -7,8 +7,10 @@ import typing
 
 import pytest
 from core_support import ADMISSION, HERE, REGION, SECTION, SESSION, TOKEN, VERDICT
+from resume_support import FirstDestinationRig
 
 from sterna.core import events as e
+from sterna.core.tables import DestinationState
 from sterna.errors import GuestError, LocalProtocolError
 from sterna.memory.bitmap import PageBitmap
 from sterna.memory.pages import RegionPages
@@ -21,7 +23,7 @@ REQUESTS = typing.get_args(e.Request)
 
 def test_requests_are_told_apart_by_identity():
     """Two equal ones, a CollectDirty after another, are answered one by one."""
-    assert len(REQUESTS) == 19
+    assert len(REQUESTS) == 21
     for kind in REQUESTS:
         parameters = kind.__dataclass_params__
         assert parameters.frozen
@@ -29,6 +31,7 @@ def test_requests_are_told_apart_by_identity():
     assert e.CollectDirty() != e.CollectDirty()
 
 
+CARRY = FirstDestinationRig().until(DestinationState.STANDBY).lose()
 GOOD = {
     e.CollectDirty: {0: PageBitmap(4)},
     e.SaveState: (SECTION,),
@@ -36,8 +39,9 @@ GOOD = {
     e.Reserve: RegionPages(RegionTable((REGION,)), {0: memoryview(bytearray(REGION.size_bytes))}),
     e.Claim: HERE,
     e.AnswerVerdict: VERDICT,
+    e.Readmit: CARRY,
 }
-ALSO = {e.Admit: VERDICT}  # [ONE-14]
+ALSO = {e.Admit: VERDICT, e.Readmit: VERDICT}  # [ONE-14] [RES-15]
 
 
 @pytest.mark.parametrize("kind", REQUESTS)
@@ -71,7 +75,7 @@ def test_an_admission_that_no_welcome_can_carry(changes):
 def test_outcomes_read_as_words():
     assert e.Outcome.COMPLETED == "completed"
     assert {str(outcome) for outcome in e.Outcome} == {
-        "completed", "moved", "rolled_back", "undecided", "answered", "guest_failed",
+        "completed", "moved", "rolled_back", "undecided", "answered", "guest_failed", "suspended",
     }  # fmt: skip
 
 

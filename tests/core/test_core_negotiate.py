@@ -24,7 +24,7 @@ from sterna.core.negotiate import (
     select,
 )
 from sterna.errors import LimitExceeded, LocalProtocolError, PeerIncompatible, PeerMisbehaved
-from sterna.limits import Limits
+from sterna.limits import RESUME_MOST_S, Limits
 from sterna.registry import (
     IMPLEMENTED_FEATURES,
     VERSION_DRAFT,
@@ -92,6 +92,14 @@ def test_an_epoch_that_a_store_cannot_vouch_for(epoch, stored):
     with pytest.raises(PeerMisbehaved) as caught:
         check_first_epoch(hello(epoch=epoch), selection)
     assert (caught.value.code, caught.value.clause) == (ErrorCode.STALE_EPOCH, "ONE-54")
+
+
+@pytest.mark.parametrize(("offered", "agreed"), [(60, 60), (1 << 63, RESUME_MOST_S)])
+def test_a_lost_session_is_not_kept_for_longer_than_this_side_likes(offered, agreed):
+    """[NEG-8] [RES-14]"""
+    asked = hello(features=offer(more={Feature.RESUME: offered}))
+    assert Feature.RESUME not in select(asked).features
+    assert select(asked, BASE_FEATURES | {Feature.RESUME}).features[Feature.RESUME] == agreed
 
 
 def test_features_have_names():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from core_support import BOTH, DestinationRig, SourceRig
+from resume_support import RESUMED
 
 from sterna.core.deadlines import WAITS
 from sterna.core.tables import (
@@ -96,6 +97,7 @@ def test_every_implemented_state_is_reached_by_a_rig_or_is_an_end(role):
     """So that tests which are parametrised over the rigs' states leave none out."""
     implemented = reachable(role, role.IDLE, reserved=False)
     seen = {state for rig, state in BOTH if issubclass(rig, RIGS[role])}
+    seen |= {state for _, state in RESUMED if isinstance(state, role)}
     transient = {SourceState.DECIDING}  # the policy answers at once
     assert implemented - seen - transient <= TERMINAL | DEAF
     assert seen <= implemented
@@ -173,6 +175,7 @@ def test_a_source_that_has_not_handed_over_always_runs_the_guest_again():
     asks = (SourceState.IDLE, SourceInput.START_VERDICT)
     before = reachable(SourceState, SourceState.IDLE, without={handover, asks}, reserved=False)
     assert not before & COMMITTED - {SourceState.UNDECIDED}
+    assert before & TERMINAL <= {SourceState.ENDED, SourceState.SUSPENDED, SourceState.UNDECIDED}
     for state in before - DEAF:
         marked = state in {SourceState.GRANTING, SourceState.RECORDING}
         wanted = SourceState.VOIDING if marked else SourceState.ROLLING_BACK
@@ -180,7 +183,7 @@ def test_a_source_that_has_not_handed_over_always_runs_the_guest_again():
     # If the grant can be voided, always.
     cannot = (SourceState.VOIDING, SourceInput.LOST)
     runs = reachable(SourceState, SourceState.IDLE, without={handover, asks, cannot}, reserved=False)
-    assert runs & TERMINAL == {SourceState.ENDED}
+    assert runs & TERMINAL == {SourceState.ENDED, SourceState.SUSPENDED}  # in both it runs
 
 
 def test_a_grant_is_void_before_the_guest_runs_again():
@@ -215,12 +218,16 @@ def test_a_destination_without_handover_frees_everything():
     handover = (DestinationState.LOADED, FrameType.HANDOVER)
     asked = (DestinationState.IDLE, DestinationInput.HELLO_VERDICT)
     late = (DestinationState.ADMITTING, DestinationInput.ANSWERED)  # nothing was made room for [ONE-14]
-    without = {handover, asked, late}
+    verdict = (DestinationState.RESUMING, DestinationInput.ANSWERED)  # handed over long ago [RES-15]
+    without = {handover, asked, late, verdict}
     before = reachable(DestinationState, DestinationState.IDLE, without=without, reserved=False)
-    assert before & TERMINAL == {DestinationState.ENDED}
+    assert before & TERMINAL == {DestinationState.ENDED, DestinationState.SUSPENDED}
     assert not before & COMMITTED
     for state in before - DEAF:
-        assert DESTINATION[state, DestinationInput.LOST].next is DestinationState.DISCARDING
+        to = DESTINATION[state, DestinationInput.LOST].next
+        # A resumption that is not admitted yet has nothing to free, and must not free what is kept [RES-4].
+        kept = state is DestinationState.RESUMING
+        assert to is (DestinationState.SUSPENDING if kept else DestinationState.DISCARDING)
 
 
 def test_a_guest_that_is_handed_back_is_never_run():

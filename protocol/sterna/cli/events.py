@@ -19,6 +19,8 @@ from sterna.core.events import (
     RoundFinished,
     RoundStarted,
     SessionOpened,
+    SessionResumed,
+    Suspended,
 )
 from sterna.core.policy import RoundStats
 from sterna.guest.holder_client import HolderStatus
@@ -66,6 +68,15 @@ def event_fields(event: Event) -> Fields:
                 "pages_remaining": min(record.pages_remaining, _EXACT),
                 "pages_total": min(record.pages_total, _EXACT),
             }
+        case Suspended(error, times):
+            return {"event": "link_lost", "code": code_name(error.code), "text": str(error), "times": times}
+        case SessionResumed(times, complete, missing):
+            return {
+                "event": "session_resumed",
+                "times": times,
+                "complete_round": complete,
+                "pages_missing": missing,
+            }
         case Finished(result):
             return {"event": "finished", "outcome": str(result.outcome), "code": code_name(result.code)}
 
@@ -99,6 +110,7 @@ def result_fields(result: Result) -> Fields:
         "seconds_total": result.seconds,
         "seconds_blackout": result.blackout_s,
         "digest": result.digest.hex() or None,
+        "resumed": result.resumed,
         "retry_after_ms": result.retry_after_ms,
         "missing": list(result.items),
         "session": result.session.hex() if any(result.session) else None,

@@ -21,6 +21,8 @@ class Account:
         blackout_s: how long the guest stood still, once that is known.
         session: its id, zeros before WELCOME.
         verdict: what the destination has said of who owns the guest.
+        losses: how often the link was lost and the session could go on.
+        resumed: how often it was taken up again.
     """
 
     def __init__(self, now: float) -> None:
@@ -31,6 +33,8 @@ class Account:
         self.blackout_s: float | None = None
         self.session = NO_ID
         self.verdict: Verdict | None = None
+        self.losses = self.resumed = 0
+        self._sent_before = 0  # bytes, on the connections that were lost
         self._started = now
         self._stopped: float | None = None
 
@@ -43,6 +47,16 @@ class Account:
         """The session is lost. What comes after the first reason follows from it."""
         if self.error is None:
             self.error, self.failed_in = error, phase
+
+    def suspended(self, bytes_sent: int) -> None:
+        """The link is lost, and the account goes on with the session."""
+        self.losses += 1
+        self._sent_before += bytes_sent
+        self.error, self.failed_in = None, Phase.ANY
+
+    def taken_up(self) -> None:
+        """The session goes on."""
+        self.resumed += 1
 
     def guest_stops(self, now: float) -> None:
         """The blackout begins."""
@@ -64,7 +78,7 @@ class Account:
             phase=self.failed_in,
             epoch=epoch,
             rounds=tuple(self.rounds),
-            bytes_sent=bytes_sent,
+            bytes_sent=self._sent_before + bytes_sent,
             bytes_received=self.bytes_received,
             seconds=now - self._started,
             blackout_s=self.blackout_s,
@@ -73,4 +87,5 @@ class Account:
             items=() if peer is None else peer.items,
             session=self.session,
             verdict=self.verdict,
+            resumed=self.resumed,
         )

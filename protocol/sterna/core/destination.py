@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 from sterna import limits as bounds
+from sterna.core.carry import Ticket
 from sterna.core.conduct import check_epoch, wrong
 from sterna.core.events import (
     Admission,
@@ -26,6 +27,7 @@ from sterna.core.events import (
     Persist,
     Prepare,
     ProbeStore,
+    Readmit,
     Request,
     Reserve,
     RoundFinished,
@@ -35,6 +37,7 @@ from sterna.core.events import (
     TakeStorage,
 )
 from sterna.core.history import RecordConflict
+from sterna.core.holdings import Holdings
 from sterna.core.negotiate import (
     BASE_FEATURES,
     Selection,
@@ -44,15 +47,15 @@ from sterna.core.negotiate import (
     choices,
     select,
 )
+from sterna.core.readmission import Readmission
 from sterna.core.records import Claiming, Released, SessionRecord, Side, Start
 from sterna.core.records import Complete as DurableComplete
 from sterna.core.records import HandBack as DurableHandBack
 from sterna.core.records import Record as DurableRecord
 from sterna.core.rounds import IncomingRound
 from sterna.core.seal import check_seal
-from sterna.core.session import Config, Session
-from sterna.core.state import StateAssembler
-from sterna.core.tables import DESTINATION, DestinationInput, DestinationState
+from sterna.core.session import Config
+from sterna.core.tables import DestinationInput, DestinationState
 from sterna.errors import (
     LimitExceeded,
     LocalProtocolError,
@@ -62,7 +65,7 @@ from sterna.errors import (
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import PageSink
 from sterna.memory.regions import RegionTable
-from sterna.registry import ERRORS, ErrorCode, Feature, FrameType, Mode, Phase, Sender, Style
+from sterna.registry import ERRORS, ErrorCode, Feature, FrameType, Mode, Phase, Style
 from sterna.wire import Header, PagesAnnounced, PagesReceived
 from sterna.wire.records import (
     Accept,
@@ -105,40 +108,14 @@ class DestinationConfig(Config):
     retry_after_ms: int = 5000  # what a full host tells its peer
 
 
-class DestinationMachine(Session):
+class DestinationMachine(Readmission):
     """Takes a guest in. See sterna.core.session for the way to drive it, sterna.core.events for requests."""
 
     def __init__(self, config: DestinationConfig, now: float) -> None:
-        super().__init__(
-            config,
-            now,
-            role=Sender.DESTINATION,
-            table=DESTINATION,
-            idle=DestinationState.IDLE,
-            lost=DestinationInput.LOST,
-        )
+        super().__init__(config, now)
         self._job = config
-        self._hello: Hello | None = None
         self._selected: Selection | None = None
-        self._admission: Admission | None = None
-        self._guest: Guest | None = None
-        self._sink: PageSink | None = None
-        self._regions = RegionTable(())
-        self._digest = MemoryDigest(self._regions)
-        self._states = StateAssembler(0, 0, 0)
-        self._round = IncomingRound(0, self._regions, now, last=False)
-        self._bulk_bytes = 0
-        self._sealed = b""
         self._style = Style.STOP_AND_COPY
-
-    @property
-    def digest(self) -> bytes:
-        """Memory digest of the pause image; empty before SEAL."""
-        return self._sealed
-
-    @property
-    def _epoch(self) -> int:
-        return 0 if self._hello is None else self._hello.epoch
 
     @property
     def _session(self) -> bytes:
@@ -157,9 +134,9 @@ class DestinationMachine(Session):
 
     def _frame(self, header: Header, record: Record, now: float) -> None:
         """Each frame is checked in the state in which it came; only then does it change the state."""
-        begins = isinstance(record, Round) and record.attempt == self._attempt + 1
-        if begins and (self._state, DestinationInput.NEW_ATTEMPT) in DESTINATION:
-            self._require(DestinationInput.NEW_ATTEMPT, FrameType.ROUND)
+        if isinstance(record, Round) and self._begins_attempt(record):
+            self._on_new_attempt(record, now)
+            return
         if self._is_of_old_attempt(record):
             return
         self._require(FrameType(header.type))
@@ -194,6 +171,10 @@ class DestinationMachine(Session):
         self._hello = record
         if record.mode is Mode.VERDICT:
             self._on_question(record, now)
+            return
+        if record.mode is Mode.RESUME and Feature.RESUME in self._job.features:
+            self._step(DestinationInput.HELLO_RESUME, now)
+            self._ask(Readmit(record))
             return
         try:
             self._selected = select(record, self._job.features)
@@ -231,8 +212,12 @@ class DestinationMachine(Session):
             detail = f"round {record.round} after {self._round.number}"
             raise wrong(ErrorCode.BAD_ROUND, detail, "CON-20", record)
         self._step(FrameType.ROUND, now)
+        self._open_round(record, now)
+
+    def _open_round(self, record: Round, now: float) -> None:
         last = self._state is DestinationState.BLACKOUT
         self._round = IncomingRound(record.round, self._regions, now, last=last)
+        self._holdings.begin(record.round)
         self._emit(RoundStarted(record.round, record.pages, last))
 
     def _pages_announced(self, event: PagesAnnounced) -> Sequence[memoryview] | None:
@@ -244,6 +229,7 @@ class DestinationMachine(Session):
         assert self._sink is not None
         # From here on these pages are neither of the old version nor of the new one.
         self._digest.mark_stale(table.region, table.runs["first"], table.runs["count"])
+        self._holdings.announce(table)
         return self._sink.targets(table) if table.bulk_bytes else None
 
     def _pages_received(self, event: PagesReceived, now: float) -> None:
@@ -254,6 +240,7 @@ class DestinationMachine(Session):
         assert self._sink is not None
         rejected = self._sink.commit(table)
         self._digest.record(table, rejected)
+        self._holdings.take(table, rejected)
         self._bulk_bytes += table.bulk_bytes
         self._round.take(table, rejected, event.header.sequence)
 
@@ -262,6 +249,7 @@ class DestinationMachine(Session):
         assert self._selection is not None
         rejected = self._round.rejected(self._selection.limits, record)
         self._step(FrameType.ROUND_END, now)
+        self._holdings.end()
         stats = self._round.stats(now)
         self._account.round_over(stats)
         self._emit(RoundFinished(stats))
@@ -298,11 +286,16 @@ class DestinationMachine(Session):
             # With no word of HANDOVER here, this side knows that it never ran; the source decides.
             self._finish(Outcome.ROLLED_BACK, now, epoch=self._epoch)
             return
-        if self._is_deaf and not self._goes_on:
+        if self._state is DestinationState.SUSPENDING:
+            self._while_suspending(request, answer, now)
+            return
+        if (self._is_deaf and not self._goes_on) or request in self._void:
             return
         match request:
             case Admit():
                 self._on_admitted(answer, now)
+            case Readmit():
+                self._on_readmitted(answer, now)
             case Reserve():
                 self._on_reserved(answer, now)
             case Prepare():
@@ -331,8 +324,12 @@ class DestinationMachine(Session):
             self._completed(request, None, now)  # what could not be freed does not run either
         elif self._goes_on:
             self._commit_failed(error, now)
-        elif self._is_deaf or self._state is DestinationState.RELEASED:
+        elif self._state is DestinationState.SUSPENDING:
+            self._while_suspending(request, None, now)
+        elif self._is_deaf or request in self._void or self._state is DestinationState.RELEASED:
             return  # RELEASED that is not recorded makes the session be kept a while longer
+        elif isinstance(request, Readmit):
+            self._do_not_readmit(error, now)
         elif self._state is DestinationState.PREPARING:
             self._step(DestinationInput.UNPREPARED, now)
             self._send(NotReady(self._attempt, error.code, ERRORS[error.code].text))
@@ -363,15 +360,15 @@ class DestinationMachine(Session):
         self._send(welcome)
         self._step(DestinationInput.ADMITTED, now)
         self._welcomed(selection, now)
+        self._ticket = Ticket(hello, welcome, selection)
         self._emit(SessionOpened(answer.session, hello.agent, selection.version, selection.features))
 
     def _on_reserved(self, answer: object, now: float) -> None:
         assert self._guest is not None
         self._sink = cast("PageSink", answer)
         self._digest = MemoryDigest(self._regions)
-        limits, guest = self._config.limits, self._guest
-        most_bytes = min(limits.state_bytes, guest.state_bytes)
-        self._states = StateAssembler(most_bytes, limits.state_sections, guest.vcpus)
+        self._holdings = Holdings(self._regions)
+        self._expect_state()
         self._step(DestinationInput.RESERVED, now)
         self._send(Accept(sum(region.size_bytes for region in self._guest.regions)))
 
@@ -463,6 +460,9 @@ class DestinationMachine(Session):
             case DestinationState.UNANSWERED:
                 self._requests.withdraw()
                 self._finish(Outcome.UNDECIDED, now, epoch=self._epoch)
+            case DestinationState.SUSPENDING:
+                self._requests.withdraw()
+                self._rest(now)
             case DestinationState.SETTLED:
                 self._finish(Outcome.MOVED, now, epoch=self._epoch + 1, digest=self._sealed)
             case DestinationState.CLOSED:

@@ -23,6 +23,7 @@ from sterna.core.events import (
     Request,
     RollBack,
     RunGuest,
+    RunOn,
     SaveState,
     StartTracking,
     TakeStorage,
@@ -152,6 +153,9 @@ async def serve_source(guest: SourceGuest, records: Records, request: Request) -
             await records.probe(epoch, runner)
         case RollBack(voided=voided):
             await _roll_back(guest, voided)
+        case RunOn():
+            await guest.throttle(0.0)
+            await guest.resume()
         case ReleaseImage():
             await guest.release()
         case _:

@@ -75,6 +75,14 @@ class RollBack:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class RunOn:
+    """The link is lost and may come back: let the guest run, with the throttle off, and go on tracking.
+
+    Answer: None. A guest that runs already runs on.
+    """
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ReleaseImage:
     """Free the image; the guest lives at the destination. Answer: None."""
 
@@ -106,6 +114,17 @@ class Admission:
     def is_sound(self) -> bool:
         """Whether WELCOME can carry the ids."""
         return (len(self.session), len(self.token)) == (len(NO_ID), len(NO_TOKEN)) and self.session != NO_ID
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Readmit:
+    """Take up a session that was lost. Answer: its `sterna.core.carry.DestinationCarry`; `fail` refuses.
+
+    The host finds the session and holds `hello` to its ticket [RES-1 to RES-3]. Only then does it close the
+    session's older connection, whose machine gives the carry [RES-4].
+    """
+
+    hello: Hello
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,8 +210,8 @@ class Persist:
 
 Request: TypeAlias = (
     StartTracking | CollectDirty | Throttle | Pause | SaveState | MarkGranted | RollBack | ReleaseImage
-    | Admit | Reserve | Prepare | LoadState | Claim | TakeStorage | RunGuest | Discard | AnswerVerdict
-    | ProbeStore | Persist
+    | RunOn | Admit | Readmit | Reserve | Prepare | LoadState | Claim | TakeStorage | RunGuest | Discard
+    | AnswerVerdict | ProbeStore | Persist
 )  # fmt: skip
 
 
@@ -212,6 +231,9 @@ def check_answer(request: Request, answer: object) -> None:
         case Admit():
             sound = isinstance(answer, Admission) and answer.is_sound
             good, wanted = sound or isinstance(answer, Verdict), "an Admission or a Verdict"
+        case Readmit():
+            carry = hasattr(answer, "ticket") and hasattr(answer, "holdings")
+            good, wanted = carry or isinstance(answer, Verdict), "a DestinationCarry or a Verdict"
         case Reserve():
             good, wanted = hasattr(answer, "targets") and hasattr(answer, "commit"), "a PageSink"
         case Claim():
@@ -289,6 +311,7 @@ class Outcome(StrEnum):
     UNDECIDED = "undecided"  # the guest is paused; records, store, peer or operator must say who owns it
     ANSWERED = "answered"  # a question was put, and the verdict is in the result
     GUEST_FAILED = "guest_failed"  # the source owns the guest, but could not set it running again
+    SUSPENDED = "suspended"  # the link is lost, and the session can be taken up again; no endpoint ends so
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +328,7 @@ class Result:
         digest: memory digest of the pause image, empty where it was not reached.
         session: its id, zeros if none was opened.
         verdict: what the destination has said of who owns the guest; a HANDBACK is one as well.
+        resumed: how many times the session was taken up again after a loss.
     """
 
     outcome: Outcome
@@ -323,6 +347,24 @@ class Result:
     items: tuple[str, ...] = field(default=())
     session: bytes = NO_ID
     verdict: Verdict | None = None
+    resumed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Suspended:
+    """The link is lost. Last event of a machine whose session can be taken up again by another."""
+
+    error: SternaError
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionResumed:
+    """A lost session was taken up again, for the n-th time; so many pages are to be sent again."""
+
+    times: int
+    complete_round: int
+    pages_missing: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +375,8 @@ class Finished:
 
 
 Event: TypeAlias = (
-    SessionOpened | PhaseEntered | RoundStarted | RoundFinished | Decided | PeerProgress | Finished
-)
+    SessionOpened | PhaseEntered | RoundStarted | RoundFinished | Decided | PeerProgress | Suspended
+    | SessionResumed | Finished
+)  # fmt: skip
 
 Dirty: TypeAlias = Mapping[int, PageBitmap]

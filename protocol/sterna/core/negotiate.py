@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from sterna import limits as bounds
 from sterna.errors import LocalProtocolError, RemoteProtocolError, remote_error
 from sterna.limits import HANDSHAKE_BODY_BYTES, Limits
 from sterna.registry import (
@@ -102,6 +103,8 @@ def select(hello: Hello, supported: Collection[int] = BASE_FEATURES) -> Selectio
             FrameType.HELLO,
         )
     features = {each.id: each.parameter for each in hello.features if each.id in supported}
+    if Feature.RESUME in features:
+        features[Feature.RESUME] = min(features[Feature.RESUME], bounds.RESUME_MOST_S)
     lacking = [feature_name(feature) for feature in sorted(_REQUIRED) if feature not in features]
     if lacking:
         detail = f"the source does not offer {', '.join(lacking)}"

@@ -32,6 +32,7 @@ from sterna.core.events import (
     PhaseEntered,
     Request,
     Result,
+    Suspended,
     check_answer,
 )
 from sterna.core.heartbeat import PONGS_OWED_MAX, Heartbeat
@@ -47,7 +48,7 @@ from sterna.errors import (
     TransportError,
 )
 from sterna.limits import Limits
-from sterna.registry import ERRORS, ErrorCode, FrameType, Phase, Sender
+from sterna.registry import ERRORS, ErrorCode, Feature, FrameType, Phase, Sender
 from sterna.wire import Buffer, FrameReader, FrameReceived, Header, PagesAnnounced, PagesReceived
 from sterna.wire.records import Abort, Bye, Ping, Pong, Progress, Record, Region
 
@@ -70,13 +71,14 @@ class Session(ABC):
     """A machine without its role. See the module's text for the way to drive it."""
 
     def __init__(
-        self, config: Config, now: float, *, role: Sender, table: Table, idle: State, lost: Input
+        self, config: Config, now: float, *, role: Sender, table: Table, idle: State, lost: Input, cut: Input
     ) -> None:
         self._config = config
         self._role = role
         self._table = table
         self._state = idle
         self._lost = lost
+        self._cut = cut
         self._reader = FrameReader()
         self._outbox = Outbox(config.grease)
         self._watch = Watch(config.deadlines, now)
@@ -199,14 +201,14 @@ class Session(ABC):
             problem = error or truncated
         else:
             problem = error or TransportError(ErrorCode.CONNECTION_LOST, "the peer closed the connection")
-        self._fail(problem, now, tell=False)
+        self._fail(problem, now, tell=False, cut=problem.code is not ErrorCode.INTERNAL)
 
     def handle_timeout(self, now: float) -> None:
         """Act on every timer that has run out. Calling it early is harmless."""
         for code, at in self._alarms():
             if self._watch.confirms(code, at, now):
                 error = self._watch.error(code, self._state, now)
-                if code is ErrorCode.PEER_STALLED:
+                if code is ErrorCode.PEER_STALLED or (code is ErrorCode.PEER_SILENT and self._can_resume):
                     self.connection_lost(error, now)
                 else:
                     self._fail(error, now)
@@ -328,7 +330,13 @@ class Session(ABC):
         self._events.append(event)
 
     def _fail(
-        self, error: SternaError, now: float, *, words: Record | None = None, tell: bool = True
+        self,
+        error: SternaError,
+        now: float,
+        *,
+        words: Record | None = None,
+        tell: bool = True,
+        cut: bool = False,
     ) -> None:
         """The one way to lose a session: remember why, tell the peer, let the table say what follows.
 
@@ -337,6 +345,7 @@ class Session(ABC):
             now: the time.
             words: what the peer is told, if not an ABORT.
             tell: whether it is told anything.
+            cut: whether it is the link alone that is lost, which ends no session that can be resumed.
         """
         if self._is_deaf:
             return
@@ -345,8 +354,22 @@ class Session(ABC):
             self._send(words or self._last_words(error))
         self._over = True
         self._reader = FrameReader()  # the old one may hold places in guest memory that is freed next
-        self._step(self._lost, now)
+        self._step(self._cut if cut and self._can_resume else self._lost, now)
         self._after_loss(now)
+
+    @property
+    def _can_resume(self) -> bool:
+        """Whether the session outlives this connection, if it is lost now."""
+        selected = self._selection is not None and self._selection.has(Feature.RESUME)
+        return selected and (self._state, self._cut) in self._table
+
+    def _suspend(self) -> None:
+        """This machine is done; its carry seeds another."""
+        error = self._account.error
+        assert error is not None
+        self._account.suspended(self._outbox.sent_bytes)
+        self._result = Result(Outcome.SUSPENDED, error.code, error=error)
+        self._emit(Suspended(error, self._account.losses))
 
     def _finish(self, outcome: Outcome, now: float, *, epoch: int, digest: bytes = b"") -> None:
         sent = self._outbox.sent_bytes

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, Self
 
 from sterna import limits as bounds
+from sterna.core.carry import SourceCarry, Ticket
 from sterna.core.conduct import check_epoch, wrong
 from sterna.core.events import (
     CollectDirty,
@@ -25,8 +26,10 @@ from sterna.core.events import (
     RollBack,
     RoundFinished,
     RoundStarted,
+    RunOn,
     SaveState,
     SessionOpened,
+    SessionResumed,
     StartTracking,
     Throttle,
 )
@@ -34,6 +37,7 @@ from sterna.core.negotiate import VERSIONS, check_room, check_welcome, offer
 from sterna.core.policy import Action, Decision, PolicySettings, decide
 from sterna.core.records import Decided as OwnerDecided
 from sterna.core.records import Granted, SessionRecord, Side, Voided
+from sterna.core.resuming import HeldReport
 from sterna.core.sending import Sending
 from sterna.core.session import Config, Session
 from sterna.core.state import check_sections, fragments
@@ -53,6 +57,7 @@ from sterna.wire.records import (
     Guest,
     HandBack,
     Handover,
+    Held,
     Hello,
     Loaded,
     NotReady,
@@ -103,7 +108,13 @@ class SourceMachine(Session):
 
     def __init__(self, config: SourceConfig, pages: PageSource, now: float) -> None:
         super().__init__(
-            config, now, role=Sender.SOURCE, table=SOURCE, idle=SourceState.IDLE, lost=SourceInput.LOST
+            config,
+            now,
+            role=Sender.SOURCE,
+            table=SOURCE,
+            idle=SourceState.IDLE,
+            lost=SourceInput.LOST,
+            cut=SourceInput.LINK_LOST,
         )
         self._job = config
         self._memory = Sending(RegionTable(config.guest.regions), pages)
@@ -116,6 +127,28 @@ class SourceMachine(Session):
         self._sealed = b""
         self._token = NO_TOKEN
         self._decision: Decision | None = None
+        self._ticket: Ticket | None = None
+        self._report: HeldReport | None = None
+
+    @classmethod
+    def resumed(cls, config: SourceConfig, pages: PageSource, carry: SourceCarry, now: float) -> Self:
+        """A machine that takes up a lost session on a new connection; `start` as ever."""
+        machine = cls(config, pages, now)
+        machine._ticket, machine._selection = carry.ticket, carry.ticket.selection
+        machine._token = carry.ticket.welcome.token
+        machine._memory, machine._account = carry.memory, carry.account
+        machine._not_ready, machine._decision = carry.not_ready, carry.decision
+        machine._attempt = carry.attempt + 1  # the loss has ended that one [RES-8]
+        return machine
+
+    @property
+    def carry(self) -> SourceCarry:
+        """What the next machine goes on with, of one that ended as SUSPENDED."""
+        assert self._state is SourceState.SUSPENDED
+        assert self._ticket is not None
+        return SourceCarry(
+            self._ticket, self._attempt, self._memory, self._account, self._not_ready, self._decision
+        )
 
     @property
     def digest(self) -> bytes:
@@ -123,13 +156,18 @@ class SourceMachine(Session):
         return self._sealed
 
     def start(self, now: float) -> None:
-        """Open the session: preface and HELLO.
+        """Open the session, or take it up again: preface and HELLO.
 
         Raises:
             LocalProtocolError: it was started already or is over, or the configuration fits no HELLO. Nothing
                 has changed.
         """
-        self._begin(SourceInput.START, self._greeting(Mode.OPEN), now)
+        if self._ticket is None:
+            self._begin(SourceInput.START, self._greeting(Mode.OPEN), now)
+            return
+        hello = self._ticket.next_hello()
+        self._begin(SourceInput.START_RESUME, hello, now)
+        self._ticket = self._ticket.of_generation(hello.generation)
 
     def ask(self, session: bytes, token: bytes, now: float) -> None:
         """Ask who owns the guest, by a session of which HANDOVER may have left [ONE-60].
@@ -164,8 +202,12 @@ class SourceMachine(Session):
             case Refuse():
                 error = PeerAborted(record.code, record.text, record.retry_after_ms, record.items)
                 self._fail(error, now, tell=False)
+            case Welcome() if self._state is SourceState.RESUMING:
+                self._on_welcome_back(record, now)
             case Welcome():
                 self._on_welcome(record, now)
+            case Held():
+                self._on_held(record, now)
             case Accept():
                 self._on_accept(record, now)
             case RoundAck():
@@ -202,6 +244,7 @@ class SourceMachine(Session):
         check_room(self._job.guest, selection.limits)
         self._welcomed(selection, now)
         self._account.session, self._token = record.session, record.token
+        self._ticket = Ticket(self._hello, record, selection)
         self._emit(SessionOpened(record.session, record.agent, record.version, selection.features))
         self._described(self._job.guest.regions)
         try:
@@ -212,6 +255,35 @@ class SourceMachine(Session):
             raise LocalProtocolError(ErrorCode.LIMIT_MISMATCH, error.detail, clause="LIM-6") from error
         self._step(FrameType.WELCOME, now)
         self.ping(now)
+
+    def _on_welcome_back(self, record: Welcome, now: float) -> None:
+        ticket = self._ticket
+        assert ticket is not None
+        ticket.check_welcome(record, ticket.generation)
+        self._report = self._memory.report(record)
+        self._welcomed(ticket.selection, now)
+        self._described(self._job.guest.regions)
+        self._step(FrameType.WELCOME, now)
+        self.ping(now)
+        self._compare(now)
+
+    def _on_held(self, record: Held, now: float) -> None:
+        assert self._report is not None
+        self._report.add(record)
+        self._step(FrameType.HELD, now)
+        self._compare(now)
+
+    def _compare(self, now: float) -> None:
+        """With the last HELD it is known what the destination may lack [RES-9]."""
+        assert self._report is not None
+        if self._report.owed:
+            return
+        self._memory.resume(self._report)
+        self._account.taken_up()
+        self._step(SourceInput.COMPARED, now)
+        missing = self._memory.pages_missing
+        self._emit(SessionResumed(self._account.resumed, self._report.complete, missing))
+        self._ask(CollectDirty())
 
     def _on_accept(self, record: Accept, now: float) -> None:
         if record.data_streams:
@@ -258,7 +330,7 @@ class SourceMachine(Session):
     def _on_verdict(self, record: Verdict, now: float) -> None:
         """The answer to a question, or to an opening that comes too late [ONE-14]."""
         self._account.verdict = record
-        if self._state is SourceState.GREETING:
+        if self._state is not SourceState.ASKING:
             detail = f"it was handed over there: {record.owner.name.lower()}, epoch {record.epoch}"
             self._fail(PeerAborted(ErrorCode.STALE_EPOCH, detail), now, tell=False)
             return
@@ -287,6 +359,9 @@ class SourceMachine(Session):
                 return
             case _:
                 pass
+        if self._state is SourceState.SUSPENDING:
+            self._while_suspending(request, answer, now)
+            return
         if self._is_deaf and not isinstance(request, ReleaseImage):
             return  # overtaken by a failure; the roll-back follows
         match request:
@@ -327,8 +402,31 @@ class SourceMachine(Session):
                 pass  # whoever reads the records later has to ask once more
             case ReleaseImage():
                 self._on_released(now)  # the guest lives there all the same; only memory here is not freed
+            case CollectDirty() | RunOn() if self._state is SourceState.SUSPENDING:
+                self._give_up(error, now)
             case _:
                 self._fail(error, now)
+
+    def _while_suspending(self, request: Request, answer: object, now: float) -> None:
+        """What was collected before the loss is not collected again, so it must not be lost with the link."""
+        match request:
+            case CollectDirty():
+                assert isinstance(answer, Mapping)
+                try:
+                    self._memory.written(answer)
+                except SternaError as error:
+                    self._give_up(error, now)
+            case RunOn():
+                self._step(SourceInput.RUNS_ON, now)
+                self._suspend()
+            case _:
+                pass
+
+    def _give_up(self, error: SternaError, now: float) -> None:
+        """What the guest has written is not known any more, or it stands: nothing to go on with."""
+        self._account.error = error
+        self._step(SourceInput.LOST, now)
+        self._after_loss(now)
 
     def _on_collected(self, answer: object, now: float) -> None:
         assert isinstance(answer, Mapping)
@@ -366,6 +464,9 @@ class SourceMachine(Session):
             case SourceState.ROLLING_BACK:
                 self._requests.withdraw()
                 self._ask(RollBack())
+            case SourceState.SUSPENDING:
+                self._requests.withdraw()
+                self._ask(RunOn())
             case SourceState.VOIDING:
                 self._requests.withdraw()
                 self._ask(Persist(Voided(self._account.session, self._job.epoch + 1)))
@@ -390,7 +491,11 @@ class SourceMachine(Session):
             self.rtt_s or 0.0,
             self._job.policy,
         )
-        self._decision = decision
+        if decision.action is Action.SWITCHOVER and self._report is not None:
+            # What follows a resumption is a round, however little is left for it [RES-8].
+            verdict = "a round first, because the link was lost"
+            decision = replace(decision, action=Action.CONTINUE, throttle=0.0, verdict=verdict)
+        self._decision, self._report = decision, None
         self._emit(Decided(decision))
         match decision.action:
             case Action.SWITCHOVER:

@@ -52,9 +52,12 @@ class SourceState(Enum):
     CLOSING = "RELEASE and BYE sent, waiting for BYE"
     ROLLING_BACK = "the guest is being set running here again"
     RESUMING = "taking up a lost session"
+    COMPARING = "learning what the destination holds"
+    SUSPENDING = "the link is lost; the guest is being set running"
     ASKING = "HELLO{verdict} sent, waiting for VERDICT"
     CLOSED = "done: the guest lives at the destination"
     ENDED = "done: the guest lives here"
+    SUSPENDED = "done: the link is lost, the guest runs here, the session can be taken up again"
     DEPARTED = "done: the guest runs at the destination, this image was not released"
     UNDECIDED = "done: the guest stays paused until records, store or peer tell who owns it"
     ANSWERED = "done: the verdict has come"
@@ -86,10 +89,13 @@ class DestinationState(Enum):
     HANDING_BACK = "claimed but never run: HANDBACK is being recorded"
     RELEASED = "RELEASE received, waiting for BYE"
     DISCARDING = "everything reserved is being freed"
-    RESUMING = "taking up a lost session"
+    RESUMING = "the host looks for a lost session"
+    RESUMED = "taken up again, waiting for a round"
+    SUSPENDING = "the link is lost; what was begun comes to its end"
     ANSWERING = "asked for the verdict: records and store are looked at"
     CLOSED = "done: the guest lives here"
     ENDED = "done: nothing of the guest is here"
+    SUSPENDED = "done: the link is lost, the room is kept, the session can be taken up again"
     SETTLED = "done: the guest runs here, the source was not released"
     UNDECIDED = "done: permission was given and could not be used: the records decide"
     ANSWERED = "done: VERDICT sent"
@@ -114,6 +120,9 @@ class SourceInput(Enum):
     RECORDED = "record durable"
     RELEASED = "image freed"
     ROLLED_BACK = "guest runs on, or could not"
+    COMPARED = "last HELD"
+    RUNS_ON = "guest runs on"
+    LINK_LOST = "lost connection of a session that can be resumed"
     LOST = "failure, ABORT, cancel(), deadline, lost connection"
 
 
@@ -138,6 +147,9 @@ class DestinationInput(Enum):
     INSTALLED = "last page installed"
     START_FAILED = "recording, claiming, handing back or starting failed"
     DISCARDED = "everything freed"
+    NOT_ADMITTED = "host refuses"
+    QUIET = "nothing is under way"
+    LINK_LOST = "lost connection of a session that can be resumed"
     LOST = "failure, ABORT, refusal, cancel(), deadline, lost connection"
 
 
@@ -173,7 +185,7 @@ _S, _I = SourceState, SourceInput
 
 SOURCE: Final[Table] = {
     (_S.IDLE, _I.START): Row(_S.GREETING, "send preface, HELLO", "CON-7"),
-    (_S.IDLE, _I.START_RESUME): Row(_S.RESUMING, "send preface, HELLO{resume}", "RES-1", reserved=True),
+    (_S.IDLE, _I.START_RESUME): Row(_S.RESUMING, "send preface, HELLO{resume}", "RES-1"),
     (_S.IDLE, _I.START_VERDICT): Row(_S.ASKING, "send preface, HELLO{verdict}", "ONE-60"),
     (_S.GREETING, F.WELCOME): Row(_S.DESCRIBING, "send GUEST", "CON-13"),
     (_S.GREETING, F.REFUSE): Row(_S.ROLLING_BACK, "guest runs on", "CON-9"),
@@ -207,8 +219,13 @@ SOURCE: Final[Table] = {
     (_S.CLOSING, F.BYE): Row(_S.CLOSED, "close", "CON-70"),
     (_S.CLOSING, _I.LOST): Row(_S.CLOSED, "close", "CON-70"),
     (_S.ROLLING_BACK, _I.ROLLED_BACK): Row(_S.ENDED, "close", "CON-62"),
-    (_S.RESUMING, F.WELCOME): Row(_S.DECIDING, "what may be missing is pending", "RES-1", reserved=True),
-    (_S.RESUMING, F.VERDICT): Row(_S.ANSWERED, "close", "RES-15", reserved=True),
+    (_S.RESUMING, F.WELCOME): Row(_S.COMPARING, "compare what is held", "RES-5"),
+    (_S.RESUMING, F.REFUSE): Row(_S.ROLLING_BACK, "guest runs on", "RES-3"),
+    (_S.COMPARING, F.HELD): Row(_S.COMPARING, "compare what is held", "RES-6"),
+    (_S.COMPARING, _I.COMPARED): Row(_S.COLLECTING, "collect writes", "RES-9"),
+    (_S.SUSPENDING, _I.RUNS_ON): Row(_S.SUSPENDED, "close", "RES-11"),
+    (_S.SUSPENDING, _I.LOST): Row(_S.ROLLING_BACK, "guest runs on", "CON-62"),
+    (_S.RESUMING, F.VERDICT): Row(_S.ROLLING_BACK, "guest runs on", "RES-15"),
     (_S.ASKING, F.VERDICT): Row(_S.ANSWERED, "close", "ONE-60"),
     (_S.ASKING, F.REFUSE): Row(_S.UNANSWERED, "close", "ONE-60"),
     (_S.ASKING, _I.LOST): Row(_S.UNANSWERED, "close", "ONE-60"),
@@ -218,6 +235,7 @@ SOURCE: Final[Table] = {
 _ROLLS_BACK = (
     _S.IDLE, _S.GREETING, _S.DESCRIBING, _S.ARMING, _S.DECIDING, _S.ROUND, _S.ACKING, _S.COLLECTING,
     _S.PREPARING, _S.PAUSING, _S.FREEZING, _S.BLACKOUT, _S.SEALED,
+    _S.RESUMING, _S.COMPARING,
 )  # fmt: skip
 SOURCE.update({(state, _I.LOST): Row(_S.ROLLING_BACK, "guest runs on", "CON-62") for state in _ROLLS_BACK})
 
@@ -227,11 +245,18 @@ SOURCE.update({(state, _I.LOST): Row(_S.VOIDING, "record VOIDED", "ONE-19") for 
 SOURCE[_S.VOIDING, _I.RECORDED] = Row(_S.ROLLING_BACK, "take the mark off, guest runs on", "ONE-19")
 SOURCE[_S.VOIDING, _I.LOST] = Row(_S.UNDECIDED, "stay paused", "ONE-19")
 
+# From the first round on, and until HANDOVER may have left, a lost link is no such trouble [RES-11] [RES-12].
+_RESUMES = (
+    _S.IDLE, _S.DECIDING, _S.ROUND, _S.ACKING, _S.COLLECTING, _S.PREPARING, _S.PAUSING, _S.FREEZING,
+    _S.BLACKOUT, _S.SEALED, _S.RESUMING, _S.COMPARING,
+)  # fmt: skip
+SOURCE.update({(state, _I.LINK_LOST): Row(_S.SUSPENDING, "guest runs on", "RES-11") for state in _RESUMES})
+
 _D, _J = DestinationState, DestinationInput
 
 DESTINATION: Final[Table] = {
     (_D.IDLE, F.HELLO): Row(_D.ADMITTING, "ask the host", "CON-9"),
-    (_D.IDLE, _J.HELLO_RESUME): Row(_D.RESUMING, "ask the host", "CON-10", reserved=True),
+    (_D.IDLE, _J.HELLO_RESUME): Row(_D.RESUMING, "ask the host", "RES-3"),
     (_D.IDLE, _J.HELLO_VERDICT): Row(_D.ANSWERING, "ask the records", "ONE-15"),
     (_D.ANSWERING, _J.ANSWERED): Row(_D.ANSWERED, "send VERDICT", "ONE-60"),
     (_D.ANSWERING, _J.LOST): Row(_D.UNANSWERED, "close", "ONE-60"),
@@ -274,12 +299,18 @@ DESTINATION: Final[Table] = {
     (_D.RELEASED, F.BYE): Row(_D.CLOSED, "send BYE, close", "CON-70"),
     (_D.RELEASED, _J.LOST): Row(_D.CLOSED, "close", "CON-70"),
     (_D.DISCARDING, _J.DISCARDED): Row(_D.ENDED, "close", "CON-63"),
-    (_D.RESUMING, _J.ADMITTED): Row(_D.STANDBY, "send WELCOME, HELD...", "RES-1", reserved=True),
+    (_D.RESUMING, _J.ADMITTED): Row(_D.RESUMED, "send WELCOME, HELD...", "RES-5"),
+    (_D.RESUMING, _J.NOT_ADMITTED): Row(_D.ENDED, "refuse", "RES-3"),
+    (_D.RESUMING, _J.LOST): Row(_D.SUSPENDING, "keep the room", "RES-4"),
+    (_D.RESUMED, F.ROUND): Row(_D.RECEIVING, "open the round", "RES-8"),
+    (_D.SUSPENDING, _J.QUIET): Row(_D.SUSPENDED, "keep the room", "RES-14"),
+    (_D.SUSPENDING, _J.NOT_ADMITTED): Row(_D.ENDED, "close", "RES-3"),
+    (_D.RESUMING, _J.ANSWERED): Row(_D.ANSWERED, "send VERDICT", "RES-15"),
 }  # fmt: skip
 
 _DISCARDS = (
     _D.IDLE, _D.ADMITTING, _D.WELCOMED, _D.RESERVING, _D.STANDBY, _D.RECEIVING, _D.PREPARING,
-    _D.READY, _D.BLACKOUT, _D.FROZEN, _D.LOADING, _D.LOADED,
+    _D.READY, _D.BLACKOUT, _D.FROZEN, _D.LOADING, _D.LOADED, _D.RESUMED,
 )  # fmt: skip
 DESTINATION.update({(state, _J.LOST): Row(_D.DISCARDING, "free everything", "CON-63") for state in _DISCARDS})
 
@@ -288,11 +319,12 @@ _VOIDS = (
     _D.STANDBY, _D.RECEIVING, _D.PREPARING, _D.READY, _D.BLACKOUT, _D.FROZEN, _D.LOADING, _D.LOADED,
 )  # fmt: skip
 DESTINATION.update(
-    {
-        (state, _J.NEW_ATTEMPT): Row(_D.RECEIVING, "void the attempt", "CON-59", reserved=True)
-        for state in _VOIDS
-    }
+    {(state, _J.NEW_ATTEMPT): Row(_D.RECEIVING, "void the attempt", "CON-59") for state in _VOIDS}
 )
+
+# From the moment at which there is room for the guest, and until HANDOVER, it is kept for a while [RES-14].
+_KEEPS = (*_VOIDS, _D.RESUMED)
+DESTINATION.update({(state, _J.LINK_LOST): Row(_D.SUSPENDING, "keep the room", "RES-14") for state in _KEEPS})
 
 # With HANDOVER received the permission stands, whether the connection does or not [ONE-30].
 _GOES_ON = (_D.RECORDING, _D.CLAIMING, _D.COMMITTING, _D.HANDING_BACK, _D.STARTING)
@@ -303,13 +335,15 @@ DESTINATION.update(
 
 TERMINAL: Final[frozenset[State]] = frozenset(
     {
-        _S.CLOSED, _S.ENDED, _S.DEPARTED, _S.UNDECIDED, _S.ANSWERED, _S.UNANSWERED,
-        _D.CLOSED, _D.ENDED, _D.SETTLED, _D.UNDECIDED, _D.ANSWERED, _D.UNANSWERED,
+        _S.CLOSED, _S.ENDED, _S.DEPARTED, _S.UNDECIDED, _S.ANSWERED, _S.UNANSWERED, _S.SUSPENDED,
+        _D.CLOSED, _D.ENDED, _D.SETTLED, _D.UNDECIDED, _D.ANSWERED, _D.UNANSWERED, _D.SUSPENDED,
     }
 )  # fmt: skip
 
 # In these the session is over for this side: what still arrives is read and ignored.
-DEAF: Final[frozenset[State]] = TERMINAL | {_S.VOIDING, _S.ROLLING_BACK, _D.DISCARDING}
+DEAF: Final[frozenset[State]] = TERMINAL | {
+    _S.VOIDING, _S.ROLLING_BACK, _S.SUSPENDING, _D.DISCARDING, _D.SUSPENDING,
+}  # fmt: skip
 
 # Permission to run may have been given: what this side says decides nothing any more.
 COMMITTED: Final[frozenset[State]] = frozenset(
@@ -337,6 +371,6 @@ PHASES: Final[dict[State, Phase]] = {
     **dict.fromkeys((_D.RECORDING, _D.CLAIMING, _D.COMMITTING, _D.STARTING, _D.HANDING_BACK), Phase.COMMIT),
     **dict.fromkeys((_S.MOVED, _S.RELEASING, _S.CLOSING), Phase.AFTER),
     **dict.fromkeys((_D.COMPLETING, _D.RUNNING, _D.FETCHING, _D.RELEASED), Phase.AFTER),
-    **dict.fromkeys((_S.RESUMING, _D.RESUMING), Phase.RESUME),
+    **dict.fromkeys((_S.RESUMING, _S.COMPARING, _D.RESUMING, _D.RESUMED), Phase.RESUME),
     **dict.fromkeys((_S.ASKING, _D.ANSWERING), Phase.ASK),
 }

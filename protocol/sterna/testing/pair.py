@@ -4,6 +4,12 @@
     pair.run()
     assert pair.source.result.outcome == "completed"
 
+The link may be cut, and joined again by `reconnect` if both sides have kept the session:
+
+    pair.cut()
+    pair.reconnect()
+    pair.run()
+
 Time stands still unless a test moves it (`advance`), bytes lie in `pair.to_destination` and
 `pair.to_source` until they are delivered, as many at a time as the test likes, and may be cut or changed
 there. Requests are carried out at once, in order; a test can hold them back (`perform=False`).
@@ -14,14 +20,18 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import TypeVar
 
+from sterna import limits as bounds
+from sterna.core.carry import DestinationCarry
 from sterna.core.destination import DestinationConfig, DestinationMachine
 from sterna.core.duties import NoRecords, pages_of, reserve, serve_destination, serve_source
-from sterna.core.events import Admission, Admit, Event, Request, Reserve
+from sterna.core.events import Admission, Admit, Event, Readmit, Request, Reserve
+from sterna.core.negotiate import BASE_FEATURES, offer
 from sterna.core.session import Session
 from sterna.core.source import SourceConfig, SourceMachine
-from sterna.core.tables import SourceState
-from sterna.errors import SternaError, TransportError
+from sterna.core.tables import DestinationState, SourceState
+from sterna.errors import LocalProtocolError, SternaError, TransportError
 from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest
+from sterna.registry import ErrorCode, Feature
 from sterna.wire.records import Runner
 
 T = TypeVar("T")
@@ -56,8 +66,10 @@ class Pair:
         self.now = 0.0
         description = source_guest.description
         config = source_config or source_config_of(description)
-        self.source = SourceMachine(config, pages_of(source_guest, description), self.now)
-        self.destination = DestinationMachine(destination_config or DestinationConfig(), self.now)
+        self._configs = config, destination_config or DestinationConfig()
+        self._pages = pages_of(source_guest, description)
+        self.source = SourceMachine(config, self._pages, self.now)
+        self.destination = DestinationMachine(self._configs[1], self.now)
         self.source_guest = source_guest
         self.destination_guest = destination_guest
         self.to_destination = bytearray()
@@ -66,6 +78,7 @@ class Pair:
         self.performed: dict[str, list[Request]] = {"source": [], "destination": []}
         self.fail_on: dict[type, SternaError] = {}
         self.linked = True
+        self.kept: DestinationCarry | None = None
         self._between = between
 
     def start(self) -> None:
@@ -119,6 +132,21 @@ class Pair:
         self.source.connection_lost(error, self.now)
         self.destination.connection_lost(error, self.now)
 
+    def reconnect(self) -> None:
+        """A new connection for a session that both sides have kept; it is taken up at once."""
+        for name, machine in (("source", self.source), ("destination", self.destination)):
+            self.perform(name, machine)  # what the loss has left to be done
+            self._events_of(name, machine)
+        if self.destination.state is DestinationState.SUSPENDED:
+            self.kept = self.destination.carry
+        ours, theirs = self._configs
+        self.source = SourceMachine.resumed(ours, self._pages, self.source.carry, self.now)
+        self.destination = DestinationMachine(theirs, self.now)
+        self.to_destination.clear()
+        self.to_source.clear()
+        self.linked = True
+        self.start()
+
     def advance(self, seconds: float) -> None:
         """Let time pass and the timers that run out in it act, in order."""
         end = self.now + seconds
@@ -162,10 +190,26 @@ class Pair:
         match request:
             case Admit():
                 return ADMISSION
+            case Readmit():
+                kept, self.kept = self.kept, None
+                if kept is None:
+                    raise LocalProtocolError(ErrorCode.BAD_TOKEN, "no such session", clause="RES-3")
+                return kept
             case Reserve(guest=record):
                 guest_id = self.source_guest.description.id
                 return await reserve(guest, GuestDescription.from_record(record, guest_id))
         return await serve_destination(guest, NO_RECORDS, request)
+
+
+def resuming_pair(source_guest: SourceGuest, destination_guest: DestinationGuest, **changes: object) -> Pair:
+    """A pair of which both sides can take a lost session up again; `changes` as for `source_config_of`."""
+    features = offer(more={Feature.RESUME: bounds.RESUME_S})
+    return Pair(
+        source_guest,
+        destination_guest,
+        source_config=source_config_of(source_guest.description, features=features, **changes),
+        destination_config=DestinationConfig(features=BASE_FEATURES | {Feature.RESUME}),
+    )
 
 
 def source_config_of(description: GuestDescription, **changes: object) -> SourceConfig:
