@@ -33,6 +33,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ("doctor", "sterna.cli.doctor:doctor", "Tell what this machine can do, and how to make it do more."),
     ("pki", "sterna.cli.pki:app", "Make certificates for hosts."),
     ("lease", "sterna.cli.lease:app", "Look into a lease store, or make one in files."),
+    ("matrix", "sterna.cli.matrix:matrix", "Break migrations at every step, and look who runs the guest."),
     ("exits", "sterna.cli.exits:exits", "Print the table of exit codes."),
 )
 

@@ -1,0 +1,116 @@
+"""`sterna matrix`: one fault at each step of a migration, and whether what must come of it does."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Final
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from sterna.cli.exits import Exit
+from sterna.cli.output import Output
+from sterna.cli.units import Json
+
+if TYPE_CHECKING:
+    from sterna.matrix.outcome import Report
+
+Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
+
+JOBS_MAX: Final = 64
+_SEEDS: Final = 1 << 32
+
+
+def matrix(
+    *,
+    full: Flag = False,
+    seed: Annotated[int | None, Parameter(validator=Number(gte=0, lt=_SEEDS), show_default=False)] = None,
+    only: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
+    jobs: Annotated[int | None, Parameter(validator=Number(gte=1, lte=JOBS_MAX), show_default=False)] = None,
+    json: Json = False,
+) -> int:
+    """Break migrations at every step, and look who runs the guest afterwards.
+
+    A cell is a fault at a step, in a style of switchover, with a lease store or without; spec/matrix.md has
+    all of them, and what must come of each. With real processes, a guest that writes all the time moves
+    between two holders over TLS; an endpoint stops itself at the step, and then the fault happens: SIGKILL,
+    SIGSTOP, a cut connection. The guest's journal and an audit of its memory are judged by another program.
+
+    Args:
+        full: every cell that real processes can show, which takes a while; without it a sample of them.
+        seed: of the sample; without it one is chosen and told.
+        only: carry out these cells: names, or globs like "*/cut/*"; may be given several times.
+        jobs: so many at a time; as many as there are processors.
+        json: one JSON object on stdout.
+    """
+    import trio
+
+    from sterna.cli.scratch import scratch
+    from sterna.matrix.run import Way, carry_out, choose
+    from sterna.matrix.table import load
+
+    output = Output(json=json)
+    seed = secrets.randbelow(_SEEDS) if seed is None else seed
+    chosen = choose(load(), list(Way), full=full, seed=seed, only=only)
+    reports: list[Report] = []
+    output.say(f"{len(chosen)} cells, seed {seed}")
+
+    def on_report(report: Report) -> None:
+        reports.append(report)
+        _tell(output, report, f"{len(reports)}/{len(chosen)}")
+
+    with scratch("sterna-matrix-") as directory:
+        trio.run(carry_out, chosen, directory, jobs or os.cpu_count() or 1, on_report)
+    return _conclude(output, reports, seed)
+
+
+def _tell(output: Output, report: Report, count: str) -> None:
+    name = f"{count} {report.way} {report.cell.name}"
+    if report.passed:
+        output.say(f"{name}: {report.runs}, {report.seconds:.1f} s")
+        return
+    output.say(f"{name}: FAILED", style="red")
+    for failure in report.failures:
+        output.say(f"  {failure}")
+
+
+def _conclude(output: Output, reports: Sequence[Report], seed: int) -> Exit:
+    from sterna.matrix.outcome import totals
+
+    figures = totals(reports)
+    failed = [report for report in reports if not report.passed]
+    output.table(("fault", "cells", "passed", "at source", "at destination", "nobody"), _rows(reports))
+    output.say(", ".join(f"{name.replace('_', ' ')} {count}" for name, count in figures.items()))
+    for report in failed:
+        output.say(f"again: {_command(report)}")
+    output.result({**figures, "seed": seed, "failures": [_fields(report) for report in failed]})
+    return Exit.FAILED if failed else Exit.OK
+
+
+def _rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
+    rows = []
+    for fault in dict.fromkeys(report.cell.fault for report in reports):
+        of_fault = [report for report in reports if report.cell.fault == fault]
+        runs = [report.runs for report in of_fault]
+        passed = sum(report.passed for report in of_fault)
+        counts = (len(of_fault), passed, *(runs.count(one) for one in ("source", "destination", "nobody")))
+        rows.append((fault.text, *map(str, counts)))
+    return rows
+
+
+def _fields(report: Report) -> dict[str, object]:
+    return {
+        "cell": report.cell.name,
+        "way": report.way,
+        "runs": report.runs,
+        "told": dict(report.told),
+        "failures": list(report.failures),
+        "again": _command(report),
+    }
+
+
+def _command(report: Report) -> str:
+    return shlex.join(["sterna", "matrix", "--only", report.cell.name])

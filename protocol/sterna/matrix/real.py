@@ -1,0 +1,320 @@
+"""Cells with real processes: two holders with a guest that writes, two endpoints, TLS between them.
+
+Each cell has a directory of its own. What is seen of it is judged by a program of its own (judge.py), which
+is started as anybody else would start it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from sterna.errors import GuestError
+from sterna.guest.holder_client import HolderStatus, connect_holder
+from sterna.host.failpoint import VARIABLE
+from sterna.host.pki import init_ca, issue
+from sterna.matrix.cable import Cable
+from sterna.matrix.outcome import Done, Report, conclude
+from sterna.matrix.processes import DEADLINE_S, CellFailed, Command, Line
+from sterna.matrix.table import Cell, Survivor
+from sterna.registry import ErrorCode, Style
+
+SOURCE: Final = Survivor.SOURCE
+DESTINATION: Final = Survivor.DESTINATION
+HOSTS: Final = {SOURCE: "host-a", DESTINATION: "host-b"}
+
+# What is there without durable records and a store.
+_STEPS: Final = {"describe", "round", "prepare", "paused", "saved", "loading", "loaded"}
+_FAULTS: Final = {
+    "cut",
+    "source_killed",
+    "destination_killed",
+    "source_holder_killed",
+    "destination_holder_killed",
+    "source_frozen",
+    "destination_frozen",
+}
+
+JOURNAL: Final = "journal.ndjson"
+AFTER: Final = "after.json"
+
+# Small, so that a cell is over soon, and with enough writes for an audit to mean something.
+_GUEST: Final = ("--memory", "4MiB", "--hot", "1MiB", "--dirty-rate", "2MiB/s")
+_ROOM: Final = ("--destination", "--dirty-rate", "2MiB/s")
+# A side that stands still is given up after this; who only waits for the fault is not.
+_PATIENCE: Final = {"source_frozen": "1s", "destination_frozen": "1s", "store_gone": "2s"}
+_PATIENT: Final = "20s"
+_POLL_S: Final = 0.01
+_WRITES_SEEN: Final = 100
+_TOLD_WITHIN_S: Final = 30.0
+
+_PEERS: Final = "".join(
+    f'[[peer]]\nidentity = "{name}"\nmay_send = ["*"]\nmay_receive = ["*"]\n\n' for name in HOSTS.values()
+)
+
+
+def can_show(cell: Cell) -> bool:
+    """Whether real processes can carry this cell out."""
+    shown = cell.style is Style.STOP_AND_COPY and not cell.store and cell.step.name in _STEPS
+    return shown and cell.fault.name in _FAULTS
+
+
+def make_hosts(directory: Path) -> None:
+    """Certificates and a peer list for both hosts: once for all cells."""
+    init_ca(directory, name="matrix")
+    for name in HOSTS.values():
+        issue(directory, name, hosts=("127.0.0.1",))
+    (directory / "peers.toml").write_text(_PEERS)
+
+
+async def run_cell(cell: Cell, directory: Path, hosts: Path) -> Report:
+    """Carry out one cell.
+
+    Args:
+        cell: which.
+        directory: empty, with a short path; its sockets, logs and evidence are there afterwards.
+        hosts: what `make_hosts` has made.
+    """
+    began = time.monotonic()
+    done = Done()
+    try:
+        async with trio.open_nursery() as nursery:
+            run = _Run(cell, directory, hosts, nursery, done)
+            try:
+                await run.carry_out()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await run.close()
+                nursery.cancel_scope.cancel()
+    except* (CellFailed, GuestError) as group:
+        done.failures += [str(error) for error in _leaves(group)]
+    return conclude(cell, "real", done, time.monotonic() - began)
+
+
+def _leaves(group: BaseException) -> list[BaseException]:
+    if isinstance(group, BaseExceptionGroup):
+        return [leaf for each in group.exceptions for leaf in _leaves(each)]
+    return [group]
+
+
+@dataclass
+class _Run:
+    cell: Cell
+    directory: Path
+    hosts: Path
+    nursery: trio.Nursery
+    done: Done
+    holders: dict[Survivor, Command] = field(default_factory=dict)
+    endpoints: dict[Survivor, Command] = field(default_factory=dict)
+    cable: Cable = field(default_factory=lambda: Cable(0))
+    _started: list[Command] = field(default_factory=list)
+
+    async def carry_out(self) -> None:
+        """From the first process to the judge's word."""
+        await self._start_holders()
+        await self._start_endpoints()
+        stopping = self.endpoints[self.cell.step.side]
+        if not await stopping.stopped():
+            raise CellFailed(f"the {stopping.name} has ended before it stopped: {stopping.said()}")
+        await self._inject()
+        await self._go_on(stopping)
+        await self._hear()
+        await self._bring_back()
+        await self._look_after()
+
+    # ---- before ----
+
+    async def _start_holders(self) -> None:
+        journal = ("--journal", self.directory / JOURNAL, "--json", "--die-with", os.getpid())
+        for side, options in ((SOURCE, _GUEST), (DESTINATION, _ROOM)):
+            arguments = ["holder", "--socket", self._socket(side), *options, *journal]
+            self.holders[side] = await self._start(f"{side} holder", arguments)
+        for holder in self.holders.values():
+            await holder.until(lambda line: line.get("event") == "ready" or "pid" in line, "being ready")
+        await self._status(SOURCE, lambda status: status.figure("writes") > _WRITES_SEEN)
+
+    async def _start_endpoints(self) -> None:
+        await self._serve(stop=True)
+        await self.nursery.start(self.cable.run)
+        self.endpoints[SOURCE] = await self._start("source", self._migrate(), self._stop_of(SOURCE))
+
+    async def _serve(self, *, stop: bool) -> None:
+        arguments = ["serve", "--listen", "127.0.0.1:0", *self._common(DESTINATION)]
+        environment = self._stop_of(DESTINATION) if stop else None
+        serve = self.endpoints[DESTINATION] = await self._start("destination", arguments, environment)
+        line = await serve.until(lambda line: line.get("event") == "listening", "listening")
+        addresses = line["addresses"]
+        assert isinstance(addresses, list)
+        self.cable.target = int(str(addresses[0]).rpartition(":")[2])
+
+    def _migrate(self) -> list[object]:
+        to = f"127.0.0.1:{self.cable.port}"
+        return ["migrate", "--to", to, "--peer", HOSTS[DESTINATION], *self._common(SOURCE)]
+
+    def _common(self, side: Survivor) -> list[object]:
+        patience = _PATIENCE.get(self.cell.fault.name, _PATIENT)
+        common = ["--holder", self._socket(side), "--follow", "--die-with", os.getpid()]
+        who = ["--pki", self.hosts, "--name", HOSTS[side], "--peers", self.hosts / "peers.toml"]
+        return [*common, *who, "--patience", patience]
+
+    def _stop_of(self, side: Survivor) -> Mapping[str, str] | None:
+        step = self.cell.step
+        return {VARIABLE: step.stop} if step.side is side else None
+
+    # ---- the fault ----
+
+    async def _inject(self) -> None:
+        match self.cell.fault.name:
+            case "cut":
+                self.cable.cut()
+            case "source_killed":
+                await self.endpoints[SOURCE].kill()
+            case "destination_killed":
+                await self.endpoints[DESTINATION].kill()
+            case "source_holder_killed":
+                await self.holders[SOURCE].kill()
+            case "destination_holder_killed":
+                await self.holders[DESTINATION].kill()
+            case "source_frozen":
+                self.endpoints[SOURCE].freeze()
+            case "destination_frozen":
+                self.endpoints[DESTINATION].freeze()
+            case other:
+                raise CellFailed(f"{other} cannot be done to real processes")
+
+    @property
+    def _frozen(self) -> Survivor | None:
+        return {"source_frozen": SOURCE, "destination_frozen": DESTINATION}.get(self.cell.fault.name)
+
+    async def _go_on(self, stopping: Command) -> None:
+        """What stood still for the fault goes on, unless the fault is that it does not."""
+        frozen = None if self._frozen is None else self.endpoints[self._frozen]
+        if stopping is not frozen:
+            stopping.thaw()
+
+    async def _hear(self) -> None:
+        """What the endpoints say of the session; who is frozen goes on when the other has given it up."""
+        sides = [side for side in (SOURCE, DESTINATION) if self._is_told(side)]
+        frozen = self._frozen
+        for side in sorted(sides, key=lambda side: side is frozen):
+            if side is frozen:
+                self.endpoints[side].thaw()
+            line = await self.endpoints[side].until(_ENDS[side], "the session's end")
+            self.done.told[side] = (str(line.get("outcome")), _text(line.get("code")))
+
+    def _is_told(self, side: Survivor) -> bool:
+        expected = self.cell.expected
+        return bool(expected.source if side is SOURCE else expected.destination)
+
+    # ---- what failed comes back ----
+
+    async def _bring_back(self) -> None:
+        if self.cell.fault.name == "destination_killed":
+            await self._serve(stop=False)
+
+    # ---- afterwards ----
+
+    async def _look_after(self) -> None:
+        """Who runs the guest when its endpoints have gone; its audit; the judge."""
+        survivors = self.cell.expected.runs - {Survivor.LOST}
+        with trio.move_on_after(_TOLD_WITHIN_S if survivors else 0):
+            while not any([await self._runs(side) for side in survivors]):  # noqa: ASYNC110 - nobody tells
+                await trio.sleep(_POLL_S)
+        for endpoint in self.endpoints.values():
+            await endpoint.finish()
+        after = {side.value: await self._seen(side) for side in HOSTS}
+        (self.directory / AFTER).write_text(json.dumps(after))
+        judge = Path(__file__).with_name("judge.py")
+        found = await trio.run_process(
+            [sys.executable, "-I", "-S", str(judge), str(self.directory)], capture_stdout=True
+        )
+        self.done.judged = json.loads(found.stdout)
+
+    async def _runs(self, side: Survivor) -> bool:
+        try:
+            status = await self._status(side)
+        except (GuestError, CellFailed):
+            return False
+        return status.state == "running"
+
+    async def _seen(self, side: Survivor) -> dict[str, object] | None:
+        """Of one holder, what `judge.py` wants to know; None if it is gone."""
+        if not self.holders[side].alive:
+            return None
+        first = await self._status(side)
+        if first.state != "running":
+            return {"state": first.state, "writes": [0, 0], "lines": 0, "audit": None}
+        begin = first.figure("writes")
+        last = await self._status(side, lambda status: status.figure("writes") >= begin + _WRITES_SEEN)
+        return {
+            "state": last.state,
+            "runner": f"{last.runner.host}:{last.runner.id.hex()}",
+            "writes": [begin, last.figure("writes")],
+            "lines": len((self.directory / JOURNAL).read_text().splitlines()),
+            "audit": await self._audit(side),
+        }
+
+    async def _audit(self, side: Survivor) -> dict[str, object]:
+        with trio.move_on_after(DEADLINE_S):
+            while True:
+                try:
+                    async with await connect_holder(self._socket(side)) as connection:
+                        audit: dict[str, object] = {**await connection.audit()}
+                        await connection.detach()
+                        return audit
+                except GuestError as error:
+                    if error.code is not ErrorCode.BUSY:
+                        raise
+                await trio.sleep(_POLL_S)
+        raise CellFailed(f"the {side} holder is busy for too long")
+
+    async def _status(
+        self, side: Survivor, wanted: Callable[[HolderStatus], bool] = lambda _: True
+    ) -> HolderStatus:
+        """Of a holder, once it is as wanted."""
+        with trio.move_on_after(DEADLINE_S):
+            async with await connect_holder(self._socket(side), role="observer") as connection:
+                while not wanted(status := await connection.status()):  # noqa: ASYNC110 - nobody tells
+                    await trio.sleep(_POLL_S)
+                return status
+        raise CellFailed(f"the {side} holder does not come to what was waited for")
+
+    def _socket(self, side: Survivor) -> Path:
+        return self.directory / f"{side.value[0]}.sock"
+
+    async def _start(
+        self, name: str, arguments: list[object], environment: Mapping[str, str] | None = None
+    ) -> Command:
+        command = await Command.start(self.nursery, self.directory, name, arguments, environment)
+        self._started.append(command)
+        return command
+
+    async def close(self) -> None:
+        """Nothing is left behind."""
+        for command in self._started:
+            with suppress(CellFailed):
+                await command.kill()
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _is_result(line: Line) -> bool:
+    return line.get("event") in {"result", "error"}
+
+
+def _is_session(line: Line) -> bool:
+    return line.get("event") == "session"
+
+
+_ENDS: Final[dict[Survivor, Callable[[Line], bool]]] = {SOURCE: _is_result, DESTINATION: _is_session}

@@ -1,0 +1,93 @@
+"""Which cells are carried out, and carrying them out, some at a time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import trio
+
+from sterna.errors import ConfigError
+from sterna.matrix import real
+from sterna.matrix.outcome import Report
+from sterna.matrix.table import Cell, Matrix
+
+# Real cells of a run that is not full: enough for each fault, and over in three minutes on two processors.
+SAMPLE: Final = 40
+
+OnReport: TypeAlias = Callable[[Report], None]
+
+
+class Way(StrEnum):
+    """How a cell is carried out."""
+
+    REAL = "real"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One cell, one way."""
+
+    cell: Cell
+    way: Way
+
+
+def choose(
+    matrix: Matrix, ways: Collection[Way], *, full: bool, seed: int, only: Sequence[str] = ()
+) -> list[Job]:
+    """The cells to carry out.
+
+    Args:
+        matrix: all of them.
+        ways: how.
+        full: all that real processes can show, not a sample.
+        seed: of the sample.
+        only: names of cells, or globs; these are all carried out, whatever the sample would be.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    cells = [each for each in matrix.cells if not only or any(fnmatchcase(each.name, name) for name in only)]
+    if not cells:
+        raise ConfigError(
+            f"no cell is called {', '.join(only)}: names are STEP/FAULT/STYLE/STORE, * stands for any"
+        )
+    jobs: list[Job] = []
+    if Way.REAL in ways:
+        able = [each for each in cells if real.can_show(each)]
+        if not full and not only:
+            able = random.Random(seed).sample(able, min(SAMPLE, len(able)))
+        jobs += [Job(each, Way.REAL) for each in able]
+    if not jobs:
+        raise ConfigError(f"real processes cannot show {', '.join(only)}")
+    return jobs
+
+
+async def carry_out(jobs: Sequence[Job], directory: Path, at_once: int, on_report: OnReport) -> None:
+    """Carry cells out; each is told of when it is over.
+
+    Args:
+        jobs: which, in this order.
+        directory: empty, with a short path: sockets are made in it.
+        at_once: so many at the same time.
+        on_report: must not block.
+    """
+    hosts = directory / "hosts"
+    if any(job.way is Way.REAL for job in jobs):
+        await trio.to_thread.run_sync(real.make_hosts, hosts)
+    waiting = iter(enumerate(jobs))
+
+    async def work() -> None:
+        for number, job in waiting:
+            place = directory / str(number)
+            place.mkdir()
+            on_report(await real.run_cell(job.cell, place, hosts))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(at_once):
+            nursery.start_soon(work)

@@ -1,0 +1,83 @@
+"""The command around the cells: what it says, and what it returns. The cells are tested in tests/matrix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sterna.cli.exits import Exit
+from sterna.cli.main import main
+from sterna.matrix import run
+from sterna.matrix.outcome import Done, conclude
+from sterna.matrix.run import SAMPLE, Job
+
+
+@pytest.fixture
+def carried(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Cells are not carried out: what the table allows runs afterwards, and where it paused, nothing."""
+    jobs: list[Job] = []
+
+    async def carry_out(chosen: list[Job], directory: Path, at_once: int, on_report: object) -> None:
+        assert directory.name
+        jobs.extend(chosen)
+        for job in chosen:
+            allowed = min(job.cell.expected.runs).value
+            runs = "nobody" if allowed == "lost" or job.cell.step.name == "paused" else allowed
+            judged = {"runs": runs, "two_runners": [], "lost_writes": []}
+            on_report(conclude(job.cell, job.way.value, Done(judged=judged), 0.5))
+
+    monkeypatch.setattr(run, "carry_out", carry_out)
+    return jobs
+
+
+def test_a_run_in_which_all_is_as_it_should_be(
+    carried: list[Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["matrix", "--json", "--only", "round/*/stop_and_copy/*"]) == Exit.OK
+    said = json.loads(capsys.readouterr().out)
+    assert said["cells"] == said["passed"] == len(carried)
+    assert said["failed"] == said["two_runners"] == said["no_runner"] == said["lost_writes"] == 0
+    assert said["guest_lost_expected"] > said["guest_lost_unexpected"] == 0
+    assert (said["schema"], said["failures"]) == (1, [])
+
+
+def test_a_failure_prints_the_command_that_repeats_it(
+    carried: list[Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "paused/cut/stop_and_copy/no_store"
+    assert main(["matrix", "--json", "--only", name]) == Exit.FAILED
+    said = json.loads(capsys.readouterr().out)
+    assert (said["failed"], said["no_runner"], said["guest_lost_unexpected"]) == (1, 1, 1)
+    (failure,) = said["failures"]
+    assert failure["again"] == f"sterna matrix --only {name}"
+    assert failure["failures"] == ["nobody runs the guest, not source"]
+    assert (failure["cell"], failure["runs"], failure["way"]) == (name, "nobody", "real")
+
+
+def test_what_people_see(carried: list[Job], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["matrix", "--only", "*/cut/stop_and_copy/no_store", "--jobs", "1"]) == Exit.FAILED
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "1/7 real describe/cut/stop_and_copy/no_store: source, 0.5 s" in said.err
+    assert "real paused/cut/stop_and_copy/no_store: FAILED" in said.err
+    assert "the connection is cut" in said.err
+    assert "cells 7, passed 6, failed 1" in said.err
+    assert "again: sterna matrix --only paused/cut/stop_and_copy/no_store" in said.err
+
+
+def test_a_sample_has_a_seed_which_is_told(carried: list[Job], capsys: pytest.CaptureFixture[str]) -> None:
+    main(["matrix", "--json"])
+    seed = json.loads(capsys.readouterr().out)["seed"]
+    first = [job.cell.name for job in carried]
+    carried.clear()
+    main(["matrix", "--json", "--seed", str(seed)])
+    assert len(first) == SAMPLE
+    assert [job.cell.name for job in carried] == first
+
+
+@pytest.mark.parametrize("wrong", [["--only", "nothing"], ["--jobs", "0"], ["--seed", "-1"]])
+def test_wrong_arguments(carried: list[Job], wrong: list[str]) -> None:
+    assert main(["matrix", *wrong]) == Exit.USAGE
+    assert carried == []

@@ -1,0 +1,57 @@
+"""Cells with real processes: one of each kind of end. `sterna matrix --full` carries out the others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sterna.matrix.outcome import Report
+from sterna.matrix.real import can_show, make_hosts, run_cell
+from sterna.matrix.table import load
+
+pytestmark = pytest.mark.slow
+
+CELLS = {cell.name: cell for cell in load().cells}
+
+
+async def carry_out(name: str, directory: Path) -> Report:
+    cell = CELLS[name]
+    assert can_show(cell)
+    hosts, place = directory / "hosts", directory / "cell"
+    make_hosts(hosts)
+    place.mkdir()
+    report = await run_cell(cell, place, hosts)
+    assert report.failures == []
+    return report
+
+
+async def test_a_guest_that_its_holder_sets_running_again(directory: Path) -> None:
+    report = await carry_out("loaded/source_killed/stop_and_copy/no_store", directory)
+    assert report.runs == "source"
+    assert "source" not in report.told
+    assert report.told["destination"].startswith("rolled_back")
+
+
+async def test_a_guest_that_dies_with_its_holder(directory: Path) -> None:
+    report = await carry_out("saved/source_holder_killed/stop_and_copy/no_store", directory)
+    assert report.runs == "nobody"
+    assert report.lost
+    assert not report.no_runner
+
+
+async def test_an_endpoint_that_stands_still(directory: Path) -> None:
+    report = await carry_out("paused/source_frozen/stop_and_copy/no_store", directory)
+    assert report.runs == "source"
+
+
+async def test_a_table_that_is_wrong_is_told(directory: Path) -> None:
+    """The cell is carried out against what the table says of another one."""
+    wrong = CELLS["describe/source_frozen/stop_and_copy/no_store"].expected
+    cell = replace(CELLS["describe/cut/stop_and_copy/no_store"], expected=wrong)
+    hosts, place = directory / "hosts", directory / "cell"
+    make_hosts(hosts)
+    place.mkdir()
+    report = await run_cell(cell, place, hosts)
+    assert report.failures == ["the destination was told rolled_back (connection_lost)"]
