@@ -11,7 +11,6 @@ vCPU that is held in a fault. Only `faults` waits for something, and only while 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -26,6 +25,7 @@ from sterna.guest.api import (
     SourceGuest,
     StateSection,
 )
+from sterna.guest.simulated_machine import JournalEntry, SimulatedMachine, region_memory
 from sterna.guest.stale_pages import StalePages, notes_limit
 from sterna.guest.workload import (
     PAGE_BYTES,
@@ -36,75 +36,13 @@ from sterna.guest.workload import (
 )
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import Architecture, ErrorCode, RegionKind, StateKind, Transfer
-from sterna.wire.records import NO_RUNNER, Region, Runner
+from sterna.wire.records import Region, Runner
+
+__all__ = ["JournalEntry", "SimulatedDestinationGuest", "SimulatedMachine", "SimulatedSourceGuest"]
 
 THROTTLE_MAX: Final = 0.99
 _PAGE_LOG2: Final = PAGE_BYTES.bit_length() - 1
 _REGION_STEP: Final = 1 << 40  # guest addresses of the regions: far apart, so that a mixed-up one is noticed
-
-
-@dataclass(frozen=True, slots=True)
-class JournalEntry:
-    """At `count` writes the guest was run by `runner` under `epoch`."""
-
-    count: int
-    epoch: int
-    runner: Runner
-
-
-@dataclass(slots=True)
-class SimulatedMachine:
-    """Memory and CPU of a simulated guest, on whichever side it is.
-
-    Attributes:
-        rate_bytes_s: requested rate of page writes.
-        journal: appended to after every step that wrote; hand one list to both sides and a fork shows.
-        stale: pages that the guest must not touch yet; None for a guest that came with all of them.
-    """
-
-    memory: npt.NDArray[np.uint8]
-    workload: Workload
-    rate_bytes_s: float = 0.0
-    running: bool = False
-    throttle: float = 0.0
-    epoch: int = 1
-    runner: Runner = NO_RUNNER
-    journal: list[JournalEntry] = field(default_factory=list)
-    stale: StalePages | None = None
-    _owed_pages: float = 0.0
-
-    @property
-    def incomplete(self) -> bool:
-        """Whether a stale page was not installed."""
-        return self.stale is not None and self.stale.any
-
-    def advance(self, seconds: float) -> int:
-        """Let this much time pass; returns the number of writes done in it."""
-        if not self.running:
-            return 0
-        self._owed_pages += seconds * self.rate_bytes_s * (1.0 - self.throttle) / PAGE_BYTES
-        writes = int(self._owed_pages)
-        self._owed_pages -= writes
-        if self.stale is not None and self.stale.any:
-            writes = self._possible(self.stale, writes)
-        if writes:
-            self.workload.write(writes)
-            self.journal.append(JournalEntry(self.workload.count, self.epoch, self.runner))
-        return writes
-
-    def _possible(self, stale: StalePages, writes: int) -> int:
-        """How many of the next writes, at most `writes`, go to pages that are there."""
-        if stale.waits_for is not None:
-            return 0
-        count, size, done = self.workload.count, self.workload.parameters.block_pages, 0
-        while done < writes:
-            pages = min(size - (count + done) % size, writes - done)  # in one block, so one run
-            starts, _ = self.workload.schedule.runs(count + done, count + done + pages)
-            present = stale.present(int(starts[0]), pages)
-            done += present
-            if present < pages:
-                break
-        return done
 
 
 class _Faults:
@@ -193,7 +131,7 @@ class SimulatedSourceGuest(_Faults):
         """
         if self.released:
             raise GuestError("the guest has been released")
-        return _region_memory(self.machine.memory, self.description, region)
+        return region_memory(self.machine.memory, self.description, region)
 
     async def start_tracking(self) -> None:
         """Follow writes from now on.
@@ -391,7 +329,7 @@ class SimulatedDestinationGuest(_Faults):
             GuestError: nothing is reserved, or there is no such region.
         """
         memory, description = self._reserved()
-        return _region_memory(memory, description, region)
+        return region_memory(memory, description, region)
 
     async def prepare(self) -> None:
         """Touch every page, so that the blackout does not wait for the kernel."""
@@ -523,16 +461,6 @@ class SimulatedDestinationGuest(_Faults):
         if self.machine is None:
             raise GuestError("no state is loaded")
         return self.machine
-
-
-def _region_memory(memory: npt.NDArray[np.uint8], description: GuestDescription, number: int) -> memoryview:
-    """A region's part of a memory in which the regions follow each other in the description's order."""
-    first = 0
-    for region in description.regions:
-        if region.id == number:
-            return memory[first : first + region.size_bytes].data
-        first += region.size_bytes
-    raise GuestError(f"there is no region {number}")
 
 
 if TYPE_CHECKING:
