@@ -20,7 +20,7 @@ from sterna.guest.holder_engine import HolderEngine
 from sterna.guest.holder_frames import Frame
 from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
 from sterna.guest.late_pages import LatePages
-from sterna.linux.memfd import MemoryFile
+from sterna.linux.memfd import MemoryFile, MemoryMap
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode
 from sterna.wire.records import PageRange, Runner
@@ -411,6 +411,31 @@ async def test_a_holder_that_cannot(serve: Serve, monkeypatch: pytest.MonkeyPatc
                 await refused
             assert caught.value.code is ErrorCode.UNSUPPORTED
         assert held.calls == ["reserve"]
+
+
+def has_entries(memory: MemoryMap) -> list[bool]:
+    """Of each page, as the kernel tells."""
+    with open("/proc/self/pagemap", "rb") as pagemap:
+        pagemap.seek(memory.address // 4096 * 8)
+        return [bool(top & 0x80) for top in pagemap.read(memory.size_bytes // 4096 * 8)[7::8]]
+
+
+async def test_the_endpoints_mapping_is_prepared_too(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serve(with_guest=False) as (connection, held):
+        room = HolderDestinationGuest(connection)
+        await room.reserve(DESCRIPTION)
+        monkeypatch.setattr("sterna.guest.holder_guests._POPULATE_BYTES", 16 * 4096)
+        await room.prepare()
+        assert all(has_entries(room._maps[3]))
+
+        def refuse(*_: object) -> None:
+            raise MemoryError("populating memory: Cannot allocate memory")
+
+        monkeypatch.setattr("sterna.linux.memfd.MemoryMap.populate", refuse)
+        with pytest.raises(GuestError, match="Cannot allocate") as caught:
+            await room.prepare()
+        assert caught.value.code is ErrorCode.FULL
+        assert held.calls == ["reserve", "prepare", "prepare"]
 
 
 async def test_notes_are_the_holders(serve: Serve) -> None:

@@ -26,6 +26,7 @@ from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode, Transfer
 from sterna.wire.records import NO_ID, Region, Runner
 
+_POPULATE_BYTES: Final = 64 << 20  # at once: some 20 ms, for which a cancellation may have to wait
 _UNKNOWN: Final = ""  # a request was sent that changes the holder's state; its answer has not come
 
 
@@ -51,6 +52,13 @@ async def _map_memory(
     finally:
         answer.close()
     return maps
+
+
+def _populate(memory: MemoryMap, offset: int, size: int) -> None:
+    try:
+        memory.populate(offset, size)
+    except MemoryError as error:
+        raise GuestError(str(error), ErrorCode.FULL) from error
 
 
 def _fixed_size(descriptor: int) -> int:
@@ -254,8 +262,19 @@ class HolderDestinationGuest:
         return view.toreadonly() if self._has_run and self._late is None else view
 
     async def prepare(self) -> None:
-        """Every page is there when this returns."""
+        """Every page is there when this returns, in both mappings.
+
+        Ours matters to a guest that waits for a page: 16 faults of ours would be a third of its time.
+
+        Raises:
+            GuestError: with FULL, there is not enough memory.
+        """
         await self.connection.call("prepare", within_s=SLOW_ANSWER_WITHIN_S)
+        if self.can_post_copy:
+            for memory in self._maps.values():
+                for offset in range(0, memory.size_bytes, _POPULATE_BYTES):
+                    size = min(_POPULATE_BYTES, memory.size_bytes - offset)
+                    await trio.to_thread.run_sync(_populate, memory, offset, size)
 
     async def load_state(self, sections: Sequence[StateSection]) -> None:
         """Through a memory file."""
