@@ -30,8 +30,8 @@ The destination's:
 Those of a guest that may run before all of its pages are there (`can_post_copy`):
 
 8. From the return of `expect` on, every access of the guest to a stale page is held until that page was
-   installed [PCY-5]; what is not stale is not held. Nothing else waits with it: the guest can be paused, and
-   asked how it does, while an access is held.
+   installed [PCY-5]. What is not stale waits for nobody but the endpoint's `faults`, if at all. Nothing else
+   waits with it: the guest can be paused, and asked how it does, while an access is held.
 9. Whatever the guest waits for comes out of `faults`. The endpoint verifies the pages, writes them through
    `memory`, which stays writable for stale pages until they are installed, and calls `installed`; that notes
    them as installed as durably as the guest itself is, and only then lets the guest go on [PCY-12]. No page

@@ -11,6 +11,7 @@ import errno
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,8 @@ from sterna.linux.userfaultfd import FaultDescriptor
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode
 from sterna.wire.records import PageRange, Region
+
+_HUGE_BYTES: Final = 2 << 20  # what one entry may have mapped; another size only makes for more faults
 
 
 @dataclass(slots=True)
@@ -109,8 +112,7 @@ class LateEndpoint:
         set_bits(one.words, first, count)
         one.missing.clear(first, count)
         one.told.clear(first, count)
-        if count:
-            self._resolve(one, first, count)
+        self._resolve(one, first, count)
 
     def close(self) -> None:
         """Give everything back. Legal twice."""
@@ -124,7 +126,7 @@ class LateEndpoint:
             one = self._region_at(fault.address)
             page = fault.address - one.address >> one.region.granule_log2
             if page not in one.missing:
-                self._resolve(one, page, 1)  # the kernel has taken the entry away, or had none yet
+                self._resolve_around(one, page)
             elif page not in one.told:
                 one.told.set(page)
                 found.append(PageRange(one.region.id, page, 1))
@@ -135,6 +137,23 @@ class LateEndpoint:
             if one.address <= address < one.address + one.region.size_bytes:
                 return one
         raise GuestError("a fault outside of the guest's memory")
+
+    def _resolve_around(self, one: _LateRegion, page: int) -> None:
+        """Give a page that is there its entry back, and then its neighbours.
+
+        Where the guest's memory was mapped by huge pages, taking one page away has taken the entries of all
+        that were mapped with it: some hundred faults for each stale page, if they came one by one.
+        """
+        self._resolve(one, page, 1)
+        pages = max(_HUGE_BYTES >> one.region.granule_log2, 1)
+        first = page - page % pages
+        end = min(first + pages, one.region.pages)
+        for start, count in zip(
+            *(part.tolist() for part in one.missing.runs_between(first, end - first)), strict=True
+        ):
+            self._resolve(one, first, start - first)
+            first = start + count
+        self._resolve(one, first, end - first)
 
     def _resolve(self, one: _LateRegion, first: int, count: int) -> None:
         log2 = one.region.granule_log2
