@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import trio
 from trio.abc import Clock
 
 from sterna.core.deadlines import Deadlines
-from sterna.core.events import Outcome, Result, RoundStarted
-from sterna.core.records import Claiming, Granted, Start
-from sterna.errors import LocalProtocolError, SternaError, TransportError
+from sterna.core.events import Admission, Outcome, Result, RoundStarted
+from sterna.core.history import RecordConflict
+from sterna.core.records import Claiming, Granted, SessionRecord, Side, Start
+from sterna.errors import LocalProtocolError, RecordError, SternaError, TransportError
 from sterna.guest.api import GuestDescription
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
 from sterna.host.agent import REPLACE_WITHIN_S, HostSession, PeerListHost, refusal, rejection
+from sterna.host.lease_memory import MemoryLeaseStore
 from sterna.host.peers import PeerList
+from sterna.host.records_shelf import RecordsShelf
 from sterna.net.endpoint import Destination, Options, Source
 from sterna.net.memory import MemoryTransport, memory_transport_pair
 from sterna.net.transport import Peer
-from sterna.registry import ERRORS, ErrorCode, Mode
+from sterna.registry import ERRORS, ErrorCode, Feature, Mode, Owner
 from sterna.testing import run_workload
+from sterna.testing.faulty_store import Fault, FaultyStore
 from sterna.wire import FrameReader, FrameReceived, PrefaceReceived
-from sterna.wire.records import Abort, Hello, Refuse, Region, Runner
+from sterna.wire.records import Abort, FeatureOffer, Hello, Refuse, Region, Runner, Verdict
 
 ID, OTHER_ID = bytes(range(16)), b"\xff" * 16
 PRINT, OTHER_PRINT = b"\x5f" * 32, b"\x60" * 32
@@ -56,8 +63,14 @@ def hello(guest: bytes = ID, epoch: int = 1) -> Hello:
     return Hello(Mode.OPEN, (), (), {}, guest, epoch, Runner("there", bytes(16)))
 
 
-def claiming(epoch: int) -> Claiming:
-    return Claiming(b"s" * 16, epoch, Runner("here", bytes(16)), b"s" * 16)
+async def take_over(session: HostSession, epoch: int = 1) -> SessionRecord:
+    """What a machine notes until the claim."""
+    made = session.admission
+    assert made is not None
+    record = SessionRecord(made.session, epoch, Side.DESTINATION, made.token, "")
+    await session.persist(record)
+    await session.persist(Claiming(made.session, epoch + 1, made.runner, made.session))
+    return record
 
 
 @pytest.fixture
@@ -76,8 +89,9 @@ async def admitted(
 async def refused(host: PeerListHost, peer: Peer, *, epoch: int = 1, guest: bytes = ID) -> SternaError:
     """Why a session is not opened; it must not stand in anybody's way afterwards."""
     session = host.session()
-    with session, pytest.raises(SternaError) as caught:
-        await session.admit(hello(guest, epoch), peer)
+    async with session:
+        with pytest.raises(SternaError) as caught:
+            await session.admit(hello(guest, epoch), peer)
     assert not session.admitted
     return caught.value
 
@@ -105,7 +119,7 @@ async def test_who_may_send_nothing_learns_nothing_of_a_guest(host: PeerListHost
     """[SEC-3] The same words for a guest that is known here as for one that is not."""
     first = await admitted(host)
     if moved:
-        await first.persist(claiming(2))
+        await take_over(first)
     for peer in (RECEIVER, STRANGER, NOBODY):
         known, unknown = await refused(host, peer), await refused(host, peer, guest=OTHER_ID)
         assert type(known) is type(unknown)
@@ -130,7 +144,7 @@ async def test_a_certificate_that_is_not_listed_sends_nothing(host: PeerListHost
 
 
 async def test_a_guest_leaves_only_for_who_may_receive_it(host: PeerListHost) -> None:
-    with host.session() as session:
+    async with host.session() as session:
         await session.may_send(WEB, RECEIVER)
         for description, peer in ((DB, RECEIVER), (WEB, SENDER)):
             with pytest.raises(TransportError) as caught:
@@ -153,14 +167,17 @@ async def test_without_a_list_everybody_may_do_everything() -> None:
 
 async def test_every_admission_has_a_fresh_runner(host: PeerListHost) -> None:
     """[ONE-4] [ONE-52] A runner is made for one candidate claim: two of one id could not be told apart."""
-    runners = set()
+    runners, ids = set(), set()
     for _ in range(8):
-        with host.session() as session:
-            runner = await session.admit(hello(), SENDER)
-            assert runner.host == "here"
-            assert len(runner.id) == 16
-            runners.add(runner.id)
+        async with host.session() as session:
+            admission = await session.admit(hello(), SENDER)
+            assert isinstance(admission, Admission)
+            assert admission.is_sound
+            assert admission.runner.host == "here"
+            runners.add(admission.runner.id)
+            ids |= {admission.session, admission.token}
     assert len(runners) == 8
+    assert len(ids) == 16
 
 
 async def test_another_identity_is_busy(host: PeerListHost) -> None:
@@ -183,7 +200,7 @@ async def test_other_guests_and_other_epochs_are_other_sessions(host: PeerListHo
 
 
 async def test_a_session_that_is_over_is_in_nobody_s_way(host: PeerListHost) -> None:
-    with host.session() as session:
+    async with host.session() as session:
         await session.admit(hello(), SENDER)
         assert session.admitted
     await admitted(host, BY_ID)
@@ -208,7 +225,7 @@ async def test_the_same_identity_replaces_a_session_without_handover(host: PeerL
         nursery.start_soon(open_anew)
         await trio.testing.wait_all_tasks_blocked()
         assert events == ["a newer session has taken the place of this one"]
-        with first:
+        async with first:
             events.append("given back")
     assert events[1:] == ["given back", "admitted"]
 
@@ -240,25 +257,34 @@ async def test_of_two_that_wait_for_one_to_end_one_gets_its_place(host: PeerList
         nursery.start_soon(open_anew)
         nursery.start_soon(open_anew)
         await trio.testing.wait_all_tasks_blocked()
-        with first:
+        async with first:
             pass
     assert sorted(codes, key=str) == [ErrorCode.BUSY, None]
 
 
-async def test_a_session_with_handover_is_not_replaced(host: PeerListHost) -> None:
-    """[ONE-14] Who has no records to answer from refuses it."""
+async def test_an_opening_behind_handover_is_answered_with_who_owns_the_guest(host: PeerListHost) -> None:
+    """[ONE-14] To its source; whoever else opens it learns that somebody has it, and no more."""
     first = await admitted(host)
     asked: list[str] = []
     first.cancel = asked.append
-    await first.persist(claiming(2))
-    assert (await refused(host, SENDER)).code is ErrorCode.BUSY
-    assert not asked
-    with first:
+    await take_over(first)
+
+    async def answered() -> Verdict:
+        async with host.session() as session:
+            verdict = await session.admit(hello(), SENDER)
+            assert isinstance(verdict, Verdict)
+            assert not session.admitted
+            return verdict
+
+    assert (await answered()).owner is Owner.UNDECIDED
+    assert (await refused(host, BY_ID)).code is ErrorCode.BUSY
+    await first.persist(Start(2))
+    async with first:
         pass
-    error = await refused(host, SENDER)
-    assert error.code is ErrorCode.BUSY
-    assert isinstance(error, LocalProtocolError)
-    assert error.clause == "ONE-14"
+    verdict = await answered()
+    assert (verdict.owner, verdict.epoch) == (Owner.DESTINATION, 2)
+    assert verdict.runner.host == "here"
+    assert not asked
 
 
 async def test_a_session_that_cannot_be_cancelled_any_more_is_not_replaced(host: PeerListHost) -> None:
@@ -279,38 +305,215 @@ async def test_handover_while_a_newer_session_waits_ends_its_hope(host: PeerList
     async with trio.open_nursery() as nursery:
 
         async def open_anew() -> None:
-            assert (await refused(host, SENDER)).code is ErrorCode.BUSY
+            async with host.session() as session:
+                assert isinstance(await session.admit(hello(), SENDER), Verdict)
 
         nursery.start_soon(open_anew)
         await trio.testing.wait_all_tasks_blocked()
-        with first:
-            await first.persist(claiming(2))
+        async with first:
+            await take_over(first)
 
 
 async def test_an_epoch_that_is_over_is_stale(host: PeerListHost) -> None:
     """[ONE-11] [HEL-7] The guest came at epoch 3: a source with an older one has been overtaken."""
-    with await admitted(host, epoch=3) as first:
-        await first.persist(claiming(4))
+    async with await admitted(host, epoch=3) as first:
+        await take_over(first, 3)
     error = await refused(host, SENDER, epoch=2)
     assert error.code is ErrorCode.STALE_EPOCH
-    assert (await refused(host, SENDER, epoch=3)).code is ErrorCode.BUSY
-    with await admitted(host, epoch=5) as later:  # it went on, and comes back
-        await later.persist(claiming(6))
-    assert (await refused(host, SENDER, epoch=3)).code is ErrorCode.STALE_EPOCH
+    assert (await refused(host, BY_ID, epoch=3)).code is ErrorCode.BUSY
+    async with await admitted(host, epoch=5) as later:  # it went on, and comes back
+        await take_over(later, 5)
+    assert (await refused(host, SENDER, epoch=4)).code is ErrorCode.STALE_EPOCH
     await admitted(host, guest=OTHER_ID, epoch=1)
 
 
-async def test_records_are_remembered(host: PeerListHost) -> None:
-    """[ONE-57] In their order, none lost."""
-    runner = Runner("here", b"r" * 16)
-    records = [Granted(ID, 2), Start(2)]
-    with await admitted(host) as session:
-        for record in records:
-            await session.persist(record)
-        assert session.records == records
+async def test_what_runs_here_is_brought_only_under_a_later_epoch(host: PeerListHost) -> None:
+    """[HEL-7] Under the epoch that runs here nobody else can have it."""
+    async with await admitted(host) as session:
+        await take_over(session)
+        await session.persist(Start(2))
+    assert (await refused(host, SENDER, epoch=2)).code is ErrorCode.STALE_EPOCH
+    await admitted(host, epoch=3)
+
+
+async def test_a_source_has_one_undecided_grant(host: PeerListHost) -> None:
+    """[ONE-53] [ONE-61] And of its session it is on record whom to ask, and where."""
+    async with host.session(RECEIVER, "b.example:4646") as session:
+        await session.may_send(WEB, RECEIVER)
+        await session.persist(SessionRecord(b"1" * 16, 1, Side.SOURCE, b"t" * 32, ""))
+        await session.persist(Granted(b"1" * 16, 2))
+    async with host.shelf.opened(ID) as keeper:
+        assert keeper is not None
+        (noted,) = keeper.history.each(SessionRecord)
+        assert (noted.peer, noted.address) == ("receiver", "b.example:4646")
+    async with host.session(RECEIVER) as session:
+        with pytest.raises(LocalProtocolError) as caught:
+            await session.may_send(WEB, RECEIVER)
+        assert (caught.value.code, caught.value.clause) == (ErrorCode.UNDECIDED, "ONE-53")
+
+
+# ---- questions ----
+
+
+def question(record: SessionRecord, **other: object) -> Hello:
+    asked = replace(hello(), mode=Mode.VERDICT, session=record.session, token=record.token)
+    return replace(asked, **other)  # type: ignore[arg-type]
+
+
+async def ask(host: PeerListHost, asked: Hello, peer: Peer = SENDER) -> Verdict:
+    async with host.session(peer) as session:
+        return await session.verdict(asked)
+
+
+async def test_who_asks_makes_it_be_handed_back_unless_it_was_started(host: PeerListHost) -> None:
+    """[ONE-44] [ONE-45] Whatever the session's own endpoint is about to do: START is excluded by then."""
+    first = await admitted(host)
+    record = await take_over(first)
+    for _ in range(2):
+        verdict = await ask(host, question(record))
+        assert (verdict.owner, verdict.handed_back) == (Owner.SOURCE, True)
+    with pytest.raises(RecordConflict):
+        await first.persist(Start(2))
+    other = await admitted(host, guest=OTHER_ID)
+    record = await take_over(other)
+    await other.persist(Start(2))
+    verdict = await ask(host, question(record, guest=OTHER_ID))
+    assert (verdict.owner, verdict.handed_back, verdict.epoch) == (Owner.DESTINATION, False, 2)
+
+
+async def test_a_session_that_was_never_claimed_is_claimed_to_be_handed_back(host: PeerListHost) -> None:
+    """[ONE-44] If it knows the session but has no CLAIMING, it creates that first."""
+    session = await admitted(host)
+    assert session.admission is not None
+    made = session.admission
+    record = SessionRecord(made.session, 1, Side.DESTINATION, made.token, "")
+    await session.persist(record)
+    assert (await ask(host, question(record))).handed_back
+    async with host.shelf.opened(ID) as keeper:
+        assert keeper is not None
+        assert [each.kind for each in keeper.history.records] == ["session", "claiming", "handback"]
+
+
+async def test_a_question_with_another_token_or_of_another_peer_changes_nothing(host: PeerListHost) -> None:
+    """[ONE-46]"""
+    record = await take_over(await admitted(host))
+    for asked, peer in (
+        (question(record, token=b"x" * 32), SENDER),
+        (question(record, session=b"x" * 16), SENDER),
+        (question(record, guest=OTHER_ID), SENDER),
+        (question(record), BY_ID),
+        (question(record), NOBODY),
+    ):
+        verdict = await ask(host, asked, peer)
+        assert (verdict.owner, verdict.epoch) == (Owner.UNDECIDED, 1)
+    async with host.shelf.opened(ID) as keeper:
+        assert keeper is not None
+        assert keeper.history.fate(2) is None
+    assert host.shelf.guests() == [ID]
+
+
+async def test_another_process_has_the_records(tmp_path: Path) -> None:
+    """[ONE-60] Who can neither read START nor exclude it refuses; so does who is asked to open a session."""
+    here, there = (PeerListHost("here", PEERS, shelf=RecordsShelf(tmp_path, "a test")) for _ in range(2))
+    async with await admitted(here) as first:
+        record = await take_over(first)
+        with pytest.raises(RecordError, match="a test") as caught:
+            await ask(there, question(record))
+        assert caught.value.code is ErrorCode.BUSY
+        assert (await refused(there, SENDER)).code is ErrorCode.BUSY
+    # The records outlive the process; where they are free they are read.
+    assert (await ask(there, question(record))).handed_back
+
+
+async def test_lost_records_are_undecided(tmp_path: Path) -> None:
+    """[ONE-32] [ONE-57]"""
+    host = PeerListHost("here", PEERS, shelf=RecordsShelf(tmp_path))
+    async with await admitted(host) as first:
+        record = await take_over(first)
+    (tmp_path / ID.hex() / "head").unlink()
+    assert (await ask(host, question(record))).owner is Owner.UNDECIDED
+
+
+# ---- a lease store ----
+
+ALONE, CLAIMED = Runner("there", b"1" * 16), Runner("here", b"2" * 16)
+STORED = (FeatureOffer(Feature.LEASE_STORE, True, 0),)
+
+
+async def with_store(*runners: Runner) -> tuple[PeerListHost, MemoryLeaseStore]:
+    store = MemoryLeaseStore()
+    for epoch, runner in enumerate(runners, 1):
+        assert await store.claim(ID, epoch, runner) == runner
+    return PeerListHost("here", None, store=store), store
+
+
+def shown(epoch: int, runner: Runner, *, store: bool = True) -> Hello:
+    return Hello(Mode.OPEN, (), STORED if store else (), {}, ID, epoch, runner)
+
+
+async def test_an_opening_shows_the_newest_slot() -> None:
+    """[ONE-11] [ONE-54]"""
+    host, _ = await with_store(ALONE, CLAIMED)
+    async with host.session() as session:
+        assert isinstance(await session.admit(shown(2, CLAIMED), SENDER), Admission)
+    for stale in (shown(1, ALONE), shown(2, ALONE), shown(3, CLAIMED)):
+        async with host.session() as session:
+            with pytest.raises(LocalProtocolError) as caught:
+                await session.admit(stale, SENDER)
+            assert caught.value.code is ErrorCode.STALE_EPOCH
+    nobody, _ = await with_store()
+    async with nobody.session() as session:
+        with pytest.raises(LocalProtocolError, match="there is none"):
+            await session.admit(shown(1, ALONE), SENDER)
+
+
+async def test_a_guest_with_a_slot_is_not_taken_without_a_store() -> None:
+    """[ONE-55] One that has none may come without: that is two endpoints and nothing else."""
+    host, _ = await with_store(ALONE)
+    async with host.session() as session:
+        with pytest.raises(LocalProtocolError) as caught:
+            await session.admit(shown(1, ALONE, store=False), SENDER)
+        assert (caught.value.code, caught.value.clause) == (ErrorCode.MISSING_FEATURE, "ONE-55")
+    host, store = await with_store()
+    async with host.session() as session:
+        assert isinstance(await session.admit(shown(1, ALONE, store=False), SENDER), Admission)
+        runner = Runner("here", b"3" * 16)
         assert await session.claim(2, runner) == runner
-    # A grant of the source's is no HANDOVER to this host.
-    await admitted(host)
+    assert await store.newest(ID) is None
+
+
+async def test_a_claim_is_the_store_s_to_decide(autojump_clock: Clock) -> None:
+    """[ONE-7] [ONE-16] It is repeated while the store is silent, and people are told."""
+    said: list[str] = []
+    host, store = await with_store(ALONE)
+    host.tell = said.append
+    async with host.session() as session:
+        await session.admit(shown(1, ALONE), SENDER)
+        await session.probe(1, ALONE)
+        host.store = FaultyStore(store, [Fault.OUTAGE, Fault.LOST_REPLY])
+        assert await session.claim(2, CLAIMED) == CLAIMED
+        assert await session.claim(2, ALONE) == CLAIMED
+        with pytest.raises(LocalProtocolError, match="epoch 2 of 'here'") as caught:
+            await session.probe(1, ALONE)
+        assert caught.value.code is ErrorCode.STALE_EPOCH
+    assert len(said) == 2
+
+
+async def test_with_a_store_a_verdict_says_whose_the_slot_is() -> None:
+    """[ONE-50] [ONE-51] And nothing is handed back for being asked: the slot decides."""
+    host, store = await with_store(ALONE)
+    async with host.session(SENDER) as session:
+        made = await session.admit(shown(1, ALONE), SENDER)
+        assert isinstance(made, Admission)
+        record = await take_over(session)
+        assert (await ask(host, question(record))).owner is Owner.UNDECIDED
+        assert await session.claim(2, made.runner) == made.runner
+        verdict = await ask(host, question(record))
+        assert (verdict.owner, verdict.epoch, verdict.runner) == (Owner.DESTINATION, 2, made.runner)
+        assert not verdict.handed_back
+    await store.claim(ID, 3, ALONE)
+    verdict = await ask(host, question(record))
+    assert (verdict.epoch, verdict.runner, verdict.handed_back) == (3, ALONE, True)
 
 
 # ---- with endpoints ----
@@ -328,7 +531,7 @@ class Place:
     async def serve(self, transport: MemoryTransport) -> None:
         room = SimulatedDestinationGuest(rate_bytes_s=1e6)
         self.rooms.append(room)
-        with self.host.session() as session:
+        async with self.host.session() as session:
             options = Options(clock=trio.current_time)
             destination = Destination(lambda _: room, transport, host=session, options=options)
             session.cancel = destination.cancel

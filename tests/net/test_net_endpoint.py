@@ -36,7 +36,7 @@ from sterna.net.transport import Peer
 from sterna.registry import ErrorCode, Mode, Owner, Phase
 from sterna.testing import run_workload
 from sterna.testing.drive import Advancing
-from sterna.wire.records import NO_RUNNER, Hello, Runner
+from sterna.wire.records import NO_RUNNER, Hello, Runner, Verdict
 
 MEMORY_BYTES = 1 << 20
 EVENTS = 14  # of the source; the destination has two less
@@ -371,7 +371,7 @@ class Refusing(LocalHost):
         if where == self.where:
             raise self.error
 
-    async def admit(self, hello: Hello, peer: Peer) -> Runner:
+    async def admit(self, hello: Hello, peer: Peer) -> Admission | Verdict:
         self._called("admit")
         return await super().admit(hello, peer)
 

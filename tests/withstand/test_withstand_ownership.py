@@ -207,7 +207,7 @@ def session_at(host: PeerListHost, said: list[tuple[FrameType, bytes, bytes]], *
     async def main() -> None:
         siege = Siege("destination")
         sieges.append(siege)
-        with host.session() as session:
+        async with host.session() as session:
             session.cancel = siege.endpoint.cancel
             siege.endpoint._host = session
             await siege.run(honest, script)
@@ -229,11 +229,13 @@ def test_a_guest_that_was_handed_over_comes_again() -> None:
     judge(first, C.CONNECTION_LOST, told=False)  # type: ignore[arg-type]
 
     replay = [(F(said.frame), said.body, said.bulk) for said in recording()["destination"]]
-    second = session_at(host, replay, honest=0)
-    judge(second, C.BUSY)  # type: ignore[arg-type]
-    for epoch, code in (EPOCH, C.BUSY), (EPOCH - 1, C.STALE_EPOCH), (0, C.STALE_EPOCH):
-        judge(session_at(host, [hello(epoch)], honest=0), code)  # type: ignore[arg-type]
-    newer = session_at(host, [hello(EPOCH + 1)], honest=0)
+    for said in replay, [hello(EPOCH)]:
+        second = session_at(host, said, honest=0)
+        assert [each.frame for each in second.spoken] == [F.VERDICT]
+        assert not second.room.has_run
+    for epoch in EPOCH + 1, EPOCH - 1, 0:
+        judge(session_at(host, [hello(epoch)], honest=0), C.STALE_EPOCH)  # type: ignore[arg-type]
+    newer = session_at(host, [hello(EPOCH + 2)], honest=0)
     judge(newer, C.CONNECTION_LOST, told=False)  # type: ignore[arg-type]
     assert newer.spoken[0].frame == F.WELCOME
 

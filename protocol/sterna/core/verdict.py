@@ -267,7 +267,7 @@ def answer(history: History | None, hello: Hello, peer: str, facts: Facts) -> Ve
         peer: the identity of who asks.
         facts: whatever else is known.
     """
-    session = _asked_for(history, hello, peer)
+    session = asked_for(history, hello, peer)
     if history is None or session is None:
         return Verdict(Owner.UNDECIDED, hello.epoch, hello.runner)
     epoch = session.epoch + 1
@@ -284,7 +284,7 @@ def answer(history: History | None, hello: Hello, peer: str, facts: Facts) -> Ve
     return Verdict(owner, newest, runner, handed_back, complete=True, digest=complete.digest)
 
 
-def _asked_for(history: History | None, hello: Hello, peer: str) -> SessionRecord | None:
+def asked_for(history: History | None, hello: Hello, peer: str) -> SessionRecord | None:
     """The session that a HELLO asks for, if it may."""
     found = None if history is None else history.session(hello.session)
     if found is None or found.side is not Side.DESTINATION or found.peer != peer:

@@ -1,39 +1,52 @@
-"""A host as its command-line endpoints have it: who may come is in the peer list, records live in memory.
+"""A host as its command-line endpoints have it: who may come, what is on record, and what the store says.
 
 One `PeerListHost` serves all sessions of a process; each session has a `HostSession`, which is the `Host`
 that its endpoint asks. What the sessions share is which guests are on their way here: a (guest, epoch) has
 one open session, bound to the identity that opened it. A new opening by the same identity takes the place
-of one that has received no HANDOVER (its source has given it up, or the peer was restarted); every other
-one is busy [ONE-12] [ONE-13] [ONE-14].
+of one that has received no HANDOVER (its source has given it up, or the peer was restarted); another one's is
+busy [ONE-12] [ONE-13]. Once HANDOVER has come, which CLAIMING tells whatever has become of the process, an
+opening is answered with who owns the guest [ONE-14].
 
-There is no lease store yet: claims are won, and the grant is the commit as the source sees it [ONE-43].
-Records last as long as the process, which is why a destination that dies between HANDOVER and RUNNING
-leaves the guest undecided: it stays paused at the source until somebody has looked.
+With a lease store every opening shows the guest's newest slot, and every claim is the store's to decide.
+Without one claims are won when they are made, and the grant is the commit as the source sees it [ONE-43].
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
 
 import trio
 
-from sterna.core.duties import NoRecords
-from sterna.core.records import Claiming, Record
-from sterna.errors import LocalProtocolError, TransportError
+from sterna.core.events import Admission
+from sterna.core.history import History, RecordConflict
+from sterna.core.records import Claiming, Decided, Record, SessionRecord, Start
+from sterna.core.recovery import before_verdict
+from sterna.core.verdict import Facts, Step, answer, asked_for, judge
+from sterna.errors import LocalProtocolError, StoreUnavailable, TransportError
 from sterna.guest.api import GuestDescription
+from sterna.host.lease import LeaseStore, claim_until_named
 from sterna.host.peers import Direction, PeerList
+from sterna.host.records_log import RecordsMissing
+from sterna.host.records_shelf import Keeper, RecordsShelf
+from sterna.host.slots import Slot
+from sterna.host.slots_behind import slots_behind
 from sterna.net.transport import Peer
-from sterna.registry import ERRORS, VERSION_DRAFT, VERSION_MAJOR, ErrorCode, Phase
+from sterna.registry import ERRORS, VERSION_DRAFT, VERSION_MAJOR, ErrorCode, Feature, Phase
 from sterna.wire import encode_frame, encode_preface
-from sterna.wire.records import Abort, Hello, Refuse, Runner
+from sterna.wire.records import NO_TOKEN, Abort, Hello, Refuse, Runner, Verdict
 
 # How long a new opening waits for the session that it replaces to give back what it had reserved.
 REPLACE_WITHIN_S: Final = 5.0
 
+_ID_BYTES: Final = 16
+_NOBODY: Final = Peer("nobody")
+
 Cancel = Callable[[str], None]
+Tell = Callable[[str], None]
 
 
 class PeerListHost:
@@ -42,25 +55,42 @@ class PeerListHost:
     Args:
         name: the host's name, as it appears in runners.
         peers: who may come; None for everybody, which is what --insecure says.
+        shelf: the guests' records; without it they last as long as the process.
+        store: the lease store; None for two endpoints and nothing else.
+        tell: told, for people, what holds a session up.
     """
 
-    def __init__(self, name: str, peers: PeerList | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        peers: PeerList | None,
+        *,
+        shelf: RecordsShelf | None = None,
+        store: LeaseStore | None = None,
+        tell: Tell = lambda _: None,
+    ) -> None:
         self.name = name
         self.peers = peers
+        self.shelf = shelf or RecordsShelf()
+        self.store = store
+        self.tell = tell
         self._open: dict[tuple[bytes, int], HostSession] = {}
-        self._moved: dict[bytes, int] = {}  # guest: the newest epoch for which HANDOVER has come
 
-    def session(self) -> HostSession:
-        """A session's view of this host; use it as a context manager around the endpoint's `run`."""
-        return HostSession(self)
+    def session(self, peer: Peer = _NOBODY, address: str = "") -> HostSession:
+        """A session's view of this host; use it as a context manager around the endpoint's `run`.
+
+        Args:
+            peer: who is at the other end.
+            address: where a source has dialled it, and will ask later; a destination has none.
+        """
+        return HostSession(self, peer, address)
 
     async def enter(self, session: HostSession, guest: bytes, epoch: int, peer: Peer) -> None:
         """Note that `session` brings the guest.
 
         Raises:
-            LocalProtocolError: BUSY or STALE_EPOCH.
+            LocalProtocolError: BUSY.
         """
-        self._check_epoch(guest, epoch)
         earlier = self._open.get((guest, epoch))
         if earlier is not None:
             if earlier.identity != peer.identity or not earlier.replace():
@@ -69,7 +99,6 @@ class PeerListHost:
                 )
             with trio.move_on_after(REPLACE_WITHIN_S):
                 await earlier.ended.wait()
-            self._check_epoch(guest, epoch)
             if (guest, epoch) in self._open:
                 raise LocalProtocolError(
                     ErrorCode.BUSY, "an earlier session of this guest does not end", clause="ONE-12"
@@ -81,52 +110,64 @@ class PeerListHost:
         for key in [key for key, one in self._open.items() if one is session]:
             del self._open[key]
 
-    def handed_over(self, guest: bytes, epoch: int) -> None:
-        """HANDOVER has come: from here on another opening of this epoch is refused [ONE-14]."""
-        self._moved[guest] = max(epoch, self._moved.get(guest, epoch))
+    async def facts(self, guest: bytes, epoch: int) -> Facts:
+        """What is known beside the records, of a session that showed this epoch.
 
-    def _check_epoch(self, guest: bytes, epoch: int) -> None:
-        moved = self._moved.get(guest)
-        if moved is not None and epoch <= moved:
-            code = ErrorCode.BUSY if epoch == moved else ErrorCode.STALE_EPOCH
-            clause = "ONE-14" if epoch == moved else "ONE-11"
-            detail = f"the guest was handed over to this host at epoch {moved}"
-            raise LocalProtocolError(code, detail, clause=clause)
+        Raises:
+            StoreDamaged: an operator has to look.
+        """
+        return Facts(self.name, await slots_behind(self.store, guest, epoch))
+
+    def silent(self, error: StoreUnavailable) -> None:
+        """The store did not answer, and is asked again."""
+        self.tell(f"the lease store does not answer, asking on: {error}")
 
 
-class HostSession(NoRecords):
+class HostSession:
     """The `Host` of one endpoint (sterna.net.endpoint).
 
     Attributes:
         identity: of the peer that opened the session, None before that or on a plain connection.
         peer: the same peer, for messages.
+        admission: what a destination has let in; None before that.
         cancel: ends the endpoint, for a newer opening; raises TOO_LATE.
         ended: set when the context manager is left.
     """
 
-    def __init__(self, host: PeerListHost) -> None:
+    def __init__(self, host: PeerListHost, peer: Peer = _NOBODY, address: str = "") -> None:
         self.identity: str | None = None
-        self.peer = Peer("nobody")
+        self.peer = peer
+        self.admission: Admission | None = None
         self.cancel: Cancel = lambda _: None
         self.ended = trio.Event()
         self._host = host
+        self._address = address
         self._guest = b""
+        self._keeper: Keeper | None = None
         self._handed_over = False
-        self.records: list[Record] = []
+        self._has_store = False
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
         return self
 
-    def __exit__(
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._host.leave(self)
         self.ended.set()
+        if self._keeper is not None:
+            self._keeper = None
+            await self._host.shelf.give_back(self._guest)
+
+    @property
+    def guest(self) -> bytes:
+        """The id of the guest that it is about; empty before anybody has named one."""
+        return self._guest
 
     @property
     def admitted(self) -> bool:
         """Whether a peer has opened this session."""
-        return bool(self._guest)
+        return self.admission is not None
 
     def replace(self) -> bool:
         """Give way to a newer opening; False if permission to run the guest may have come."""
@@ -138,17 +179,34 @@ class HostSession(NoRecords):
             return False
         return True
 
-    async def admit(self, hello: Hello, peer: Peer) -> Runner:
-        """A fresh runner for a peer that may bring a guest; which one is checked with its description.
+    # ---- a destination's opening ----
+
+    async def admit(self, hello: Hello, peer: Peer) -> Admission | Verdict:
+        """Let in a peer that may bring a guest; which one is checked with its description.
+
+        Returns:
+            Fresh ids and a fresh runner; or who owns the guest, if HANDOVER has come for this epoch [ONE-14].
 
         Raises:
-            LocalProtocolError: BUSY or STALE_EPOCH.
+            LocalProtocolError: BUSY, STALE_EPOCH, or MISSING_FEATURE.
+            RecordError: BUSY, another process has the guest; RECORD_FAILED.
+            StoreError: the store has no answer.
             TransportError: NOT_AUTHORISED.
         """
         self._check_may_bring(hello.guest, peer)
-        await self._host.enter(self, hello.guest, hello.epoch, peer)
-        self.identity, self.peer, self._guest = peer.identity, peer, hello.guest
-        return Runner(self._host.name, secrets.token_bytes(16))
+        self.peer, self._guest = peer, hello.guest
+        await self._check_store(hello)
+        verdict = await self._check_records(hello)
+        if verdict is None:
+            await self._host.enter(self, hello.guest, hello.epoch, peer)
+            verdict = await self._check_records(hello)  # of what the session noted that this one replaces
+        if verdict is not None:
+            return verdict
+        self.identity = peer.identity
+        runner = Runner(self._host.name, secrets.token_bytes(_ID_BYTES))
+        token = secrets.token_bytes(len(NO_TOKEN))
+        self.admission = Admission(secrets.token_bytes(_ID_BYTES), token, runner)
+        return self.admission
 
     def authorise(self, description: GuestDescription) -> None:
         """Whether the peer may send this guest, of which the name is known now; call it before reserving.
@@ -158,20 +216,125 @@ class HostSession(NoRecords):
         """
         self._authorise(description, self.peer, Direction.SEND)
 
+    async def _check_store(self, hello: Hello) -> None:
+        """The newest slot is the one that the opening shows, of the same store [ONE-11] [ONE-55]."""
+        store = self._host.store
+        if store is None:
+            return
+        self._has_store = any(each.id == Feature.LEASE_STORE for each in hello.features)
+        newest = await store.newest(hello.guest)
+        if newest is not None and not self._has_store:
+            detail = f"the guest has slot {newest.epoch} in a lease store, and the source has no store"
+            raise LocalProtocolError(ErrorCode.MISSING_FEATURE, detail, clause="ONE-55")
+        if self._has_store and newest != Slot(hello.epoch, hello.runner):
+            raise _stale(hello, newest)
+
+    async def _check_records(self, hello: Hello) -> Verdict | None:
+        """What this host has noted of the guest stands in nobody's way, or says who owns it."""
+        keeper = await self._records(make=False)
+        if keeper is None:
+            return None
+        history = keeper.history
+        if history.claiming(hello.epoch + 1):
+            return await self._verdict_of_opening(history, hello)
+        newest = _newest_epoch(history)
+        if hello.epoch < newest:
+            detail = f"epoch {hello.epoch}, and {newest} is known here"
+            raise LocalProtocolError(ErrorCode.STALE_EPOCH, detail, clause="ONE-11")
+        return None
+
+    async def _verdict_of_opening(self, history: History, hello: Hello) -> Verdict:
+        claimed = {each.session for each in history.claiming(hello.epoch + 1)}
+        identity = self.peer.identity or ""
+        for each in history.each(SessionRecord):
+            if each.session in claimed and each.peer == identity:
+                facts = await self._host.facts(hello.guest, hello.epoch)
+                question = replace(hello, session=each.session, token=each.token)
+                return answer(history, question, identity, facts)
+        detail = f"the guest was handed over to this host at epoch {hello.epoch}"
+        raise LocalProtocolError(ErrorCode.BUSY, detail, clause="ONE-12")
+
+    # ---- a source's ----
+
     async def may_send(self, description: GuestDescription, peer: Peer) -> None:
-        """Whether the guest may leave for this peer.
+        """Whether the guest may leave for this peer; its records are this process's then.
 
         Raises:
+            LocalProtocolError: UNDECIDED, an earlier session of the guest is open [ONE-53].
+            RecordError: BUSY, another process has the guest; RECORD_FAILED.
             TransportError: NOT_AUTHORISED.
         """
         self._authorise(description, peer, Direction.RECEIVE)
+        self.peer, self._guest = peer, description.id
+        self._has_store = self._host.store is not None
+        keeper = await self._records()
+        grant = None if keeper is None else keeper.history.open_grant()
+        if grant is not None:
+            detail = f"epoch {grant.epoch} was granted in session {grant.session.hex()}, which is open"
+            raise LocalProtocolError(ErrorCode.UNDECIDED, detail, clause="ONE-53")
+
+    # ---- what both write down, claim and hold: `sterna.core.duties.Records` ----
 
     async def persist(self, record: Record) -> None:
-        """Remember it."""
-        self.records.append(record)
+        """Make a record durable."""
         if isinstance(record, Claiming):
             self._handed_over = True
-            self._host.handed_over(self._guest, record.epoch - 1)
+        if isinstance(record, SessionRecord):
+            record = replace(record, peer=self.peer.identity or "", address=self._address)
+        keeper = await self._records()
+        assert keeper is not None
+        await keeper.append(record)
+
+    async def claim(self, epoch: int, runner: Runner) -> Runner:
+        """The runner in the slot, however long the store takes to say so [ONE-7] [ONE-31]."""
+        store = self._host.store
+        if store is None or not self._has_store:
+            return runner
+        return await claim_until_named(store, self._guest, epoch, runner, silent=self._host.silent)
+
+    async def probe(self, epoch: int, runner: Runner) -> None:
+        """The store answers, and the guest's newest slot is still this one [ONE-16]."""
+        store = self._host.store
+        newest = None if store is None else await store.newest(self._guest)
+        if newest != Slot(epoch, runner):
+            shown = "none" if newest is None else f"epoch {newest.epoch} of {newest.runner.host!r}"
+            detail = f"the newest slot is {shown}, not epoch {epoch} of {runner.host!r}"
+            raise LocalProtocolError(ErrorCode.STALE_EPOCH, detail, clause="ONE-16")
+
+    async def take_storage(self) -> None:
+        """Guests of ours have no storage locks."""
+
+    async def verdict(self, hello: Hello) -> Verdict:
+        """Who owns the guest, for a peer that asks; without a store it is handed back where START is not.
+
+        Raises:
+            RecordError: BUSY, another process has the records [ONE-60].
+        """
+        self._guest = hello.guest
+        try:
+            async with self._host.shelf.opened(hello.guest, make=False) as keeper:
+                return await self._answer(keeper, hello)
+        except RecordsMissing:
+            return answer(None, hello, self.peer.identity or "", Facts(self._host.name))
+
+    async def _answer(self, keeper: Keeper | None, hello: Hello) -> Verdict:
+        identity = self.peer.identity or ""
+        history = History(hello.guest) if keeper is None else keeper.history
+        session = asked_for(history, hello, identity)
+        facts = await self._host.facts(hello.guest, hello.epoch if session is None else session.epoch)
+        if keeper is not None and session is not None:
+            if judge(history, session.session, facts).step is Step.HAND_BACK:
+                await hand_back(keeper, session, self._host.name)
+            history = keeper.history
+        return answer(history, hello, identity, facts)
+
+    # ---- inside ----
+
+    async def _records(self, *, make: bool = True) -> Keeper | None:
+        """The guest's records, held until the session is left."""
+        if self._keeper is None:
+            self._keeper = await self._host.shelf.take(self._guest, make=make)
+        return self._keeper
 
     def _authorise(self, description: GuestDescription, peer: Peer, direction: Direction) -> None:
         peers = self._host.peers
@@ -192,6 +355,42 @@ class HostSession(NoRecords):
             raise TransportError(
                 ErrorCode.NOT_AUTHORISED, f"{peer} may not send guest id:{guest.hex()} to this host"
             )
+
+
+async def hand_back(keeper: Keeper, session: SessionRecord, host: str) -> None:
+    """Exclude START for ever, unless it is there [ONE-44].
+
+    Raises:
+        RecordError: RECORD_FAILED; nothing may be promised.
+    """
+    spare = Runner(host, secrets.token_bytes(_ID_BYTES))
+    while (record := before_verdict(keeper.history, session, spare)) is not None:
+        before = keeper.history
+        try:
+            await keeper.append(record)
+        except RecordConflict:
+            if keeper.history == before:
+                raise  # else another one has noted something meanwhile: look again
+
+
+def _newest_epoch(history: History) -> int:
+    """The least that an opening may show. A guest that was started here can only be elsewhere later."""
+    newest = 0
+    for record in history.records:
+        match record:
+            case Start():
+                newest = max(newest, record.epoch + 1)
+            case SessionRecord() | Decided():
+                newest = max(newest, record.epoch)
+            case _:
+                pass
+    return newest
+
+
+def _stale(hello: Hello, newest: Slot | None) -> LocalProtocolError:
+    shown = "there is none" if newest is None else f"it is {newest.runner.host!r} in slot {newest.epoch}"
+    detail = f"{hello.runner.host!r} in slot {hello.epoch} is not the guest's newest runner: {shown}"
+    return LocalProtocolError(ErrorCode.STALE_EPOCH, detail, clause="ONE-11")
 
 
 def refusal(error: TransportError) -> bytes:

@@ -8,7 +8,7 @@ when there is something to reserve, and lets go of it when the session is over, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from sterna.errors import GuestError
@@ -46,6 +46,8 @@ class ArrivingGuest:
         path: the holder's socket.
         authorise: called before anything is reserved; raises to refuse.
         evidence: where to keep the image, None for not at all.
+        image: the id that the holder will know it by; None for a random one.
+        kept: images of sessions that are not decided, in the place of which nothing is reserved.
     """
 
     def __init__(
@@ -53,10 +55,15 @@ class ArrivingGuest:
         path: str | os.PathLike[str],
         authorise: Callable[[GuestDescription], None],
         evidence: Evidence | None = None,
+        *,
+        image: bytes | None = None,
+        kept: Collection[bytes] = (),
     ) -> None:
         self._path = path
         self._authorise = authorise
         self._evidence = evidence
+        self._image = image
+        self._kept = kept
         self._copy: ImageCopy | None = None
         self._connection: HolderConnection | None = None
         self._guest: HolderDestinationGuest | None = None
@@ -73,10 +80,13 @@ class ArrivingGuest:
             await self._reserve_copy(description, self._evidence)
         self._connection = connection = await connect_holder(self._path)
         state = connection.attached.state
+        if state in ROOM and connection.attached.image in self._kept:
+            text = "the guest of a session that is not decided is kept there"
+            raise GuestError(f"{os.fspath(self._path)}: {text}", ErrorCode.BUSY)
         if state not in ROOM:
             text = f"the holder at {os.fspath(self._path)} has a guest already: it is {state}"
             raise GuestError(text, ErrorCode.REFUSED)
-        guest = HolderDestinationGuest(connection)
+        guest = HolderDestinationGuest(connection, self._image)
         await guest.reserve(description)
         self._guest = guest
 

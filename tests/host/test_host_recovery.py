@@ -1,0 +1,427 @@
+"""What is done about a session whose end is not known, by what holder, store and peer say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import trio
+from trio.abc import Clock
+
+from holder_support import GUEST_ID, holder
+from records_support import GUEST, IMAGE, ONE, OTHERS, RECEIVING, SENDING
+from sterna.core.records import (
+    Claiming,
+    Decided,
+    Granted,
+    HandBack,
+    Record,
+    Resolved,
+    RunnerRecord,
+    SessionRecord,
+    Start,
+)
+from sterna.core.verdict import Step
+from sterna.errors import GuestError, RecordError, SternaError, TransportError
+from sterna.guest.holder_client import HolderStatus, connect_holder
+from sterna.host import recovery as recovery_module
+from sterna.host.lease import LeaseStore
+from sterna.host.lease_memory import MemoryLeaseStore
+from sterna.host.records_shelf import MemoryRecords
+from sterna.host.recovery import HeldImage, Recovered, Recovery, attach_to, guest_in, held_image
+from sterna.registry import ErrorCode, Owner
+from sterna.testing.faulty_store import Fault, FaultyStore
+from sterna.wire.records import NO_ID, Runner, Verdict
+
+HERE = "here"
+FIRST = Runner(HERE, b"f" * 16)
+CLAIM = Claiming(ONE, 2, Runner(HERE, b"c" * 16), ONE)
+THERE = Verdict(Owner.DESTINATION, 2, OTHERS)
+BACK = Verdict(Owner.SOURCE, 1, OTHERS, handed_back=True)
+
+
+class FakeImage(HeldImage):
+    """A holder as its status tells; None is one that has ended."""
+
+    def __init__(self, state: str | None, *, epoch: int = 1, mark: int = 0, image: bytes = IMAGE) -> None:
+        super().__init__(None, GUEST)
+        self.state, self.epoch, self.mark, self.image = state, epoch, mark, image
+        self.runner = FIRST
+        self.calls: list[str] = []
+
+    async def status(self) -> HolderStatus | None:
+        await trio.lowlevel.checkpoint()
+        if self.state is None:
+            return None
+        return HolderStatus(self.state, self.epoch, self.mark, self.runner, "", False, {}, self.image)
+
+    async def run(self, epoch: int, runner: Runner) -> None:
+        assert epoch >= self.mark
+        self.calls.append("run")
+        self.state, self.epoch, self.mark, self.runner = "running", epoch, 0, runner
+
+    async def run_on(self) -> None:
+        self.calls.append("run on")
+        self.state = "running"
+
+    async def discard(self) -> None:
+        self.calls.append("discard")
+        self.state, self.image = "empty", NO_ID
+
+
+@dataclass
+class Scene:
+    """One host after a crash."""
+
+    image: FakeImage
+    records: Sequence[Record]
+    store: LeaseStore | None = None
+    answers: list[Verdict | SternaError] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    asked: list[SessionRecord] = field(default_factory=list)
+    within_s: float = 60.0
+    keeper: MemoryRecords = field(default_factory=lambda: MemoryRecords(GUEST))
+
+    def recovery(self) -> Recovery:
+        return Recovery(
+            HERE,
+            self.keeper,
+            self.image,
+            store=self.store,
+            ask=self.ask if self.answers else None,
+            within_s=self.within_s,
+            tell=self.said.append,
+        )
+
+    async def note(self) -> None:
+        for record in self.records:
+            await self.keeper.append(record)
+
+    async def run(self) -> Recovered:
+        await self.note()
+        recovered = await self.recovery().run()
+        assert recovered is not None
+        return recovered
+
+    async def ask(self, session: SessionRecord, runner: Runner) -> Verdict:
+        self.asked.append(session)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, SternaError):
+            raise answer
+        return answer
+
+    @property
+    def kinds(self) -> list[str]:
+        return [record.kind for record in self.keeper.history.records]
+
+
+async def filled(*runners: Runner) -> MemoryLeaseStore:
+    store = MemoryLeaseStore()
+    for epoch, runner in enumerate(runners, 1):
+        await store.claim(GUEST, epoch, runner)
+    return store
+
+
+def granted() -> FakeImage:
+    return FakeImage("granted", mark=2)
+
+
+# ---- a source without a store ----
+
+
+async def test_a_guest_that_was_handed_back_runs_again_two_epochs_on() -> None:
+    """[ONE-43] [ONE-48] By the destination's word, under a runner that is on record before."""
+    scene = Scene(granted(), (SENDING, Granted(ONE, 2)), answers=[BACK])
+    recovered = await scene.run()
+    assert recovered.runs_here
+    assert recovered.acted
+    assert (scene.image.state, scene.image.epoch) == ("running", 3)
+    assert scene.kinds == ["session", "granted", "runner", "decided"]
+    assert scene.image.runner in scene.keeper.history.runners(3, IMAGE)
+    # Once more, and nothing happens any more.
+    again = await scene.recovery().run()
+    assert again is not None
+    assert again.runs_here
+    assert scene.image.calls == ["run"]
+
+
+async def test_a_mark_without_a_record_tells_whom_to_ask() -> None:
+    """[ONE-61] [ONE-19] The record of the session was there before the order to mark."""
+    scene = Scene(granted(), (SENDING,), answers=[BACK])
+    assert (await scene.run()).runs_here
+    assert scene.asked == [SENDING]
+
+
+async def test_a_destination_that_has_started_it_keeps_it() -> None:
+    """[ONE-45] The image stays, frozen, until somebody releases it [ONE-38]."""
+    scene = Scene(granted(), (SENDING, Granted(ONE, 2)), answers=[THERE])
+    recovered = await scene.run()
+    assert (recovered.judgement.owner, recovered.runs_here) == (Owner.DESTINATION, False)
+    assert scene.keeper.history.decision(ONE) == Decided(ONE, 2, Owner.DESTINATION)
+    assert (scene.image.state, scene.image.calls) == ("granted", [])
+
+
+async def test_a_destination_that_is_silent_is_asked_again_and_in_the_end_nothing_is_done(
+    autojump_clock: Clock,
+) -> None:
+    """[ONE-20] [ONE-47] No time that passes lets the guest run."""
+    gone = TransportError(ErrorCode.CONNECT_FAILED, "nobody listens")
+    scene = Scene(granted(), (SENDING, Granted(ONE, 2)), answers=[gone], within_s=30)
+    started = trio.current_time()
+    recovered = await scene.run()
+    assert trio.current_time() - started == pytest.approx(30)
+    assert recovered.judgement.owner is Owner.UNDECIDED
+    assert len(scene.asked) > 5
+    assert any("nobody listens" in each for each in scene.said)
+    assert (scene.image.state, scene.image.calls) == ("granted", [])
+    scene.answers = [gone, gone, BACK]
+    assert (await scene.run()).runs_here
+
+
+async def test_waiting_can_be_ended(autojump_clock: Clock) -> None:
+    scene = Scene(granted(), (SENDING, Granted(ONE, 2)), answers=[TransportError(ErrorCode.CONNECT_FAILED)])
+    await scene.note()
+    recovery = scene.recovery()
+    async with trio.open_nursery() as nursery:
+
+        async def stop() -> None:
+            await trio.sleep(3)
+            recovery.stop()
+
+        nursery.start_soon(stop)
+        recovered = await recovery.run()
+    assert recovered is not None
+    assert recovered.judgement.step is Step.ASK
+    recovery = scene.recovery().anew()
+    recovery.stop()  # before it waits: it does what needs nobody
+    recovered = await recovery.run()
+    assert recovered is not None
+    assert recovered.judgement.owner is Owner.UNDECIDED
+
+
+async def test_where_nobody_can_be_asked_it_is_undecided() -> None:
+    for answers in ([], [Verdict(Owner.UNDECIDED, 1, OTHERS)]):
+        scene = Scene(granted(), (SENDING, Granted(ONE, 2)), answers=list(answers))
+        recovered = await scene.run()
+        assert (recovered.judgement.owner, recovered.lost) == (Owner.UNDECIDED, False)
+        assert scene.image.calls == []
+
+
+async def test_an_operator_s_word_is_acted_upon() -> None:
+    """[ONE-59]"""
+    scene = Scene(granted(), (SENDING, Granted(ONE, 2), Resolved(ONE, 2, Owner.SOURCE, "there")))
+    assert (await scene.run()).runs_here
+    assert scene.image.epoch == 3
+
+
+async def test_nothing_to_recover() -> None:
+    scene = Scene(FakeImage("running"), (SENDING,))
+    await scene.note()
+    assert await scene.recovery().run() is None
+
+
+async def test_a_holder_that_is_gone_or_has_another_guest_runs_nothing() -> None:
+    """[ONE-34]"""
+    for image in (FakeImage(None), FakeImage("released")):
+        scene = Scene(image, (SENDING, Granted(ONE, 2)), answers=[BACK])
+        recovered = await scene.run()
+        assert (recovered.lost, recovered.runs_here) == (True, False)
+    image = granted()
+    image.guest = b"x" * 16
+    recovered = await Scene(image, (SENDING, Granted(ONE, 2)), answers=[BACK]).run()
+    assert recovered.lost
+    assert image.calls == []
+
+
+# ---- a source with a store ----
+
+
+async def test_a_source_claims_what_it_has_granted(autojump_clock: Clock) -> None:
+    """[ONE-21] [ONE-5] [ONE-7] [ONE-31] With a runner that is on record, as often as it takes."""
+    real = await filled(FIRST)
+    silence = [Fault.OUTAGE, Fault.NONE, Fault.NONE, Fault.OUTAGE, Fault.LOST_REPLY]
+    scene = Scene(granted(), (SENDING, Granted(ONE, 2)), store=FaultyStore(real, silence))
+    recovered = await scene.run()
+    assert recovered.runs_here
+    assert scene.image.epoch == 2
+    assert await real.read(GUEST, 2) == scene.image.runner
+    assert scene.kinds == ["session", "granted", "runner", "decided"]
+    assert any("does not answer" in each for each in scene.said)
+
+
+async def test_a_recorded_claim_is_repeated_and_no_other_made() -> None:
+    """[ONE-7] [ONE-8]"""
+    made = RunnerRecord(ONE, 2, Runner(HERE, b"m" * 16), IMAGE)
+    store = await filled(FIRST)
+    scene = Scene(granted(), (SENDING, Granted(ONE, 2), made), store=store)
+    assert (await scene.run()).runs_here
+    assert scene.image.runner == made.runner
+
+
+async def test_a_claim_that_is_lost_leaves_the_guest_to_the_destination(autojump_clock: Clock) -> None:
+    """[ONE-20] [ONE-38] Nothing final is noted before it has everything: it may hand the guest back."""
+    store = await filled(FIRST, OTHERS)
+    silent = TransportError(ErrorCode.CONNECT_FAILED)
+    scene = Scene(granted(), (SENDING, Granted(ONE, 2)), store=store, answers=[silent], within_s=5)
+    recovered = await scene.run()
+    assert recovered.judgement.owner is Owner.DESTINATION
+    assert scene.keeper.history.decision(ONE) is None
+    scene.answers = [Verdict(Owner.DESTINATION, 2, OTHERS, complete=True, digest=b"d" * 16)]
+    await scene.run()
+    assert scene.keeper.history.decision(ONE) == Decided(ONE, 2, Owner.DESTINATION)
+    assert scene.image.calls == []
+
+
+async def test_what_was_handed_back_is_claimed_behind(autojump_clock: Clock) -> None:
+    """[ONE-37]"""
+    store = await filled(FIRST, OTHERS)
+    scene = Scene(granted(), (SENDING, Granted(ONE, 2)), store=store, answers=[BACK])
+    assert (await scene.run()).runs_here
+    assert scene.image.epoch == 3
+    assert await store.read(GUEST, 3) == scene.image.runner
+
+
+async def test_a_store_that_never_answers_is_undecided(autojump_clock: Clock) -> None:
+    """[ONE-31]"""
+    silent = FaultyStore(MemoryLeaseStore(), [Fault.OUTAGE] * 10_000)
+    scene = Scene(granted(), (SENDING, Granted(ONE, 2)), store=silent, within_s=20)
+    recovered = await scene.run()
+    assert (recovered.judgement.owner, recovered.judgement.step) == (Owner.UNDECIDED, Step.WAIT_FOR_STORE)
+    assert scene.image.calls == []
+
+
+# ---- a destination ----
+
+
+def loaded(state: str = "loaded", **more: object) -> FakeImage:
+    return FakeImage(state, epoch=0, image=ONE, **more)  # type: ignore[arg-type]
+
+
+async def test_what_was_to_be_started_is_started() -> None:
+    """[ONE-33]"""
+    scene = Scene(loaded(), (RECEIVING, CLAIM, Start(2)))
+    assert (await scene.run()).runs_here
+    assert (scene.image.epoch, scene.image.runner) == (2, CLAIM.runner)
+
+
+async def test_what_was_started_and_is_gone_is_lost() -> None:
+    """[ONE-34] [ONE-52] Another session's image in the holder is not this one."""
+    for image in (FakeImage(None), FakeImage("empty"), FakeImage("loaded", image=IMAGE)):
+        scene = Scene(image, (RECEIVING, CLAIM, Start(2)))
+        recovered = await scene.run()
+        assert (recovered.lost, recovered.runs_here) == (True, False)
+        assert image.calls == []
+
+
+async def test_a_claim_of_an_earlier_controller_is_not_started_without_a_store() -> None:
+    """[ONE-58] It is kept until somebody asks, or an operator decides."""
+    scene = Scene(loaded(), (RECEIVING, CLAIM))
+    recovered = await scene.run()
+    assert (recovered.judgement.owner, recovered.judgement.step) == (Owner.UNDECIDED, Step.HAND_BACK)
+    assert scene.image.state == "loaded"
+    await scene.keeper.append(HandBack(2))
+    recovered = await scene.run()
+    assert recovered.judgement.owner is Owner.SOURCE
+    assert scene.image.calls == ["discard"]
+
+
+@pytest.mark.parametrize("ready", [True, False])
+async def test_with_a_store_the_claim_is_repeated_and_decided(ready: bool) -> None:
+    """[ONE-58] [ONE-7] Started where the image is, handed back where it is not."""
+    store = await filled(FIRST)
+    scene = Scene(loaded() if ready else FakeImage("empty"), (RECEIVING, CLAIM), store=store)
+    recovered = await scene.run()
+    assert await store.read(GUEST, 2) == CLAIM.runner
+    assert recovered.runs_here is ready
+    assert scene.kinds[-1] == ("start" if ready else "handback")
+    assert scene.image.calls == (["run"] if ready else [])
+
+
+async def test_with_a_store_a_claim_that_is_lost_frees_the_room() -> None:
+    """[ONE-29]"""
+    scene = Scene(loaded(), (RECEIVING, CLAIM), store=await filled(FIRST, OTHERS))
+    recovered = await scene.run()
+    assert recovered.judgement.owner is Owner.SOURCE
+    assert scene.image.calls == ["discard"]
+
+
+async def test_what_went_on_behind_the_claim_is_handed_back() -> None:
+    """[ONE-58] Slot n + 2 is filled: an operator has decided meanwhile."""
+    store = await filled(FIRST, CLAIM.runner, OTHERS)
+    scene = Scene(loaded(), (RECEIVING, CLAIM), store=store)
+    await scene.run()
+    assert scene.kinds[-1] == "handback"
+    assert scene.image.calls == ["discard"]
+
+
+# ---- trouble ----
+
+
+class Full(MemoryRecords):
+    async def append(self, record: Record) -> None:
+        if record.kind == "decided":
+            raise RecordError("the disk is full")
+        await super().append(record)
+
+
+async def test_nothing_runs_by_a_decision_that_cannot_be_noted() -> None:
+    scene = Scene(granted(), (SENDING, Granted(ONE, 2)), answers=[BACK], keeper=Full(GUEST))
+    with pytest.raises(RecordError, match="full"):
+        await scene.run()
+    assert scene.image.calls == []
+
+
+async def test_a_holder_that_does_not_do_it_is_told() -> None:
+    class Broken(FakeImage):
+        async def run(self, epoch: int, runner: Runner) -> None:
+            raise GuestError("run: no")
+
+    scene = Scene(Broken("granted", mark=2), (SENDING, Granted(ONE, 2)), answers=[BACK])
+    with pytest.raises(GuestError, match="run: no"):
+        await scene.run()
+    assert scene.image.state == "granted"
+
+
+# ---- real holders ----
+
+
+async def test_the_image_of_a_holder(tmp_path: Path) -> None:
+    """[HOL-13] [HOL-29] A guest that was granted runs on under an epoch that was won back."""
+    path = tmp_path / "holder"
+    with holder(path, with_guest=True) as engine:
+        async with await attach_to(path, lambda status: status.epoch) as connection:
+            assert await guest_in(connection) == GUEST_ID
+            for operation, fields in (("pause", {}), ("grant", {"epoch": 2})):
+                await connection.call(operation, fields)
+            await connection.detach()
+        async with held_image(path, lambda status: status.granted_epoch) as image:
+            status = await image.status()
+            assert status is not None
+            assert (status.state, image.guest) == ("granted", GUEST_ID)
+            await image.run(3, Runner(HERE, b"w" * 16))
+            assert (engine.state, engine.epoch) == ("running", 3)
+        async with held_image(path, lambda _: 3) as image:
+            await image.run_on()
+            assert engine.state == "running"
+    async with held_image(path, lambda _: 3) as image:
+        assert (await image.status(), image.guest) == (None, None)
+        with pytest.raises(GuestError, match="holder is gone"):
+            await image.discard()
+
+
+async def test_a_holder_whose_controller_lives_is_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[HOL-14] It may just be ending: that is waited for, but not for ever."""
+    monkeypatch.setattr(recovery_module, "_FIRST_PAUSE_S", 0.0)
+    path = tmp_path / "holder"
+    with holder(path, with_guest=False):
+        async with await connect_holder(path):
+            with pytest.raises(GuestError) as caught:
+                async with held_image(path, lambda _: 0):
+                    pass
+            assert caught.value.code is ErrorCode.BUSY
+        async with held_image(path, lambda _: 0) as image:
+            assert image.guest is None

@@ -1,0 +1,32 @@
+"""What a judgement is told of a store."""
+
+from __future__ import annotations
+
+from records_support import GUEST, OTHERS, OURS
+from sterna.core.verdict import Store
+from sterna.host.lease_memory import MemoryLeaseStore
+from sterna.host.slots_behind import slots_behind
+from sterna.testing.faulty_store import Fault, FaultyStore
+from sterna.wire.records import Runner
+
+FIRST = Runner("there", b"1" * 16)
+
+
+async def test_two_slots_behind_the_session_s() -> None:
+    store = MemoryLeaseStore()
+    assert await slots_behind(None, GUEST, 1) is None
+    assert await slots_behind(store, GUEST, 1) is None  # a guest without a slot had no store
+    seen = []
+    for epoch, runner in enumerate((FIRST, OURS, OTHERS), 1):
+        await store.claim(GUEST, epoch, runner)
+        seen.append(await slots_behind(store, GUEST, 1))
+    assert seen == [Store(), Store(next=OURS), Store(next=OURS, after=OTHERS)]
+
+
+async def test_silence_is_no_empty_slot() -> None:
+    """[ONE-8] [ONE-31]"""
+    store = MemoryLeaseStore()
+    await store.claim(GUEST, 1, FIRST)
+    await store.claim(GUEST, 2, OURS)
+    for faults in ([Fault.OUTAGE], [Fault.NONE, Fault.LOST_REPLY]):
+        assert await slots_behind(FaultyStore(store, faults), GUEST, 1) == Store(answers=False)
