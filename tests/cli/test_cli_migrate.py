@@ -27,7 +27,8 @@ from sterna.cli.exits import Exit
 from sterna.cli.follow import Reporter
 from sterna.cli.main import main
 from sterna.cli.output import Output
-from sterna.core.events import Outcome, Result
+from sterna.cli.ownership import Ownership
+from sterna.core.events import Admission, Outcome, Result
 from sterna.core.policy import RoundStats
 from sterna.errors import ConfigError, GuestError, PeerAborted, TransportError
 from sterna.guest.holder_client import connect_holder
@@ -101,6 +102,7 @@ class Hosts:
             holder=self.directory / "b",
             spawn_holder=False,
             security=self.security("host-b"),
+            ownership=Ownership(records=self.directory / "records-b"),
             options=Options(),
             once=True,
             evidence=None,
@@ -115,6 +117,8 @@ class Hosts:
             holder=self.directory / "a",
             peer="",
             security=self.security("host-a", peers=False),
+            ownership=Ownership(records=self.directory / "records-a"),
+            undecided_after_s=0.5,
             options=Options(on_event=self.sender.on_event),
             downtime_s=0.3,
             max_rounds=30,
@@ -234,16 +238,21 @@ async def test_a_guest_is_shown_under_the_runner_that_it_runs_under(
     seen: list[tuple[Hello, Runner]] = []
     admit = HostSession.admit
 
-    async def note(session: HostSession, hello: Hello, peer: Peer) -> Runner:
-        runner = await admit(session, hello, peer)
-        seen.append((hello, runner))
-        return runner
+    async def note(session: HostSession, hello: Hello, peer: Peer) -> Admission | Verdict:
+        made = await admit(session, hello, peer)
+        assert isinstance(made, Admission)
+        seen.append((hello, made.runner))
+        return made
 
     monkeypatch.setattr(HostSession, "admit", note)
     with holder(hosts.directory / "c", with_guest=False) as last:
         for here, there in (("a", "b"), ("b", "c")):
-            async with hosts.served(holder=hosts.directory / there) as port:
-                assert await hosts.sending(port, holder=hosts.directory / here).run() is Exit.OK
+            source, destination = (
+                Ownership(records=hosts.directory / f"records-{each}") for each in (here, there)
+            )
+            async with hosts.served(holder=hosts.directory / there, ownership=destination) as port:
+                sending = hosts.sending(port, holder=hosts.directory / here, ownership=source)
+                assert await sending.run() is Exit.OK
             hosts.receiver.listening = trio.Event()
         (first, made), (second, newest) = seen
         assert (first.epoch, first.runner) == (1, Runner("here", b"r" * 16))

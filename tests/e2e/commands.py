@@ -23,6 +23,7 @@ from sterna.registry import ErrorCode
 
 DEADLINE_S = 60.0
 POLL_S = 0.01
+DYING = Path(__file__).with_name("dying.py")
 
 PEERS = """
 [[peer]]
@@ -104,13 +105,14 @@ class World:
         self._nursery = nursery
         self._commands: list[Command] = []
 
-    async def start(self, *arguments: object) -> Command:
-        """A `sterna` command."""
+    async def start(self, *arguments: object, dies: str = "") -> Command:
+        """A `sterna` command; one that `dies` at this point (dying.py)."""
+        program = [DYING, dies] if dies else ["-m", "sterna"]
         name = f"{arguments[0]}-{len(self._commands)}"
         log = self.directory / f"{name}.log"
         with log.open("wb") as stderr:
             process = await trio.lowlevel.open_process(
-                [sys.executable, "-m", "sterna", *map(str, arguments)],
+                [sys.executable, *program, *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -153,11 +155,18 @@ class World:
         """Options of an endpoint with certificates."""
         return ["--pki", pki or self.pki, "--name", name]
 
-    async def serve(self, *options: object, insecure: bool = False, holder: str = "d") -> tuple[Command, int]:
+    def records(self, host: str) -> list[object]:
+        """Options that say where the records of a host are."""
+        return ["--records", self.directory / f"records-{host}"]
+
+    async def serve(
+        self, *options: object, insecure: bool = False, holder: str = "d", host: str = "b", dies: str = ""
+    ) -> tuple[Command, int]:
         """A destination that listens, and its port."""
         security = ["--insecure"] if insecure else [*self.secured("host-b"), "--peers", self.peers]
         arguments = ["--listen", "127.0.0.1:0", "--holder", self.socket(holder), "--follow", *security]
-        command = await self.start("serve", *arguments, "--die-with", os.getpid(), *options)
+        arguments += [*self.records(host), "--die-with", os.getpid()]
+        command = await self.start("serve", *arguments, *options, dies=dies)
         address = (await command.until("listening"))["addresses"][0]
         return command, int(address.rpartition(":")[2])
 
@@ -168,13 +177,14 @@ class World:
         insecure: bool = False,
         holder: str = "s",
         security: Sequence[object] = (),
+        host: str = "a",
+        dies: str = "",
     ) -> Command:
         """A source that sends the guest there."""
         usual = ["--insecure"] if insecure else [*self.secured("host-a"), "--peer", "host-b"]
         arguments = ["--to", f"127.0.0.1:{port}", "--holder", self.socket(holder), "--follow"]
-        return await self.start(
-            "migrate", *arguments, *(security or usual), "--die-with", os.getpid(), *options
-        )
+        arguments += [*self.records(host), "--undecided-after", "500ms", "--die-with", os.getpid()]
+        return await self.start("migrate", *arguments, *(security or usual), *options, dies=dies)
 
     async def status(self, holder: str = "s") -> HolderStatus:
         """How a held guest does."""

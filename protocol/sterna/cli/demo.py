@@ -19,6 +19,7 @@ from sterna.cli.endpoint import INSECURE, Ending, Flag, PathOption, Security
 from sterna.cli.follow import Reporter
 from sterna.cli.holder import HOT_BYTES, MEMORY_BYTES, RATE_BYTES_S, check_size
 from sterna.cli.output import Output
+from sterna.cli.ownership import Ownership
 from sterna.cli.scratch import scratch
 from sterna.cli.units import Json, Rate, Size
 from sterna.core.words import size_text
@@ -49,6 +50,7 @@ def demo(
     insecure: Flag = False,
     evidence: PathOption = None,
     record: PathOption = None,
+    ownership: Ownership = Ownership(),  # noqa: B008 - frozen
     json: Json = False,
 ) -> int:
     """Migrate a live guest between two processes of this machine, and check that nothing was lost.
@@ -66,6 +68,7 @@ def demo(
         insecure: plaintext instead of TLS.
         evidence: directory for source.img and destination.img (try `cmp`) and the guest's journal.
         record: file for everything that passes between the endpoints, for `sterna inspect`.
+        ownership: what says who owns the guest; --records keeps both hosts' records for `sterna verdict`.
         json: one JSON object on stdout.
     """
     # At both sides at once, and evidence is copied before it is written.
@@ -78,6 +81,8 @@ def demo(
         insecure=insecure,
         evidence=None if evidence is None else _evidence(evidence, reporter),
         record=record,
+        records=ownership.records,
+        store=ownership.store_options,
     )
     if insecure:
         reporter.notice(INSECURE)
@@ -85,6 +90,8 @@ def demo(
         create(record).close()  # trouble with it is for now, not for when the guest runs
         reporter.notice(f"{record} {WARNING}")
     kind = _choose(guest)
+    if kind == "simulated" and (ownership.records is not None or ownership.store):
+        raise ConfigError("--records and --store need --guest process: one process needs neither")
     reporter.say(f"A guest with {size_text(memory)} of memory starts, and runs for a second before it moves.")
     with scratch("sterna-demo-") as directory, reporter:
         run = trio.run(partial(_run, kind, wishes, reporter, directory))

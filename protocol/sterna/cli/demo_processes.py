@@ -161,6 +161,8 @@ class ProcessDemo:
             common += ["--journal", str(wishes.evidence.path(JOURNAL))]
         rate = ["--dirty-rate", f"{wishes.rate_bytes_s}B/s"]
         make = ["--memory", f"{wishes.memory_bytes}B", "--hot", f"{wishes.hot_bytes}B", *rate]
+        if wishes.store:  # whoever starts a guest claims its first epoch, on record
+            make += ["--host", SOURCE, *self._ownership(SOURCE)]
         await self._start(SOURCE_HOLDER, ["holder", "--socket", str(self._sockets[SOURCE]), *make, *common])
         # The rate belongs to the host: at the destination the guest shall write as fast as at the source.
         room = ["holder", "--socket", str(self._sockets[DESTINATION]), "--destination", *rate, *common]
@@ -202,8 +204,12 @@ class ProcessDemo:
                     return line
         return {}
 
+    def _ownership(self, name: str) -> list[str]:
+        records = self._wishes.records or self._directory
+        return ["--records", str(records / f"records-{name}"), *self._wishes.store]
+
     def _endpoint_options(self, name: str) -> list[str]:
-        options = [*self._security[name], "--follow", "--die-with", str(os.getpid())]
+        options = [*self._security[name], *self._ownership(name), "--follow", "--die-with", str(os.getpid())]
         if self._wishes.evidence is not None:
             options += ["--evidence", str(self._wishes.evidence.directory)]
         return options

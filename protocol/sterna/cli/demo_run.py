@@ -21,7 +21,11 @@ WRITES_ENOUGH_BYTES_S = 100 * 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
-    """The command's arguments. Sizes in bytes, rates in bytes a second."""
+    """The command's arguments. Sizes in bytes, rates in bytes a second.
+
+    `records` is where to keep the records of both hosts, None for no longer than the demo; `store` are the
+    options that name a lease store.
+    """
 
     memory_bytes: int
     rate_bytes_s: int
@@ -29,6 +33,8 @@ class Wishes:
     insecure: bool
     evidence: Evidence | None
     record: Path | None = None
+    records: Path | None = None
+    store: Sequence[str] = ()
 
     @property
     def writes_enough(self) -> bool:

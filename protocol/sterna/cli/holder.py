@@ -6,7 +6,6 @@ import argparse
 import os
 import secrets
 import signal
-import socket
 import sys
 import threading
 from functools import partial
@@ -17,9 +16,10 @@ from typing import Annotated, Final, Literal
 import trio
 from cyclopts import Parameter
 
-from sterna.cli.endpoint import Flag, PathOption, ProcessOption, ending_signals, open_process
+from sterna.cli.endpoint import Flag, PathOption, ProcessOption, Security, ending_signals, open_process
 from sterna.cli.exits import Exit
 from sterna.cli.output import Output
+from sterna.cli.ownership import Ownership, TextOption
 from sterna.cli.units import Json, Rate, Size, format_size
 from sterna.core.words import rate_text, size_text
 from sterna.errors import ConfigError, GuestError
@@ -29,8 +29,11 @@ from sterna.guest.holder_engine import HolderEngine
 from sterna.guest.holder_server import HolderServer
 from sterna.guest.process_holder import SWITCH_INTERVAL_S, make_engine
 from sterna.guest.workload import PAGE_BYTES
+from sterna.host.first_claim import claim_first
+from sterna.host.records_shelf import RecordsShelf
 from sterna.limits import TEXT_BYTES
 from sterna.linux.memory import available_bytes
+from sterna.wire.records import NO_ID, Runner
 
 MEMORY_BYTES: Final = 256 << 20
 MEMORY_MIN_BYTES: Final = 32 * PAGE_BYTES  # a block of the workload
@@ -52,6 +55,8 @@ def holder(
     tracker: Literal["auto", "userfaultfd", "compare"] = "auto",
     memory_limit: Annotated[Size | None, Parameter(show_default=False)] = None,
     journal: PathOption = None,
+    host: TextOption = "",
+    ownership: Ownership = Ownership(),  # noqa: B008 - frozen
     die_with: ProcessOption = None,
     json: Json = False,
 ) -> int:
@@ -69,6 +74,8 @@ def holder(
         tracker: how its writes are followed.
         memory_limit: take no guest that is larger.
         journal: file to which the guest's journal is appended.
+        host: this host's name, as its endpoints have it; by default the machine's.
+        ownership: with --store, the new guest's first epoch is claimed there before it runs.
         die_with: end when the process of this number ends.
         json: one JSON object on stdout when the holder is ready.
     """
@@ -78,6 +85,7 @@ def holder(
         if not name or not name.isprintable() or len(name.encode()) > TEXT_BYTES:
             raise ConfigError(f"--name: a guest's name is 1 to {TEXT_BYTES} bytes of printable text")
     options = _options(
+        host=Security(name=host).own_name,
         role="destination" if destination else "source",
         memory=memory,
         # A rate of nothing is the holder's "as fast as it goes"; a byte a second is a page in an hour.
@@ -92,14 +100,33 @@ def holder(
     watched = None if die_with is None else open_process(die_with)
     if watched is None and die_with is not None:
         raise ConfigError(f"--die-with: there is no process {die_with}")
+    image = secrets.token_bytes(len(NO_ID))
+    if ownership.store and not destination:
+        options.runner = trio.run(_claim, ownership, options, image, output).id
     try:
         engine = make_engine(options)
+        if not destination:
+            engine.image = image
         server = HolderServer(socket, engine, parent=watched)
     except (ValueError, OSError, MemoryError) as error:
         raise ConfigError(f"no holder at {socket}: {error}") from error
     _say_ready(output, socket, engine, options)
     _serve(server, output, socket)
     return Exit.OK
+
+
+async def _claim(ownership: Ownership, options: argparse.Namespace, image: bytes, output: Output) -> Runner:
+    async with ownership.opened_store() as store:
+        assert store is not None
+        shelf = RecordsShelf(ownership.directory(options.host), "sterna holder")
+        return await claim_first(
+            shelf,
+            store,
+            options.guest_id,
+            options.host,
+            image,
+            silent=lambda error: output.say(f"the lease store does not answer, asking on: {error}"),
+        )
 
 
 def check_size(memory: int, *, copies: int = 1) -> None:
@@ -128,7 +155,7 @@ def _options(**fields: object) -> argparse.Namespace:
         "seed": 1,
         "guest_id": secrets.token_bytes(16),
         "epoch": 1,
-        "host": socket.gethostname()[:255],
+        "no_post_copy": False,
         "runner": secrets.token_bytes(16),
     }
     return argparse.Namespace(**fixed, **fields)

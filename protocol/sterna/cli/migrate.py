@@ -28,24 +28,29 @@ from sterna.cli.exits import Exit, exit_of_outcome
 from sterna.cli.follow import Reporter
 from sterna.cli.hints import hinted
 from sterna.cli.output import Output
+from sterna.cli.ownership import UNDECIDED_AFTER_S, Ownership
+from sterna.cli.taking_up import asker, decided, judgement_text, newest_epoch, recovered_fields
 from sterna.cli.units import Duration, Json, Rate
 from sterna.core.events import Outcome, Result
 from sterna.core.policy import PolicySettings, estimate_fixed_cost_s
 from sterna.core.words import duration_text, size_text
 from sterna.errors import ConfigError, GuestError, LocalProtocolError
-from sterna.guest.holder_client import HolderConnection, connect_holder
+from sterna.guest.holder_client import HolderConnection, HolderStatus, connect_holder
 from sterna.host.agent import PeerListHost, rejection
 from sterna.host.evidence import SOURCE_IMAGE, WARNING, Evidence
 from sterna.host.failpoint import failpoint
 from sterna.host.held import DepartingGuest
 from sterna.host.peers import PeerList
+from sterna.host.records_shelf import Keeper, RecordsShelf
+from sterna.host.recovery import HeldImage, Recovered, Recovery, attach_to, guest_in
+from sterna.host.slots import Slot
 from sterna.net.connect import Address, connect, parse_address
 from sterna.net.endpoint import Options, Source
 from sterna.net.identity import check_name
 from sterna.net.tls import CheckPeer, TlsConfig
 from sterna.net.transport import Transport
 from sterna.observe.recording import Side
-from sterna.registry import ErrorCode
+from sterna.registry import ErrorCode, Owner
 
 
 def migrate(
@@ -54,10 +59,12 @@ def migrate(
     holder: Path,
     peer: Annotated[str, Parameter(show_default=False)] = "",
     security: Security = Security(),  # noqa: B008 - frozen
+    ownership: Ownership = Ownership(),  # noqa: B008 - frozen
     bandwidth: Annotated[Rate | None, Parameter(show_default=False)] = None,
     downtime: Duration = 0.3,
     max_rounds: int = 30,
     patience: Annotated[Duration | None, Parameter(show_default=False)] = None,
+    undecided_after: Duration = UNDECIDED_AFTER_S,
     evidence: PathOption = None,
     record: PathOption = None,
     follow: Flag = False,
@@ -76,11 +83,13 @@ def migrate(
         downtime: how long the guest may stand still.
         max_rounds: give up, or slow the guest down, after so many rounds.
         patience: wait no longer than this for the other side, in any phase.
+        undecided_after: ask so long, after a handover whose end is not known, who owns the guest.
         evidence: directory for source.img, the guest's memory at the pause.
         record: file for everything that passes on the connection; `sterna inspect` reads it.
         follow: every event as a line of JSON on stdout.
         die_with: cancel when the process of this number ends.
         security: who this host is and whom it talks to.
+        ownership: what says who owns a guest, whatever happens.
         json: one JSON object on stdout.
     """
     output = Output(json=json)
@@ -90,7 +99,9 @@ def migrate(
         holder=holder,
         peer=check_name(peer) if peer else "",
         security=security,
+        ownership=ownership,
         options=Options(
+            lease_store=bool(ownership.store),
             on_event=reporter.on_event,
             bandwidth_bytes_s=bandwidth,
             deadlines=deadlines(patience),
@@ -98,6 +109,7 @@ def migrate(
         ),
         downtime_s=downtime,
         max_rounds=max_rounds,
+        undecided_after_s=undecided_after,
         evidence=None if evidence is None else Evidence(evidence),
         record=record,
         reporter=reporter,
@@ -115,9 +127,11 @@ class _Job:
     holder: Path
     peer: str
     security: Security
+    ownership: Ownership
     options: Options
     downtime_s: float
     max_rounds: int
+    undecided_after_s: float
     evidence: Evidence | None
     reporter: Reporter
     die_with: int | None
@@ -141,28 +155,95 @@ class _Job:
             self.reporter.notice(INSECURE)
         if self.evidence is not None:
             self.reporter.notice(f"{self.evidence.path(SOURCE_IMAGE)} {WARNING}")
+        guest = await self._look()
         async with (
             recorded(self.record, Side.SOURCE, self.reporter) as recording,
-            await self._attach() as connection,
+            self.ownership.opened_store() as store,
         ):
-            if connection.attached.state not in {"running", "paused"}:
-                raise _not_here(connection)
-            guest = await DepartingGuest.open(connection)
-            assert isinstance(guest, DepartingGuest)
-            guest.evidence = self.evidence
-            transport = recording.wrap(await self._connect(tls))
-            try:
-                host = PeerListHost(self.security.own_name, peers)
-                result = await self._migrate(guest, transport, host, ending)
-                return await self._conclude(guest, transport, result, recording)
-            finally:
-                transport.abort()
+            name = self.security.own_name
+            shelf = RecordsShelf(self.ownership.directory(name), "sterna migrate")
+            host = PeerListHost(name, peers, shelf=shelf, store=store, tell=self.reporter.notice)
+            async with shelf.opened(guest) as keeper:
+                assert keeper is not None
+                return await self._send_known(host, keeper, tls, ending, recording)
 
-    async def _attach(self) -> HolderConnection:
+    async def _look(self) -> bytes:
+        """The id of the guest that the holder keeps; nobody is kept out by that."""
         try:
-            return await connect_holder(self.holder)
+            async with await connect_holder(self.holder, role="observer") as connection:
+                guest, status = await guest_in(connection), connection.attached
+                if guest is None:
+                    raise _not_here(status)
+                return guest
         except GuestError as error:
             raise holder_missing(error, self.holder, "") from error
+
+    async def _send_known(
+        self,
+        host: PeerListHost,
+        keeper: Keeper,
+        tls: TlsConfig | None,
+        ending: Ending,
+        recording: Recording,
+    ) -> Exit:
+        """Bring an earlier session of the guest to its end, then send it, if it is here."""
+        async with await self._attach(keeper) as connection:
+            guest = keeper.history.guest
+            ask = asker(guest, tls, self.options, (self.address,))
+            recovery = Recovery(
+                host.name,
+                keeper,
+                HeldImage(connection, guest),
+                store=host.store,
+                ask=ask,
+                within_s=self.undecided_after_s,
+                tell=self.reporter.notice,
+            )
+            recovered = await _interruptible(recovery, ending)
+            if recovered is not None and not recovered.runs_here:
+                return self._settled(recovered)
+            status = await connection.status()
+            if status.state not in {"running", "paused"}:
+                raise _not_here(status)
+            await self._check_store(host, guest, status)
+            departing = await DepartingGuest.open(connection)
+            assert isinstance(departing, DepartingGuest)
+            departing.evidence = self.evidence
+            transport = recording.wrap(await self._connect(tls))
+            try:
+                result = await self._migrate(departing, status, transport, host, ending)
+            finally:
+                transport.abort()
+            recovered = None
+            if result.outcome is Outcome.UNDECIDED:
+                recovered = await _interruptible(recovery.anew(), ending)
+            return await self._conclude(departing, transport, result, recording, recovered)
+
+    async def _attach(self, keeper: Keeper) -> HolderConnection:
+        try:
+            return await attach_to(self.holder, partial(newest_epoch, keeper.history))
+        except GuestError as error:
+            raise holder_missing(error, self.holder, "") from error
+
+    async def _check_store(self, host: PeerListHost, guest: bytes, status: HolderStatus) -> None:
+        """The holder and the store agree who runs the guest; nothing is sent before that."""
+        if host.store is None:
+            return
+        newest = await host.store.newest(guest)
+        if newest == Slot(status.epoch, status.runner):
+            return
+        if newest is None:
+            raise ConfigError(
+                f"the guest has no slot in {self.ownership.store}: its holder was started without a store. "
+                "Send it without --store, or start guests with sterna holder --store"
+            )
+        raise LocalProtocolError(
+            ErrorCode.STALE_EPOCH,
+            f"the guest runs here under epoch {status.epoch} as {status.runner.host!r}, "
+            f"but its newest slot is {newest.epoch}, of {newest.runner.host!r}: "
+            "sterna verdict tells who owns it",
+            clause="ONE-9",
+        )
 
     async def _connect(self, tls: TlsConfig | None) -> Transport:
         transport = await connect(
@@ -176,16 +257,20 @@ class _Job:
         return (lambda _identity, _fingerprint: None) if peers is None else peers.check_peer
 
     async def _migrate(
-        self, guest: DepartingGuest, transport: Transport, host: PeerListHost, ending: Ending
+        self,
+        guest: DepartingGuest,
+        status: HolderStatus,
+        transport: Transport,
+        host: PeerListHost,
+        ending: Ending,
     ) -> Result:
-        attached = guest.connection.attached
         self._introduce(guest, transport)
-        with host.session() as session:
+        async with host.session(transport.peer, str(self.address)) as session:
             source = Source(
                 guest,
                 transport,
-                epoch=attached.epoch,
-                runner=attached.runner,
+                epoch=status.epoch,
+                runner=status.runner,
                 host=session,
                 options=replace(self.options, policy=self._policy(guest)),
             )
@@ -230,9 +315,38 @@ class _Job:
         else:
             self.reporter.notice("cancelling: the guest runs on here")
 
+    def _settled(self, recovered: Recovered) -> Exit:
+        """An earlier session of the guest has ended, or nobody knows how; there is nothing to send."""
+        _check_lost(recovered)
+        if recovered.judgement.owner is Owner.DESTINATION and not recovered.acted:
+            text = f"it runs elsewhere under epoch {recovered.judgement.epoch}"
+            raise GuestError(f"{text}: {judgement_text(recovered.judgement)}", ErrorCode.TOO_LATE)
+        here = (
+            ""
+            if recovered.judgement.owner is Owner.UNDECIDED
+            else f" under epoch {recovered.judgement.epoch}"
+        )
+        result = decided(Result(Outcome.UNDECIDED, session=recovered.session.session), recovered)
+        self.reporter.result(
+            {"role": "source", **result_fields(result), "recovered": recovered_fields(recovered)}
+        )
+        owner = recovered.judgement.owner.name.lower()
+        self.reporter.say(
+            f"an earlier session of this guest: {owner}{here}: {judgement_text(recovered.judgement)}"
+        )
+        return exit_of_outcome(result.outcome, result.code)
+
     async def _conclude(
-        self, guest: DepartingGuest, transport: Transport, result: Result, recording: Recording
+        self,
+        guest: DepartingGuest,
+        transport: Transport,
+        result: Result,
+        recording: Recording,
+        recovered: Recovered | None,
     ) -> Exit:
+        if recovered is not None:
+            _check_lost(recovered)
+            result = decided(result, recovered)
         figures: Fields | None
         try:
             figures = holder_fields(await guest.connection.status())
@@ -248,9 +362,12 @@ class _Job:
             "holder": figures,
             "evidence_failures": [] if self.evidence is None else self.evidence.failures,
             "recording_failures": recording.failures,
+            "recovered": None if recovered is None else recovered_fields(recovered),
         }
         self.reporter.result(fields)
         self.reporter.say(_sentence(result, transport))
+        if recovered is not None:
+            self.reporter.say(judgement_text(recovered.judgement))
         return exit_of_outcome(result.outcome, result.code)
 
 
@@ -258,10 +375,24 @@ def _guest_fields(guest: DepartingGuest) -> Fields:
     return {"id": guest.description.id.hex(), "name": guest.description.name}
 
 
-def _not_here(connection: HolderConnection) -> GuestError | ConfigError:
-    state = connection.attached.state
+async def _interruptible(recovery: Recovery, ending: Ending) -> Recovered | None:
+    """Run it; the first wish to end only ends its waiting."""
+    ending.ask = lambda _: recovery.stop()
+    try:
+        return await recovery.run()
+    finally:
+        ending.ask = None
+
+
+def _check_lost(recovered: Recovered) -> None:
+    if recovered.lost:
+        raise GuestError(recovered.judgement.why, ErrorCode.GUEST_LOST)
+
+
+def _not_here(status: HolderStatus) -> GuestError | ConfigError:
+    state = status.state
     if state in {"granted", "released"}:
-        detail = f"the guest was granted to another host at epoch {connection.attached.granted_epoch}"
+        detail = f"the guest was granted to another host at epoch {status.granted_epoch}"
         return GuestError(detail, ErrorCode.TOO_LATE)
     return ConfigError(f"there is no guest to send: the holder is {state}")
 
@@ -282,8 +413,6 @@ def _sentence(result: Result, transport: Transport) -> str:
                 f"{size_text(result.bytes_sent)} in {duration_text(result.seconds)}{stood}"
                 f"{kept if result.outcome is Outcome.MOVED else ''}"
             )
-        case Outcome.STRANDED:
-            return f"the guest runs there, and pages that it needs are here{why}"
         case Outcome.ROLLED_BACK | Outcome.SUSPENDED:
             return hinted(f"the guest runs on here{why}", result.error)
         case Outcome.UNDECIDED if result.verdict is not None and result.verdict.handed_back:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,9 @@ from sterna.cli.events import Fields, connection_fields, holder_fields, result_f
 from sterna.cli.exits import Exit, exit_of_outcome
 from sterna.cli.follow import ConnectionReporter, Reporter, error_fields
 from sterna.cli.output import Output
+from sterna.cli.ownership import Ownership
 from sterna.cli.spawned import spawned_holder
+from sterna.cli.taking_up import TakingUp, arrived
 from sterna.cli.units import Duration, Json, Size
 from sterna.core.events import Outcome, Result
 from sterna.core.words import duration_text, size_text
@@ -39,6 +42,7 @@ from sterna.host.evidence import DESTINATION_IMAGE, WARNING, Evidence
 from sterna.host.failpoint import failpoint
 from sterna.host.held import ROOM, ArrivingGuest
 from sterna.host.peers import PeerList
+from sterna.host.records_shelf import RecordsShelf
 from sterna.limits import Limits
 from sterna.net.connect import Address, parse_address
 from sterna.net.endpoint import Destination, Options
@@ -54,6 +58,7 @@ def serve(
     holder: Path,
     spawn_holder: Flag = False,
     security: Security = Security(),  # noqa: B008 - frozen
+    ownership: Ownership = Ownership(),  # noqa: B008 - frozen
     once: Flag = False,
     memory_limit: Annotated[Size | None, Parameter(show_default=False)] = None,
     patience: Annotated[Duration | None, Parameter(show_default=False)] = None,
@@ -85,6 +90,7 @@ def serve(
         follow: every event as a line of JSON on stdout.
         die_with: end when the process of this number ends.
         security: who this host is and whom it talks to; with --pki a peer list is needed, too.
+        ownership: what says who owns a guest, whatever happens.
         json: one JSON object on stdout.
     """
     output = Output(json=json)
@@ -94,7 +100,9 @@ def serve(
         holder=holder,
         spawn_holder=spawn_holder,
         security=security,
+        ownership=ownership,
         options=Options(
+            lease_store=bool(ownership.store),
             deadlines=deadlines(patience),
             on_request=failpoint(),
             limits=Limits() if memory_limit is None else Limits(memory_bytes=memory_limit),
@@ -117,6 +125,7 @@ class _Job:
     holder: Path
     spawn_holder: bool
     security: Security
+    ownership: Ownership
     options: Options
     once: bool
     evidence: Evidence | None
@@ -127,6 +136,7 @@ class _Job:
     connections: int = 0
     last: Fields = field(default_factory=dict)
     exit_code: Exit = Exit.OK
+    _taking_up: TakingUp = field(init=False)
     _recording: Recording = field(default_factory=Recording)
     _running: set[Destination] = field(default_factory=set)
     _stopping: bool = False
@@ -137,12 +147,15 @@ class _Job:
         async with trio.open_nursery() as nursery:
             ending = Ending(nursery.cancel_scope)
             await nursery.start(partial(ending.watch, process=self.die_with))
-            async with recorded(self.record, Side.DESTINATION, self.reporter) as self._recording:
-                if self.spawn_holder:
-                    async with spawned_holder(self.holder, self.reporter.say):
-                        await self._listen(ending, tls, peers)
-                else:
-                    await self._listen(ending, tls, peers)
+            async with (
+                recorded(self.record, Side.DESTINATION, self.reporter) as self._recording,
+                self.ownership.opened_store() as store,
+                spawned_holder(self.holder, self.reporter.say) if self.spawn_holder else nullcontext(),
+            ):
+                name = self.security.own_name
+                shelf = RecordsShelf(self.ownership.directory(name), "sterna serve")
+                host = PeerListHost(name, peers, shelf=shelf, store=store, tell=self.reporter.notice)
+                await self._listen(ending, tls, host)
             nursery.cancel_scope.cancel()
         if ending.interrupted or (self.once and not self.sessions):
             raise KeyboardInterrupt
@@ -154,13 +167,13 @@ class _Job:
         """What could not be recorded, in words."""
         return self._recording.failures
 
-    async def _check_holder(self) -> None:
-        """Say now what a peer would be told later."""
+    async def _check_holder(self, host: PeerListHost) -> None:
+        """Say now what a peer would be told later, unless the records know of the guest that is there."""
         try:
             state = await self._holder_state()
         except GuestError as error:
             raise holder_missing(error, self.holder, "--destination, or add --spawn-holder here") from error
-        if state not in ROOM:
+        if state not in ROOM and not any([session async for session in arrived(host.shelf)]):
             raise ConfigError(f"the holder at {self.holder} has a guest already: it is {state}")
 
     async def _holder_state(self) -> str:
@@ -178,15 +191,15 @@ class _Job:
             self.reporter.notice(INSECURE)
         return tls, peers
 
-    async def _listen(self, ending: Ending, tls: TlsConfig | None, peers: PeerList | None) -> None:
-        await self._check_holder()
+    async def _listen(self, ending: Ending, tls: TlsConfig | None, host: PeerListHost) -> None:
+        await self._check_holder(host)
         if self.evidence is not None:
             path = self.evidence.path(DESTINATION_IMAGE)
             self.reporter.notice(f"{path} {WARNING}; copying it lengthens the blackout a little")
-        host = PeerListHost(self.security.own_name, peers)
         ending.ask = self._stop
         with self._scope:
             async with trio.open_nursery() as nursery:
+                self._taking_up = TakingUp(host, self.holder, self.reporter, nursery)
                 accept = partial(
                     accept_peers,
                     self.address,
@@ -198,6 +211,7 @@ class _Job:
                 addresses = [str(address) for address in await nursery.start(accept)]
                 self.reporter.emit({"event": "listening", "addresses": addresses, "tls": tls is not None})
                 self.reporter.say(f"listening on {', '.join(addresses)} as {host.name}")
+                await self._taking_up.all()
 
     def _refused(self, peer: str, error: SternaError) -> None:
         self.reporter.emit({**error_fields(error), "event": "refused", "peer": peer})
@@ -209,7 +223,7 @@ class _Job:
         transport = self._recording.wrap(transport)
         reporter = self.reporter.of_connection(self.connections)
         reporter.emit({"event": "connected", **connection_fields(transport)})
-        with host.session() as session:
+        async with host.session(transport.peer) as session:
             arrival = _Arrival(self, session, reporter)
             options = replace(self.options, on_event=reporter.on_event)
             destination = Destination(arrival.make_guest, transport, host=session, options=options)
@@ -226,6 +240,8 @@ class _Job:
                 self._running.discard(destination)
         reporter.emit({"event": "session", **fields})
         self.reporter.say(_sentence(result, transport))
+        if result.outcome in {Outcome.UNDECIDED, Outcome.ANSWERED}:
+            self._taking_up.soon(session.guest)
         if session.admitted:
             self.sessions += 1
             self.last = fields
@@ -269,7 +285,16 @@ class _Arrival:
         self._job.reporter.say(
             f"{description.name!r} ({size_text(memory_bytes)}) comes from {self._session.peer}"
         )
-        self._guest = ArrivingGuest(self._job.holder, self._session.authorise, self._job.evidence)
+        admission = self._session.admission
+        assert admission is not None
+        # What comes is this session's image, wherever it is found later [ONE-52].
+        self._guest = ArrivingGuest(
+            self._job.holder,
+            self._session.authorise,
+            self._job.evidence,
+            image=admission.session,
+            kept=self._job._taking_up.kept,
+        )
         return self._guest
 
     async def conclude(self, transport: Transport, result: Result) -> Fields:
@@ -284,7 +309,7 @@ class _Arrival:
             "guest": None if about is None else {"id": about.id.hex(), "name": about.name},
             **connection_fields(transport),
             **result_fields(result),
-            "runs": result.outcome in {Outcome.COMPLETED, Outcome.MOVED, Outcome.STRANDED},
+            "runs": result.outcome in {Outcome.COMPLETED, Outcome.MOVED},
             "holder": None if status is None else holder_fields(status),
             "evidence_failures": [] if evidence is None else evidence.failures,
             "recording_failures": self._job.recording_failures,
@@ -295,11 +320,6 @@ def _anybody(_identity: str, _fingerprint: bytes) -> None:
     """Never asked: without a peer list there is no TLS."""
 
 
-def _missing(result: Result) -> int:
-    after = result.after
-    return 0 if after is None else after.stale - after.demanded - after.pushed
-
-
 def _sentence(result: Result, transport: Transport) -> str:
     """How a session ended, for people."""
     why = "" if result.error is None else f": {result.error}"
@@ -307,15 +327,13 @@ def _sentence(result: Result, transport: Transport) -> str:
         case Outcome.COMPLETED | Outcome.MOVED:
             stood = "" if result.blackout_s is None else f", {duration_text(result.blackout_s)} after READY"
             return f"the guest runs here{stood}: {size_text(result.bytes_received)} from {transport.peer}"
-        case Outcome.STRANDED:
-            return (
-                f"the guest runs here, and waits for pages that are still at the source{why}. "
-                f"{_missing(result)} pages are missing: keep the source's image"
-            )
         case Outcome.UNDECIDED:
             return (
                 f"permission to run the guest has come, but it does not run here{why}. It stays paused at "
                 "the source: make certain that it cannot run here before it is run again there"
             )
+        case Outcome.ANSWERED:
+            owner = "nobody knows who" if result.verdict is None else result.verdict.owner.name.lower()
+            return f"{transport.peer} has asked who owns a guest: {owner}"
         case _:
             return f"the guest has not come{why}"

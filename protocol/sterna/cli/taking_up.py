@@ -1,0 +1,204 @@
+"""What commands do about a session whose end is not known: what they ask whom, and how they tell of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from sterna.cli.events import Fields
+from sterna.cli.follow import Reporter
+from sterna.core.events import Outcome, Result
+from sterna.core.history import History
+from sterna.core.records import SessionRecord, Side
+from sterna.core.recovery import open_session
+from sterna.core.verdict import Judgement
+from sterna.errors import RecordError, SternaError, TransportError
+from sterna.guest.holder_client import HolderStatus
+from sterna.host.agent import PeerListHost, rejection
+from sterna.host.records_keeper import peek
+from sterna.host.records_shelf import Keeper, RecordsShelf
+from sterna.host.recovery import Ask, Recovered, Recovery, held_image
+from sterna.net.connect import Address, connect, parse_address
+from sterna.net.endpoint import Options
+from sterna.net.question import ask_who_owns
+from sterna.net.tls import TlsConfig
+from sterna.registry import ErrorCode, Owner
+from sterna.wire.records import Runner, Verdict
+
+
+def asker(guest: bytes, tls: TlsConfig | None, options: Options, places: Sequence[Address] = ()) -> Ask:
+    """Asks the destination of a session who owns the guest.
+
+    Args:
+        guest: its id.
+        tls: this host's certificate; None for plaintext.
+        options: of the endpoint.
+        places: where the destination may be found now, tried before the address that is on record.
+    """
+
+    async def ask(session: SessionRecord, runner: Runner) -> Verdict:
+        trouble = TransportError(ErrorCode.CONNECT_FAILED, "no address of the destination is known")
+        recorded = [parse_address(session.address)] if session.address else []
+        for place in dict.fromkeys([*places, *recorded]):
+            try:
+                transport = await connect(
+                    place,
+                    tls=tls,
+                    # The token is for the session's peer alone [SEC-5].
+                    expected=session.peer or None,
+                    farewell=None if tls is None else rejection,
+                )
+            except TransportError as error:
+                trouble = error
+                continue
+            return await ask_who_owns(
+                transport,
+                guest=guest,
+                epoch=session.epoch,
+                session=session.session,
+                token=session.token,
+                runner=runner,
+                options=replace(options, on_event=lambda _: None),
+            )
+        raise trouble
+
+    return ask
+
+
+def newest_epoch(history: History, status: HolderStatus) -> int:
+    """The newest epoch that this host knows of, for a controller of a holder with this status [HOL-13].
+
+    Its mark is known to the host that has opened a session for it [ONE-61].
+    """
+    sessions = (each for each in history.each(SessionRecord) if each.side is Side.SOURCE)
+    known = any(each.epoch + 1 == status.granted_epoch for each in sessions)
+    epochs = (getattr(record, "epoch", 0) for record in history.records)
+    return max((status.epoch, status.granted_epoch if known else 0, *epochs))
+
+
+async def arrived(shelf: RecordsShelf) -> AsyncIterator[SessionRecord]:
+    """Sessions in which a guest was handed over to this host, and that somebody may still ask for."""
+    assert shelf.directory is not None
+    for guest in shelf.guests():
+        with suppress(RecordError):
+            history = await peek(shelf.directory, guest)
+            session = open_session(history)
+            if session is not None and session.side is Side.DESTINATION:
+                yield session
+
+
+class TakingUp:
+    """Guests that were handed over to an endpoint of this host that has not come to the end.
+
+    Args:
+        host: whose records and store.
+        holder: the socket of the holder in which they may be.
+        reporter: told of what is done.
+        nursery: in which `soon` works.
+
+    Attributes:
+        kept: images in the holder that are kept until it is decided who owns them.
+    """
+
+    def __init__(self, host: PeerListHost, holder: Path, reporter: Reporter, nursery: trio.Nursery) -> None:
+        self.kept: set[bytes] = set()
+        self._host = host
+        self._holder = holder
+        self._reporter = reporter
+        self._nursery = nursery
+        self._turn = trio.Lock()
+
+    async def all(self) -> None:
+        """Take up what is in the records."""
+        for guest in self._host.shelf.guests():
+            self.soon(guest)
+
+    def soon(self, guest: bytes) -> None:
+        """Take up what the guest's records show, if there is something."""
+        self._nursery.start_soon(self._take_up, guest)
+
+    async def _take_up(self, guest: bytes) -> None:
+        try:
+            async with self._turn, self._host.shelf.opened(guest, make=False) as keeper:
+                session = None if keeper is None else open_session(keeper.history)
+                if keeper is not None and session is not None and _is_unfinished(keeper.history, session):
+                    await self._recover(keeper, session)
+        except SternaError as error:
+            self._reporter.notice(f"guest {guest.hex()} is not taken up: {error}")
+
+    async def _recover(self, keeper: Keeper, session: SessionRecord) -> None:
+        async with held_image(self._holder, partial(newest_epoch, keeper.history)) as image:
+            recovery = Recovery(
+                self._host.name, keeper, image, store=self._host.store, tell=self._reporter.notice
+            )
+            recovered = await recovery.run()
+        if recovered is None:
+            return
+        if recovered.judgement.owner is Owner.UNDECIDED:
+            self.kept.add(session.session)
+        else:
+            self.kept.discard(session.session)
+        fields = recovered_fields(recovered)
+        self._reporter.emit({"event": "recovered", "guest": keeper.history.guest.hex(), **fields})
+        self._reporter.say(f"guest {keeper.history.guest.hex()}: {recovered_text(recovered)}")
+
+
+def _is_unfinished(history: History, session: SessionRecord) -> bool:
+    """Whether a destination may have something left to do: COMPLETE is noted when the guest runs."""
+    if session.side is not Side.DESTINATION:
+        return False
+    return history.complete(session.session) is None and not history.released(session.session)
+
+
+def decided(result: Result, recovered: Recovered) -> Result:
+    """A session's end, of which more is known by now: who owns the guest."""
+    match recovered.judgement.owner:
+        case Owner.SOURCE:
+            outcome = Outcome.ROLLED_BACK
+        case Owner.DESTINATION:
+            outcome = Outcome.MOVED
+        case _:
+            return replace(result, outcome=Outcome.UNDECIDED, code=result.code or ErrorCode.UNDECIDED)
+    return replace(result, outcome=outcome, epoch=recovered.judgement.epoch)
+
+
+def judgement_fields(judgement: Judgement) -> Fields:
+    """Who owns a guest, for programs."""
+    return {
+        "owner": judgement.owner.name.lower(),
+        "epoch": judgement.epoch or None,
+        "why": judgement.why,
+        "clause": judgement.clause,
+        "next": judgement.step.value,
+    }
+
+
+def recovered_fields(recovered: Recovered) -> Fields:
+    """How far a recovery came, for programs."""
+    return {
+        "session": recovered.session.session.hex(),
+        "side": recovered.session.side.value,
+        "acted": recovered.acted,
+        "lost": recovered.lost,
+        **judgement_fields(recovered.judgement),
+    }
+
+
+def recovered_text(recovered: Recovered) -> str:
+    """The same for people."""
+    judgement = recovered.judgement
+    if recovered.lost:
+        return f"guest_lost: {judgement.why}, and there is no image of it in the holder [ONE-34]"
+    if recovered.runs_here:
+        return f"it runs here under epoch {judgement.epoch}: {judgement.why} [{judgement.clause}]"
+    return f"{judgement.owner.name.lower()}: {judgement_text(judgement)}"
+
+
+def judgement_text(judgement: Judgement) -> str:
+    """The same for people."""
+    return f"{judgement.why} [{judgement.clause}]; next: {judgement.step.value}"

@@ -1,0 +1,124 @@
+"""How commands ask, and tell, who owns a guest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+
+from records_support import GUEST, ONE, OTHERS, OURS, RECEIVING, SENDING, TOKEN, TWO
+from sterna.cli.taking_up import (
+    arrived,
+    asker,
+    decided,
+    judgement_fields,
+    newest_epoch,
+    recovered_fields,
+    recovered_text,
+)
+from sterna.core.events import Outcome, Result
+from sterna.core.history import History
+from sterna.core.records import Claiming, Granted, SessionRecord, Side
+from sterna.core.verdict import Judgement, Step
+from sterna.errors import TransportError
+from sterna.guest.holder_client import HolderStatus
+from sterna.host.records_shelf import RecordsShelf
+from sterna.host.recovery import Recovered
+from sterna.net.connect import Address
+from sterna.net.endpoint import Destination, LocalHost, Options
+from sterna.net.listen import listen
+from sterna.net.transport import Transport
+from sterna.registry import ErrorCode, Owner
+from sterna.wire.records import NO_RUNNER, Hello, Verdict
+
+BACK = Verdict(Owner.SOURCE, 1, OTHERS, handed_back=True)
+
+
+def status(epoch: int, granted: int = 0) -> HolderStatus:
+    return HolderStatus("granted" if granted else "running", epoch, granted, OURS, "", False, {})
+
+
+def judged(owner: Owner, step: Step = Step.NONE, *, epoch: int = 2) -> Judgement:
+    return Judgement(owner, "for a reason", "ONE-9", step, epoch)
+
+
+def test_the_newest_epoch_is_what_records_and_holder_tell() -> None:
+    """[HOL-13] A mark is known to the host that has noted its session; another one may only read."""
+    nothing = History(GUEST)
+    assert newest_epoch(nothing, status(4)) == 4
+    assert newest_epoch(nothing, status(1, 2)) == 1
+    assert newest_epoch(History(GUEST, (SENDING,)), status(1, 2)) == 2
+    assert newest_epoch(History(GUEST, (SENDING, Granted(ONE, 2))), status(1)) == 2
+    assert newest_epoch(History(GUEST, (RECEIVING, Claiming(ONE, 2, OURS, ONE))), status(0)) == 2
+
+
+async def test_asked_is_where_the_destination_is_now_and_then_where_it_was(nursery: trio.Nursery) -> None:
+    """[ONE-15] [ONE-60]"""
+    asked: list[Hello] = []
+
+    class Knowing(LocalHost):
+        async def verdict(self, hello: Hello) -> Verdict:
+            asked.append(hello)
+            return BACK
+
+    async def serve(transport: Transport) -> None:
+        await Destination(lambda _: pytest.fail("a room"), transport, host=Knowing()).run()
+
+    async def run(task_status: trio.TaskStatus[list[Address]]) -> None:
+        await listen(Address("127.0.0.1", 0), serve, tls=None, task_status=task_status)
+
+    (place,) = await nursery.start(run)
+    session = replace(SENDING, peer="", address="127.0.0.1:1")
+    for now, then in (((place,), session), ((), replace(session, address=str(place)))):
+        assert await asker(GUEST, None, Options(), now)(then, OURS) == BACK
+    assert [(each.session, each.token, each.epoch) for each in asked] == 2 * [(ONE, TOKEN, 1)]
+    with pytest.raises(TransportError) as caught:
+        await asker(GUEST, None, Options())(session, NO_RUNNER)
+    assert caught.value.code is ErrorCode.CONNECT_FAILED
+    with pytest.raises(TransportError, match="no address"):
+        await asker(GUEST, None, Options())(replace(session, address=""), NO_RUNNER)
+
+
+async def test_sessions_that_have_arrived(tmp_path: Path) -> None:
+    """Those in which HANDOVER has come; a guest whose records are damaged is passed over."""
+    shelf = RecordsShelf(tmp_path)
+    other, broken = b"o" * 16, b"b" * 16
+    async with shelf.opened(GUEST) as keeper, shelf.opened(other) as sender, shelf.opened(broken) as bad:
+        assert keeper is not None
+        assert sender is not None
+        assert bad is not None
+        await keeper.append(RECEIVING)
+        assert [each async for each in arrived(shelf)] == []
+        await keeper.append(Claiming(ONE, 2, OURS, ONE))
+        await sender.append(SessionRecord(TWO, 1, Side.SOURCE, TOKEN, "there"))
+        await sender.append(Granted(TWO, 2))
+        await bad.append(RECEIVING)
+    (tmp_path / broken.hex() / "head").unlink()
+    assert [each async for each in arrived(shelf)] == [RECEIVING]
+
+
+@pytest.mark.parametrize(
+    ("owner", "outcome", "code"),
+    [
+        (Owner.SOURCE, Outcome.ROLLED_BACK, None),
+        (Owner.DESTINATION, Outcome.MOVED, None),
+        (Owner.UNDECIDED, Outcome.UNDECIDED, ErrorCode.UNDECIDED),
+    ],
+)
+def test_a_session_s_end_once_it_is_decided(owner: Owner, outcome: Outcome, code: ErrorCode | None) -> None:
+    result = decided(Result(Outcome.UNDECIDED), Recovered(SENDING, judged(owner)))
+    assert (result.outcome, result.code) == (outcome, code)
+
+
+def test_what_is_told() -> None:
+    fields = judgement_fields(judged(Owner.UNDECIDED, Step.ASK, epoch=0))
+    assert fields["owner"] == "undecided"
+    assert fields["epoch"] is None
+    assert (fields["clause"], fields["next"]) == ("ONE-9", Step.ASK.value)
+    recovered = Recovered(RECEIVING, judged(Owner.DESTINATION), acted=True)
+    assert recovered_fields(recovered)["side"] == "destination"
+    assert "runs here under epoch 2" in recovered_text(recovered)
+    assert "guest_lost" in recovered_text(replace(recovered, lost=True))
+    assert recovered_text(Recovered(RECEIVING, judged(Owner.SOURCE))).startswith("source: for a reason")
