@@ -278,9 +278,10 @@ def _commit() -> Rows:
         moved("complete-003 running-twice: runs twice [CON-3]", do.instead(running), E.UNEXPECTED_FRAME),
         moved("complete-010 hands-back: hands back what runs [CON-3]", handed_back, E.UNEXPECTED_FRAME),
         moved(
-            "complete-004 page-request: asks for pages after stop-and-copy [CON-5]",
+            "complete-004 page-request: asks for pages after stop-and-copy [CON-5 NEG-7]",
             do.instead(Say(PageRequest(1, 0, 1))),
             E.UNSUPPORTED,
+            E.NOT_SELECTED,
         ),
         moved(
             "complete-005 never: does not complete [CMP-2 CON-74]",

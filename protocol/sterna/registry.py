@@ -373,12 +373,14 @@ IMPLEMENTED_FRAMES: Final[frozenset[FrameType]] = frozenset(
         FrameType.SWITCHOVER,
         FrameType.READY,
         FrameType.NOT_READY,
+        FrameType.DIRTY_BITMAP,
         FrameType.STATE,
         FrameType.SEAL,
         FrameType.LOADED,
         FrameType.HANDOVER,
         FrameType.RUNNING,
         FrameType.HANDBACK,
+        FrameType.PAGE_REQUEST,
         FrameType.COMPLETE,
         FrameType.RELEASE,
         FrameType.BYE,
@@ -393,6 +395,8 @@ IMPLEMENTED_FRAMES: Final[frozenset[FrameType]] = frozenset(
 IMPLEMENTED_FEATURES: Final[frozenset[Feature]] = frozenset(
     {
         Feature.STOP_AND_COPY,
+        Feature.BITMAP,
+        Feature.POST_COPY,
         Feature.RESUME,
         Feature.LEASE_STORE,
         Feature.PROGRESS,
@@ -419,6 +423,8 @@ IMPLEMENTED_MODES: Final[frozenset[Mode]] = frozenset(
 IMPLEMENTED_STYLES: Final[frozenset[Style]] = frozenset(
     {
         Style.STOP_AND_COPY,
+        Style.BITMAP,
+        Style.POST_COPY,
     }
 )
 

@@ -22,6 +22,8 @@ from sterna.core.events import (
     Decided,
     Finished,
     Outcome,
+    PagesFollow,
+    PagesFollowed,
     PeerProgress,
     PhaseEntered,
     Result,
@@ -30,6 +32,7 @@ from sterna.core.events import (
     SessionOpened,
 )
 from sterna.core.policy import Action, Decision, RoundStats
+from sterna.core.serving import AfterStats
 from sterna.errors import GuestError
 from sterna.guest.holder_client import HolderStatus
 from sterna.net.transport import Peer, TlsInfo, Transport
@@ -44,6 +47,8 @@ EVENTS = {
     "round_started": RoundStarted(3, 100, last=True),
     "round_finished": RoundFinished(STATS),
     "decided": Decided(Decision(Action.THROTTLE, 0.2, 1.5, 1e9, 2e9, "too much")),
+    "pages_follow": PagesFollow(HUGE),
+    "pages_followed": PagesFollowed(AfterStats(5, 2, 3, seconds=0.5)),
     "peer_progress": PeerProgress(Progress(Phase.ROUNDS, 2, HUGE, HUGE, HUGE, HUGE, HUGE, HUGE)),
     "finished": Finished(Result(Outcome.ROLLED_BACK, ErrorCode.CANCELLED)),
 }

@@ -12,10 +12,12 @@ import numpy as np
 
 from sterna.core import events as e
 from sterna.core.destination import DestinationConfig, DestinationMachine
-from sterna.core.negotiate import VERSION, offer
+from sterna.core.negotiate import BASE_FEATURES, VERSION, offer
+from sterna.core.policy import PolicySettings
 from sterna.core.session import Session
 from sterna.core.source import SourceConfig, SourceMachine
 from sterna.core.state import fragments
+from sterna.core.style import offer_for
 from sterna.core.tables import TERMINAL, DestinationState, SourceState, State
 from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription
@@ -25,8 +27,10 @@ from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import EncodedBatch, RegionPages
 from sterna.memory.regions import RegionTable
 from sterna.registry import (
+    BitmapEncoding,
     Checksum,
     ErrorCode,
+    Feature,
     Mode,
     Owner,
     StateKind,
@@ -56,6 +60,7 @@ GUEST = r.Guest("guest", 0, 1, 4096, (REGION,))
 VERDICT = r.Verdict(Owner.DESTINATION, EPOCH + 1, THERE)
 IMAGE = b"\x11" * PAGE + b"\x22" * PAGE + bytes(2 * PAGE)
 SECTION = r.StateSection(StateKind.WORKLOAD, 1, b"registers")
+EARLY_FEATURES = tuple(r.FeatureChoice(each.id, each.parameter) for each in offer_for("bitmap"))
 ALL_FEATURES = tuple(r.FeatureChoice(each.id, each.parameter) for each in offer())
 
 _SENDING = {SourceState.ROUND, SourceState.BLACKOUT}  # there, what is taken leads on
@@ -388,6 +393,68 @@ class DestinationRig(Rig):
         return r.Seal(**fields | changes)
 
 
+class ServingRig(SourceRig):
+    """A source whose guest runs before pages 1 and 2 are there; `batch` is what it sends of them."""
+
+    def __init__(self, **changes: object) -> None:
+        policy = PolicySettings(switchover="bitmap", max_rounds=1)
+        super().__init__(policy=policy, features=offer_for("bitmap"), **changes)
+
+    def welcome(self, **changes: object) -> r.Welcome:
+        """A WELCOME that selects everything that is offered."""
+        return super().welcome(**{"features": EARLY_FEATURES, **changes})
+
+    def running_early(self) -> None:
+        """RUNNING; what follows stays in the machine."""
+        self.say(r.Running(EPOCH + 1, THERE))
+        self.do(e.Persist)
+
+
+class FetchingRig(DestinationRig):
+    """A destination whose guest runs before pages 1 and 2 are there."""
+
+    def __init__(self, **changes: object) -> None:
+        features = BASE_FEATURES | {Feature.BITMAP, Feature.POST_COPY}
+        super().__init__(**{"features": features, **changes})
+
+    def hello(self, **changes: object) -> r.Hello:
+        """A HELLO that offers all styles."""
+        more = {Feature.BITMAP: 0, Feature.POST_COPY: 0}
+        return super().hello(**{"features": offer(more=more), **changes})
+
+    def switchover(self, style: Style = Style.BITMAP) -> None:
+        """SWITCHOVER of the current attempt."""
+        self.say(r.Switchover(self.attempt, style))
+
+    def bitmap(self, first: int = 0, pages: bytes = b"\x06", bits: int = 4, **changes: object) -> None:
+        """DIRTY_BITMAP of some pages of the region."""
+        fields = {"attempt": self.attempt, "region": 0, "encoding": BitmapEncoding.PLAIN}
+        self.say(r.DirtyBitmap(**fields | {"first": first, "bits": bits, "data": pages} | changes))
+
+    def declare(self) -> None:
+        """Pages 1 and 2 are stale."""
+        self.bitmap()
+        self.digest.mark_stale(0, [1], [2])
+
+    def expect_and_load(self) -> None:
+        """Accesses are held, and the state is loaded."""
+        self.do(e.Expect)
+        self.do(e.LoadState)
+
+    def follow(
+        self, starts: Sequence[int] = (1,), counts: Sequence[int] = (2,), *, damage: bool = False
+    ) -> None:
+        """Pages that follow the guest, each run as a whole."""
+        pages = RegionPages(self.table, {0: memoryview(self.image)})
+        batch = pages.encode(0, starts, counts, whole=True)
+        table = batch.table(self.attempt, self.round + 1)
+        bulk = bytearray(b"".join(batch.buffers))
+        if damage:
+            bulk[0] ^= 1
+        self.say_bytes(self.encode(table, bytes(bulk)))
+        self.digest.record(table)
+
+
 class AskingRig(SourceRig):
     """A source that has nothing left but a question."""
 
@@ -459,6 +526,26 @@ def _scripts() -> None:
         (d.RELEASED, DestinationRig.release),
         (d.CLOSED, lambda rig: rig.say(r.Bye())),
     )
+    ServingRig.script = tuple(
+        {
+            s.BLACKOUT: (s.BLACKOUT, lambda rig: rig.do(e.CollectDirty, rig.dirty(1, 2))),
+            s.MOVED: (s.MOVED, ServingRig.running_early),
+        }.get(state, (state, step))
+        for state, step in SourceRig.script[: 1 + [state for state, _ in SourceRig.script].index(s.MOVED)]
+    )
+    states = [state for state, _ in DestinationRig.script]
+    seal, run = states.index(d.LOADING), states.index(d.COMPLETING)
+    FetchingRig.script = (
+        *DestinationRig.script[: seal - 1],
+        (d.FROZEN, FetchingRig.declare),
+        *DestinationRig.script[seal - 1 : seal + 1],
+        (d.LOADED, FetchingRig.expect_and_load),
+        *DestinationRig.script[seal + 2 : run],
+        (d.FETCHING, lambda rig: rig.do(e.RunGuest)),
+        (d.FETCHING, FetchingRig.follow),
+        (d.COMPLETING, lambda rig: rig.do(e.Installed)),
+        *DestinationRig.script[run + 1 :],
+    )
     AskingRig.script = ((s.ASKING, AskingRig.ask), (s.ANSWERED, lambda rig: rig.say(VERDICT)))
     AskedRig.script = (
         (d.ANSWERING, AskedRig.ask),
@@ -481,6 +568,8 @@ DESTINATION_STATES = (DestinationState.IDLE, *dict.fromkeys(state for state, _ i
 BOTH: list[tuple[type[Rig], State]] = [
     *((SourceRig, state) for state in SOURCE_STATES),
     *((DestinationRig, state) for state in DESTINATION_STATES),
+    (ServingRig, SourceState.MOVED),
+    (FetchingRig, DestinationState.FETCHING),
     (AskingRig, SourceState.ASKING),
     (AskedRig, DestinationState.ANSWERING),
     (HandingBackRig, DestinationState.HANDING_BACK),

@@ -75,7 +75,7 @@ def test_an_admission_that_no_welcome_can_carry(changes):
 def test_outcomes_read_as_words():
     assert e.Outcome.COMPLETED == "completed"
     assert {str(outcome) for outcome in e.Outcome} == {
-        "completed", "moved", "rolled_back", "undecided", "answered", "guest_failed", "suspended",
+        "completed", "moved", "stranded", "rolled_back", "undecided", "answered", "guest_failed", "suspended",
     }  # fmt: skip
 
 

@@ -97,6 +97,27 @@ def test_a_page_without_its_entry_seals_nothing():
         assert memory.sending.seal() == memory.arrived.value()
 
 
+def test_what_is_declared_stale_is_not_sent_in_the_blackout():
+    """[PCY-1] [PCY-2] [PCY-3] And follows later, from the round behind it [PCY-8]."""
+    memory = Memory()
+    memory.round()
+    memory.sending.written(memory.write(1, 2, 6))
+    assert not memory.sending.stale.any()
+    assert memory.sending.begin_empty(1, 0.0) == r.Round(1, 2, 0)
+    assert memory.sending.next_batch(20, zeros=True) is None
+    assert memory.sending.ending() == r.RoundEnd(1, 2, 0, 0)
+    assert memory.sending.stale.count() == 3
+    memory.arrived.mark_stale(3, [1, 6], [2, 1])
+    assert memory.sending.seal() == memory.arrived.value()
+    serving = memory.sending.serving(1, peer=Limits(), own=Limits())
+    table, _ = serving.next_batch(zeros=True)
+    assert (table.attempt, table.round, table.runs["first"].tolist()) == (1, 3, [1, 6])
+    memory.arrived.record(table)
+    assert memory.sending.complete() == memory.arrived.value()
+    memory.round()  # the attempt was taken back after all: it is pending as before
+    assert not memory.sending.stale.any()
+
+
 def test_zero_pages_where_they_were_not_selected():
     """[NEG-7]"""
     memory = Memory()

@@ -81,6 +81,7 @@ def expected(rig, state):
         return Outcome.ROLLED_BACK
     return {
         D.HANDING_BACK: Outcome.ROLLED_BACK,
+        D.FETCHING: Outcome.STRANDED,
         S.HANDED_OVER: Outcome.UNDECIDED,
         S.RELEASING: Outcome.COMPLETED,
         S.CLOSING: Outcome.COMPLETED,

@@ -278,7 +278,7 @@ def test_nobody_claims_but_a_destination_that_was_permitted_to(rig, state):
     rig = rig().until(state)
     asked = [*rig.asked, *rig.machine._requests]
     claims = [request for request in asked if isinstance(request, e.Claim)]
-    permitted = [D.CLAIMING, D.COMMITTING, D.HANDING_BACK, D.STARTING, D.COMPLETING]
+    permitted = [D.CLAIMING, D.COMMITTING, D.HANDING_BACK, D.STARTING, D.FETCHING, D.COMPLETING]
     permitted += [D.RUNNING, D.RELEASED, D.CLOSED]
     if not isinstance(rig, DestinationRig) or state not in permitted:
         assert claims == []

@@ -365,7 +365,7 @@ def test_the_policy_counts_the_state_that_is_expected(monkeypatch, most, expecte
         asked.append(state_bytes)
         return decide(history, remaining_bytes, state_bytes, *rest)
 
-    monkeypatch.setattr("sterna.core.source.decide", recorded)
+    monkeypatch.setattr("sterna.core.style.decide", recorded)
     SourceRig(guest=replace(GUEST, state_bytes=most), expected_state_bytes=expected).until(S.ROUND)
     assert asked == [counted]
 

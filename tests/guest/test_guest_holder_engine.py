@@ -530,7 +530,7 @@ ANYTHING = st.recursive(
     ),
     max_leaves=4,
 )
-NAMES = ["epoch", "share", "runner", "description", "sections", "id"]
+NAMES = ["epoch", "share", "runner", "description", "sections", "id", "bitmaps", "bytes"]
 
 
 @given(

@@ -339,6 +339,8 @@ def test_pages_that_are_expected_in_vain() -> None:
     with closing(guest):
         for _ in range(2):
             guest.reserve(description())
+            guest.expect({})
+            assert guest.late_pages is None
             guest.expect(everything)
             assert guest.late_pages is not None
             with pytest.raises(GuestError) as caught:

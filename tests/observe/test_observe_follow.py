@@ -86,6 +86,12 @@ def added(at: tuple[F, int], sender: Sender, record: r.Record) -> Tape:
     return TAPE.inserted(TAPE.where(*at), sender, record)
 
 
+def moved(of: tuple[F, int], to: tuple[F, int]) -> Tape:
+    """A frame comes once more, before another one."""
+    unit, at = TAPE[TAPE.where(*of)], TAPE.where(*to)
+    return Tape([*TAPE[:at], unit, *TAPE[at:]]).renumbered()
+
+
 def unanswered_round(tape: Tape) -> Tape:
     """The second round begins before the first is acknowledged."""
     return tape.swapped(F.ROUND_ACK, F.ROUND, 0, 1)
@@ -158,9 +164,21 @@ ALTERED = {
         S,
     ),
     "what is reserved": (
-        lambda: added((F.ROUND, 4), S, r.DirtyBitmap(1, 0, 0, 8, 0, b"\1")),
+        lambda: added((F.GUEST, 0), S, r.Attach(bytes(16), bytes(32), 0, 0)),
         "CON-5",
         E.UNSUPPORTED,
+        S,
+    ),
+    "what was not selected": (
+        lambda: added((F.STATE, 0), S, r.DirtyBitmap(1, 0, 0, 8, 0, b"\1")),
+        "NEG-7",
+        E.NOT_SELECTED,
+        S,
+    ),
+    "pages that follow where none was stale": (
+        lambda: moved((F.PAGES, -1), (F.COMPLETE, 0)),
+        "PCY-21",
+        E.UNEXPECTED_FRAME,
         S,
     ),
     "an attempt is taken back": (

@@ -57,9 +57,11 @@ def test_out_of_turn(at: int) -> None:
         F.HELLO: {F.WELCOME, F.REFUSE, F.VERDICT},
         F.GUEST: {F.ACCEPT, F.REFUSE},
         F.HANDOVER: {F.RUNNING, F.HANDBACK},
+        # Who sees RUNNING does not know whether pages follow: that is for whoever saw DIRTY_BITMAP.
+        F.RUNNING: {F.PAGES, F.PAGE_REQUEST, F.COMPLETE},
     }.get(state, set())
     if state is F.ROUND_END and MIGRATION[at][1] in {F.STATE, F.SEAL}:
-        due |= {F.STATE, F.SEAL}
+        due |= {F.DIRTY_BITMAP, F.STATE, F.SEAL}
     for frame in set(F) - ANYWHERE:
         for sender in (S, D):
             if FRAMES[frame].sender not in {sender, Sender.BOTH}:
@@ -81,6 +83,8 @@ def test_what_a_side_may_hear_the_other_may_send() -> None:
                 if FRAMES[frame].sender is OTHER[sender]:
                     continue
                 both = {S: copy(source), D: copy(destination)}
+                if frame is F.PAGES and DestinationState.RUNNING in both[D].states:
+                    continue  # they were under way when COMPLETE was sent, and move nobody
                 if both[OTHER[sender]].hears(frame):
                     assert both[sender].sends(frame), (frame, source.name, destination.name)
                     states = both[S].states, both[D].states
@@ -158,6 +162,7 @@ def test_a_blackout_without_pages_and_state() -> None:
 
 def test_what_is_reserved_is_known() -> None:
     """[CON-5]"""
-    assert after(F.READY)[D].knows_reserved(F.DIRTY_BITMAP)
+    assert after(F.WELCOME)[D].knows_reserved(F.ATTACH)
+    assert not after(F.ROUND_END)[D].knows_reserved(F.DIRTY_BITMAP)
     assert not after(F.HANDOVER)[S].knows_reserved(F.HANDBACK)
     assert not after(F.READY)[D].knows_reserved(F.HELD)

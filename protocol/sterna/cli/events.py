@@ -13,6 +13,8 @@ from sterna.core.events import (
     Decided,
     Event,
     Finished,
+    PagesFollow,
+    PagesFollowed,
     PeerProgress,
     PhaseEntered,
     Result,
@@ -23,9 +25,10 @@ from sterna.core.events import (
     Suspended,
 )
 from sterna.core.policy import RoundStats
+from sterna.core.serving import AfterStats
 from sterna.guest.holder_client import HolderStatus
 from sterna.net.transport import Peer, TlsInfo, Transport
-from sterna.registry import ErrorCode, Phase
+from sterna.registry import ErrorCode, Phase, Style
 from sterna.wire.records import Verdict
 
 Fields: TypeAlias = dict[str, object]
@@ -59,7 +62,12 @@ def event_fields(event: Event) -> Fields:
                 "bandwidth_bytes_s": decision.bandwidth_bytes_s,
                 "dirty_rate_bytes_s": decision.dirty_rate_bytes_s,
                 "verdict": decision.verdict,
+                "style": style_name(decision.style),
             }
+        case PagesFollow(pages):
+            return {"event": "pages_follow", "pages": min(pages, _EXACT)}
+        case PagesFollowed(stats):
+            return {"event": "pages_followed", **after_fields(stats)}
         case PeerProgress(record):
             return {
                 "event": "peer_progress",
@@ -95,6 +103,20 @@ def round_fields(stats: RoundStats) -> Fields:
     }
 
 
+def after_fields(stats: AfterStats) -> Fields:
+    """How the pages went that followed the guest."""
+    return {
+        "stale_pages": stats.stale,
+        "demanded_pages": stats.demanded,
+        "pushed_pages": stats.pushed,
+        "repeated_pages": stats.repeated,
+        "page_requests": stats.requests,
+        "mismatched_pages": stats.mismatched,
+        "outside_pages": stats.outside,
+        "seconds_until_complete": stats.seconds,
+    }
+
+
 def result_fields(result: Result) -> Fields:
     """How a session ended at one side."""
     return {
@@ -109,6 +131,8 @@ def result_fields(result: Result) -> Fields:
         "bytes_received": result.bytes_received,
         "seconds_total": result.seconds,
         "seconds_blackout": result.blackout_s,
+        "style": style_name(result.style),
+        "after": None if result.after is None else after_fields(result.after),
         "digest": result.digest.hex() or None,
         "resumed": result.resumed,
         "retry_after_ms": result.retry_after_ms,
@@ -159,6 +183,11 @@ def holder_fields(status: HolderStatus) -> Fields:
 def code_name(code: ErrorCode | None) -> str | None:
     """An error code as the registry writes it."""
     return None if code is None else code.name.lower()
+
+
+def style_name(style: Style) -> str:
+    """A style of switchover as `--switchover` has it."""
+    return style.name.lower().replace("_", "-")
 
 
 def phase_name(phase: Phase) -> str | None:

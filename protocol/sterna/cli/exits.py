@@ -109,7 +109,7 @@ def exit_of_outcome(outcome: Outcome, code: ErrorCode | None) -> Exit:
             return Exit.OK
         case "undecided":
             return Exit.UNDECIDED
-        case "guest_failed":
+        case "guest_failed" | "stranded":
             return Exit.GUEST
         case _:
             return Exit.ROLLED_BACK if code is None else exit_of_code(code)

@@ -413,6 +413,8 @@ def _sentence(result: Result, transport: Transport) -> str:
                 f"{size_text(result.bytes_sent)} in {duration_text(result.seconds)}{stood}"
                 f"{kept if result.outcome is Outcome.MOVED else ''}"
             )
+        case Outcome.STRANDED:
+            return f"the guest runs there, and pages that it needs are here{why}"
         case Outcome.ROLLED_BACK | Outcome.SUSPENDED:
             return hinted(f"the guest runs on here{why}", result.error)
         case Outcome.UNDECIDED if result.verdict is not None and result.verdict.handed_back:

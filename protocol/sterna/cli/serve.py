@@ -309,7 +309,7 @@ class _Arrival:
             "guest": None if about is None else {"id": about.id.hex(), "name": about.name},
             **connection_fields(transport),
             **result_fields(result),
-            "runs": result.outcome in {Outcome.COMPLETED, Outcome.MOVED},
+            "runs": result.outcome in {Outcome.COMPLETED, Outcome.MOVED, Outcome.STRANDED},
             "holder": None if status is None else holder_fields(status),
             "evidence_failures": [] if evidence is None else evidence.failures,
             "recording_failures": self._job.recording_failures,
@@ -320,6 +320,11 @@ def _anybody(_identity: str, _fingerprint: bytes) -> None:
     """Never asked: without a peer list there is no TLS."""
 
 
+def _missing(result: Result) -> int:
+    after = result.after
+    return 0 if after is None else after.stale - after.demanded - after.pushed
+
+
 def _sentence(result: Result, transport: Transport) -> str:
     """How a session ended, for people."""
     why = "" if result.error is None else f": {result.error}"
@@ -327,6 +332,11 @@ def _sentence(result: Result, transport: Transport) -> str:
         case Outcome.COMPLETED | Outcome.MOVED:
             stood = "" if result.blackout_s is None else f", {duration_text(result.blackout_s)} after READY"
             return f"the guest runs here{stood}: {size_text(result.bytes_received)} from {transport.peer}"
+        case Outcome.STRANDED:
+            return (
+                f"the guest runs here, and waits for pages that are still at the source{why}. "
+                f"{_missing(result)} pages are missing: keep the source's image"
+            )
         case Outcome.UNDECIDED:
             return (
                 f"permission to run the guest has come, but it does not run here{why}. It stays paused at "

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from sterna.core.events import Outcome, Result
 from sterna.core.policy import RoundStats
+from sterna.core.serving import AfterStats
 from sterna.errors import PeerAborted, SternaError
 from sterna.limits import ROUNDS_KEPT
-from sterna.registry import Phase
+from sterna.registry import Phase, Style
 from sterna.wire.records import NO_ID, Verdict
 
 
@@ -23,6 +24,8 @@ class Account:
         verdict: what the destination has said of who owns the guest.
         losses: how often the link was lost and the session could go on.
         resumed: how often it was taken up again.
+        style: of the newest switchover.
+        after: how the pages went that followed the guest.
     """
 
     def __init__(self, now: float) -> None:
@@ -35,8 +38,11 @@ class Account:
         self.verdict: Verdict | None = None
         self.losses = self.resumed = 0
         self._sent_before = 0  # bytes, on the connections that were lost
+        self.style = Style.STOP_AND_COPY
+        self.after: AfterStats | None = None
         self._started = now
         self._stopped: float | None = None
+        self._ran: float | None = None
 
     def round_over(self, stats: RoundStats) -> None:
         """A round was acknowledged or sealed."""
@@ -65,6 +71,12 @@ class Account:
     def guest_runs(self, now: float) -> None:
         """The blackout, if there was one, is over."""
         self.blackout_s = None if self._stopped is None else now - self._stopped
+        self._ran = now
+
+    def since_run(self, now: float) -> float:
+        """Seconds since the guest has begun to run at the destination."""
+        assert self._ran is not None
+        return now - self._ran
 
     def close(self, outcome: Outcome, now: float, *, epoch: int, digest: bytes, bytes_sent: int) -> Result:
         """The result. Trouble behind a completed migration is told for the log, but is not its code."""
@@ -88,4 +100,6 @@ class Account:
             session=self.session,
             verdict=self.verdict,
             resumed=self.resumed,
+            style=self.style,
+            after=self.after,
         )

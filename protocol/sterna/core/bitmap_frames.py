@@ -90,6 +90,30 @@ def add_frame(sets: PageSets, frame: Held | DirtyBitmap) -> None:
     sets[frame.region].set_runs(*runs_of(frame))
 
 
+class Declared:
+    """The pages that the DIRTY_BITMAP frames of an attempt have declared stale so far.
+
+    Attributes:
+        pages: all of them.
+    """
+
+    def __init__(self, table: RegionTable) -> None:
+        self.pages: Final = PageSets(table)
+        self._order: Final = Ascending()
+
+    def add(self, frame: DirtyBitmap) -> PageSets:
+        """The next frame; the pages that it declares.
+
+        Raises:
+            RemoteProtocolError: OUTSIDE_REGION or OVERLAPPING_RUNS.
+        """
+        self._order.check(frame)
+        more = PageSets(self.pages.table)
+        add_frame(more, frame)
+        self.pages.__ior__(more)
+        return more
+
+
 class Ascending:
     """Whether bitmap frames come in their order, each behind the one before [BMP-8]."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 
+from sterna import limits as bounds
 from sterna.core.tables import Input, Row, State, Table
-from sterna.errors import LocalProtocolError, PeerMisbehaved, RemoteProtocolError, remote_error
+from sterna.errors import LocalProtocolError, PeerMisbehaved, RemoteProtocolError, SternaError, remote_error
 from sterna.registry import FRAMES, ErrorCode, FrameType, Sender
 from sterna.wire.records import Complete, HandBack, Handover, Record, Release, Running
 
@@ -79,3 +81,16 @@ def check_epoch(
     if record.epoch != expected:
         detail = f"epoch {record.epoch}, expected {expected}"
         raise wrong(ErrorCode.BAD_EPOCH, detail, clause, record)
+
+
+def refusal_items(error: SternaError) -> tuple[str, ...]:
+    """What the host's error lists as missing, in words that fit REFUSE [CON-16] [TXT-3] [TXT-4]."""
+    listed = getattr(error, "items", ())
+    if not isinstance(listed, (tuple, list)):
+        return ()
+    return tuple(_text(str(item)) for item in listed[: bounds.REFUSE_ITEMS])
+
+
+def _text(words: str) -> str:
+    printable = "".join(each for each in words if not unicodedata.category(each).startswith("C"))
+    return printable.encode()[: bounds.TEXT_BYTES].decode(errors="ignore")

@@ -65,6 +65,7 @@ WAITS: Final[Mapping[State, str]] = {
     DestinationState.BLACKOUT: "blackout_s",
     DestinationState.FROZEN: "blackout_s",
     DestinationState.LOADED: "blackout_s",
+    DestinationState.FETCHING: "after_s",  # between two PAGES
     DestinationState.RUNNING: "after_s",
     DestinationState.RELEASED: "close_s",
 }

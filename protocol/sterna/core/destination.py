@@ -8,22 +8,24 @@ arrived, the loss of the connection changes nothing any more: the permission sta
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
-from sterna import limits as bounds
 from sterna.core.carry import Ticket
-from sterna.core.conduct import check_epoch, wrong
+from sterna.core.conduct import check_epoch, refusal_items, wrong
 from sterna.core.events import (
     Admission,
     Admit,
     AnswerVerdict,
     Claim,
     Discard,
+    Expect,
+    Installed,
     LoadState,
     Outcome,
+    PagesFollow,
+    PagesFollowed,
     Persist,
     Prepare,
     ProbeStore,
@@ -36,6 +38,8 @@ from sterna.core.events import (
     SessionOpened,
     TakeStorage,
 )
+from sterna.core.fetching import Fetching
+from sterna.core.following import Following
 from sterna.core.history import RecordConflict
 from sterna.core.holdings import Holdings
 from sterna.core.negotiate import (
@@ -55,6 +59,7 @@ from sterna.core.records import Record as DurableRecord
 from sterna.core.rounds import IncomingRound
 from sterna.core.seal import check_seal
 from sterna.core.session import Config
+from sterna.core.style import selected_styles
 from sterna.core.tables import DestinationInput, DestinationState
 from sterna.errors import (
     LimitExceeded,
@@ -65,11 +70,12 @@ from sterna.errors import (
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import PageSink
 from sterna.memory.regions import RegionTable
-from sterna.registry import ERRORS, ErrorCode, Feature, FrameType, Mode, Phase, Style
+from sterna.registry import ERRORS, ErrorCode, Feature, FrameType, Mode, Phase
 from sterna.wire import Header, PagesAnnounced, PagesReceived
 from sterna.wire.records import (
     Accept,
     Complete,
+    DirtyBitmap,
     Guest,
     HandBack,
     Handover,
@@ -115,7 +121,6 @@ class DestinationMachine(Readmission):
         super().__init__(config, now)
         self._job = config
         self._selected: Selection | None = None
-        self._style = Style.STOP_AND_COPY
 
     @property
     def _session(self) -> bytes:
@@ -151,6 +156,9 @@ class DestinationMachine(Readmission):
                 self._on_round_end(record, now)
             case Switchover():
                 self._on_switchover(record, now)
+            case DirtyBitmap():
+                self._digest.mark_sets_stale(self._follows.declare(record, self._states))
+                self._step(FrameType.DIRTY_BITMAP, now)
             case State():
                 self._states.add(record)
                 self._step(FrameType.STATE, now)
@@ -204,6 +212,7 @@ class DestinationMachine(Readmission):
         self._guest = record
         self._described(record.regions)
         self._regions = RegionTable(record.regions)
+        self._follows = Following(self._regions)
         self._step(FrameType.GUEST, now)
         self._ask(Reserve(record))
 
@@ -225,6 +234,9 @@ class DestinationMachine(Readmission):
         if self._is_of_old_attempt(table):
             return None
         self._require(FrameType.PAGES)
+        if self.phase is Phase.AFTER:
+            targets = self._follows.expected(table).announce(table)
+            return targets if table.bulk_bytes else None
         self._round.announce(table)
         assert self._sink is not None
         # From here on these pages are neither of the old version nor of the new one.
@@ -237,6 +249,10 @@ class DestinationMachine(Readmission):
         if self._is_of_old_attempt(table):
             return
         self._step(FrameType.PAGES, now)
+        if self.phase is Phase.AFTER:
+            self._bulk_bytes += table.bulk_bytes
+            self._followed(self._follows.expected(table), now)
+            return
         assert self._sink is not None
         rejected = self._sink.commit(table)
         self._digest.record(table, rejected)
@@ -259,16 +275,22 @@ class DestinationMachine(Readmission):
             self._send(RoundAck(self._attempt, stats.round, pages, rate_bytes_s, rejected))
 
     def _on_switchover(self, record: Switchover, now: float) -> None:
-        if record.style is not Style.STOP_AND_COPY:
-            raise wrong(ErrorCode.NOT_SELECTED, f"style {record.style.name}", "SWI-1", record)
+        assert self._selection is not None
+        self._follows.switch(record, selected_styles(self._selection), self._round.number)
         self._step(FrameType.SWITCHOVER, now)
-        self._style = record.style
+        self._account.style = record.style
         # Before the pause, and not in the blackout: whoever asks later must find the session [ONE-56].
         self._ask(Persist(self._session_record()))
 
     def _on_seal(self, record: Seal, now: float) -> None:
-        self._sealed = check_seal(record, self._round, self._states, self._digest)
+        follows, stale = self._follows, self._follows.stale.count()
+        self._sealed = check_seal(record, self._round, self._states, self._digest, stale)
         self._step(FrameType.SEAL, now)
+        assert self._selection is not None
+        assert self._sink is not None
+        position, most = (self._attempt, self._round.number + 1), self._selection.limits.page_requests
+        if (expect := follows.seal(self._sink, self._digest, position, most)) is not None:
+            self._ask(expect)
         self._ask(LoadState(self._states.sections))
 
     def _on_handover(self, record: Handover, now: float) -> None:
@@ -306,7 +328,7 @@ class DestinationMachine(Readmission):
                 self._step(DestinationInput.STATE_LOADED, now)
                 self._send(Loaded(self._attempt, self._sealed))
             case ProbeStore():
-                self._ask(Prepare(self._style))
+                self._ask(Prepare(self._follows.style))
             case Persist():
                 self._on_recorded(request.record, now)
             case Claim():
@@ -315,6 +337,10 @@ class DestinationMachine(Readmission):
                 self._on_answered(answer, now)
             case TakeStorage():
                 self._ask(Persist(Start(self._epoch + 1)))
+            case Expect():
+                pass  # LOADED follows when the state is loaded, too
+            case Installed():
+                self._on_installed(request, now)
             case _:
                 assert isinstance(request, RunGuest)
                 self._on_started(request, now)
@@ -387,7 +413,9 @@ class DestinationMachine(Readmission):
                 has_store = self._selection is not None and self._selection.has(Feature.LEASE_STORE)
                 hello = self._hello
                 assert hello is not None
-                self._ask(ProbeStore(hello.epoch, hello.runner) if has_store else Prepare(self._style))
+                self._ask(
+                    ProbeStore(hello.epoch, hello.runner) if has_store else Prepare(self._follows.style)
+                )
             case Claiming():
                 self._step(DestinationInput.RECORDED, now)
                 self._ask(Claim(record.epoch, record.runner))
@@ -420,6 +448,9 @@ class DestinationMachine(Readmission):
         self._after_loss(now)
 
     def _on_started(self, request: RunGuest, now: float) -> None:
+        if (fetching := self._follows.fetching) is not None:
+            self._on_started_early(request, fetching, now)
+            return
         self._step(DestinationInput.STARTED, now)
         self._account.guest_runs(now)
         if not self._over:
@@ -465,6 +496,10 @@ class DestinationMachine(Readmission):
                 self._rest(now)
             case DestinationState.SETTLED:
                 self._finish(Outcome.MOVED, now, epoch=self._epoch + 1, digest=self._sealed)
+            case DestinationState.STRANDED:
+                assert self._follows.fetching is not None
+                self._account.after = self._follows.fetching.stats()
+                self._finish(Outcome.STRANDED, now, epoch=self._epoch + 1, digest=self._sealed)
             case DestinationState.CLOSED:
                 self._finish(Outcome.COMPLETED, now, epoch=self._epoch + 1, digest=self._sealed)
             case _:
@@ -473,6 +508,50 @@ class DestinationMachine(Readmission):
     @property
     def _goes_on(self) -> bool:
         return self.phase is Phase.COMMIT
+
+    # ---- pages that follow the guest ----
+
+    def fault(self, region: int, first: int, count: int, now: float) -> None:
+        """The guest waits for these pages. Harmless at any time, and for any pages."""
+        if (fetching := self._follows.fetching) is not None:
+            fetching.fault(region, first, count)
+            self._request_pages(fetching, now)
+
+    def _request_pages(self, fetching: Fetching, now: float) -> None:
+        while self._state is DestinationState.FETCHING and (request := fetching.next_request()) is not None:
+            self._step(DestinationInput.FAULTED, now)
+            self._send(request)
+
+    def _on_started_early(self, request: RunGuest, fetching: Fetching, now: float) -> None:
+        self._step(DestinationInput.STARTED_EARLY, now)
+        self._account.guest_runs(now)
+        self._emit(PagesFollow(fetching.groups.pages))
+        if self._over:
+            self._step(DestinationInput.LOST, now)
+            self._after_loss(now)
+            return
+        self._send(Running(request.epoch, request.runner))
+        self._request_pages(fetching, now)
+
+    def _followed(self, fetching: Fetching, now: float) -> None:
+        arrived = fetching.take()
+        if arrived:
+            self._ask(Installed(arrived))
+        self._request_pages(fetching, now)
+
+    def _on_installed(self, request: Installed, now: float) -> None:
+        fetching = self._follows.fetching
+        assert fetching is not None
+        for pages in request.pages:
+            fetching.installed(pages)
+        if not fetching.is_complete:
+            self._request_pages(fetching, now)
+            return
+        self._step(DestinationInput.INSTALLED, now)
+        self._account.after = fetching.stats(self._account.since_run(now))
+        self._emit(PagesFollowed(self._account.after))
+        self._sealed = self._digest.value()
+        self._ask(Persist(DurableComplete(self._session, self._epoch + 1, self._sealed)))
 
     # ---- refusing ----
 
@@ -483,7 +562,7 @@ class DestinationMachine(Readmission):
     def _refusal(self, error: SternaError) -> Refuse:
         again = error.code in {ErrorCode.FULL, ErrorCode.BUSY}
         retry_after_ms = self._job.retry_after_ms if again else 0
-        return Refuse(error.code, retry_after_ms, _items(error), ERRORS[error.code].text)
+        return Refuse(error.code, retry_after_ms, refusal_items(error), ERRORS[error.code].text)
 
     def _last_words(self, error: SternaError) -> Record:
         """Some refusals are the codec's.
@@ -506,16 +585,3 @@ class DestinationMachine(Readmission):
             return None
         total, stale = self._regions.pages, self._digest.stale_pages
         return Progress(self.phase, self._round.number, total, stale, self._bulk_bytes, 0, 0, 0)
-
-
-def _items(error: SternaError) -> tuple[str, ...]:
-    """What the host's error lists as missing, in words that fit REFUSE [CON-16] [TXT-3] [TXT-4]."""
-    listed = getattr(error, "items", ())
-    if not isinstance(listed, (tuple, list)):
-        return ()
-    return tuple(_text(str(item)) for item in listed[: bounds.REFUSE_ITEMS])
-
-
-def _text(words: str) -> str:
-    printable = "".join(each for each in words if not unicodedata.category(each).startswith("C"))
-    return printable.encode()[: bounds.TEXT_BYTES].decode(errors="ignore")

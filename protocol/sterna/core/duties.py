@@ -13,6 +13,8 @@ from sterna.core.events import (
     Claim,
     CollectDirty,
     Discard,
+    Expect,
+    Installed,
     LoadState,
     MarkGranted,
     Pause,
@@ -34,7 +36,7 @@ from sterna.errors import GuestError
 from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest
 from sterna.memory.pages import RegionPages
 from sterna.memory.regions import RegionTable
-from sterna.registry import Owner
+from sterna.registry import ErrorCode, Owner, Style
 from sterna.wire.records import Hello, Runner, Verdict
 
 
@@ -179,8 +181,17 @@ async def serve_destination(guest: DestinationGuest, records: Records, request: 
         GuestError: the guest could not do it, or it is no request of a destination with such a room.
     """
     match request:
-        case Prepare():
+        case Prepare(style=style):
+            if style is not Style.STOP_AND_COPY and not guest.can_post_copy:
+                detail = "this guest runs only when all of its pages are there"
+                raise GuestError(detail, ErrorCode.UNSUPPORTED)
             await guest.prepare()
+        case Expect(stale=stale):
+            if stale or guest.can_post_copy:
+                await guest.expect(stale)
+        case Installed(pages=ranges):
+            for pages in ranges:
+                await guest.installed(pages.region, pages.first, pages.count)
         case LoadState(sections=sections):
             await guest.load_state(sections)
         case Persist(record=record):

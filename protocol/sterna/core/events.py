@@ -19,10 +19,21 @@ from typing import TypeAlias
 
 from sterna.core.policy import Decision, RoundStats
 from sterna.core.records import Record, Voided
+from sterna.core.serving import AfterStats
 from sterna.errors import LocalProtocolError, SternaError
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode, Phase, Style
-from sterna.wire.records import NO_ID, NO_TOKEN, Guest, Hello, Progress, Runner, StateSection, Verdict
+from sterna.wire.records import (
+    NO_ID,
+    NO_TOKEN,
+    Guest,
+    Hello,
+    PageRange,
+    Progress,
+    Runner,
+    StateSection,
+    Verdict,
+)
 
 # ---- requests of the source; what `complete` answers with stands behind each ----
 
@@ -142,6 +153,23 @@ class Prepare:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Expect:
+    """Hold every access of the guest to these pages, by region, until `Installed` [PCY-5]. Answer: None.
+
+    None at all takes back what an earlier attempt has asked for.
+    """
+
+    stale: Mapping[int, PageBitmap]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Installed:
+    """These pages are verified and in place: note that, then let the guest go on [PCY-12]. Answer: None."""
+
+    pages: tuple[PageRange, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class LoadState:
     """Load the state, run nothing. Answer: None."""
 
@@ -210,7 +238,8 @@ class Persist:
 
 Request: TypeAlias = (
     StartTracking | CollectDirty | Throttle | Pause | SaveState | MarkGranted | RollBack | ReleaseImage
-    | RunOn | Admit | Readmit | Reserve | Prepare | LoadState | Claim | TakeStorage | RunGuest | Discard
+    | RunOn | Admit | Readmit | Reserve | Prepare | Expect | Installed | LoadState | Claim | TakeStorage
+    | RunGuest | Discard
     | AnswerVerdict | ProbeStore | Persist
 )  # fmt: skip
 
@@ -291,6 +320,20 @@ class Decided:
 
 
 @dataclass(frozen=True, slots=True)
+class PagesFollow:
+    """The guest runs at the destination, and so many of its pages are still at the source."""
+
+    pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class PagesFollowed:
+    """All of them are there."""
+
+    stats: AfterStats
+
+
+@dataclass(frozen=True, slots=True)
 class PeerProgress:
     """What the peer says of its progress: hostile numbers, for display only."""
 
@@ -307,6 +350,7 @@ class Outcome(StrEnum):
 
     COMPLETED = "completed"
     MOVED = "moved"
+    STRANDED = "stranded"  # the guest runs at the destination, and pages that it needs are at the source
     ROLLED_BACK = "rolled_back"  # the guest runs at the source
     UNDECIDED = "undecided"  # the guest is paused; records, store, peer or operator must say who owns it
     ANSWERED = "answered"  # a question was put, and the verdict is in the result
@@ -329,6 +373,8 @@ class Result:
         session: its id, zeros if none was opened.
         verdict: what the destination has said of who owns the guest; a HANDBACK is one as well.
         resumed: how many times the session was taken up again after a loss.
+        style: of the newest switchover.
+        after: how the pages went that followed the guest; None where none had to.
     """
 
     outcome: Outcome
@@ -348,6 +394,8 @@ class Result:
     session: bytes = NO_ID
     verdict: Verdict | None = None
     resumed: int = 0
+    style: Style = Style.STOP_AND_COPY
+    after: AfterStats | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,8 +423,8 @@ class Finished:
 
 
 Event: TypeAlias = (
-    SessionOpened | PhaseEntered | RoundStarted | RoundFinished | Decided | PeerProgress | Suspended
-    | SessionResumed | Finished
+    SessionOpened | PhaseEntered | RoundStarted | RoundFinished | Decided | PagesFollow | PagesFollowed
+    | PeerProgress | Suspended | SessionResumed | Finished
 )  # fmt: skip
 
 Dirty: TypeAlias = Mapping[int, PageBitmap]

@@ -106,17 +106,10 @@ class Fetching:
     def fault(self, region: int, first: int, count: int) -> None:
         """The guest waits for these pages: ask for those that are missing and were not asked for."""
         for group in self.groups.covering(region, first, count):
-            if self._state[group] == _MISSING:
-                self._want(group, urgent=True)
-
-    def _want(self, group: int, *, urgent: bool) -> None:
-        # A vCPU that comes to wait for what a mismatch has already queued goes to the front with it.
-        if urgent and not self._urgent[group]:
-            self._urgent[group] = True
-            self._queue.append(group)
-        elif not self._wanted[group]:
-            self._queue.append(group)
-        self._wanted[group] = True
+            # What a mismatch has queued already is queued once more, for now somebody waits for it.
+            if self._state[group] == _MISSING and not self._urgent[group]:
+                self._urgent[group] = self._wanted[group] = True
+                self._queue.append(group)
 
     def next_request(self) -> PageRequest | None:
         """What to ask for next; None if there is nothing, or the peer takes no more for now [PCY-11]."""

@@ -15,6 +15,7 @@ from typing import cast
 from sterna.core.carry import DestinationCarry, Ticket
 from sterna.core.conduct import wrong
 from sterna.core.events import Admission, Outcome, Readmit, Request, SessionResumed
+from sterna.core.following import Following
 from sterna.core.holdings import Holdings
 from sterna.core.rounds import IncomingRound
 from sterna.core.session import Config, Session
@@ -55,6 +56,7 @@ class Readmission(Session):
         self._ticket: Ticket | None = None
         self._held: deque[Held] = deque()  # what a resumption is still to be told
         self._carry: DestinationCarry | None = None
+        self._follows = Following(self._regions)
         self._void: tuple[Request, ...] = ()  # of an attempt that is over; answers mean nothing
 
     @property
@@ -141,6 +143,7 @@ class Readmission(Session):
         self._attempt = carry.attempt
         self._regions, self._digest, self._holdings = carry.digest.table, carry.digest, carry.holdings
         self._bulk_bytes = carry.bulk_bytes
+        self._follows = Following(self._regions, held=True)  # what was held is unknown
         self._round = IncomingRound(carry.holdings.newest, self._regions, now, last=False)
         self._expect_state()
 

@@ -11,7 +11,9 @@ from sterna.wire import state_digest
 from sterna.wire.records import Seal
 
 
-def check_seal(record: Seal, last: IncomingRound, states: StateAssembler, memory: MemoryDigest) -> bytes:
+def check_seal(
+    record: Seal, last: IncomingRound, states: StateAssembler, memory: MemoryDigest, stale: int = 0
+) -> bytes:
     """Compare in the order of CON-50; the memory digest, computed here.
 
     Args:
@@ -19,6 +21,7 @@ def check_seal(record: Seal, last: IncomingRound, states: StateAssembler, memory
         last: the round of the blackout.
         states: the state that arrived.
         memory: the entries of all pages that arrived.
+        stale: how many pages were declared stale [MEM-10].
 
     Raises:
         RemoteProtocolError: COUNT_MISMATCH or DIGEST_MISMATCH.
@@ -32,8 +35,9 @@ def check_seal(record: Seal, last: IncomingRound, states: StateAssembler, memory
         )
         raise wrong(ErrorCode.COUNT_MISMATCH, detail, "SEA-3", record)
     digest = memory.value()
-    if record.digest != digest or memory.stale_pages:
-        detail = f"{memory.stale_pages} pages are missing, digest {digest.hex()}"
+    missing = memory.stale_pages - stale
+    if record.digest != digest or missing:
+        detail = f"{missing} pages are missing, digest {digest.hex()}"
         raise wrong(ErrorCode.DIGEST_MISMATCH, detail, "MEM-15", record)
     if record.state_digest != state_digest(sections):
         raise wrong(ErrorCode.DIGEST_MISMATCH, "another execution state", "MEM-19", record)

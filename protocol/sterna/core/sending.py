@@ -18,6 +18,7 @@ from sterna import limits as bounds
 from sterna.core.policy import RoundStats
 from sterna.core.resuming import HeldReport, dirty_after_resume
 from sterna.core.rounds import OutgoingRound, batch_bounds
+from sterna.core.serving import Serving
 from sterna.limits import Limits
 from sterna.memory.bitmap import PageBitmap
 from sterna.memory.digest import MemoryDigest
@@ -42,6 +43,7 @@ class Sending:
         self._pending = PageSets.full(regions)
         self._confirmed = 0  # the last round that the destination is known to have had complete
         self._planned: dict[int, PageSets] = {}  # by round after that one
+        self._declares = False  # what is pending in the blackout is declared stale
         self._round = self._no_round(0)
 
     @property
@@ -112,6 +114,13 @@ class Sending:
         self._round = OutgoingRound(self.round + 1, attempt, self._pending, batch, now, last=last)
         self._planned[self.round] = self._round.pages
         self._pending = PageSets(self.regions)
+        self._declares = False
+        return self._round.opening()
+
+    def begin_empty(self, attempt: int, now: float) -> Round:
+        """The blackout's round if what is pending is declared stale, and follows later [PCY-1] [PCY-2]."""
+        self._round = OutgoingRound(self.round + 1, attempt, PageSets(self.regions), (1, 1), now, last=True)
+        self._declares = True
         return self._round.opening()
 
     def next_batch(self, sequence: int, *, zeros: bool) -> tuple[Pages, tuple[memoryview, ...]] | None:
@@ -133,9 +142,23 @@ class Sending:
         """What the round measured; `ack` is None for the one of the blackout."""
         return self._round.stats(now, throttle, self._pending, ack)
 
+    @property
+    def stale(self) -> PageSets:
+        """In the blackout: the pages that follow later, none in stop-and-copy."""
+        return self._pending if self._declares else PageSets(self.regions)
+
     def seal(self) -> bytes:
-        """The digest of the pause image; every page has been sent by now."""
-        assert not self._digest.stale_pages
+        """The digest of the pause image; what is not declared stale has been sent by now [MEM-10]."""
+        assert self._digest.stale_pages == self.stale.count()
+        return self._digest.value()
+
+    def serving(self, attempt: int, *, peer: Limits, own: Limits) -> Serving:
+        """What follows after RUNNING, with the limits that the peer and this side have announced."""
+        position = attempt, self.round + 1
+        return Serving(self._pending, self._pages, self._digest, position, peer=peer, own=own)
+
+    def complete(self) -> bytes:
+        """The digest of the pause image when everything has been sent [MEM-16]."""
         return self._digest.value()
 
     def _lacks(self, pages: PageSets) -> None:

@@ -7,17 +7,18 @@ that this side decides can make it run again [ONE-20].
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Final, Self
+from dataclasses import replace
+from typing import Final
 
-from sterna import limits as bounds
-from sterna.core.carry import SourceCarry, Ticket
+from sterna.core.bitmap_frames import dirty_frames
 from sterna.core.conduct import check_epoch, wrong
 from sterna.core.events import (
     CollectDirty,
     Decided,
     MarkGranted,
     Outcome,
+    PagesFollow,
+    PagesFollowed,
     Pause,
     Persist,
     ProbeStore,
@@ -28,46 +29,36 @@ from sterna.core.events import (
     RoundStarted,
     RunOn,
     SaveState,
-    SessionOpened,
-    SessionResumed,
     StartTracking,
     Throttle,
 )
-from sterna.core.negotiate import VERSIONS, check_room, check_welcome, offer
-from sterna.core.policy import Action, Decision, PolicySettings, decide
+from sterna.core.opening import Opening, SourceConfig
+from sterna.core.policy import Action
 from sterna.core.records import Decided as OwnerDecided
 from sterna.core.records import Granted, SessionRecord, Side, Voided
-from sterna.core.resuming import HeldReport
-from sterna.core.sending import Sending
-from sterna.core.session import Config, Session
+from sterna.core.serving import Serving
 from sterna.core.state import check_sections, fragments
-from sterna.core.tables import SOURCE, SourceInput, SourceState
+from sterna.core.style import decide_style, selected_styles
+from sterna.core.tables import SourceInput, SourceState
 from sterna.errors import LocalProtocolError, PeerAborted, SternaError
 from sterna.memory.pages import PageSource
-from sterna.memory.regions import RegionTable
-from sterna.registry import Checksum, ErrorCode, Feature, FrameType, Mode, Owner, Sender, Style
+from sterna.registry import Checksum, ErrorCode, Feature, FrameType, Owner, Style
 from sterna.wire import Header, state_digest
 from sterna.wire.records import (
-    NO_ID,
-    NO_RUNNER,
-    NO_TOKEN,
     Accept,
     Complete,
-    FeatureOffer,
-    Guest,
     HandBack,
     Handover,
     Held,
-    Hello,
     Loaded,
     NotReady,
+    PageRequest,
     Progress,
     Ready,
     Record,
     Refuse,
     Release,
     RoundAck,
-    Runner,
     Running,
     Seal,
     StateSection,
@@ -76,120 +67,27 @@ from sterna.wire.records import (
     Welcome,
 )
 
+__all__ = ["NOT_READY_MAX", "SourceConfig", "SourceMachine"]
+
 # A destination that is not ready after so many tries will not be.
 NOT_READY_MAX: Final = 3
 
 _U64_MAX: Final = (1 << 64) - 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceConfig(Config):
-    """A migration as its source sees it. `guest_id` and `epoch` name the guest and its newest claim.
-
-    Attributes:
-        expected_state_bytes: about what the state will have; None is the most, which GUEST says.
-    """
-
-    guest: Guest
-    guest_id: bytes
-    epoch: int = 0
-    runner: Runner = NO_RUNNER
-    expected_state_bytes: int | None = None
-    policy: PolicySettings = field(default_factory=PolicySettings)
-    batch_bytes: int = bounds.BATCH_BYTES
-    features: tuple[FeatureOffer, ...] = field(default_factory=offer)
-
-
-class SourceMachine(Session):
+class SourceMachine(Opening):
     """Sends a guest away. `pages` reads and encodes its memory.
 
     Commands: `start`, `cancel`. Requests: see sterna.core.events. Everything else: see sterna.core.session.
     """
 
     def __init__(self, config: SourceConfig, pages: PageSource, now: float) -> None:
-        super().__init__(
-            config,
-            now,
-            role=Sender.SOURCE,
-            table=SOURCE,
-            idle=SourceState.IDLE,
-            lost=SourceInput.LOST,
-            cut=SourceInput.LINK_LOST,
-        )
-        self._job = config
-        self._memory = Sending(RegionTable(config.guest.regions), pages)
-        self._hello: Hello | None = None
+        super().__init__(config, pages, now)
         self._ack: RoundAck | None = None
         self._throttle = 0.0
-        self._not_ready = 0
         self._sections: Sequence[StateSection] | None = None
         self._last_part: Iterator[None] | None = None
-        self._sealed = b""
-        self._token = NO_TOKEN
-        self._decision: Decision | None = None
-        self._ticket: Ticket | None = None
-        self._report: HeldReport | None = None
-
-    @classmethod
-    def resumed(cls, config: SourceConfig, pages: PageSource, carry: SourceCarry, now: float) -> Self:
-        """A machine that takes up a lost session on a new connection; `start` as ever."""
-        machine = cls(config, pages, now)
-        machine._ticket, machine._selection = carry.ticket, carry.ticket.selection
-        machine._token = carry.ticket.welcome.token
-        machine._memory, machine._account = carry.memory, carry.account
-        machine._not_ready, machine._decision = carry.not_ready, carry.decision
-        machine._attempt = carry.attempt + 1  # the loss has ended that one [RES-8]
-        return machine
-
-    @property
-    def carry(self) -> SourceCarry:
-        """What the next machine goes on with, of one that ended as SUSPENDED."""
-        assert self._state is SourceState.SUSPENDED
-        assert self._ticket is not None
-        return SourceCarry(
-            self._ticket, self._attempt, self._memory, self._account, self._not_ready, self._decision
-        )
-
-    @property
-    def digest(self) -> bytes:
-        """Memory digest of the pause image; empty before SEAL."""
-        return self._sealed
-
-    def start(self, now: float) -> None:
-        """Open the session, or take it up again: preface and HELLO.
-
-        Raises:
-            LocalProtocolError: it was started already or is over, or the configuration fits no HELLO. Nothing
-                has changed.
-        """
-        if self._ticket is None:
-            self._begin(SourceInput.START, self._greeting(Mode.OPEN), now)
-            return
-        hello = self._ticket.next_hello()
-        self._begin(SourceInput.START_RESUME, hello, now)
-        self._ticket = self._ticket.of_generation(hello.generation)
-
-    def ask(self, session: bytes, token: bytes, now: float) -> None:
-        """Ask who owns the guest, by a session of which HANDOVER may have left [ONE-60].
-
-        The configuration is that of the opening. The guest is not touched.
-
-        Raises:
-            LocalProtocolError: as for `start`.
-        """
-        hello = replace(self._greeting(Mode.VERDICT), session=session, token=token)
-        self._begin(SourceInput.START_VERDICT, hello, now)
-
-    def _greeting(self, mode: Mode) -> Hello:
-        job, config = self._job, self._config
-        limits = config.limits.to_wire()
-        return Hello(mode, VERSIONS, job.features, limits, job.guest_id, job.epoch, job.runner, config.agent)
-
-    def _begin(self, what: SourceInput, hello: Hello, now: float) -> None:
-        self._require(what)
-        self._hello = hello
-        self._send(hello)
-        self._step(what, now)
+        self._serving: Serving | None = None
 
     # ---- frames ----
 
@@ -221,11 +119,12 @@ class SourceMachine(Session):
             case Loaded():
                 self._on_loaded(record, now)
             case Running():
-                check_epoch(record, self._job.epoch + 1, "RUN-1")
-                self._step(FrameType.RUNNING, now)
-                self._account.guest_runs(now)
-                session = self._account.session
-                self._ask(Persist(OwnerDecided(session, record.epoch, Owner.DESTINATION)))
+                self._on_running(record, now)
+            case PageRequest():
+                if self._serving is None:
+                    raise wrong(ErrorCode.UNEXPECTED_FRAME, "no page was stale", "PCY-21", record)
+                self._serving.request(record)
+                self._step(FrameType.PAGE_REQUEST, now)
             case HandBack():
                 self._on_handback(record, now)
             case Verdict():
@@ -235,55 +134,6 @@ class SourceMachine(Session):
             case _:  # BYE, the only other frame that the table lets through
                 self._step(FrameType.BYE, now)
                 self._finish(Outcome.COMPLETED, now, epoch=self._job.epoch + 1, digest=self._sealed)
-
-    def _on_welcome(self, record: Welcome, now: float) -> None:
-        assert self._hello is not None
-        if record.session == NO_ID or record.generation or record.complete_round or record.held_frames:
-            raise wrong(ErrorCode.BAD_VALUE, "a WELCOME of mode resume", "WEL-4", record)
-        selection = check_welcome(self._hello, record)
-        check_room(self._job.guest, selection.limits)
-        self._welcomed(selection, now)
-        self._account.session, self._token = record.session, record.token
-        self._ticket = Ticket(self._hello, record, selection)
-        self._emit(SessionOpened(record.session, record.agent, record.version, selection.features))
-        self._described(self._job.guest.regions)
-        try:
-            self._send(self._job.guest)
-        except LocalProtocolError as error:
-            if error.code is not ErrorCode.LIMIT_CONTROL:
-                raise
-            raise LocalProtocolError(ErrorCode.LIMIT_MISMATCH, error.detail, clause="LIM-6") from error
-        self._step(FrameType.WELCOME, now)
-        self.ping(now)
-
-    def _on_welcome_back(self, record: Welcome, now: float) -> None:
-        ticket = self._ticket
-        assert ticket is not None
-        ticket.check_welcome(record, ticket.generation)
-        self._report = self._memory.report(record)
-        self._welcomed(ticket.selection, now)
-        self._described(self._job.guest.regions)
-        self._step(FrameType.WELCOME, now)
-        self.ping(now)
-        self._compare(now)
-
-    def _on_held(self, record: Held, now: float) -> None:
-        assert self._report is not None
-        self._report.add(record)
-        self._step(FrameType.HELD, now)
-        self._compare(now)
-
-    def _compare(self, now: float) -> None:
-        """With the last HELD it is known what the destination may lack [RES-9]."""
-        assert self._report is not None
-        if self._report.owed:
-            return
-        self._memory.resume(self._report)
-        self._account.taken_up()
-        self._step(SourceInput.COMPARED, now)
-        missing = self._memory.pages_missing
-        self._emit(SessionResumed(self._account.resumed, self._report.complete, missing))
-        self._ask(CollectDirty())
 
     def _on_accept(self, record: Accept, now: float) -> None:
         if record.data_streams:
@@ -338,11 +188,31 @@ class SourceMachine(Session):
         self._over = True
         self._finish(Outcome.ANSWERED, now, epoch=self._job.epoch)
 
+    def _on_running(self, record: Running, now: float) -> None:
+        check_epoch(record, self._job.epoch + 1, "RUN-1")
+        self._step(FrameType.RUNNING, now)
+        self._account.guest_runs(now)
+        session = self._account.session
+        self._ask(Persist(OwnerDecided(session, record.epoch, Owner.DESTINATION)))
+        if self._memory.stale.any():
+            assert self._selection is not None
+            peer, own = self._selection.limits, self._config.limits
+            self._serving = self._memory.serving(self._attempt, peer=peer, own=own)
+            self._emit(PagesFollow(self._serving.groups.pages))
+
     def _on_complete(self, record: Complete, now: float) -> None:
         check_epoch(record, self._job.epoch + 1, "CMP-4")
+        if self._serving is not None:
+            if self._serving.pages_left:  # until then the entries are those of SEAL
+                detail = f"{self._serving.pages_left} pages were never sent"
+                raise wrong(ErrorCode.MEMORY_MISMATCH, detail, "CMP-1", record)
+            self._sealed = self._memory.complete()
         if record.digest != self._sealed:
             raise wrong(ErrorCode.MEMORY_MISMATCH, "COMPLETE names another digest", "CMP-1", record)
         self._step(FrameType.COMPLETE, now)
+        if self._serving is not None:
+            self._account.after = self._serving.stats(self._account.since_run(now))
+            self._emit(PagesFollowed(self._account.after))
         self._ask(ReleaseImage())
 
     # ---- completions ----
@@ -473,6 +343,8 @@ class SourceMachine(Session):
             case SourceState.UNDECIDED | SourceState.UNANSWERED:
                 self._finish(Outcome.UNDECIDED, now, epoch=self._job.epoch)
             case SourceState.DEPARTED:
+                if self._serving is not None:
+                    self._account.after = self._serving.stats()
                 self._finish(Outcome.MOVED, now, epoch=self._job.epoch + 1, digest=self._sealed)
             case SourceState.CLOSED:
                 self._finish(Outcome.COMPLETED, now, epoch=self._job.epoch + 1, digest=self._sealed)
@@ -484,12 +356,14 @@ class SourceMachine(Session):
     def _choose(self, now: float) -> None:
         """Ask the policy what comes next, and begin it."""
         most, expected = self._job.guest.state_bytes, self._job.expected_state_bytes
-        decision = decide(
+        assert self._selection is not None
+        decision = decide_style(
             self._account.rounds,
             self._memory.pending_bytes,
             most if expected is None else min(expected, most),
             self.rtt_s or 0.0,
             self._job.policy,
+            styles=selected_styles(self._selection),
         )
         if decision.action is Action.SWITCHOVER and self._report is not None:
             # What follows a resumption is a round, however little is left for it [RES-8].
@@ -502,7 +376,8 @@ class SourceMachine(Session):
                 self._note_session()
                 self._step(SourceInput.SWITCHOVER_CHOSEN, now)
                 downtime_us = min(int(decision.predicted_downtime_s * 1e6), _U64_MAX)
-                self._send(Switchover(self._attempt, Style.STOP_AND_COPY, downtime_us))
+                self._account.style = decision.style
+                self._send(Switchover(self._attempt, decision.style, downtime_us))
             case Action.GIVE_UP:
                 self._fail(LocalProtocolError(ErrorCode.NOT_CONVERGING, decision.verdict), now)
             case _:
@@ -524,7 +399,11 @@ class SourceMachine(Session):
         assert self._selection is not None
         assert self._decision is not None
         peer, rate_bytes_s = self._selection.limits, self._decision.bandwidth_bytes_s
-        opening = self._memory.begin(self._attempt, peer, self._job.batch_bytes, rate_bytes_s, now, last=last)
+        if last and self._account.style is not Style.STOP_AND_COPY:
+            opening = self._memory.begin_empty(self._attempt, now)
+        else:
+            batch_bytes = self._job.batch_bytes
+            opening = self._memory.begin(self._attempt, peer, batch_bytes, rate_bytes_s, now, last=last)
         self._emit(RoundStarted(opening.round, opening.pages, last))
         self._send(opening)
 
@@ -536,6 +415,8 @@ class SourceMachine(Session):
             assert self._last_part is not None
             if next(self._last_part, self) is self:
                 self._seal(now)
+        elif self._state is SourceState.MOVED and self._serving is not None:
+            self._serve(self._serving, now)
 
     def _send_batch(self) -> bool:
         """Queue the round's next batch; False if there is none."""
@@ -545,6 +426,15 @@ class SourceMachine(Session):
         if batch is not None:
             self._send(*batch)
         return batch is not None
+
+    def _serve(self, serving: Serving, now: float) -> None:
+        """Queue the next stale pages."""
+        assert self._selection is not None
+        batch = serving.next_batch(zeros=self._selection.has(Feature.ENCODING_ZERO))
+        if batch is not None:
+            self._send(*batch)
+            self._memory.bulk_bytes += batch[0].bulk_bytes
+            self._watch.entered = now  # COMPLETE is due when all of them are there
 
     def _note_round(self, now: float, ack: RoundAck | None) -> None:
         stats = self._memory.stats(now, self._throttle, ack)
@@ -559,6 +449,9 @@ class SourceMachine(Session):
         while self._send_batch():
             yield
         self._send(self._memory.ending())
+        for frame in dirty_frames(self._attempt, self._memory.stale, self._selection.limits.control_bytes):
+            self._send(frame)
+            yield
         while self._sections is None:
             yield
         for section in self._sections:
@@ -586,7 +479,7 @@ class SourceMachine(Session):
             self.phase,
             self._memory.round,
             self._memory.regions.pages,
-            self._memory.pages_missing,
+            self._memory.pages_missing if self._serving is None else self._serving.pages_left,
             self._memory.bulk_bytes,
             int(decision.dirty_rate_bytes_s),
             int(decision.bandwidth_bytes_s),

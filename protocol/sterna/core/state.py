@@ -71,6 +71,11 @@ class StateAssembler:
         return tuple(self._sections)
 
     @property
+    def has_begun(self) -> bool:
+        """Whether any fragment has come."""
+        return bool(self._sections) or self._open is not None
+
+    @property
     def is_whole(self) -> bool:
         """Whether no section is still open."""
         return self._open is None

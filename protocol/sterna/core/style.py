@@ -10,16 +10,23 @@ answer is that of the policy for stop-and-copy then.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Final
 
-from sterna.core.policy import Action, Decision, PolicySettings, RoundStats, View, decide
+from sterna.core.negotiate import Selection, offer
+from sterna.core.policy import Action, Decision, PolicySettings, RoundStats, Switchover, View, decide
 from sterna.core.words import duration_text, rate_text, size_text
-from sterna.registry import Style
+from sterna.errors import remote_error
+from sterna.limits import CHUNK_BYTES
+from sterna.registry import ErrorCode, Feature, FrameType, Style
+from sterna.wire.records import FeatureOffer
 
 # A bit for each page of 4 KiB: what a bitmap takes at most of the bytes that it stands for.
 _BITMAP_SHARE: Final = 1 / (8 * 4096)
+
+_NOTHING: Final[Mapping[Feature, int]] = MappingProxyType({})
 
 
 def decide_style(
@@ -55,6 +62,43 @@ def decide_style(
         facts = f"{decision.verdict.rpartition(': ')[0]}: {_early(view, remaining_bytes)}"
         return _switch(decision, view, remaining_bytes, facts, Style.BITMAP)
     return decision
+
+
+def selected_styles(selection: Selection) -> frozenset[Style]:
+    """The styles that may be used besides stop-and-copy."""
+    pairs = ((Feature.BITMAP, Style.BITMAP), (Feature.POST_COPY, Style.POST_COPY))
+    return frozenset(style for feature, style in pairs if selection.has(feature))
+
+
+# What a destination selects whose guests can run before all of their pages are there.
+EARLY_FEATURES: Final = frozenset({Feature.BITMAP, Feature.POST_COPY})
+
+# What a source offers, and what it cannot do without, by what its operator wants.
+_OFFERED: Final[Mapping[Switchover, tuple[frozenset[Feature], frozenset[Feature]]]] = {
+    "stop-and-copy": (frozenset(), frozenset()),
+    "bitmap": (frozenset({Feature.BITMAP}), frozenset({Feature.BITMAP})),
+    "post-copy": (frozenset({Feature.POST_COPY}), frozenset({Feature.POST_COPY})),
+    "auto": (frozenset({Feature.BITMAP}), frozenset()),
+}
+
+
+def offer_for(
+    switchover: Switchover, more: Mapping[Feature, int] = _NOTHING, required: Collection[Feature] = ()
+) -> tuple[FeatureOffer, ...]:
+    """The offer of a source that is to switch over in this way; `more` and `required` as for `offer`."""
+    offered, needed = _OFFERED[switchover]
+    return offer(more={**dict.fromkeys(offered, 0), **more}, required=needed | set(required))
+
+
+def check_batch(selection: Selection) -> None:
+    """Whether every group fits a batch of the destination [PCY-20].
+
+    Raises:
+        RemoteProtocolError: LIMIT_MISMATCH.
+    """
+    if selected_styles(selection) and selection.limits.bulk_bytes < CHUNK_BYTES:
+        detail = f"batches of {selection.limits.bulk_bytes} bytes, and pages that follow the guest"
+        raise remote_error(ErrorCode.LIMIT_MISMATCH, detail, clause="PCY-20", frame=FrameType.WELCOME)
 
 
 def _is_stuck(decision: Decision, settings: PolicySettings) -> bool:

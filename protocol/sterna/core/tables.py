@@ -97,6 +97,7 @@ class DestinationState(Enum):
     ENDED = "done: nothing of the guest is here"
     SUSPENDED = "done: the link is lost, the room is kept, the session can be taken up again"
     SETTLED = "done: the guest runs here, the source was not released"
+    STRANDED = "done: the guest runs here, and pages that it needs are still at the source"
     UNDECIDED = "done: permission was given and could not be used: the records decide"
     ANSWERED = "done: VERDICT sent"
     UNANSWERED = "done: asked for the verdict, and not answered"
@@ -144,6 +145,7 @@ class DestinationInput(Enum):
     ANSWERED = "verdict found"
     STARTED = "guest runs"
     STARTED_EARLY = "guest runs, pages are missing"
+    FAULTED = "guest waits for pages, or they came damaged"
     INSTALLED = "last page installed"
     START_FAILED = "recording, claiming, handing back or starting failed"
     DISCARDED = "everything freed"
@@ -204,14 +206,16 @@ SOURCE: Final[Table] = {
     (_S.PREPARING, F.NOT_READY): Row(_S.COLLECTING, "collect writes", "CON-42"),
     (_S.PAUSING, _I.PAUSED): Row(_S.FREEZING, "collect writes, save state", "CON-44"),
     (_S.FREEZING, _I.COLLECTED): Row(_S.BLACKOUT, "send ROUND, PAGES...", "CON-45"),
-    (_S.BLACKOUT, _I.SEAL_SENT): Row(_S.SEALED, "send ROUND_END, STATE..., SEAL", "CON-44"),
+    (_S.BLACKOUT, _I.SEAL_SENT): Row(
+        _S.SEALED, "send ROUND_END, DIRTY_BITMAP..., STATE..., SEAL", "CON-44"
+    ),
     (_S.SEALED, F.LOADED): Row(_S.GRANTING, "mark the holder as granted", "ONE-17"),
     (_S.GRANTING, _I.GRANTED): Row(_S.RECORDING, "record the grant", "ONE-18"),
     (_S.RECORDING, _I.RECORDED): Row(_S.HANDED_OVER, "send HANDOVER", "ONE-18"),
-    (_S.HANDED_OVER, F.RUNNING): Row(_S.MOVED, "keep the image", "ONE-38"),
+    (_S.HANDED_OVER, F.RUNNING): Row(_S.MOVED, "send PAGES..., keep the image", "ONE-38"),
     (_S.HANDED_OVER, F.HANDBACK): Row(_S.UNDECIDED, "claim the next epoch", "ONE-37"),
     (_S.HANDED_OVER, _I.LOST): Row(_S.UNDECIDED, "stay paused", "ONE-20"),
-    (_S.MOVED, F.PAGE_REQUEST): Row(_S.MOVED, "send PAGES", "CON-55", reserved=True),
+    (_S.MOVED, F.PAGE_REQUEST): Row(_S.MOVED, "send PAGES...", "PCY-9"),
     (_S.MOVED, F.COMPLETE): Row(_S.RELEASING, "free the image", "CMP-2"),
     (_S.MOVED, _I.LOST): Row(_S.DEPARTED, "keep the image", "CON-64"),
     (_S.RELEASING, _I.RELEASED): Row(_S.CLOSING, "send RELEASE, BYE", "CMP-2"),
@@ -272,12 +276,10 @@ DESTINATION: Final[Table] = {
     (_D.PREPARING, _J.PREPARED): Row(_D.READY, "send READY", "CON-40"),
     (_D.PREPARING, _J.UNPREPARED): Row(_D.STANDBY, "send NOT_READY", "CON-38"),
     (_D.READY, F.ROUND): Row(_D.BLACKOUT, "open the last round", "CON-45"),
-    (_D.READY, F.DIRTY_BITMAP): Row(_D.BLACKOUT, "pages become stale", "MEM-10", reserved=True),
     (_D.BLACKOUT, F.PAGES): Row(_D.BLACKOUT, "verify, hold", "CON-47"),
-    (_D.BLACKOUT, F.DIRTY_BITMAP): Row(_D.BLACKOUT, "pages become stale", "MEM-10", reserved=True),
     (_D.BLACKOUT, F.ROUND_END): Row(_D.FROZEN, "check the counts", "CON-46"),
     (_D.FROZEN, F.STATE): Row(_D.FROZEN, "collect fragments", "STA-5"),
-    (_D.FROZEN, F.DIRTY_BITMAP): Row(_D.FROZEN, "pages become stale", "MEM-10", reserved=True),
+    (_D.FROZEN, F.DIRTY_BITMAP): Row(_D.FROZEN, "pages become stale", "PCY-3"),
     (_D.FROZEN, F.SEAL): Row(_D.LOADING, "compare digests, load state", "CON-50"),
     (_D.LOADING, _J.STATE_LOADED): Row(_D.LOADED, "send LOADED", "CON-52"),
     (_D.LOADED, F.HANDOVER): Row(_D.RECORDING, "record CLAIMING", "ONE-25"),
@@ -290,10 +292,13 @@ DESTINATION: Final[Table] = {
     (_D.STARTING, _J.STARTED): Row(_D.COMPLETING, "send RUNNING", "CON-56"),
     (_D.COMPLETING, _J.RECORDED): Row(_D.RUNNING, "send COMPLETE", "ONE-39"),
     (_D.COMPLETING, _J.LOST): Row(_D.SETTLED, "guest runs on", "CON-64"),
-    (_D.STARTING, _J.STARTED_EARLY): Row(_D.FETCHING, "send RUNNING", "CON-56", reserved=True),
-    (_D.FETCHING, F.PAGES): Row(_D.FETCHING, "verify, install", "MEM-4", reserved=True),
-    (_D.FETCHING, _J.INSTALLED): Row(_D.COMPLETING, "record COMPLETE", "CON-57", reserved=True),
-    (_D.FETCHING, _J.LOST): Row(_D.FETCHING, "guest waits for the source", "RES-13", reserved=True),
+    (_D.STARTING, _J.STARTED_EARLY): Row(_D.FETCHING, "send RUNNING, PAGE_REQUEST...", "CON-56"),
+    (_D.FETCHING, _J.FAULTED): Row(_D.FETCHING, "send PAGE_REQUEST...", "PCY-11"),
+    (_D.FETCHING, F.PAGES): Row(_D.FETCHING, "verify, install", "PCY-12"),
+    (_D.FETCHING, _J.INSTALLED): Row(_D.COMPLETING, "record COMPLETE", "CON-57"),
+    (_D.FETCHING, _J.LOST): Row(_D.STRANDED, "guest waits for the source", "CON-64"),
+    (_D.COMPLETING, F.PAGES): Row(_D.COMPLETING, "drop what came twice", "STR-11"),
+    (_D.RUNNING, F.PAGES): Row(_D.RUNNING, "drop what came twice", "STR-11"),
     (_D.RUNNING, F.RELEASE): Row(_D.RELEASED, "forget the source", "CMP-2"),
     (_D.RUNNING, _J.LOST): Row(_D.SETTLED, "guest runs on", "CON-64"),
     (_D.RELEASED, F.BYE): Row(_D.CLOSED, "send BYE, close", "CON-70"),
@@ -336,7 +341,8 @@ DESTINATION.update(
 TERMINAL: Final[frozenset[State]] = frozenset(
     {
         _S.CLOSED, _S.ENDED, _S.DEPARTED, _S.UNDECIDED, _S.ANSWERED, _S.UNANSWERED, _S.SUSPENDED,
-        _D.CLOSED, _D.ENDED, _D.SETTLED, _D.UNDECIDED, _D.ANSWERED, _D.UNANSWERED, _D.SUSPENDED,
+        _D.CLOSED, _D.ENDED, _D.SETTLED, _D.STRANDED, _D.UNDECIDED, _D.ANSWERED, _D.UNANSWERED,
+        _D.SUSPENDED,
     }
 )  # fmt: skip
 
@@ -350,7 +356,7 @@ COMMITTED: Final[frozenset[State]] = frozenset(
     {
         _S.HANDED_OVER, _S.MOVED, _S.RELEASING, _S.CLOSING, _S.CLOSED, _S.DEPARTED, _S.UNDECIDED,
         _D.RECORDING, _D.CLAIMING, _D.COMMITTING, _D.HANDING_BACK, _D.STARTING, _D.COMPLETING, _D.RUNNING,
-        _D.RELEASED, _D.CLOSED, _D.SETTLED, _D.UNDECIDED,
+        _D.FETCHING, _D.RELEASED, _D.CLOSED, _D.SETTLED, _D.STRANDED, _D.UNDECIDED,
     }
 )  # fmt: skip
 

@@ -212,6 +212,7 @@ class HolderDestinationGuest:
         self.description: GuestDescription | None = None
         self._late: LateEndpoint | None = None
         self._is_late = trio.Event()
+        self._has_expected = False  # or may have: a request was sent
         self._notes: MemoryMap | None = None
 
     @classmethod
@@ -226,6 +227,7 @@ class HolderDestinationGuest:
         description = fields_of.description_from_json(fields_of.an_object(answer.fields, "description"))
         guest.description = description
         status = await connection.status()
+        guest._has_expected = True
         guest._state, guest._has_run = status.state, status.state not in {"reserved", "loaded"}
         writable = not guest._has_run or status.missing > 0
         guest._maps = await _map_memory(connection, description, writable=writable)
@@ -248,6 +250,7 @@ class HolderDestinationGuest:
             within_s=SLOW_ANSWER_WITHIN_S,
         )
         self._state, self._has_run, self.description = "reserved", False, description
+        self._has_expected = False
         self._maps = await _map_memory(self.connection, description, writable=True)
 
     def memory(self, region: int) -> memoryview:
@@ -314,6 +317,9 @@ class HolderDestinationGuest:
         """The holder holds accesses, and passes what lets them go."""
         self._check_can()
         check_stale(stale, self._regions())
+        if not self._has_expected and not any(bitmap.any() for bitmap in stale.values()):
+            return  # as in every migration that stops and copies: not a question more in its blackout
+        self._has_expected = True
         file = BitmapFile(self._regions(), "sterna-stale")
         try:
             file.put(stale)

@@ -21,6 +21,7 @@ from sterna.guest.process_gate import FaultGate, Times
 from sterna.guest.process_memory import GuestMemory
 from sterna.guest.process_runner import WorkloadRunner
 from sterna.guest.schedule import WorkloadParameters
+from sterna.guest.stale_pages import check_stale
 from sterna.guest.workload import PAGE_BYTES, STATE_BYTES, STATE_VERSION, Workload
 from sterna.linux.errors import CapabilityMissing
 from sterna.linux.memfd import MemoryFile
@@ -224,6 +225,9 @@ class ProcessGuest(HeldGuest):
         self.prepare()
         try:
             if self._late is None:
+                check_stale(stale, self.description.regions)
+                if not any(bitmap.any() for bitmap in stale.values()):
+                    return
                 self._late = LatePages(self.description.regions, {REGION: image.map}, stale)
             else:
                 self._late.replace(stale)

@@ -17,6 +17,7 @@ from typing import Protocol, TypeAlias
 import trio
 
 from sterna import limits as bounds
+from sterna.core.carry import DestinationCarry
 from sterna.core.deadlines import Deadlines
 from sterna.core.destination import DestinationConfig, DestinationMachine
 from sterna.core.duties import NoRecords, Records, pages_of, reserve, serve_destination, serve_source
@@ -26,7 +27,9 @@ from sterna.core.events import (
     AnswerVerdict,
     Discard,
     Event,
+    Finished,
     Outcome,
+    Readmit,
     ReleaseImage,
     Request,
     Reserve,
@@ -42,8 +45,10 @@ from sterna.errors import ConfigError, LocalProtocolError, SternaError, Transpor
 from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest
 from sterna.limits import Limits
 from sterna.memory.pages import PageSink
-from sterna.net.pump import FLUSH_STALL_S, Clock, OnEvent, Perform, Pump, boottime
+from sterna.net.kept import KeptSession, Sessions
+from sterna.net.pump import FLUSH_STALL_S, UNDO_S, Clock, OnEvent, Perform, Pump, boottime
 from sterna.net.rate import RateLimiter
+from sterna.net.redial import RESUMPTIONS_MAX, Reconnect, redial
 from sterna.net.steady import SteadyPages
 from sterna.net.transport import Peer, Transport
 from sterna.registry import ERRORS, GREASE_FIRST, GREASE_LAST, ErrorCode, Feature, Phase
@@ -136,6 +141,7 @@ class Options:
         on_request: called around every request; for tests that must know where an endpoint stands.
         clock: seconds that never run backwards; tests in virtual time pass `trio.current_time`.
         grease: whether to send reserved frames at random, which keeps peers honest [FRM-9].
+        resume_s: how long a lost session is to be kept, for a source that can reconnect.
         lease_store: whether the host has a lease store; a source does not go without then [ONE-55].
     """
 
@@ -149,6 +155,7 @@ class Options:
     clock: Clock = boottime
     grease: bool = True
     agent: str = AGENT
+    resume_s: int = bounds.RESUME_S
     lease_store: bool = False
 
     def __post_init__(self) -> None:
@@ -163,11 +170,12 @@ class _Endpoint:
 
     Attributes:
         result: how it ended, None until then. It is there, too, if `run` was cancelled from outside.
+        transport: the newest connection.
     """
 
     def __init__(self, transport: Transport, host: Host | None, options: Options | None) -> None:
         self.result: Result | None = None
-        self._transport = transport
+        self.transport = transport
         self._host = host or LocalHost()
         self._options = options or Options()
         self._pump: Pump | None = None
@@ -179,10 +187,9 @@ class _Endpoint:
         Raises:
             LocalProtocolError: TOO_LATE.
         """
-        if self._pump is None:
-            self._cancelled = reason
-        else:
+        if self._pump is not None:
             self._pump.cancel(reason)
+        self._cancelled = reason
 
     def _begin(self, machine: Session, perform: Perform, on_event: OnEvent) -> Pump:
         """The clocks of a session begin to run when this is called.
@@ -192,10 +199,14 @@ class _Endpoint:
         """
         if self._pump is not None:
             raise LocalProtocolError(ErrorCode.INTERNAL, "an endpoint is for one session: run() comes once")
+        return self._pump_of(machine, perform, on_event)
+
+    def _pump_of(self, machine: Session, perform: Perform, on_event: OnEvent) -> Pump:
+        """For the present connection."""
         options = self._options
         self._pump = Pump(
             machine,
-            self._transport,
+            self.transport,
             self._told_of(perform),
             on_event=on_event,
             limiter=_limiter(options),
@@ -221,6 +232,7 @@ class Source(_Endpoint):
     """Sends `guest` to whoever is at the other end of `transport`, which it closes in any case.
 
     ``result = await Source(guest, transport).run()``; the outcome is in the result, not in an exception.
+    With `reconnect`, which dials the same host, a session whose link is lost is taken up again.
 
     Raises:
         GuestError, ValueError: the guest's description or its memory makes no sense.
@@ -235,9 +247,12 @@ class Source(_Endpoint):
         runner: Runner = NO_RUNNER,
         host: Host | None = None,
         options: Options | None = None,
+        reconnect: Reconnect | None = None,
     ) -> None:
         super().__init__(transport, host, options)
         self._guest = guest
+        self._reconnect = reconnect
+        self._waiting: trio.CancelScope | None = None
         options = self._options
         description = guest.description
         pages = pages_of(guest, description)
@@ -253,14 +268,14 @@ class Source(_Endpoint):
             expected_state_bytes=description.expected_state_bytes,
             policy=options.policy or PolicySettings(fixed_cost_s=estimate_fixed_cost_s(pages.table.pages)),
             batch_bytes=_batch_bytes(options),
-            features=_offer(options),
+            features=_offer(options, resumes=reconnect is not None),
         )
         self._pages = SteadyPages(pages, options.clock)
 
     async def run(self) -> Result:
         """Migrate, once. Returns when it is decided who runs the guest, or that nobody can know."""
         clock = self._options.clock
-        machine = SourceMachine(self._config, self._pages, clock())
+        self._machine = machine = SourceMachine(self._config, self._pages, clock())
         pump = self._begin(machine, self._perform, self._on_event)
         try:
             refused = await self._refused()
@@ -269,11 +284,58 @@ class Source(_Endpoint):
                 return self.result
             if machine.state is SourceState.IDLE:  # not cancelled meanwhile
                 machine.start(clock())
-            return await pump.drive()
+            result = await pump.drive()
+            return await self._go_on() if machine.state is SourceState.SUSPENDED else result
         finally:
-            self._transport.abort()
+            if self._machine.state is SourceState.SUSPENDED:  # cancelled from outside
+                with trio.CancelScope(shield=True):  # requests have their own bounds
+                    lost = TransportError(ErrorCode.CONNECTION_LOST, "the endpoint was cancelled")
+                    await self._give_up(lost)
+            self.transport.abort()
             self._pages.close()
-            self.result = self.result or machine.result
+            self.result = self.result or self._machine.result
+
+    async def _go_on(self) -> Result:
+        """Take the session up again as often as its link is lost."""
+        clock, machine = self._options.clock, self._machine
+        resumed, until = -1, 0.0
+        while machine.state is SourceState.SUSPENDED:
+            carry = machine.carry
+            if carry.account.resumed > resumed:  # it was there in between
+                resumed = carry.account.resumed
+                until = clock() + carry.ticket.selection.features[Feature.RESUME]
+            try:
+                self.transport = await self._connect_again(carry.account.losses, until - clock())
+            except SternaError as error:
+                return await self._give_up(error)
+            machine = SourceMachine.resumed(self._config, self._pages, carry, clock())
+            machine.start(clock())
+            self._machine = machine
+            await self._pump_of(machine, self._perform, self._on_event).drive()
+        assert machine.result is not None
+        return machine.result
+
+    async def _connect_again(self, losses: int, within_s: float) -> Transport:
+        assert self._reconnect is not None
+        if losses > RESUMPTIONS_MAX:
+            raise TransportError(ErrorCode.CONNECTION_LOST, f"lost {losses} times")
+        with trio.CancelScope() as self._waiting:
+            if self._cancelled is None:
+                return await redial(self._reconnect, self.transport.peer, within_s)
+        raise LocalProtocolError(ErrorCode.CANCELLED, self._cancelled or "", clause="CON-71")
+
+    async def _give_up(self, error: SternaError) -> Result:
+        """Nobody takes the session up again: the guest runs on here, for good."""
+        carry = self._machine.carry
+        self._machine = SourceMachine.resumed(self._config, self._pages, carry, self._options.clock())
+        self._machine.abandon(error, self._options.clock())
+        return await self._pump_of(self._machine, self._perform, self._on_event).drive()
+
+    def cancel(self, reason: str = "") -> None:
+        """See `_Endpoint.cancel`; while there is no connection the guest runs here already."""
+        super().cancel(reason)
+        if self._waiting is not None:
+            self._waiting.cancel()
 
     def _on_event(self, event: Event) -> None:
         self._pages.on_event(event)
@@ -282,7 +344,7 @@ class Source(_Endpoint):
     async def _refused(self) -> SternaError | None:
         """Why this host does not let the guest go there, None if it does."""
         try:
-            await self._host.may_send(self._guest.description, self._transport.peer)
+            await self._host.may_send(self._guest.description, self.transport.peer)
         except SternaError as error:
             return error
         return None
@@ -293,8 +355,8 @@ class Source(_Endpoint):
         words.send(Abort(error.code, Phase.HANDSHAKE, 0, 0, 0, ERRORS[error.code].text))
         buffers = [buffer for unit in iter(words.take, []) for buffer in unit]
         with trio.move_on_after(FLUSH_STALL_S), suppress(TransportError):
-            await self._transport.send(buffers)
-            await self._transport.close()
+            await self.transport.send(buffers)
+            await self.transport.close()
         return Result(
             Outcome.ROLLED_BACK, error.code, error=error, phase=Phase.HANDSHAKE, epoch=self._config.epoch
         )
@@ -309,10 +371,14 @@ class Destination(_Endpoint):
     """Takes a guest in from the other end of `transport`, and closes that; `make_guest` makes the room.
 
     ``result = await Destination(make_guest, transport).run()``; afterwards `guest` is the guest, or None.
+    With `sessions`, which the endpoints of a process share, a session whose link is lost is kept for a while
+    and taken up again by whatever connection asks for it.
 
     Attributes:
         guest: from the time when its description has come; None again when it has been discarded.
         description: of the guest that came, whatever became of it.
+        took_up: whether this connection went on with a session that another endpoint had opened, and which
+            that one reports.
     """
 
     def __init__(
@@ -322,9 +388,13 @@ class Destination(_Endpoint):
         *,
         host: Host | None = None,
         options: Options | None = None,
+        sessions: Sessions | None = None,
     ) -> None:
         super().__init__(transport, host, options)
         self._make_guest = make_guest
+        self._sessions = sessions
+        self._kept: KeptSession | None = None
+        self.took_up = False
         self._hello: Hello | None = None
         self._room: _Room | None = None
         self.guest: DestinationGuest | None = None
@@ -338,21 +408,91 @@ class Destination(_Endpoint):
             limits=options.limits,
             deadlines=options.deadlines,
             grease=_grease() if options.grease else (),
-            features=BASE_FEATURES | ({Feature.LEASE_STORE} if options.lease_store else frozenset()),
+            features=BASE_FEATURES
+            | ({Feature.LEASE_STORE} if options.lease_store else frozenset())
+            | (frozenset() if self._sessions is None else {Feature.RESUME}),
         )
-        machine = DestinationMachine(config, options.clock())
-        pump = self._begin(machine, self._perform, options.on_event)
+        self._machine = machine = DestinationMachine(config, options.clock())
+        pump = self._begin(machine, self._perform, self._on_event)
         try:
-            return await pump.drive()
+            result = await pump.drive()
+            if self._kept is not None and not self.took_up:
+                self._kept.detach(machine)
+                result = await self._until_over(self._kept)
+            self.result = result
+            return result
         finally:
-            self.result = machine.result
-            self._free_room()
+            self.result = self.result or machine.result
+            await self._leave()
+
+    async def _until_over(self, kept: KeptSession) -> Result:
+        """Other connections may go on with the session; or nobody does, and the room is freed [RES-14]."""
+        end = await kept.wait()
+        if isinstance(end, DestinationCarry):
+            detail = f"nobody has taken the session up again within {kept.seconds} s"
+            return await self._expire(end, TransportError(ErrorCode.CONNECTION_LOST, detail))
+        assert end.result is not None
+        return end.result
+
+    async def _expire(self, carry: DestinationCarry, error: SternaError) -> Result:
+        if self._cancelled is not None:
+            error = LocalProtocolError(ErrorCode.CANCELLED, self._cancelled, clause="CON-71")
+        with trio.move_on_after(UNDO_S) as scope:
+            scope.shield = True
+            with suppress(SternaError):  # what could not be freed does not run either
+                await self._perform(Discard())
+        carry.account.failed(error, Phase.RESUME)
+        epoch, now = carry.ticket.hello.epoch, self._options.clock()
+        result = carry.account.close(Outcome.ROLLED_BACK, now, epoch=epoch, digest=b"", bytes_sent=0)
+        self._options.on_event(Finished(result))
+        return result
+
+    async def _leave(self) -> None:
+        """Whatever has ended this endpoint, from inside or outside."""
+        kept = self._kept
+        if kept is not None and self.took_up:
+            kept.detach(self._machine)
+        elif kept is not None and self._sessions is not None:
+            self._sessions.remove(kept)
+            if self.result is None or self.result.outcome is Outcome.SUSPENDED:  # cancelled from outside
+                kept.detach(self._machine)
+                with trio.CancelScope(shield=True):
+                    carry = await kept.reclaim()
+                    if carry is not None:
+                        lost = TransportError(ErrorCode.CONNECTION_LOST, "the endpoint was cancelled")
+                        self.result = await self._expire(carry, lost)
+        self._free_room()
+
+    def _on_event(self, event: Event) -> None:
+        owner = self._owner
+        (self._options.on_event if owner is None else owner.on_event)(event)
+
+    @property
+    def _owner(self) -> KeptSession | None:
+        """The session that this connection goes on with, if another endpoint has opened it."""
+        return self._kept if self.took_up else None
+
+    def cancel(self, reason: str = "") -> None:
+        """See `_Endpoint.cancel`; the session's end is asked for, whatever connection has it.
+
+        Raises:
+            LocalProtocolError: TOO_LATE.
+        """
+        if self._kept is None:
+            super().cancel(reason)
+        else:
+            self._kept.cancel(reason)
+            self._cancelled = reason
 
     async def _perform(self, request: Request) -> object:
+        if self._owner is not None:
+            return await self._owner.perform(request)
         match request:
+            case Readmit(hello=hello):
+                return await self._readmit(hello)
             case Admit(hello=hello):
                 self._hello = hello
-                return await self._host.admit(hello, self._transport.peer)
+                return await self._host.admit(hello, self.transport.peer)
             case AnswerVerdict(hello=hello):
                 return await self._host.verdict(hello)
             case Reserve(guest=record):
@@ -370,7 +510,29 @@ class Destination(_Endpoint):
         self.description = description
         self.guest = self._make_guest(description)
         self._room = _Room(await reserve(self.guest, description))
+        self._keep()
         return self._room
+
+    def _keep(self) -> None:
+        """From here on the session can be taken up again, if that was selected."""
+        ticket = self._machine.ticket
+        if self._sessions is None or ticket is None or not ticket.selection.has(Feature.RESUME):
+            return
+        assert self._pump is not None
+        on_event = self._options.on_event
+        self._kept = KeptSession(self.transport.peer, self._machine, self._pump, self._perform, on_event)
+        self._sessions.add(self._kept)
+
+    async def _readmit(self, hello: Hello) -> DestinationCarry | Verdict:
+        assert self._sessions is not None
+        assert self._pump is not None
+        kept = self._sessions.find(hello, self.transport.peer)
+        carry = await kept.hand_over(hello)
+        if carry is None:
+            return await self._host.verdict(hello)
+        kept.attach(self._machine, self._pump)
+        self._kept, self.took_up = kept, True
+        return carry
 
     def _free_room(self) -> None:
         if self._room is not None:
@@ -398,10 +560,11 @@ class _Room:
         self._pages = None
 
 
-def _offer(options: Options) -> tuple[FeatureOffer, ...]:
+def _offer(options: Options, *, resumes: bool) -> tuple[FeatureOffer, ...]:
+    more = {Feature.RESUME: options.resume_s} if resumes else {}
     if not options.lease_store:
-        return offer()
-    return offer(more={Feature.LEASE_STORE: 0}, required={Feature.LEASE_STORE})
+        return offer(more=more)
+    return offer(more={**more, Feature.LEASE_STORE: 0}, required={Feature.LEASE_STORE})
 
 
 def _batch_bytes(options: Options) -> int:

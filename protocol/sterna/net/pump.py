@@ -33,7 +33,7 @@ from typing import Final, TypeAlias
 
 import trio
 
-from sterna.core.events import Discard, Event, Request, Result, RollBack
+from sterna.core.events import Discard, Event, Request, Result, RollBack, RunOn
 from sterna.core.session import Session
 from sterna.core.tables import DEAF, TERMINAL, SourceState
 from sterna.errors import GuestError, LocalProtocolError, SternaError, TransportError
@@ -144,6 +144,10 @@ class Pump:
         """
         self._machine.cancel(self._clock(), reason)
         self.kick()
+
+    def lose(self, error: TransportError) -> None:
+        """Give the connection up, as if it had been lost."""
+        self._lose(error)
 
     def kick(self) -> None:
         """Look at the machine again: call this after a command was given to it from outside."""
@@ -294,7 +298,7 @@ class Pump:
     async def _shielded(self, request: Request) -> object:
         name = type(request).__name__
         with trio.CancelScope(shield=True) as self._carrying:
-            if isinstance(request, RollBack | Discard):
+            if isinstance(request, RollBack | RunOn | Discard):
                 self._limit(UNDO_S)
             self._hurry()
             if isinstance(request, Discard):

@@ -47,8 +47,8 @@ class SteadyPages:
         match event:
             case RoundFinished(stats):
                 self._rejected = stats.rejected_pages > stats.pages * REJECTED_SHARE
-            case RoundStarted(last=True):
-                self._paused = True
+            case RoundStarted(last=last):
+                self._paused = last  # a lost link sets the guest running again, and then comes such a round
             case _:
                 pass
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
+
 from sterna.core.conduct import wrong
+from sterna.core.following import Following
 from sterna.core.rounds import IncomingRound, rejected_pages
 from sterna.core.seal import check_seal
 from sterna.core.state import StateAssembler
@@ -19,20 +22,36 @@ from sterna.memory.digest import MemoryDigest
 from sterna.memory.regions import PageSets, RegionTable
 from sterna.observe.budget import Share
 from sterna.observe.direction import Frame
-from sterna.registry import ErrorCode
-from sterna.wire.records import Guest, PageRange, Pages, Round, RoundAck, RoundEnd, Seal, State
+from sterna.registry import ErrorCode, Style
+from sterna.wire import carries_bytes
+from sterna.wire.records import (
+    DirtyBitmap,
+    Guest,
+    PageRange,
+    PageRequest,
+    Pages,
+    Round,
+    RoundAck,
+    RoundEnd,
+    Seal,
+    State,
+    Switchover,
+)
 
 # What is kept of each page: its entry, and its bits in three sets.
 PAGE_KEPT_BYTES: Final = 10
 # What is kept of a fragment of state besides its bytes, if it is a section of its own.
 FRAGMENT_KEPT_BYTES: Final = 1024
+# What is kept of a page that follows the guest, at the worst a group of its own.
+STALE_KEPT_BYTES: Final = 24
 
 
 class Image:
     """The image of one guest on its way.
 
     Attributes:
-        digest: memory digest of the pause image; empty before SEAL.
+        digest: memory digest that both sides mean: empty before SEAL, and of the whole image when the last
+            page has followed.
         round: the newest round.
         rejected: pages of it that were damaged on their way.
         pages: pages seen in all rounds.
@@ -57,6 +76,8 @@ class Image:
         self._memory = MemoryDigest(table)
         self._sent = PageSets(table)
         self._states = StateAssembler(state_bytes, limits.state_sections, guest.vcpus)
+        self._follows = Following(table)
+        self._sink = _Passing()
 
     @property
     def state_bytes(self) -> int:
@@ -133,4 +154,79 @@ class Image:
         Raises:
             RemoteProtocolError: COUNT_MISMATCH or DIGEST_MISMATCH.
         """
-        self.digest = check_seal(record, self.round, self._states, self._memory)
+        stale = self._follows.stale.count()
+        self.digest = check_seal(record, self.round, self._states, self._memory, stale)
+        self._share.take(stale * STALE_KEPT_BYTES, "pages that follow the guest")
+        self._follows.seal(self._sink, self._memory, (record.attempt, self.round.number + 1), 0)
+
+    # ---- pages that follow the guest ----
+
+    def switch(self, record: Switchover, styles: frozenset[Style]) -> None:
+        """SWITCHOVER, where these styles were selected besides stop-and-copy.
+
+        Raises:
+            RemoteProtocolError: NOT_SELECTED or BAD_ROUND.
+        """
+        self._follows.switch(record, styles, self.round.number)
+
+    def declare(self, record: DirtyBitmap) -> None:
+        """DIRTY_BITMAP.
+
+        Raises:
+            RemoteProtocolError: UNEXPECTED_FRAME, OUTSIDE_REGION or OVERLAPPING_RUNS.
+        """
+        self._memory.mark_sets_stale(self._follows.declare(record, self._states))
+
+    @property
+    def pages_missing(self) -> bool:
+        """Whether pages have still to follow the guest."""
+        fetching = self._follows.fetching
+        return fetching is not None and not fetching.is_complete
+
+    def follow(self, record: Pages, frame: Frame) -> None:
+        """PAGES after RUNNING.
+
+        Raises:
+            RemoteProtocolError: UNEXPECTED_FRAME, BAD_ROUND, BAD_VALUE, or PAGE_HASH.
+        """
+        fetching = self._follows.expected(record)
+        self._sink.damaged = frame.damaged
+        fetching.announce(record)
+        for pages in fetching.take():
+            fetching.installed(pages)
+        self.pages += record.page_count
+        if fetching.is_complete:
+            self.digest = self._memory.value()
+
+    def request(self, record: PageRequest) -> None:
+        """PAGE_REQUEST.
+
+        Raises:
+            RemoteProtocolError: UNEXPECTED_FRAME or OUTSIDE_REGION.
+        """
+        self._follows.expected(record)
+        if record.region not in self.table:
+            raise wrong(ErrorCode.OUTSIDE_REGION, f"region {record.region}", "PCY-19", record)
+
+
+class _Passing:
+    """Bytes that were looked at as they passed: a `PageSink` that keeps none."""
+
+    def __init__(self) -> None:
+        self.damaged: tuple[PageRange, ...] = ()
+
+    def targets(self, table: Pages) -> list[memoryview]:
+        """A place for each run with bytes, of no size: they have gone by."""
+        return [memoryview(b"")] * int(carries_bytes(table.runs).sum())
+
+    def commit(self, table: Pages) -> list[PageRange]:
+        """What was damaged, of the pages of this table."""
+        first = table.runs["first"].astype(np.int64)
+        end = first + table.runs["count"]
+        found = []
+        for pages in self.damaged:
+            low = np.maximum(first, pages.first)
+            high = np.minimum(end, pages.first + pages.count)
+            for start, stop in zip(low[low < high].tolist(), high[low < high].tolist(), strict=True):
+                found.append(PageRange(table.region, start, stop - start))
+        return found

@@ -16,9 +16,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final
 
-from sterna.core.conduct import check_epoch, check_sender, is_of_old_attempt, wrong
+from sterna.core.conduct import check_epoch, check_selected, check_sender, is_of_old_attempt, wrong
 from sterna.core.heartbeat import Heartbeat
 from sterna.core.negotiate import check_room, check_welcome, usable_limits
+from sterna.core.style import check_batch, selected_styles
 from sterna.core.tables import DestinationState
 from sterna.errors import LocalProtocolError, SternaError, remote_error
 from sterna.limits import Limits
@@ -33,12 +34,14 @@ from sterna.wire.records import (
     Abort,
     Accept,
     Complete,
+    DirtyBitmap,
     Guest,
     HandBack,
     Handover,
     Hello,
     Loaded,
     NotReady,
+    PageRequest,
     Pages,
     Ping,
     Pong,
@@ -94,6 +97,9 @@ class Judge:
         self._guest: Guest | None = None
         self._limits = dict.fromkeys(OTHER, Limits())
         self._attempt = 1
+        self._styles: frozenset[Style] = frozenset()
+        self._features: dict[int, int] = {}
+        self._running = False
         self._last_words: dict[Sender, FrameType] = {}
         self._beats: Final = {side: _Beats() for side in OTHER}
 
@@ -147,6 +153,7 @@ class Judge:
             if reserved:
                 code, clause = ErrorCode.UNSUPPORTED, "CON-5"
             raise wrong(code, where, clause, record)
+        check_selected(record.type, self._features)
         if isinstance(record, Refuse):
             self.over = True
         else:
@@ -187,8 +194,8 @@ class Judge:
             case Accept():
                 self._on_accept(record)
             case Switchover():
-                if record.style is not Style.STOP_AND_COPY:
-                    raise wrong(ErrorCode.NOT_SELECTED, f"style {record.style.name}", "SWI-1", record)
+                assert self.image is not None
+                self.image.switch(record, self._styles)
             case NotReady():
                 self._attempt += 1
             case Loaded() | Complete():
@@ -197,6 +204,7 @@ class Judge:
                 self._check_epoch(record, 0, "HND-1")
             case Running():
                 self._check_epoch(record, 1, "RUN-1")
+                self._running = True
             case HandBack():
                 self._check_epoch(record, 1, "HND-2")
             case Release():
@@ -211,8 +219,14 @@ class Judge:
             case Round():
                 last = DestinationState.BLACKOUT in self.places[Sender.DESTINATION].states
                 image.begin(record, last=last)
+            case Pages() if self._running:
+                image.follow(record, frame)
             case Pages():
                 image.take(record, frame)
+            case DirtyBitmap():
+                image.declare(record)
+            case PageRequest():
+                image.request(record)
             case RoundEnd():
                 image.end(record, self._limits[Sender.SOURCE])
             case RoundAck():
@@ -232,7 +246,11 @@ class Judge:
             raise wrong(ErrorCode.UNSUPPORTED, detail, "CON-10", record)
         if record.session == NO_ID or record.generation or record.complete_round or record.held_frames:
             raise wrong(ErrorCode.BAD_VALUE, "a WELCOME of mode resume", "WEL-4", record)
-        self._limits[Sender.DESTINATION] = check_welcome(hello, record).limits
+        selection = check_welcome(hello, record)
+        check_batch(selection)
+        self._styles = selected_styles(selection)
+        self._features = dict(selection.features)
+        self._limits[Sender.DESTINATION] = selection.limits
         self._limits[Sender.SOURCE] = usable_limits(hello.limits, FrameType.HELLO)
         self.welcome = record
 
@@ -263,6 +281,8 @@ class Judge:
         if isinstance(record, Complete):
             self._check_epoch(record, 1, "CMP-4")
         assert self.image is not None
+        if isinstance(record, Complete) and self.image.pages_missing:
+            raise BreachError("CON-57", "COMPLETE before the last page has followed", record.type)
         if record.digest != self.image.digest:
             code, clause = ErrorCode.DIGEST_MISMATCH, "CON-53"
             if isinstance(record, Complete):

@@ -18,7 +18,7 @@ there. Requests are carried out at once, in order; a test can hold them back (`p
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from sterna import limits as bounds
 from sterna.core.carry import DestinationCarry
@@ -26,18 +26,21 @@ from sterna.core.destination import DestinationConfig, DestinationMachine
 from sterna.core.duties import NoRecords, pages_of, reserve, serve_destination, serve_source
 from sterna.core.events import Admission, Admit, Event, Readmit, Request, Reserve
 from sterna.core.negotiate import BASE_FEATURES, offer
+from sterna.core.policy import PolicySettings
 from sterna.core.session import Session
 from sterna.core.source import SourceConfig, SourceMachine
+from sterna.core.style import EARLY_FEATURES, offer_for
 from sterna.core.tables import DestinationState, SourceState
 from sterna.errors import LocalProtocolError, SternaError, TransportError
 from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest
 from sterna.registry import ErrorCode, Feature
-from sterna.wire.records import Runner
+from sterna.wire.records import PageRange, Runner
 
 T = TypeVar("T")
 
 NO_RECORDS = NoRecords()
 RUNNER = Runner("destination.test", bytes(range(16)))
+TAKES_EVERYTHING = DestinationConfig(features=BASE_FEATURES | EARLY_FEATURES)
 ADMISSION = Admission(bytes(range(1, 17)), bytes(range(32)), RUNNER)
 
 
@@ -49,6 +52,16 @@ def run_now(coroutine: Coroutine[object, object, T]) -> T:
         return done.value  # type: ignore[no-any-return]
     coroutine.close()
     raise AssertionError("this coroutine waits for something; a Pair has nothing that could come")
+
+
+@runtime_checkable
+class Waiting(Protocol):
+    """A guest of which can be seen what it waits for."""
+
+    @property
+    def waits_for(self) -> PageRange | None:
+        """A page that is missing."""
+        ...
 
 
 class Pair:
@@ -66,7 +79,7 @@ class Pair:
         self.now = 0.0
         description = source_guest.description
         config = source_config or source_config_of(description)
-        self._configs = config, destination_config or DestinationConfig()
+        self._configs = config, destination_config or TAKES_EVERYTHING
         self._pages = pages_of(source_guest, description)
         self.source = SourceMachine(config, self._pages, self.now)
         self.destination = DestinationMachine(self._configs[1], self.now)
@@ -102,6 +115,7 @@ class Pair:
             ("destination", self.destination, self.to_source),
         ):
             moved |= perform and self.perform(name, machine)
+            self._tell_faults()
             self._events_of(name, machine)
             while buffers := machine.poll_transmit(self.now):
                 data = b"".join(bytes(buffer) for buffer in buffers)
@@ -115,6 +129,12 @@ class Pair:
         for name, machine in (("source", self.source), ("destination", self.destination)):
             self._events_of(name, machine)
         return moved
+
+    def _tell_faults(self) -> None:
+        """What the guest there waits for, if it is one that says so without a loop."""
+        guest = self.destination_guest
+        if isinstance(guest, Waiting) and (pages := guest.waits_for) is not None:
+            self.destination.fault(pages.region, pages.first, pages.count, self.now)
 
     def deliver(self, pipe: bytearray, machine: Session, count: int | None = None) -> bool:
         """Give a machine the next bytes of its pipe, all by default. Whether there were any."""
@@ -219,4 +239,7 @@ def source_config_of(description: GuestDescription, **changes: object) -> Source
         "guest_id": description.id,
         "expected_state_bytes": description.expected_state_bytes,
     }
+    policy = changes.get("policy")
+    if isinstance(policy, PolicySettings):
+        fields["features"] = offer_for(policy.switchover)
     return SourceConfig(**fields | changes)  # type: ignore[arg-type]

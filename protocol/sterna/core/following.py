@@ -1,0 +1,93 @@
+"""What is stale in this attempt, and what follows from it: the receiver's view of styles [13.1].
+
+The destination's machine and observers of recordings ask it whether a style may be used, whether DIRTY_BITMAP
+may come, or pages after RUNNING, and what the guest has to wait for before it runs.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sterna.core.bitmap_frames import Declared
+from sterna.core.conduct import wrong
+from sterna.core.events import Expect
+from sterna.core.fetching import Fetching
+from sterna.core.state import StateAssembler
+from sterna.memory.digest import MemoryDigest
+from sterna.memory.pages import PageSink
+from sterna.memory.regions import PageSets, RegionTable
+from sterna.registry import ErrorCode, Style
+from sterna.wire.records import DirtyBitmap, Record, Switchover
+
+
+class Following:
+    """Pages that follow the guest, from SWITCHOVER on.
+
+    Attributes:
+        style: of the newest switchover.
+        fetching: from SEAL on, the pages that are missing; None if none is.
+    """
+
+    def __init__(self, table: RegionTable, *, held: bool = False) -> None:
+        """Nothing is stale. `held`: an attempt before may have told the guest to wait for pages."""
+        self.style = Style.STOP_AND_COPY
+        self.fetching: Fetching | None = None
+        self._table: Final = table
+        self._declared = Declared(table)
+        self._held = held
+
+    @property
+    def stale(self) -> PageSets:
+        """What was declared stale."""
+        return self._declared.pages
+
+    def switch(self, record: Switchover, selected: frozenset[Style], rounds: int) -> None:
+        """SWITCHOVER has come after so many rounds.
+
+        Raises:
+            RemoteProtocolError: NOT_SELECTED, or BAD_ROUND for post-copy after a round.
+        """
+        if record.style not in selected | {Style.STOP_AND_COPY}:
+            raise wrong(ErrorCode.NOT_SELECTED, f"style {record.style.name}", "SWI-1", record)
+        if record.style is Style.POST_COPY and rounds:
+            raise wrong(ErrorCode.BAD_ROUND, f"post-copy after {rounds} rounds", "PCY-4", record)
+        self.style = record.style
+        self._declared = Declared(self._table)
+
+    def declare(self, record: DirtyBitmap, states: StateAssembler) -> PageSets:
+        """DIRTY_BITMAP has come, with so much state before it; the pages that it declares.
+
+        Raises:
+            RemoteProtocolError: UNEXPECTED_FRAME, OUTSIDE_REGION or OVERLAPPING_RUNS.
+        """
+        if self.style is Style.STOP_AND_COPY:
+            raise wrong(ErrorCode.UNEXPECTED_FRAME, "a page is stale in stop-and-copy", "PCY-21", record)
+        if states.has_begun:
+            raise wrong(ErrorCode.UNEXPECTED_FRAME, "DIRTY_BITMAP behind STATE", "PCY-1", record)
+        return self._declared.add(record)
+
+    def seal(
+        self, sink: PageSink, digest: MemoryDigest, position: tuple[int, int], most_requests: int
+    ) -> Expect | None:
+        """The image is sealed: what the guest has to be told to wait for; None for nothing new.
+
+        Arguments as for `Fetching`.
+        """
+        self.fetching = None
+        if self.stale.any():
+            self.fetching = Fetching(self.stale, sink, digest, position, most_requests)
+        held, self._held = self._held, self.fetching is not None
+        if not held and not self._held:
+            return None
+        return Expect({number: self.stale[number] for number in self.stale if self.stale[number].any()})
+
+    def expected(self, record: Record) -> Fetching:
+        """What is missing, for a frame that is about that.
+
+        Raises:
+            RemoteProtocolError: UNEXPECTED_FRAME where no page was stale.
+        """
+        if self.fetching is None:
+            detail = f"{record.type.name}, and no page was stale"
+            raise wrong(ErrorCode.UNEXPECTED_FRAME, detail, "PCY-21", record)
+        return self.fetching

@@ -1,0 +1,192 @@
+"""How a source comes to a session: it opens one, takes a lost one up again, or asks what has become of it.
+
+The session outlives connections: memory with its entries and rounds, the ticket to take it up again, and the
+account of it are what a carry is made of. What is done in a session is for the machine that is built on this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from sterna import limits as bounds
+from sterna.core.carry import SourceCarry, Ticket
+from sterna.core.conduct import wrong
+from sterna.core.events import CollectDirty, SessionOpened, SessionResumed
+from sterna.core.negotiate import VERSIONS, check_room, check_welcome, offer
+from sterna.core.policy import Decision, PolicySettings
+from sterna.core.resuming import HeldReport
+from sterna.core.sending import Sending
+from sterna.core.session import Config, Session
+from sterna.core.style import check_batch
+from sterna.core.tables import SOURCE, SourceInput, SourceState
+from sterna.errors import LocalProtocolError
+from sterna.memory.pages import PageSource
+from sterna.memory.regions import RegionTable
+from sterna.registry import ErrorCode, FrameType, Mode, Sender
+from sterna.wire.records import (
+    NO_ID,
+    NO_RUNNER,
+    NO_TOKEN,
+    FeatureOffer,
+    Guest,
+    Held,
+    Hello,
+    Runner,
+    Welcome,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceConfig(Config):
+    """A migration as its source sees it. `guest_id` and `epoch` name the guest and its newest claim.
+
+    Attributes:
+        expected_state_bytes: about what the state will have; None is the most, which GUEST says.
+    """
+
+    guest: Guest
+    guest_id: bytes
+    epoch: int = 0
+    runner: Runner = NO_RUNNER
+    expected_state_bytes: int | None = None
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    batch_bytes: int = bounds.BATCH_BYTES
+    features: tuple[FeatureOffer, ...] = field(default_factory=offer)
+
+
+class Opening(Session):
+    """The part of a source's machine that gets it into a session. Commands: `start`, `ask`."""
+
+    def __init__(self, config: SourceConfig, pages: PageSource, now: float) -> None:
+        super().__init__(
+            config,
+            now,
+            role=Sender.SOURCE,
+            table=SOURCE,
+            idle=SourceState.IDLE,
+            lost=SourceInput.LOST,
+            cut=SourceInput.LINK_LOST,
+        )
+        self._job = config
+        self._memory = Sending(RegionTable(config.guest.regions), pages)
+        self._hello: Hello | None = None
+        self._not_ready = 0
+        self._sealed = b""
+        self._token = NO_TOKEN
+        self._decision: Decision | None = None
+        self._ticket: Ticket | None = None
+        self._report: HeldReport | None = None
+
+    @classmethod
+    def resumed(cls, config: SourceConfig, pages: PageSource, carry: SourceCarry, now: float) -> Self:
+        """A machine that takes up a lost session on a new connection; `start` as ever."""
+        machine = cls(config, pages, now)
+        machine._ticket, machine._selection = carry.ticket, carry.ticket.selection
+        machine._token = carry.ticket.welcome.token
+        machine._memory, machine._account = carry.memory, carry.account
+        machine._not_ready, machine._decision = carry.not_ready, carry.decision
+        machine._attempt = carry.attempt + 1  # the loss has ended that one [RES-8]
+        return machine
+
+    @property
+    def carry(self) -> SourceCarry:
+        """What the next machine goes on with, of one that ended as SUSPENDED."""
+        assert self._state is SourceState.SUSPENDED
+        assert self._ticket is not None
+        return SourceCarry(
+            self._ticket, self._attempt, self._memory, self._account, self._not_ready, self._decision
+        )
+
+    @property
+    def digest(self) -> bytes:
+        """Memory digest of the pause image; empty before SEAL."""
+        return self._sealed
+
+    def start(self, now: float) -> None:
+        """Open the session, or take it up again: preface and HELLO.
+
+        Raises:
+            LocalProtocolError: it was started already or is over, or the configuration fits no HELLO. Nothing
+                has changed.
+        """
+        if self._ticket is None:
+            self._begin(SourceInput.START, self._greeting(Mode.OPEN), now)
+            return
+        hello = self._ticket.next_hello()
+        self._begin(SourceInput.START_RESUME, hello, now)
+        self._ticket = self._ticket.of_generation(hello.generation)
+
+    def ask(self, session: bytes, token: bytes, now: float) -> None:
+        """Ask who owns the guest, by a session of which HANDOVER may have left [ONE-60].
+
+        The configuration is that of the opening. The guest is not touched.
+
+        Raises:
+            LocalProtocolError: as for `start`.
+        """
+        hello = replace(self._greeting(Mode.VERDICT), session=session, token=token)
+        self._begin(SourceInput.START_VERDICT, hello, now)
+
+    def _greeting(self, mode: Mode) -> Hello:
+        job, config = self._job, self._config
+        limits = config.limits.to_wire()
+        return Hello(mode, VERSIONS, job.features, limits, job.guest_id, job.epoch, job.runner, config.agent)
+
+    def _begin(self, what: SourceInput, hello: Hello, now: float) -> None:
+        self._require(what)
+        self._hello = hello
+        self._send(hello)
+        self._step(what, now)
+
+    # ---- WELCOME ----
+
+    def _on_welcome(self, record: Welcome, now: float) -> None:
+        assert self._hello is not None
+        if record.session == NO_ID or record.generation or record.complete_round or record.held_frames:
+            raise wrong(ErrorCode.BAD_VALUE, "a WELCOME of mode resume", "WEL-4", record)
+        selection = check_welcome(self._hello, record)
+        check_room(self._job.guest, selection.limits)
+        check_batch(selection)
+        self._welcomed(selection, now)
+        self._account.session, self._token = record.session, record.token
+        self._ticket = Ticket(self._hello, record, selection)
+        self._emit(SessionOpened(record.session, record.agent, record.version, selection.features))
+        self._described(self._job.guest.regions)
+        try:
+            self._send(self._job.guest)
+        except LocalProtocolError as error:
+            if error.code is not ErrorCode.LIMIT_CONTROL:
+                raise
+            raise LocalProtocolError(ErrorCode.LIMIT_MISMATCH, error.detail, clause="LIM-6") from error
+        self._step(FrameType.WELCOME, now)
+        self.ping(now)
+
+    def _on_welcome_back(self, record: Welcome, now: float) -> None:
+        ticket = self._ticket
+        assert ticket is not None
+        ticket.check_welcome(record, ticket.generation)
+        self._report = self._memory.report(record)
+        self._welcomed(ticket.selection, now)
+        self._described(self._job.guest.regions)
+        self._step(FrameType.WELCOME, now)
+        self.ping(now)
+        self._compare(now)
+
+    def _on_held(self, record: Held, now: float) -> None:
+        assert self._report is not None
+        self._report.add(record)
+        self._step(FrameType.HELD, now)
+        self._compare(now)
+
+    def _compare(self, now: float) -> None:
+        """With the last HELD it is known what the destination may lack [RES-9]."""
+        assert self._report is not None
+        if self._report.owed:
+            return
+        self._memory.resume(self._report)
+        self._account.taken_up()
+        self._step(SourceInput.COMPARED, now)
+        missing = self._memory.pages_missing
+        self._emit(SessionResumed(self._account.resumed, self._report.complete, missing))
+        self._ask(CollectDirty())

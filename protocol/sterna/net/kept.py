@@ -1,0 +1,167 @@
+"""The sessions of a destination process that can be taken up again, and who has each of them at the moment.
+
+A session belongs to the endpoint that opened it, whatever connection carries it: there its guest, its host
+and whoever watches it are. While a connection lives, its machine has the session. When it is lost, the
+machine's carry lies here until a new connection asks for it, or the owner takes it back and frees the room.
+One has it at any time; whoever asks while an older connection still has it ends that one first [RES-4].
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+
+from sterna.core.carry import DestinationCarry, Ticket
+from sterna.core.destination import DestinationMachine
+from sterna.core.tables import DESTINATION, DestinationInput, DestinationState
+from sterna.errors import LocalProtocolError, TransportError
+from sterna.net.pump import OnEvent, Perform, Pump
+from sterna.net.transport import Peer
+from sterna.registry import ErrorCode, Feature
+from sterna.wire.records import Hello
+
+
+class KeptSession:
+    """One session, from the moment when there is room for its guest.
+
+    Attributes:
+        peer: who opened it.
+        perform: carries out requests, whatever connection they come from.
+        on_event: sees every event, likewise.
+    """
+
+    def __init__(
+        self, peer: Peer, machine: DestinationMachine, pump: Pump, perform: Perform, on_event: OnEvent
+    ) -> None:
+        assert machine.ticket is not None
+        self.peer: Final = peer
+        self.perform: Final = perform
+        self.on_event: Final = on_event
+        self._first: Final = machine.ticket
+        self._machine = machine
+        self._pump = pump
+        self._carry: DestinationCarry | None = None
+        self._over: DestinationMachine | None = None
+        self._cancelled = False
+        self._changed = trio.Event()
+        self._handing_over: Final = trio.Lock()
+
+    @property
+    def session(self) -> bytes:
+        """Its id."""
+        return self._first.session
+
+    @property
+    def ticket(self) -> Ticket:
+        """What it can be taken up again with now."""
+        if self._carry is not None:
+            return self._carry.ticket
+        return self._machine.ticket or self._first
+
+    @property
+    def seconds(self) -> int:
+        """How long it is kept [RES-14]."""
+        return self._first.selection.features.get(Feature.RESUME, 0)
+
+    # ---- the connections ----
+
+    def attach(self, machine: DestinationMachine, pump: Pump) -> None:
+        """A connection has been given the carry."""
+        self._machine, self._pump = machine, pump
+
+    def detach(self, machine: DestinationMachine) -> None:
+        """The connection that had the session has ended."""
+        if machine is not self._machine or self._carry is not None:
+            return
+        if machine.state is DestinationState.SUSPENDED:
+            self._carry = machine.carry
+        else:
+            self._over = machine
+        self._change()
+
+    async def hand_over(self, hello: Hello) -> DestinationCarry | None:
+        """What a new connection goes on with; None if the session is past that [RES-15].
+
+        Raises:
+            RemoteProtocolError: BAD_TOKEN, NOT_SELECTED, LIMIT_MISMATCH; nothing has changed [RES-4].
+        """
+        async with self._handing_over:
+            self.ticket.check_hello(hello)
+            if self._carry is None:
+                if (self._machine.state, DestinationInput.LINK_LOST) not in DESTINATION:
+                    return None
+                self._pump.lose(TransportError(ErrorCode.CONNECTION_LOST, "a newer connection has come"))
+            while self._carry is None and self._over is None:
+                await self._changed.wait()
+            return self._take()
+
+    # ---- the owner ----
+
+    async def wait(self) -> DestinationMachine | DestinationCarry:
+        """Wait for its end: the machine that ended it, or the carry, if nobody has asked for that in time."""
+        while self._over is None:
+            changed = self._changed
+            if self._carry is None:
+                await changed.wait()
+                continue
+            with trio.move_on_after(0 if self._cancelled else self.seconds):
+                await changed.wait()
+            if self._changed is changed and (carry := self._take()) is not None:
+                return carry
+        return self._over
+
+    async def reclaim(self) -> DestinationCarry | None:
+        """End whatever connection has it; the carry, None if the session has ended."""
+        if self._carry is None and self._over is None:
+            self._pump.lose(TransportError(ErrorCode.CONNECTION_LOST, "the endpoint was cancelled"))
+        while self._carry is None and self._over is None:
+            await self._changed.wait()
+        return self._take()
+
+    def cancel(self, reason: str) -> None:
+        """Ask the connection that has it for its end; without one, and after the next loss, it is not kept.
+
+        Raises:
+            LocalProtocolError: TOO_LATE.
+        """
+        if self._carry is None:
+            self._pump.cancel(reason)
+        self._cancelled = True
+        self._change()
+
+    def _take(self) -> DestinationCarry | None:
+        carry, self._carry = self._carry, None
+        if carry is not None:
+            self._change()
+        return carry
+
+    def _change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+class Sessions:
+    """The kept sessions of one process, by id."""
+
+    def __init__(self) -> None:
+        self._kept: dict[bytes, KeptSession] = {}
+
+    def add(self, kept: KeptSession) -> None:
+        """It can be asked for from now on."""
+        self._kept[kept.session] = kept
+
+    def remove(self, kept: KeptSession) -> None:
+        """And no longer."""
+        self._kept.pop(kept.session, None)
+
+    def find(self, hello: Hello, peer: Peer) -> KeptSession:
+        """The session that a HELLO asks for; whether it may have it, its ticket tells.
+
+        Raises:
+            LocalProtocolError: BAD_TOKEN if there is none, or it is another peer's: these read the same.
+        """
+        kept = self._kept.get(hello.session)
+        if kept is None or kept.peer.identity != peer.identity:
+            raise LocalProtocolError(ErrorCode.BAD_TOKEN, "no such session of this peer", clause="RES-3")
+        return kept

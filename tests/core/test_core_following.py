@@ -1,0 +1,79 @@
+"""What is stale in an attempt, and what follows from it. The destination's machine shows the rest."""
+
+from __future__ import annotations
+
+import pytest
+from core_support import GUEST, PAGE
+
+from sterna.core.following import Following
+from sterna.core.state import StateAssembler
+from sterna.errors import RemoteProtocolError
+from sterna.memory.digest import MemoryDigest
+from sterna.memory.pages import RegionPages
+from sterna.memory.regions import RegionTable
+from sterna.registry import BitmapEncoding, ErrorCode, Style
+from sterna.wire.records import DirtyBitmap, PageRequest, Switchover
+
+TABLE = RegionTable(GUEST.regions)
+BITMAP = DirtyBitmap(1, 0, 1, 2, BitmapEncoding.PLAIN, b"\x03")
+
+
+def sealed(follows: Following):
+    pages = RegionPages(TABLE, {0: memoryview(bytearray(4 * PAGE))})
+    return follows.seal(pages, MemoryDigest(TABLE), (1, 3), 8)
+
+
+@pytest.mark.parametrize(
+    ("style", "rounds", "code"),
+    [
+        (Style.BITMAP, 3, None),
+        (Style.STOP_AND_COPY, 3, None),
+        (Style.POST_COPY, 0, ErrorCode.NOT_SELECTED),
+    ],
+)
+def test_a_style_that_was_selected(style, rounds, code):
+    """[SWI-1]"""
+    follows = Following(TABLE)
+    if code is None:
+        follows.switch(Switchover(1, style), frozenset({Style.BITMAP}), rounds)
+        assert follows.style is style
+        return
+    with pytest.raises(RemoteProtocolError) as error:
+        follows.switch(Switchover(1, style), frozenset({Style.BITMAP}), rounds)
+    assert (error.value.code, error.value.clause) == (code, "SWI-1")
+
+
+def test_post_copy_is_for_the_beginning():
+    """[PCY-4]"""
+    styles = frozenset({Style.POST_COPY})
+    Following(TABLE).switch(Switchover(1, Style.POST_COPY), styles, 0)
+    with pytest.raises(RemoteProtocolError) as error:
+        Following(TABLE).switch(Switchover(1, Style.POST_COPY), styles, 1)
+    assert (error.value.code, error.value.clause) == (ErrorCode.BAD_ROUND, "PCY-4")
+
+
+def test_what_is_declared_is_held_until_an_attempt_without_it():
+    """[PCY-5]"""
+    follows = Following(TABLE)
+    assert sealed(follows) is None
+    follows.switch(Switchover(1, Style.BITMAP), frozenset({Style.BITMAP}), 1)
+    assert follows.declare(BITMAP, StateAssembler(0, 0, 0)).count() == 2
+    expect = sealed(follows)
+    assert expect is not None
+    assert {region: bitmap.count() for region, bitmap in expect.stale.items()} == {0: 2}
+    assert follows.expected(PageRequest(0, 1, 1)) is follows.fetching
+    follows.switch(Switchover(2, Style.STOP_AND_COPY), frozenset({Style.BITMAP}), 1)
+    again = sealed(follows)
+    assert again is not None
+    assert again.stale == {}
+    assert sealed(follows) is None
+    with pytest.raises(RemoteProtocolError) as error:
+        follows.expected(PageRequest(0, 1, 1))
+    assert (error.value.code, error.value.clause) == (ErrorCode.UNEXPECTED_FRAME, "PCY-21")
+
+
+def test_nothing_is_stale_in_stop_and_copy():
+    """[PCY-21] [MEM-11]"""
+    with pytest.raises(RemoteProtocolError) as error:
+        Following(TABLE).declare(BITMAP, StateAssembler(0, 0, 0))
+    assert (error.value.code, error.value.clause) == (ErrorCode.UNEXPECTED_FRAME, "PCY-21")
