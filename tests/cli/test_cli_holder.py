@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,22 @@ def test_room_for_a_guest(
     assert err.endswith("the holder ends; no guest has come\n")
 
 
+@pytest.mark.needs("minor_faults")
+@pytest.mark.parametrize("options", [[], ["--no-post-copy"]])
+def test_whether_pages_may_come_later_is_for_the_owner_to_say(
+    tmp_path: Path, visit: Callable[[Visit], None], options: list[str]
+) -> None:
+    found: list[bool] = []
+
+    async def look(connection: HolderConnection) -> None:
+        found.append(connection.attached.post_copy)
+        await connection.detach()
+
+    visit(look)
+    assert main(["holder", "--socket", str(tmp_path / "h"), "--destination", *options]) == 0
+    assert found == [not options]
+
+
 @pytest.mark.parametrize(
     ("arguments", "figure", "expected"),
     [
@@ -207,6 +224,7 @@ def test_a_line_about_a_guest() -> None:
     guest = {"writes": 256, "rate_bytes_s": 5e6, "errors": 0}
     status = HolderStatus("running", 2, 0, NO_RUNNER, "compare", False, guest)
     assert module._line(status) == "running, epoch 2: 1 MiB written, 5 MB/s, 0 errors"
+    assert module._line(replace(status, missing=512)).endswith(", 0 errors, 2 MiB missing")
     nothing = HolderStatus("empty", 0, 0, NO_RUNNER, "none", False, {})
     assert module._line(nothing) == "empty"
 

@@ -54,6 +54,7 @@ def holder(
     name: str = "process",
     tracker: Literal["auto", "userfaultfd", "compare"] = "auto",
     memory_limit: Annotated[Size | None, Parameter(show_default=False)] = None,
+    no_post_copy: Flag = False,
     journal: PathOption = None,
     host: TextOption = "",
     ownership: Ownership = Ownership(),  # noqa: B008 - frozen
@@ -73,6 +74,8 @@ def holder(
         name: the guest's name.
         tracker: how its writes are followed.
         memory_limit: take no guest that is larger.
+        no_post_copy: take no guest that runs before its pages are there; its endpoint would reach all memory
+            of this process.
         journal: file to which the guest's journal is appended.
         host: this host's name, as its endpoints have it; by default the machine's.
         ownership: with --store, the new guest's first epoch is claimed there before it runs.
@@ -94,6 +97,7 @@ def holder(
         name=name,
         tracker=tracker,
         memory_limit=memory_limit or 0,
+        no_post_copy=no_post_copy,
         journal=None if journal is None else str(journal),
     )
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -155,7 +159,6 @@ def _options(**fields: object) -> argparse.Namespace:
         "seed": 1,
         "guest_id": secrets.token_bytes(16),
         "epoch": 1,
-        "no_post_copy": False,
         "runner": secrets.token_bytes(16),
     }
     return argparse.Namespace(**fixed, **fields)
@@ -232,7 +235,8 @@ def _last_word(engine: HolderEngine) -> str:
 def _line(status: HolderStatus) -> str:
     if not status.epoch:
         return status.state
+    missing = f", {size_text(status.missing * PAGE_BYTES)} missing" if status.missing else ""
     return (
         f"{status.state}, epoch {status.epoch}: {size_text(status.figure('writes') * PAGE_BYTES)} written, "
-        f"{rate_text(status.figure('rate_bytes_s'))}, {status.figure('errors'):.0f} errors"
+        f"{rate_text(status.figure('rate_bytes_s'))}, {status.figure('errors'):.0f} errors{missing}"
     )
