@@ -73,7 +73,7 @@ async def show(
     from sterna.host.open_store import StoreAccess, open_store
     from sterna.host.slots import Slot
 
-    identity = _guest_id(guest)
+    identity = guest_id(guest)
     leases = open_store(store, StoreAccess(ca, certificate, key, user, password_file))
     try:
         newest = await leases.newest(identity)
@@ -95,7 +95,12 @@ async def show(
     )
 
 
-def _guest_id(text: str) -> bytes:
+def guest_id(text: str) -> bytes:
+    """A guest's id, as people write it.
+
+    Raises:
+        ConfigError: it is none.
+    """
     digits = text.removeprefix(_ID_PREFIX)
     try:
         if len(digits) == _ID_DIGITS:

@@ -32,6 +32,8 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ("verify", "sterna.cli.verify:verify", "Check a recording against the specification."),
     ("doctor", "sterna.cli.doctor:doctor", "Tell what this machine can do, and how to make it do more."),
     ("pki", "sterna.cli.pki:app", "Make certificates for hosts."),
+    ("verdict", "sterna.cli.verdict:verdict", "Tell who owns a guest, and what is to be done next."),
+    ("resolve", "sterna.cli.resolve:resolve", "Decide who owns a guest, where nobody else can."),
     ("lease", "sterna.cli.lease:app", "Look into a lease store, or make one in files."),
     ("matrix", "sterna.cli.matrix:matrix", "Break migrations at every step, and look who runs the guest."),
     ("exits", "sterna.cli.exits:exits", "Print the table of exit codes."),

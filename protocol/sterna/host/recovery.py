@@ -14,7 +14,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -148,6 +148,13 @@ class HeldImage:
         await self._connection.call(operation, fields)  # type: ignore[arg-type]
 
 
+class Seen(NamedTuple):
+    """What is seen of a holder: the id of the guest in it, and its status; None for nothing."""
+
+    guest: bytes | None
+    status: HolderStatus | None
+
+
 @dataclass(frozen=True, slots=True)
 class Recovered:
     """How far a recovery came.
@@ -257,17 +264,11 @@ class Recovery:
     # ---- looking ----
 
     async def _look(self, session: SessionRecord) -> Situation:
-        history = self._keeper.history
-        status = await self._image.status()
-        store = await slots_behind(self._store, history.guest, session.epoch)
-        facts = Facts(self._host, store, peer=self._peer)
+        store = await slots_behind(self._store, self._keeper.history.guest, session.epoch)
         complete = self._verdict is not None and self._verdict.complete
-        if status is None or self._image.guest != history.guest:
-            return Situation(facts, complete=complete)
-        image = _image_of(history, session, status)
-        if session.side is Side.SOURCE:
-            facts = replace(facts, mark=status.granted_epoch)
-        return Situation(facts, image, status.image, status.epoch, complete)
+        facts = Facts(self._host, store, peer=self._peer)
+        seen = Seen(self._image.guest, await self._image.status())
+        return situation(self._keeper.history, session, seen, facts, complete=complete)
 
     # ---- acting ----
 
@@ -345,7 +346,7 @@ class Recovery:
             except SternaError as error:
                 self._tell(f"no answer from {session.peer or session.address}, asking on: {error}")
             await pauses.next()
-        self._peer = _owner_said(self._verdict, situation.facts.store)
+        self._peer = owner_said(self._verdict, situation.facts.store)
 
     async def _runner(self) -> Runner:
         status = await self._image.status()
@@ -364,6 +365,23 @@ class _Pauses:
         self._next_s = min(2 * self._next_s, _LONGEST_PAUSE_S)
 
 
+def situation(
+    history: History,
+    session: SessionRecord,
+    seen: Seen,
+    facts: Facts,
+    *,
+    complete: bool = False,
+) -> Situation:
+    """What there is, put together; `seen` in this host's holder."""
+    if seen.status is None or seen.guest != history.guest:
+        return Situation(facts, complete=complete)
+    status = seen.status
+    if session.side is Side.SOURCE:
+        facts = replace(facts, mark=status.granted_epoch)
+    return Situation(facts, _image_of(history, session, status), status.image, status.epoch, complete)
+
+
 def _image_of(history: History, session: SessionRecord, status: HolderStatus) -> Image:
     """What the holder has of this session's image, which at a destination has its own id [ONE-52]."""
     if session.side is Side.SOURCE:
@@ -373,7 +391,7 @@ def _image_of(history: History, session: SessionRecord, status: HolderStatus) ->
     return _AT_DESTINATION.get(status.state, Image.GONE) if status.image in images else Image.GONE
 
 
-def _owner_said(verdict: Verdict, store: Store | None) -> Owner:
+def owner_said(verdict: Verdict, store: Store | None) -> Owner:
     """With a store the slot says who owns it, and only HANDBACK lets the source claim again [ONE-37]."""
     if verdict.handed_back:
         return Owner.SOURCE

@@ -1,0 +1,199 @@
+"""`sterna resolve`: an operator decides who owns a guest, where nobody else can."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Literal
+
+from sterna.cli.endpoint import PathOption, Security
+from sterna.cli.events import Fields
+from sterna.cli.exits import Exit
+from sterna.cli.lease import guest_id
+from sterna.cli.output import Output
+from sterna.cli.ownership import UNDECIDED_AFTER_S, Ownership, TextOption
+from sterna.cli.taking_up import (
+    judgement_fields,
+    judgement_text,
+    newest_epoch,
+    recovered_fields,
+    recovered_text,
+)
+from sterna.cli.units import Duration, Json
+from sterna.core.records import HandBack, Record, Resolved, SessionRecord, Side, Start
+from sterna.core.recovery import open_session
+from sterna.core.verdict import Facts, Judgement, Step, judge
+from sterna.errors import ConfigError, LocalProtocolError
+from sterna.host.lease import LeaseStore
+from sterna.host.records_shelf import Keeper, RecordsShelf
+from sterna.host.recovery import HeldImage, Recovered, Recovery, Seen, held_image, situation
+from sterna.host.slots_behind import slots_behind
+from sterna.limits import TEXT_BYTES
+from sterna.registry import ErrorCode, Owner
+
+_OWNERS: Final = {"source": Owner.SOURCE, "destination": Owner.DESTINATION}
+
+
+async def resolve(
+    guest: str,
+    /,
+    *,
+    owner: Literal["source", "destination"],
+    i_have_fenced: TextOption = "",
+    holder: PathOption = None,
+    ownership: Ownership = Ownership(),  # noqa: B008 - frozen
+    security: Security = Security(),  # noqa: B008 - frozen
+    undecided_after: Duration = UNDECIDED_AFTER_S,
+    json: Json = False,
+) -> int:
+    """Decide, as the operator, who owns a guest whose handover has come to no end.
+
+    Look at `sterna verdict` first. What is decided here is recorded and cannot be taken back. To let the
+    guest run at this side, say --i-have-fenced HOST, and mean it: nothing at the other host can run its image
+    any more, neither an endpoint (which may only be frozen) nor one that is started later beside its holder.
+    Switch that host off, or end endpoint and holder there.
+
+    Args:
+        guest: its id, 32 hexadecimal digits.
+        owner: the side of the session that shall have it.
+        i_have_fenced: the other host, of which you vouch that it cannot run the guest.
+        holder: socket of the holder in which the guest is; with it, what follows is done at once.
+        ownership: where records and store are.
+        security: this host's --name.
+        undecided_after: wait no longer than this for the lease store.
+        json: one JSON object on stdout.
+    """
+    identity, name = guest_id(guest), security.own_name
+    output = Output(json=json)
+    shelf = RecordsShelf(ownership.directory(name), "sterna resolve")
+    async with AsyncExitStack() as stack:
+        keeper = await stack.enter_async_context(shelf.opened(identity, make=False))
+        if keeper is None:
+            where = f"there are no records of guest {guest} in {shelf.directory}"
+            raise ConfigError(f"{where}: say --records or --name as its endpoints do")
+        store = await stack.enter_async_context(ownership.opened_store())
+        image = HeldImage(None, None)
+        if holder is not None:
+            known = partial(newest_epoch, keeper.history)
+            image = await stack.enter_async_context(held_image(holder, known))
+        case = _Case(name, keeper, image, store)
+        noted = await case.decide(_OWNERS[owner], i_have_fenced)
+        recovered = None
+        if holder is not None:
+            recovery = Recovery(name, keeper, image, store=store, within_s=undecided_after, tell=output.say)
+            recovered = await recovery.run()
+        judgement = await case.judgement() if recovered is None else recovered.judgement
+    _tell(case, noted, judgement, recovered, output)
+    if recovered is not None and recovered.lost:
+        return Exit.LOST
+    # With a store it may take a claim before the decision shows: the endpoint makes that when it is started.
+    return Exit.OK
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A guest whose owner nobody knows.
+
+    Attributes:
+        host: this host's name.
+        keeper: the guest's records, locked.
+        image: what is in the holder, if one was named.
+        store: the lease store, if there is one.
+    """
+
+    host: str
+    keeper: Keeper
+    image: HeldImage
+    store: LeaseStore | None
+
+    async def session(self) -> SessionRecord:
+        """The one that is to be decided.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        status = await self.image.status()
+        found = open_session(self.keeper.history, 0 if status is None else status.granted_epoch)
+        if found is None:
+            raise ConfigError("this guest was granted in no session of this host: there is nothing to decide")
+        return found
+
+    async def judgement(self) -> Judgement:
+        """Who owns the guest, by what is known now."""
+        history, session = self.keeper.history, await self.session()
+        facts = Facts(self.host, await slots_behind(self.store, history.guest, session.epoch))
+        seen = Seen(self.image.guest, await self.image.status())
+        return judge(history, session.session, situation(history, session, seen, facts).facts)
+
+    async def decide(self, owner: Owner, fenced: str) -> Record | None:
+        """Record the decision; None if it is decided so already.
+
+        Raises:
+            LocalProtocolError: TOO_LATE, the other side owns the guest.
+            ConfigError: the other host has to be fenced first.
+        """
+        session, judgement = await self.session(), await self.judgement()
+        if judgement.owner is owner:
+            return None
+        if judgement.owner is not Owner.UNDECIDED:
+            detail = f"the {judgement.owner.name.lower()} owns it: {judgement.why}"
+            raise LocalProtocolError(ErrorCode.TOO_LATE, detail, clause=judgement.clause)
+        mine = Owner.SOURCE if session.side is Side.SOURCE else Owner.DESTINATION
+        if owner is mine:
+            _check_fenced(session, fenced)
+        record = _decision(session, owner, fenced)
+        await self.keeper.append(record)
+        return record
+
+
+def _check_fenced(session: SessionRecord, fenced: str) -> None:
+    """The guest may run here only when it cannot run there [ONE-59]."""
+    other = session.peer or session.address or "the other host"
+    there = "source" if session.side is Side.DESTINATION else "destination"
+    if not fenced:
+        raise ConfigError(
+            f"the guest may run at {other}, the {there}: make certain that no endpoint and no holder there "
+            f"can run it any more, then say so: --i-have-fenced {session.peer or 'HOST'}"
+        )
+    if session.peer and fenced != session.peer:
+        raise ConfigError(f"--i-have-fenced {fenced[:80]!r}: the {there} of this session is {other!r}")
+
+
+def _decision(session: SessionRecord, owner: Owner, fenced: str) -> Record:
+    epoch = session.epoch + 1
+    if session.side is Side.SOURCE:
+        return Resolved(session.session, epoch, owner, fenced)
+    kind = Start if owner is Owner.DESTINATION else HandBack
+    return kind(epoch, _operator())
+
+
+def _operator() -> str:
+    """Who decides, as far as the system knows."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = f"user {os.getuid()}"
+    return f"{user}@{socket.gethostname()}".encode()[:TEXT_BYTES].decode(errors="ignore")
+
+
+def _tell(
+    case: _Case, noted: Record | None, judgement: Judgement, recovered: Recovered | None, output: Output
+) -> None:
+    if noted is None:
+        output.say(f"it is decided already: {judgement.why} [{judgement.clause}]")
+    else:
+        output.say(f"recorded, by {_operator()}: {noted.kind}")
+    output.say(judgement_text(judgement) if recovered is None else recovered_text(recovered))
+    if recovered is None and judgement.step is not Step.NONE:
+        output.say("sterna migrate or sterna serve with its --holder does that; so does --holder here")
+    fields: Fields = {
+        "guest": case.keeper.history.guest.hex(),
+        "recorded": None if noted is None else noted.kind,
+        **judgement_fields(judgement),
+        "recovered": None if recovered is None else recovered_fields(recovered),
+    }
+    output.result(fields)

@@ -1,0 +1,323 @@
+"""`sterna verdict`: who owns a guest, as far as this host can tell, and what is to be done next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Final
+
+from cyclopts import Parameter
+
+from sterna.cli.endpoint import PathOption, Security, deadlines
+from sterna.cli.events import Fields, holder_fields
+from sterna.cli.exits import Exit
+from sterna.cli.lease import guest_id
+from sterna.cli.output import Output
+from sterna.cli.ownership import Ownership, TextOption
+from sterna.cli.taking_up import asker
+from sterna.cli.units import Duration, Json
+from sterna.core.history import History
+from sterna.core.records import SessionRecord, Side
+from sterna.core.recovery import Image, Settled, next_act, open_session
+from sterna.core.verdict import Facts, Judgement, Step, Store, judge
+from sterna.errors import GuestError, SternaError, StoreError
+from sterna.guest.holder_client import connect_holder
+from sterna.host.lease import LeaseStore
+from sterna.host.records_keeper import peek
+from sterna.host.records_log import RecordsMissing
+from sterna.host.recovery import Seen, guest_in, owner_said, situation
+from sterna.host.slots import Slot
+from sterna.host.slots_behind import slots_behind
+from sterna.net.connect import parse_address
+from sterna.net.endpoint import Options
+from sterna.registry import Owner
+from sterna.wire.records import NO_RUNNER, Verdict
+
+RECORDED: Final = "recorded"
+
+
+async def verdict(
+    guest: str,
+    /,
+    *,
+    holder: PathOption = None,
+    peer: TextOption = "",
+    ownership: Ownership = Ownership(),  # noqa: B008 - frozen
+    security: Security = Security(),  # noqa: B008 - frozen
+    patience: Annotated[Duration | None, Parameter(show_default=False)] = None,
+    json: Json = False,
+) -> int:
+    """Tell who owns a guest: from this host's records, its lease store, its holder, and the destination.
+
+    Nothing is changed here. But a destination that is asked, where there is no store, hands a guest back that
+    it has not started: that is the answer then, and it is final.
+
+    The exit code is 0 if the owner is known, 8 if nobody can know yet, 9 if the guest is lost.
+
+    Args:
+        guest: its id, 32 hexadecimal digits.
+        holder: socket of the holder in which the guest is, or was.
+        peer: ask the destination at this host:port, or, with the word recorded, where it was last.
+        ownership: where records and store are.
+        security: who this host is; to ask the destination, --pki or --insecure as for `sterna migrate`.
+        patience: wait no longer than this for the destination.
+        json: one JSON object on stdout.
+    """
+    looked = Looked(guest_id(guest), security.own_name)
+    await looked.read(ownership.directory(looked.host))
+    if holder is not None:
+        await looked.look(holder)
+    async with ownership.opened_store() as store:
+        await looked.ask_store(store)
+    if peer:
+        await looked.ask_peer(peer, security, Options(deadlines=deadlines(patience)))
+    found = looked.judged()
+    output = Output(json=json)
+    tell(looked, found, output)
+    return found.exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Who owns the guest.
+
+    Attributes:
+        here: whether it is this host; None if nobody can know.
+        host: the owner's name, as far as it is known.
+    """
+
+    judgement: Judgement
+    here: bool | None
+    host: str = ""
+    lost: bool = False
+
+    @property
+    def exit_code(self) -> Exit:
+        """0 if the owner is known and has its guest."""
+        if self.lost:
+            return Exit.LOST
+        return Exit.UNDECIDED if self.here is None else Exit.OK
+
+
+@dataclass
+class Looked:
+    """All that is known of a guest at one moment.
+
+    Attributes:
+        guest: its id.
+        host: this host's name.
+        history: None if records were lost.
+        session: in which the guest has changed hands last, or may have.
+        seen: in the holder; None if no holder was named.
+        store: what it says of the session; None if there is none, or the guest has no slot in it.
+        newest: its newest slot.
+        answer: of the destination.
+        troubles: what could not be had, in words.
+    """
+
+    guest: bytes
+    host: str
+    history: History | None = None
+    session: SessionRecord | None = None
+    directory: Path = Path()
+    seen: Seen | None = None
+    store: Store | None = None
+    newest: Slot | None = None
+    answer: Verdict | None = None
+    troubles: list[str] = field(default_factory=list)
+
+    async def read(self, directory: Path) -> None:
+        """The records, without keeping anybody from writing them."""
+        self.directory = directory
+        try:
+            self.history = await peek(directory, self.guest)
+        except RecordsMissing as error:
+            self.troubles.append(f"records: {error}")
+        else:
+            self.session = open_session(self.history)
+
+    async def look(self, holder: Path) -> None:
+        """What the holder has."""
+        try:
+            async with await connect_holder(holder, role="observer") as connection:
+                self.seen = Seen(await guest_in(connection), await connection.status())
+        except GuestError as error:
+            self.seen = Seen(None, None)
+            self.troubles.append(f"holder: {error}")
+        status = self.seen.status
+        if status is not None and self.seen.guest == self.guest and self.history is not None:
+            self.session = open_session(self.history, status.granted_epoch)
+
+    async def ask_store(self, store: LeaseStore | None) -> None:
+        """What the store says of the session."""
+        if store is None:
+            return
+        epoch = 0 if self.session is None else self.session.epoch
+        self.store = await slots_behind(store, self.guest, epoch)
+        try:
+            self.newest = await store.newest(self.guest)
+        except StoreError as error:
+            self.troubles.append(f"store: {error}")
+
+    async def ask_peer(self, place: str, security: Security, options: Options) -> None:
+        """What the destination says."""
+        session = self.session
+        if session is None or session.side is not Side.SOURCE:
+            self.troubles.append("peer: this host is the source of no session that could be asked for")
+            return
+        places = [] if place == RECORDED else [parse_address(place)]
+        peers = security.peer_list()
+        tls = security.tls((lambda _identity, _fingerprint: None) if peers is None else peers.check_peer)
+        status = None if self.seen is None else self.seen.status
+        try:
+            ask = asker(self.guest, tls, options, places)
+            self.answer = await ask(session, NO_RUNNER if status is None else status.runner)
+        except SternaError as error:
+            self.troubles.append(f"peer: {error}")
+
+    def judged(self) -> Found:
+        """Who owns the guest, by all of that."""
+        if self.history is None:
+            why = "records of this guest were lost here, so none of them counts"
+            return Found(Judgement(Owner.UNDECIDED, why, "ONE-57", Step.OPERATOR), None)
+        session = self.session
+        if session is None:
+            return self._without_session()
+        peer = None if self.answer is None else owner_said(self.answer, self.store)
+        complete = self.answer is not None and self.answer.complete
+        facts = Facts(self.host, self.store, peer=peer)
+        now = situation(self.history, session, self.seen or Seen(None, None), facts, complete=complete)
+        judgement = judge(self.history, session.session, now.facts)
+        act = next_act(self.history, session.session, now, NO_RUNNER)
+        lost = self.seen is not None and isinstance(act, Settled) and act.lost
+        if judgement.owner is Owner.UNDECIDED:
+            return Found(judgement, None, lost=lost)
+        here = judgement.owner.name.lower() == session.side.value
+        if judgement.step is Step.RUN and (now.image is Image.RUNS or self.history.complete(session.session)):
+            judgement = replace(judgement, step=Step.NONE)  # it has been
+        return Found(judgement, here, self.host if here else session.peer, lost)
+
+    def _without_session(self) -> Found:
+        """No session is on record in which it could have changed hands."""
+        status = None if self.seen is None or self.seen.guest != self.guest else self.seen.status
+        held = status is not None and status.state in {"running", "paused"}
+        if self.store is not None and not self.store.answers:
+            why = "the store does not answer"
+            return Found(Judgement(Owner.UNDECIDED, why, "ONE-31", Step.WAIT_FOR_STORE), None)
+        if self.newest is not None:
+            own = held and status is not None and status.runner == self.newest.runner
+            return self._by_slot(self.newest, own)
+        if held and status is not None:
+            why = "it runs in the holder, and no session is on record in which it could have left"
+            return Found(Judgement(Owner.SOURCE, why, "ONE-22", Step.NONE, status.epoch), True, self.host)
+        why = "no record, no slot and no holder here says who owns it"
+        if self.seen is None:
+            why += "; name its --holder, if there is one"
+        return Found(Judgement(Owner.UNDECIDED, why, "ONE-46", Step.OPERATOR), None)
+
+    def _by_slot(self, newest: Slot, held: bool) -> Found:
+        runner = newest.runner
+        why = f"slot {newest.epoch}, the newest, is {runner.host}'s"
+        if runner.host != self.host:
+            return Found(Judgement(Owner.SOURCE, why, "ONE-9", Step.NONE, newest.epoch), False, runner.host)
+        assert self.history is not None
+        if held or runner in self.history.runners(newest.epoch):
+            return Found(Judgement(Owner.SOURCE, why, "ONE-9", Step.NONE, newest.epoch), True, self.host)
+        why = f"slot {newest.epoch} names this host, in no record"
+        return Found(Judgement(Owner.UNDECIDED, why, "ONE-52", Step.OPERATOR), None)
+
+
+# ---- telling ----
+
+
+def tell(looked: Looked, found: Found, output: Output) -> None:
+    """For people a table, and then the sentence that counts; for programs one object."""
+    judgement = found.judgement
+    rows = [(name, text) for name, text in _rows(looked) if text]
+    output.table(("seen in", "what it says"), rows, title=f"Guest {looked.guest.hex()}")
+    for trouble in looked.troubles:
+        output.say(trouble, style="yellow")
+    output.say(_sentence(found))
+    output.say(f"because {judgement.why} [{judgement.clause}]")
+    output.say(f"next: {judgement.step.value}")
+    output.result(_fields(looked, found))
+
+
+def _sentence(found: Found) -> str:
+    if found.lost:
+        return "guest_lost: the image of its owner is gone with its holder"
+    if found.here is None:
+        return "undecided: nobody here can know yet who owns it, and it stays paused"
+    place = "this host" if found.here else "another host"
+    named = f" ({found.host})" if found.host else ""
+    return f"owned by {place}{named}, under epoch {found.judgement.epoch}"
+
+
+def _rows(looked: Looked) -> list[tuple[str, str]]:
+    session, history = looked.session, looked.history
+    records = "lost" if history is None else ", ".join(each.kind for each in history.records[-8:]) or "none"
+    about = ""
+    if session is not None:
+        side = f"{session.side.value} of epoch {session.epoch}, with {_peer(session)}"
+        about = f"{session.session.hex()}: {side}"
+    held = ""
+    if looked.seen is not None:
+        status = looked.seen.status
+        held = "gone" if status is None else f"{status.state}, epoch {status.epoch}"
+        if status is not None and status.granted_epoch:
+            held += f", marked for {status.granted_epoch}"
+    slot = ""
+    if looked.newest is not None:
+        slot = f"slot {looked.newest.epoch}: {looked.newest.runner.host}"
+    said = ""
+    if looked.answer is not None:
+        said = f"{looked.answer.owner.name.lower()}, epoch {looked.answer.epoch}"
+        said += ", handed back" if looked.answer.handed_back else ""
+        said += ", has every page" if looked.answer.complete else ""
+    names = "records", "session", "holder", "store", "destination"
+    return list(zip(names, (records, about, held, slot, said), strict=True))
+
+
+def _peer(session: SessionRecord) -> str:
+    return " at ".join(each for each in (session.peer or "an unnamed peer", session.address) if each)
+
+
+def _fields(looked: Looked, found: Found) -> Fields:
+    session, answer, seen = looked.session, looked.answer, looked.seen
+    judgement = found.judgement
+    return {
+        "guest": looked.guest.hex(),
+        "here": found.here,
+        "host": found.host or None,
+        "epoch": judgement.epoch or None,
+        "lost": found.lost,
+        "why": judgement.why,
+        "clause": judgement.clause,
+        "next": judgement.step.value,
+        "session": None
+        if session is None
+        else {
+            "id": session.session.hex(),
+            "side": session.side.value,
+            "epoch": session.epoch,
+            "peer": session.peer,
+            "address": session.address,
+            "owner": judgement.owner.name.lower(),
+        },
+        "records": None if looked.history is None else [each.kind for each in looked.history.records],
+        "holder": None
+        if seen is None or seen.status is None
+        else {**holder_fields(seen.status), "granted_epoch": seen.status.granted_epoch},
+        "store": None
+        if looked.newest is None
+        else {"epoch": looked.newest.epoch, "host": looked.newest.runner.host},
+        "destination": None
+        if answer is None
+        else {
+            "owner": answer.owner.name.lower(),
+            "epoch": answer.epoch,
+            "handed_back": answer.handed_back,
+            "complete": answer.complete,
+        },
+        "troubles": looked.troubles,
+    }

@@ -1,0 +1,194 @@
+"""What an operator may decide, what has to be vouched for, and what follows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import trio
+from test_cli_verdict import CLAIM, FIRST, RECEIVING, SENDING, mark, note, store_of
+
+from holder_support import GUEST_ID, holder
+from records_support import ONE, OTHERS
+from sterna.cli.exits import Exit
+from sterna.cli.main import main
+from sterna.core.history import History
+from sterna.core.records import Decided, Granted, HandBack, Resolved, Start
+from sterna.host.lease_files import FileLeaseStore
+from sterna.host.records_keeper import peek
+from sterna.host.records_shelf import RecordsShelf
+from sterna.registry import Owner
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "records"
+
+
+def resolve(
+    capsys: pytest.CaptureFixture[str], directory: Path, owner: str, *options: object
+) -> tuple[int, dict]:
+    arguments = [
+        "resolve",
+        GUEST_ID.hex(),
+        "--owner",
+        owner,
+        "--records",
+        directory,
+        "--name",
+        "here",
+        "--json",
+    ]
+    code = main(list(map(str, [*arguments, *options])))
+    return code, json.loads(capsys.readouterr().out)
+
+
+def history(directory: Path) -> History:
+    return trio.run(peek, directory, GUEST_ID)
+
+
+def test_a_source_s_guest_runs_here_once_the_destination_is_fenced(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
+) -> None:
+    """[ONE-59] [ONE-48] Recorded before anything follows from it; with a holder it follows at once."""
+    note(directory, SENDING)
+    with holder(tmp_path / "h", with_guest=True) as engine:
+        mark(tmp_path / "h", engine)
+        note(directory, Granted(ONE, 2))
+        for wrong in ([], ["--i-have-fenced", "elsewhere"]):
+            code, fields = resolve(capsys, directory, "source", *wrong)
+            assert code == Exit.USAGE
+            assert "there" in fields["error"]["text"]
+        assert history(directory).decision(ONE) is None
+        code, fields = resolve(
+            capsys, directory, "source", "--i-have-fenced", "there", "--holder", tmp_path / "h"
+        )
+        assert (code, fields["recorded"], fields["owner"]) == (Exit.OK, "resolved", "source")
+        assert (engine.state, engine.epoch) == ("running", 3)
+    assert Resolved(ONE, 2, Owner.SOURCE, "there") in history(directory).records
+
+
+def test_without_the_holder_it_is_told_who_does_the_rest(
+    capsys: pytest.CaptureFixture[str], directory: Path
+) -> None:
+    """[ONE-59]"""
+    note(directory, SENDING, Granted(ONE, 2))
+    command = ["resolve", GUEST_ID.hex(), "--owner", "source", "--i-have-fenced", "there"]
+    assert main([*command, "--records", str(directory), "--name", "here"]) == Exit.OK
+    said = capsys.readouterr().err
+    assert "recorded, by " in said
+    assert "next: run the guest here" in said
+    assert "sterna migrate or sterna serve" in said
+    code, fields = resolve(capsys, directory, "source")
+    assert (code, fields["recorded"]) == (
+        Exit.OK,
+        None,
+    )  # decided already, and nobody is to be fenced any more
+
+
+def test_a_source_s_guest_that_is_left_to_the_destination(
+    capsys: pytest.CaptureFixture[str], directory: Path
+) -> None:
+    """[ONE-59] Nobody is to be fenced for that: it stays paused here. And it is final."""
+    note(directory, SENDING, Granted(ONE, 2))
+    code, fields = resolve(capsys, directory, "destination")
+    assert (code, fields["recorded"], fields["owner"]) == (Exit.OK, "resolved", "destination")
+    code, fields = resolve(capsys, directory, "source", "--i-have-fenced", "there")
+    assert (code, fields["error"]["code"]) == (Exit.FAILED, "too_late")
+
+
+def test_a_destination_s_guest_is_started_by_an_operator(
+    capsys: pytest.CaptureFixture[str], directory: Path
+) -> None:
+    """[ONE-59] [ONE-58] By creating START, which no later controller does on its own account."""
+    note(directory, RECEIVING, CLAIM)
+    code, _ = resolve(capsys, directory, "destination")
+    assert code == Exit.USAGE
+    code, fields = resolve(capsys, directory, "destination", "--i-have-fenced", "there")
+    assert (code, fields["recorded"]) == (Exit.OK, "start")
+    fate = history(directory).fate(2)
+    assert isinstance(fate, Start)
+    assert "@" in fate.operator
+
+
+def test_a_destination_s_guest_is_handed_back_by_an_operator(
+    capsys: pytest.CaptureFixture[str], directory: Path
+) -> None:
+    """[ONE-59] [ONE-27] START is excluded by that, so nobody is to be fenced."""
+    note(directory, RECEIVING, CLAIM)
+    code, fields = resolve(capsys, directory, "source")
+    assert (code, fields["recorded"], fields["owner"]) == (Exit.OK, "handback", "source")
+    assert isinstance(history(directory).fate(2), HandBack)
+    code, fields = resolve(capsys, directory, "destination", "--i-have-fenced", "there")
+    assert (code, fields["error"]["code"]) == (Exit.FAILED, "too_late")
+
+
+def test_a_store_that_names_the_owner_is_not_contradicted(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
+) -> None:
+    """[ONE-50]"""
+    leases = store_of(tmp_path, FIRST, OTHERS)
+    note(directory, SENDING, Granted(ONE, 2))
+    code, fields = resolve(capsys, directory, "source", "--i-have-fenced", "there", "--store", leases)
+    assert (code, fields["error"]["code"]) == (Exit.FAILED, "too_late")
+    assert history(directory).decision(ONE) is None
+
+
+def test_with_a_store_the_decision_is_claimed(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
+) -> None:
+    """[ONE-37] [ONE-59] What an operator permits is still the store's to name."""
+    leases = store_of(tmp_path, FIRST)
+    note(directory, SENDING)
+    with holder(tmp_path / "h", with_guest=True) as engine:
+        mark(tmp_path / "h", engine)
+        note(directory, Granted(ONE, 2))
+        options = ["--i-have-fenced", "there", "--store", leases, "--holder", tmp_path / "h"]
+        code, fields = resolve(capsys, directory, "source", *options)
+        assert (code, fields["owner"], fields["epoch"]) == (Exit.OK, "source", 2)
+        assert engine.state == "running"
+    newest = trio.run(FileLeaseStore(leases).newest, GUEST_ID)
+    assert newest is not None
+    assert (newest.epoch, newest.runner) == (2, engine.runner)
+
+
+def test_a_decision_for_a_guest_that_is_gone(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
+) -> None:
+    """[ONE-42]"""
+    note(directory, RECEIVING, CLAIM)
+    options = ["--i-have-fenced", "there", "--holder", tmp_path / "none"]
+    code, fields = resolve(capsys, directory, "destination", *options)
+    assert (code, fields["recorded"]) == (Exit.LOST, "start")
+    assert fields["recovered"]["lost"]
+
+
+def test_nothing_to_decide(capsys: pytest.CaptureFixture[str], directory: Path) -> None:
+    code, fields = resolve(capsys, directory, "source")
+    assert code == Exit.USAGE
+    assert "there are no records of guest" in fields["error"]["text"]
+    assert not directory.exists()
+    note(directory, SENDING)
+    code, fields = resolve(capsys, directory, "source")
+    assert code == Exit.USAGE
+    assert "granted in no session" in fields["error"]["text"]
+    note(directory, Granted(ONE, 2), Decided(ONE, 3, Owner.SOURCE))
+    assert resolve(capsys, directory, "source")[1]["recorded"] is None
+
+
+def test_an_endpoint_that_has_the_guest_is_not_overtaken(
+    capsys: pytest.CaptureFixture[str], directory: Path
+) -> None:
+    """[LOG-7] [ONE-59] An operator decides for no endpoint that is at it: end it first."""
+    note(directory, SENDING, Granted(ONE, 2))
+
+    async def run() -> tuple[int, dict]:
+        async with RecordsShelf(directory, "sterna migrate").opened(GUEST_ID):
+            return await trio.to_thread.run_sync(
+                resolve, capsys, directory, "source", "--i-have-fenced", "there"
+            )
+
+    code, fields = trio.run(run)
+    assert code == Exit.REFUSED
+    assert "sterna migrate" in fields["error"]["text"]

@@ -1,0 +1,261 @@
+"""Who owns a guest, told from what a host has: each source of knowledge by itself, and all together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import trio
+
+from holder_support import GUEST_ID, holder
+from records_support import DIGEST, IMAGE, ONE, OTHERS, OURS, TOKEN
+from sterna.cli import verdict as module
+from sterna.cli.exits import Exit
+from sterna.cli.main import main
+from sterna.core.records import (
+    Claiming,
+    Complete,
+    Decided,
+    Granted,
+    HandBack,
+    Record,
+    RunnerRecord,
+    SessionRecord,
+    Side,
+    Start,
+)
+from sterna.guest.holder_engine import HolderEngine
+from sterna.host.lease_files import FileLeaseStore, create_file_store
+from sterna.host.records_shelf import RecordsShelf
+from sterna.registry import Owner
+from sterna.wire.records import Runner, Verdict
+
+SENDING = SessionRecord(ONE, 1, Side.SOURCE, TOKEN, "there", "192.0.2.7:7000")
+RECEIVING = SessionRecord(ONE, 1, Side.DESTINATION, TOKEN, "there")
+CLAIM = Claiming(ONE, 2, OURS, ONE)
+FIRST = Runner("here", b"r" * 16)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "records"
+
+
+def note(directory: Path, *records: Record) -> None:
+    async def run() -> None:
+        async with RecordsShelf(directory).opened(GUEST_ID) as keeper:
+            assert keeper is not None
+            for record in records:
+                await keeper.append(record)
+
+    trio.run(run)
+
+
+def store_of(tmp_path: Path, *runners: Runner) -> Path:
+    path = tmp_path / "leases"
+    create_file_store(path)
+
+    async def run() -> None:
+        for epoch, runner in enumerate(runners, 1):
+            assert await FileLeaseStore(path).claim(GUEST_ID, epoch, runner) == runner
+
+    trio.run(run)
+    return path
+
+
+def told(capsys: pytest.CaptureFixture[str], directory: Path, *options: object) -> tuple[int, dict]:
+    arguments = ["verdict", GUEST_ID.hex(), "--records", directory, "--name", "here", "--json", *options]
+    code = main(list(map(str, arguments)))
+    return code, json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("records", "code", "here", "clause"),
+    [
+        ((), Exit.UNDECIDED, None, "ONE-46"),
+        ((SENDING,), Exit.UNDECIDED, None, "ONE-46"),
+        ((SENDING, Granted(ONE, 2)), Exit.UNDECIDED, None, "ONE-43"),
+        ((SENDING, Granted(ONE, 2), Decided(ONE, 2, Owner.DESTINATION)), Exit.OK, False, "ONE-53"),
+        ((SENDING, Granted(ONE, 2), Decided(ONE, 3, Owner.SOURCE)), Exit.OK, True, "ONE-43"),
+        ((RECEIVING, CLAIM), Exit.UNDECIDED, None, "ONE-58"),
+        ((RECEIVING, CLAIM, Start(2)), Exit.OK, True, "ONE-45"),
+        ((RECEIVING, CLAIM, HandBack(2)), Exit.OK, False, "ONE-44"),
+    ],
+)
+def test_by_records_alone(
+    capsys: pytest.CaptureFixture[str],
+    directory: Path,
+    *,
+    records: tuple[Record, ...],
+    code: Exit,
+    here: bool | None,
+    clause: str,
+) -> None:
+    """[ONE-47] Undecided has an exit code of its own."""
+    note(directory, *records)
+    exit_code, fields = told(capsys, directory)
+    assert (exit_code, fields["here"], fields["clause"]) == (code, here, clause)
+    assert fields["host"] == {True: "here", False: "there", None: None}[here]
+    assert fields["records"] == [each.kind for each in records]
+    assert TOKEN.hex() not in str(fields)
+
+
+def test_lost_records_decide_nothing(capsys: pytest.CaptureFixture[str], directory: Path) -> None:
+    """[ONE-57]"""
+    note(directory, RECEIVING, CLAIM, Start(2))
+    (directory / GUEST_ID.hex() / "head").unlink()
+    code, fields = told(capsys, directory)
+    assert (code, fields["here"], fields["clause"]) == (Exit.UNDECIDED, None, "ONE-57")
+    assert fields["records"] is None
+    assert any("records" in each for each in fields["troubles"])
+
+
+def test_a_guest_in_its_holder(capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path) -> None:
+    """[ONE-22] Never granted, it is here; marked, it is known by that alone whom to ask [ONE-61]."""
+    with holder(tmp_path / "h", with_guest=True) as engine:
+        code, fields = told(capsys, directory, "--holder", tmp_path / "h")
+        assert (code, fields["here"], fields["clause"]) == (Exit.OK, True, "ONE-22")
+        assert fields["holder"]["state"] == "running"
+        note(directory, SENDING)
+        mark(tmp_path / "h", engine)
+        code, fields = told(capsys, directory, "--holder", tmp_path / "h")
+        assert (code, fields["here"], fields["clause"]) == (Exit.UNDECIDED, None, "ONE-43")
+        assert fields["holder"]["granted_epoch"] == 2
+        assert fields["session"]["address"] == "192.0.2.7:7000"
+
+
+def mark(path: Path, engine: HolderEngine) -> None:
+    from sterna.guest.holder_client import connect_holder
+
+    async def run() -> None:
+        async with await connect_holder(path) as connection:
+            await connection.call("pause")
+            await connection.call("grant", {"epoch": 2})
+            await connection.detach()
+
+    trio.run(run)
+    assert engine.granted_epoch == 2
+
+
+def test_an_owner_whose_holder_is_gone_has_lost_its_guest(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
+) -> None:
+    """[ONE-34] [ONE-42] With its own exit code; without --holder nothing is said of that."""
+    note(directory, RECEIVING, CLAIM, Start(2))
+    code, fields = told(capsys, directory, "--holder", tmp_path / "none")
+    assert (code, fields["lost"]) == (Exit.LOST, True)
+    with holder(tmp_path / "other", with_guest=False):
+        code, fields = told(capsys, directory, "--holder", tmp_path / "other")
+    assert (code, fields["lost"]) == (Exit.LOST, True)
+    code, fields = told(capsys, directory)
+    assert (code, fields["lost"], fields["next"]) == (Exit.OK, False, "run the guest here")
+    note(directory, Complete(ONE, 2, DIGEST))
+    assert told(capsys, directory)[1]["next"] == "nothing is to be done"
+
+
+def test_by_the_store(capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path) -> None:
+    """[ONE-9] [ONE-52] Without a session the newest slot says it; an unknown runner decides nothing."""
+    leases = store_of(tmp_path, FIRST)
+    code, fields = told(capsys, directory, "--store", leases)
+    assert (code, fields["here"], fields["clause"]) == (Exit.UNDECIDED, None, "ONE-52")
+    note(directory, RunnerRecord(bytes(16), 1, FIRST, IMAGE))
+    code, fields = told(capsys, directory, "--store", leases)
+    assert (code, fields["here"], fields["epoch"]) == (Exit.OK, True, 1)
+    note(directory, SENDING, Granted(ONE, 2))
+    code, fields = told(capsys, directory, "--store", leases)
+    assert (code, fields["next"].split()[0]) == (Exit.UNDECIDED, "claim")
+    trio.run(FileLeaseStore(leases).claim, GUEST_ID, 2, OTHERS)
+    code, fields = told(capsys, directory, "--store", leases)
+    assert (code, fields["here"], fields["host"]) == (Exit.OK, False, "there")
+    assert fields["store"] == {"epoch": 2, "host": "there"}
+
+
+def test_by_the_holder_s_runner_and_another_s_slot(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
+) -> None:
+    leases = store_of(tmp_path, FIRST)
+    with holder(tmp_path / "h", with_guest=True):  # it runs as FIRST
+        code, fields = told(capsys, directory, "--store", leases, "--holder", tmp_path / "h")
+    assert (code, fields["here"]) == (Exit.OK, True)
+    trio.run(FileLeaseStore(leases).claim, GUEST_ID, 2, OTHERS)
+    code, fields = told(capsys, directory, "--store", leases)
+    assert (code, fields["here"], fields["host"]) == (Exit.OK, False, "there")
+
+
+def test_a_store_that_is_not_there(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
+) -> None:
+    """[ONE-31]"""
+    (tmp_path / "unmounted").mkdir()
+    for records in ((), (SENDING, Granted(ONE, 2))):
+        note(directory, *records)
+        code, fields = told(capsys, directory, "--store", tmp_path / "unmounted")
+        assert (code, fields["clause"]) == (Exit.UNDECIDED, "ONE-31")
+        assert any("store" in each for each in fields["troubles"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "here"),
+    [
+        (Verdict(Owner.SOURCE, 1, OTHERS, handed_back=True), Exit.OK, True),
+        (Verdict(Owner.DESTINATION, 2, OTHERS, complete=True, digest=DIGEST), Exit.OK, False),
+        (Verdict(Owner.UNDECIDED, 1, OTHERS), Exit.UNDECIDED, None),
+    ],
+)
+def test_by_the_destination(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    directory: Path,
+    *,
+    answer: Verdict,
+    code: Exit,
+    here: bool | None,
+) -> None:
+    """[ONE-43] It is asked where it is said to be, or where it was."""
+    asked: list[object] = []
+
+    def asker(guest: bytes, tls: object, _: object, places: object) -> object:
+        async def ask(session: SessionRecord, runner: Runner) -> Verdict:
+            asked.append((guest, tls, places, session.session))
+            return answer
+
+        return ask
+
+    monkeypatch.setattr(module, "asker", asker)
+    note(directory, SENDING, Granted(ONE, 2))
+    exit_code, fields = told(capsys, directory, "--peer", "recorded", "--insecure")
+    assert (exit_code, fields["here"]) == (code, here)
+    assert fields["destination"]["owner"] == answer.owner.name.lower()
+    assert asked == [(GUEST_ID, None, [], ONE)]
+
+
+def test_nobody_to_ask(capsys: pytest.CaptureFixture[str], directory: Path) -> None:
+    note(directory, RECEIVING, CLAIM)
+    code, fields = told(capsys, directory, "--peer", "recorded", "--insecure")
+    assert code == Exit.UNDECIDED
+    assert any("source of no session" in each for each in fields["troubles"])
+    note(directory, Start(2))
+    assert told(capsys, directory)[0] == Exit.OK
+
+
+def test_a_destination_that_does_not_answer(capsys: pytest.CaptureFixture[str], directory: Path) -> None:
+    note(directory, SENDING, Granted(ONE, 2))
+    code, fields = told(capsys, directory, "--peer", "127.0.0.1:1", "--insecure", "--patience", "200ms")
+    assert code == Exit.UNDECIDED
+    assert any(each.startswith("peer: ") for each in fields["troubles"])
+
+
+def test_for_people(capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path) -> None:
+    note(directory, SENDING, Granted(ONE, 2))
+    command = ["verdict", GUEST_ID.hex(), "--records", str(directory), "--name", "here"]
+    assert main([*command, "--holder", str(tmp_path / "none")]) == Exit.UNDECIDED
+    said = capsys.readouterr().err
+    for words in ("undecided: nobody here can know yet", "[ONE-43]", "next: ask the destination", "gone"):
+        assert words in said
+    assert TOKEN.hex() not in said
+
+
+def test_what_is_no_guest(capsys: pytest.CaptureFixture[str], directory: Path) -> None:
+    assert main(["verdict", "web-1", "--records", str(directory)]) == Exit.USAGE
+    assert "is no guest's id" in capsys.readouterr().err
