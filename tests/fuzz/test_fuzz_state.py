@@ -28,8 +28,8 @@ def test_a_claim_that_does_not_matter_is_found(monkeypatch):
     """[ONE-29]"""
     claimed = DestinationMachine._on_claimed
 
-    def careless(self, request, *, won, now):
-        claimed(self, request, won=True, now=now)
+    def careless(self, request, answer, now):
+        claimed(self, request, request.runner, now)
 
     monkeypatch.setattr(DestinationMachine, "_on_claimed", careless)
     assert found() == ["AssertionError: it is to run, and nobody has claimed it [ONE-25]"]
