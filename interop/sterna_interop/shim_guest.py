@@ -150,6 +150,9 @@ class RoomForGuest(WithoutPostCopy):
             raise GuestError("rejected as ordered", ErrorCode.STATE_REJECTED)
         self._sections = tuple(sections)
 
+    async def take_storage(self) -> None:
+        """It has none, and lives in this process."""
+
     async def run(self, epoch: int, runner: Runner) -> None:
         """It runs; it writes nothing, so that its memory can be compared."""
         self.running = True

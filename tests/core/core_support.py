@@ -703,6 +703,9 @@ class PlainDestination:
         self.calls.append("load_state")
         self.sections = tuple(sections)
 
+    async def take_storage(self) -> None:
+        pass
+
     async def run(self, epoch: int, runner: r.Runner) -> None:
         self.calls.append("run")
         self.running = True

@@ -117,7 +117,6 @@ def test_without_records_every_claim_is_won():
     records = NoRecords()
     assert run_now(records.persist(Start(1))) is None
     assert run_now(records.probe(1, RUNNER)) is None
-    assert run_now(records.take_storage()) is None
     assert run_now(records.claim(1, RUNNER)) is RUNNER
 
 

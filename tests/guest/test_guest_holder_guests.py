@@ -286,6 +286,20 @@ async def test_what_was_cut_off_is_discarded_all_the_same(serve: Serve, cut: str
         assert held.calls == ["reserve", "discard"]
 
 
+async def test_a_guest_that_is_not_there_to_be_run(serve: Serve) -> None:
+    """[ONE-26] What its holder does not have, or not all of, must not be put on record as started."""
+    async with serve(with_guest=False) as (connection, _):
+        destination = HolderDestinationGuest(connection)
+        await destination.reserve(DESCRIPTION)
+        with pytest.raises(GuestError, match="its holder is reserved"):
+            await destination.take_storage()
+        await destination.prepare()
+        await destination.load_state(STATE)
+        await destination.take_storage()
+    with pytest.raises(GuestError, match="holder"):
+        await destination.take_storage()  # the connection has ended
+
+
 async def test_memory_is_not_for_writing_once_the_guest_has_run(serve: Serve) -> None:
     """[HOL-33]"""
     async with serve(with_guest=False) as (connection, _):

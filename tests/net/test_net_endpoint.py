@@ -386,9 +386,6 @@ class Refusing(LocalHost):
         self._called("claim")
         return Runner("somebody else", bytes(16)) if self.where == "lost" else runner
 
-    async def take_storage(self) -> None:
-        self._called("locks")
-
 
 @pytest.mark.parametrize("code", [ErrorCode.BUSY, ErrorCode.NOT_AUTHORISED, ErrorCode.STALE_EPOCH])
 async def test_a_host_that_does_not_take_the_guest(virtual_time: Clock, code: ErrorCode) -> None:
@@ -420,9 +417,18 @@ async def test_a_commit_that_fails_is_undecided(virtual_time: Clock, where: str)
 
 
 @pytest.mark.parametrize("where", ["locks", "start"])
-async def test_a_guest_that_cannot_be_started_is_handed_back(virtual_time: Clock, where: str) -> None:
+async def test_a_guest_that_cannot_be_started_is_handed_back(
+    virtual_time: Clock, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     """[ONE-26] [ONE-28] [ONE-35] It does not run there, and the source learns that for certain."""
-    scene = await Scene(destination_host=(host := Refusing(where))).run()
+    scene = Scene(destination_host=(host := Refusing(where)))
+    if where == "locks":
+
+        async def refuse() -> None:
+            raise GuestError("its holder has ended")
+
+        monkeypatch.setattr(scene.room, "take_storage", refuse)
+    await scene.run()
     assert scene.outcomes == (Outcome.UNDECIDED, Outcome.ROLLED_BACK)
     assert host.records[-1] == HandBack(2)
     verdict = scene.results["source"].verdict

@@ -97,6 +97,9 @@ class SlowDestination(SimulatedDestinationGuest):
         await super().load_state(sections)
         await trio.sleep(STEP_S)
 
+    async def take_storage(self) -> None:
+        pass
+
     async def run(self, epoch: int, runner: Runner) -> None:
         self.asked_to_run.set()
         await trio.sleep(STEP_S)

@@ -315,6 +315,9 @@ class NeverRuns(SimulatedDestinationGuest):
 
 
 class LosesAPage(SimulatedDestinationGuest):
+    async def take_storage(self) -> None:
+        pass
+
     async def run(self, epoch, runner):
         await super().run(epoch, runner)
         self._memory[200 * PAGE_BYTES : 201 * PAGE_BYTES] = 0
@@ -473,6 +476,9 @@ class StatelessRoom(SimulatedDestinationGuest):
     async def load_state(self, sections):
         if sections:
             raise GuestError("no state is known here", ErrorCode.STATE_REJECTED)
+
+    async def take_storage(self) -> None:
+        pass
 
     async def run(self, epoch, runner):
         self.has_run = True

@@ -130,6 +130,9 @@ class DirtyNotes(SimulatedDestinationGuest):
 
 
 class LosesNotes(SimulatedDestinationGuest):
+    async def take_storage(self) -> None:
+        pass
+
     async def run(self, epoch, runner):
         await super().run(epoch, runner)
         self._notes = bytearray(len(self._notes))

@@ -65,14 +65,6 @@ class Records(Protocol):
         """
         ...
 
-    async def take_storage(self) -> None:
-        """Take the storage locks of the guest that comes here.
-
-        Raises:
-            GuestError: they are not to be had.
-        """
-        ...
-
     async def verdict(self, hello: Hello) -> Verdict:
         """Who owns the guest, for a HELLO that asks about a session.
 
@@ -98,9 +90,6 @@ class NoRecords:
 
     async def probe(self, epoch: int, runner: Runner) -> None:
         """There is no store."""
-
-    async def take_storage(self) -> None:
-        """There are no locks."""
 
     async def verdict(self, hello: Hello) -> Verdict:
         """Nothing is known of any session [ONE-46]."""
@@ -201,7 +190,7 @@ async def serve_destination(guest: DestinationGuest, records: Records, request: 
         case Claim(epoch=epoch, runner=runner):
             return await records.claim(epoch, runner)
         case TakeStorage():
-            await records.take_storage()
+            await guest.take_storage()
         case AnswerVerdict(hello=hello):
             return await records.verdict(hello)
         case RunGuest(epoch=epoch, runner=runner):

@@ -209,6 +209,17 @@ class DestinationGuest(Protocol):
         """
         ...
 
+    async def take_storage(self) -> None:
+        """Take its storage locks, and make certain that it is still there to be run [ONE-26].
+
+        Called when the epoch is won, and the last thing before it is on record that the guest starts: what
+        fails here makes it be handed back, what fails later may lose it.
+
+        Raises:
+            GuestError: they are not to be had, or the guest is gone.
+        """
+        ...
+
     async def run(self, epoch: int, runner: Runner) -> None:
         """First instruction. Returns when the guest runs."""
         ...

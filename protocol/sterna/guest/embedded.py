@@ -227,6 +227,9 @@ class EmbeddedGuest(WithoutPostCopy):
         except ValueError as error:
             raise GuestError(str(error), ErrorCode.STATE_REJECTED) from error
 
+    async def take_storage(self) -> None:
+        """It has none, and lives in this process."""
+
     async def run(self, epoch: int, runner: Runner) -> None:
         """`start()`."""
         del epoch, runner

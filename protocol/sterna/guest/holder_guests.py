@@ -289,6 +289,16 @@ class HolderDestinationGuest:
             file.close()
         self._state = "loaded"
 
+    async def take_storage(self) -> None:
+        """Whether the holder still has it; there are no locks yet.
+
+        Raises:
+            GuestError: it does not answer, or has something else.
+        """
+        state = (await self.connection.status()).state
+        if state != "loaded":
+            raise GuestError(f"its holder is {state}, and was loaded")
+
     async def run(self, epoch: int, runner: Runner) -> None:
         """First instruction; nobody writes to its memory from here on [HOL-33]."""
         self._has_run, self._state = True, _UNKNOWN

@@ -364,6 +364,9 @@ class SimulatedDestinationGuest(_Faults):
             memory, workload, self.rate_bytes_s, journal=self.journal, stale=self._stale
         )
 
+    async def take_storage(self) -> None:
+        """It has none, and lives in this process."""
+
     async def run(self, epoch: int, runner: Runner) -> None:
         """Start the workload where it was paused.
 

@@ -301,9 +301,6 @@ class HostSession:
             detail = f"the newest slot is {shown}, not epoch {epoch} of {runner.host!r}"
             raise LocalProtocolError(ErrorCode.STALE_EPOCH, detail, clause="ONE-16")
 
-    async def take_storage(self) -> None:
-        """Guests of ours have no storage locks."""
-
     async def verdict(self, hello: Hello) -> Verdict:
         """Who owns the guest, for a peer that asks; without a store it is handed back where START is not.
 

@@ -128,6 +128,10 @@ class ArrivingGuest:
         if self._copy is not None:
             await self._copy.take(self.memory)
 
+    async def take_storage(self) -> None:
+        """Whether the holder still has it."""
+        await self._here.take_storage()
+
     async def run(self, epoch: int, runner: Runner) -> None:
         """First instruction."""
         await self._here.run(epoch, runner)
