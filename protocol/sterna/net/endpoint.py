@@ -7,18 +7,14 @@ one, for two endpoints and nothing else [ONE-43].
 
 from __future__ import annotations
 
-import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 import trio
 
-from sterna import limits as bounds
 from sterna.core.carry import DestinationCarry
-from sterna.core.deadlines import Deadlines
 from sterna.core.destination import DestinationConfig, DestinationMachine
 from sterna.core.duties import NoRecords, Records, pages_of, reserve, serve_destination, serve_source
 from sterna.core.events import (
@@ -27,6 +23,7 @@ from sterna.core.events import (
     AnswerVerdict,
     Discard,
     Event,
+    Expect,
     Finished,
     Outcome,
     Readmit,
@@ -35,43 +32,52 @@ from sterna.core.events import (
     Reserve,
     Result,
 )
-from sterna.core.negotiate import BASE_FEATURES, offer
 from sterna.core.outbox import Outbox
 from sterna.core.policy import PolicySettings, estimate_fixed_cost_s
-from sterna.core.session import Grease, Session
+from sterna.core.session import Session
 from sterna.core.source import SourceConfig, SourceMachine
 from sterna.core.tables import SourceState
-from sterna.errors import ConfigError, LocalProtocolError, SternaError, TransportError
+from sterna.errors import LocalProtocolError, SternaError, TransportError
 from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest
-from sterna.limits import Limits
 from sterna.memory.pages import PageSink
 from sterna.net.kept import KeptSession, Sessions
-from sterna.net.pump import FLUSH_STALL_S, UNDO_S, Clock, OnEvent, Perform, Pump, boottime
-from sterna.net.rate import RateLimiter
+from sterna.net.options import (
+    OnRequest,
+    Options,
+    batch_bytes,
+    grease,
+    ignore_request,
+    limiter,
+    offer,
+    supported,
+)
+from sterna.net.pump import FLUSH_STALL_S, UNDO_S, OnEvent, Perform, Pump
 from sterna.net.redial import RESUMPTIONS_MAX, Reconnect, redial
+from sterna.net.room import Room, tell_faults
 from sterna.net.steady import SteadyPages
 from sterna.net.transport import Peer, Transport
-from sterna.registry import ERRORS, GREASE_FIRST, GREASE_LAST, ErrorCode, Feature, Phase
+from sterna.registry import ERRORS, ErrorCode, Feature, Phase
 from sterna.wire.records import (
     NO_ID,
     NO_RUNNER,
     NO_TOKEN,
     Abort,
-    FeatureOffer,
     Guest,
     Hello,
-    PageRange,
-    Pages,
     Runner,
     Verdict,
 )
 
-AGENT = "sterna"
-
-_BATCH_S = 0.05
-_GREASE_FRAMES = 3
-_GREASE_WITHIN = 40
-_GREASE_BYTES = 64
+__all__ = [
+    "Destination",
+    "Host",
+    "LocalHost",
+    "MakeGuest",
+    "OnRequest",
+    "Options",
+    "Source",
+    "ignore_request",
+]
 
 
 class Host(Records, Protocol):
@@ -115,54 +121,7 @@ class LocalHost(NoRecords):
         """Any guest to anybody."""
 
 
-class OnRequest(Protocol):
-    """Told of every request before it is carried out, and again when it has been."""
-
-    def __call__(self, request: Request, *, done: bool) -> None:
-        """Must not block; what it raises fails the request."""
-        ...
-
-
-def ignore_request(request: Request, *, done: bool) -> None:
-    """The `OnRequest` that does nothing."""
-
-
 MakeGuest: TypeAlias = Callable[[GuestDescription], DestinationGuest]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What both endpoints can be told; the defaults suit a local network.
-
-    Attributes:
-        policy: when to pause; None is the default with a fixed cost that suits the guest's size.
-        bandwidth_bytes_s: cap on what is sent; None for none.
-        on_event: called with every event of the machine, between two checkpoints; must not block.
-        on_request: called around every request; for tests that must know where an endpoint stands.
-        clock: seconds that never run backwards; tests in virtual time pass `trio.current_time`.
-        grease: whether to send reserved frames at random, which keeps peers honest [FRM-9].
-        resume_s: how long a lost session is to be kept, for a source that can reconnect.
-        lease_store: whether the host has a lease store; a source does not go without then [ONE-55].
-    """
-
-    limits: Limits = field(default_factory=Limits)
-    deadlines: Deadlines = field(default_factory=Deadlines)
-    policy: PolicySettings | None = None
-    bandwidth_bytes_s: float | None = None
-    batch_bytes: int = bounds.BATCH_BYTES
-    on_event: OnEvent = lambda _: None
-    on_request: OnRequest = ignore_request
-    clock: Clock = boottime
-    grease: bool = True
-    agent: str = AGENT
-    resume_s: int = bounds.RESUME_S
-    lease_store: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError for a cap so low that a chunk would look like a stalled connection."""
-        cap = self.bandwidth_bytes_s
-        if cap is not None and not bounds.CHUNK_BYTES <= cap < math.inf:
-            raise ConfigError(f"a bandwidth cap of {cap:g} bytes/s: the least is {bounds.CHUNK_BYTES}")
 
 
 class _Endpoint:
@@ -191,17 +150,29 @@ class _Endpoint:
             self._pump.cancel(reason)
         self._cancelled = reason
 
-    def _begin(self, machine: Session, perform: Perform, on_event: OnEvent) -> Pump:
-        """The clocks of a session begin to run when this is called.
+    def _begin(
+        self,
+        machine: Session,
+        perform: Perform,
+        on_event: OnEvent,
+        beside: Callable[[], Awaitable[None]] | None = None,
+    ) -> Pump:
+        """The clocks of a session begin to run when this is called. `beside`: see `Pump`.
 
         Raises:
             LocalProtocolError: INTERNAL, the second time.
         """
         if self._pump is not None:
             raise LocalProtocolError(ErrorCode.INTERNAL, "an endpoint is for one session: run() comes once")
-        return self._pump_of(machine, perform, on_event)
+        return self._pump_of(machine, perform, on_event, beside)
 
-    def _pump_of(self, machine: Session, perform: Perform, on_event: OnEvent) -> Pump:
+    def _pump_of(
+        self,
+        machine: Session,
+        perform: Perform,
+        on_event: OnEvent,
+        beside: Callable[[], Awaitable[None]] | None = None,
+    ) -> Pump:
         """For the present connection."""
         options = self._options
         self._pump = Pump(
@@ -209,8 +180,9 @@ class _Endpoint:
             self.transport,
             self._told_of(perform),
             on_event=on_event,
-            limiter=_limiter(options),
+            limiter=limiter(options),
             clock=options.clock,
+            beside=beside,
         )
         if self._cancelled is not None:
             self._pump.cancel(self._cancelled)
@@ -256,19 +228,20 @@ class Source(_Endpoint):
         options = self._options
         description = guest.description
         pages = pages_of(guest, description)
+        policy = options.policy or PolicySettings(fixed_cost_s=estimate_fixed_cost_s(pages.table.pages))
         self._config = SourceConfig(
             agent=options.agent,
             limits=options.limits,
             deadlines=options.deadlines,
-            grease=_grease() if options.grease else (),
+            grease=grease() if options.grease else (),
             guest=description.to_record(),
             guest_id=description.id,
             epoch=epoch,
             runner=runner,
             expected_state_bytes=description.expected_state_bytes,
-            policy=options.policy or PolicySettings(fixed_cost_s=estimate_fixed_cost_s(pages.table.pages)),
-            batch_bytes=_batch_bytes(options),
-            features=_offer(options, resumes=reconnect is not None),
+            policy=policy,
+            batch_bytes=batch_bytes(options),
+            features=offer(options, policy.switchover, resumes=reconnect is not None),
         )
         self._pages = SteadyPages(pages, options.clock)
 
@@ -396,7 +369,8 @@ class Destination(_Endpoint):
         self._kept: KeptSession | None = None
         self.took_up = False
         self._hello: Hello | None = None
-        self._room: _Room | None = None
+        self._room: Room | None = None
+        self._expects = trio.Event()
         self.guest: DestinationGuest | None = None
         self.description: GuestDescription | None = None
 
@@ -407,13 +381,11 @@ class Destination(_Endpoint):
             agent=options.agent,
             limits=options.limits,
             deadlines=options.deadlines,
-            grease=_grease() if options.grease else (),
-            features=BASE_FEATURES
-            | ({Feature.LEASE_STORE} if options.lease_store else frozenset())
-            | (frozenset() if self._sessions is None else {Feature.RESUME}),
+            grease=grease() if options.grease else (),
+            features=supported(options, resumes=self._sessions is not None),
         )
         self._machine = machine = DestinationMachine(config, options.clock())
-        pump = self._begin(machine, self._perform, self._on_event)
+        pump = self._begin(machine, self._perform, self._on_event, beside=self._tell_faults)
         try:
             result = await pump.drive()
             if self._kept is not None and not self.took_up:
@@ -485,8 +457,13 @@ class Destination(_Endpoint):
             self._cancelled = reason
 
     async def _perform(self, request: Request) -> object:
-        if self._owner is not None:
-            return await self._owner.perform(request)
+        owner = self._owner
+        answer = await (self._perform_here(request) if owner is None else owner.perform(request))
+        if isinstance(request, Expect):
+            self._expects.set()
+        return answer
+
+    async def _perform_here(self, request: Request) -> object:
         match request:
             case Readmit(hello=hello):
                 return await self._readmit(hello)
@@ -504,12 +481,20 @@ class Destination(_Endpoint):
         assert self.guest is not None
         return await serve_destination(self.guest, self._host, request)
 
+    async def _tell_faults(self) -> None:
+        """What the guest waits for, as soon as it may wait for something."""
+        await self._expects.wait()
+        guest = self.guest if self._owner is None else self._owner.guest
+        assert guest is not None
+        assert self._pump is not None
+        await tell_faults(guest, self._machine, self._pump.kick, self._options.clock)
+
     async def _reserve(self, record: Guest) -> PageSink:
         assert self._hello is not None
         description = GuestDescription.from_record(record, self._hello.guest)
         self.description = description
         self.guest = self._make_guest(description)
-        self._room = _Room(await reserve(self.guest, description))
+        self._room = Room(await reserve(self.guest, description))
         self._keep()
         return self._room
 
@@ -521,6 +506,7 @@ class Destination(_Endpoint):
         assert self._pump is not None
         on_event = self._options.on_event
         self._kept = KeptSession(self.transport.peer, self._machine, self._pump, self._perform, on_event)
+        self._kept.guest = self.guest
         self._sessions.add(self._kept)
 
     async def _readmit(self, hello: Hello) -> DestinationCarry | Verdict:
@@ -537,54 +523,3 @@ class Destination(_Endpoint):
     def _free_room(self) -> None:
         if self._room is not None:
             self._room.close()
-
-
-class _Room:
-    """A `PageSink` that can let go of the memory, so that its owner can free it."""
-
-    def __init__(self, pages: PageSink) -> None:
-        self._pages: PageSink | None = pages
-
-    def targets(self, table: Pages) -> list[memoryview]:
-        """See `PageSink.targets`."""
-        assert self._pages is not None
-        return self._pages.targets(table)
-
-    def commit(self, table: Pages) -> list[PageRange]:
-        """See `PageSink.commit`."""
-        assert self._pages is not None
-        return self._pages.commit(table)
-
-    def close(self) -> None:
-        """Nothing can be received any more."""
-        self._pages = None
-
-
-def _offer(options: Options, *, resumes: bool) -> tuple[FeatureOffer, ...]:
-    more = {Feature.RESUME: options.resume_s} if resumes else {}
-    if not options.lease_store:
-        return offer(more=more)
-    return offer(more={**more, Feature.LEASE_STORE: 0}, required={Feature.LEASE_STORE})
-
-
-def _batch_bytes(options: Options) -> int:
-    """A batch that passes a bandwidth cap in `_BATCH_S`, so that heartbeats behind it are not late."""
-    if options.bandwidth_bytes_s is None:
-        return options.batch_bytes
-    return min(options.batch_bytes, max(bounds.CHUNK_BYTES, int(options.bandwidth_bytes_s * _BATCH_S)))
-
-
-def _limiter(options: Options) -> RateLimiter | None:
-    return None if options.bandwidth_bytes_s is None else RateLimiter(options.bandwidth_bytes_s)
-
-
-def _grease() -> tuple[Grease, ...]:
-    """A few reserved frames at random places of the session; the core itself throws no dice."""
-    return tuple(
-        Grease(
-            secrets.randbelow(_GREASE_WITHIN),
-            GREASE_FIRST + secrets.randbelow(GREASE_LAST - GREASE_FIRST + 1),
-            secrets.token_bytes(secrets.randbelow(_GREASE_BYTES)),
-        )
-        for _ in range(_GREASE_FRAMES)
-    )

@@ -16,6 +16,7 @@ from sterna.core.carry import DestinationCarry, Ticket
 from sterna.core.destination import DestinationMachine
 from sterna.core.tables import DESTINATION, DestinationInput, DestinationState
 from sterna.errors import LocalProtocolError, TransportError
+from sterna.guest.api import DestinationGuest
 from sterna.net.pump import OnEvent, Perform, Pump
 from sterna.net.transport import Peer
 from sterna.registry import ErrorCode, Feature
@@ -29,6 +30,7 @@ class KeptSession:
         peer: who opened it.
         perform: carries out requests, whatever connection they come from.
         on_event: sees every event, likewise.
+        guest: of which the session is.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class KeptSession:
         self.peer: Final = peer
         self.perform: Final = perform
         self.on_event: Final = on_event
+        self.guest: DestinationGuest | None = None
         self._first: Final = machine.ticket
         self._machine = machine
         self._pump = pump

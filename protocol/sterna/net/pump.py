@@ -96,13 +96,16 @@ class Pump:
         on_event: OnEvent = lambda _: None,
         limiter: RateLimiter | None = None,
         clock: Clock = boottime,
+        beside: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """`beside`: one task more, which is cancelled when the session is over."""
         self._machine = machine
         self._transport = transport
         self._perform = perform
         self._on_event = on_event
         self._limiter = limiter
         self._clock = clock
+        self._beside = () if beside is None else (beside,)
         self._to_send = _Signal()
         self._to_perform = _Signal()
         self._to_time = _Signal()
@@ -119,7 +122,7 @@ class Pump:
         """Run until the machine has a result, and close the transport."""
         try:
             async with trio.open_nursery() as nursery:
-                for task in (self._receive, self._send, self._carry_out, self._keep_time):
+                for task in (self._receive, self._send, self._carry_out, self._keep_time, *self._beside):
                     nursery.start_soon(self._run, task)
                 try:
                     self.kick()

@@ -1,0 +1,117 @@
+"""What endpoints can be told, and what follows from that for what they offer, select and send."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sterna import limits as bounds
+from sterna.core.deadlines import Deadlines
+from sterna.core.events import Request
+from sterna.core.negotiate import BASE_FEATURES
+from sterna.core.policy import PolicySettings, Switchover
+from sterna.core.session import Grease
+from sterna.core.style import EARLY_FEATURES, offer_for
+from sterna.errors import ConfigError
+from sterna.limits import Limits
+from sterna.net.pump import Clock, OnEvent, boottime
+from sterna.net.rate import RateLimiter
+from sterna.registry import GREASE_FIRST, GREASE_LAST, Feature
+from sterna.wire.records import FeatureOffer
+
+AGENT = "sterna"
+
+_BATCH_S = 0.05
+_GREASE_FRAMES = 3
+_GREASE_WITHIN = 40
+_GREASE_BYTES = 64
+
+
+class OnRequest(Protocol):
+    """Told of every request before it is carried out, and again when it has been."""
+
+    def __call__(self, request: Request, *, done: bool) -> None:
+        """Must not block; what it raises fails the request."""
+        ...
+
+
+def ignore_request(request: Request, *, done: bool) -> None:
+    """The `OnRequest` that does nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What both endpoints can be told; the defaults suit a local network.
+
+    Attributes:
+        policy: when to pause; None is the default with a fixed cost that suits the guest's size.
+        bandwidth_bytes_s: cap on what is sent; None for none.
+        on_event: called with every event of the machine, between two checkpoints; must not block.
+        post_copy: as a destination: its guests can run before all of their pages are there.
+        on_request: called around every request; for tests that must know where an endpoint stands.
+        clock: seconds that never run backwards; tests in virtual time pass `trio.current_time`.
+        grease: whether to send reserved frames at random, which keeps peers honest [FRM-9].
+        resume_s: how long a lost session is to be kept, for a source that can reconnect.
+        lease_store: whether the host has a lease store; a source does not go without then [ONE-55].
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    policy: PolicySettings | None = None
+    bandwidth_bytes_s: float | None = None
+    batch_bytes: int = bounds.BATCH_BYTES
+    post_copy: bool = False
+    on_event: OnEvent = lambda _: None
+    on_request: OnRequest = ignore_request
+    clock: Clock = boottime
+    grease: bool = True
+    agent: str = AGENT
+    resume_s: int = bounds.RESUME_S
+    lease_store: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a cap so low that a chunk would look like a stalled connection."""
+        cap = self.bandwidth_bytes_s
+        if cap is not None and not bounds.CHUNK_BYTES <= cap < math.inf:
+            raise ConfigError(f"a bandwidth cap of {cap:g} bytes/s: the least is {bounds.CHUNK_BYTES}")
+
+
+def offer(options: Options, switchover: Switchover, *, resumes: bool) -> tuple[FeatureOffer, ...]:
+    """What a source offers, and what it cannot do without."""
+    more = {Feature.RESUME: options.resume_s} if resumes else {}
+    if not options.lease_store:
+        return offer_for(switchover, more)
+    return offer_for(switchover, {**more, Feature.LEASE_STORE: 0}, {Feature.LEASE_STORE})
+
+
+def supported(options: Options, *, resumes: bool) -> frozenset[Feature]:
+    """What a destination selects if it is offered."""
+    early = EARLY_FEATURES if options.post_copy else frozenset()
+    store = {Feature.LEASE_STORE} if options.lease_store else frozenset()
+    return BASE_FEATURES | early | store | ({Feature.RESUME} if resumes else frozenset())
+
+
+def batch_bytes(options: Options) -> int:
+    """A batch that passes a bandwidth cap in `_BATCH_S`, so that heartbeats behind it are not late."""
+    if options.bandwidth_bytes_s is None:
+        return options.batch_bytes
+    return min(options.batch_bytes, max(bounds.CHUNK_BYTES, int(options.bandwidth_bytes_s * _BATCH_S)))
+
+
+def limiter(options: Options) -> RateLimiter | None:
+    """The bandwidth cap, if there is one."""
+    return None if options.bandwidth_bytes_s is None else RateLimiter(options.bandwidth_bytes_s)
+
+
+def grease() -> tuple[Grease, ...]:
+    """A few reserved frames at random places of the session; the core itself throws no dice."""
+    return tuple(
+        Grease(
+            secrets.randbelow(_GREASE_WITHIN),
+            GREASE_FIRST + secrets.randbelow(GREASE_LAST - GREASE_FIRST + 1),
+            secrets.token_bytes(secrets.randbelow(_GREASE_BYTES)),
+        )
+        for _ in range(_GREASE_FRAMES)
+    )
