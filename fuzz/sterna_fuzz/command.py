@@ -91,6 +91,9 @@ def converge(options: Options = NO_OPTIONS) -> int:
     return _command("converge", options)
 
 
+app.command("sterna_fuzz.world_command:world", name="world")
+
+
 def _command(name: str, options: Options) -> int:
     output = Output(json=options.json)
     with tempfile.TemporaryDirectory(prefix="sterna-fuzz-") as directory:

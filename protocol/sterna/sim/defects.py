@@ -1,0 +1,33 @@
+"""Endpoints that are broken on purpose: what a world must find, or it proves nothing."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Defect(StrEnum):
+    """What an endpoint does wrong."""
+
+    RUNS_BEFORE_CLAIM = "runs-before-claim"
+    RESUMES_ON_TIMEOUT = "resumes-on-timeout"
+    EPOCH_REUSED = "epoch-reused"
+    START_NOT_WRITTEN = "start-not-written"
+    ABSENT_IS_LOST = "absent-is-lost"
+    FREED_ON_LOST_CLAIM = "freed-on-lost-claim"
+    OLD_CONTROLLER = "old-controller"
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        return _TEXTS[self]
+
+
+_TEXTS = {
+    Defect.RUNS_BEFORE_CLAIM: "a destination runs the guest when HANDOVER comes, and claims afterwards",
+    Defect.RESUMES_ON_TIMEOUT: "a source that hears nothing after HANDOVER lets its guest run on",
+    Defect.EPOCH_REUSED: "a source runs a guest that was handed back under the epoch that it had granted",
+    Defect.START_NOT_WRITTEN: "a destination runs the guest without START",
+    Defect.ABSENT_IS_LOST: "a source takes an empty slot for a claim that the destination has not made",
+    Defect.FREED_ON_LOST_CLAIM: "a source that has lost its claim frees its image",
+    Defect.OLD_CONTROLLER: "a new endpoint takes the records over while the old one is only frozen",
+}

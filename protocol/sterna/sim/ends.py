@@ -1,0 +1,58 @@
+"""What an endpoint of a world makes of the end of a session."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sterna.core.events import Outcome, Result
+from sterna.registry import Owner
+from sterna.sim.defects import Defect
+from sterna.sim.holding import hold
+from sterna.sim.hosts import Hold, Host, Process, Task
+
+if TYPE_CHECKING:
+    from sterna.sim.world import World
+
+
+def ended(world: World, host: Host, process: Process, task: Task, result: Result) -> bool:
+    """A machine is done.
+
+    Returns:
+        Whether the task goes on, as recovery does that has asked.
+    """
+    if task.kind == "recovery":
+        reached, task.machine, task.line = bool(task.line), None, 0
+        _heard(world, task, result, reached=reached)
+        return True
+    process.tasks.remove(task)
+    process.rest = None
+    if task.kind == "source" or task.image:
+        world.ends.append((task.kind, str(result.outcome)))
+    process.undecided = result.session if result.outcome is Outcome.UNDECIDED else b""
+    if task.kind == "source":
+        handed_back = result.verdict is not None and result.verdict.handed_back
+        process.heard = Owner.SOURCE if handed_back else None
+        if Defect.RESUMES_ON_TIMEOUT in world.defects and result.outcome is Outcome.UNDECIDED:
+            _resumes(world, host, process, task)
+    return False
+
+
+def _heard(world: World, task: Task, result: Result, *, reached: bool) -> None:
+    """What a destination has said, in the terms of recovery.
+
+    If nobody could be reached, it is asked again when somebody is there; without an answer, in any case.
+    """
+    verdict = result.verdict
+    if verdict is None:
+        task.peer, task.failed = Owner.UNDECIDED, task.failed or reached
+        return
+    task.complete |= verdict.complete
+    # With a store a VERDICT says whose the slot is; only that it was handed back is news.
+    stored = world.store is not None and verdict.owner is Owner.SOURCE
+    owner = Owner.UNDECIDED if stored else verdict.owner
+    task.peer = Owner.SOURCE if verdict.handed_back else owner
+
+
+def _resumes(world: World, host: Host, process: Process, task: Task) -> None:
+    hold(world, host, process, task, Hold("unmark", task.image))
+    hold(world, host, process, task, Hold("resume", task.image))

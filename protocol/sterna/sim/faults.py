@@ -1,0 +1,203 @@
+"""What goes wrong in a world: which of it can go wrong now, and letting it.
+
+A fault is a step like any other, only that nothing leads to it. Drivers choose which, when and how many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from sterna.registry import ErrorCode
+from sterna.sim.holding import destroy
+from sterna.sim.hosts import Hold, Host, Process, Reach, TakeLocks, Task, Write
+from sterna.sim.machines import Trouble
+
+if TYPE_CHECKING:
+    from sterna.sim.world import World
+
+Step: TypeAlias = tuple[str, int, int, int]
+
+
+class Fault(StrEnum):
+    """A kind of fault."""
+
+    CUT = "cut"
+    DEADLINE = "deadline"
+    SOURCE_KILLED = "source-killed"
+    DESTINATION_KILLED = "destination-killed"
+    SOURCE_FROZEN = "source-frozen"
+    DESTINATION_FROZEN = "destination-frozen"
+    FROZEN_KILLED = "frozen-killed"
+    SOURCE_HOLDER_KILLED = "source-holder-killed"
+    DESTINATION_HOLDER_KILLED = "destination-holder-killed"
+    RECORD_FAILS = "record-fails"
+    RECORD_LIES = "record-lies"
+    RECORD_SLOW = "record-slow"
+    MARK_FAILS = "mark-fails"
+    LOCKS_REFUSED = "locks-refused"
+    NOT_READY = "not-ready"
+    REPLY_LOST = "reply-lost"
+    CLAIM_LATE = "claim-late"
+    CLAIM_DOUBLED = "claim-doubled"
+    STORE_OUT = "store-out"
+    BESIDE = "beside"
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        return _TEXTS[self]
+
+
+_TEXTS: Final = {
+    Fault.CUT: "the connection is cut, and what is on its way is lost",
+    Fault.DEADLINE: "one end gives the connection up; what it has sent still arrives",
+    Fault.SOURCE_KILLED: "the source's endpoint is killed",
+    Fault.DESTINATION_KILLED: "the destination's endpoint is killed",
+    Fault.SOURCE_FROZEN: "the source's endpoint is frozen, and woken late",
+    Fault.DESTINATION_FROZEN: "the destination's endpoint is frozen, and woken late",
+    Fault.FROZEN_KILLED: "an endpoint is frozen, and killed while it is",
+    Fault.SOURCE_HOLDER_KILLED: "the holder that has the source's guest is killed",
+    Fault.DESTINATION_HOLDER_KILLED: "the holder that has the destination's guest is killed",
+    Fault.RECORD_FAILS: "a record cannot be written",
+    Fault.RECORD_LIES: "a record is durable although writing it failed",
+    Fault.RECORD_SLOW: "writing a record takes longer than the peer's deadlines",
+    Fault.MARK_FAILS: "the holder cannot be marked",
+    Fault.LOCKS_REFUSED: "storage locks are not to be had",
+    Fault.NOT_READY: "a destination fails to prepare",
+    Fault.REPLY_LOST: "a claim reaches the store, its answer is lost",
+    Fault.CLAIM_LATE: "a claim reaches the store late or never; its sender has repeated it meanwhile",
+    Fault.CLAIM_DOUBLED: "a claim reaches the store twice",
+    Fault.STORE_OUT: "the store is out of reach for a while",
+    Fault.BESIDE: "a question comes to a second process of the host",
+}
+
+# Which of its sides a fault is about.
+_SIDES: Final = {
+    Fault.SOURCE_KILLED: 0, Fault.SOURCE_FROZEN: 0, Fault.SOURCE_HOLDER_KILLED: 0,
+    Fault.DESTINATION_KILLED: 1, Fault.DESTINATION_FROZEN: 1, Fault.DESTINATION_HOLDER_KILLED: 1,
+}  # fmt: skip
+
+
+def possible(world: World, fault: Fault, source: int) -> list[Step]:
+    """The steps by which a fault can happen now.
+
+    Args:
+        world: where.
+        fault: which.
+        source: the host that is the source of the migration under way.
+    """
+    return list(_possible(world, fault, source))
+
+
+def _possible(world: World, fault: Fault, source: int) -> Iterator[Step]:
+    match fault:
+        case Fault.CUT:
+            yield from (("cut", line.number, 0, 0) for line in world.lines if not line.broken)
+        case Fault.DEADLINE:
+            yield from _deadlines(world)
+        case Fault.SOURCE_KILLED | Fault.DESTINATION_KILLED:
+            yield from _processes(world, "kill", source ^ _SIDES[fault])
+        case Fault.SOURCE_FROZEN | Fault.DESTINATION_FROZEN:
+            yield from _processes(world, "freeze", source ^ _SIDES[fault])
+        case Fault.FROZEN_KILLED:
+            yield from (step for host in (source, 1 - source) for step in _processes(world, "freeze", host))
+        case Fault.SOURCE_HOLDER_KILLED | Fault.DESTINATION_HOLDER_KILLED:
+            host = source ^ _SIDES[fault]
+            for number, holder in enumerate(world.hosts[host].holders):
+                if holder.lives:
+                    yield ("destroy", host, number, 0)
+        case Fault.STORE_OUT:
+            if world.store is not None and world.store.answers:
+                yield ("store-out", 0, 0, 0)
+        case Fault.BESIDE:
+            yield from (
+                ("beside", number, 0, 0) for number in (0, 1) if "beside" not in world.hosts[number].armed
+            )
+        case _:
+            yield from _of_ops(world, fault)
+
+
+def _deadlines(world: World) -> Iterator[Step]:
+    for line in world.lines:
+        for end in (0, 1):
+            process = world.hosts[line.ends[end][0]].process(line.ends[end][1])
+            if not line.gone[end] and not line.broken and process is not None and not process.frozen:
+                yield ("deadline", line.number, end, 0)
+
+
+def _processes(world: World, word: str, host: int) -> Iterator[Step]:
+    endpoint = world.hosts[host].endpoint
+    if endpoint is not None and not endpoint.frozen and endpoint.tasks:
+        yield (word, host, endpoint.number, 0)
+
+
+def _of_ops(world: World, fault: Fault) -> Iterator[Step]:
+    for number, host in enumerate(world.hosts):
+        for process in host.processes:
+            for task in process.tasks:
+                if task.op is not None and not task.landed and befalls(fault, task):
+                    yield (fault.value, number, process.number, task.number)
+
+
+def befalls(fault: Fault, task: Task) -> bool:
+    """Whether a fault may befall what a task has under way."""
+    op = task.op
+    match fault:
+        case Fault.RECORD_FAILS | Fault.RECORD_LIES | Fault.RECORD_SLOW:
+            return isinstance(op, Write)
+        case Fault.MARK_FAILS:
+            return isinstance(op, Hold) and op.verb == "mark"
+        case Fault.NOT_READY:
+            return isinstance(op, Hold) and op.verb == "prepare"
+        case Fault.LOCKS_REFUSED:
+            return isinstance(op, TakeLocks)
+        case _:
+            return isinstance(op, Reach) and op.verb == "claim"
+
+
+def inject(world: World, step: Step) -> None:
+    """Let a fault happen.
+
+    Raises:
+        Violation: something came of it that must never happen.
+    """
+    word, one, two, three = step
+    match word:
+        case "cut":
+            line = world.line(one)
+            assert line is not None
+            line.cut()
+        case "destroy":
+            destroy(world, world.hosts[one].holders[two])
+        case "store-out" | "store-back":
+            assert world.store is not None
+            world.store.answers = word == "store-back"
+        case "beside":
+            world.hosts[one].armed |= {"beside"}
+        case _:
+            _befall(world, Fault(word), *world.at(one, two, three))
+
+
+def _befall(world: World, fault: Fault, host: Host, process: Process, task: Task) -> None:
+    op = task.op
+    match fault:
+        case Fault.REPLY_LOST:
+            world.effect(host, process, task)
+            return  # and is repeated
+        case Fault.CLAIM_LATE | Fault.CLAIM_DOUBLED:
+            assert isinstance(op, Reach)
+            assert world.store is not None
+            world.store.strays(op.epoch, op.runner)
+            return
+        case Fault.RECORD_SLOW:
+            return  # whoever has a clock sees to that
+        case Fault.RECORD_LIES:
+            found = world.effect(host, process, task)
+            task.answer = found if isinstance(found, Trouble) else Trouble(ErrorCode.RECORD_FAILED)
+        case Fault.RECORD_FAILS:
+            task.answer = Trouble(ErrorCode.RECORD_FAILED)
+        case _:
+            task.answer = Trouble(ErrorCode.GUEST_FAILED)
+    world.lands(host, process, task)

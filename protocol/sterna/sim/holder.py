@@ -1,0 +1,208 @@
+"""A holder and the guest in it: a few pages, a count of instructions, and the rules of a holder.
+
+The guest's n-th instruction writes the number n to page n modulo `PAGES`. So its count tells what its whole
+memory must be, and whoever compares two counts compares two images: an image with a lower count is older.
+
+What a holder allows is what `sterna.guest.holder_engine` allows: a paused guest without a mark runs on when
+its controller is gone, a marked one does not, a room that was made for a guest never starts by itself.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sterna.memory.bitmap import PageBitmap
+from sterna.memory.pages import EncodedBatch, RegionPages
+from sterna.memory.regions import RegionTable
+from sterna.registry import Architecture, StateKind
+from sterna.wire.records import NO_RUNNER, Guest, Region, StateSection
+
+PAGES: Final = 4
+PAGE_BYTES: Final = 4096
+REGION: Final = Region(0, 0, PAGES * PAGE_BYTES)
+REGIONS: Final = RegionTable((REGION,))
+GUEST: Final = Guest("counter", Architecture.SYNTHETIC, 1, 4096, (REGION,))
+GUEST_ID: Final = bytes(range(16))
+
+
+class Stage(Enum):
+    """What a holder has of the guest."""
+
+    ROOM = "room, without all of the guest"
+    READY = "all of it, and it has never run here"
+    RUNS = "a guest that runs"
+    STOPPED = "a guest that has run here and is paused"
+    FREED = "nothing any more"
+    KILLED = "nothing: the holder was killed"
+
+
+class HolderError(Exception):
+    """The holder does not do it."""
+
+
+@lru_cache(maxsize=4096)
+def memory_of(count: int) -> bytes:
+    """All of the guest's memory after so many instructions."""
+    return b"".join(_version(count, page).to_bytes(8, "little") * (PAGE_BYTES // 8) for page in range(PAGES))
+
+
+def _version(count: int, page: int) -> int:
+    newest = count - (count - page) % PAGES
+    return max(newest, 0)
+
+
+def written(first: int, last: int) -> tuple[int, ...]:
+    """The pages that the instructions behind `first`, up to `last`, have written."""
+    return tuple(sorted({number % PAGES for number in range(max(first, last - PAGES) + 1, last + 1)}))
+
+
+def bitmap_of(pages: tuple[int, ...]) -> PageBitmap:
+    """These pages, as a collect answers them."""
+    found = PageBitmap(PAGES)
+    for page in pages:
+        found.set(page)
+    return found
+
+
+def state_of(count: int) -> tuple[StateSection, ...]:
+    """All state that the guest has besides its memory."""
+    return (StateSection(StateKind.OPAQUE, 1, count.to_bytes(8, "little")),)
+
+
+def count_in(sections: tuple[StateSection, ...]) -> int:
+    """What `state_of` was made from."""
+    return int.from_bytes(sections[0].data, "little")
+
+
+class CountingPages:
+    """The memory of a guest of which only the count is kept, as a `PageSource`."""
+
+    def __init__(self, holder: Holder) -> None:
+        self.holder = holder
+
+    def encode(
+        self,
+        region: int,
+        starts: npt.ArrayLike,
+        counts: npt.ArrayLike,
+        *,
+        zeros: bool = True,
+        whole: bool = False,
+    ) -> EncodedBatch:
+        """See `sterna.memory.pages.PageSource`."""
+        view = memoryview(memory_of(self.holder.count))
+        pages = RegionPages(REGIONS, {REGION.id: view})
+        return pages.encode(region, starts, counts, zeros=zeros, whole=whole)
+
+
+def new_room() -> tuple[RegionPages, bytearray]:
+    """A `PageSink` over fresh memory, and that memory."""
+    memory = bytearray(np.zeros(REGION.size_bytes, np.uint8))
+    return RegionPages(REGIONS, {REGION.id: memoryview(memory)}), memory
+
+
+class Holder:
+    """One holder.
+
+    Attributes:
+        host: where it is.
+        image: what it calls the guest that is in it.
+        stage: what it has of it.
+        count: instructions that the guest in it has executed, here or before it came.
+        epoch: under which it has run here last, and `runner` as what; 0 if it never has.
+        mark: the epoch that was granted to another host, 0 for none.
+        granter: the process that has set the mark.
+        controller: the process that is attached, 0 for none.
+        intact: whether its memory is what the count says.
+        collected: the count up to which writes were collected.
+    """
+
+    __slots__ = (
+        "collected", "controller", "count", "epoch", "granter", "host", "image", "intact", "mark", "runner",
+        "stage",
+    )  # fmt: skip
+
+    def __init__(self, host: str, image: bytes, stage: Stage = Stage.ROOM) -> None:
+        self.host = host
+        self.image = image
+        self.stage = stage
+        self.count = 0
+        self.epoch = 0
+        self.runner = NO_RUNNER
+        self.mark = 0
+        self.granter = 0
+        self.controller = 0
+        self.intact = True
+        self.collected = 0
+
+    def copy(self) -> Holder:
+        """One that goes its own way."""
+        other = object.__new__(Holder)
+        for name in Holder.__slots__:
+            setattr(other, name, getattr(self, name))
+        return other
+
+    def key(self) -> tuple[object, ...]:
+        """Equal for holders that behave alike."""
+        return (
+            self.host, self.image, self.stage.name, self.count, self.epoch, self.runner, self.mark,
+            self.granter, self.controller, self.intact,
+        )  # fmt: skip
+
+    @property
+    def lives(self) -> bool:
+        """Whether it has anything of a guest."""
+        return self.stage not in {Stage.FREED, Stage.KILLED}
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the guest could be run from it."""
+        return self.stage in {Stage.READY, Stage.RUNS, Stage.STOPPED}
+
+    # ---- what a controller asks for ----
+
+    def collect(self) -> tuple[int, ...]:
+        """The pages written since the last time."""
+        pages, self.collected = written(self.collected, self.count), self.count
+        return pages
+
+    def set_mark(self, epoch: int, process: int) -> None:
+        """Note that `epoch` is granted."""
+        if self.mark == epoch:
+            return
+        if self.stage is not Stage.STOPPED or self.mark or epoch != self.epoch + 1:
+            raise HolderError(f"epoch {epoch} cannot be granted")
+        self.mark, self.granter = epoch, process
+
+    def take_mark_off(self, process: int) -> None:
+        """Only for the process that has set it [HOL-26]."""
+        if self.mark and self.granter != process:
+            raise HolderError(f"epoch {self.mark} was granted by another")
+        self.mark = self.granter = 0
+
+    def may_resume(self) -> None:
+        """Whether the guest may run on as before."""
+        if self.mark or self.stage not in {Stage.STOPPED, Stage.RUNS}:
+            raise HolderError("it is granted, or is no guest that has run here")
+
+    def may_run(self, epoch: int) -> None:
+        """Whether it may be run under this epoch."""
+        if epoch < max(self.epoch, self.mark):
+            raise HolderError(f"the newest epoch is {max(self.epoch, self.mark)}")
+        if not self.is_whole or self.stage is Stage.RUNS or (self.stage is Stage.STOPPED and not self.mark):
+            raise HolderError(f"run: {self.stage.value}")
+
+    def load(self, count: int, memory: bytes) -> None:
+        """Take the state of the guest, whose memory is this by now."""
+        self.count, self.collected = count, 0
+        self.intact = memory == memory_of(count)
+        self.stage = Stage.READY
+
+    def free(self) -> None:
+        """Let go of all of it."""
+        self.stage = Stage.FREED

@@ -1,0 +1,110 @@
+"""What holders do for their controllers, and by themselves, under the eyes of the judge."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
+
+from sterna.registry import ErrorCode
+from sterna.sim.defects import Defect
+from sterna.sim.holder import Holder, HolderError, Stage, count_in
+from sterna.sim.hosts import Hold, Host, Process, Task
+from sterna.sim.machines import Trouble
+
+if TYPE_CHECKING:
+    from sterna.sim.world import World
+
+
+def hold(world: World, host: Host, process: Process, task: Task, op: Hold) -> Hashable:
+    """Have a holder do something; its answer, or why not.
+
+    Raises:
+        Violation: it has done what must never be done.
+    """
+    holder = host.holder(op.image)
+    if op.verb == "reserve":
+        holder = Holder(host.name, op.image)
+        host.holders.append(holder)
+    if holder is None or not holder.lives or not attach(world, holder, process):
+        return Trouble(ErrorCode.GUEST_FAILED)
+    try:
+        return _do(world, process, task, holder, op)
+    except HolderError:
+        return Trouble(ErrorCode.GUEST_FAILED)
+
+
+def attach(world: World, holder: Holder, process: Process) -> bool:
+    """Become the controller. There is one at a time, until its process is dead."""
+    if holder.controller not in {0, process.number} and Defect.OLD_CONTROLLER not in world.defects:
+        return False
+    holder.controller = process.number
+    return True
+
+
+def _do(world: World, process: Process, task: Task, holder: Holder, op: Hold) -> Hashable:
+    match op.verb:
+        case "track":
+            holder.collected = holder.count
+        case "collect":
+            return holder.collect()
+        case "save":
+            return holder.count
+        case "pause":
+            if holder.stage is Stage.RUNS:
+                holder.stage = Stage.STOPPED
+        case "mark":
+            holder.set_mark(op.epoch, process.number)
+        case "unmark":
+            holder.take_mark_off(process.number)
+        case "resume":
+            holder.may_resume()
+            _runs(world, holder)
+        case "load":
+            load(task, holder)
+        case "run":
+            holder.may_run(op.epoch)
+            holder.epoch, holder.runner, holder.mark, holder.granter = op.epoch, op.runner, 0, 0
+            _runs(world, holder)
+        case "discard" | "release":
+            world.judge.frees(holder, world.holders())
+            holder.free()
+        case _:
+            pass  # reserve and prepare: it is there
+    return None
+
+
+def load(task: Task, holder: Holder) -> None:
+    """Take over what a machine has filled, and its state."""
+    assert task.machine is not None
+    request = task.machine.asked[0]
+    sections = getattr(request, "sections", ())
+    holder.load(count_in(sections), bytes(task.machine.room))
+
+
+def _runs(world: World, holder: Holder) -> None:
+    """The guest runs from here on; one instruction is executed at once."""
+    if holder.stage is Stage.RUNS:
+        return
+    holder.stage = Stage.RUNS
+    histories = {host.name: host.history for host in world.hosts}
+    world.judge.starts(holder, world.holders(), world.store, histories)
+    world.judge.executes(holder)
+
+
+def controller_gone(world: World, host: Host, process: int) -> None:
+    """The process is dead: a paused guest without a mark runs on [ONE-22].
+
+    Raises:
+        Violation: it must not.
+    """
+    for holder in host.holders:
+        if holder.controller == process:
+            holder.controller = 0
+            if holder.stage is Stage.STOPPED and not holder.mark:
+                _runs(world, holder)
+
+
+def destroy(world: World, holder: Holder) -> None:
+    """A holder is killed, and all that it has is gone."""
+    world.judge.kills(holder)
+    holder.stage, holder.controller = Stage.KILLED, 0

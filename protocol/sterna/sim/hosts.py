@@ -1,0 +1,298 @@
+"""What a world has besides holders and store: hosts, processes, what these are busy with, connections.
+
+All of it is plain data that can be copied (`copy`) and compared (`key`). What happens to it is `World`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from sterna.core.history import History
+from sterna.core.records import Record
+from sterna.core.recovery import Settled
+from sterna.core.verdict import Store
+from sterna.registry import Owner
+from sterna.sim.holder import GUEST_ID, Holder
+from sterna.sim.machines import Driven
+from sterna.wire.records import NO_RUNNER, Runner
+
+# ---- what a process has under way outside of itself ----
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Make a record durable."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Have the holder of an image do something."""
+
+    verb: str
+    image: bytes
+    epoch: int = 0
+    runner: Runner = NO_RUNNER
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Ask the store: `claim` a slot, `read` it and the one behind, or `probe` whether it is the newest."""
+
+    verb: str
+    epoch: int
+    runner: Runner = NO_RUNNER
+
+
+@dataclass(frozen=True, slots=True)
+class TakeLocks:
+    """Take the guest's storage locks."""
+
+
+Op: TypeAlias = Write | Hold | Reach | TakeLocks
+
+
+class Task:
+    """One thing that a process does: a session, an answer to a question, or recovery.
+
+    Attributes:
+        kind: `source`, `destination` or `recovery`.
+        machine: that it drives; recovery has one while it asks.
+        line: number of its connection, 0 for none.
+        op: what is under way; `landed` once it has taken effect, and then `answer` is on its way back.
+        results: of the request that is being carried out, so far.
+        session: that recovery is about.
+        image: the id of the image that it is about.
+        peer, complete, store: what recovery has learned, see `sterna.core.recovery`.
+        failed: whether something that recovery has tried may work another time.
+    """
+
+    __slots__ = (
+        "answer", "complete", "failed", "image", "kind", "landed", "line", "machine", "number", "op", "peer",
+        "results", "session", "store",
+    )  # fmt: skip
+
+    def __init__(self, number: int, kind: str, machine: Driven | None = None, image: bytes = b"") -> None:
+        self.number = number
+        self.kind = kind
+        self.machine = machine
+        self.line = 0
+        self.op: Op | None = None
+        self.landed = False
+        self.answer: Hashable = None
+        self.results: tuple[Hashable, ...] = ()
+        self.session = b""
+        self.image = image
+        self.peer: Owner | None = None
+        self.complete = False
+        self.store: Store | None = None
+        self.failed = False
+
+    def copy(self) -> Task:
+        """One that goes its own way."""
+        other = object.__new__(Task)
+        for name in Task.__slots__:
+            setattr(other, name, getattr(self, name))
+        return other
+
+    def key(self) -> tuple[object, ...]:
+        """Equal for tasks that go on alike."""
+        machine = None if self.machine is None else self.machine.key()
+        return (
+            self.number, self.kind, machine, self.line, self.op, self.landed, self.answer, self.results,
+            self.session, self.image, self.peer, self.complete, self.store, self.failed,
+        )  # fmt: skip
+
+
+class Process:
+    """An endpoint, or what stands beside one.
+
+    Attributes:
+        number: of the process, in the world.
+        beside: it is not the endpoint, and stays only for what it was started for.
+        frozen: it does nothing, though it is there.
+        tasks: what it does.
+        rest: what there was to be seen when recovery last came to its end; None if it is to look again.
+        stale: the records as it knows them, if another process has them by now, as must never be.
+        undecided: the session that ended so in this process last; empty if none did.
+        heard: what the peer has said of who owns the guest, in that session.
+    """
+
+    __slots__ = ("beside", "frozen", "heard", "number", "rest", "stale", "tasks", "undecided")
+
+    def __init__(self, number: int, *, beside: bool = False) -> None:
+        self.number = number
+        self.beside = beside
+        self.frozen = False
+        self.tasks: list[Task] = []
+        self.rest: Hashable = None
+        self.stale: History | None = None
+        self.undecided = b""
+        self.heard: Owner | None = None
+
+    def copy(self) -> Process:
+        """One that goes its own way."""
+        other = object.__new__(Process)
+        other.number, other.beside, other.frozen = self.number, self.beside, self.frozen
+        other.rest, other.heard, other.undecided = self.rest, self.heard, self.undecided
+        other.stale = self.stale
+        other.tasks = [each.copy() for each in self.tasks]
+        return other
+
+    def key(self) -> tuple[object, ...]:
+        """Equal for processes that go on alike."""
+        tasks = tuple([each.key() for each in self.tasks])
+        return (
+            self.number,
+            self.beside,
+            self.frozen,
+            self.rest,
+            self.heard,
+            self.undecided,
+            self.stale,
+            tasks,
+        )
+
+    def task(self, number: int) -> Task | None:
+        """The task of this number."""
+        return next((each for each in self.tasks if each.number == number), None)
+
+
+class Host:
+    """One of the two.
+
+    Attributes:
+        history: the durable records.
+        holders: that were ever started here.
+        sent: which image was sent in which session: what an operator would say on the command line.
+        processes: the endpoint, if it runs, and what stands beside it.
+        starts: how many processes were started here.
+        lock: the process that has the guest's records, 0 for none.
+        settled: where recovery came to its end last.
+        sessions: how many were admitted here.
+        armed: what goes wrong next, by name.
+    """
+
+    __slots__ = (
+        "armed", "history", "holders", "lock", "name", "processes", "sent", "sessions", "settled", "starts",
+    )  # fmt: skip
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.history = History(GUEST_ID)
+        self.holders: list[Holder] = []
+        self.sent: tuple[tuple[bytes, bytes], ...] = ()
+        self.processes: list[Process] = []
+        self.starts = 0
+        self.lock = 0
+        self.settled: Settled | None = None
+        self.sessions = 0
+        self.armed: frozenset[str] = frozenset()
+
+    def copy(self) -> Host:
+        """One that goes its own way."""
+        other = object.__new__(Host)
+        other.name, other.history, other.sent = self.name, self.history, self.sent
+        other.lock, other.sessions, other.armed = self.lock, self.sessions, self.armed
+        other.settled, other.starts = self.settled, self.starts
+        other.holders = [each.copy() for each in self.holders]
+        other.processes = [each.copy() for each in self.processes]
+        return other
+
+    def key(self) -> tuple[object, ...]:
+        """Equal for hosts that go on alike."""
+        return (
+            self.history.records,
+            tuple([each.key() for each in self.holders]),
+            tuple([each.key() for each in self.processes]),
+            self.lock,
+            self.armed,
+            self.settled,
+        )
+
+    @property
+    def endpoint(self) -> Process | None:
+        """The process that serves and recovers here, if there is one."""
+        return next((each for each in self.processes if not each.beside), None)
+
+    def process(self, number: int) -> Process | None:
+        """The process of this number, if it is there still."""
+        return next((each for each in self.processes if each.number == number), None)
+
+    def holder(self, image: bytes) -> Holder | None:
+        """The holder of an image."""
+        return next((each for each in self.holders if each.image == image), None)
+
+    def image_of(self, session: bytes) -> bytes:
+        """The image of a session, on either side: at a destination its id is the session's [ONE-52]."""
+        return dict(self.sent).get(session, session)
+
+
+def write(host: Host, process: Process, record: Record) -> None:
+    """Append a record, if what the process knows of the records allows it.
+
+    Raises:
+        RecordConflict: it does not.
+    """
+    if process.stale is None:
+        host.history = host.history.after(record)
+    else:
+        process.stale = process.stale.after(record)
+        host.history = replace(host.history, records=(*host.history.records, record))
+
+
+class Line:
+    """A connection. End 0 has opened it.
+
+    Attributes:
+        ends: host, process and task at each end.
+        pipes: what is on its way to each end, in the order in which it comes.
+        closed: whether an end will say no more; `crashed`, because its process is dead.
+        gone: whether an end does not listen any more.
+        broken: it is cut: nothing arrives, and each end will notice.
+    """
+
+    __slots__ = ("broken", "closed", "crashed", "ends", "gone", "number", "pipes")
+
+    def __init__(self, number: int, ends: tuple[tuple[int, int, int], tuple[int, int, int]]) -> None:
+        self.number = number
+        self.ends = ends
+        self.pipes: list[tuple[bytes, ...]] = [(), ()]
+        self.closed = [False, False]
+        self.crashed = [False, False]
+        self.gone = [False, False]
+        self.broken = False
+
+    def copy(self) -> Line:
+        """One that goes its own way."""
+        other = object.__new__(Line)
+        other.number, other.ends, other.broken = self.number, self.ends, self.broken
+        other.pipes, other.closed = list(self.pipes), list(self.closed)
+        other.crashed, other.gone = list(self.crashed), list(self.gone)
+        return other
+
+    def key(self) -> tuple[object, ...]:
+        """Equal for connections that go on alike."""
+        return (
+            self.number, self.ends, tuple(self.pipes), tuple(self.closed), tuple(self.crashed),
+            tuple(self.gone), self.broken,
+        )  # fmt: skip
+
+    def push(self, end: int, data: bytes) -> None:
+        """Send to an end."""
+        if data and not (self.broken or self.gone[end] or self.closed[1 - end]):
+            self.pipes[end] = (*self.pipes[end], data)
+
+    def leaves(self, end: int, *, crashed: bool = False) -> None:
+        """An end is done: it says no more and hears no more."""
+        self.closed[end], self.gone[end] = True, True
+        self.crashed[end] |= crashed
+        self.pipes[end] = ()
+
+    def cut(self) -> None:
+        """What is on its way is lost."""
+        self.broken = True
+        self.pipes = [(), ()]

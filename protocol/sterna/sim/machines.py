@@ -1,0 +1,288 @@
+"""The real machines, in two ways of holding one.
+
+A `Driven` machine is told `Input`s, and afterwards there is what it says to its peer and what it asks of its
+host. `LiveMachine` is the machine itself, changed by every input: for one run. `RecalledMachine` stands for
+all machines that were told the same: telling it something gives another one, and telling it the same twice
+gives the same, so a world that holds it can be copied, compared and tried in every direction at the price of
+a pointer. What it does was done by a real machine once: the one that has gone furthest is kept, and a new
+turn is taken by a fresh machine that is told everything from the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Final, Protocol, TypeAlias
+
+from sterna.core.events import CollectDirty, Request, Reserve, Result, SaveState
+from sterna.core.history import RecordConflict
+from sterna.core.records import Record
+from sterna.core.session import Session
+from sterna.core.source import SourceMachine
+from sterna.core.tables import State
+from sterna.errors import GuestError, RecordError, SternaError, StoreUnavailable, TransportError
+from sterna.registry import ErrorCode
+from sterna.sim.holder import bitmap_of, new_room, state_of
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A request that failed: what the machine is told instead of an answer.
+
+    Attributes:
+        code: of the error.
+        existing: the record that stands in the way.
+    """
+
+    code: ErrorCode
+    existing: Record | None = None
+
+    def error(self) -> SternaError:
+        """As the driver would raise it."""
+        if self.existing is not None:
+            return RecordConflict("another record stands against it", self.existing)
+        match self.code:
+            case ErrorCode.RECORD_FAILED:
+                return RecordError("it cannot be written")
+            case ErrorCode.UNDECIDED:
+                return StoreUnavailable("no answer")
+            case _:
+                return GuestError("it did not", self.code)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Open a session."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask about one."""
+
+    session: bytes
+    token: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Bytes of the peer."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The connection is lost, or (`closed`) was closed by the peer."""
+
+    closed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The oldest request is done. For values that cannot be compared stand those that they are made from."""
+
+    answer: Hashable = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The oldest request failed."""
+
+    trouble: Trouble
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed; a timer may have run out."""
+
+
+Input: TypeAlias = Start | Ask | Data | Lost | Done | Failed | Tick
+
+
+class Driven(Protocol):
+    """A machine, and what it has said and asked for since it was told something.
+
+    Attributes:
+        said: bytes for the peer, of the last input.
+        asked: requests that are not answered, oldest first.
+        room: the memory that it fills, of a destination.
+    """
+
+    @property
+    def said(self) -> bytes:
+        """See above."""
+        ...
+
+    @property
+    def asked(self) -> tuple[Request, ...]:
+        """See above."""
+        ...
+
+    @property
+    def room(self) -> bytearray:
+        """See above."""
+        ...
+
+    @property
+    def state(self) -> State:
+        """The machine's."""
+        ...
+
+    @property
+    def result(self) -> Result | None:
+        """The machine's."""
+        ...
+
+    @property
+    def timer(self) -> float | None:
+        """When it wants a `Tick`."""
+        ...
+
+    def told(self, what: Input, now: float) -> Driven:
+        """The machine after this."""
+        ...
+
+    def key(self) -> Hashable:
+        """Equal for machines that were told the same."""
+        ...
+
+
+class LiveMachine:
+    """A machine that changes."""
+
+    def __init__(self, machine: Session) -> None:
+        self.machine: Final = machine
+        self.said = b""
+        self.asked: tuple[Request, ...] = ()
+        self.room = bytearray()
+
+    @property
+    def state(self) -> State:
+        """The machine's."""
+        return self.machine.state
+
+    @property
+    def result(self) -> Result | None:
+        """The machine's."""
+        return self.machine.result
+
+    @property
+    def timer(self) -> float | None:
+        """When it wants a `Tick`."""
+        return self.machine.poll_timeout()
+
+    def key(self) -> Hashable:
+        """Itself: nothing else is like it."""
+        return id(self)
+
+    def told(self, what: Input, now: float) -> LiveMachine:
+        """The machine itself, after this."""
+        machine = self.machine
+        match what:
+            case Start():
+                assert isinstance(machine, SourceMachine)
+                machine.start(now)
+            case Ask(session, token):
+                assert isinstance(machine, SourceMachine)
+                machine.ask(session, token, now)
+            case Data(data):
+                machine.receive_data(data, now)
+            case Lost(closed):
+                error = None if closed else TransportError(ErrorCode.CONNECTION_LOST, "cut")
+                machine.connection_lost(error, now)
+            case Done(answer):
+                request = self.asked[0]
+                machine.complete(request, self._real(request, answer), now)
+                self.asked = self.asked[1:]
+            case Failed(trouble):
+                machine.fail(self.asked[0], trouble.error(), now)
+                self.asked = self.asked[1:]
+            case Tick():
+                machine.handle_timeout(now)
+        self._drain(now)
+        return self
+
+    def _real(self, request: Request, answer: Hashable) -> object:
+        """The answer that an answer stands for."""
+        match request:
+            case CollectDirty():
+                assert isinstance(answer, tuple)
+                return {0: bitmap_of(answer)}
+            case SaveState():
+                assert isinstance(answer, int)
+                return state_of(answer)
+            case Reserve():
+                pages, self.room = new_room()
+                return pages
+            case _:
+                return answer
+
+    def _drain(self, now: float) -> None:
+        machine, said = self.machine, []
+        while True:
+            while (request := machine.poll_request()) is not None:
+                self.asked = (*self.asked, request)
+            while machine.poll_event() is not None:
+                pass
+            buffers = machine.poll_transmit(now)
+            if not buffers:
+                break
+            unit = b"".join(bytes(buffer) for buffer in buffers)
+            machine.transmitted(len(unit), now)
+            said.append(unit)
+        self.said = b"".join(said)
+
+
+class Recollection:
+    """All machines of one kind that have been told anything, as a tree.
+
+    Args:
+        name: of the kind.
+        fresh: makes a new one.
+    """
+
+    def __init__(self, name: Hashable, fresh: Callable[[], LiveMachine]) -> None:
+        self.name: Final = name
+        self.fresh: Final = fresh
+        self.number = 0  # of machines that were made
+        self.root: Final = RecalledMachine(self, (), fresh())
+
+    def again(self, path: tuple[Input, ...]) -> LiveMachine:
+        """A new machine that was told all of this, at the beginning of time."""
+        live = self.fresh()
+        for what in path:
+            live.told(what, 0.0)
+        return live
+
+
+class RecalledMachine:
+    """A machine that was told this and that. It does not change. See the module's text."""
+
+    def __init__(self, tree: Recollection, path: tuple[Input, ...], live: LiveMachine) -> None:
+        tree.number += 1
+        self.number: Final = tree.number
+        self.said: Final = live.said
+        self.asked: Final = live.asked
+        self.state: Final = live.state
+        self.result: Final = live.result
+        self.room: Final = bytearray(live.room)
+        self.timer: Final = None
+        self._tree: Final = tree
+        self._path: Final = path
+        self._next: Final[dict[Input, RecalledMachine]] = {}
+        self._live: LiveMachine | None = live
+
+    def key(self) -> Hashable:
+        """Equal for machines that were told the same."""
+        return (self._tree.name, self.number)
+
+    def told(self, what: Input, now: float) -> RecalledMachine:
+        """The machine after this; no time passes here."""
+        known = self._next.get(what)
+        if known is not None:
+            return known
+        live = self._live or self._tree.again(self._path)
+        self._live = None
+        after = RecalledMachine(self._tree, (*self._path, what), live.told(what, 0.0))
+        self._next[what] = after
+        return after

@@ -1,0 +1,124 @@
+"""Where a world's machines come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from sterna.core.destination import DestinationConfig, DestinationMachine
+from sterna.core.negotiate import BASE_FEATURES, offer
+from sterna.core.policy import PolicySettings
+from sterna.core.source import SourceConfig, SourceMachine
+from sterna.registry import Feature
+from sterna.sim.holder import GUEST, GUEST_ID, CountingPages, Holder
+from sterna.sim.machines import Driven, LiveMachine, Recollection
+from sterna.wire.records import Runner
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What machines are to be like.
+
+    Attributes:
+        store: whether hosts have a lease store, and so require it of each other.
+        max_rounds: after so many, a source switches over.
+        downtime_s: what it allows; the smaller, the more rounds there are.
+    """
+
+    store: bool = True
+    max_rounds: int = 3
+    downtime_s: float = 0.3
+
+
+class Makers(Protocol):
+    """Makes machines."""
+
+    def source(self, holder: Holder) -> Driven:
+        """One that sends away what is in this holder."""
+        ...
+
+    def asker(self, host: str, epoch: int, runner: Runner) -> Driven:
+        """A source that asks about a session that has shown this epoch and runner."""
+        ...
+
+    def destination(self, host: str) -> Driven:
+        """One that takes in what comes, or answers."""
+        ...
+
+
+class LiveMakers:
+    """Machines for one run, at the time that `clock` tells."""
+
+    def __init__(self, shape: Shape, clock: Callable[[], float]) -> None:
+        self._shape: Final = shape
+        self._clock: Final = clock
+
+    def source(self, holder: Holder) -> LiveMachine:
+        """See `Makers`."""
+        config = source_config(self._shape, holder.host, holder.epoch, holder.runner)
+        return LiveMachine(SourceMachine(config, CountingPages(holder), self._clock()))
+
+    def asker(self, host: str, epoch: int, runner: Runner) -> LiveMachine:
+        """See `Makers`."""
+        config = source_config(self._shape, host, epoch, runner)
+        return LiveMachine(SourceMachine(config, CountingPages(Holder(host, b"")), self._clock()))
+
+    def destination(self, host: str) -> LiveMachine:
+        """See `Makers`."""
+        return LiveMachine(DestinationMachine(destination_config(self._shape, host), self._clock()))
+
+
+class RecallingMakers:
+    """Machines that can be taken in every direction."""
+
+    def __init__(self, shape: Shape) -> None:
+        self._shape: Final = shape
+        self._live: Final = LiveMakers(shape, lambda: 0.0)
+        self.trees: Final[dict[Hashable, Recollection]] = {}
+
+    @property
+    def machines(self) -> int:
+        """How many different ones there have been."""
+        return sum(tree.number for tree in self.trees.values())
+
+    def _of(self, name: Hashable, fresh: Callable[[], LiveMachine]) -> Driven:
+        if name not in self.trees:
+            self.trees[name] = Recollection(name, fresh)
+        return self.trees[name].root
+
+    def source(self, holder: Holder) -> Driven:
+        """See `Makers`. Until it is paused, the guest must execute nothing."""
+        still = holder.copy()
+        name = ("source", holder.host, holder.epoch, holder.runner, holder.count)
+        return self._of(name, lambda: self._live.source(still))
+
+    def asker(self, host: str, epoch: int, runner: Runner) -> Driven:
+        """See `Makers`."""
+        return self._of(("asker", host, epoch, runner), lambda: self._live.asker(host, epoch, runner))
+
+    def destination(self, host: str) -> Driven:
+        """See `Makers`."""
+        return self._of(("destination", host), lambda: self._live.destination(host))
+
+
+def source_config(shape: Shape, host: str, epoch: int, runner: Runner) -> SourceConfig:
+    """How a source of a world is configured."""
+    more = {Feature.LEASE_STORE: 0} if shape.store else {}
+    return SourceConfig(
+        agent=host,
+        guest=GUEST,
+        guest_id=GUEST_ID,
+        epoch=epoch,
+        runner=runner,
+        policy=PolicySettings(
+            allowed_downtime_s=shape.downtime_s, max_rounds=shape.max_rounds, on_exhausted="switch"
+        ),
+        features=offer(more=more, required=frozenset(more)),
+    )
+
+
+def destination_config(shape: Shape, host: str) -> DestinationConfig:
+    """How a destination of a world is configured."""
+    more = {Feature.LEASE_STORE} if shape.store else set()
+    return DestinationConfig(agent=host, features=BASE_FEATURES | more)

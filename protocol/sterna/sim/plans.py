@@ -1,0 +1,161 @@
+"""What a machine's requests mean for a host of a world: one thing after the other, each of which can fail.
+
+`plan` is asked again after each thing that was done, with its results, until it has the answer. It looks at
+records and holders as they are at that moment, as an endpoint does that reads them back.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from sterna.core.events import (
+    Admission,
+    Admit,
+    AnswerVerdict,
+    Claim,
+    CollectDirty,
+    Discard,
+    LoadState,
+    MarkGranted,
+    Pause,
+    Persist,
+    Prepare,
+    ProbeStore,
+    ReleaseImage,
+    Request,
+    Reserve,
+    RollBack,
+    RunGuest,
+    SaveState,
+    StartTracking,
+    TakeStorage,
+)
+from sterna.core.records import Claiming, SessionRecord, Side, Start
+from sterna.core.recovery import before_verdict
+from sterna.core.verdict import Facts, Store, answer
+from sterna.registry import ErrorCode
+from sterna.sim.defects import Defect
+from sterna.sim.hosts import Hold, Host, Op, Process, Reach, TakeLocks, Task, Write
+from sterna.sim.machines import Trouble
+from sterna.wire.records import Hello, Runner
+
+if TYPE_CHECKING:
+    from sterna.sim.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Nothing is left to be done: the request is answered with this."""
+
+    answer: Hashable = None
+
+
+Plan: TypeAlias = Op | Answered | Trouble
+
+# Requests that are one word to the holder.
+_VERBS: Final[dict[type, str]] = {
+    StartTracking: "track", CollectDirty: "collect", Pause: "pause", SaveState: "save",
+    ReleaseImage: "release", Reserve: "reserve", Prepare: "prepare", LoadState: "load", Discard: "discard",
+}  # fmt: skip
+
+
+def spare_runner(host: Host, what: bytes = b"") -> Runner:
+    """A runner that nobody has used: the next one is another as soon as this one is on record [ONE-4]."""
+    text = f"{host.name}/{len(host.history.records)}/".encode() + what
+    return Runner(host.name, blake2b(text, digest_size=16).digest())
+
+
+def plan(world: World, host: Host, process: Process, task: Task, request: Request) -> Plan:
+    """What is to be done next for a request, or its answer."""
+    verb = _VERBS.get(type(request))
+    if verb is not None:
+        return _once(task, Hold(verb, task.image))
+    match request:
+        case MarkGranted(epoch=epoch):
+            return _once(task, Hold("mark", task.image, epoch))
+        case RollBack(voided=voided):
+            words = ["resume"] if voided is None else ["unmark", "resume"]
+            return _each(task, [Hold(each, task.image) for each in words])
+        case Persist(record=record):
+            return _persist(world, host, task, record)
+        case ProbeStore(epoch=epoch, runner=runner):
+            return _once(task, Reach("probe", epoch, runner))
+        case Admit(hello=hello):
+            return _admit(world, host, process, task, hello)
+        case Claim(epoch=epoch, runner=runner):
+            return _once(task, Reach("claim", epoch, runner)) if world.store else Answered(runner)
+        case TakeStorage():
+            return _once(task, TakeLocks())
+        case RunGuest(epoch=epoch, runner=runner):
+            return _once(task, Hold("run", task.image, epoch, runner))
+        case AnswerVerdict(hello=hello):
+            return _verdict(world, host, process, task, hello)
+        case _:
+            return Answered()  # Throttle
+
+
+def _once(task: Task, op: Op) -> Plan:
+    return _each(task, [op])
+
+
+def _each(task: Task, ops: list[Op]) -> Plan:
+    """One after the other; the last one's result is the answer, and the first that fails is the end."""
+    if task.results and isinstance(task.results[-1], Trouble):
+        return task.results[-1]
+    if len(task.results) < len(ops):
+        return ops[len(task.results)]
+    return Answered(task.results[-1])
+
+
+def _persist(world: World, host: Host, task: Task, record: object) -> Plan:
+    match record:
+        case SessionRecord():
+            return _once(task, Write(replace(record, peer=world.other(host).name, address="there")))
+        case Start() if Defect.START_NOT_WRITTEN in world.defects:
+            return Answered()
+        case Claiming(epoch=epoch, runner=runner) if Defect.RUNS_BEFORE_CLAIM in world.defects:
+            return _each(task, [Hold("run", task.image, epoch, runner), Write(record)])
+        case _:
+            return _once(task, Write(record))  # type: ignore[arg-type]
+
+
+def _admit(world: World, host: Host, process: Process, task: Task, hello: Hello) -> Plan:
+    """Decide on a session. One at a time for a guest, and none that was handed over already [ONE-14]."""
+    busy = any(each.kind != "destination" or each is not task for each in process.tasks)
+    if busy or not world.locks(host, process) or host.history.claiming(hello.epoch + 1):
+        return Trouble(ErrorCode.BUSY)
+    if world.store is not None:
+        if not task.results:
+            return Reach("probe", hello.epoch, hello.runner)
+        if isinstance(task.results[-1], Trouble):
+            return task.results[-1]
+    host.sessions += 1
+    session = blake2b(f"{host.name}/session/{host.sessions}".encode(), digest_size=16).digest()
+    task.image = session
+    return Answered(Admission(session, blake2b(session).digest()[:32], spare_runner(host, session)))
+
+
+def _verdict(world: World, host: Host, process: Process, task: Task, hello: Hello) -> Plan:
+    """Say who owns the guest, after what has to be on record before [ONE-44]."""
+    if not world.locks(host, process):
+        return Trouble(ErrorCode.BUSY)
+    if task.results and isinstance(failure := task.results[-1], Trouble) and failure.existing is None:
+        return failure
+    peer = world.other(host).name
+    session = host.history.session(hello.session)
+    facts = Facts(host.name, store=None if world.store is None else Store(answers=False))
+    if session is None or session.side is not Side.DESTINATION:
+        return Answered(answer(host.history, hello, peer, facts))
+    if not hmac.compare_digest(session.token, hello.token):
+        return Answered(answer(host.history, hello, peer, facts))
+    if world.store is None:
+        record = before_verdict(host.history, session, spare_runner(host, b"verdict"))
+        return Answered(answer(host.history, hello, peer, facts)) if record is None else Write(record)
+    found = next((each for each in task.results if isinstance(each, Store)), None)
+    if found is None:
+        return Reach("read", session.epoch + 1)
+    return Answered(answer(host.history, hello, peer, replace(facts, store=found)))

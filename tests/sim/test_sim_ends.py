@@ -1,0 +1,66 @@
+"""The end of a session is taken up by recovery, with what the peer has said."""
+
+from __future__ import annotations
+
+from sim_support import ALPHA, go, stands, world_of
+
+from sterna.core.events import Outcome, Result
+from sterna.core.tables import SourceState
+from sterna.registry import Owner
+from sterna.sim.defects import Defect
+from sterna.sim.ends import ended
+from sterna.sim.hosts import Task
+from sterna.wire.records import NO_RUNNER, Verdict
+
+SESSION = b"s" * 16
+
+
+def end(kind, result, *, store=True, line=1):
+    world = world_of(store=store)
+    here = world.hosts[ALPHA]
+    task = Task(1, kind, image=b"i" * 16)
+    task.line = line
+    here.endpoint.tasks.append(task)
+    goes_on = ended(world, here, here.endpoint, task, result)
+    return world, here.endpoint, task, goes_on
+
+
+def test_an_undecided_session_is_remembered():
+    world, process, _, goes_on = end("source", Result(Outcome.UNDECIDED, session=SESSION))
+    assert not goes_on
+    assert (process.undecided, process.heard, process.tasks) == (SESSION, None, [])
+    assert world.ends == [("source", "undecided")]
+    _, process, _, _ = end("source", Result(Outcome.COMPLETED, session=SESSION))
+    assert process.undecided == b""
+
+
+def test_a_hand_back_is_heard():
+    """[ONE-37]"""
+    verdict = Verdict(Owner.SOURCE, 2, NO_RUNNER, handed_back=True)
+    _, process, _, _ = end("source", Result(Outcome.UNDECIDED, session=SESSION, verdict=verdict))
+    assert process.heard is Owner.SOURCE
+
+
+def heard(verdict, **more):
+    _, _, task, goes_on = end("recovery", Result(Outcome.ANSWERED, verdict=verdict), **more)
+    assert goes_on
+    return task.peer, task.complete, task.failed
+
+
+def test_what_a_destination_has_said():
+    """[ONE-50]"""
+    assert heard(Verdict(Owner.SOURCE, 1, NO_RUNNER), store=False) == (Owner.SOURCE, False, False)
+    assert heard(Verdict(Owner.SOURCE, 1, NO_RUNNER)) == (Owner.UNDECIDED, False, False)
+    assert heard(Verdict(Owner.SOURCE, 1, NO_RUNNER, handed_back=True)) == (Owner.SOURCE, False, False)
+    complete = Verdict(Owner.DESTINATION, 2, NO_RUNNER, complete=True, digest=b"d" * 16)
+    assert heard(complete) == (Owner.DESTINATION, True, False)
+    assert heard(None) == (Owner.UNDECIDED, False, True)
+    assert heard(None, line=0) == (Owner.UNDECIDED, False, False), "nobody was there"
+
+
+def test_a_source_that_resumes_on_a_timeout():
+    world = world_of(store=False, defects=frozenset({Defect.RESUMES_ON_TIMEOUT}))
+    world.begin(ALPHA)
+    go(world, stands(source=SourceState.HANDED_OVER))
+    world.take(("deadline", 1, ALPHA, 0))
+    assert world.running().host == "alpha"

@@ -1,0 +1,122 @@
+"""A holder of a world does what a holder does, and its guest's memory is what its count says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sterna.sim.holder import (
+    PAGE_BYTES,
+    PAGES,
+    CountingPages,
+    Holder,
+    HolderError,
+    Stage,
+    bitmap_of,
+    count_in,
+    memory_of,
+    new_room,
+    state_of,
+    written,
+)
+from sterna.wire.records import Runner
+
+
+def versions(memory):
+    pages = np.frombuffer(memory, np.uint64).reshape(PAGES, -1)
+    assert (pages == pages[:, :1]).all()
+    return pages[:, 0].tolist()
+
+
+def test_memory_is_what_the_instructions_have_written():
+    expected = [0] * PAGES
+    for count in range(1, 12):
+        expected[count % PAGES] = count
+        assert versions(memory_of(count)) == expected
+    assert versions(memory_of(0)) == [0] * PAGES
+    assert len(memory_of(3)) == PAGES * PAGE_BYTES
+
+
+def test_the_pages_written_between_two_counts():
+    assert written(4, 4) == ()
+    assert written(4, 6) == (1, 2)
+    assert written(0, 100) == (0, 1, 2, 3)
+    assert bitmap_of((1, 3)).count() == 2
+    holder = stopped()
+    assert holder.collect() == (0, 1, 2)
+    assert holder.collect() == ()
+
+
+def test_state_is_the_count():
+    assert count_in(state_of(77)) == 77
+
+
+def test_pages_go_over_as_they_are():
+    holder = stopped()
+    holder.count = 7
+    batch = CountingPages(holder).encode(0, [0], [PAGES])
+    assert b"".join(bytes(each) for each in batch.buffers) == memory_of(7)
+    sink, memory = new_room()
+    (place,) = sink.targets(batch.table(1, 1))
+    place[:] = memory_of(7)
+    assert sink.commit(batch.table(1, 1)) == []
+    holder.load(7, bytes(memory))
+    assert (holder.stage, holder.intact) == (Stage.READY, True)
+    holder.load(6, bytes(memory))
+    assert not holder.intact
+
+
+def stopped(epoch=1):
+    holder = Holder("alpha", b"i" * 16, Stage.STOPPED)
+    holder.count, holder.epoch = 6, epoch
+    holder.collected = 3
+    return holder
+
+
+def test_a_mark_is_for_the_next_epoch_of_a_paused_guest():
+    holder = stopped()
+    with pytest.raises(HolderError):
+        holder.set_mark(3, 1)
+    holder.set_mark(2, 1)
+    holder.set_mark(2, 5)
+    with pytest.raises(HolderError, match="another"):
+        holder.take_mark_off(5)
+    with pytest.raises(HolderError):
+        holder.may_resume()
+    holder.take_mark_off(1)
+    holder.may_resume()
+    holder.stage = Stage.RUNS
+    with pytest.raises(HolderError):
+        holder.set_mark(2, 1)
+
+
+def test_who_may_be_run():
+    """[ONE-23]"""
+    holder = stopped(epoch=4)
+    holder.set_mark(5, 1)
+    with pytest.raises(HolderError, match="newest epoch is 5"):
+        holder.may_run(4)
+    holder.may_run(5)
+    holder.mark = 0
+    with pytest.raises(HolderError):
+        holder.may_run(5)
+    room = Holder("beta", b"r" * 16)
+    with pytest.raises(HolderError):
+        room.may_run(5)
+    room.load(3, memory_of(3))
+    room.may_run(5)
+    with pytest.raises(HolderError):
+        room.may_resume()
+    room.free()
+    assert not room.lives
+    assert not room.is_whole
+
+
+def test_holders_are_copied_and_compared():
+    holder = stopped()
+    other = holder.copy()
+    assert other.key() == holder.key()
+    other.runner = Runner("alpha", bytes(16))
+    other.mark = 2
+    assert other.key() != holder.key()
+    assert holder.mark == 0

@@ -1,0 +1,78 @@
+"""Holders of a world have one controller, and their guests are watched."""
+
+from __future__ import annotations
+
+import pytest
+from sim_support import ALPHA, BETA, go, stands, world_of
+
+from sterna.core.tables import DestinationState
+from sterna.registry import ErrorCode
+from sterna.sim.defects import Defect
+from sterna.sim.holder import Stage
+from sterna.sim.holding import attach, controller_gone, destroy, hold
+from sterna.sim.hosts import Hold, Process, Task
+from sterna.sim.judge import Violation
+from sterna.sim.machines import Trouble
+from sterna.sim.world import FIRST_IMAGE
+
+NO = Trouble(ErrorCode.GUEST_FAILED)
+
+
+def do(world, verb, process=None, host=ALPHA, image=FIRST_IMAGE, **more):
+    here = world.hosts[host]
+    return hold(world, here, process or here.endpoint, Task(1, "source"), Hold(verb, image, **more))
+
+
+def test_one_controller_at_a_time():
+    world = world_of()
+    assert do(world, "pause") is None
+    assert do(world, "resume", Process(8)) == NO
+    (holder,) = world.hosts[ALPHA].holders
+    assert holder.stage is Stage.STOPPED
+    controller_gone(world, world.hosts[ALPHA], world.hosts[ALPHA].endpoint.number)
+    assert holder.stage is Stage.RUNS, "a paused guest without a mark runs on [ONE-22]"
+    assert do(world, "pause", Process(8)) is None
+    broken = world_of(defects=frozenset({Defect.OLD_CONTROLLER}))
+    do(broken, "pause")
+    assert attach(broken, broken.hosts[ALPHA].holders[0], Process(8))
+
+
+def test_a_marked_guest_waits():
+    """[ONE-22]"""
+    world = world_of()
+    do(world, "pause")
+    assert do(world, "mark", epoch=2) is None
+    controller_gone(world, world.hosts[ALPHA], world.hosts[ALPHA].endpoint.number)
+    assert world.running() is None
+    assert do(world, "resume") == NO
+    assert do(world, "unmark", Process(8)) == NO
+
+
+def test_what_is_not_there_does_nothing():
+    world = world_of()
+    assert do(world, "pause", image=b"x" * 16) == NO
+    destroy(world, world.hosts[ALPHA].holders[0])
+    assert do(world, "pause") == NO
+    assert world.judge.killed
+
+
+def test_collecting_and_saving():
+    world = world_of()
+    (holder,) = world.hosts[ALPHA].holders
+    assert do(world, "track") is None
+    world.judge.executes(holder)
+    assert do(world, "collect") == (holder.count % 4,)
+    assert do(world, "save") == holder.count
+    assert do(world, "prepare") is None
+
+
+def test_the_judge_watches():
+    world = world_of()
+    world.begin(ALPHA)
+    go(world, stands(destination=DestinationState.LOADED))
+    room = world.hosts[BETA].holders[0]
+    with pytest.raises(Violation, match="slot 2 is not beta's"):
+        do(world, "run", host=BETA, image=room.image, epoch=2)
+    room.free()
+    with pytest.raises(Violation, match="the guest is freed"):
+        do(world, "discard")

@@ -1,0 +1,83 @@
+"""What a world consists of can be copied and compared, and knows its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from sterna.core.history import RecordConflict
+from sterna.core.records import HandBack, SessionRecord, Side, Start
+from sterna.registry import ErrorCode
+from sterna.sim.holder import Holder
+from sterna.sim.hosts import Hold, Host, Line, Process, Task, write
+from sterna.sim.machines import Trouble
+
+
+def test_copies_go_their_own_way():
+    host = Host("alpha")
+    host.holders.append(Holder("alpha", b"i" * 16))
+    process = Process(3)
+    host.processes.append(process)
+    process.tasks.append(Task(1, "recovery", image=b"i" * 16))
+    other = host.copy()
+    assert other.key() == host.key()
+    changes = (
+        lambda: setattr(other.holders[0], "mark", 2),
+        lambda: setattr(other.processes[0], "frozen", True),
+        lambda: setattr(other.processes[0].tasks[0], "op", Hold("run", b"i" * 16)),
+        lambda: setattr(other, "lock", 3),
+    )
+    for change in changes:
+        before = other.key()
+        change()
+        assert other.key() != before
+    assert host.key() != other.key()
+    assert host.processes[0].tasks[0].op is None
+
+
+def test_who_is_who():
+    host = Host("alpha")
+    beside, endpoint = Process(2, beside=True), Process(4)
+    host.processes += [beside, endpoint]
+    assert host.endpoint is endpoint
+    assert host.process(2) is beside
+    assert host.process(9) is None
+    assert endpoint.task(1) is None
+    host.sent = ((b"s" * 16, b"i" * 16),)
+    assert host.image_of(b"s" * 16) == b"i" * 16
+    assert host.image_of(b"t" * 16) == b"t" * 16
+    assert host.holder(b"i" * 16) is None
+
+
+def test_a_connection():
+    line = Line(1, ((0, 2, 1), (1, 3, 1)))
+    line.push(1, b"one")
+    line.push(1, b"")
+    assert line.pipes == [(), (b"one",)]
+    other = line.copy()
+    assert other.key() == line.key()
+    line.leaves(0, crashed=True)
+    line.push(1, b"two")
+    line.push(0, b"three")
+    assert (line.pipes, line.closed, line.gone) == ([(), (b"one",)], [True, False], [True, False])
+    assert line.crashed == [True, False]
+    other.cut()
+    other.push(1, b"four")
+    assert (other.broken, other.pipes) == (True, [(), ()])
+
+
+def test_who_knows_old_records_only_contradicts_new_ones():
+    host, old, new = Host("beta"), Process(3), Process(5)
+    session = SessionRecord(b"s" * 16, 0, Side.DESTINATION, bytes(32), "alpha")
+    host.history = host.history.after(session)
+    write(host, new, session)
+    with pytest.raises(RecordConflict):
+        write(host, new, Start(1))
+    old.stale = host.history
+    with pytest.raises(RecordConflict):
+        write(host, old, HandBack(1))
+    write(host, old, SessionRecord(b"t" * 16, 0, Side.DESTINATION, bytes(32), "alpha"))
+    assert len(host.history.records) == len(old.stale.records) == 2
+
+
+def test_trouble_is_an_error():
+    assert Trouble(ErrorCode.BUSY).error().code is ErrorCode.BUSY

@@ -1,0 +1,92 @@
+"""A machine that is recalled is a machine: told the same, it says the same, in every order of asking."""
+
+from __future__ import annotations
+
+import pytest
+
+from sterna.core.events import Admission, Admit, Reserve
+from sterna.core.history import RecordConflict
+from sterna.core.records import Start as StartRecord
+from sterna.core.tables import DestinationState, SourceState
+from sterna.errors import GuestError, RecordError, StoreUnavailable
+from sterna.registry import ErrorCode
+from sterna.sim.holder import Holder, Stage
+from sterna.sim.machines import Ask, Data, Done, Failed, Lost, Start, Tick, Trouble
+from sterna.sim.makers import LiveMakers, RecallingMakers, Shape
+from sterna.wire.records import Runner
+
+RUNNER = Runner("alpha", b"r" * 16)
+ADMISSION = Admission(b"s" * 16, bytes(32), Runner("beta", b"b" * 16))
+
+
+def holder():
+    made = Holder("alpha", b"i" * 16, Stage.RUNS)
+    made.count, made.epoch, made.runner = 5, 1, RUNNER
+    return made
+
+
+def test_live_and_recalled_say_the_same():
+    live, recalled = LiveMakers(Shape(), lambda: 0.0), RecallingMakers(Shape())
+    first, second = live.source(holder()), recalled.source(holder())
+    first, second = first.told(Start(), 0.0), second.told(Start(), 0.0)
+    assert first.said == second.said != b""
+    hello = first.said
+    first, second = live.destination("beta"), recalled.destination("beta")
+    first, second = first.told(Data(hello), 0.0), second.told(Data(hello), 0.0)
+    assert [type(each) for each in first.asked] == [type(each) for each in second.asked] == [Admit]
+    admitted = second.told(Done(ADMISSION), 0.0)
+    assert first.told(Done(ADMISSION), 0.0).said == admitted.said
+    refused = second.told(Failed(Trouble(ErrorCode.BUSY)), 0.0)
+    assert refused.said != admitted.said
+    assert admitted.state is DestinationState.WELCOMED
+    assert second.told(Done(ADMISSION), 0.0) is admitted, "known already"
+    assert second.state is DestinationState.ADMITTING, "it has not changed"
+    assert second.key() != admitted.key() != refused.key()
+
+
+def test_a_turn_is_taken_by_a_machine_that_is_told_everything_again():
+    makers = RecallingMakers(Shape(store=False))
+    greeting = makers.source(holder()).told(Start(), 0.0)
+    lost, closed = greeting.told(Lost(), 0.0), greeting.told(Lost(closed=True), 0.0)
+    assert lost.state is closed.state is SourceState.ROLLING_BACK
+    assert lost.key() != closed.key()
+    assert makers.machines == 4
+    assert makers.source(holder()).told(Start(), 0.0) is greeting
+    other = holder()
+    other.count = 6
+    assert makers.source(other).told(Start(), 0.0) is not greeting
+
+
+def test_a_question():
+    asker = LiveMakers(Shape(), lambda: 0.0).asker("alpha", 1, RUNNER).told(Ask(b"s" * 16, bytes(32)), 0.0)
+    assert asker.state is SourceState.ASKING
+    assert asker.result is None
+    assert asker.timer is not None
+    assert asker.key() == asker.key()
+    assert asker.told(Tick(), 1000.0).told(Tick(), 2000.0).state is SourceState.UNANSWERED
+
+
+def test_a_room_is_made_for_each_machine():
+    makers = RecallingMakers(Shape(store=False))
+    source = makers.source(holder())
+    source = source.told(Start(), 0.0)
+    admitting = makers.destination("beta").told(Data(source.said), 0.0)
+    destination = admitting.told(Done(ADMISSION), 0.0)
+    described = source.told(Data(admitting.said + destination.said), 0.0)
+    reserving = destination.told(Data(described.said), 0.0)
+    assert isinstance(reserving.asked[0], Reserve)
+    assert len(reserving.told(Done(), 0.0).room) > 0
+    assert len(reserving.room) == 0
+
+
+@pytest.mark.parametrize(
+    ("trouble", "kind"),
+    [
+        (Trouble(ErrorCode.RECORD_FAILED), RecordError),
+        (Trouble(ErrorCode.RECORD_FAILED, StartRecord(2)), RecordConflict),
+        (Trouble(ErrorCode.UNDECIDED), StoreUnavailable),
+        (Trouble(ErrorCode.GUEST_FAILED), GuestError),
+    ],
+)
+def test_troubles_are_errors(trouble, kind):
+    assert isinstance(trouble.error(), kind)

@@ -1,0 +1,158 @@
+"""What requests become: one thing after the other, and the answers of hosts to those who come and ask."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from sim_support import ALPHA, BETA, go, kinds, stands, world_of
+
+from sterna.core.events import Admit, AnswerVerdict, Claim, Persist, RollBack, Throttle
+from sterna.core.records import Claiming, HandBack, Start, Voided
+from sterna.core.tables import DestinationState, SourceState
+from sterna.registry import ErrorCode, Mode, Owner
+from sterna.sim.defects import Defect
+from sterna.sim.hosts import Hold, Process, Reach, Task, Write
+from sterna.sim.machines import Trouble
+from sterna.sim.plans import Answered, plan, spare_runner
+from sterna.wire.records import Hello, Runner, Verdict
+
+RUNNER = Runner("beta", b"b" * 16)
+
+
+def planned(world, host, request, *results, image=b"i" * 16):
+    task = Task(1, "destination", image=image)
+    task.results = results
+    here = world.hosts[host]
+    return plan(world, here, here.endpoint, task, request)
+
+
+def test_one_thing_after_the_other():
+    world = world_of()
+    request = RollBack(Voided(b"s" * 16, 2))
+    first, second = Hold("unmark", b"i" * 16), Hold("resume", b"i" * 16)
+    assert planned(world, ALPHA, request) == first
+    assert planned(world, ALPHA, request, None) == second
+    assert planned(world, ALPHA, request, None, None) == Answered(None)
+    failed = Trouble(ErrorCode.GUEST_FAILED)
+    assert planned(world, ALPHA, request, failed) is failed
+    assert planned(world, ALPHA, RollBack()) == second
+    assert planned(world, ALPHA, Throttle(0.5)) == Answered()
+
+
+def test_a_claim_goes_to_the_store_if_there_is_one():
+    assert planned(world_of(), BETA, Claim(2, RUNNER)) == Reach("claim", 2, RUNNER)
+    assert planned(world_of(store=False), BETA, Claim(1, RUNNER)) == Answered(RUNNER)
+
+
+def test_defects_of_the_destination():
+    world = world_of(defects=frozenset({Defect.START_NOT_WRITTEN, Defect.RUNS_BEFORE_CLAIM}))
+    assert planned(world, BETA, Persist(Start(2))) == Answered()
+    claiming = Claiming(b"s" * 16, 2, RUNNER, b"i" * 16)
+    assert planned(world, BETA, Persist(claiming)) == Hold("run", b"i" * 16, 2, RUNNER)
+    assert planned(world, BETA, Persist(claiming), None) == Write(claiming)
+
+
+def greeting(world, mode=Mode.OPEN, session=bytes(16), token=bytes(32)):
+    epoch = 0 if world.store is None else 1
+    runner = Runner("", bytes(16)) if world.store is None else world.store.slots[0]
+    return Hello(mode, (1,), (), {}, bytes(range(16)), epoch, runner, "a", session, token)
+
+
+def test_who_may_come():
+    """[ONE-11] [ONE-14]"""
+    world = world_of()
+    hello = greeting(world)
+    assert planned(world, BETA, Admit(hello)) == Reach("probe", 1, hello.runner)
+    stale = Trouble(ErrorCode.STALE_EPOCH)
+    assert planned(world, BETA, Admit(hello), stale) is stale
+    found = planned(world, BETA, Admit(hello), None)
+    assert found.answer.runner.host == "beta"
+    beside = Process(7, beside=True)
+    busy = plan(world, world.hosts[BETA], beside, Task(1, "destination"), Admit(hello))
+    assert busy == Trouble(ErrorCode.BUSY)
+    world.begin(ALPHA)
+    go(world)
+    again = planned(world, BETA, Admit(hello))
+    assert again == Trouble(ErrorCode.BUSY), "it was handed over"
+
+
+def asked(world, **changes):
+    """The answer to a question about the newest session at the destination, carried out."""
+    here = world.hosts[BETA]
+    session = next(each for each in here.history.records if each.kind == "session")
+    hello = greeting(world, Mode.VERDICT, session.session, changes.get("token", session.token))
+    hello = replace(hello, session=changes.get("session", hello.session))
+    process, task = Process(9), Task(1, "destination")
+    here.lock = 9
+    while not isinstance(
+        found := plan(world, here, process, task, AnswerVerdict(hello)), (Answered, Trouble)
+    ):
+        task.op = found
+        task.results = (*task.results, world.effect(here, process, task))
+    return found.answer if isinstance(found, Answered) else found
+
+
+def test_a_question_before_handover_makes_it_be_handed_back():
+    """[ONE-44]"""
+    world = world_of(store=False)
+    world.begin(ALPHA)
+    go(world, stands(destination=DestinationState.LOADED))
+    assert asked(world).owner is Owner.SOURCE
+    assert kinds(world, BETA) == ["session", "claiming", "handback"]
+
+
+def test_a_question_behind_start_tells_the_destination():
+    """[ONE-45]"""
+    world = world_of(store=False)
+    world.begin(ALPHA)
+    go(world, stands(destination=DestinationState.STARTING))
+    found = asked(world)
+    assert (found.owner, found.epoch) == (Owner.DESTINATION, 1)
+
+
+def test_with_a_store_the_slot_decides():
+    """[ONE-50]"""
+    world = world_of()
+    world.begin(ALPHA)
+    go(world, stands(destination=DestinationState.CLAIMING))
+    assert asked(world).owner is Owner.UNDECIDED
+    go(world, stands(destination=DestinationState.COMMITTING))
+    assert (asked(world).owner, asked(world).epoch) == (Owner.DESTINATION, 2)
+    world.store.answers = False
+    assert asked(world) == Trouble(ErrorCode.UNDECIDED)
+
+
+@pytest.mark.parametrize("changes", [{"token": b"x" * 32}, {"session": b"x" * 16}])
+def test_strangers_learn_nothing(changes):
+    """[ONE-46]"""
+    world = world_of(store=False)
+    world.begin(ALPHA)
+    go(world, stands(destination=DestinationState.LOADED))
+    found = asked(world, **changes)
+    assert isinstance(found, Verdict)
+    assert found.owner is Owner.UNDECIDED
+    assert kinds(world, BETA) == ["session"]
+
+
+def test_a_process_without_the_records_cannot_tell():
+    """[ONE-60]"""
+    world = world_of(store=False)
+    world.begin(ALPHA)
+    go(world, stands(source=SourceState.SEALED))
+    hello = greeting(world, Mode.VERDICT)
+    found = plan(world, world.hosts[BETA], Process(7), Task(1, "destination"), AnswerVerdict(hello))
+    assert found == Trouble(ErrorCode.BUSY)
+
+
+def test_a_spare_runner_is_another_one_once_it_is_on_record():
+    """[ONE-4]"""
+    world = world_of()
+    here = world.hosts[ALPHA]
+    first = spare_runner(here)
+    assert spare_runner(here) == first
+    assert spare_runner(here, b"other") != first
+    world.begin(ALPHA)
+    go(world)
+    assert spare_runner(here) != first
+    assert HandBack(2) not in here.history.records

@@ -1,0 +1,46 @@
+"""In the end one runs, or it is coded why not."""
+
+from __future__ import annotations
+
+import pytest
+from sim_support import ALPHA, BETA, go, stands, world_of
+
+from sterna.core.recovery import Settled
+from sterna.core.tables import DestinationState
+from sterna.core.verdict import Judgement, Step
+from sterna.registry import Owner
+from sterna.sim.holder import Stage
+from sterna.sim.judge import Violation
+from sterna.sim.rest import End, check_rest
+
+LOST = Settled(Judgement(Owner.DESTINATION, "gone", "ONE-34", Step.OPERATOR), lost=True)
+
+
+def test_it_runs():
+    world = world_of()
+    assert check_rest(world) is End.RUNS
+    world.hosts[ALPHA].settled = LOST
+    with pytest.raises(Violation, match="alpha says that the guest is lost, and it runs at alpha"):
+        check_rest(world)
+
+
+def test_nobody_runs_it():
+    world = world_of()
+    world.hosts[ALPHA].holders[0].stage = Stage.STOPPED
+    with pytest.raises(Violation, match="nobody runs the guest"):
+        check_rest(world)
+    world.hosts[BETA].settled = LOST
+    with pytest.raises(Violation, match="beta says that the guest is lost, and its image is there"):
+        check_rest(world)
+    world.take(("destroy", ALPHA, 0, 0))
+    assert check_rest(world) is End.LOST
+
+
+def test_a_later_controller_without_a_store_waits_to_be_asked():
+    """[ONE-58]"""
+    world = world_of(store=False)
+    world.begin(ALPHA)
+    go(world, stands(destination=DestinationState.COMMITTING))
+    world.take(("destroy", ALPHA, 0, 0))
+    world.kill(BETA, world.hosts[BETA].endpoint.number)
+    assert check_rest(world) is End.UNDECIDED

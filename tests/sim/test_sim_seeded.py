@@ -1,0 +1,107 @@
+"""Seeds: the same is the same, nothing is violated in some hundred of them, and what is broken is found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sterna.registry import Owner
+from sterna.sim import seeded
+from sterna.sim.defects import Defect
+from sterna.sim.faults import Fault
+from sterna.sim.makers import Shape
+from sterna.sim.seeded import Mishap, Script, Tally, minimised, play, run_seed, script_of
+
+
+def test_a_seed_is_always_the_same():
+    for seed in range(5):
+        assert script_of(seed) == script_of(seed)
+        first, second = run_seed(seed), run_seed(seed)
+        assert (first.steps, first.faults, first.completed) == (second.steps, second.faults, second.completed)
+    assert script_of(1) != script_of(2)
+
+
+def test_some_seeds():
+    tally = Tally()
+    for seed in range(40):
+        tally.add(run_seed(seed))
+    assert tally.failures == []
+    assert tally.seeds == 40
+    assert tally.completed > tally.rolled_back > 0
+    assert tally.faults.total() > 40
+
+
+@pytest.mark.slow
+def test_hundreds_of_seeds():
+    tally = Tally()
+    for seed in range(1000, 1600):
+        tally.add(run_seed(seed))
+    assert tally.failures == []
+    assert all(tally.faults[kind] >= 10 for kind in Fault), (
+        "each kind happens, here and in 2,000 seeds 50 times"
+    )
+    assert tally.lost > 0
+
+
+def test_without_a_store_nothing_of_the_store_goes_wrong():
+    for seed in range(200):
+        script = script_of(seed)
+        if not script.shape.store:
+            faults = {each.fault for each in script.mishaps}
+            assert not faults & {Fault.STORE_OUT, Fault.REPLY_LOST, Fault.CLAIM_LATE, Fault.CLAIM_DOUBLED}
+
+
+LOSS = Mishap(Fault.DEADLINE, 0, "S.HANDED_OVER", 0, 0, 1.0)
+LATE = Mishap(Fault.RECORD_SLOW, 0, "S.ACKING", 0, 0, 0.01)
+NEVER = Mishap(Fault.NOT_READY, 0, "D.COMPLETING", 0, 0, 0.01)
+SCRIPT = Script(7, Shape(store=False), 1, (LATE, LOSS, NEVER))
+
+
+def test_what_goes_wrong_is_what_the_script_says():
+    tally = play(SCRIPT)
+    assert tally.faults == {Fault.DEADLINE: 1, Fault.RECORD_SLOW: 1}
+    assert "gives the connection up" in str(LOSS)
+    assert "migration 1, 0 steps behind S.HANDED_OVER" in str(LOSS)
+
+
+def test_frozen_processes_wake_or_are_killed():
+    for fault in (Fault.SOURCE_FROZEN, Fault.DESTINATION_FROZEN, Fault.FROZEN_KILLED):
+        for seconds in (0.01, 100.0):
+            mishap = Mishap(fault, 0, "S.HANDED_OVER", 0, 0, seconds)
+            tally = play(replace(SCRIPT, mishaps=(mishap,)))
+            assert (tally.failures, tally.faults[fault]) == ([], 1)
+
+
+@pytest.mark.parametrize(
+    ("defect", "store"),
+    [
+        (Defect.RESUMES_ON_TIMEOUT, False),
+        (Defect.RUNS_BEFORE_CLAIM, True),
+    ],
+)
+def test_what_is_broken_is_found_and_explained(defect, store):
+    script, defects = replace(SCRIPT, shape=Shape(store=store)), frozenset({defect})
+    found = play(script, defects)
+    assert len(found.failures) == 1
+
+    def fails(mishaps):
+        return bool(play(replace(script, mishaps=tuple(mishaps)), defects).failures)
+
+    few = minimised(script, fails)
+    assert len(few) == 1
+    if defect is Defect.RESUMES_ON_TIMEOUT:
+        assert few == (LOSS,)
+
+
+def test_a_world_without_rest_is_a_failure(monkeypatch):
+    monkeypatch.setattr(seeded, "STEPS_MAX", 20)
+    ((seed, error),) = play(SCRIPT).failures
+    assert seed == 7
+    assert "no rest after 20 steps" in error
+
+
+def test_a_tally_is_a_sum():
+    one, two = Tally(seeds=1, lost=1), Tally(seeds=2, resumed=3, failures=[(1, str(Owner.SOURCE))])
+    one.add(two)
+    assert (one.seeds, one.lost, one.resumed, len(one.failures)) == (3, 1, 3, 1)
