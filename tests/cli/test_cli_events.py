@@ -15,6 +15,7 @@ from sterna.cli.events import (
     peer_fields,
     phase_name,
     result_fields,
+    resumed_text,
     round_fields,
 )
 from sterna.core import events
@@ -30,6 +31,8 @@ from sterna.core.events import (
     RoundFinished,
     RoundStarted,
     SessionOpened,
+    SessionResumed,
+    Suspended,
 )
 from sterna.core.policy import Action, Decision, RoundStats
 from sterna.core.serving import AfterStats
@@ -50,8 +53,15 @@ EVENTS = {
     "pages_follow": PagesFollow(HUGE),
     "pages_followed": PagesFollowed(AfterStats(5, 2, 3, seconds=0.5)),
     "peer_progress": PeerProgress(Progress(Phase.ROUNDS, 2, HUGE, HUGE, HUGE, HUGE, HUGE, HUGE)),
+    "link_lost": Suspended(GuestError("lost"), 2),
+    "session_resumed": SessionResumed(2, 7, 100),
     "finished": Finished(Result(Outcome.ROLLED_BACK, ErrorCode.CANCELLED)),
 }
+
+
+@pytest.mark.parametrize(("times", "text"), [(0, ""), (1, "came back once"), (3, "came back 3 times")])
+def test_how_often_the_link_came_back(times: int, text: str) -> None:
+    assert resumed_text(Result(Outcome.COMPLETED, resumed=times)).endswith(text)
 
 
 @pytest.mark.parametrize("name", EVENTS)

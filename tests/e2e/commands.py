@@ -183,6 +183,8 @@ class World:
         """A source that sends the guest there."""
         usual = ["--insecure"] if insecure else [*self.secured("host-a"), "--peer", "host-b"]
         arguments = ["--to", f"127.0.0.1:{port}", "--holder", self.socket(holder), "--follow"]
+        if "--resume" not in options:
+            arguments += ["--resume", "2s"]  # the faults of most tests are for good
         arguments += [*self.records(host), "--undecided-after", "500ms", "--die-with", os.getpid()]
         return await self.start("migrate", *arguments, *(security or usual), *options, dies=dies)
 

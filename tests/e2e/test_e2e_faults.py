@@ -85,7 +85,7 @@ async def test_the_destination_is_frozen_in_a_round(world: World) -> None:
     await world.source()
     await world.room()
     serve, port = await world.serve()
-    migrate = await world.migrate(port, *SLOWLY, "--patience", "1s")
+    migrate = await world.migrate(port, *SLOWLY, "--patience", "1s", "--resume", "0s")
     await migrate.until("progress", in_a_round)
     serve.send(signal.SIGSTOP)
     assert await migrate.end() == 5, migrate.said()

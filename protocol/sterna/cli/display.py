@@ -108,6 +108,15 @@ class Display:
                 self._finish_round(event)
             case "decided":
                 self._decided(event)
+            case "link_lost":
+                self._round = None
+                self._verdict = "the link is lost, the guest runs on at the source"
+                self.say(f"link lost ({event.get('text')}): it may come back", style="yellow")
+            case "session_resumed":
+                missing = size_text(_number(event, "pages_missing") * self._page_bytes)
+                self._verdict = f"taken up again, {missing} are missing"
+                times = ordinal(int(_number(event, "times")))
+                self.say(f"link back, for the {times} time: {missing} are missing")
             case "finished":
                 self._round = None
                 self._running = False
@@ -209,6 +218,12 @@ def _line(row: Row) -> str:
     written = f"; written meanwhile: {row.written}" if row.written else ""
     slowed = f", slowed down by {row.slowed}" if row.slowed else ""
     return f"{what}: {row.sent} in {row.took}{written}{slowed}"
+
+
+def ordinal(number: int) -> str:
+    """1st, 2nd, 3rd, 4th..."""
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{'th' if number // 10 % 10 == 1 else ending}"
 
 
 def _number(event: Mapping[str, object], name: str) -> float:

@@ -238,14 +238,19 @@ async def recorded(
         yield recording
 
 
-async def tell_progress(reporter: Emitter, transport: Transport) -> None:
-    """Report how many bytes have passed, until cancelled."""
+async def tell_progress(reporter: Emitter, transport: Callable[[], Transport]) -> None:
+    """Report how many bytes have passed, on all connections, until cancelled; `transport` is the newest."""
+    now = transport()
+    sent = received = 0
     while True:
+        if now is not transport():
+            sent, received = sent + now.bytes_sent, received + now.bytes_received
+            now = transport()
         reporter.emit(
             {
                 "event": "progress",
-                "bytes_sent": transport.bytes_sent,
-                "bytes_received": transport.bytes_received,
+                "bytes_sent": sent + now.bytes_sent,
+                "bytes_received": received + now.bytes_received,
             }
         )
         await trio.sleep(PROGRESS_S)

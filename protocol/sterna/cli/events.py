@@ -117,6 +117,14 @@ def after_fields(stats: AfterStats) -> Fields:
     }
 
 
+def resumed_text(result: Result) -> str:
+    """How often the link was lost on the way, for the end of a sentence."""
+    if not result.resumed:
+        return ""
+    times = "once" if result.resumed == 1 else f"{result.resumed} times"
+    return f"; the link was lost and came back {times}"
+
+
 def result_fields(result: Result) -> Fields:
     """How a session ended at one side."""
     return {

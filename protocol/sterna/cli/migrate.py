@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from sterna.cli.endpoint import (
     recorded,
     tell_progress,
 )
-from sterna.cli.events import Fields, connection_fields, holder_fields, result_fields
+from sterna.cli.events import Fields, connection_fields, holder_fields, result_fields, resumed_text
 from sterna.cli.exits import Exit, exit_of_outcome
 from sterna.cli.follow import Reporter
 from sterna.cli.hints import hinted
@@ -44,9 +45,11 @@ from sterna.host.peers import PeerList
 from sterna.host.records_shelf import Keeper, RecordsShelf
 from sterna.host.recovery import HeldImage, Recovered, Recovery, attach_to, guest_in
 from sterna.host.slots import Slot
+from sterna.limits import RESUME_MOST_S, RESUME_S
 from sterna.net.connect import Address, connect, parse_address
 from sterna.net.endpoint import Options, Source
 from sterna.net.identity import check_name
+from sterna.net.redial import Reconnect
 from sterna.net.tls import CheckPeer, TlsConfig
 from sterna.net.transport import Transport
 from sterna.observe.recording import Side
@@ -65,6 +68,7 @@ def migrate(
     max_rounds: int = 30,
     patience: Annotated[Duration | None, Parameter(show_default=False)] = None,
     undecided_after: Duration = UNDECIDED_AFTER_S,
+    resume: Duration = float(RESUME_S),
     evidence: PathOption = None,
     record: PathOption = None,
     follow: Flag = False,
@@ -84,6 +88,7 @@ def migrate(
         max_rounds: give up, or slow the guest down, after so many rounds.
         patience: wait no longer than this for the other side, in any phase.
         undecided_after: ask so long, after a handover whose end is not known, who owns the guest.
+        resume: how long a lost session is taken up again, if the connection breaks; 0 for not at all.
         evidence: directory for source.img, the guest's memory at the pause.
         record: file for everything that passes on the connection; `sterna inspect` reads it.
         follow: every event as a line of JSON on stdout.
@@ -105,6 +110,7 @@ def migrate(
             on_event=reporter.on_event,
             bandwidth_bytes_s=bandwidth,
             deadlines=deadlines(patience),
+            resume_s=_whole_seconds(resume),
             on_request=failpoint(),
         ),
         downtime_s=downtime,
@@ -209,9 +215,10 @@ class _Job:
             departing = await DepartingGuest.open(connection)
             assert isinstance(departing, DepartingGuest)
             departing.evidence = self.evidence
-            transport = recording.wrap(await self._connect(tls))
+            connect_ = partial(self._connect, tls, recording)
+            transport = await connect_()
             try:
-                result = await self._migrate(departing, status, transport, host, ending)
+                result = await self._migrate(departing, status, transport, host, ending, reconnect=connect_)
             finally:
                 transport.abort()
             recovered = None
@@ -245,12 +252,12 @@ class _Job:
             clause="ONE-9",
         )
 
-    async def _connect(self, tls: TlsConfig | None) -> Transport:
+    async def _connect(self, tls: TlsConfig | None, recording: Recording) -> Transport:
         transport = await connect(
             self.address, tls=tls, expected=self.peer or None, farewell=None if tls is None else rejection
         )
         self.reporter.emit({"event": "connected", **connection_fields(transport)})
-        return transport
+        return recording.wrap(transport)
 
     def _check_peer(self, peers: PeerList | None) -> CheckPeer:
         # Without a list the operator's word decides: whom --peer names, or who bears the dialled name.
@@ -263,6 +270,8 @@ class _Job:
         transport: Transport,
         host: PeerListHost,
         ending: Ending,
+        *,
+        reconnect: Reconnect,
     ) -> Result:
         self._introduce(guest, transport)
         async with host.session(transport.peer, str(self.address)) as session:
@@ -273,10 +282,11 @@ class _Job:
                 runner=status.runner,
                 host=session,
                 options=replace(self.options, policy=self._policy(guest)),
+                reconnect=reconnect if self.options.resume_s else None,
             )
             ending.ask = partial(self._cancel, source)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(tell_progress, self.reporter, transport)
+                nursery.start_soon(tell_progress, self.reporter, lambda: source.transport)
                 result = await source.run()
                 nursery.cancel_scope.cancel()
             ending.ask = None
@@ -371,6 +381,19 @@ class _Job:
         return exit_of_outcome(result.outcome, result.code)
 
 
+def _whole_seconds(resume: float) -> int:
+    """As the wire has it.
+
+    Raises:
+        ConfigError: longer than any destination keeps a session.
+    """
+    if resume > RESUME_MOST_S:
+        raise ConfigError(
+            f"--resume {resume:g}s: no destination keeps a session for more than {RESUME_MOST_S} s"
+        )
+    return math.ceil(resume)
+
+
 def _guest_fields(guest: DepartingGuest) -> Fields:
     return {"id": guest.description.id.hex(), "name": guest.description.name}
 
@@ -411,6 +434,7 @@ def _sentence(result: Result, transport: Transport) -> str:
             return (
                 f"the guest runs at {transport.peer}: {_rounds(len(result.rounds))}, "
                 f"{size_text(result.bytes_sent)} in {duration_text(result.seconds)}{stood}"
+                f"{resumed_text(result)}"
                 f"{kept if result.outcome is Outcome.MOVED else ''}"
             )
         case Outcome.STRANDED:

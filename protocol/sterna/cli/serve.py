@@ -24,7 +24,7 @@ from sterna.cli.endpoint import (
     recorded,
     tell_progress,
 )
-from sterna.cli.events import Fields, connection_fields, holder_fields, result_fields
+from sterna.cli.events import Fields, connection_fields, holder_fields, result_fields, resumed_text
 from sterna.cli.exits import Exit, exit_of_outcome
 from sterna.cli.follow import ConnectionReporter, Reporter, error_fields
 from sterna.cli.output import Output
@@ -46,6 +46,7 @@ from sterna.host.records_shelf import RecordsShelf
 from sterna.limits import Limits
 from sterna.net.connect import Address, parse_address
 from sterna.net.endpoint import Destination, Options
+from sterna.net.kept import Sessions
 from sterna.net.listen import listen as accept_peers
 from sterna.net.tls import TlsConfig
 from sterna.net.transport import Transport
@@ -139,6 +140,7 @@ class _Job:
     _taking_up: TakingUp = field(init=False)
     _recording: Recording = field(default_factory=Recording)
     _running: set[Destination] = field(default_factory=set)
+    _kept: Sessions = field(default_factory=Sessions)
     _stopping: bool = False
     _scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
@@ -226,22 +228,25 @@ class _Job:
         async with host.session(transport.peer) as session:
             arrival = _Arrival(self, session, reporter)
             options = replace(self.options, on_event=reporter.on_event)
-            destination = Destination(arrival.make_guest, transport, host=session, options=options)
+            destination = Destination(
+                arrival.make_guest, transport, host=session, options=options, sessions=self._kept
+            )
             session.cancel = destination.cancel
             self._running.add(destination)
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(tell_progress, reporter, transport)
+                    nursery.start_soon(tell_progress, reporter, lambda: destination.transport)
                     result = await destination.run()
                     nursery.cancel_scope.cancel()
                 # Still running: who asks for the end now shall not lose the evidence and the last result.
                 fields = await arrival.conclude(transport, result)
             finally:
                 self._running.discard(destination)
-        reporter.emit({"event": "session", **fields})
-        self.reporter.say(_sentence(result, transport))
-        if result.outcome in {Outcome.UNDECIDED, Outcome.ANSWERED}:
-            self._taking_up.soon(session.guest)
+        if not destination.took_up:  # else the connection that opened the session tells what became of it
+            reporter.emit({"event": "session", **fields})
+            self.reporter.say(_sentence(result, transport))
+            if result.outcome in {Outcome.UNDECIDED, Outcome.ANSWERED}:
+                self._taking_up.soon(session.guest)
         if session.admitted:
             self.sessions += 1
             self.last = fields
@@ -331,7 +336,8 @@ def _sentence(result: Result, transport: Transport) -> str:
     match result.outcome:
         case Outcome.COMPLETED | Outcome.MOVED:
             stood = "" if result.blackout_s is None else f", {duration_text(result.blackout_s)} after READY"
-            return f"the guest runs here{stood}: {size_text(result.bytes_received)} from {transport.peer}"
+            came = f"{size_text(result.bytes_received)} from {transport.peer}"
+            return f"the guest runs here{stood}: {came}{resumed_text(result)}"
         case Outcome.STRANDED:
             return (
                 f"the guest runs here, and waits for pages that are still at the source{why}. "

@@ -1,0 +1,91 @@
+"""Real processes over a link that is cut, and comes back."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+import trio
+from commands import World
+from cutting import Relay
+from judge import judge_journal
+
+pytestmark = pytest.mark.slow
+
+MIB = 1 << 20
+SLOWLY = ("--bandwidth", "8MiB/s", "--resume", "30s")
+
+
+async def test_a_link_that_is_cut_five_times(world: World, nursery: trio.Nursery) -> None:
+    """[RES-1] [RES-3] [RES-4] [RES-8] [RES-9] Over mutual TLS; nothing of the guest is lost."""
+    await world.source()
+    await world.room()
+    serve, port = await world.serve("--once")
+    relay = Relay(port, [5 * MIB, 100, 4 * MIB, 3 * MIB, 6 * MIB])
+    await nursery.start(relay.listen)
+    migrate = await world.migrate(relay.port, *SLOWLY)
+    assert await migrate.end() == 0, migrate.said()
+    assert relay.connections == 6
+    # The second connection ended in its TLS handshake, and was no connection of the session.
+    assert migrate.last["resumed"] == 4
+    assert "the link was lost and came back 4 times" in migrate.said()
+    assert "link back, for the 1st time" in migrate.said()
+    assert await serve.end() == 0, serve.said()
+    assert (serve.last["resumed"], serve.last["sessions"]) == (4, 1)
+    assert serve.last["digest"] == migrate.last["digest"]
+    assert migrate.last["bytes_sent"] < 3 * 16 * MIB
+    await world.check_runs("d")
+    assert judge_journal(world.journal) == []
+
+
+async def test_a_destination_process_that_knows_of_no_session(world: World, nursery: trio.Nursery) -> None:
+    """[RES-3] [CON-62] It was started anew: the guest runs on here, and can be sent again."""
+    await world.source()
+    await world.room()
+    serve, port = await world.serve()
+    relay = Relay(port, [])
+    await nursery.start(relay.listen)
+    migrate = await world.migrate(relay.port, "--bandwidth", "2MiB/s", "--resume", "30s")
+    await migrate.until("progress", lambda line: line["bytes_sent"] > MIB)
+    serve.send(signal.SIGKILL)
+    await serve.end()
+    await migrate.until("link_lost")
+    _, relay._target = await world.serve()
+    assert await migrate.end() != 0, migrate.said()
+    assert (migrate.last["outcome"], migrate.last["code"]) == ("rolled_back", "bad_token")
+    await world.check_runs("s")
+    again = await world.migrate(relay.port)
+    assert await again.end() == 0, again.said()
+    await world.check_runs("d")
+    assert judge_journal(world.journal) == []
+
+
+async def test_ctrl_c_while_there_is_no_link(world: World) -> None:
+    """[CON-71]"""
+    await world.source()
+    await world.room()
+    serve, port = await world.serve()
+    migrate = await world.migrate(port, "--bandwidth", "2MiB/s", "--resume", "60s")
+    await migrate.until("progress", lambda line: line["bytes_sent"] > MIB)
+    serve.send(signal.SIGKILL)
+    await migrate.until("link_lost")
+    migrate.send(signal.SIGINT)
+    assert await migrate.end() == 7, migrate.said()
+    assert (migrate.last["outcome"], migrate.last["code"]) == ("rolled_back", "cancelled")
+    await world.check_runs("s")
+
+
+async def test_a_new_opening_takes_the_place_of_a_lost_session(world: World) -> None:
+    """[ONE-13] [RES-14] A source that has been started anew need not wait for the seconds to pass."""
+    await world.source()
+    await world.room()
+    serve, port = await world.serve()
+    migrate = await world.migrate(port, "--bandwidth", "2MiB/s", "--resume", "60s")
+    await migrate.until("progress", lambda line: line["bytes_sent"] > MIB)
+    migrate.send(signal.SIGKILL)
+    await serve.until("link_lost")
+    again = await world.migrate(port)
+    assert await again.end() == 0, again.said()
+    assert (await serve.until("session"))["code"] == "cancelled"
+    await world.check_runs("d")
+    assert judge_journal(world.journal) == []
