@@ -60,10 +60,10 @@ def test_what_people_see(carried: list[Job], capsys: pytest.CaptureFixture[str])
     assert main(["matrix", "--only", "*/cut/stop_and_copy/no_store", "--jobs", "1"]) == Exit.FAILED
     said = capsys.readouterr()
     assert said.out == ""
-    assert "1/7 real describe/cut/stop_and_copy/no_store: source, 0.5 s" in said.err
+    assert "1/16 real describe/cut/stop_and_copy/no_store: source, 0.5 s" in said.err
     assert "real paused/cut/stop_and_copy/no_store: FAILED" in said.err
     assert "the connection is cut" in said.err
-    assert "cells 7, passed 6, failed 1" in said.err
+    assert "cells 16, passed 15, failed 1" in said.err
     assert "again: sterna matrix --only paused/cut/stop_and_copy/no_store" in said.err
 
 

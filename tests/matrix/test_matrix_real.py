@@ -46,6 +46,31 @@ async def test_an_endpoint_that_stands_still(directory: Path) -> None:
     assert report.runs == "source"
 
 
+async def test_a_source_that_comes_back_to_a_grant_without_record(directory: Path) -> None:
+    """[ONE-19] It asks, the destination hands back what never ran there, and the guest runs at the source."""
+    report = await carry_out("marked/source_killed/stop_and_copy/no_store", directory)
+    assert report.runs == "source"
+
+
+async def test_a_claim_that_meets_a_filled_slot(directory: Path) -> None:
+    """[ONE-21] [ONE-29]"""
+    report = await carry_out("claiming/destination_killed/stop_and_copy/store", directory)
+    assert report.runs == "source"
+    assert report.told == {"source": "undecided (not_closed)"}
+
+
+async def test_a_destination_that_comes_back_behind_start(directory: Path) -> None:
+    """[ONE-33]"""
+    report = await carry_out("started/destination_killed/stop_and_copy/no_store", directory)
+    assert report.runs == "destination"
+
+
+async def test_records_that_cannot_be_written_for_a_while(directory: Path) -> None:
+    """[ONE-25]"""
+    report = await carry_out("permitted/destination_record/stop_and_copy/no_store", directory)
+    assert report.runs == "source"
+
+
 async def test_a_table_that_is_wrong_is_told(directory: Path) -> None:
     """The cell is carried out against what the table says of another one."""
     wrong = CELLS["describe/source_frozen/stop_and_copy/no_store"].expected

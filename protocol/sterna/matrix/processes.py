@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -145,7 +146,7 @@ class Command:
     async def kill(self) -> None:
         """It is gone when this returns, with nothing done any more."""
         self._signal(signal.SIGKILL)
-        await self.end()
+        await self._process.wait()  # not for its last words, which nobody may read any more
 
     async def finish(self) -> None:
         """It is asked to end, and does, one way or the other."""
@@ -157,8 +158,9 @@ class Command:
 
     def may_write(self, size: int | None) -> None:
         """No file of it grows beyond this; None lifts that. As a full disk does, it ends no process."""
-        _, most = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (most if size is None else size, most))
+        with suppress(ProcessLookupError):
+            _, most = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (most if size is None else size, most))
 
     def said(self) -> str:
         """The end of what it wrote for people."""

@@ -21,28 +21,17 @@ import trio
 from sterna.errors import GuestError
 from sterna.guest.holder_client import HolderStatus, connect_holder
 from sterna.host.failpoint import VARIABLE
+from sterna.host.lease_files import create_file_store
 from sterna.host.pki import init_ca, issue
 from sterna.matrix.cable import Cable
 from sterna.matrix.outcome import Done, Report, conclude
 from sterna.matrix.processes import DEADLINE_S, CellFailed, Command, Line
-from sterna.matrix.table import Cell, Survivor
+from sterna.matrix.table import Cell, Recovery, Survivor
 from sterna.registry import ErrorCode, Style
 
 SOURCE: Final = Survivor.SOURCE
 DESTINATION: Final = Survivor.DESTINATION
 HOSTS: Final = {SOURCE: "host-a", DESTINATION: "host-b"}
-
-# What is there without durable records and a store.
-_STEPS: Final = {"describe", "round", "prepare", "paused", "saved", "loading", "loaded"}
-_FAULTS: Final = {
-    "cut",
-    "source_killed",
-    "destination_killed",
-    "source_holder_killed",
-    "destination_holder_killed",
-    "source_frozen",
-    "destination_frozen",
-}
 
 JOURNAL: Final = "journal.ndjson"
 AFTER: Final = "after.json"
@@ -55,7 +44,10 @@ _PATIENCE: Final = {"source_frozen": "1s", "destination_frozen": "1s", "store_go
 _PATIENT: Final = "20s"
 _POLL_S: Final = 0.01
 _WRITES_SEEN: Final = 100
-_TOLD_WITHIN_S: Final = 30.0
+_UNDECIDED_AFTER: Final = "10s"
+_RUNS_WITHIN_S: Final = 5.0
+_TRIES: Final = 3
+_NOBODY: Final = 1  # a port on which nobody listens: for a source that shall recover, and send nothing again
 
 _PEERS: Final = "".join(
     f'[[peer]]\nidentity = "{name}"\nmay_send = ["*"]\nmay_receive = ["*"]\n\n' for name in HOSTS.values()
@@ -64,8 +56,7 @@ _PEERS: Final = "".join(
 
 def can_show(cell: Cell) -> bool:
     """Whether real processes can carry this cell out."""
-    shown = cell.style is Style.STOP_AND_COPY and not cell.store and cell.step.name in _STEPS
-    return shown and cell.fault.name in _FAULTS
+    return cell.style is Style.STOP_AND_COPY
 
 
 def make_hosts(directory: Path) -> None:
@@ -116,6 +107,7 @@ class _Run:
     holders: dict[Survivor, Command] = field(default_factory=dict)
     endpoints: dict[Survivor, Command] = field(default_factory=dict)
     cable: Cable = field(default_factory=lambda: Cable(0))
+    _first: dict[Survivor, Command] = field(default_factory=dict)
     _started: list[Command] = field(default_factory=list)
 
     async def carry_out(self) -> None:
@@ -126,49 +118,66 @@ class _Run:
         if not await stopping.stopped():
             raise CellFailed(f"the {stopping.name} has ended before it stopped: {stopping.said()}")
         await self._inject()
-        await self._go_on(stopping)
-        await self._hear()
+        if self.cell.step.side is not self._frozen:
+            stopping.thaw()
+        await self._meanwhile()
         await self._bring_back()
+        await self._settle()
         await self._look_after()
 
     # ---- before ----
 
     async def _start_holders(self) -> None:
+        if self.cell.store:
+            create_file_store(self._store)
         journal = ("--journal", self.directory / JOURNAL, "--json", "--die-with", os.getpid())
         for side, options in ((SOURCE, _GUEST), (DESTINATION, _ROOM)):
-            arguments = ["holder", "--socket", self._socket(side), *options, *journal]
+            owned = (*self._owned(side), "--host", HOSTS[side]) if side is SOURCE else ()
+            arguments = ["holder", "--socket", self._socket(side), *options, *owned, *journal]
             self.holders[side] = await self._start(f"{side} holder", arguments)
         for holder in self.holders.values():
-            await holder.until(lambda line: line.get("event") == "ready" or "pid" in line, "being ready")
+            await holder.until(lambda _: True, "being ready")
         await self._status(SOURCE, lambda status: status.figure("writes") > _WRITES_SEEN)
 
     async def _start_endpoints(self) -> None:
-        await self._serve(stop=True)
+        await self._serve(self._stop_of(DESTINATION))
         await self.nursery.start(self.cable.run)
-        self.endpoints[SOURCE] = await self._start("source", self._migrate(), self._stop_of(SOURCE))
+        await self._migrate(self.cable.port, self._stop_of(SOURCE))
+        self._first.update(self.endpoints)
 
-    async def _serve(self, *, stop: bool) -> None:
+    async def _serve(self, environment: Mapping[str, str] | None = None) -> None:
         arguments = ["serve", "--listen", "127.0.0.1:0", *self._common(DESTINATION)]
-        environment = self._stop_of(DESTINATION) if stop else None
         serve = self.endpoints[DESTINATION] = await self._start("destination", arguments, environment)
         line = await serve.until(lambda line: line.get("event") == "listening", "listening")
         addresses = line["addresses"]
         assert isinstance(addresses, list)
         self.cable.target = int(str(addresses[0]).rpartition(":")[2])
 
-    def _migrate(self) -> list[object]:
-        to = f"127.0.0.1:{self.cable.port}"
-        return ["migrate", "--to", to, "--peer", HOSTS[DESTINATION], *self._common(SOURCE)]
+    async def _migrate(self, port: int, environment: Mapping[str, str] | None = None) -> None:
+        arguments: list[object] = ["migrate", "--to", f"127.0.0.1:{port}", "--peer", HOSTS[DESTINATION]]
+        arguments += [*self._common(SOURCE), "--undecided-after", _UNDECIDED_AFTER]
+        self.endpoints[SOURCE] = await self._start("source", arguments, environment)
 
     def _common(self, side: Survivor) -> list[object]:
         patience = _PATIENCE.get(self.cell.fault.name, _PATIENT)
         common = ["--holder", self._socket(side), "--follow", "--die-with", os.getpid()]
         who = ["--pki", self.hosts, "--name", HOSTS[side], "--peers", self.hosts / "peers.toml"]
-        return [*common, *who, "--patience", patience]
+        return [*common, *who, "--patience", patience, *self._owned(side)]
+
+    def _owned(self, side: Survivor) -> list[object]:
+        store = ["--store", self._store] if self.cell.store else []
+        return ["--records", self._records(side), *store]
 
     def _stop_of(self, side: Survivor) -> Mapping[str, str] | None:
         step = self.cell.step
         return {VARIABLE: step.stop} if step.side is side else None
+
+    @property
+    def _store(self) -> Path:
+        return self.directory / "store"
+
+    def _records(self, side: Survivor) -> Path:
+        return self.directory / f"records-{side.value}"
 
     # ---- the fault ----
 
@@ -188,47 +197,92 @@ class _Run:
                 self.endpoints[SOURCE].freeze()
             case "destination_frozen":
                 self.endpoints[DESTINATION].freeze()
+            case "store_gone":
+                self._store.rename(self._aside)
+            case "source_record":
+                self.endpoints[SOURCE].may_write(self._written(SOURCE))
+            case "destination_record":
+                self.endpoints[DESTINATION].may_write(self._written(DESTINATION))
             case other:
-                raise CellFailed(f"{other} cannot be done to real processes")
+                raise CellFailed(f"{other} is not known here")
+
+    def _written(self, side: Survivor) -> int:
+        """Bytes of the log so far: nothing can be appended, and small files can be written elsewhere."""
+        logs = (path.read_bytes().rstrip(b"\0") for path in self._records(side).rglob("log*"))
+        return max(map(len, logs), default=0)
+
+    @property
+    def _aside(self) -> Path:
+        return self.directory / "store-out-of-reach"
 
     @property
     def _frozen(self) -> Survivor | None:
         return {"source_frozen": SOURCE, "destination_frozen": DESTINATION}.get(self.cell.fault.name)
 
-    async def _go_on(self, stopping: Command) -> None:
-        """What stood still for the fault goes on, unless the fault is that it does not."""
-        frozen = None if self._frozen is None else self.endpoints[self._frozen]
-        if stopping is not frozen:
-            stopping.thaw()
+    # ---- what follows ----
 
-    async def _hear(self) -> None:
-        """What the endpoints say of the session; who is frozen goes on when the other has given it up."""
-        sides = [side for side in (SOURCE, DESTINATION) if self._is_told(side)]
-        frozen = self._frozen
-        for side in sorted(sides, key=lambda side: side is frozen):
-            if side is frozen:
-                self.endpoints[side].thaw()
-            line = await self.endpoints[side].until(_ENDS[side], "the session's end")
-            self.done.told[side] = (str(line.get("outcome")), _text(line.get("code")))
+    async def _meanwhile(self) -> None:
+        """The others do what they can while what failed has not come back."""
+        expected = self.cell.expected
+        waiting = [side for side in HOSTS if self._is_told(side) and side is not self._frozen]
+        for side in waiting:
+            await self._first[side].until(self._knows, "the session's end")
+        if SOURCE in waiting and expected.recovery is Recovery.ITSELF and expected.runs == {SOURCE}:
+            await self._first[SOURCE].end()
+
+    def _knows(self, line: Line) -> bool:
+        """Whether a side has come to the session's end, or waits for a store that is gone."""
+        if self.cell.fault.name == "store_gone" and "store does not answer" in str(line.get("text")):
+            return True
+        return _is_finished(line)
 
     def _is_told(self, side: Survivor) -> bool:
         expected = self.cell.expected
         return bool(expected.source if side is SOURCE else expected.destination)
 
-    # ---- what failed comes back ----
-
     async def _bring_back(self) -> None:
-        if self.cell.fault.name == "destination_killed":
-            await self._serve(stop=False)
+        match self.cell.fault.name:
+            case "source_killed":
+                await self._migrate(_NOBODY)
+            case "destination_killed":
+                await self._serve()
+            case "source_frozen":
+                self.endpoints[SOURCE].thaw()
+            case "destination_frozen":
+                self.endpoints[DESTINATION].thaw()
+            case "store_gone":
+                self._aside.rename(self._store)
+            case "source_record":
+                self.endpoints[SOURCE].may_write(None)
+            case "destination_record":
+                self.endpoints[DESTINATION].may_write(None)
+
+    async def _settle(self) -> None:
+        """Both have come to the end; a source that was left undecided is started again."""
+        for side in HOSTS:
+            if self._is_told(side):
+                line = await self._first[side].until(_is_finished, "the session's end")
+                self.done.told[side] = (str(line.get("outcome")), _text(line.get("code")))
+        await self.endpoints[SOURCE].end()
+        survivors = self.cell.expected.runs - {Survivor.LOST}
+        for _ in range(_TRIES):
+            if not survivors or await self._comes_to_run(survivors):
+                return
+            if SOURCE in survivors:
+                await self._migrate(_NOBODY)
+                await self.endpoints[SOURCE].end()
+
+    async def _comes_to_run(self, survivors: frozenset[Survivor]) -> bool:
+        with trio.move_on_after(_RUNS_WITHIN_S):
+            while not any([await self._runs(side) for side in survivors]):  # noqa: ASYNC110 - nobody tells
+                await trio.sleep(_POLL_S)
+            return True
+        return False
 
     # ---- afterwards ----
 
     async def _look_after(self) -> None:
         """Who runs the guest when its endpoints have gone; its audit; the judge."""
-        survivors = self.cell.expected.runs - {Survivor.LOST}
-        with trio.move_on_after(_TOLD_WITHIN_S if survivors else 0):
-            while not any([await self._runs(side) for side in survivors]):  # noqa: ASYNC110 - nobody tells
-                await trio.sleep(_POLL_S)
         for endpoint in self.endpoints.values():
             await endpoint.finish()
         after = {side.value: await self._seen(side) for side in HOSTS}
@@ -309,12 +363,6 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _is_result(line: Line) -> bool:
-    return line.get("event") in {"result", "error"}
-
-
-def _is_session(line: Line) -> bool:
-    return line.get("event") == "session"
-
-
-_ENDS: Final[dict[Survivor, Callable[[Line], bool]]] = {SOURCE: _is_result, DESTINATION: _is_session}
+def _is_finished(line: Line) -> bool:
+    """Of the migration's session: what comes over later connections of a destination are questions."""
+    return line.get("event") in {"finished", "error"} and line.get("connection", 1) == 1
