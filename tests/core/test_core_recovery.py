@@ -117,9 +117,19 @@ def test_a_source_with_a_store_claims_the_next_epoch():
     empty = situation(store=Store())
     assert act(empty, SENDING, GRANT) == Note(RunnerRecord(ONE, 2, SPARE, IMAGE))
     assert act(empty, SENDING, GRANT, MADE) == ClaimSlot(2, OURS)
-    found = act(situation(Image.GONE, store=Store()), SENDING, GRANT)
+
+
+@pytest.mark.parametrize(
+    ("peer", "records", "lost"),
+    [(U, (), False), (S, (), True), (None, (Resolved(ONE, 2, S, "there"),), True)],
+)
+def test_a_guest_whose_image_is_gone_is_lost_only_if_it_never_runs_there(peer, records, lost):
+    """[ONE-30, ONE-34] Who called it lost, and restored a backup, would fork a guest that runs."""
+    gone = situation(Image.GONE, store=Store())
+    assert act(gone, SENDING, GRANT) == AskPeer(SENDING)
+    found = act(replace(gone, facts=replace(gone.facts, peer=peer)), SENDING, GRANT, *records)
     assert isinstance(found, Settled)
-    assert found.lost
+    assert (found.judgement.owner, found.lost) == (S if lost else U, lost)
 
 
 def test_a_source_that_won_notes_that_and_runs():
@@ -214,6 +224,24 @@ def test_a_claim_that_was_won_starts_or_hands_back():
     assert act(replace(won, image=Image.GONE), RECEIVING, CLAIM) == Note(HandBack(2))
     late = situation(Image.READY, store=Store(next=OURS, after=THEIRS))
     assert act(late, RECEIVING, CLAIM) == Note(HandBack(2))
+
+
+def test_an_operators_start_waits_for_its_slot():
+    """[ONE-7, ONE-59] It may be recorded before the claim was answered, and keeps the image till then."""
+    waits = situation(Image.READY, store=Store())
+    assert act(waits, RECEIVING, CLAIM, Start(2, "operator")) == ClaimSlot(2, OURS)
+    assert act(waits, RECEIVING, CLAIM, HandBack(2, "operator")) == FreeRoom()
+
+
+@pytest.mark.parametrize(
+    ("store", "records"),
+    [(Store(next=OURS, after=THEIRS), (Start(2),)), (Store(next=Runner("here", b"?" * 16)), ())],
+)
+def test_what_an_operator_has_to_decide_is_kept(store, records):
+    """[ONE-33, ONE-52]"""
+    found = act(situation(Image.READY, store=store), RECEIVING, CLAIM, *records)
+    assert isinstance(found, Settled)
+    assert found.judgement.step is Step.OPERATOR
 
 
 def test_a_claim_that_was_lost_frees():

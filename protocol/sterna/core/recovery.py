@@ -195,11 +195,27 @@ def _of_source(
 def _claim(history: History, session: SessionRecord, epoch: int, situation: Situation, spare: Runner) -> Act:
     """The recorded runner, or record one first [ONE-5]. For an image that is gone nobody claims."""
     if situation.image is Image.GONE:
-        return _lost(session.epoch)
+        return _without_image(history, session, situation)
     made = _made(history, session, epoch, situation.image_id)
     if made is None:
         return Note(RunnerRecord(session.session, epoch, spare, situation.image_id))
     return ClaimSlot(epoch, made)
+
+
+def _without_image(history: History, session: SessionRecord, situation: Situation) -> Act:
+    """Nobody has claimed the guest, and it is not here any more: it may still be claimed there.
+
+    It is lost only if the destination never runs it. Until that is known HANDOVER may have arrived there, and
+    with it the right to run an image that is whole [ONE-30].
+    """
+    peer, epoch = situation.facts.peer, session.epoch + 1
+    if peer is Owner.SOURCE or history.decision(session.session) is not None:
+        why = "the destination never runs it, and the holder here has ended, and with it the image"
+        return Settled(Judgement(Owner.SOURCE, why, "ONE-34", Step.OPERATOR, epoch - 1), lost=True)
+    if peer is None:
+        return AskPeer(session)
+    why = f"the image here is gone, slot {epoch} is empty, and the destination may still fill it"
+    return Settled(Judgement(Owner.UNDECIDED, why, "ONE-30", Step.OPERATOR))
 
 
 def _run_again(
@@ -260,6 +276,8 @@ def _of_destination(
             return Settled(
                 judgement
             )  # whoever asks makes it be handed back; the image is kept for an operator
+        case Step.OPERATOR:
+            return Settled(judgement)  # what is to be decided is not thrown away before
         case _:
             if situation.image in {Image.ROOM, Image.READY}:
                 return FreeRoom()
@@ -285,11 +303,6 @@ def _claiming(history: History, session: SessionRecord) -> Claiming:
 
 
 # ---- both ----
-
-
-def _lost(epoch: int) -> Settled:
-    why = "the holder has ended, and with it the image"
-    return Settled(Judgement(Owner.SOURCE, why, "ONE-34", Step.OPERATOR, epoch), lost=True)
 
 
 def _settled_at(judgement: Judgement, situation: Situation) -> Settled:

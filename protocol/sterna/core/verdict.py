@@ -143,7 +143,8 @@ def _destination_with_store(
     if not store.answers:
         return _undecided("the store does not answer", "ONE-31", Step.WAIT_FOR_STORE)
     if store.next is None:
-        claimed = bool(history.claiming(epoch)) and fate is None
+        # An operator's START may be there before the claim was answered: it runs when the slot says so.
+        claimed = bool(history.claiming(epoch)) and not isinstance(fate, HandBack)
         step = Step.REPEAT_CLAIM if claimed else Step.NONE
         return _undecided(f"slot {epoch} is empty", "ONE-50", step)
     if store.next.host != facts.host:
