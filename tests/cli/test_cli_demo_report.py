@@ -102,6 +102,18 @@ def test_what_was_not_reached_is_not_measured(capsys: pytest.CaptureFixture[str]
     assert err.endswith("This did not go as it should.\n")
 
 
+def test_pages_that_followed_and_how_long_the_guest_waited() -> None:
+    after = {"stale_pages": 900, "demanded_pages": 16, "seconds_until_complete": 0.25}
+    run = replace(RUN, source={**RUN.source, "after": after})
+    said = dict(rows(run, WISHES))
+    assert said["followed"] == "900 pages when the guest ran there, 16 asked for, within 250 ms"
+    assert "it waited" not in said
+    waited = replace(run, faults={"count": 3, "p50_s": 0.0002, "p99_s": 0.001, "max_s": 0.001})
+    assert dict(rows(waited, WISHES))["it waited"] == "3 times for a page, 200 µs (p99 1 ms)"
+    cut = replace(RUN, source={**RUN.source, "after": {**after, "seconds_until_complete": None}})
+    assert dict(rows(cut, WISHES))["followed"] == "900 pages when the guest ran there, 16 asked for"
+
+
 def test_digests_that_differ_are_named() -> None:
     run = replace(RUN, destination={"digest": "00" * 16})
     assert ("memory digest", f"{RUN.source['digest']}, NOT equal on both sides") in rows(run, WISHES)

@@ -49,6 +49,10 @@ def test_a_good_run() -> None:
     assert fields["rounds"] == [ROUND]
     assert fields["seconds_blackout_guest"] == 0.011
     assert fields["hot_set_bytes"] == 1 << 19
+    assert (fields["switchover"], fields["style"], fields["after"]) == ("stop-and-copy", None, None)
+    assert fields["demand_faults"] is None
+    faults = {"count": 3, "p50_s": 0.1, "p99_s": 0.2, "max_s": 0.2}
+    assert replace(GOOD, faults=faults).fields(WISHES)["demand_faults"] == faults
 
 
 BAD = {

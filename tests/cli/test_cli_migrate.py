@@ -30,6 +30,7 @@ from sterna.cli.output import Output
 from sterna.cli.ownership import Ownership
 from sterna.core.events import Admission, Outcome, Result
 from sterna.core.policy import RoundStats
+from sterna.core.serving import AfterStats
 from sterna.errors import ConfigError, GuestError, PeerAborted, TransportError
 from sterna.guest.holder_client import connect_holder
 from sterna.guest.holder_engine import HolderEngine
@@ -463,6 +464,13 @@ SILENT = TransportError(ErrorCode.PEER_SILENT, "nothing for 5 s")
             "the guest runs at memory: 2 rounds, 1 MiB in 1 s, stopped for 20 ms",
         ),
         (
+            result(Outcome.COMPLETED, rounds=(ROUND,), after=AfterStats(7, 2, 5, seconds=0.5)),
+            (
+                "the guest runs at memory: 1 round, 1 MiB in 1 s; 7 pages followed within 500 ms, 2 of them "
+                "because the guest waited for them"
+            ),
+        ),
+        (
             result(Outcome.MOVED, rounds=(ROUND,)),
             (
                 "the guest runs at memory: 1 round, 1 MiB in 1 s (the connection was lost at the end; "
@@ -493,6 +501,10 @@ SILENT = TransportError(ErrorCode.PEER_SILENT, "nothing for 5 s")
                 "the destination has handed the guest back: it never ran there, and never will. It stays "
                 "paused here: nothing stands against running it again"
             ),
+        ),
+        (
+            result(Outcome.STRANDED, error=SILENT),
+            "the guest runs there, and pages that it needs are here: peer_silent: nothing for 5 s",
         ),
         (
             result(Outcome.GUEST_FAILED, error=GuestError("gone")),

@@ -21,7 +21,8 @@ from sterna.cli.holder import HOT_BYTES, MEMORY_BYTES, RATE_BYTES_S, check_size
 from sterna.cli.output import Output
 from sterna.cli.ownership import Ownership
 from sterna.cli.scratch import scratch
-from sterna.cli.units import Json, Rate, Size
+from sterna.cli.units import Duration, Json, Rate, Size
+from sterna.core.policy import Switchover
 from sterna.core.words import size_text
 from sterna.errors import ConfigError
 from sterna.host.evidence import DESTINATION_IMAGE, JOURNAL, SOURCE_IMAGE, WARNING, Evidence
@@ -47,6 +48,8 @@ def demo(
     memory: Size = MEMORY_BYTES,
     dirty_rate: Rate = RATE_BYTES_S,
     hot: Size = HOT_BYTES,
+    switchover: Switchover = "stop-and-copy",
+    downtime: Duration = 0.3,
     insecure: Flag = False,
     evidence: PathOption = None,
     record: PathOption = None,
@@ -65,6 +68,8 @@ def demo(
         memory: size of the guest.
         dirty_rate: what it writes a second; 0B/s is one page and then nothing.
         hot: the part of its memory to which it mostly writes.
+        switchover: how it is moved in the end; see `sterna migrate --help`.
+        downtime: how long it may stand still.
         insecure: plaintext instead of TLS.
         evidence: directory for source.img and destination.img (try `cmp`) and the guest's journal.
         record: file for everything that passes between the endpoints, for `sterna inspect`.
@@ -78,6 +83,8 @@ def demo(
         memory_bytes=memory,
         rate_bytes_s=dirty_rate,
         hot_bytes=min(hot, memory),
+        switchover=switchover,
+        downtime_s=downtime,
         insecure=insecure,
         evidence=None if evidence is None else _evidence(evidence, reporter),
         record=record,

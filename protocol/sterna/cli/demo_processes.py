@@ -181,6 +181,7 @@ class ProcessDemo:
     async def _migrate(self, port: int) -> Fields:
         """Send the guest, showing what the source says; its result, or its error."""
         command = ["migrate", "--to", f"127.0.0.1:{port}", "--holder", str(self._sockets[SOURCE])]
+        command += ["--switchover", self._wishes.switchover, "--downtime", f"{self._wishes.downtime_s}s"]
         if self._wishes.record is not None:
             command += ["--record", str(self._wishes.record)]
         child = await self._start(SOURCE, [*command, *self._endpoint_options(SOURCE)])
@@ -237,6 +238,7 @@ class ProcessDemo:
         return replace(
             run,
             blackout_guest_s=stood_ns / 1e9,
+            faults=_faults(status),
             audit={
                 "pages_checked": _count(audit, "pages_checked"),
                 "errors": _count(audit, "errors") + _count(audit, "errors_while_running"),
@@ -278,6 +280,15 @@ async def _end(process: trio.Process) -> None:
     if process.returncode is None:
         process.send_signal(signal.SIGTERM)
         await process.wait()
+
+
+def _faults(status: HolderStatus) -> Mapping[str, float] | None:
+    """The guest's own measure of its waits for pages."""
+    count = status.figure("fault_count")
+    if not count:
+        return None
+    names = {"p50_s": "fault_p50_ns", "p99_s": "fault_p99_ns", "max_s": "fault_max_ns"}
+    return {"count": count, **{name: status.figure(figure) / 1e9 for name, figure in names.items()}}
 
 
 def _mapping(fields: Mapping[str, object], name: str) -> Mapping[str, object]:

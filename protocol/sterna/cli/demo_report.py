@@ -67,6 +67,7 @@ def rows(run: DemoRun, wishes: Wishes) -> list[tuple[str, str]]:
     ]
     if _has_blackout(run):
         found.append(("blackout", f"{_seconds(run.source, 'seconds_blackout')} as the source saw it"))
+    found += _followed(run)
     if run.blackout_guest_s is not None and wishes.writes_enough:
         found.append(("", f"{duration_text(run.blackout_guest_s)} as the guest saw it, from write to write"))
     if source is not None:
@@ -76,6 +77,21 @@ def rows(run: DemoRun, wishes: Wishes) -> list[tuple[str, str]]:
         found.append(("audit", checked))
         found.append(("pages written", f"{run.writes_before} before, {run.writes_after} after"))
     return found
+
+
+def _followed(run: DemoRun) -> list[tuple[str, str]]:
+    """The pages that followed the guest, if any had to."""
+    after = run.source.get("after")
+    if not isinstance(after, dict):
+        return []
+    text = f"{after['stale_pages']} pages when the guest ran there, {after['demanded_pages']} asked for"
+    if after["seconds_until_complete"] is not None:
+        text += f", within {_seconds(after, 'seconds_until_complete')}"
+    rows = [("followed", text)]
+    if run.faults is not None:
+        half, most = duration_text(run.faults["p50_s"]), duration_text(run.faults["p99_s"])
+        rows.append(("it waited", f"{run.faults['count']:.0f} times for a page, {half} (p99 {most})"))
+    return rows
 
 
 def remarks(run: DemoRun, wishes: Wishes) -> list[str]:

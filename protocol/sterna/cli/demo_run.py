@@ -9,6 +9,7 @@ from pathlib import Path
 from sterna.cli.events import Fields
 from sterna.cli.exits import Exit, exit_of_outcome
 from sterna.core.events import Outcome
+from sterna.core.policy import Switchover
 from sterna.host.evidence import Evidence
 from sterna.registry import ErrorCode
 
@@ -30,6 +31,8 @@ class Wishes:
     memory_bytes: int
     rate_bytes_s: int
     hot_bytes: int
+    switchover: Switchover = "stop-and-copy"
+    downtime_s: float = 0.3
     insecure: bool
     evidence: Evidence | None
     record: Path | None = None
@@ -55,6 +58,8 @@ class DemoRun:
             if there was none.
         writes_before: pages written until the pause.
         audit: the audit at the destination: `pages_checked`, `errors`, `writes`; None if there was none.
+        faults: what the guest measured at the destination of its waits for pages: `count`, `p50_s`, `p99_s`,
+            `max_s`; None if it has not waited.
         processes: process ids by role; None where a role has no process of its own.
         failures: what else went wrong, for people.
     """
@@ -71,6 +76,7 @@ class DemoRun:
     audit: Mapping[str, int] | None
     processes: Mapping[str, int | None]
     failures: Sequence[str] = field(default=())
+    faults: Mapping[str, float] | None = None
 
     @property
     def outcome(self) -> str:
@@ -125,6 +131,10 @@ class DemoRun:
             "dirty_rate_achieved": self.dirty_rate_bytes_s,
             "write_rate_achieved": self.write_rate_bytes_s,
             "hot_set_bytes": self.hot_bytes,
+            "switchover": wishes.switchover,
+            "style": self.source.get("style"),
+            "after": self.source.get("after"),
+            "demand_faults": None if self.faults is None else dict(self.faults),
             "rounds": rounds if isinstance(rounds, list) else [],
             "bytes_sent": self.source.get("bytes_sent", 0),
             "seconds_total": self.source.get("seconds_total", 0.0),

@@ -13,6 +13,7 @@ from sterna.cli.demo_run import AFTER_S, BEFORE_S, DemoRun, Wishes
 from sterna.cli.endpoint import recorded, tell_progress
 from sterna.cli.events import Fields, connection_fields, result_fields
 from sterna.cli.follow import Reporter, now_ns
+from sterna.core.policy import PolicySettings, estimate_fixed_cost_s
 from sterna.guest.api import DestinationGuest, GuestDescription, StateSection
 from sterna.guest.journal import Journal
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedMachine, SimulatedSourceGuest
@@ -136,11 +137,12 @@ class SimulatedDemo:
                 self._last_write_ns = now_ns()
                 self._note(self._guest.machine)
             if self._arriving.machine is not None and self._arriving.running:
-                if not self._first_write_ns:
+                if not self._first_write_ns and not self._arriving.machine.incomplete:
                     # As the process guest does: its first write tells when it runs, whatever its rate is.
                     self._arriving.workload.write(1)
                     self._first_write_ns = now_ns()
-                self._arriving.advance(now - last)
+                if self._arriving.advance(now - last) and not self._first_write_ns:
+                    self._first_write_ns = now_ns()
                 self._note(self._arriving.machine)
             last = now
 
@@ -164,7 +166,13 @@ class SimulatedDemo:
                 "tracker": self._guest.tracker,
             }
         )
-        options = Options(on_event=self._reporter.on_event)
+        wishes = self._wishes
+        policy = PolicySettings(
+            allowed_downtime_s=wishes.downtime_s,
+            switchover=wishes.switchover,
+            fixed_cost_s=estimate_fixed_cost_s(wishes.memory_bytes // PAGE_BYTES),
+        )
+        options = Options(on_event=self._reporter.on_event, policy=policy)
         runner = self._guest.machine.runner
         source = Source(self._guest, transport, epoch=1, runner=runner, options=options)
         async with trio.open_nursery() as nursery:
@@ -174,7 +182,9 @@ class SimulatedDemo:
         return {**connection_fields(transport), **result_fields(result)}
 
     async def _take(self, transport: Transport) -> None:
-        result = await Destination(self._room, transport, host=LocalHost("destination")).run()
+        result = await Destination(
+            self._room, transport, host=LocalHost("destination"), options=Options(post_copy=True)
+        ).run()
         self._destination = {**connection_fields(transport), **result_fields(result)}
         self._arrived.set()
 

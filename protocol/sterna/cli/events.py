@@ -26,6 +26,7 @@ from sterna.core.events import (
 )
 from sterna.core.policy import RoundStats
 from sterna.core.serving import AfterStats
+from sterna.core.words import duration_text
 from sterna.guest.holder_client import HolderStatus
 from sterna.net.transport import Peer, TlsInfo, Transport
 from sterna.registry import ErrorCode, Phase, Style
@@ -123,6 +124,15 @@ def resumed_text(result: Result) -> str:
         return ""
     times = "once" if result.resumed == 1 else f"{result.resumed} times"
     return f"; the link was lost and came back {times}"
+
+
+def followed_text(result: Result) -> str:
+    """What followed the guest, as the end of a sentence for people; empty if nothing had to."""
+    after = result.after
+    if after is None:
+        return ""
+    when = "" if after.seconds is None else f" within {duration_text(after.seconds)}"
+    return f"; {after.stale} pages followed{when}, {after.demanded} of them because the guest waited for them"
 
 
 def result_fields(result: Result) -> Fields:

@@ -24,7 +24,14 @@ from sterna.cli.endpoint import (
     recorded,
     tell_progress,
 )
-from sterna.cli.events import Fields, connection_fields, holder_fields, result_fields, resumed_text
+from sterna.cli.events import (
+    Fields,
+    connection_fields,
+    followed_text,
+    holder_fields,
+    result_fields,
+    resumed_text,
+)
 from sterna.cli.exits import Exit, exit_of_outcome
 from sterna.cli.follow import Reporter
 from sterna.cli.hints import hinted
@@ -33,7 +40,7 @@ from sterna.cli.ownership import UNDECIDED_AFTER_S, Ownership
 from sterna.cli.taking_up import asker, decided, judgement_text, newest_epoch, recovered_fields
 from sterna.cli.units import Duration, Json, Rate
 from sterna.core.events import Outcome, Result
-from sterna.core.policy import PolicySettings, estimate_fixed_cost_s
+from sterna.core.policy import PolicySettings, Switchover, estimate_fixed_cost_s
 from sterna.core.words import duration_text, size_text
 from sterna.errors import ConfigError, GuestError, LocalProtocolError
 from sterna.guest.holder_client import HolderConnection, HolderStatus, connect_holder
@@ -65,6 +72,7 @@ def migrate(
     ownership: Ownership = Ownership(),  # noqa: B008 - frozen
     bandwidth: Annotated[Rate | None, Parameter(show_default=False)] = None,
     downtime: Duration = 0.3,
+    switchover: Switchover = "stop-and-copy",
     max_rounds: int = 30,
     patience: Annotated[Duration | None, Parameter(show_default=False)] = None,
     undecided_after: Duration = UNDECIDED_AFTER_S,
@@ -85,6 +93,9 @@ def migrate(
         peer: identity of the destination; without it its certificate must bear the address of --to.
         bandwidth: send no faster, for example 1GiB/s.
         downtime: how long the guest may stand still.
+        switchover: stop-and-copy: all memory is there before the guest runs there. bitmap: what it wrote last
+            follows when it runs, so it stops as shortly however fast it writes. post-copy: all of it follows.
+            auto: bitmap where the downtime cannot be met otherwise.
         max_rounds: give up, or slow the guest down, after so many rounds.
         patience: wait no longer than this for the other side, in any phase.
         undecided_after: ask so long, after a handover whose end is not known, who owns the guest.
@@ -114,6 +125,7 @@ def migrate(
             on_request=failpoint(),
         ),
         downtime_s=downtime,
+        switchover=switchover,
         max_rounds=max_rounds,
         undecided_after_s=undecided_after,
         evidence=None if evidence is None else Evidence(evidence),
@@ -142,6 +154,7 @@ class _Job:
     reporter: Reporter
     die_with: int | None
     record: Path | None = None
+    switchover: Switchover = "stop-and-copy"
 
     async def run(self) -> Exit:
         exit_code = Exit.INTERRUPTED
@@ -296,6 +309,7 @@ class _Job:
         return PolicySettings(
             allowed_downtime_s=self.downtime_s,
             max_rounds=self.max_rounds,
+            switchover=self.switchover,
             fixed_cost_s=estimate_fixed_cost_s(sum(region.pages for region in guest.description.regions)),
         )
 
@@ -434,7 +448,7 @@ def _sentence(result: Result, transport: Transport) -> str:
             return (
                 f"the guest runs at {transport.peer}: {_rounds(len(result.rounds))}, "
                 f"{size_text(result.bytes_sent)} in {duration_text(result.seconds)}{stood}"
-                f"{resumed_text(result)}"
+                f"{followed_text(result)}{resumed_text(result)}"
                 f"{kept if result.outcome is Outcome.MOVED else ''}"
             )
         case Outcome.STRANDED:

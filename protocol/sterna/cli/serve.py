@@ -62,6 +62,7 @@ def serve(
     ownership: Ownership = Ownership(),  # noqa: B008 - frozen
     once: Flag = False,
     memory_limit: Annotated[Size | None, Parameter(show_default=False)] = None,
+    whole: Flag = False,
     patience: Annotated[Duration | None, Parameter(show_default=False)] = None,
     evidence: PathOption = None,
     record: PathOption = None,
@@ -85,6 +86,7 @@ def serve(
         spawn_holder: start that holder; it stays, with its guest, when this command ends.
         once: end after the first session, whatever became of it.
         memory_limit: take no guest with more memory.
+        whole: let no guest run before all of its memory is here, whatever the source would like.
         patience: wait no longer than this for the other side, in any phase.
         evidence: directory for destination.img, the guest's memory at its first instruction.
         record: file for everything that passes on all connections; `sterna inspect` reads it.
@@ -107,6 +109,7 @@ def serve(
             deadlines=deadlines(patience),
             on_request=failpoint(),
             limits=Limits() if memory_limit is None else Limits(memory_bytes=memory_limit),
+            post_copy=not whole,
         ),
         once=once,
         evidence=None if evidence is None else Evidence(evidence),
