@@ -183,8 +183,8 @@ ALTERED = {
     ),
     "an attempt is taken back": (
         lambda: TAPE.changed(F.ROUND, 1, attempt=2),
-        "CON-59",
-        E.UNSUPPORTED,
+        "CON-23",  # what follows is of the one before
+        E.BAD_ATTEMPT,
         S,
     ),
     "PING before WELCOME": (lambda: added((F.WELCOME, 0), S, r.Ping(1)), "CON-2", None, S),

@@ -10,12 +10,24 @@ import pytest
 from observe_support import D, S, migration
 from sterna.errors import RemoteProtocolError
 from sterna.observe import judge as module
-from sterna.observe.budget import Budget
+from sterna.observe.budget import Budget, TooMuchError
 from sterna.observe.direction import Frame
 from sterna.observe.judge import BreachError, Judge
-from sterna.registry import FRAMES, Feature, FrameType, Phase, Sender, Style
+from sterna.registry import FRAMES, Feature, FrameType, Mode, Phase, Sender, Style
 from sterna.wire import Header
-from sterna.wire.records import Abort, NotReady, Ping, Pong, Progress, Record, RoundAck, Switchover
+from sterna.wire.records import (
+    Abort,
+    NotReady,
+    Ping,
+    Pong,
+    Progress,
+    Ready,
+    Record,
+    Round,
+    RoundAck,
+    RoundEnd,
+    Switchover,
+)
 
 F = FrameType
 TAPE = migration()
@@ -96,6 +108,40 @@ def test_attempts_rise_with_not_ready() -> None:
     made.check(S, frame(Switchover(2, Style.STOP_AND_COPY)), 0.0)
     with pytest.raises(RemoteProtocolError, match="CON-25"):
         made.check(D, frame(RoundAck(1, 4, 1, 0)), 0.0)
+
+
+@pytest.mark.parametrize("until", [F.SWITCHOVER, F.READY, F.STATE, F.SEAL, F.LOADED])
+def test_an_attempt_may_be_taken_back(until: FrameType) -> None:
+    """[CON-58] [CON-59] Until HANDOVER, from wherever both stand; then all goes on in the next one."""
+    made = judge(until)
+    image = made.image
+    assert image is not None
+    number = image.round.number + 1
+    made.check(S, frame(Round(2, number, 0)), 0.0)
+    made.check(S, frame(RoundEnd(2, number, 0, 0)), 0.0)
+    made.check(D, frame(RoundAck(2, number, 0, 0)), 0.0)
+    made.check(S, frame(Switchover(2, Style.STOP_AND_COPY)), 0.0)
+    assert image.state_bytes == 0
+    with pytest.raises(RemoteProtocolError, match="CON-25"):
+        made.check(D, frame(Ready(1)), 0.0)
+
+
+def test_an_attempt_may_not_be_taken_back_after_handover() -> None:
+    """[CON-23] [CON-55]"""
+    made = judge(F.RUNNING)
+    assert made.image is not None
+    with pytest.raises(RemoteProtocolError, match="CON-23"):
+        made.check(S, frame(Round(2, made.image.round.number + 1, 0)), 0.0)
+
+
+def test_a_session_that_began_elsewhere_is_not_judged() -> None:
+    """What was held and sent before is in another connection."""
+    made = Judge(Budget().share())
+    hello, welcome = TAPE.record(F.HELLO), TAPE.record(F.WELCOME)
+    back = replace(hello, mode=Mode.RESUME, session=welcome.session, token=welcome.token, generation=1)
+    made.check(S, frame(back), 0.0)
+    with pytest.raises(TooMuchError, match="began on another connection"):
+        made.check(D, frame(replace(welcome, generation=1)), 0.0)
 
 
 def test_whoever_ended_the_session_is_silent_and_the_other_is_not_judged() -> None:

@@ -55,6 +55,8 @@ def test_out_of_turn(at: int) -> None:
         F.SWITCHOVER: {F.READY, F.NOT_READY},
         F.STATE: {F.STATE, F.SEAL},
         F.HELLO: {F.WELCOME, F.REFUSE, F.VERDICT},
+        # Who sees WELCOME does not know whether a session is taken up again: HELLO tells.
+        F.WELCOME: {F.GUEST, F.HELD, F.ROUND},
         F.GUEST: {F.ACCEPT, F.REFUSE},
         F.HANDOVER: {F.RUNNING, F.HANDBACK},
         # Who sees RUNNING does not know whether pages follow: that is for whoever saw DIRTY_BITMAP.
@@ -126,11 +128,35 @@ def test_a_question_and_its_answer() -> None:
     """[ONE-60] Who sees only that there is a HELLO knows that any of its answers may come."""
     both = after(F.HELLO)
     assert both[D].states >= {DestinationState.ADMITTING, DestinationState.ANSWERING}
-    assert both[S].states == {SourceState.GREETING, SourceState.ASKING}
+    assert both[S].states == {SourceState.GREETING, SourceState.ASKING, SourceState.RESUMING}
     assert both[S].hears(F.VERDICT)
     assert both[D].sends(F.VERDICT)
     assert not both[S].hears(F.WELCOME)
     assert not Places(D).sends(F.VERDICT), "it answers what nobody has asked"
+
+
+def test_a_session_that_is_taken_up_again() -> None:
+    """[RES-5] [RES-8]"""
+    both = after(F.HELLO)
+    assert both[S].hears(F.WELCOME)
+    assert both[D].sends(F.WELCOME)
+    assert both[S].hears(F.HELD)
+    assert both[D].sends(F.HELD)
+    assert both[S].states == {SourceState.COMPARING, SourceState.COLLECTING, SourceState.DECIDING}
+    assert both[D].states == {DestinationState.RESUMED}
+    assert not both[D].hears(F.SWITCHOVER)
+    assert both[D].hears(F.ROUND)
+    assert both[S].sends(F.ROUND)
+
+
+def test_an_attempt_that_is_taken_back() -> None:
+    """[CON-58] [CON-59]"""
+    both = after(F.LOADED)
+    assert both[D].voids()
+    both[S].takes_back()
+    assert (both[S].states, both[D].states) == ({SourceState.ROUND}, {DestinationState.RECEIVING})
+    both = after(F.HANDOVER)
+    assert not both[D].voids()
 
 
 def test_a_hand_back_ends_it() -> None:

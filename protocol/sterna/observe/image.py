@@ -8,6 +8,7 @@ that ROUND_ACK rejects exactly what was damaged [CON-35].
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -66,8 +67,13 @@ class Image:
         """
         table = RegionTable(guest.regions)
         share.take(table.pages * PAGE_KEPT_BYTES, f"a guest of {table.pages} pages")
-        state_bytes = min(limits.state_bytes, guest.state_bytes)
         self.table: Final = table
+        self._no_state: Final = partial(
+            StateAssembler,
+            min(limits.state_bytes, guest.state_bytes),
+            limits.state_sections,
+            guest.vcpus,
+        )
         self.digest = b""
         self.round = IncomingRound(0, table, 0.0, last=False)
         self.rejected: tuple[PageRange, ...] = ()
@@ -75,7 +81,7 @@ class Image:
         self._share = share
         self._memory = MemoryDigest(table)
         self._sent = PageSets(table)
-        self._states = StateAssembler(state_bytes, limits.state_sections, guest.vcpus)
+        self._states = self._no_state()
         self._follows = Following(table)
         self._sink = _Passing()
 
@@ -96,6 +102,12 @@ class Image:
         self.round = IncomingRound(record.round, self.table, 0.0, last=last)
         self.rejected = ()
         self._sent.clear_all()
+
+    def take_back(self) -> None:
+        """The attempt is void: its state is dropped, and the pages stay [CON-59] [CON-60]."""
+        self._states = self._no_state()
+        self._follows = Following(self.table)
+        self.digest = b""
 
     def take(self, record: Pages, frame: Frame) -> None:
         """PAGES, whose bulk part has passed.

@@ -23,7 +23,7 @@ from sterna.core.style import check_batch, selected_styles
 from sterna.core.tables import DestinationState
 from sterna.errors import LocalProtocolError, SternaError, remote_error
 from sterna.limits import Limits
-from sterna.observe.budget import Share
+from sterna.observe.budget import Share, TooMuchError
 from sterna.observe.direction import Frame
 from sterna.observe.image import Image
 from sterna.observe.places import Places
@@ -141,6 +141,9 @@ class Judge:
     # ---- whose turn it is ----
 
     def _move(self, sender: Sender, record: Record) -> None:
+        if isinstance(record, Round) and record.attempt == self._attempt + 1 and self.image is not None:
+            self._take_back(self.image, record)
+            return
         self._check_attempt(sender, record)
         receiver = OTHER[sender]
         if isinstance(record, Refuse) and self.hello is None:
@@ -160,14 +163,20 @@ class Judge:
             self.places[sender].sends(record.type)  # it may: the tables of both sides agree
 
     def _check_attempt(self, sender: Sender, record: Record) -> None:
-        if isinstance(record, Round) and record.attempt == self._attempt + 1:
-            detail = "a round of a new attempt, although the current one has not ended"
-            raise wrong(ErrorCode.UNSUPPORTED, detail, "CON-59", record)
         if is_of_old_attempt(record, self._attempt):
             # Its receiver ignores it, and waits for one that will not come.
             clause = "CON-23" if sender is Sender.SOURCE else "CON-25"
             detail = f"{record.type.name} of an attempt before the current one, {self._attempt}"
             raise wrong(ErrorCode.BAD_ATTEMPT, detail, clause, record)
+
+    def _take_back(self, image: Image, record: Round) -> None:
+        """The source has taken the attempt back, which it may until HANDOVER has left [CON-58]."""
+        if not self.places[Sender.DESTINATION].voids():
+            where = f"a new attempt while the destination is: {self.places[Sender.DESTINATION].name}"
+            raise wrong(ErrorCode.BAD_ATTEMPT, where, "CON-23", record)
+        self.places[Sender.SOURCE].takes_back()
+        self._attempt += 1
+        image.take_back()
 
     def _beat(self, sender: Sender, record: Ping | Pong | Progress, now: float) -> None:
         if self.welcome is None:
@@ -241,6 +250,8 @@ class Judge:
     def _on_welcome(self, record: Welcome) -> None:
         hello = self.hello
         assert hello is not None  # or it would not be the destination's turn
+        if hello.mode is Mode.RESUME:
+            raise TooMuchError("a session that is taken up again, and that began on another connection")
         if hello.mode is not Mode.OPEN:
             detail = f"a session of mode {hello.mode.name.lower()}"
             raise wrong(ErrorCode.UNSUPPORTED, detail, "CON-10", record)

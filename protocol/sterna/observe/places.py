@@ -34,13 +34,25 @@ from sterna.core.tables import (
 )
 from sterna.registry import FrameType, Sender
 
-_FAILURES: Final = frozenset({SourceInput.LOST, DestinationInput.LOST, DestinationInput.START_FAILED})
+_FAILURES: Final = frozenset(
+    {
+        SourceInput.LOST,
+        SourceInput.LINK_LOST,
+        DestinationInput.LOST,
+        DestinationInput.LINK_LOST,
+        DestinationInput.START_FAILED,
+    }
+)
 
 # A frame that comes as an input of its own, by what is in it.
 _VARIANTS: Final[Mapping[FrameType, Sequence[Input]]] = {
     FrameType.HELLO: (DestinationInput.HELLO_RESUME, DestinationInput.HELLO_VERDICT),
 }
-_ARRIVING: Final = frozenset(each for variants in _VARIANTS.values() for each in variants)
+# And the ROUND of a next attempt, which the judge tells from others by its number.
+_ARRIVING: Final = frozenset(each for variants in _VARIANTS.values() for each in variants) | {
+    DestinationInput.NEW_ATTEMPT
+}
+_NEW_ROUND: Final = SOURCE[SourceState.DECIDING, SourceInput.ROUND_CHOSEN]
 
 
 def _local(*tables: Table) -> Mapping[State, Sequence[Row]]:
@@ -105,6 +117,16 @@ class Places:
     def hears(self, frame: FrameType) -> bool:
         """This frame has arrived at the side. False, and nothing changes, if its state does not allow it."""
         return self._move(_Place(row.next, row.sends) for row in self._rows_of(frame) if not row.reserved)
+
+    def voids(self) -> bool:
+        """A ROUND of the next attempt has arrived [CON-59]. False, and nothing changes, if it may not."""
+        keys = [(place.state, DestinationInput.NEW_ATTEMPT) for place in self._reachable() if place.free]
+        rows = [self._table[key] for key in keys if key in self._table]
+        return self._move(_Place(row.next) for row in rows)
+
+    def takes_back(self) -> None:
+        """The side has sent that ROUND, wherever it was [CON-58]."""
+        self._places = frozenset({_Place(_NEW_ROUND.next, _NEW_ROUND.sends[1:])})
 
     def knows_reserved(self, frame: FrameType) -> bool:
         """Whether the frame would be legal for an implementation of what is reserved."""
