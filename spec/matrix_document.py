@@ -30,8 +30,11 @@ had failed comes back. Sessions are opened without `resume`.
 `runs` is who runs the guest in the end. Of two, a race decides; it is exactly one in any case. `lost` is the
 `guest_lost` of ONE-42, or a guest that died with its holder as it would have without a migration. The columns
 `source` and `destination` say how the session ended there, before any recovery: its outcome, and the codes
-that it may bear; without codes any or none; a dash stands for an endpoint that was killed. Recovery comes by
-`itself`, or with the `return` of what had failed, or there is `none`. Of the codes, {groups}.
+that it may bear; without codes any or none; a dash stands for an endpoint that was killed. `moved` stands for
+`stranded` too, where pages are missing. Recovery comes by `itself`, or with the `return` of what had failed,
+or there is `none`. Of the codes, {groups}.
+
+What has the clause RES-13 needs a source that comes back to serve pages, which is reserved in draft 1.
 """
 
 

@@ -73,11 +73,10 @@ def conclude(cell: Cell, way: str, done: Done, seconds: float) -> Report:
     two, lost = (_texts(judged.get(name)) for name in ("two_runners", "lost_writes"))
     failures += [f"two runners: {each}" for each in two]
     failures += [f"lost writes: {each}" for each in lost]
-    expected = cell.expected
     if done.judged is not None and runs not in _allowed(cell):
         failures.append(f"{runs} runs the guest, not {' or '.join(sorted(_allowed(cell)))}")
     for side in _SIDES:
-        if side in done.told and not expected.accepts(side, *done.told[side]):
+        if side in done.told and not cell.accepts(side, *done.told[side]):
             failures.append(f"the {side} was told {_words(done.told[side])}")
     told = {side.value: _words(said) for side, said in done.told.items()}
     return Report(cell, way, seconds, runs, told, two, lost, failures)

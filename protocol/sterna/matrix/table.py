@@ -120,6 +120,11 @@ class Cell:
     store: bool
     expected: Expected
 
+    def accepts(self, side: Survivor, outcome: str, code: str | None) -> bool:
+        """Whether the session may have ended so at this side. Moved without all pages, it is stranded."""
+        strands = self.style is not Style.STOP_AND_COPY and outcome == Outcome.STRANDED
+        return self.expected.accepts(side, Outcome.MOVED.value if strands else outcome, code)
+
     @property
     def name(self) -> str:
         """Step, fault, style, and whether there is a store."""
