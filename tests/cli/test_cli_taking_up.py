@@ -81,6 +81,13 @@ async def test_asked_is_where_the_destination_is_now_and_then_where_it_was(nurse
         await asker(GUEST, None, Options())(replace(session, address=""), NO_RUNNER)
 
 
+async def test_a_destination_with_an_identity_is_not_asked_in_plaintext() -> None:
+    """[SEC-5] [ONE-46] Whoever listens where it is said to be would learn the token, and be believed."""
+    with pytest.raises(TransportError, match="over TLS alone") as caught:
+        await asker(GUEST, None, Options(), [Address("127.0.0.1", 1)])(SENDING, NO_RUNNER)
+    assert caught.value.code is ErrorCode.NOT_AUTHORISED
+
+
 async def test_sessions_that_have_arrived(tmp_path: Path) -> None:
     """Those in which HANDOVER has come; a guest whose records are damaged is passed over."""
     shelf = RecordsShelf(tmp_path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ from sterna.core.records import (
 )
 from sterna.core.verdict import Step
 from sterna.errors import GuestError, RecordError, SternaError, TransportError
-from sterna.guest.holder_client import HolderStatus, connect_holder
+from sterna.guest.holder_client import HolderConnection, HolderSilent, HolderStatus, connect_holder
 from sterna.host import recovery as recovery_module
 from sterna.host.lease import LeaseStore
 from sterna.host.lease_memory import MemoryLeaseStore
@@ -145,6 +147,43 @@ async def test_a_guest_that_was_handed_back_runs_again_two_epochs_on() -> None:
     assert again is not None
     assert again.runs_here
     assert scene.image.calls == ["run"]
+
+
+async def test_what_the_connection_has_told_need_not_be_asked_again() -> None:
+    """[ONE-43] HANDBACK is final: the destination that has sent it may be gone by now."""
+    scene = Scene(
+        granted(), (SENDING, Granted(ONE, 2)), answers=[TransportError(ErrorCode.CONNECT_FAILED, "")]
+    )
+    await scene.note()
+    recovered = await scene.recovery().anew(BACK).run()
+    assert recovered is not None
+    assert recovered.runs_here
+    assert (scene.image.epoch, scene.asked) == (3, [])
+
+
+async def test_an_image_that_an_earlier_migration_has_left_behind_never_runs() -> None:
+    """[ONE-52] The guest came back into another holder and was sent on; that one's runner is not for this."""
+    came_back = replace(SENDING, epoch=3)
+    for records, store in (
+        ((came_back, Granted(ONE, 4)), None),
+        ((came_back, Granted(ONE, 4)), await filled(FIRST, OTHERS, CLAIM.runner, Runner("there", b"4" * 16))),
+        (
+            (
+                came_back,
+                Granted(ONE, 4),
+                RunnerRecord(ONE, 4, Runner(HERE, b"4" * 16), b"other image".ljust(16)),
+            ),
+            await filled(FIRST, OTHERS, CLAIM.runner, Runner(HERE, b"4" * 16)),
+        ),
+    ):
+        scene = Scene(granted(), records, store=store, answers=[BACK])
+        recovered = await scene.run()
+        assert recovered.lost
+        assert (scene.image.state, scene.image.calls) == ("granted", [])
+    newer = FakeImage("granted", epoch=3, mark=4)
+    scene = Scene(newer, records, store=store)
+    assert (await scene.run()).lost
+    assert newer.calls == []
 
 
 async def test_a_mark_without_a_record_tells_whom_to_ask() -> None:
@@ -409,6 +448,30 @@ async def test_the_image_of_a_holder(tmp_path: Path) -> None:
         assert (await image.status(), image.guest) == (None, None)
         with pytest.raises(GuestError, match="holder is gone"):
             await image.discard()
+
+
+async def test_a_holder_that_is_silent_is_not_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: Clock
+) -> None:
+    """[ONE-34] It may only be frozen, and its guest run: nobody is told that it is lost, nothing is noted."""
+    path = tmp_path / "holder"
+    with closing(socket.socket(socket.AF_UNIX)) as frozen:
+        frozen.bind(str(path))
+        frozen.listen(1)
+        with pytest.raises(HolderSilent, match="within 30 s"):
+            async with held_image(path, lambda _: 3):
+                pass
+    monkeypatch.setattr(HolderConnection, "status", _silent)
+    keeper = MemoryRecords(GUEST)
+    for record in (RECEIVING, CLAIM, Start(2)):
+        await keeper.append(record)
+    async with HolderConnection(trio.socket.socket()) as connection:
+        with pytest.raises(HolderSilent):
+            await Recovery(HERE, keeper, HeldImage(connection, GUEST)).run()
+
+
+async def _silent(_: HolderConnection) -> HolderStatus:
+    raise HolderSilent("status: no answer")
 
 
 async def test_a_holder_whose_controller_lives_is_busy(

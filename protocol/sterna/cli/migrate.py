@@ -236,7 +236,7 @@ class _Job:
                 transport.abort()
             recovered = None
             if result.outcome is Outcome.UNDECIDED:
-                recovered = await _interruptible(recovery.anew(), ending)
+                recovered = await _interruptible(recovery.anew(result.verdict), ending)
             return await self._conclude(departing, transport, result, recording, recovered)
 
     async def _attach(self, keeper: Keeper) -> HolderConnection:

@@ -42,6 +42,11 @@ def asker(guest: bytes, tls: TlsConfig | None, options: Options, places: Sequenc
     """
 
     async def ask(session: SessionRecord, runner: Runner) -> Verdict:
+        if tls is None and session.peer:
+            # Anybody could answer, and would be believed; and the token would be read by everybody [SEC-5].
+            raise TransportError(
+                ErrorCode.NOT_AUTHORISED, f"{session.peer} is asked over TLS alone: say --pki, not --insecure"
+            )
         trouble = TransportError(ErrorCode.CONNECT_FAILED, "no address of the destination is known")
         recorded = [parse_address(session.address)] if session.address else []
         for place in dict.fromkeys([*places, *recorded]):

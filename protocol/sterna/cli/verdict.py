@@ -21,7 +21,7 @@ from sterna.core.records import SessionRecord, Side
 from sterna.core.recovery import Image, Settled, next_act, open_session
 from sterna.core.verdict import Facts, Judgement, Step, Store, judge
 from sterna.errors import GuestError, SternaError, StoreError
-from sterna.guest.holder_client import connect_holder
+from sterna.guest.holder_client import HolderSilent, connect_holder
 from sterna.host.lease import LeaseStore
 from sterna.host.records_keeper import peek
 from sterna.host.records_log import RecordsMissing
@@ -141,6 +141,9 @@ class Looked:
         try:
             async with await connect_holder(holder, role="observer") as connection:
                 self.seen = Seen(await guest_in(connection), await connection.status())
+        except HolderSilent as error:  # nobody knows what it has
+            self.troubles.append(f"holder: {error}")
+            return
         except GuestError as error:
             self.seen = Seen(None, None)
             self.troubles.append(f"holder: {error}")

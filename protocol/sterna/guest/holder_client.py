@@ -9,6 +9,7 @@ off. Whether the holder has done what was cancelled is for the caller to conside
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from dataclasses import dataclass
@@ -35,6 +36,11 @@ SLOW_ANSWER_WITHIN_S: Final = 600.0  # first touch of all memory, or an audit of
 _READ_BYTES: Final = 1 << 16
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(FRAME_DESCRIPTORS * 4)
 _CODES: Final = {code.name.lower(): code for code in ErrorCode}
+_NOBODY_THERE: Final = frozenset({errno.ENOENT, errno.ECONNREFUSED})  # what connect says where none listens
+
+
+class HolderSilent(GuestError):  # noqa: N818 - it names what is wrong
+    """The holder does not answer, and may be there all the same: nothing follows for its guest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +113,8 @@ class HolderConnection:
         """One request and its answer. The caller owns the answer's descriptors; the request's stay his.
 
         Raises:
-            GuestError: the holder refused, answered nonsense or in time nothing, or is gone.
+            HolderSilent: no answer in time.
+            GuestError: the holder refused, answered nonsense, or is gone.
         """
         if self._busy:
             raise trio.BusyResourceError("one request at a time")
@@ -116,7 +123,7 @@ class HolderConnection:
             with trio.fail_after(within_s):
                 return await self._exchange(operation, fields or {}, descriptors)
         except trio.TooSlowError as error:
-            raise GuestError(f"{operation}: no answer from the holder within {within_s:g} s") from error
+            raise HolderSilent(f"{operation}: no answer from the holder within {within_s:g} s") from error
         except OSError as error:
             raise GuestError(f"{operation}: the holder is gone: {error.strerror}") from error
         finally:
@@ -248,14 +255,16 @@ async def connect_holder(
         epoch: the newest epoch that this side knows of; None if it knows of none.
 
     Raises:
-        GuestError: with BUSY while another controller lives; or nobody answers.
+        HolderSilent: somebody may be there, and does not answer.
+        GuestError: with BUSY while another controller lives; or there is no holder.
     """
     sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         await sock.connect(os.fspath(path))
     except OSError as error:
         sock.close()
-        raise GuestError(f"no holder at {os.fspath(path)}: {error.strerror}") from error
+        kind = GuestError if error.errno in _NOBODY_THERE else HolderSilent
+        raise kind(f"no holder at {os.fspath(path)}: {error.strerror}") from error
     connection = HolderConnection(sock)
     try:
         await connection.attach(role, epoch)

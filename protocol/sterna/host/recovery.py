@@ -20,11 +20,11 @@ import trio
 
 from sterna.core import recovery as acts
 from sterna.core.history import History, RecordConflict
-from sterna.core.records import Record, SessionRecord, Side
+from sterna.core.records import Record, RunnerRecord, SessionRecord, Side
 from sterna.core.recovery import Image, Settled, Situation, next_act, open_session
 from sterna.core.verdict import Facts, Judgement, Store, judge
 from sterna.errors import GuestError, LocalProtocolError, SternaError
-from sterna.guest.holder_client import HolderConnection, HolderStatus, connect_holder
+from sterna.guest.holder_client import HolderConnection, HolderSilent, HolderStatus, connect_holder
 from sterna.guest.holder_fields import an_object, description_from_json
 from sterna.host.lease import LeaseStore, claim_until_named
 from sterna.host.records_shelf import Keeper
@@ -57,10 +57,13 @@ async def held_image(path: str | os.PathLike[str], known: Known) -> AsyncIterato
     """What is in the holder at `path`, for a controller; nothing if it is gone. `known` as for `attach_to`.
 
     Raises:
+        HolderSilent: it may be there, but does not answer.
         GuestError: another controller has it, and is not done within a while; or the holder is broken.
     """
     try:
         connection = await attach_to(path, known)
+    except HolderSilent:
+        raise
     except GuestError as error:
         if error.code is not ErrorCode.GUEST_FAILED:
             raise
@@ -120,11 +123,17 @@ class HeldImage:
         self._connection = connection
 
     async def status(self) -> HolderStatus | None:
-        """How it is now; None if the holder is gone."""
+        """How it is now; None if the holder is gone.
+
+        Raises:
+            HolderSilent: it may be there, but does not answer.
+        """
         if self._connection is None:
             return None
         try:
             return await self._connection.status()
+        except HolderSilent:
+            raise  # one that is only frozen has its guest all the same
         except GuestError:
             return None
 
@@ -189,6 +198,8 @@ class Recovery:
         ask: asks the destination of a session; None where nobody can be asked.
         within_s: how long to wait for store and destination, in all.
         tell: told, for people, what is waited for and done.
+        verdict: what the session's connection has told already, if it was handed back: that is final, and
+            the destination may be gone by now.
     """
 
     def __init__(
@@ -201,6 +212,7 @@ class Recovery:
         ask: Ask | None = None,
         within_s: float = math.inf,
         tell: Tell = lambda _: None,
+        verdict: Verdict | None = None,
     ) -> None:
         self._host = host
         self._keeper = keeper
@@ -212,11 +224,11 @@ class Recovery:
         self._stopped = False
         self._deadline = math.inf
         self._waiting: trio.CancelScope | None = None
-        self._verdict: Verdict | None = None
-        self._peer: Owner | None = None
+        self._verdict = verdict if verdict is not None and verdict.handed_back else None
+        self._peer = None if self._verdict is None else Owner.SOURCE
         self._acted = False
 
-    def anew(self) -> Recovery:
+    def anew(self, verdict: Verdict | None = None) -> Recovery:
         """The same for another session, of which nobody has been asked yet."""
         return Recovery(
             self._host,
@@ -226,6 +238,7 @@ class Recovery:
             ask=self._ask,
             within_s=self._within_s,
             tell=self._tell,
+            verdict=verdict,
         )
 
     def stop(self) -> None:
@@ -383,8 +396,16 @@ def situation(
 
 
 def _image_of(history: History, session: SessionRecord, status: HolderStatus) -> Image:
-    """What the holder has of this session's image, which at a destination has its own id [ONE-52]."""
+    """What the holder has of this session's image [ONE-52].
+
+    At a destination that has an id of its own; at a source it is what ran under n, and for which runners were
+    made.
+    """
     if session.side is Side.SOURCE:
+        made = {each.image for each in history.each(RunnerRecord) if each.session == session.session}
+        # An image that was left behind by an earlier migration ran last under an earlier epoch.
+        if status.epoch < session.epoch or (made and status.image not in made):
+            return Image.GONE
         return _AT_SOURCE.get(status.state, Image.GONE)
     claims = (each for each in history.claiming(session.epoch + 1) if each.session == session.session)
     images = {each.image for each in claims} or {session.session}
