@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sterna.errors import GuestError
-from sterna.guest.holder_bitmaps import BitmapFile, read_bitmaps, set_bits, words_of
+from sterna.guest.holder_bitmaps import BitmapFile, bits_of, read_bitmaps, set_bits, words_of
 from sterna.linux.memfd import MemoryMap
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode, Transfer
@@ -94,3 +94,6 @@ def test_bits_are_set_as_a_bitmap_sets_them(first: int, count: int) -> None:
     bitmap.set(first, count)
     set_bits(words, first, count)
     assert words.tolist() == bitmap.words.tolist()
+    window = min(first, 40), 230
+    assert bits_of(words, *window) == sum(1 << page for page in range(230) if page + window[0] in bitmap)
+    assert bits_of(words, first, count) == (1 << count) - 1

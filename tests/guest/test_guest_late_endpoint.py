@@ -182,6 +182,19 @@ async def test_memory_that_nobody_has_touched_is_made(rig_of: Callable[..., Rig]
 
 
 @pytest.mark.needs("minor_faults")
+async def test_there_is_no_memory_for_it(rig_of: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError("populating memory: Cannot allocate memory")
+
+    rig = rig_of(2)
+    rig.ours.free_pages()
+    monkeypatch.setattr("sterna.linux.memfd.MemoryMap.populate", refuse)
+    with pytest.raises(GuestError, match="Cannot allocate") as caught:
+        rig.endpoint.installed(3, 2, 1)
+    assert caught.value.code is ErrorCode.FULL
+
+
+@pytest.mark.needs("minor_faults")
 async def test_the_next_endpoint_finds_what_the_last_one_has_left(rig_of: Callable[..., Rig]) -> None:
     """[HOL-41] It died between reading a fault and installing, and after a bit and before the entry."""
     rig = rig_of(2, 3, 5)

@@ -93,6 +93,12 @@ def read_bitmaps(
     return found
 
 
+def bits_of(words: npt.NDArray[np.uint64], first: int, count: int) -> int:
+    """Some neighbouring bits as one number, the first of them its lowest."""
+    part = words[first >> 6 : (first + count + 63) >> 6]
+    return int.from_bytes(part.tobytes(), "little") >> (first & 63) & (1 << count) - 1
+
+
 def set_bits(words: npt.NDArray[np.uint64], first: int, count: int) -> None:
     """Set bits in words that others read meanwhile; nobody else writes them."""
     if count <= 0:

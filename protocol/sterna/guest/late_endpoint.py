@@ -18,7 +18,7 @@ import numpy.typing as npt
 import trio
 
 from sterna.errors import GuestError
-from sterna.guest.holder_bitmaps import read_bitmaps, set_bits
+from sterna.guest.holder_bitmaps import bits_of, read_bitmaps, set_bits
 from sterna.guest.holder_fields import integer, objects, word
 from sterna.guest.holder_frames import Frame
 from sterna.linux.memfd import MemoryMap, has_fixed_size
@@ -70,11 +70,13 @@ class LateEndpoint:
             raise GuestError(f"the holder's missing pages make no sense: {error}") from error
         finally:
             answer.close()
+        # Counted along: looking for a last page in all of a bitmap would cost more than installing one.
+        self._left = sum(one.missing.count() for one in self._regions.values())
 
     @property
     def any_missing(self) -> bool:
         """Whether a page was not installed yet."""
-        return any(one.missing.any() for one in self._regions.values())
+        return self._left > 0
 
     def missing(self) -> dict[int, PageBitmap]:
         """What was not installed, by region id."""
@@ -110,6 +112,7 @@ class LateEndpoint:
         if one is None or not 0 <= first <= first + count <= one.region.pages:
             raise GuestError(f"there are no pages {first}+{count} of region {region}", ErrorCode.BAD_VALUE)
         set_bits(one.words, first, count)
+        self._left -= bits_of(one.missing.words, first, count).bit_count()
         one.missing.clear(first, count)
         one.told.clear(first, count)
         self._resolve(one, first, count)
@@ -168,6 +171,8 @@ class LateEndpoint:
                 self._uffd.resolve(one.address + offset, length)
         except OSError as error:
             raise GuestError(f"pages cannot be installed, the holder is gone: {error.strerror}") from error
+        except MemoryError as error:
+            raise GuestError(f"pages cannot be installed: {error}", ErrorCode.FULL) from error
 
 
 def _regions(

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from sterna.guest.holder_bitmaps import bits_of
 from sterna.linux.memfd import PAGE_BYTES, MemoryMap
 
 _STEPS_LOG2: Final = 4  # parts of an octave in which times are counted
@@ -88,6 +89,4 @@ class FaultGate:
 
     def _missing(self, first: int, count: int) -> int:
         """Which of these pages are missing, a bit each."""
-        words = slice(first >> 6, (first + count + 63) >> 6)
-        left = self._stale[words] & ~self._installed[words]
-        return int.from_bytes(left.tobytes(), "little") >> (first & 63) & (1 << count) - 1
+        return bits_of(self._stale, first, count) & ~bits_of(self._installed, first, count)
