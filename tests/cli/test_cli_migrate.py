@@ -31,11 +31,12 @@ from sterna.cli.ownership import Ownership
 from sterna.core.events import Admission, Outcome, Result
 from sterna.core.policy import RoundStats
 from sterna.core.serving import AfterStats
-from sterna.errors import ConfigError, GuestError, PeerAborted, TransportError
+from sterna.errors import ConfigError, GuestError, LocalProtocolError, PeerAborted, TransportError
 from sterna.guest.holder_client import connect_holder
 from sterna.guest.holder_engine import HolderEngine
 from sterna.host.agent import HostSession
 from sterna.host.evidence import Evidence
+from sterna.host.lease_files import FileLeaseStore, create_file_store
 from sterna.net import recorder as recorder_module
 from sterna.net.connect import Address
 from sterna.net.endpoint import Options
@@ -260,6 +261,25 @@ async def test_a_guest_is_shown_under_the_runner_that_it_runs_under(
         assert (second.epoch, second.runner) == (2, made)
         assert (last.epoch, last.runner) == (3, newest)
         assert len({first.runner.id, made.id, newest.id}) == 3
+
+
+async def test_holder_and_store_agree_before_anything_is_sent(hosts: Hosts) -> None:
+    """[ONE-9] [ONE-16] [ONE-55] Nothing listens: whoever dialled would end with another error."""
+    leases = hosts.directory / "leases"
+    ownership = Ownership(records=hosts.directory / "records-a", store=str(leases))
+    leases.mkdir()
+    with pytest.raises(LocalProtocolError, match="Nothing has been begun") as caught:
+        await hosts.sending(1, ownership=ownership).run()
+    assert caught.value.code is ErrorCode.NOT_READY
+    create_file_store(leases)
+    with pytest.raises(ConfigError, match="no slot in"):
+        await hosts.sending(1, ownership=ownership).run()
+    store = FileLeaseStore(leases)
+    await store.claim(GUEST_ID, 1, Runner("elsewhere", b"e" * 16))
+    with pytest.raises(LocalProtocolError, match="its newest slot is 1, of 'elsewhere'") as caught:
+        await hosts.sending(1, ownership=ownership).run()
+    assert caught.value.code is ErrorCode.STALE_EPOCH
+    assert hosts.here.state == "running"
 
 
 async def test_nothing_tells_a_token(
@@ -492,7 +512,8 @@ SILENT = TransportError(ErrorCode.PEER_SILENT, "nothing for 5 s")
             result(Outcome.UNDECIDED, error=SILENT),
             (
                 "nobody here can know who owns the guest: peer_silent: nothing for 5 s. It stays paused "
-                "here: make certain that it does not run at the destination before you run it again"
+                "here: run this command again when the destination is back (sterna verdict tells more). If "
+                "it never comes back, make certain that it cannot run the guest, and say so to sterna resolve"
             ),
         ),
         (

@@ -505,6 +505,22 @@ async def test_a_guest_with_a_slot_is_not_taken_without_a_store() -> None:
     assert await store.newest(ID) is None
 
 
+async def test_without_an_answer_of_the_store_nothing_is_handed_over() -> None:
+    """[ONE-16] And nothing is in doubt by that: no code says so."""
+    host, store = await with_store(ALONE)
+    async with host.session() as session:
+        host.store = FaultyStore(store, [Fault.OUTAGE])
+        with pytest.raises(LocalProtocolError) as caught:
+            await session.admit(shown(1, ALONE), SENDER)
+        assert caught.value.code is ErrorCode.REFUSED
+        await session.admit(shown(1, ALONE), SENDER)
+        host.store = FaultyStore(store, [Fault.LOST_REPLY])
+        with pytest.raises(LocalProtocolError) as caught:
+            await session.probe(1, ALONE)
+        assert caught.value.code is ErrorCode.NOT_READY
+        await session.probe(1, ALONE)
+
+
 async def test_a_claim_is_the_store_s_to_decide(autojump_clock: Clock) -> None:
     """[ONE-7] [ONE-16] It is repeated while the store is silent, and people are told."""
     said: list[str] = []

@@ -22,6 +22,10 @@ _HERE: Final = {
     ErrorCode.NO_COMMON_VERSION: "install the same release of Sterna on both hosts",
 }
 _THERE: Final = {
+    ErrorCode.BUSY: (
+        "another session there has this guest, or another process its records; if both hosts are this "
+        "machine, give each of them its own --name or --records"
+    ),
     ErrorCode.PEER_NOT_LISTED: "add this host's identity to the peer list there (`sterna serve --help`)",
     ErrorCode.NOT_AUTHORISED: "add the guest to this host's may_send in the peer list there",
     ErrorCode.FULL: "free memory there, or try another host",

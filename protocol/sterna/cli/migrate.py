@@ -42,7 +42,7 @@ from sterna.cli.units import Duration, Json, Rate
 from sterna.core.events import Outcome, Result
 from sterna.core.policy import PolicySettings, Switchover, estimate_fixed_cost_s
 from sterna.core.words import duration_text, size_text
-from sterna.errors import ConfigError, GuestError, LocalProtocolError
+from sterna.errors import ConfigError, GuestError, LocalProtocolError, StoreError
 from sterna.guest.holder_client import HolderConnection, HolderStatus, connect_holder
 from sterna.host.agent import PeerListHost, rejection
 from sterna.host.evidence import SOURCE_IMAGE, WARNING, Evidence
@@ -249,7 +249,11 @@ class _Job:
         """The holder and the store agree who runs the guest; nothing is sent before that."""
         if host.store is None:
             return
-        newest = await host.store.newest(guest)
+        try:
+            newest = await host.store.newest(guest)
+        except StoreError as error:
+            detail = f"{error}. Nothing has been begun, and the guest runs on here"
+            raise LocalProtocolError(ErrorCode.NOT_READY, detail, clause="ONE-16") from error
         if newest == Slot(status.epoch, status.runner):
             return
         if newest is None:
@@ -462,8 +466,9 @@ def _sentence(result: Result, transport: Transport) -> str:
             )
         case Outcome.UNDECIDED | Outcome.ANSWERED:
             return (
-                f"nobody here can know who owns the guest{why}. It stays paused here: "
-                "make certain that it does not run at the destination before you run it again"
+                f"nobody here can know who owns the guest{why}. It stays paused here: run this command again "
+                "when the destination is back (sterna verdict tells more). If it never comes back, make "
+                "certain that it cannot run the guest, and say so to sterna resolve"
             )
         case Outcome.GUEST_FAILED:
             return f"the guest is here but could not be set running again{why}"

@@ -360,7 +360,7 @@ def _sentence(result: Result, transport: Transport) -> str:
         case Outcome.UNDECIDED:
             return (
                 f"permission to run the guest has come, but it does not run here{why}. It stays paused at "
-                "the source: make certain that it cannot run here before it is run again there"
+                "the source, until that has asked (sterna verdict tells more)"
             )
         case Outcome.ANSWERED:
             owner = "nobody knows who" if result.verdict is None else result.verdict.owner.name.lower()

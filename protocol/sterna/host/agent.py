@@ -26,7 +26,7 @@ from sterna.core.history import History, RecordConflict
 from sterna.core.records import Claiming, Decided, Record, SessionRecord, Side, Start
 from sterna.core.recovery import before_verdict
 from sterna.core.verdict import Facts, Step, answer, asked_for, judge
-from sterna.errors import LocalProtocolError, StoreUnavailable, TransportError
+from sterna.errors import LocalProtocolError, StoreError, StoreUnavailable, TransportError
 from sterna.guest.api import GuestDescription
 from sterna.host.lease import LeaseStore, claim_until_named
 from sterna.host.peers import Direction, PeerList
@@ -188,9 +188,8 @@ class HostSession:
             Fresh ids and a fresh runner; or who owns the guest, if HANDOVER has come for this epoch [ONE-14].
 
         Raises:
-            LocalProtocolError: BUSY, STALE_EPOCH, or MISSING_FEATURE.
+            LocalProtocolError: BUSY, STALE_EPOCH, MISSING_FEATURE, or REFUSED, the store has no answer.
             RecordError: BUSY, another process has the guest; RECORD_FAILED.
-            StoreError: the store has no answer.
             TransportError: NOT_AUTHORISED.
         """
         self._check_may_bring(hello.guest, peer)
@@ -222,7 +221,7 @@ class HostSession:
         if store is None:
             return
         self._has_store = any(each.id == Feature.LEASE_STORE for each in hello.features)
-        newest = await store.newest(hello.guest)
+        newest = await self._newest(ErrorCode.REFUSED)
         if newest is not None and not self._has_store:
             detail = f"the guest has slot {newest.epoch} in a lease store, and the source has no store"
             raise LocalProtocolError(ErrorCode.MISSING_FEATURE, detail, clause="ONE-55")
@@ -298,8 +297,7 @@ class HostSession:
 
     async def probe(self, epoch: int, runner: Runner) -> None:
         """The store answers, and the guest's newest slot is still this one [ONE-16]."""
-        store = self._host.store
-        newest = None if store is None else await store.newest(self._guest)
+        newest = await self._newest(ErrorCode.NOT_READY)
         if newest != Slot(epoch, runner):
             shown = "none" if newest is None else f"epoch {newest.epoch} of {newest.runner.host!r}"
             detail = f"the newest slot is {shown}, not epoch {epoch} of {runner.host!r}"
@@ -332,6 +330,17 @@ class HostSession:
         return answer(history, hello, identity, facts)
 
     # ---- inside ----
+
+    async def _newest(self, code: ErrorCode) -> Slot | None:
+        """The guest's newest slot; without an answer there is no handover, and nothing is in doubt [ONE-16].
+
+        Raises:
+            LocalProtocolError: of this code, with what the store has said, or has not.
+        """
+        try:
+            return None if self._host.store is None else await self._host.store.newest(self._guest)
+        except StoreError as error:
+            raise LocalProtocolError(code, str(error), clause="ONE-16") from error
 
     async def _records(self, *, make: bool = True) -> Keeper | None:
         """The guest's records, held until the session is left."""
