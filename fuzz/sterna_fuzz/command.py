@@ -92,6 +92,7 @@ def converge(options: Options = NO_OPTIONS) -> int:
 
 
 app.command("sterna_fuzz.world_command:world", name="world")
+app.command("sterna_fuzz.handover_command:handover", name="handover")
 
 
 def _command(name: str, options: Options) -> int:

@@ -131,9 +131,10 @@ def test_a_store_that_is_out_before_the_handover():
 def test_beside():
     """[ONE-60]"""
     world = at(store=False, destination=DestinationState.RECORDING)
-    inject(world, Fault.BESIDE, 1)
-    assert ("beside", BETA, 0, 0) not in possible(world, Fault.BESIDE, ALPHA)
+    assert possible(world, Fault.BESIDE, ALPHA) == [], "nobody is going to ask"
     inject(world, Fault.DEADLINE)
+    inject(world, Fault.BESIDE)
+    assert possible(world, Fault.BESIDE, ALPHA) == []
     go(world)
     assert check_rest(world) is End.RUNS
 

@@ -115,8 +115,10 @@ def test_who_may_be_run():
 def test_holders_are_copied_and_compared():
     holder = stopped()
     other = holder.copy()
-    assert other.key() == holder.key()
+    assert other.key({}) == holder.key({})
     other.runner = Runner("alpha", bytes(16))
     other.mark = 2
-    assert other.key() != holder.key()
+    assert other.key({}) != holder.key({})
     assert holder.mark == 0
+    holder.controller = 4
+    assert holder.key({4: 1}) != holder.key({}) == holder.key({5: 1}), "the dead are all one"

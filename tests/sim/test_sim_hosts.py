@@ -19,19 +19,32 @@ def test_copies_go_their_own_way():
     host.processes.append(process)
     process.tasks.append(Task(1, "recovery", image=b"i" * 16))
     other = host.copy()
-    assert other.key() == host.key()
+    assert other.key(None) == host.key(None)
     changes = (
         lambda: setattr(other.holders[0], "mark", 2),
         lambda: setattr(other.processes[0], "frozen", True),
         lambda: setattr(other.processes[0].tasks[0], "op", Hold("run", b"i" * 16)),
         lambda: setattr(other, "lock", 3),
+        lambda: setattr(other.processes[0], "rest", "seen"),
     )
     for change in changes:
-        before = other.key()
+        before = other.key("seen")
         change()
-        assert other.key() != before
-    assert host.key() != other.key()
+        other.cached = None
+        assert other.key("seen") != before
+    assert host.key(None) != other.key(None)
     assert host.processes[0].tasks[0].op is None
+
+
+def test_processes_are_named_by_what_they_are():
+    host = Host("alpha")
+    host.processes += [Process(8, beside=True), Process(6)]
+    assert host.names() == {0: 0, 6: 1, 8: 2}
+    assert host.may_lock(host.endpoint)
+    host.lock = 8
+    assert not host.may_lock(host.endpoint)
+    host.rests(host.processes[0])
+    assert (host.lock, len(host.processes)) == (0, 1), "who stood beside ends"
 
 
 def test_who_is_who():
@@ -54,7 +67,9 @@ def test_a_connection():
     line.push(1, b"")
     assert line.pipes == [(), (b"one",)]
     other = line.copy()
-    assert other.key() == line.key()
+    names = [{2: 1}, {3: 1}]
+    assert other.key(names) == line.key(names)
+    assert line.key(names) != line.key([{}, {}])
     line.leaves(0, crashed=True)
     line.push(1, b"two")
     line.push(0, b"three")

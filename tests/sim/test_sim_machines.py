@@ -48,8 +48,11 @@ def test_a_turn_is_taken_by_a_machine_that_is_told_everything_again():
     makers = RecallingMakers(Shape(store=False))
     greeting = makers.source(holder()).told(Start(), 0.0)
     lost, closed = greeting.told(Lost(), 0.0), greeting.told(Lost(closed=True), 0.0)
-    assert lost.state is closed.state is SourceState.ROLLING_BACK
-    assert lost.key() != closed.key()
+    assert lost.state is SourceState.ROLLING_BACK
+    assert closed is lost, "how it was lost is the same to it"
+    refused = greeting.told(Data(b"nonsense"), 0.0)
+    assert refused.state is SourceState.ROLLING_BACK
+    assert refused.key() != lost.key()
     assert makers.machines == 4
     assert makers.source(holder()).told(Start(), 0.0) is greeting
     other = holder()

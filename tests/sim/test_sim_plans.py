@@ -15,6 +15,7 @@ from sterna.sim.defects import Defect
 from sterna.sim.hosts import Hold, Process, Reach, Task, Write
 from sterna.sim.machines import Trouble
 from sterna.sim.plans import Answered, plan, spare_runner
+from sterna.sim.tasks import effect
 from sterna.wire.records import Hello, Runner, Verdict
 
 RUNNER = Runner("beta", b"b" * 16)
@@ -89,7 +90,7 @@ def asked(world, **changes):
         found := plan(world, here, process, task, AnswerVerdict(hello)), (Answered, Trouble)
     ):
         task.op = found
-        task.results = (*task.results, world.effect(here, process, task))
+        task.results = (*task.results, effect(world, here, process, task))
     return found.answer if isinstance(found, Answered) else found
 
 

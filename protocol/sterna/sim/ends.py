@@ -25,7 +25,7 @@ def ended(world: World, host: Host, process: Process, task: Task, result: Result
         _heard(world, task, result, reached=reached)
         return True
     process.tasks.remove(task)
-    process.rest = None
+    process.rest, process.looked = None, False
     if task.kind == "source" or task.image:
         world.ends.append((task.kind, str(result.outcome)))
     process.undecided = result.session if result.outcome is Outcome.UNDECIDED else b""

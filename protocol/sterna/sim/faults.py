@@ -13,6 +13,7 @@ from sterna.registry import ErrorCode
 from sterna.sim.holding import destroy
 from sterna.sim.hosts import Hold, Host, Process, Reach, TakeLocks, Task, Write
 from sterna.sim.machines import Trouble
+from sterna.sim.tasks import effect, lands
 
 if TYPE_CHECKING:
     from sterna.sim.world import World
@@ -112,9 +113,10 @@ def _possible(world: World, fault: Fault, source: int) -> Iterator[Step]:
             if world.store is not None and world.store.answers:
                 yield ("store-out", 0, 0, 0)
         case Fault.BESIDE:
-            yield from (
-                ("beside", number, 0, 0) for number in (0, 1) if "beside" not in world.hosts[number].armed
-            )
+            here = world.hosts[source].endpoint
+            asks = here is not None and all(task.kind == "recovery" for task in here.tasks)
+            if asks and "beside" not in world.hosts[1 - source].armed:
+                yield ("beside", 1 - source, 0, 0)
         case _:
             yield from _of_ops(world, fault)
 
@@ -184,7 +186,7 @@ def _befall(world: World, fault: Fault, host: Host, process: Process, task: Task
     op = task.op
     match fault:
         case Fault.REPLY_LOST:
-            world.effect(host, process, task)
+            effect(world, host, process, task)
             return  # and is repeated
         case Fault.CLAIM_LATE | Fault.CLAIM_DOUBLED:
             assert isinstance(op, Reach)
@@ -194,10 +196,10 @@ def _befall(world: World, fault: Fault, host: Host, process: Process, task: Task
         case Fault.RECORD_SLOW:
             return  # whoever has a clock sees to that
         case Fault.RECORD_LIES:
-            found = world.effect(host, process, task)
+            found = effect(world, host, process, task)
             task.answer = found if isinstance(found, Trouble) else Trouble(ErrorCode.RECORD_FAILED)
         case Fault.RECORD_FAILS:
             task.answer = Trouble(ErrorCode.RECORD_FAILED)
         case _:
             task.answer = Trouble(ErrorCode.GUEST_FAILED)
-    world.lands(host, process, task)
+    lands(world, host, process, task)

@@ -9,6 +9,7 @@ its controller is gone, a marked one does not, a room that was made for a guest 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from functools import lru_cache
 from typing import Final
@@ -147,11 +148,11 @@ class Holder:
             setattr(other, name, getattr(self, name))
         return other
 
-    def key(self) -> tuple[object, ...]:
-        """Equal for holders that behave alike."""
+    def key(self, names: Mapping[int, int]) -> tuple[object, ...]:
+        """Equal for holders that behave alike. `names`: of processes that live; the dead are all one."""
         return (
-            self.host, self.image, self.stage.name, self.count, self.epoch, self.runner, self.mark,
-            self.granter, self.controller, self.intact,
+            self.image, self.stage.value, self.count, self.epoch, self.runner, self.mark,
+            names.get(self.granter, -1), names.get(self.controller, -1), self.intact,
         )  # fmt: skip
 
     @property

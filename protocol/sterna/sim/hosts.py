@@ -5,7 +5,7 @@ All of it is plain data that can be copied (`copy`) and compared (`key`). What h
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -68,11 +68,12 @@ class Task:
         image: the id of the image that it is about.
         peer, complete, store: what recovery has learned, see `sterna.core.recovery`.
         failed: whether something that recovery has tried may work another time.
+        stuck: whether the last thing that it has tried has failed, so that it ends.
     """
 
     __slots__ = (
         "answer", "complete", "failed", "image", "kind", "landed", "line", "machine", "number", "op", "peer",
-        "results", "session", "store",
+        "results", "session", "store", "stuck",
     )  # fmt: skip
 
     def __init__(self, number: int, kind: str, machine: Driven | None = None, image: bytes = b"") -> None:
@@ -90,6 +91,7 @@ class Task:
         self.complete = False
         self.store: Store | None = None
         self.failed = False
+        self.stuck = False
 
     def copy(self) -> Task:
         """One that goes its own way."""
@@ -115,19 +117,21 @@ class Process:
         beside: it is not the endpoint, and stays only for what it was started for.
         frozen: it does nothing, though it is there.
         tasks: what it does.
+        looked: recovery has come to an end at a source, and has changed nothing on the way.
         rest: what there was to be seen when recovery last came to its end; None if it is to look again.
         stale: the records as it knows them, if another process has them by now, as must never be.
         undecided: the session that ended so in this process last; empty if none did.
         heard: what the peer has said of who owns the guest, in that session.
     """
 
-    __slots__ = ("beside", "frozen", "heard", "number", "rest", "stale", "tasks", "undecided")
+    __slots__ = ("beside", "frozen", "heard", "looked", "number", "rest", "stale", "tasks", "undecided")
 
     def __init__(self, number: int, *, beside: bool = False) -> None:
         self.number = number
         self.beside = beside
         self.frozen = False
         self.tasks: list[Task] = []
+        self.looked = False
         self.rest: Hashable = None
         self.stale: History | None = None
         self.undecided = b""
@@ -138,23 +142,19 @@ class Process:
         other = object.__new__(Process)
         other.number, other.beside, other.frozen = self.number, self.beside, self.frozen
         other.rest, other.heard, other.undecided = self.rest, self.heard, self.undecided
-        other.stale = self.stale
+        other.stale, other.looked = self.stale, self.looked
         other.tasks = [each.copy() for each in self.tasks]
         return other
 
     def key(self) -> tuple[object, ...]:
-        """Equal for processes that go on alike."""
-        tasks = tuple([each.key() for each in self.tasks])
-        return (
-            self.number,
-            self.beside,
-            self.frozen,
-            self.rest,
-            self.heard,
-            self.undecided,
-            self.stale,
-            tasks,
-        )
+        """Equal for processes that go on alike, as far as they have seen the same."""
+        knows = self.heard, self.undecided, self.stale
+        return (self.beside, self.frozen, self.looked, knows, tuple([each.key() for each in self.tasks]))
+
+    @property
+    def next_number(self) -> int:
+        """For its next task."""
+        return max((each.number for each in self.tasks), default=0) + 1
 
     def task(self, number: int) -> Task | None:
         """The task of this number."""
@@ -174,10 +174,12 @@ class Host:
         settled: where recovery came to its end last.
         sessions: how many were admitted here.
         armed: what goes wrong next, by name.
+        cached: of the key, None when something may have changed.
     """
 
     __slots__ = (
-        "armed", "history", "holders", "lock", "name", "processes", "sent", "sessions", "settled", "starts",
+        "armed", "cached", "history", "holders", "lock", "name", "processes", "sent", "sessions", "settled",
+        "starts",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
@@ -191,6 +193,7 @@ class Host:
         self.settled: Settled | None = None
         self.sessions = 0
         self.armed: frozenset[str] = frozenset()
+        self.cached: int | None = None
 
     def copy(self) -> Host:
         """One that goes its own way."""
@@ -198,20 +201,44 @@ class Host:
         other.name, other.history, other.sent = self.name, self.history, self.sent
         other.lock, other.sessions, other.armed = self.lock, self.sessions, self.armed
         other.settled, other.starts = self.settled, self.starts
+        other.cached = None
         other.holders = [each.copy() for each in self.holders]
         other.processes = [each.copy() for each in self.processes]
         return other
 
-    def key(self) -> tuple[object, ...]:
-        """Equal for hosts that go on alike."""
-        return (
-            self.history.records,
-            tuple([each.key() for each in self.holders]),
-            tuple([each.key() for each in self.processes]),
-            self.lock,
-            self.armed,
-            self.settled,
-        )
+    def key(self, view: Hashable) -> tuple[object, ...]:
+        """Equal for hosts that go on alike. Of the view of recovery matters whether it is a new one."""
+        if self.cached is None:
+            names = self.names()
+            self.cached = hash(
+                (
+                    self.history.records,
+                    tuple([each.key(names) for each in self.holders]),
+                    tuple([each.key() for each in self.processes]),
+                    names.get(self.lock, -1),
+                    self.armed,
+                    self.settled is not None and self.settled.lost,
+                )
+            )
+        return (self.cached, *[each.rest == view for each in self.processes])
+
+    def names(self) -> dict[int, int]:
+        """Processes by what they are here and now, not by how many came before."""
+        ordered = sorted(self.processes, key=lambda each: each.beside)
+        return {0: 0, **{each.number: place for place, each in enumerate(ordered, 1)}}
+
+    def may_lock(self, process: Process) -> bool:
+        """Whether no other process has the guest's records."""
+        return self.lock in {0, process.number}
+
+    def rests(self, process: Process) -> None:
+        """A process without anything to do lets go of the records; one that stood beside ends."""
+        if process.tasks:
+            return
+        if self.lock == process.number:
+            self.lock = 0
+        if process.beside and not process.frozen:
+            self.processes.remove(process)
 
     @property
     def endpoint(self) -> Process | None:
@@ -274,11 +301,12 @@ class Line:
         other.crashed, other.gone = list(self.crashed), list(self.gone)
         return other
 
-    def key(self) -> tuple[object, ...]:
+    def key(self, names: Sequence[Mapping[int, int]]) -> tuple[object, ...]:
         """Equal for connections that go on alike."""
+        ends = tuple([(host, names[host].get(process, -1), task) for host, process, task in self.ends])
         return (
-            self.number, self.ends, tuple(self.pipes), tuple(self.closed), tuple(self.crashed),
-            tuple(self.gone), self.broken,
+            self.number, ends, tuple(self.pipes), tuple(self.closed), tuple(self.crashed), tuple(self.gone),
+            self.broken,
         )  # fmt: skip
 
     def push(self, end: int, data: bytes) -> None:

@@ -277,7 +277,8 @@ class RecalledMachine:
         return (self._tree.name, self.number)
 
     def told(self, what: Input, now: float) -> RecalledMachine:
-        """The machine after this; no time passes here."""
+        """The machine after this; no time passes here, and how a connection was lost is the same to it."""
+        what = Lost() if isinstance(what, Lost) else what
         known = self._next.get(what)
         if known is not None:
             return known

@@ -6,6 +6,7 @@ named are kept for as long as one recovery goes on; the store is read again afte
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -22,12 +23,18 @@ from sterna.core.recovery import (
     Settled,
     Situation,
     next_act,
+    open_session,
 )
 from sterna.core.verdict import Facts, Store
+from sterna.registry import Owner
+from sterna.sim.connecting import connect, says
 from sterna.sim.defects import Defect
 from sterna.sim.holder import Stage
-from sterna.sim.hosts import Hold, Host, Op, Reach, Task, Write
+from sterna.sim.holding import attach
+from sterna.sim.hosts import Hold, Host, Op, Process, Reach, Task, Write
+from sterna.sim.machines import Ask, Trouble
 from sterna.sim.plans import spare_runner
+from sterna.wire.records import NO_RUNNER
 
 if TYPE_CHECKING:
     from sterna.sim.world import World
@@ -50,6 +57,109 @@ class Question:
 
 
 Next: TypeAlias = Op | Question | Settled
+
+
+def open_session_of(host: Host, process: Process) -> SessionRecord | None:
+    """The session to recover: one that ended undecided in this process, or one that is open.
+
+    The former need not be open by records and mark: perhaps neither mark nor grant has come about.
+    """
+    mark = max((each.mark for each in host.holders if each.lives), default=0)
+    return host.history.session(process.undecided) or open_session(host.history, mark)
+
+
+def view_of(world: World, host: Host, session: SessionRecord) -> Hashable:
+    """What recovery of a session goes by: as long as this is the same, it would come to the same end."""
+    holders = tuple([(each.stage.name, each.mark, each.epoch, each.controller) for each in host.holders])
+    slots = None if world.store is None else (len(world.store.slots), world.store.answers)
+    own = (len(host.history.records), holders, slots)
+    if session.side is Side.DESTINATION:
+        return own
+    peer = world.other(host)
+    processes = tuple([(each.number, each.frozen) for each in peer.processes])
+    return (*own, len(peer.history.records), processes, peer.lock)
+
+
+def sees(world: World, host: Host) -> Hashable:
+    """What recovery at a host would see now; None if there is nothing to recover."""
+    endpoint = host.endpoint
+    session = None if endpoint is None else open_session_of(host, endpoint)
+    return None if session is None else view_of(world, host, session)
+
+
+def is_due(world: World, host: Host, process: Process) -> bool:
+    """Whether there is a session to recover, and something new to be seen of it."""
+    if any(task.kind != "destination" or task.image for task in process.tasks):
+        return False  # a session or recovery is under way
+    if not host.may_lock(process) and Defect.OLD_CONTROLLER not in world.defects:
+        return False
+    session = open_session_of(host, process)
+    return session is not None and process.rest != view_of(world, host, session)
+
+
+def begin(world: World, host: Host, process: Process) -> None:
+    """Look at what there is, and go on from there."""
+    session = open_session_of(host, process)
+    assert session is not None
+    world.locks(host, process)
+    image = host.image_of(session.session)
+    holder = host.holder(image)
+    process.rest, process.looked = view_of(world, host, session), False
+    if holder is not None and holder.lives and not attach(world, holder, process):
+        return
+    process.rest = view_of(world, host, session)
+    task = Task(process.next_number, "recovery", None, image)
+    task.session, task.peer = session.session, process.heard
+    process.tasks.append(task)
+    go_on(world, host, process, task)
+
+
+def go_on(world: World, host: Host, process: Process, task: Task) -> None:
+    """The next act, unless the last one failed."""
+    if task.stuck:
+        _settles(world, host, process, task)
+        return
+    following = next_of(world, host, task)
+    while isinstance(following, Question):
+        session = following.session
+        if connect(world, host, process, task):
+            runners = sorted(host.history.runners(session.epoch), key=lambda each: each.id)
+            task.machine = world.makers.asker(host.name, session.epoch, next(iter(runners), NO_RUNNER))
+            task.machine = task.machine.told(Ask(session.session, session.token), world.now)
+            says(world, process, task)
+            return
+        task.peer = Owner.UNDECIDED  # nobody is there; when somebody is, that is something new
+        following = next_of(world, host, task)
+    if isinstance(following, Settled):
+        host.settled = following
+        _settles(world, host, process, task)
+    else:
+        task.op = following
+
+
+def learns(task: Task, op: Op, answer: Hashable) -> None:
+    """What came of an act. Where it failed, recovery ends, and begins again with a look at everything."""
+    claimed = isinstance(op, Reach) and op.verb == "claim"
+    if isinstance(answer, Store):
+        task.store = answer
+    elif claimed:
+        task.store = Store(answers=False)  # it is read again
+    failed = isinstance(answer, Trouble) and answer.existing is None
+    task.stuck = failed or (claimed and answer is None)
+    task.failed |= task.stuck and not isinstance(op, Hold)
+
+
+def _settles(world: World, host: Host, process: Process, task: Task) -> None:
+    """Recovery has come to its end for now; it begins again when there is something new."""
+    session = host.history.session(task.session)
+    assert session is not None
+    process.looked = session.side is Side.SOURCE and process.rest == view_of(world, host, session)
+    if task.failed:
+        process.rest = None
+    elif host.settled is not None and host.settled.judgement.owner is not Owner.UNDECIDED:
+        process.undecided = b""
+    process.tasks.remove(task)
+    host.rests(process)
 
 
 def situation_of(world: World, host: Host, task: Task) -> Situation:

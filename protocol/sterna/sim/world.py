@@ -15,30 +15,32 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from typing import Final, TypeAlias
 
-from sterna.core.history import RecordConflict
-from sterna.core.records import NO_SESSION, RunnerRecord, SessionRecord, Side
-from sterna.core.recovery import open_session
-from sterna.core.verdict import Store
-from sterna.registry import ErrorCode, Owner
+from sterna.core.records import NO_SESSION, RunnerRecord
+from sterna.sim.connecting import connect, forget_lines, hears
 from sterna.sim.defects import Defect
-from sterna.sim.ends import ended
 from sterna.sim.faults import inject
 from sterna.sim.holder import Holder, Stage
-from sterna.sim.holding import attach, controller_gone, hold
-from sterna.sim.hosts import Hold, Host, Line, Process, Reach, Task, Write, write
+from sterna.sim.holding import attach, controller_gone
+from sterna.sim.hosts import Host, Line, Process, Reach, Task
 from sterna.sim.judge import Judge
-from sterna.sim.machines import Ask, Data, Done, Failed, Input, Lost, Start, Tick, Trouble
+from sterna.sim.machines import Start, Tick
 from sterna.sim.makers import Makers
-from sterna.sim.plans import Answered, plan
-from sterna.sim.recovering import Question, next_of
+from sterna.sim.recovering import begin as recover
+from sterna.sim.recovering import is_due, sees
 from sterna.sim.store import SlotStore
-from sterna.wire.records import NO_RUNNER, Runner
+from sterna.sim.tasks import act, reply, tell
+from sterna.wire.records import Runner
 
 Step: TypeAlias = tuple[str, int, int, int]
 """What happens: a word, and what it happens to."""
 
 FIRST_IMAGE: Final = bytes([1]) * 16
 _FIRST_COUNT: Final = 5
+
+
+# What happens to an end of a connection, and what to nothing of a host's; all else happens to a host.
+_OF_LINES: Final = frozenset({"deliver", "lost", "closed", "expire", "deadline"})
+_OF_NO_HOST: Final = frozenset({"cut", "drop", "land", "store-out", "store-back"})
 
 
 class World:
@@ -57,8 +59,8 @@ class World:
     def __init__(self, makers: Makers, *, store: bool, defects: frozenset[Defect] = frozenset()) -> None:
         self.makers: Final = makers
         self.hosts = (Host("alpha"), Host("beta"))
+        self._shared = [False, False]
         self.lines: list[Line] = []
-        self.opened = 0
         self.now = 0.0
         self.defects = defects
         self.ends: list[tuple[str, str]] = []
@@ -73,13 +75,13 @@ class World:
         here.holders.append(holder)
         self.judge = Judge(holder)
         for number in (0, 1):
-            self._start_process(number)
+            self.start_process(number)
 
     def copy(self) -> World:
         """One that goes its own way. Only with machines that can be recalled."""
         other = object.__new__(World)
         other.__dict__.update(self.__dict__)
-        other.hosts = (self.hosts[0].copy(), self.hosts[1].copy())
+        self._shared, other._shared = [True, True], [True, True]
         other.store = None if self.store is None else self.store.copy()
         other.lines = [each.copy() for each in self.lines]
         other.judge = self.judge.copy()
@@ -88,13 +90,25 @@ class World:
 
     def key(self) -> Hashable:
         """Equal for worlds in which the same can happen."""
+        views = [sees(self, host) for host in self.hosts]
+        names = [host.names() for host in self.hosts]
         return (
-            self.hosts[0].key(),
-            self.hosts[1].key(),
+            self.hosts[0].key(views[0]),
+            self.hosts[1].key(views[1]),
             None if self.store is None else self.store.key(),
-            tuple([each.key() for each in self.lines]),
+            tuple([each.key(names) for each in self.lines]),
             self.judge.key(),
         )
+
+    def own(self, number: int) -> Host:
+        """A host that is about to change: this world's own, not one that it shares with a copy."""
+        host = self.hosts[number]
+        if self._shared[number]:
+            host = host.copy()
+            self.hosts = (host, self.hosts[1]) if number == 0 else (self.hosts[0], host)
+            self._shared[number] = False
+        host.cached = None
+        return host
 
     # ---- looking ----
 
@@ -117,15 +131,20 @@ class World:
 
     def at(self, host: int, process: int, task: int) -> tuple[Host, Process, Task]:
         """What a step is about."""
-        found = self.hosts[host].process(process)
-        assert found is not None
+        here, found = self.in_(host, process)
         busy = found.task(task)
         assert busy is not None
-        return self.hosts[host], found, busy
+        return here, found, busy
+
+    def in_(self, host: int, process: int) -> tuple[Host, Process]:
+        """A process, and its host."""
+        found = self.hosts[host].process(process)
+        assert found is not None
+        return self.hosts[host], found
 
     def locks(self, host: Host, process: Process) -> bool:
         """Whether this process has the guest's records here, or gets them now [ONE-60]."""
-        if host.lock in {0, process.number} or Defect.OLD_CONTROLLER in self.defects:
+        if host.may_lock(process) or Defect.OLD_CONTROLLER in self.defects:
             host.lock = process.number
             return True
         return False
@@ -142,7 +161,20 @@ class World:
                 found += self._of_process(number, host, process)
         for line in self.lines:
             found += self._of_line(line)
+        if all(step[0] == "wake" for step in found):
+            found += self._again()
         return found
+
+    def _again(self) -> Iterator[Step]:
+        """Recovery of a source that has looked in vain, and sees something new.
+
+        It looks again when nobody else does anything. It might at any time; but as it has changed nothing and
+        remembers nothing, that would be as if it had not looked before.
+        """
+        for number, host in enumerate(self.hosts):
+            endpoint = host.endpoint
+            if endpoint is not None and not endpoint.frozen and endpoint.looked:
+                yield from (step for step in self._recovers(number, host, endpoint))
 
     def _of_process(self, number: int, host: Host, process: Process) -> Iterator[Step]:
         at = number, process.number
@@ -153,40 +185,16 @@ class World:
                 yield ("reply", *at, task.number)
             elif task.op is not None and not task.landed and self._may_land(task):
                 yield ("act", *at, task.number)
-        if not process.frozen and not process.beside and self._should_recover(host, process):
-            yield ("recover", *at, 0)
+        if not process.frozen and not process.beside and not process.looked:
+            yield from self._recovers(number, host, process)
+
+    def _recovers(self, number: int, host: Host, process: Process) -> Iterator[Step]:
+        if is_due(self, host, process):
+            yield ("recover", number, process.number, 0)
 
     def _may_land(self, task: Task) -> bool:
         claims = isinstance(task.op, Reach) and task.op.verb == "claim"
         return not claims or self.store is None or self.store.answers
-
-    def _should_recover(self, host: Host, process: Process) -> bool:
-        if any(task.kind != "destination" or task.image for task in process.tasks):
-            return False  # a session or recovery is under way
-        if host.lock not in {0, process.number} and Defect.OLD_CONTROLLER not in self.defects:
-            return False
-        session = self._open_session(host, process)
-        return session is not None and process.rest != self._view(host, session)
-
-    @staticmethod
-    def _open_session(host: Host, process: Process) -> SessionRecord | None:
-        """The session to recover: one that ended undecided in this process, or one that is open.
-
-        The former need not be open by records and mark: perhaps neither mark nor grant has come about.
-        """
-        mark = max((each.mark for each in host.holders if each.lives), default=0)
-        return host.history.session(process.undecided) or open_session(host.history, mark)
-
-    def _view(self, host: Host, session: SessionRecord) -> Hashable:
-        """What recovery of a session goes by: as long as this is the same, it would come to the same end."""
-        holders = tuple([(each.stage.name, each.mark, each.epoch, each.controller) for each in host.holders])
-        slots = 0 if self.store is None else (len(self.store.slots), self.store.answers)
-        own = (len(host.history.records), holders, slots)
-        if session.side is Side.DESTINATION:
-            return own
-        peer = self.other(host)
-        processes = tuple([(each.number, each.frozen) for each in peer.processes])
-        return (*own, len(peer.history.records), processes, peer.lock)
 
     def _of_line(self, line: Line) -> Iterator[Step]:
         for end in (0, 1):
@@ -238,22 +246,29 @@ class World:
             Violation: something came of it that must never happen.
         """
         word, one, two, three = step
+        line = self.line(one) if word in _OF_LINES else None
+        if word in _OF_LINES:
+            assert line is not None
+            self.own(line.ends[two][0])
+        elif word not in _OF_NO_HOST:
+            self.own(one)
         match word:
             case "act":
-                self._act(*self.at(one, two, three))
+                act(self, *self.at(one, two, three))
             case "reply":
-                self._reply(*self.at(one, two, three))
+                reply(self, *self.at(one, two, three))
             case "tick":
-                self._tell(*self.at(one, two, three), Tick())
+                tell(self, *self.at(one, two, three), Tick())
             case "deliver" | "lost" | "closed" | "expire" | "deadline":
-                self._hears(word, one, two)
+                assert line is not None
+                what = hears(self, word, line, two)
+                tell(self, *self.at(*line.ends[two]), what)
             case "recover":
-                self._recover(one, two)
+                recover(self, *self.in_(one, two))
             case "restart":
-                self._start_process(one)
+                self.start_process(one)
             case "wake" | "freeze":
-                process = self.hosts[one].process(two)
-                assert process is not None
+                _, process = self.in_(one, two)
                 process.frozen = word == "freeze"
             case "kill":
                 self.kill(one, two)
@@ -261,7 +276,7 @@ class World:
                 endpoint = self.hosts[one].endpoint
                 assert endpoint is not None
                 endpoint.beside, endpoint.stale = True, self.hosts[one].history
-                self._start_process(one)
+                self.start_process(one)
             case "land":
                 assert self.store is not None
                 self.store.lands(one)
@@ -274,32 +289,27 @@ class World:
 
     def begin(self, host: int) -> None:
         """The endpoint of the guest's host opens a session."""
-        here = self.hosts[host]
+        here = self.own(host)
         process, holder = here.endpoint, next(each for each in here.holders if each.stage is Stage.RUNS)
         assert process is not None
         self.locks(here, process)
         attach(self, holder, process)
-        task = Task(self._number(process), "source", self.makers.source(holder), holder.image)
+        task = Task(process.next_number, "source", self.makers.source(holder), holder.image)
         process.tasks.append(task)
-        self._connect(host, process, task)
-        self._tell(here, process, task, Start())
+        connect(self, here, process, task)
+        tell(self, here, process, task, Start())
 
-    def _start_process(self, number: int, *, beside: bool = False) -> Process:
+    def start_process(self, number: int, *, beside: bool = False) -> Process:
+        """A new process, which knows nothing."""
         host = self.hosts[number]
         host.starts += 1
         process = Process(2 * host.starts + number, beside=beside)
         host.processes.append(process)
         return process
 
-    @staticmethod
-    def _number(process: Process) -> int:
-        return max((each.number for each in process.tasks), default=0) + 1
-
     def kill(self, number: int, process: int) -> None:
         """A process dies with all that it knew. What it has asked the store for may land all the same."""
-        host = self.hosts[number]
-        dead = host.process(process)
-        assert dead is not None
+        host, dead = self.in_(number, process)
         for task in dead.tasks:
             if isinstance(task.op, Reach) and task.op.verb == "claim" and not task.landed and self.store:
                 self.store.strays(task.op.epoch, task.op.runner)
@@ -310,215 +320,5 @@ class World:
             for end in (0, 1):
                 if line.ends[end][:2] == (number, process) and not line.gone[end]:
                     line.leaves(end, crashed=True)
-        self.forget_lines()
+        forget_lines(self)
         controller_gone(self, host, process)
-
-    def forget_lines(self) -> None:
-        """Connections with nobody at either end are no more."""
-        self.lines = [each for each in self.lines if not all(each.gone)]
-
-    # ---- connections ----
-
-    def _connect(self, host: int, process: Process, task: Task) -> None:
-        """Reach the other host, if anybody listens there: its endpoint, or one that stands beside it."""
-        other = self.hosts[1 - host]
-        listener = other.endpoint
-        if "beside" in other.armed:
-            other.armed -= {"beside"}
-            listener = self._start_process(1 - host, beside=True)
-        if listener is None or self._keeps_waiting(host, listener):
-            return
-        answering = Task(self._number(listener), "destination", self.makers.destination(other.name))
-        listener.tasks.append(answering)
-        self.opened += 1
-        taken = {each.number for each in self.lines}
-        number = next(each for each in range(1, len(taken) + 2) if each not in taken)
-        here, there = (host, process.number, task.number), (1 - host, listener.number, answering.number)
-        self.lines.append(Line(number, (here, there)))
-        task.line = answering.line = number
-
-    def _keeps_waiting(self, host: int, listener: Process) -> bool:
-        """Whether a question that was given up waits before a frozen process: one more changes nothing."""
-        if not listener.frozen:
-            return False
-        ends = [each.ends for each in self.lines if each.gone[0]]
-        return any(here[0] == host and there[1] == listener.number for here, there in ends)
-
-    def _end_of(self, process: Process, task: Task) -> tuple[Line | None, int]:
-        line = self.line(task.line)
-        if line is None:
-            return None, 0
-        return line, 0 if line.ends[0][1:] == (process.number, task.number) else 1
-
-    def _hears(self, word: str, number: int, end: int) -> None:
-        line = self.line(number)
-        assert line is not None
-        what: Input
-        if word == "deliver":
-            data, *rest = line.pipes[end]
-            line.pipes[end] = tuple(rest)
-            what = Data(data)
-        else:
-            what = Lost(closed=word == "closed" and not line.crashed[1 - end])
-            line.leaves(end)
-            self.forget_lines()
-        self._tell(*self.at(*line.ends[end]), what)
-
-    def _tell(self, host: Host, process: Process, task: Task, what: Input) -> None:
-        """A machine is told something; what it says is sent, and what it asks for is begun."""
-        assert task.machine is not None
-        task.machine = task.machine.told(what, self.now)
-        line, end = self._end_of(process, task)
-        if line is not None:
-            line.push(1 - end, task.machine.said)
-        self._go_on(host, process, task)
-
-    # ---- tasks ----
-
-    def _go_on(self, host: Host, process: Process, task: Task) -> None:
-        """Whatever a task can do now."""
-        machine = task.machine
-        if machine is None:
-            self._go_on_recovering(host, process, task)
-        elif machine.result is not None and not machine.asked:
-            line, end = self._end_of(process, task)
-            if line is not None:
-                line.leaves(end)
-                self.forget_lines()
-            if ended(self, host, process, task, machine.result):
-                self._go_on(host, process, task)
-            elif task not in process.tasks:
-                self._rests(host, process)
-        elif machine.asked and task.op is None:
-            doing = plan(self, host, process, task, machine.asked[0])
-            if isinstance(doing, Answered):
-                task.results = ()
-                self._tell(host, process, task, Done(doing.answer))
-            elif isinstance(doing, Trouble):
-                task.results = ()
-                self._tell(host, process, task, Failed(doing))
-            else:
-                task.op = doing
-
-    def _rests(self, host: Host, process: Process) -> None:
-        """A process without anything to do lets go of the records; one that stood beside ends."""
-        if process.tasks:
-            return
-        if host.lock == process.number:
-            host.lock = 0
-        if process.beside and not process.frozen:
-            host.processes.remove(process)
-
-    def _act(self, host: Host, process: Process, task: Task) -> None:
-        """What is under way takes effect, and if the process is not frozen it hears of it."""
-        assert task.op is not None
-        task.answer = self.effect(host, process, task)
-        self.lands(host, process, task)
-
-    def lands(self, host: Host, process: Process, task: Task) -> None:
-        """What is under way has its answer; the process hears of it, or will when it wakes."""
-        task.landed = True
-        if not process.frozen:
-            self._reply(host, process, task)
-
-    def effect(self, host: Host, process: Process, task: Task) -> Hashable:
-        """Let what a task has under way take effect; the answer."""
-        match task.op:
-            case Write(record):
-                try:
-                    write(host, process, record)
-                except RecordConflict as conflict:
-                    return Trouble(ErrorCode.RECORD_FAILED, conflict.existing)
-                if isinstance(record, SessionRecord) and record.side is Side.SOURCE:
-                    host.sent = (*host.sent, (record.session, task.image))
-                return None
-            case Hold():
-                return hold(self, host, process, task, task.op)
-            case Reach():
-                return self._reach(task.op)
-            case _:
-                return None  # storage locks, taken
-
-    def _reach(self, op: Reach) -> Hashable:
-        assert self.store is not None
-        if op.verb == "claim":
-            return self.store.claim(op.epoch, op.runner)
-        if not self.store.answers:
-            return Trouble(ErrorCode.UNDECIDED)
-        if op.verb == "read":
-            return self.store.facts(op.epoch)
-        newest = self.store.read(op.epoch) == op.runner and self.store.read(op.epoch + 1) is None
-        return None if newest else Trouble(ErrorCode.STALE_EPOCH)
-
-    def _reply(self, host: Host, process: Process, task: Task) -> None:
-        """A task hears what came of what it had under way."""
-        op, answer = task.op, task.answer
-        task.op, task.answer, task.landed = None, None, False
-        if task.machine is not None:
-            task.results = (*task.results, answer)
-            self._go_on(host, process, task)
-            return
-        if isinstance(answer, Store):
-            task.store = answer
-        elif isinstance(op, Reach):
-            task.store = Store(answers=False)  # a claim has changed it: it is read again
-        stuck = isinstance(answer, Trouble) and answer.existing is None
-        if stuck or (isinstance(op, Reach) and op.verb == "claim" and answer is None):
-            process.rest = None if isinstance(op, (Write, Reach)) else process.rest
-            task.failed = task.failed or isinstance(op, (Write, Reach))
-            self.settles(host, process, task)
-            return
-        self._go_on(host, process, task)
-
-    # ---- recovery ----
-
-    def _recover(self, number: int, process_number: int) -> None:
-        host = self.hosts[number]
-        process = host.process(process_number)
-        assert process is not None
-        session = self._open_session(host, process)
-        assert session is not None
-        self.locks(host, process)
-        image = host.image_of(session.session)
-        holder = host.holder(image)
-        process.rest = self._view(host, session)
-        if holder is not None and holder.lives and not attach(self, holder, process):
-            return
-        process.rest = self._view(host, session)
-        task = Task(self._number(process), "recovery", None, image)
-        task.session, task.peer = session.session, process.heard
-        process.tasks.append(task)
-        self._go_on(host, process, task)
-
-    def _go_on_recovering(self, host: Host, process: Process, task: Task) -> None:
-        following = next_of(self, host, task)
-        if isinstance(following, Question):
-            self._ask(host, process, task, following.session)
-        elif isinstance(following, (Write, Hold, Reach)):
-            task.op = following
-        else:
-            assert not isinstance(following, (Question,))
-            host.settled = following  # type: ignore[assignment]
-            self.settles(host, process, task)
-
-    def settles(self, host: Host, process: Process, task: Task) -> None:
-        """Recovery has come to its end for now; it begins again when there is something new."""
-        if task.failed:
-            process.rest = None
-        elif host.settled is not None and host.settled.judgement.owner is not Owner.UNDECIDED:
-            process.undecided = b""
-        process.tasks.remove(task)
-        self._rests(host, process)
-
-    def _ask(self, host: Host, process: Process, task: Task, session: SessionRecord) -> None:
-        number = self.hosts.index(host)
-        runner = next(iter(sorted(host.history.runners(session.epoch), key=lambda each: each.id)), NO_RUNNER)
-        task.machine = self.makers.asker(host.name, session.epoch, runner)
-        task.line = 0
-        self._connect(number, process, task)
-        task.machine = task.machine.told(Ask(session.session, session.token), self.now)
-        line, _ = self._end_of(process, task)
-        if line is None:
-            self._tell(host, process, task, Lost())
-        else:
-            line.push(1, task.machine.said)

@@ -1,0 +1,121 @@
+"""`sterna fuzz handover`: every interleaving of a handover, with up to so many faults."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import Annotated, Final
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from sterna.cli.exits import Exit
+from sterna.cli.output import Output
+from sterna.cli.units import Json
+from sterna.sim.defects import Defect
+from sterna.sim.explore import Explored, explore, told
+
+FAULTS_MAX: Final = 8
+_BOTH: Final = (True, False)
+
+Flag = Annotated[bool | None, Parameter(negative="--no-store", show_default=False)]
+
+
+def handover(
+    *,
+    faults: Annotated[int, Parameter(validator=Number(gte=0, lte=FAULTS_MAX))] = 2,
+    store: Flag = None,
+    jobs: Annotated[int, Parameter(validator=Number(gte=1, lte=2))] = 1,
+    defect: Annotated[tuple[Defect, ...], Parameter(negative=(), show_default=False)] = (),
+    json: Json = False,
+) -> int:
+    """Every interleaving of a handover, from LOADED on, with up to so many faults.
+
+    Args:
+        faults: how many there may be; each one more makes it some thirty times as much.
+        store: with a lease store only, or without one only; both, if nothing is said.
+        jobs: processes; one looks at hosts with a store, one at hosts without.
+        defect: let endpoints do this wrong, to see it found; may be given several times.
+        json: one JSON object on stdout.
+    """
+    output, started = Output(json=json), time.monotonic()
+    stores = _BOTH if store is None else (store,)
+    output.say(f"handover: every interleaving with up to {faults} faults")
+    work = partial(_explored, faults=faults, defects=frozenset(defect))
+    found = list(_run(stores, jobs, work, output.say))
+    seconds = time.monotonic() - started
+    _tell(found, seconds, output)
+    return Exit.FAILED if any(each.violation is not None for each in found) else Exit.OK
+
+
+def _run(
+    stores: tuple[bool, ...], jobs: int, work: Callable[[bool], Explored], say: Callable[[str], None]
+) -> Iterator[Explored]:
+    if jobs > 1 and len(stores) > 1:
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+            yield from pool.map(work, stores)
+        return
+    for store in stores:
+        yield work(store, say=lambda found: say(f"  {_words(found)}"))  # type: ignore[call-arg]
+
+
+def _explored(
+    store: bool,
+    faults: int,
+    defects: frozenset[Defect],
+    say: Callable[[Explored], None] = lambda _: None,
+) -> Explored:
+    return explore(store=store, faults=faults, defects=defects, say=say)
+
+
+def _words(found: Explored) -> str:
+    where = "with a lease store" if found.store else "without a lease store"
+    return f"{where}: {found.states} states, {found.steps} steps, {found.seconds:.0f} s"
+
+
+def _tell(found: list[Explored], seconds: float, output: Output) -> None:
+    rows = [
+        (
+            "yes" if each.store else "no",
+            str(each.states),
+            str(each.steps),
+            str(each.machines),
+            ", ".join(f"{name} {count}" for name, count in sorted(each.ends.items())),
+            f"{each.seconds:.1f} s",
+        )
+        for each in found
+    ]
+    output.table(("store", "states", "steps", "machines", "ends", "time"), rows)
+    for each in found if not output.json else ():
+        if each.violation is not None:
+            output.say(f"{each.violation}", style="red")
+            for line in told(each.path):
+                output.say(f"  {line}")
+    violations = sum(each.violation is not None for each in found)
+    states = sum(each.states for each in found)
+    output.say(f"{states} states in {seconds:.1f} s, violations: {violations}")
+    output.result(
+        {
+            "faults": max(each.faults for each in found),
+            "states": states,
+            "seconds": round(seconds, 3),
+            "violations": violations,
+            "explored": [_fields(each) for each in found],
+        }
+    )
+
+
+def _fields(each: Explored) -> dict[str, object]:
+    return {
+        "store": each.store,
+        "states": each.states,
+        "steps": each.steps,
+        "machines": each.machines,
+        "ends": dict(sorted(each.ends.items())),
+        "seconds": round(each.seconds, 3),
+        "violation": None if each.violation is None else str(each.violation),
+        "path": told(each.path),
+    }

@@ -1,0 +1,57 @@
+"""`sterna fuzz handover`: what it finds, prints and returns."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sterna.cli.main import main
+
+
+def run(*arguments, capsys):
+    code = main(["fuzz", "handover", *arguments])
+    captured = capsys.readouterr()
+    return code, json.loads(captured.out) if captured.out else None, captured.err
+
+
+def test_both_ways(capsys):
+    code, result, err = run("--faults", "0", "--json", capsys=capsys)
+    assert code == 0
+    assert (result["schema"], result["faults"], result["violations"]) == (1, 0, 0)
+    assert [each["store"] for each in result["explored"]] == [True, False]
+    assert result["states"] == sum(each["states"] for each in result["explored"]) > 50
+    assert all(each["ends"] == {"runs": 1} for each in result["explored"])
+    assert "states in" in err
+
+
+@pytest.mark.slow
+def test_in_two_processes(capsys):
+    _, one, _ = run("--faults", "0", "--json", capsys=capsys)
+    code, two, _ = run("--faults", "0", "--jobs", "2", "--json", capsys=capsys)
+    assert code == 0
+    assert two["states"] == one["states"]
+
+
+def test_a_defect_is_found_and_the_way_there_told(capsys):
+    arguments = ("--faults", "0", "--store", "--defect", "runs-before-claim")
+    code, result, _ = run(*arguments, "--json", capsys=capsys)
+    assert (code, result["violations"]) == (1, 1)
+    (found,) = result["explored"]
+    assert "slot 2 is not beta's" in found["violation"]
+    code, _, err = run(*arguments, capsys=capsys)
+    assert code == 1
+    assert all(line in err for line in found["path"])
+
+
+def test_one_way(capsys):
+    code, result, err = run("--faults", "0", "--no-store", capsys=capsys)
+    assert (code, result) == (0, None)
+    assert "guest_lost" not in err
+
+
+@pytest.mark.parametrize("arguments", [("--faults", "-1"), ("--faults", "9"), ("--jobs", "3")])
+def test_wrong_usage(arguments, capsys):
+    code, _, err = run(*arguments, capsys=capsys)
+    assert code == 2
+    assert arguments[0] in err

@@ -1,0 +1,107 @@
+"""Every interleaving of a handover with a fault holds, and each defect is found."""
+
+from __future__ import annotations
+
+import pytest
+from sim_support import states
+
+from sterna.core.tables import DestinationState, SourceState
+from sterna.sim import explore as module
+from sterna.sim.defects import Defect
+from sterna.sim.explore import explore, loaded, told
+from sterna.sim.faults import Fault
+from sterna.sim.judge import Violation
+from sterna.sim.makers import RecallingMakers, Shape
+
+# For each defect: whether it needs a store to be found, and with how many faults it is.
+FOUND = {
+    Defect.RUNS_BEFORE_CLAIM: [(True, 0), (False, 1)],
+    Defect.RESUMES_ON_TIMEOUT: [(True, 1), (False, 1)],
+    Defect.EPOCH_REUSED: [(True, 1), (False, 1)],
+    Defect.START_NOT_WRITTEN: [(True, 1), (False, 1)],
+    Defect.ABSENT_IS_LOST: [(True, 1)],
+    Defect.FREED_ON_LOST_CLAIM: [(True, 2)],
+    Defect.OLD_CONTROLLER: [(False, 1)],
+}
+# Where two faults are needed, the kinds that are tried.
+NEEDED = {Defect.FREED_ON_LOST_CLAIM: (Fault.DEADLINE, Fault.LOCKS_REFUSED)}
+
+
+def test_it_begins_where_loaded_is_on_its_way():
+    world = loaded(RecallingMakers(Shape()), store=True)
+    assert states(world) == {"source": SourceState.SEALED, "destination": DestinationState.LOADED}
+    assert [line.pipes[0] for line in world.lines] != [()]
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_without_faults_there_is_one_end(store):
+    found = explore(store=store, faults=0)
+    assert (found.violation, found.path) == (None, ())
+    assert found.ends == {"runs": 1}
+    assert found.states > 20
+    assert found.steps >= found.states - 1
+    assert found.machines > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("store", [True, False])
+def test_with_a_fault_somebody_runs_or_it_is_lost(store):
+    """[ONE-1] [ONE-9] [ONE-20] [ONE-21] [ONE-27] [ONE-43]"""
+    found = explore(store=store, faults=1)
+    assert found.violation is None, told(found.path)
+    assert set(found.ends) == {"runs", "guest_lost"}
+    assert found.states > 3000
+
+
+@pytest.mark.slow
+def test_two_faults_of_some_kinds():
+    kinds = (Fault.DEADLINE, Fault.DESTINATION_KILLED)
+    found = explore(store=False, faults=2, kinds=kinds)
+    assert found.violation is None, told(found.path)
+    assert set(found.ends) == {"runs"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("defect", "store", "faults"),
+    [(defect, *where) for defect, places in FOUND.items() for where in places],
+)
+def test_every_defect_is_found(defect, store, faults):
+    kinds = NEEDED.get(defect, module.FAULTS)
+    found = explore(store=store, faults=faults, kinds=kinds, defects=frozenset({defect}))
+    assert isinstance(found.violation, Violation)
+    assert found.violation.name == "one-runner"
+    assert len(found.path) > 0
+    assert not explore(store=store, faults=faults, kinds=kinds[:1]).violation
+
+
+def test_a_path_leads_there_again():
+    defects = frozenset({Defect.RUNS_BEFORE_CLAIM})
+    found = explore(store=True, faults=0, defects=defects)
+    assert "slot 2 is not beta's" in str(found.violation)
+    world = loaded(RecallingMakers(Shape()), store=True, defects=defects)
+    *path, last = found.path
+    for step in path:
+        world.take(step)
+    with pytest.raises(Violation, match="slot 2"):
+        world.take(last)
+    assert told(found.path)[-1].startswith(last[0])
+
+
+def test_it_says_how_far_it_is(monkeypatch):
+    monkeypatch.setattr(module, "LOOK_S", 0.0)
+    monkeypatch.setattr(module, "_LOOK_STATES", 10)
+    said = []
+    explore(store=True, faults=0, say=lambda found: said.append(found.states))
+    assert said == sorted(said)
+    assert said[0] == 10
+
+
+def test_a_bad_end_is_a_violation(monkeypatch):
+    def bad(world):
+        raise Violation("one-runner", "nobody")
+
+    monkeypatch.setattr(module, "check_rest", bad)
+    found = explore(store=False, faults=0)
+    assert str(found.violation) == "one-runner: nobody"
+    assert len(found.path) > 5
