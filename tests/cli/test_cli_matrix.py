@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from sterna.cli.exits import Exit
 from sterna.cli.main import main
 from sterna.matrix import run
-from sterna.matrix.outcome import Done, conclude
-from sterna.matrix.run import SAMPLE, Job
+from sterna.matrix.outcome import Done, Report, conclude
+from sterna.matrix.run import SAMPLE, Job, Way
 
 
 @pytest.fixture
@@ -19,8 +20,17 @@ def carried(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """Cells are not carried out: what the table allows runs afterwards, and where it paused, nothing."""
     jobs: list[Job] = []
 
-    async def carry_out(chosen: list[Job], directory: Path, at_once: int, on_report: object) -> None:
+    async def carry_out(
+        chosen: list[Job],
+        directory: Path,
+        on_report: Callable[[Report], None],
+        *,
+        at_once: int,
+        seed: int,
+        keep: Path | None,
+    ) -> None:
         assert directory.name
+        assert (at_once >= 1, seed >= 0, keep) == (True, True, None)
         jobs.extend(chosen)
         for job in chosen:
             allowed = min(job.cell.expected.runs).value
@@ -47,34 +57,46 @@ def test_a_failure_prints_the_command_that_repeats_it(
     carried: list[Job], capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = "paused/cut/stop_and_copy/no_store"
-    assert main(["matrix", "--json", "--only", name]) == Exit.FAILED
+    assert main(["matrix", "--json", "--virtual", "--seed", "5", "--only", name]) == Exit.FAILED
     said = json.loads(capsys.readouterr().out)
     assert (said["failed"], said["no_runner"], said["guest_lost_unexpected"]) == (1, 1, 1)
     (failure,) = said["failures"]
-    assert failure["again"] == f"sterna matrix --only {name}"
+    assert failure["again"] == f"sterna matrix --virtual --seed 5 --only {name}"
     assert failure["failures"] == ["nobody runs the guest, not source"]
-    assert (failure["cell"], failure["runs"], failure["way"]) == (name, "nobody", "real")
+    assert (failure["cell"], failure["runs"], failure["way"]) == (name, "nobody", "virtual")
 
 
 def test_what_people_see(carried: list[Job], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["matrix", "--only", "*/cut/stop_and_copy/no_store", "--jobs", "1"]) == Exit.FAILED
+    assert (
+        main(["matrix", "--real", "--seed", "7", "--only", "*/cut/stop_and_copy/no_store", "--jobs", "1"])
+        == Exit.FAILED
+    )
     said = capsys.readouterr()
     assert said.out == ""
     assert "1/16 real describe/cut/stop_and_copy/no_store: source, 0.5 s" in said.err
     assert "real paused/cut/stop_and_copy/no_store: FAILED" in said.err
     assert "the connection is cut" in said.err
     assert "cells 16, passed 15, failed 1" in said.err
-    assert "again: sterna matrix --only paused/cut/stop_and_copy/no_store" in said.err
+    assert "again: sterna matrix --real --seed 7 --only paused/cut/stop_and_copy/no_store" in said.err
 
 
 def test_a_sample_has_a_seed_which_is_told(carried: list[Job], capsys: pytest.CaptureFixture[str]) -> None:
-    main(["matrix", "--json"])
+    main(["matrix", "--json", "--real"])
     seed = json.loads(capsys.readouterr().out)["seed"]
     first = [job.cell.name for job in carried]
     carried.clear()
-    main(["matrix", "--json", "--seed", str(seed)])
+    main(["matrix", "--json", "--real", "--seed", str(seed)])
     assert len(first) == SAMPLE
     assert [job.cell.name for job in carried] == first
+
+
+def test_both_ways(carried: list[Job], capsys: pytest.CaptureFixture[str]) -> None:
+    main(["matrix", "--json"])
+    ways = [job.way for job in carried]
+    assert ways.count(Way.REAL) == SAMPLE
+    assert ways.count(Way.VIRTUAL) >= 100
+    assert ways == sorted(ways, reverse=True)
+    assert json.loads(capsys.readouterr().out)["cells"] == len(ways)
 
 
 @pytest.mark.parametrize("wrong", [["--only", "nothing"], ["--jobs", "0"], ["--seed", "-1"]])

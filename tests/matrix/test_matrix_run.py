@@ -43,7 +43,7 @@ def test_names_of_no_cell(name: str) -> None:
 
 
 def test_nothing_that_can_be_shown() -> None:
-    with pytest.raises(ConfigError, match="cannot show"):
+    with pytest.raises(ConfigError, match="nothing can show"):
         choose(MATRIX, [], full=False, seed=1, only=("round/cut/*",))
 
 
@@ -64,7 +64,34 @@ async def test_each_is_carried_out_once_in_its_own_place(
     monkeypatch.setattr(real, "make_hosts", made.append)
     jobs = choose(MATRIX, [Way.REAL], full=False, seed=1)
     reports: list[Report] = []
-    await carry_out(jobs, tmp_path, 3, reports.append)
+    await carry_out(jobs, tmp_path, reports.append, at_once=3, seed=1)
     assert made == [tmp_path / "hosts"]
     assert sorted(report.cell.name for report in reports) == sorted(job.cell.name for job in jobs)
     assert len(set(places.values())) == len(jobs)
+
+
+async def test_what_has_failed_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def run_cell(cell: Cell, place: Path, hosts: Path) -> Report:
+        (place / "source.log").write_text("it hangs")
+        (place / "s.sock").touch()
+        failures = ["it hangs"] if cell.store else []
+        return conclude(cell, "real", Done(failures=failures), 0.0)
+
+    monkeypatch.setattr(real, "run_cell", run_cell)
+    monkeypatch.setattr(real, "make_hosts", lambda _: None)
+    directory, keep = tmp_path / "d", tmp_path / "kept"
+    directory.mkdir()
+    jobs = choose(MATRIX, [Way.REAL], full=False, seed=1, only=("round/cut/stop_and_copy/*",))
+    for _ in range(2):  # the second time it is there already
+        await carry_out(jobs, directory, lambda _: None, at_once=1, seed=1, keep=keep)
+    assert [path.name for path in keep.iterdir()] == ["round.cut.stop_and_copy.store"]
+    assert [path.name for path in (keep / "round.cut.stop_and_copy.store").iterdir()] == ["source.log"]
+    assert list(directory.iterdir()) == []
+
+
+async def test_in_virtual_time_nothing_is_started(tmp_path: Path) -> None:
+    jobs = choose(MATRIX, [Way.VIRTUAL], full=False, seed=1, only=("round/cut/stop_and_copy/*",))
+    reports: list[Report] = []
+    await carry_out(jobs, tmp_path, reports.append, at_once=1, seed=1)
+    assert [(report.way, report.passed) for report in reports] == [("virtual", True)] * 2
+    assert not await trio.Path(tmp_path / "hosts").exists()

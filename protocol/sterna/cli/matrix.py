@@ -6,19 +6,19 @@ import os
 import secrets
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from sterna.cli.endpoint import Flag, PathOption
 from sterna.cli.exits import Exit
 from sterna.cli.output import Output
 from sterna.cli.units import Json
 
 if TYPE_CHECKING:
     from sterna.matrix.outcome import Report
-
-Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 
 JOBS_MAX: Final = 64
 _SEEDS: Final = 1 << 32
@@ -27,23 +27,30 @@ _SEEDS: Final = 1 << 32
 def matrix(
     *,
     full: Flag = False,
+    real: Flag = False,
+    virtual: Flag = False,
     seed: Annotated[int | None, Parameter(validator=Number(gte=0, lt=_SEEDS), show_default=False)] = None,
     only: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
     jobs: Annotated[int | None, Parameter(validator=Number(gte=1, lte=JOBS_MAX), show_default=False)] = None,
+    keep: PathOption = None,
     json: Json = False,
 ) -> int:
     """Break migrations at every step, and look who runs the guest afterwards.
 
     A cell is a fault at a step, in a style of switchover, with a lease store or without; spec/matrix.md has
-    all of them, and what must come of each. With real processes, a guest that writes all the time moves
-    between two holders over TLS; an endpoint stops itself at the step, and then the fault happens: SIGKILL,
-    SIGSTOP, a cut connection. The guest's journal and an audit of its memory are judged by another program.
+    all of them, and what must come of each. They are carried out in virtual time, all of them, and with real
+    processes: a guest that writes all the time moves between two holders over TLS; an endpoint stops itself
+    at the step, and then the fault happens: SIGKILL, SIGSTOP, a cut connection, a store or records out of
+    reach. The guest's journal and an audit of its memory are judged by another program.
 
     Args:
         full: every cell that real processes can show, which takes a while; without it a sample of them.
-        seed: of the sample; without it one is chosen and told.
+        real: with real processes only.
+        virtual: in virtual time only.
+        seed: of the sample, and of races in virtual time; without it one is chosen and told.
         only: carry out these cells: names, or globs like "*/cut/*"; may be given several times.
         jobs: so many at a time; as many as there are processors.
+        keep: directory for logs, journal and records of real cells that have failed.
         json: one JSON object on stdout.
     """
     import trio
@@ -54,7 +61,8 @@ def matrix(
 
     output = Output(json=json)
     seed = secrets.randbelow(_SEEDS) if seed is None else seed
-    chosen = choose(load(), list(Way), full=full, seed=seed, only=only)
+    wanted = [way for way, wish in ((Way.VIRTUAL, virtual), (Way.REAL, real)) if wish]
+    chosen = choose(load(), wanted or list(Way), full=full, seed=seed, only=only)
     reports: list[Report] = []
     output.say(f"{len(chosen)} cells, seed {seed}")
 
@@ -63,14 +71,25 @@ def matrix(
         _tell(output, report, f"{len(reports)}/{len(chosen)}")
 
     with scratch("sterna-matrix-") as directory:
-        trio.run(carry_out, chosen, directory, jobs or os.cpu_count() or 1, on_report)
+        trio.run(
+            partial(
+                carry_out,
+                chosen,
+                directory,
+                on_report,
+                at_once=jobs or os.cpu_count() or 1,
+                seed=seed,
+                keep=keep,
+            )
+        )
     return _conclude(output, reports, seed)
 
 
 def _tell(output: Output, report: Report, count: str) -> None:
     name = f"{count} {report.way} {report.cell.name}"
     if report.passed:
-        output.say(f"{name}: {report.runs}, {report.seconds:.1f} s")
+        if report.way == "real":  # the others are over before anybody could read of them
+            output.say(f"{name}: {report.runs}, {report.seconds:.1f} s")
         return
     output.say(f"{name}: FAILED", style="red")
     for failure in report.failures:
@@ -85,8 +104,8 @@ def _conclude(output: Output, reports: Sequence[Report], seed: int) -> Exit:
     output.table(("fault", "cells", "passed", "at source", "at destination", "nobody"), _rows(reports))
     output.say(", ".join(f"{name.replace('_', ' ')} {count}" for name, count in figures.items()))
     for report in failed:
-        output.say(f"again: {_command(report)}")
-    output.result({**figures, "seed": seed, "failures": [_fields(report) for report in failed]})
+        output.say(f"again: {_command(report, seed)}")
+    output.result({**figures, "seed": seed, "failures": [_fields(report, seed) for report in failed]})
     return Exit.FAILED if failed else Exit.OK
 
 
@@ -101,16 +120,18 @@ def _rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _fields(report: Report) -> dict[str, object]:
+def _fields(report: Report, seed: int) -> dict[str, object]:
     return {
         "cell": report.cell.name,
         "way": report.way,
         "runs": report.runs,
         "told": dict(report.told),
         "failures": list(report.failures),
-        "again": _command(report),
+        "again": _command(report, seed),
     }
 
 
-def _command(report: Report) -> str:
-    return shlex.join(["sterna", "matrix", "--only", report.cell.name])
+def _command(report: Report, seed: int) -> str:
+    return shlex.join(
+        ["sterna", "matrix", f"--{report.way}", "--seed", str(seed), "--only", report.cell.name]
+    )

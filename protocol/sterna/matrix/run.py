@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,7 +14,7 @@ from typing import Final, TypeAlias
 import trio
 
 from sterna.errors import ConfigError
-from sterna.matrix import real
+from sterna.matrix import real, virtual
 from sterna.matrix.outcome import Report
 from sterna.matrix.table import Cell, Matrix
 
@@ -26,6 +27,7 @@ OnReport: TypeAlias = Callable[[Report], None]
 class Way(StrEnum):
     """How a cell is carried out."""
 
+    VIRTUAL = "virtual"
     REAL = "real"
 
 
@@ -45,7 +47,7 @@ def choose(
     Args:
         matrix: all of them.
         ways: how.
-        full: all that real processes can show, not a sample.
+        full: all that real processes can show, not a sample; in virtual time it is all in any case.
         seed: of the sample.
         only: names of cells, or globs; these are all carried out, whatever the sample would be.
 
@@ -58,36 +60,61 @@ def choose(
             f"no cell is called {', '.join(only)}: names are STEP/FAULT/STYLE/STORE, * stands for any"
         )
     jobs: list[Job] = []
+    if Way.VIRTUAL in ways:
+        jobs += [Job(each, Way.VIRTUAL) for each in cells if virtual.can_show(each)]
     if Way.REAL in ways:
         able = [each for each in cells if real.can_show(each)]
         if not full and not only:
             able = random.Random(seed).sample(able, min(SAMPLE, len(able)))
         jobs += [Job(each, Way.REAL) for each in able]
     if not jobs:
-        raise ConfigError(f"real processes cannot show {', '.join(only)}")
+        raise ConfigError(f"nothing can show {', '.join(only)}")
     return jobs
 
 
-async def carry_out(jobs: Sequence[Job], directory: Path, at_once: int, on_report: OnReport) -> None:
-    """Carry cells out; each is told of when it is over.
+async def carry_out(
+    jobs: Sequence[Job],
+    directory: Path,
+    on_report: OnReport,
+    *,
+    at_once: int,
+    seed: int,
+    keep: Path | None = None,
+) -> None:
+    """Carry cells out, those in virtual time first; each is told of when it is over.
 
     Args:
-        jobs: which, in this order.
+        jobs: which.
         directory: empty, with a short path: sockets are made in it.
-        at_once: so many at the same time.
         on_report: must not block.
+        at_once: so many real ones at the same time.
+        seed: of what happens first in virtual time where two things could.
+        keep: directory for what real cells leave behind that have failed.
     """
+    for job in jobs:
+        if job.way is Way.VIRTUAL:
+            on_report(virtual.run_cell(job.cell, seed))
+            await trio.lowlevel.checkpoint()
     hosts = directory / "hosts"
     if any(job.way is Way.REAL for job in jobs):
         await trio.to_thread.run_sync(real.make_hosts, hosts)
-    waiting = iter(enumerate(jobs))
+    waiting = iter(enumerate(job for job in jobs if job.way is Way.REAL))
 
     async def work() -> None:
         for number, job in waiting:
             place = directory / str(number)
             place.mkdir()
-            on_report(await real.run_cell(job.cell, place, hosts))
+            report = await real.run_cell(job.cell, place, hosts)
+            if keep is not None and not report.passed:
+                _keep(place, keep / job.cell.name.replace("/", "."))
+            shutil.rmtree(place)
+            on_report(report)
 
     async with trio.open_nursery() as nursery:
         for _ in range(at_once):
             nursery.start_soon(work)
+
+
+def _keep(place: Path, kept: Path) -> None:
+    """Logs, journal, records, and what was seen; not the sockets."""
+    shutil.copytree(place, kept, ignore=shutil.ignore_patterns("*.sock"), dirs_exist_ok=True)

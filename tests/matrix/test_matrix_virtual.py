@@ -1,0 +1,67 @@
+"""All cells of the matrix in virtual time, as `sterna matrix --virtual` carries them out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sterna.matrix import virtual
+from sterna.matrix.table import Cell, Step, Survivor, load
+from sterna.matrix.virtual import can_show, run_cell
+
+CELLS = [cell for cell in load().cells if can_show(cell)]
+BY_NAME = {cell.name: cell for cell in CELLS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", list(dict.fromkeys(cell.fault.name for cell in CELLS)))
+def test_what_must_come_of_a_fault_does(fault: str) -> None:
+    """[ONE-19] [ONE-21] [ONE-22] [ONE-30] [ONE-33] [ONE-44] [ONE-58] [CON-62] [CON-63] [CON-64]"""
+    reports = [run_cell(cell, seed=1) for cell in CELLS if cell.fault.name == fault]
+    assert len(reports) >= 16
+    assert [(report.cell.name, report.failures) for report in reports if not report.passed] == []
+
+
+def test_a_run_follows_from_its_seed() -> None:
+    cell = BY_NAME["permitted/cut/stop_and_copy/store"]
+    runs = [replace(run_cell(cell, seed), seconds=0.0) for seed in range(8)]
+    again = [replace(run_cell(cell, seed), seconds=0.0) for seed in range(8)]
+    assert runs == again
+    assert {report.runs for report in runs} == {"source", "destination"}
+    assert all(report.passed for report in runs)
+
+
+def wrong(cell: Cell, **changes: object) -> Cell:
+    return replace(cell, expected=replace(cell.expected, **changes))  # type: ignore[arg-type]
+
+
+def test_a_table_that_is_wrong_is_told() -> None:
+    cell = BY_NAME["running/cut/stop_and_copy/no_store"]
+    (failure,) = run_cell(wrong(cell, runs=frozenset({Survivor.SOURCE})), 1).failures
+    assert failure == "destination runs the guest, not source"
+    (failure,) = run_cell(
+        wrong(cell, source=BY_NAME["round/cut/stop_and_copy/no_store"].expected.source), 1
+    ).failures
+    assert failure == "the source was told undecided (connection_lost)"
+
+
+def test_a_step_that_is_none() -> None:
+    cell = BY_NAME["round/cut/stop_and_copy/no_store"]
+    nowhere = Step("nowhere", "before Nothing", Survivor.SOURCE, "")
+    report = run_cell(replace(cell, step=nowhere), 1)
+    assert "it does not come to before Nothing" in report.failures[0]
+
+
+def test_a_world_in_which_two_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the defect that a source lets its guest run on when it hears nothing after HANDOVER."""
+    from sterna.sim.defects import Defect
+    from sterna.sim.world import World
+
+    def broken(*args: object, **options: object) -> World:
+        return World(*args, **options, defects=frozenset({Defect.RESUMES_ON_TIMEOUT}))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(virtual, "World", broken)
+    report = run_cell(BY_NAME["running/cut/stop_and_copy/no_store"], 1)
+    assert report.two_runners
+    assert not report.passed
