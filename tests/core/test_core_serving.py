@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sterna.core.serving import ASKED_MAX, AfterStats, Serving
+from sterna.core.serving import ASKED_MAX, WINDOW_BYTES, AfterStats, Serving, Window
 from sterna.errors import RemoteProtocolError
 from sterna.limits import Limits
 from sterna.memory.digest import MemoryDigest
@@ -239,3 +239,33 @@ def test_entries_do_not_depend_on_the_order():
         assert image.digest.stale_pages == TABLE.pages - 8 * BLOCK
         digests.add(image.digest.value())
     assert len(digests) == 1
+
+
+def test_the_push_stays_a_little_ahead_of_what_was_read():
+    """[PCY-23]"""
+    unanswered = {1, 2}
+    window = Window(0.0, 0.0)
+    assert window.is_open(unanswered.__contains__)
+    assert not window.pushed(WINDOW_BYTES // 2 - 1)
+    assert window.pushed(1)
+    window.marked(1)
+    assert window.is_open(unanswered.__contains__)
+    assert window.pushed(WINDOW_BYTES // 2)
+    window.marked(2)
+    assert not window.is_open(unanswered.__contains__)
+    unanswered.remove(1)
+    assert window.is_open(unanswered.__contains__)
+    assert not window.pushed(WINDOW_BYTES // 2 - 1)
+    assert window.is_open(unanswered.__contains__)
+    assert window.pushed(1)
+    assert not window.is_open(unanswered.__contains__)
+
+
+def test_a_long_link_is_kept_full():
+    """[PCY-23]"""
+    window = Window(1e8, 0.05)
+    for _ in range(19):
+        window.pushed(500_000)
+        assert window.is_open(lambda _: True)
+    window.pushed(500_000)
+    assert not window.is_open(lambda _: True)

@@ -185,3 +185,25 @@ def test_a_loss_while_pages_follow_keeps_the_image():
     result = rig.machine.result
     assert (result.outcome, result.after.stale, result.after.seconds) == (e.Outcome.MOVED, 2, None)
     assert e.ReleaseImage not in rig.wishes
+
+
+def test_what_nobody_asked_for_waits_for_the_reader():
+    """[PCY-23] What is asked for does not."""
+    rig = ServingRig().until(S.HANDED_OVER)
+    rig.say(r.Running(EPOCH + 1, THERE))
+    rig.machine._window._ahead = 1 << 30
+    assert [each for each in rig.drain() if isinstance(each, r.Pages)] == []
+    rig.say(ASK)
+    (table,) = [each for each in rig.drain() if isinstance(each, r.Pages)]
+    assert table.page_count == 2
+
+
+def test_the_reader_is_asked_how_far_it_is():
+    """[PCY-23] By a PING behind the pages."""
+    rig = ServingRig().until(S.HANDED_OVER)
+    rig.say(r.Running(EPOCH + 1, THERE))
+    rig.machine._window._unmarked = 1 << 30
+    rig.drain()
+    assert isinstance(rig.heard[-2], r.Pages)
+    assert isinstance(rig.heard[-1], r.Ping)
+    assert rig.machine._heartbeat.waits_for(rig.heard[-1].id)

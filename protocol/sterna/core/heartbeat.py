@@ -49,6 +49,10 @@ class Heartbeat:
         self._asked[self._last_id] = now
         return Ping(self._last_id)
 
+    def waits_for(self, number: int) -> bool:
+        """Whether this PING is unanswered."""
+        return number in self._asked
+
     @property
     def unanswered(self) -> int:
         """PINGs without their PONG."""

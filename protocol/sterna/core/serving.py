@@ -4,8 +4,8 @@ Two things compete for the connection. Pages that a vCPU waits for go first, in 
 asked for; the rest is pushed while nothing is asked for. The push goes on behind the group that was asked for
 last, because what a guest touches next most often lies there, and wraps at the end.
 
-What is asked for waits for the batch under way and no longer, so batches are small here. It waits as well for
-what the connection has taken and not delivered; to keep that short is the driver's business.
+What is asked for waits for the batch under way, and so batches are small here; and for what is on its way and
+not read yet, and so the push stays only a little ahead of what the destination has read.
 
 The image does not change any more. So a group is found to be zero or not the same each time that it is
 encoded [PCY-17], and its entries are the same however often it is sent [PCY-14].
@@ -14,7 +14,7 @@ encoded [PCY-17], and its entries are the same however often it is sent [PCY-14]
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,6 +39,41 @@ DEMAND_BYTES: Final = 2 * CHUNK_BYTES
 # How often a group may be asked for. A destination asks once, again after a mismatch, and again after each
 # loss of the connection; more is a peer that makes this side send without end [PCY-18].
 ASKED_MAX: Final = 32
+
+
+# What is pushed and not known to have been read stands in the way of what is asked for. So much of it keeps a
+# link of little delay busy; of one with more, twice what it holds.
+WINDOW_BYTES: Final = 2 * PUSH_BYTES
+# PINGs tell what was read: so many of them in a window, which is far below what a peer must answer at once.
+_PINGS: Final = 2
+
+
+class Window:
+    """How far the push is ahead of what the destination has read, seen by its answers to PING [PCY-23]."""
+
+    def __init__(self, rate_bytes_s: float, rtt_s: float) -> None:
+        """For a link of this rate and round trip, as far as they are known."""
+        self._most: Final = max(WINDOW_BYTES, int(2 * rate_bytes_s * rtt_s))
+        self._ahead = 0
+        self._unmarked = 0
+        self._marks: deque[tuple[int, int]] = deque()  # number of a PING, bytes that went before it
+
+    def is_open(self, waits_for: Callable[[int], bool]) -> bool:
+        """Whether more may be pushed; `waits_for` tells whether a PING is unanswered."""
+        while self._marks and not waits_for(self._marks[0][0]):
+            self._ahead -= self._marks.popleft()[1]
+        return self._ahead < self._most
+
+    def pushed(self, size_bytes: int) -> bool:
+        """So much was sent. Whether a PING should follow, to be told to `marked`."""
+        self._ahead += size_bytes
+        self._unmarked += size_bytes
+        return self._unmarked >= self._most // _PINGS
+
+    def marked(self, ping: int) -> None:
+        """This PING was sent behind it."""
+        self._marks.append((ping, self._unmarked))
+        self._unmarked = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +151,11 @@ class Serving:
     def is_done(self) -> bool:
         """Whether every group was sent, and nothing that was asked for waits."""
         return not self._left and not self._urgent and not self._patient
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether something that was asked for waits."""
+        return bool(self._urgent or self._patient)
 
     @property
     def pages_left(self) -> int:

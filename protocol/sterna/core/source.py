@@ -36,7 +36,7 @@ from sterna.core.opening import Opening, SourceConfig
 from sterna.core.policy import Action
 from sterna.core.records import Decided as OwnerDecided
 from sterna.core.records import Granted, SessionRecord, Side, Voided
-from sterna.core.serving import Serving
+from sterna.core.serving import Serving, Window
 from sterna.core.state import check_sections, fragments
 from sterna.core.style import decide_style, selected_styles
 from sterna.core.tables import SourceInput, SourceState
@@ -88,6 +88,7 @@ class SourceMachine(Opening):
         self._sections: Sequence[StateSection] | None = None
         self._last_part: Iterator[None] | None = None
         self._serving: Serving | None = None
+        self._window: Window | None = None
 
     # ---- frames ----
 
@@ -198,6 +199,8 @@ class SourceMachine(Opening):
             assert self._selection is not None
             peer, own = self._selection.limits, self._config.limits
             self._serving = self._memory.serving(self._attempt, peer=peer, own=own)
+            rate_bytes_s = 0.0 if self._decision is None else self._decision.bandwidth_bytes_s
+            self._window = Window(rate_bytes_s, self.rtt_s or 0.0)
             self._emit(PagesFollow(self._serving.groups.pages))
 
     def _on_complete(self, record: Complete, now: float) -> None:
@@ -428,13 +431,21 @@ class SourceMachine(Opening):
         return batch is not None
 
     def _serve(self, serving: Serving, now: float) -> None:
-        """Queue the next stale pages."""
+        """Queue the next stale pages, unasked ones only as far as the destination can follow [PCY-23]."""
         assert self._selection is not None
+        assert self._window is not None
+        if not serving.is_asked and not self._window.is_open(self._heartbeat.waits_for):
+            return
         batch = serving.next_batch(zeros=self._selection.has(Feature.ENCODING_ZERO))
-        if batch is not None:
-            self._send(*batch)
-            self._memory.bulk_bytes += batch[0].bulk_bytes
-            self._watch.entered = now  # COMPLETE is due when all of them are there
+        if batch is None:
+            return
+        self._send(*batch)
+        self._memory.bulk_bytes += batch[0].bulk_bytes
+        self._watch.entered = now  # COMPLETE is due when all of them are there
+        if self._window.pushed(batch[0].bulk_bytes):
+            ping = self._heartbeat.ask(now)
+            self._send(ping)
+            self._window.marked(ping.id)
 
     def _note_round(self, now: float, ack: RoundAck | None) -> None:
         stats = self._memory.stats(now, self._throttle, ack)
