@@ -14,6 +14,7 @@ from sterna.core.policy import PolicySettings
 from sterna.core.tables import DestinationState, SourceState
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
+from sterna.memory.digest import MemoryDigest
 from sterna.registry import ErrorCode, Style
 from sterna.testing.pair import Pair, source_config_of
 
@@ -124,7 +125,10 @@ def test_auto_takes_the_bitmap_where_rounds_lead_nowhere():
 
 @BOTH
 def test_a_connection_lost_while_pages_follow_leaves_the_guest_there(switchover):
-    """[CON-64] It runs, and waits for what it lacks; the source keeps the image [ONE-38]."""
+    """[CON-64] It runs, and waits for what it lacks; the source keeps the image [ONE-38].
+
+    What is known of every page is where the guest is, for whoever goes on with it [PCY-16].
+    """
     pair = migration(switchover)
     pair.start()
     while pair.destination.state is not DestinationState.FETCHING:
@@ -136,6 +140,8 @@ def test_a_connection_lost_while_pages_follow_leaves_the_guest_there(switchover)
     assert (there.outcome, there.code) == (Outcome.STRANDED, ErrorCode.CONNECTION_LOST)
     assert there.epoch == EPOCH + 1
     assert there.after.demanded + there.after.pushed < there.after.stale
+    kept = MemoryDigest.kept_in(pair.destination_guest._notes, pair.destination._regions)
+    assert kept.stale_pages == there.after.stale - there.after.demanded - there.after.pushed
     assert here.outcome in {Outcome.UNDECIDED, Outcome.MOVED}
     assert pair.destination_guest.running
     assert not pair.source_guest.running

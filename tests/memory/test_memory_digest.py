@@ -245,3 +245,22 @@ def test_a_lost_page_shows():
     memory[3 * PAGE] ^= 1
     sent.record(source.encode(9, [3], [1]).table(1, 2))
     assert sent.value() != arrived.value()
+
+
+def test_entries_are_kept_where_they_outlive_the_process():
+    """[PCY-16] Each change is there at once, and another process reads them from there."""
+    here, place = MemoryDigest(TABLE), bytearray(9 * 70 + 3)
+    assert here.size_bytes == 630
+    here.record(table_of(9, [(0, 2, Encoding.ZERO)], []))
+    here.move_to(place)
+    here.record(table_of(4, [(1, 2, Encoding.RAW)], [0x1122334455667788]))
+    there = MemoryDigest.kept_in(place, TABLE)
+    assert there.value() == here.value()
+    assert (there.zero_pages, there.held_pages, there.stale_pages) == (2, 2, 66)
+    for _ in range(2):
+        here.move_home()
+        here.mark_stale(4, [1], [2])
+    assert MemoryDigest.kept_in(place, TABLE).value() == there.value() != here.value()
+    for use in (here.move_to, lambda short: MemoryDigest.kept_in(short, TABLE)):
+        with pytest.raises(ValueError, match="629 bytes for the entries of 70 pages"):
+            use(bytearray(629))

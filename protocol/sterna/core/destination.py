@@ -429,6 +429,7 @@ class DestinationMachine(Readmission):
                 self._after_loss(now)
             case DurableComplete():
                 self._step(DestinationInput.RECORDED, now)
+                self._digest.move_home()  # what was kept is needed no more [PCY-16]
                 self._send(Complete(record.epoch, self._sealed))
             case _:
                 pass  # RELEASED: nobody will ask any more
@@ -484,6 +485,7 @@ class DestinationMachine(Readmission):
         self._finish(Outcome.UNDECIDED, now, epoch=self._epoch)
 
     def _after_loss(self, now: float) -> None:
+        self._digest.move_home()  # the place may be freed next
         match self._state:
             case DestinationState.DISCARDING:
                 self._requests.withdraw()

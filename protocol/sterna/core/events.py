@@ -22,6 +22,7 @@ from sterna.core.records import Record, Voided
 from sterna.core.serving import AfterStats
 from sterna.errors import LocalProtocolError, SternaError
 from sterna.memory.bitmap import PageBitmap
+from sterna.memory.digest import MemoryDigest
 from sterna.registry import ErrorCode, Phase, Style
 from sterna.wire.records import (
     NO_ID,
@@ -156,10 +157,12 @@ class Prepare:
 class Expect:
     """Hold every access of the guest to these pages, by region, until `Installed` [PCY-5]. Answer: None.
 
-    None at all takes back what an earlier attempt has asked for.
+    None at all takes back what an earlier attempt has asked for. With some, the `entries` of all pages are to
+    be kept where they outlive this process [PCY-16].
     """
 
     stale: Mapping[int, PageBitmap]
+    entries: MemoryDigest
 
 
 @dataclass(frozen=True, slots=True, eq=False)

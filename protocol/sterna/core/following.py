@@ -79,7 +79,8 @@ class Following:
         held, self._held = self._held, self.fetching is not None
         if not held and not self._held:
             return None
-        return Expect({number: self.stale[number] for number in self.stale if self.stale[number].any()})
+        stale = {number: self.stale[number] for number in self.stale if self.stale[number].any()}
+        return Expect(stale, digest)
 
     def expected(self, record: Record) -> Fetching:
         """What is missing, for a frame that is about that.

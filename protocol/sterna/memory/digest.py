@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from typing import Final, TypeAlias
+from typing import Final, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,8 @@ Indexes: TypeAlias = npt.NDArray[np.uint8]
 ZERO_INDEX: Final = 0xFF  # the page reads as zeros
 STALE_INDEX: Final = 0xFE  # no verified current version: "not held" in the specification
 
+ENTRY_BYTES: Final = 9
+
 _HEAD: Final = struct.Struct("<IQ")
 _COUNT_BLOCK: Final = 1 << 18  # entries compared at a time: the temporary stays in the cache
 
@@ -50,17 +52,60 @@ class MemoryDigest:
     Takes 9 bytes a page. Every page is in one of three sets: held, zero, stale.
     """
 
-    __slots__ = ("_hashes", "_indexes", "table")
+    __slots__ = ("_away", "_hashes", "_indexes", "table")
 
     def __init__(self, table: RegionTable) -> None:
         """Entries for the pages of `table`, all stale."""
         self.table: Final = table
+        self._away = False
         self._hashes: Final[dict[int, Hashes]] = {
             region.id: np.zeros(region.pages, dtype="<u8") for region in table.copied
         }
         self._indexes: Final[dict[int, Indexes]] = {
             region.id: np.full(region.pages, STALE_INDEX, dtype=np.uint8) for region in table.copied
         }
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that the entries take where they are kept."""
+        return ENTRY_BYTES * self.table.pages
+
+    def move_to(self, place: memoryview | bytearray) -> None:
+        """Keep the entries there from now on, so that they outlive this process if the place does [PCY-16].
+
+        Raises:
+            ValueError: it has fewer than `size_bytes` bytes.
+        """
+        self._move(*_entries_in(place, self.table))
+        self._away = True
+
+    def move_home(self) -> None:
+        """Let go of that place, if there is one; what it holds stays there."""
+        if self._away:
+            self._move(
+                {region: np.empty_like(each) for region, each in self._hashes.items()},
+                {region: np.empty_like(each) for region, each in self._indexes.items()},
+            )
+            self._away = False
+
+    def _move(self, hashes: dict[int, Hashes], indexes: dict[int, Indexes]) -> None:
+        for region in self._hashes:
+            hashes[region][:], indexes[region][:] = self._hashes[region], self._indexes[region]
+        self._hashes.update(hashes)
+        self._indexes.update(indexes)
+
+    @classmethod
+    def kept_in(cls, place: memoryview | bytearray, table: RegionTable) -> Self:
+        """A copy of the entries that another process has kept there by `move_to`.
+
+        Raises:
+            ValueError: it has too few bytes for the pages of `table`.
+        """
+        digest = cls(table)
+        hashes, indexes = _entries_in(place, table)
+        for region in table:
+            digest._hashes[region][:], digest._indexes[region][:] = hashes[region], indexes[region]
+        return digest
 
     def record(self, table: Pages, rejected: Iterable[PageRange] = ()) -> None:
         """The pages of a table are now of the version that it describes, but for the rejected ones.
@@ -153,6 +198,20 @@ class MemoryDigest:
             for indexes in self._indexes.values()
             for low in range(0, len(indexes), _COUNT_BLOCK)
         )
+
+
+def _entries_in(
+    place: memoryview | bytearray, table: RegionTable
+) -> tuple[dict[int, Hashes], dict[int, Indexes]]:
+    """The hashes of all regions, and behind them the indexes, as arrays over these bytes."""
+    if len(place) < ENTRY_BYTES * table.pages:
+        raise ValueError(f"{len(place)} bytes for the entries of {table.pages} pages")
+    hashes, indexes, at = {}, {}, 0
+    for region in table.copied:
+        hashes[region.id] = np.frombuffer(place, "<u8", region.pages, 8 * at)
+        indexes[region.id] = np.frombuffer(place, np.uint8, region.pages, 8 * table.pages + at)
+        at += region.pages
+    return hashes, indexes
 
 
 def _chunk_lengths(counts: Positions, step: int) -> Positions:
