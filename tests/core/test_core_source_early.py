@@ -207,3 +207,22 @@ def test_the_reader_is_asked_how_far_it_is():
     assert isinstance(rig.heard[-2], r.Pages)
     assert isinstance(rig.heard[-1], r.Ping)
     assert rig.machine._heartbeat.waits_for(rig.heard[-1].id)
+
+
+@pytest.mark.parametrize("code", [ErrorCode.UNSUPPORTED, ErrorCode.NOT_READY])
+def test_auto_does_without_what_this_guest_cannot(code):
+    """[CON-42] Another reason may pass."""
+    policy = PolicySettings(switchover="auto", max_rounds=1, allowed_downtime_s=0.001, on_exhausted="switch")
+    rig = SourceRig(policy=policy, features=offer_for("auto"))
+    rig.start()
+    rig.say(rig.welcome(features=EARLY_FEATURES), r.Accept(4 * PAGE))
+    rig.do(e.StartTracking)
+    rig.drain()
+    rig.acknowledge()
+    rig.do(e.CollectDirty, rig.dirty(1))
+    rig.do(e.Persist)
+    assert rig.last().style is Style.BITMAP
+    rig.say(r.NotReady(1, code, "not now"))
+    rig.do(e.CollectDirty, rig.clean())
+    rig.do(e.Persist)
+    assert rig.last().style is (Style.STOP_AND_COPY if code is ErrorCode.UNSUPPORTED else Style.BITMAP)

@@ -183,7 +183,11 @@ class _Job:
 
     async def _holder_state(self) -> str:
         async with await connect_holder(self.holder, role="observer") as connection:
-            return connection.attached.state
+            holder = connection.attached
+            # What the holder's guests cannot do is not selected: then the source is told in time [NEG-10].
+            can = self.options.post_copy and holder.post_copy
+            self.options = replace(self.options, post_copy=can)
+            return holder.state
 
     def _security(self) -> tuple[TlsConfig | None, PeerList | None]:
         peers = self.security.peer_list()

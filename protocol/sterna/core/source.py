@@ -89,6 +89,7 @@ class SourceMachine(Opening):
         self._last_part: Iterator[None] | None = None
         self._serving: Serving | None = None
         self._window: Window | None = None
+        self._styles = frozenset(Style)  # what may be tried
 
     # ---- frames ----
 
@@ -160,6 +161,8 @@ class SourceMachine(Opening):
             detail = f"not ready {self._not_ready} times, the last time because of {record.text!r}"
             self._fail(LocalProtocolError(ErrorCode.NOT_READY, detail, clause="CON-43"), now)
             return
+        if record.code == ErrorCode.UNSUPPORTED and self._job.policy.switchover == "auto":
+            self._styles = frozenset()  # this guest cannot, whatever its host can: go without [CON-42]
         self._ask(CollectDirty())
 
     def _on_loaded(self, record: Loaded, now: float) -> None:
@@ -366,7 +369,7 @@ class SourceMachine(Opening):
             most if expected is None else min(expected, most),
             self.rtt_s or 0.0,
             self._job.policy,
-            styles=selected_styles(self._selection),
+            styles=self._styles & selected_styles(self._selection),
         )
         if decision.action is Action.SWITCHOVER and self._report is not None:
             # What follows a resumption is a round, however little is left for it [RES-8].
