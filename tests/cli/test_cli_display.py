@@ -86,6 +86,16 @@ def test_a_guest_that_is_slowed_down_is_told_of(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err.endswith("4 KiB (8.2 kB/s), slowed down by 30 %\n")
 
 
+def test_pages_that_follow_the_guest_are_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    follow = {"event": "pages_follow", "pages": 512}
+    show(*WHOLE[:-1], follow, {"event": "pages_followed", "seconds_until_complete": 0.25}, END)
+    said = capsys.readouterr().err.splitlines()
+    assert said[-2:] == [
+        "the guest runs at the destination, 2 MiB of its memory follow",
+        "all of its memory is there, after 250 ms",
+    ]
+
+
 def test_a_round_that_took_no_time_has_no_rate(capsys: pytest.CaptureFixture[str]) -> None:
     show(START, started(1), finished(1, seconds=0.0))
     assert capsys.readouterr().err == "round 1: 1 MiB in 0 µs; written meanwhile: 4 KiB\n"

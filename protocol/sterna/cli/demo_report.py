@@ -67,9 +67,9 @@ def rows(run: DemoRun, wishes: Wishes) -> list[tuple[str, str]]:
     ]
     if _has_blackout(run):
         found.append(("blackout", f"{_seconds(run.source, 'seconds_blackout')} as the source saw it"))
-    found += _followed(run)
     if run.blackout_guest_s is not None and wishes.writes_enough:
         found.append(("", f"{duration_text(run.blackout_guest_s)} as the guest saw it, from write to write"))
+    found += _followed(run)
     if source is not None:
         found.append(("memory digest", f"{source}, {'equal' if run.equal else 'NOT equal'} on both sides"))
     if run.audit is not None:

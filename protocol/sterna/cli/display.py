@@ -108,6 +108,14 @@ class Display:
                 self._finish_round(event)
             case "decided":
                 self._decided(event)
+            case "pages_follow":
+                follow = size_text(_number(event, "pages") * self._page_bytes)
+                self._verdict = f"the guest runs at the destination, {follow} of its memory follow"
+                self.say(self._verdict)
+            case "pages_followed":
+                took = duration_text(_number(event, "seconds_until_complete"))
+                self._verdict = f"all of its memory is there, after {took}"
+                self.say(self._verdict)
             case "link_lost":
                 self._round = None
                 self._verdict = "the link is lost, the guest runs on at the source"
