@@ -45,7 +45,7 @@ def case_of(row: Misbehaviour) -> Case:
         silent=row.by_peer is True,
         refused=row.refused,
         named=row.named,
-        optional=row.optional,
+        optional=row.optional or row.legal,
         completes=not row.codes,
     )
     return Case(
@@ -75,6 +75,9 @@ def ends_of(row: Misbehaviour) -> Ends:
     codes = frozenset(code.name.lower() for code in row.codes)
     if row.understood:
         codes |= {ErrorCode.UNDECIDED.name.lower()}
+    if row.legal:
+        whole = completed(tested)
+        return Ends(whole.outcomes | {outcome}, whole.codes | codes, whole.guests | guest, row.by_peer)
     if row.stage is Stage.DONE:
         return Ends(frozenset({outcome}), frozenset({"", *codes}), guest)
     return Ends(frozenset({outcome}), codes, guest, row.by_peer)

@@ -63,6 +63,7 @@ class Misbehaviour:
         named: its ABORT has to name the frame.
         optional: an endpoint need not come to the place, and then completes.
         understood: an endpoint may know what is said; it then says nothing, and reports `undecided`.
+        legal: an endpoint may know what is done, and then completes; the codes are of one that does not.
         plan, manner: what is changed of the honest conversation.
         guest, order, limits, deadline_s: what the endpoint is told.
     """
@@ -83,6 +84,7 @@ class Misbehaviour:
     named: bool = False
     optional: bool = False
     understood: bool = False
+    legal: bool = False
     plan: dict[str, object] = field(default_factory=dict)
     manner: Manner = field(default_factory=Manner)
     guest: GuestSpec = field(default_factory=GuestSpec)

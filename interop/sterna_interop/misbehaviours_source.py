@@ -252,8 +252,10 @@ def _rounds() -> Rows:
         row("round-006 attempt-zero: names attempt 0 [CON-22]", _ROUND, do.change(attempt=0), E.BAD_ATTEMPT),
         row("round-007 attempt-far: names attempt 9 [CON-23]", _ROUND, do.change(attempt=9), E.BAD_ATTEMPT),
         row(
-            "round-008 attempt-taken-back: begins the next attempt, which draft 1 lacks [CON-59 CON-5]",
-            *(again, do.change(attempt=2), E.UNSUPPORTED),
+            "round-008 attempt-taken-back: takes its attempt back in a round [CON-58 CON-59 CON-60]",
+            *(None, None, E.UNSUPPORTED),
+            legal=True,
+            plan={"takes_back": True},
         ),
         row("round-009 round-in-round: begins a round twice [CON-3]", _ROUND, do.twice(), E.UNEXPECTED_FRAME),
         row(

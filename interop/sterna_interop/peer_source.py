@@ -73,6 +73,7 @@ class SourcePlan:
         resends: whether what was rejected is sent again. (It has to be.)
         omitted: pages that are never sent. (There may be none.)
         not_ready: how many NOT_READY there have to be.
+        takes_back: whether it opens a round, and then begins the next attempt instead [CON-58].
         question: what is asked instead of all that.
     """
 
@@ -85,6 +86,7 @@ class SourcePlan:
     resends: bool = True
     omitted: tuple[PageName, ...] = ()
     not_ready: int = 0
+    takes_back: bool = False
     question: Question | None = None
 
     def hello(self, limits: Limits) -> Hello:
@@ -124,6 +126,10 @@ class Source:
             return
         await self._greet(peer)
         for number in range(self._plan.rounds):
+            if self._plan.takes_back and number == 1:
+                self._round += 1
+                await peer.say(Round(self._attempt, self._round, len(self._waiting)))
+                self._attempt += 1
             await self._running_round(peer, self._plan.rejected if number == 0 else ())
         await self._switch_over(peer)
         await self._blackout(peer)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from peer_support import played
 
-from sterna.core import conduct, destination, negotiate, session, source, tables
+from sterna.core import conduct, destination, negotiate, opening, session, source, tables
 from sterna.core.deadlines import Watch
 from sterna.core.heartbeat import Heartbeat
 from sterna.core.rounds import IncomingRound, OutgoingRound
@@ -75,7 +75,7 @@ def believes_welcome(patch: Patch) -> None:
         features = {each.id: each.parameter for each in welcome.features}
         return negotiate.Selection(welcome.version, features, Limits.from_wire(welcome.limits))
 
-    patch.setattr(source, "check_welcome", check)
+    patch.setattr(opening, "check_welcome", check)
 
 
 def disregards_limits(patch: Patch) -> None:

@@ -71,7 +71,7 @@ def test_it_cancels_after_the_right_round(round_: int, expected: int | None) -> 
 
 
 def test_the_report_is_of_the_guest_itself() -> None:
-    result = Result(CoreOutcome.UNDECIDED, ErrorCode.CONNECTION_LOST, epoch=7)
+    result = Result(CoreOutcome.UNDECIDED, ErrorCode.CONNECTION_LOST, epoch=7, session=b"s" * 16)
     source = ScriptedSource(params().guest)
     source.running = False
     told = report(params(), result, source, 2)
@@ -84,6 +84,8 @@ def test_the_report_is_of_the_guest_itself() -> None:
     room = RoomForGuest(Order())
     lost = report(params(Role.DESTINATION), replace(result, outcome=CoreOutcome.ROLLED_BACK), room, 0)
     assert (lost.guest, lost.memory, lost.state) == (GuestState.NONE, None, None)
+    unanswered = report(params(Role.DESTINATION), replace(result, session=bytes(16)), room, 0)
+    assert unanswered.guest is GuestState.NONE  # it was asked, and no session was opened
 
 
 @pytest.mark.slow
