@@ -7,6 +7,7 @@ from typing import Final
 from cyclopts import App
 
 COMMANDS: Final = (
+    ("faults", "What a guest waits for a page that is still at the source, beside a TLS ping-pong."),
     ("goodput", "A whole migration over loopback, beside a bare socket loop."),
     ("memory", "Bitmaps, page batches and the digest, beside plain numpy copies."),
     ("transport", "The transports, plain and with mutual TLS, beside bare sockets."),

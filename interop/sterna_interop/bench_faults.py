@@ -1,0 +1,204 @@
+"""`sterna bench faults`: how long a guest waits for a page that is still at the source.
+
+A guest of the process kind is moved with no round at all, over mutual TLS on loopback, while it writes: every
+page that it touches first is asked for, beside the push of all others. The time is the guest's own, from its
+access to its going on. Beside that stands the least that such an exchange can cost here: 4 KiB there and
+4 KiB back over a TLS connection, between two processes that move the same number of bytes over another one,
+while a guest of the same kind writes at the same rate.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import socket
+import ssl
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from sterna.cli.output import Output
+from sterna.cli.units import Json, Rate, Size
+from sterna.errors import GuestError
+from sterna.host import pki
+from sterna.net.tls import TlsConfig
+from sterna_interop.measuring import BARE, OURS, Measure, Report, Runs, progress, take
+from sterna_interop.moving import Memories, bare_receive, bare_send
+
+MEMORY_BYTES: Final = 256 << 20
+RATE_BYTES_S: Final = 50 << 20
+PAGE_BYTES: Final = 4096
+
+
+def faults(
+    *,
+    memory: Size = MEMORY_BYTES,
+    dirty_rate: Rate = RATE_BYTES_S,
+    runs: Runs = 5,
+    json: Json = False,
+) -> None:
+    """How long a guest waits for its missing pages, beside a TLS ping-pong of 4 KiB under the same load.
+
+    Args:
+        memory: of the guest; all of it is missing when it begins to run.
+        dirty_rate: what the guest writes a second.
+        runs: turns of each way; medians are shown.
+        json: one JSON object on stdout.
+    """
+    output = Output(json=json)
+    with tempfile.TemporaryDirectory(prefix="sterna-faults-") as directory, progress(output) as say:
+        moved = Moved(memory, dirty_rate)
+        bare = PingPong(Path(directory), memory, dirty_rate)
+        yardstick = "4 KiB and back over TLS, beside the same bytes on another connection"
+        measures = [
+            Measure(
+                name="p50",
+                text="a page that is waited for, median",
+                ways={OURS: moved, BARE: bare},
+                yardstick=yardstick,
+            ),
+            Measure(
+                name="p99",
+                text="the same, of a hundred the slowest",
+                ways={OURS: lambda: moved.p99_s, BARE: lambda: bare.p99_s},
+                yardstick=yardstick,
+            ),
+        ]
+        taken = take(measures, runs, say)
+    Report(bench="faults", runs=runs, taken=taken).show(output)
+
+
+class Moved:
+    """A turn: a whole migration of real processes; the median of what the guest has waited.
+
+    Attributes:
+        p99_s: of the last turn.
+    """
+
+    def __init__(self, memory: int, dirty_rate: float) -> None:
+        self.p99_s = 0.0
+        self._command = (
+            *(sys.executable, "-P", "-m", "sterna", "demo", "--guest", "process", "--json"),
+            *("--switchover", "post-copy", "--memory", f"{memory}B", "--dirty-rate", f"{int(dirty_rate)}B/s"),
+        )
+
+    def __call__(self) -> float:
+        """Seconds, the median of one migration."""
+        done = subprocess.run(self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+        found = json_module.loads(done.stdout or b"{}")
+        if done.returncode or not found.get("demand_faults"):
+            raise GuestError(f"the demo has ended with exit code {done.returncode}: {found.get('failures')}")
+        self.p99_s = float(found["demand_faults"]["p99_s"])
+        return float(found["demand_faults"]["p50_s"])
+
+
+class PingPong:
+    """A turn: the yardstick; the median of all round trips while the bytes were under way.
+
+    Attributes:
+        p99_s: of the last turn.
+    """
+
+    def __init__(self, directory: Path, memory: int, dirty_rate: float) -> None:
+        self.p99_s = 0.0
+        pki.init_ca(directory)
+        self._contexts = {server: self._context(directory, server=server) for server in (True, False)}
+        self._memories = Memories(memory)
+        self._holder = directory / "holder"
+        self._guest = ("--memory", str(memory), "--rate", str(int(dirty_rate)))
+
+    def _context(self, directory: Path, *, server: bool) -> ssl.SSLContext:
+        issued = pki.issue(directory, "there" if server else "here")
+        config = TlsConfig(issued.certificate, issued.key, issued.authority, lambda *_: None)
+        return config.context(server=server)
+
+    def __call__(self) -> float:
+        """Seconds, the median of one transfer."""
+        with self._writing_guest(), socket.create_server(("127.0.0.1", 0)) as server:
+            child = os.fork()
+            if not child:
+                self._source(server)
+            try:
+                trips = self._destination(server.getsockname())
+            finally:
+                status = os.waitpid(child, 0)[1]
+        if status:
+            raise ChildProcessError(f"the sender failed: status {status}")
+        self._memories.check()
+        self.p99_s = statistics.quantiles(trips, n=100)[98]
+        return statistics.median(trips)
+
+    @contextmanager
+    def _writing_guest(self) -> Iterator[None]:
+        command = (
+            *(sys.executable, "-P", "-m", "sterna.guest.process", "--socket", str(self._holder)),
+            *("--role", "source", "--die-with-parent", *self._guest),
+        )
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            try:
+                assert process.stdout is not None
+                process.stdout.readline()  # it says when it runs
+                yield
+            finally:
+                process.kill()
+        self._holder.unlink(missing_ok=True)
+
+    def _source(self, server: socket.socket) -> None:
+        """What the child does: bytes on the first connection, echoes on the second; it never returns."""
+        code = 1
+        try:
+            bulk, pings = (
+                self._contexts[True].wrap_socket(server.accept()[0], server_side=True) for _ in range(2)
+            )
+            echo = threading.Thread(target=_echo, args=(pings,))
+            echo.start()
+            bare_send(bulk, self._memories.source)
+            echo.join()  # until the other side has enough
+            code = 0
+        finally:
+            os._exit(code)
+
+    def _destination(self, address: tuple[str, int]) -> list[float]:
+        self._memories.spoil()
+        context = self._contexts[False]
+        with (
+            context.wrap_socket(socket.create_connection(address), server_hostname="there") as bulk,
+            context.wrap_socket(socket.create_connection(address), server_hostname="there") as pings,
+        ):
+            pings.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            receiver = threading.Thread(target=bare_receive, args=(bulk, self._memories.destination))
+            receiver.start()
+            trips = []
+            while receiver.is_alive():
+                begin = time.perf_counter()
+                pings.sendall(bytes(PAGE_BYTES))
+                _receive_page(pings)
+                trips.append(time.perf_counter() - begin)
+            receiver.join()
+        return trips
+
+
+def _echo(sock: ssl.SSLSocket) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        while True:
+            sock.sendall(_receive_page(sock))
+    except (OSError, ConnectionError):
+        return  # the other side has enough
+
+
+def _receive_page(sock: ssl.SSLSocket) -> bytes:
+    data = b""
+    while len(data) < PAGE_BYTES:
+        more = sock.recv(PAGE_BYTES - len(data))
+        if not more:
+            raise ConnectionError("the other side has ended")
+        data += more
+    return data

@@ -1,0 +1,15 @@
+"""`sterna bench faults` moves a guest that waits for its pages, and plays ping-pong beside a transfer."""
+
+from __future__ import annotations
+
+import pytest
+from bench_support import bench
+
+
+@pytest.mark.slow
+@pytest.mark.needs("userfaultfd")
+def test_one_object():
+    found = bench("faults", "--memory", "16MiB", "--dirty-rate", "200MiB/s")
+    assert set(found["measures"]) == set(found["ratios"]["vs_bare"]) == {"p50", "p99"}
+    for way in ("sterna", "bare"):
+        assert 0 < found["measures"]["p50"][way]["median"] <= found["measures"]["p99"][way]["median"]
