@@ -20,6 +20,12 @@ def test_a_store_is_required_where_there_is_one():
     assert Feature.LEASE_STORE not in destination_config(Shape(store=False), "beta").features
 
 
+def test_resume_is_offered_and_not_required():
+    assert offered(Shape(resume=True))[Feature.RESUME] is False
+    assert Feature.RESUME not in offered(Shape())
+    assert Feature.RESUME in destination_config(Shape(resume=True), "beta").features
+
+
 def test_the_policy_is_the_shape_s():
     policy = source_config(Shape(max_rounds=2, downtime_s=0.5), "alpha", 1, NO_RUNNER).policy
     assert (policy.max_rounds, policy.allowed_downtime_s, policy.on_exhausted) == (2, 0.5, "switch")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from sim_support import ALPHA, BETA, go, kinds, stands, world_of
 
-from sterna.core.events import Admit, AnswerVerdict, Claim, Persist, RollBack, Throttle
+from sterna.core.events import Admit, AnswerVerdict, Claim, Persist, Readmit, RollBack, RunOn, Throttle
 from sterna.core.records import Claiming, HandBack, Start, Voided
 from sterna.core.tables import DestinationState, SourceState
 from sterna.registry import ErrorCode, Mode, Owner
@@ -157,3 +157,11 @@ def test_a_spare_runner_is_another_one_once_it_is_on_record():
     go(world)
     assert spare_runner(here) != first
     assert HandBack(2) not in here.history.records
+
+
+def test_a_session_that_nobody_has_kept_is_not_taken_up():
+    """[RES-3]"""
+    world = world_of()
+    hello = greeting(world, Mode.RESUME, b"s" * 16)
+    assert planned(world, BETA, Readmit(hello)) == Trouble(ErrorCode.BUSY)
+    assert planned(world, ALPHA, RunOn()) == Hold("resume", b"i" * 16)

@@ -65,6 +65,13 @@ def test_what_goes_wrong_is_what_the_script_says():
     assert "migration 1, 0 steps behind S.HANDED_OVER" in str(LOSS)
 
 
+def test_a_link_that_is_lost_early_is_taken_up_again():
+    cut = Mishap(Fault.CUT, 0, "S.ACKING", 0, 0, 1.0)
+    tally = play(replace(SCRIPT, shape=Shape(store=False, resume=True), mishaps=(cut,)))
+    assert (tally.resumed, tally.completed, tally.rolled_back, tally.failures) == (1, 1, 0, [])
+    assert play(replace(SCRIPT, mishaps=(cut,))).resumed == 0
+
+
 def test_frozen_processes_wake_or_are_killed():
     for fault in (Fault.SOURCE_FROZEN, Fault.DESTINATION_FROZEN, Fault.FROZEN_KILLED):
         for seconds in (0.01, 100.0):

@@ -11,7 +11,7 @@ from sterna.sim.defects import Defect
 from sterna.sim.holder import Stage
 from sterna.sim.makers import RecallingMakers, Shape
 from sterna.sim.rest import End, check_rest
-from sterna.sim.world import World
+from sterna.sim.world import RESUMES_MAX, World
 
 
 @pytest.mark.parametrize("store", [True, False])
@@ -164,3 +164,52 @@ def test_the_guest_of_a_killed_holder_is_lost():
     go(world)
     assert world.hosts[ALPHA].holders[0].stage is Stage.KILLED
     assert check_rest(world) is End.LOST
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_a_lost_link_is_taken_up_again(store):
+    """[RES-1] [RES-4]"""
+    world = world_of(store=store, resume=True)
+    world.begin(ALPHA)
+    go(world, stands(source=SourceState.SEALED))
+    world.take(("cut", 1, 0, 0))
+    go(world)
+    assert world.resumed == 1
+    assert world.running().host == "beta"
+    assert len(world.hosts[BETA].holders) == 1, "the same room"
+
+
+def test_an_older_connection_that_is_still_there_is_closed():
+    """[RES-4]"""
+    world = world_of(resume=True)
+    world.begin(ALPHA)
+    go(world, stands(source=SourceState.ACKING, destination=DestinationState.STANDBY))
+    world.take(("deadline", 1, ALPHA, 0))
+    go(world, lambda world: world.resumed == 1)
+    go(world)
+    assert world.running().host == "beta"
+
+
+def test_a_destination_that_holds_nothing_any_more_makes_it_roll_back():
+    world = world_of(resume=True)
+    world.begin(ALPHA)
+    go(world, stands(source=SourceState.ACKING))
+    world.kill(BETA, world.hosts[BETA].endpoint.number)
+    go(world)
+    assert world.resumed == 0
+    assert (world.running().host, world.running().epoch) == ("alpha", 1)
+    assert not world.hosts[ALPHA].endpoint.kept
+
+
+def test_a_source_gives_up_in_the_end():
+    world = world_of(resume=True)
+    world.begin(ALPHA)
+    for number in range(RESUMES_MAX):
+        go(world, stands(source=SourceState.ACKING))
+        world.take(("cut", world.lines[0].number, 0, 0))
+        go(world, lambda world, number=number: world.resumed > number)
+    go(world, stands(source=SourceState.ACKING))
+    world.take(("cut", world.lines[0].number, 0, 0))
+    go(world)
+    assert world.resumed == RESUMES_MAX
+    assert (world.running().host, world.running().epoch) == ("alpha", 1)

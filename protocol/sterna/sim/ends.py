@@ -9,6 +9,7 @@ from sterna.registry import Owner
 from sterna.sim.defects import Defect
 from sterna.sim.holding import hold
 from sterna.sim.hosts import Hold, Host, Process, Task
+from sterna.sim.machines import LiveMachine
 
 if TYPE_CHECKING:
     from sterna.sim.world import World
@@ -25,6 +26,10 @@ def ended(world: World, host: Host, process: Process, task: Task, result: Result
         _heard(world, task, result, reached=reached)
         return True
     process.tasks.remove(task)
+    if result.outcome is Outcome.SUSPENDED:
+        assert isinstance(task.machine, LiveMachine)
+        process.kept[b"" if task.kind == "source" else task.image] = task.machine.kept
+        return False
     process.rest, process.looked = None, False
     if task.kind == "source" or task.image:
         world.ends.append((task.kind, str(result.outcome)))

@@ -15,7 +15,7 @@ from sterna.core.recovery import Settled
 from sterna.core.verdict import Store
 from sterna.registry import Owner
 from sterna.sim.holder import GUEST_ID, Holder
-from sterna.sim.machines import Driven
+from sterna.sim.machines import Driven, Kept
 from sterna.wire.records import NO_RUNNER, Runner
 
 # ---- what a process has under way outside of itself ----
@@ -117,6 +117,8 @@ class Process:
         beside: it is not the endpoint, and stays only for what it was started for.
         frozen: it does nothing, though it is there.
         tasks: what it does.
+        kept: sessions whose link is lost, by id; a source's stands under nothing.
+        tries: how often the source's was taken up again.
         looked: recovery has come to an end at a source, and has changed nothing on the way.
         rest: what there was to be seen when recovery last came to its end; None if it is to look again.
         stale: the records as it knows them, if another process has them by now, as must never be.
@@ -124,13 +126,27 @@ class Process:
         heard: what the peer has said of who owns the guest, in that session.
     """
 
-    __slots__ = ("beside", "frozen", "heard", "looked", "number", "rest", "stale", "tasks", "undecided")
+    __slots__ = (
+        "beside",
+        "frozen",
+        "heard",
+        "kept",
+        "looked",
+        "number",
+        "rest",
+        "stale",
+        "tasks",
+        "tries",
+        "undecided",
+    )
 
     def __init__(self, number: int, *, beside: bool = False) -> None:
         self.number = number
         self.beside = beside
         self.frozen = False
         self.tasks: list[Task] = []
+        self.kept: dict[bytes, Kept] = {}
+        self.tries = 0
         self.looked = False
         self.rest: Hashable = None
         self.stale: History | None = None
@@ -143,6 +159,7 @@ class Process:
         other.number, other.beside, other.frozen = self.number, self.beside, self.frozen
         other.rest, other.heard, other.undecided = self.rest, self.heard, self.undecided
         other.stale, other.looked = self.stale, self.looked
+        other.kept, other.tries = dict(self.kept), self.tries
         other.tasks = [each.copy() for each in self.tasks]
         return other
 

@@ -14,7 +14,9 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
-from sterna.core.events import CollectDirty, Request, Reserve, Result, SaveState
+from sterna.core.carry import DestinationCarry, SourceCarry
+from sterna.core.destination import DestinationMachine
+from sterna.core.events import CollectDirty, Readmit, Request, Reserve, Result, SaveState
 from sterna.core.history import RecordConflict
 from sterna.core.records import Record
 from sterna.core.session import Session
@@ -97,6 +99,14 @@ class Tick:
 
 
 Input: TypeAlias = Start | Ask | Data | Lost | Done | Failed | Tick
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """A session whose link is lost: what the next machine is made from, and the memory that it fills."""
+
+    carry: SourceCarry | DestinationCarry
+    room: bytearray
 
 
 class Driven(Protocol):
@@ -202,6 +212,12 @@ class LiveMachine:
         self._drain(now)
         return self
 
+    @property
+    def kept(self) -> Kept:
+        """What a machine that ended as SUSPENDED leaves."""
+        assert isinstance(self.machine, (SourceMachine, DestinationMachine))
+        return Kept(self.machine.carry, self.room)
+
     def _real(self, request: Request, answer: Hashable) -> object:
         """The answer that an answer stands for."""
         match request:
@@ -214,6 +230,9 @@ class LiveMachine:
             case Reserve():
                 pages, self.room = new_room()
                 return pages
+            case Readmit() if isinstance(answer, Kept):
+                self.room = answer.room
+                return answer.carry
             case _:
                 return answer
 

@@ -6,13 +6,14 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from sterna.core.carry import SourceCarry
 from sterna.core.destination import DestinationConfig, DestinationMachine
 from sterna.core.negotiate import BASE_FEATURES, offer
 from sterna.core.policy import PolicySettings
 from sterna.core.source import SourceConfig, SourceMachine
 from sterna.registry import Feature
 from sterna.sim.holder import GUEST, GUEST_ID, CountingPages, Holder
-from sterna.sim.machines import Driven, LiveMachine, Recollection
+from sterna.sim.machines import Driven, Kept, LiveMachine, Recollection
 from sterna.wire.records import Runner
 
 
@@ -23,12 +24,17 @@ class Shape:
     Attributes:
         store: whether hosts have a lease store, and so require it of each other.
         max_rounds: after so many, a source switches over.
+        resume: whether sessions whose link is lost are taken up again.
         downtime_s: what it allows; the smaller, the more rounds there are.
     """
 
     store: bool = True
     max_rounds: int = 3
+    resume: bool = False
     downtime_s: float = 0.3
+
+
+_RESUME_S: Final = 60  # for which a destination keeps what it has
 
 
 class Makers(Protocol):
@@ -68,6 +74,13 @@ class LiveMakers:
         """See `Makers`."""
         return LiveMachine(DestinationMachine(destination_config(self._shape, host), self._clock()))
 
+    def resumed(self, holder: Holder, kept: Kept) -> LiveMachine:
+        """A source that takes up a session again."""
+        assert isinstance(kept.carry, SourceCarry)
+        config = source_config(self._shape, holder.host, holder.epoch, holder.runner)
+        pages = CountingPages(holder)
+        return LiveMachine(SourceMachine.resumed(config, pages, kept.carry, self._clock()))
+
 
 class RecallingMakers:
     """Machines that can be taken in every direction."""
@@ -104,7 +117,8 @@ class RecallingMakers:
 
 def source_config(shape: Shape, host: str, epoch: int, runner: Runner) -> SourceConfig:
     """How a source of a world is configured."""
-    more = {Feature.LEASE_STORE: 0} if shape.store else {}
+    required = {Feature.LEASE_STORE: 0} if shape.store else {}
+    more = {**required, **({Feature.RESUME: _RESUME_S} if shape.resume else {})}
     return SourceConfig(
         agent=host,
         guest=GUEST,
@@ -114,11 +128,12 @@ def source_config(shape: Shape, host: str, epoch: int, runner: Runner) -> Source
         policy=PolicySettings(
             allowed_downtime_s=shape.downtime_s, max_rounds=shape.max_rounds, on_exhausted="switch"
         ),
-        features=offer(more=more, required=frozenset(more)),
+        features=offer(more=more, required=frozenset(required)),
     )
 
 
 def destination_config(shape: Shape, host: str) -> DestinationConfig:
     """How a destination of a world is configured."""
     more = {Feature.LEASE_STORE} if shape.store else set()
+    more |= {Feature.RESUME} if shape.resume else set()
     return DestinationConfig(agent=host, features=BASE_FEATURES | more)

@@ -25,11 +25,13 @@ from sterna.core.events import (
     Persist,
     Prepare,
     ProbeStore,
+    Readmit,
     ReleaseImage,
     Request,
     Reserve,
     RollBack,
     RunGuest,
+    RunOn,
     SaveState,
     StartTracking,
     TakeStorage,
@@ -84,6 +86,10 @@ def plan(world: World, host: Host, process: Process, task: Task, request: Reques
             return _persist(world, host, task, record)
         case ProbeStore(epoch=epoch, runner=runner):
             return _once(task, Reach("probe", epoch, runner))
+        case RunOn():
+            return _once(task, Hold("resume", task.image))
+        case Readmit(hello=hello):
+            return _readmit(world, host, process, task, hello)
         case Admit(hello=hello):
             return _admit(world, host, process, task, hello)
         case Claim(epoch=epoch, runner=runner):
@@ -137,6 +143,20 @@ def _admit(world: World, host: Host, process: Process, task: Task, hello: Hello)
     session = blake2b(f"{host.name}/session/{host.sessions}".encode(), digest_size=16).digest()
     task.image = session
     return Answered(Admission(session, blake2b(session).digest()[:32], spare_runner(host, session)))
+
+
+def _readmit(world: World, host: Host, process: Process, task: Task, hello: Hello) -> Plan:
+    """Take up a session that this process has kept; its older connection is closed first [RES-4]."""
+    from sterna.sim.tasks import loses
+
+    for other in [each for each in process.tasks if each.image == hello.session and each is not task]:
+        loses(world, host, process, other)
+    kept = process.kept.pop(hello.session, None)
+    if kept is None or not world.locks(host, process):
+        return Trouble(ErrorCode.BUSY)
+    task.image = hello.session
+    world.resumed += 1
+    return Answered(kept)
 
 
 def _verdict(world: World, host: Host, process: Process, task: Task, hello: Hello) -> Plan:

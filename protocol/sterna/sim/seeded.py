@@ -77,7 +77,12 @@ class Script:
 def script_of(seed: int) -> Script:
     """What a seed stands for."""
     dice = random.Random(f"script/{seed}")
-    shape = Shape(dice.random() < 0.6, dice.randint(1, 3), dice.choice((0.01, 0.3, 2.0)))
+    shape = Shape(
+        store=dice.random() < 0.6,
+        max_rounds=dice.randint(1, 3),
+        resume=dice.random() < 0.5,
+        downtime_s=dice.choice((0.01, 0.3, 2.0)),
+    )
     legs = dice.choice((1, 1, 2, 3))
     known = dice.sample(list(Fault), dice.randint(2, 6))
     if not shape.store:
@@ -176,6 +181,7 @@ class Run:
         self._source = [host.name for host in world.hosts].index(holder.host)
         for host in world.hosts:
             host.settled = None
+        before = world.resumed
         world.begin(self._source)
         for _ in range(STEPS_MAX):
             self._mishaps()
@@ -185,6 +191,7 @@ class Run:
         else:
             raise Violation("one-runner", f"no rest after {STEPS_MAX} steps")
         end = check_rest(world)
+        self.tally.resumed += world.resumed - before
         running = world.running()
         if running is not None:
             moved = running.host != holder.host
@@ -282,6 +289,8 @@ class Run:
                 process = self.world.hosts[one].process(two)
                 again = process is not None and process.rest is None
                 return dice.random() * (2.0 if again else 0.01)
+            case "resume":
+                return dice.choice((0.01, 0.5, 10.0)) * dice.random()
             case "lost" | "closed":
                 return dice.choice((0.0, 0.001, 1.0)) * dice.random()
             case _:

@@ -13,7 +13,7 @@ from sterna.sim.connecting import hangs_up, says
 from sterna.sim.ends import ended
 from sterna.sim.holding import hold
 from sterna.sim.hosts import Hold, Host, Process, Reach, Task, Write, write
-from sterna.sim.machines import Done, Failed, Input, Trouble
+from sterna.sim.machines import Done, Failed, Input, Lost, Trouble
 from sterna.sim.plans import Answered, plan
 
 if TYPE_CHECKING:
@@ -47,6 +47,12 @@ def go_on(world: World, host: Host, process: Process, task: Task) -> None:
             go_on(world, host, process, task)
         else:
             host.rests(process)
+
+
+def loses(world: World, host: Host, process: Process, task: Task) -> None:
+    """A process closes a connection of its own accord."""
+    hangs_up(world, process, task)
+    tell(world, host, process, task, Lost())
 
 
 def act(world: World, host: Host, process: Process, task: Task) -> None:

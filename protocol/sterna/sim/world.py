@@ -23,8 +23,8 @@ from sterna.sim.holder import Holder, Stage
 from sterna.sim.holding import attach, controller_gone
 from sterna.sim.hosts import Host, Line, Process, Reach, Task
 from sterna.sim.judge import Judge
-from sterna.sim.machines import Start, Tick
-from sterna.sim.makers import Makers
+from sterna.sim.machines import Lost, Start, Tick
+from sterna.sim.makers import LiveMakers, Makers
 from sterna.sim.recovering import begin as recover
 from sterna.sim.recovering import is_due, sees
 from sterna.sim.store import SlotStore
@@ -40,6 +40,9 @@ _FIRST_COUNT: Final = 5
 
 # What happens to an end of a connection, and what to nothing of a host's; all else happens to a host.
 _OF_LINES: Final = frozenset({"deliver", "lost", "closed", "expire", "deadline"})
+RESUMES_MAX: Final = 4
+"""So often a source takes a session up again, then it gives up."""
+
 _OF_NO_HOST: Final = frozenset({"cut", "drop", "land", "store-out", "store-back"})
 
 
@@ -53,6 +56,7 @@ class World:
         judge: watches the guest.
         now: the time that machines are told, for whoever has a clock.
         defects: what endpoints here do wrong.
+        resumed: sessions that were taken up again.
         ends: how sessions ended, for who counts them.
     """
 
@@ -64,6 +68,7 @@ class World:
         self.now = 0.0
         self.defects = defects
         self.ends: list[tuple[str, str]] = []
+        self.resumed = 0
         here = self.hosts[0]
         holder = Holder(here.name, FIRST_IMAGE, Stage.RUNS)
         holder.count = _FIRST_COUNT
@@ -185,8 +190,13 @@ class World:
                 yield ("reply", *at, task.number)
             elif task.op is not None and not task.landed and self._may_land(task):
                 yield ("act", *at, task.number)
+        yield from self._resumes(*at[:1], process)
         if not process.frozen and not process.beside and not process.looked:
             yield from self._recovers(number, host, process)
+
+    def _resumes(self, number: int, process: Process) -> Iterator[Step]:
+        if b"" in process.kept and not process.frozen and not process.tasks:
+            yield ("resume", number, process.number, 0)
 
     def _recovers(self, number: int, host: Host, process: Process) -> Iterator[Step]:
         if is_due(self, host, process):
@@ -263,6 +273,8 @@ class World:
                 assert line is not None
                 what = hears(self, word, line, two)
                 tell(self, *self.at(*line.ends[two]), what)
+            case "resume":
+                self._resume(*self.in_(one, two))
             case "recover":
                 recover(self, *self.in_(one, two))
             case "restart":
@@ -296,8 +308,24 @@ class World:
         attach(self, holder, process)
         task = Task(process.next_number, "source", self.makers.source(holder), holder.image)
         process.tasks.append(task)
+        process.tries = 0
         connect(self, here, process, task)
         tell(self, here, process, task, Start())
+
+    def _resume(self, here: Host, process: Process) -> None:
+        """The source takes its session up again, or gives up and lets the guest run on."""
+        kept = process.kept.pop(b"")
+        holder = next((each for each in here.holders if each.stage is Stage.RUNS), None)
+        process.tries += 1
+        if holder is None or process.tries > RESUMES_MAX or not isinstance(self.makers, LiveMakers):
+            return
+        self.locks(here, process)
+        task = Task(process.next_number, "source", self.makers.resumed(holder, kept), holder.image)
+        process.tasks.append(task)
+        connect(self, here, process, task)
+        tell(self, here, process, task, Start())
+        if not task.line and task in process.tasks:
+            tell(self, here, process, task, Lost())
 
     def start_process(self, number: int, *, beside: bool = False) -> Process:
         """A new process, which knows nothing."""
