@@ -20,7 +20,7 @@ from sterna.core.state import fragments
 from sterna.core.style import offer_for
 from sterna.core.tables import TERMINAL, DestinationState, SourceState, State
 from sterna.errors import GuestError
-from sterna.guest.api import GuestDescription
+from sterna.guest.api import GuestDescription, WithoutPostCopy
 from sterna.limits import HANDSHAKE_BODY_BYTES, Limits
 from sterna.memory.bitmap import PageBitmap
 from sterna.memory.digest import MemoryDigest
@@ -673,7 +673,7 @@ class PlainSource:
         self.released = True
 
 
-class PlainDestination:
+class PlainDestination(WithoutPostCopy):
     """Room for a plain guest."""
 
     def __init__(self) -> None:

@@ -212,7 +212,6 @@ class DestinationMachine(Readmission):
         self._guest = record
         self._described(record.regions)
         self._regions = RegionTable(record.regions)
-        self._follows = Following(self._regions)
         self._step(FrameType.GUEST, now)
         self._ask(Reserve(record))
 
@@ -394,6 +393,7 @@ class DestinationMachine(Readmission):
         self._sink = cast("PageSink", answer)
         self._digest = MemoryDigest(self._regions)
         self._holdings = Holdings(self._regions)
+        self._follows = Following(self._regions)
         self._expect_state()
         self._step(DestinationInput.RESERVED, now)
         self._send(Accept(sum(region.size_bytes for region in self._guest.regions)))

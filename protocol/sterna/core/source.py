@@ -371,9 +371,9 @@ class SourceMachine(Opening):
             self._job.policy,
             styles=self._styles & selected_styles(self._selection),
         )
-        if decision.action is Action.SWITCHOVER and self._report is not None:
+        if decision.action is not Action.GIVE_UP and self._report is not None:
             # What follows a resumption is a round, however little is left for it [RES-8].
-            verdict = "a round first, because the link was lost"
+            verdict = "the link was lost: a round of what may be missing comes first"
             decision = replace(decision, action=Action.CONTINUE, throttle=0.0, verdict=verdict)
         self._decision, self._report = decision, None
         self._emit(Decided(decision))
