@@ -44,6 +44,15 @@ _ORDER: Final = (
     Phase.AFTER,
 )
 
+# It never stays in DECIDING; the others are not on the way of a stop-and-copy that nothing happens to.
+_OFF_THE_WAY: Final[frozenset[State]] = frozenset(
+    {
+        SourceState.DECIDING, SourceState.ASKING, SourceState.RESUMING, SourceState.COMPARING,
+        DestinationState.ANSWERING, DestinationState.HANDING_BACK, DestinationState.FETCHING,
+        DestinationState.RESUMING, DestinationState.RESUMED,
+    }
+)  # fmt: skip
+
 WAY_STEPS: Final = 60
 WAY: Final[tuple[State, ...]] = tuple(
     state
@@ -52,9 +61,7 @@ WAY: Final[tuple[State, ...]] = tuple(
         row.next is state and not row.reserved
         for row in (*SOURCE_TABLE.values(), *DESTINATION_TABLE.values())
     )
-    # It never stays in DECIDING, and the others are not on the way of a migration that nothing happens to.
-    and state not in DEAF | {SourceState.DECIDING, SourceState.ASKING}
-    and state not in {DestinationState.ANSWERING, DestinationState.HANDING_BACK}
+    and state not in DEAF | _OFF_THE_WAY
 )
 
 names = st.sampled_from((SOURCE, DESTINATION))

@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 import trio
 
+from holder_support import MEMORY_BYTES, holder
 from records_support import GUEST, ONE, OTHERS, OURS, RECEIVING, SENDING, TOKEN, TWO
+from sterna.cli.follow import Reporter
+from sterna.cli.output import Output
 from sterna.cli.taking_up import (
+    TakingUp,
     arrived,
     asker,
     decided,
@@ -20,10 +24,14 @@ from sterna.cli.taking_up import (
 )
 from sterna.core.events import Outcome, Result
 from sterna.core.history import History
-from sterna.core.records import Claiming, Granted, SessionRecord, Side
+from sterna.core.records import Claiming, Granted, HandBack, SessionRecord, Side
 from sterna.core.verdict import Judgement, Step
-from sterna.errors import TransportError
-from sterna.guest.holder_client import HolderStatus
+from sterna.errors import GuestError, TransportError
+from sterna.guest.holder_client import HolderStatus, connect_holder
+from sterna.guest.holder_guests import HolderDestinationGuest
+from sterna.guest.process import describe
+from sterna.host.agent import PeerListHost
+from sterna.host.held import ArrivingGuest
 from sterna.host.records_shelf import RecordsShelf
 from sterna.host.recovery import Recovered
 from sterna.net.connect import Address
@@ -104,6 +112,57 @@ async def test_sessions_that_have_arrived(tmp_path: Path) -> None:
         await bad.append(RECEIVING)
     (tmp_path / broken.hex() / "head").unlink()
     assert [each async for each in arrived(shelf)] == [RECEIVING]
+
+
+class Quiet(Reporter):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(Output(json=True))
+        self.told: list[object] = []
+
+    def emit(self, fields: object) -> None:
+        self.told.append(fields)
+
+    def notice(self, text: str) -> None:
+        self.told.append(text)
+
+    def say(self, text: str) -> None:
+        self.told.append(text)
+
+
+async def test_a_claimed_image_is_kept_until_it_is_handed_back(tmp_path: Path, nursery: trio.Nursery) -> None:
+    """[ONE-58] In the holder nothing is reserved in its place; handed back, it is nobody's any more."""
+    host = PeerListHost("here", None, shelf=RecordsShelf(tmp_path / "records"))
+    reporter = Quiet()
+    taking_up = TakingUp(host, tmp_path / "h", reporter, nursery)
+    room = ArrivingGuest(tmp_path / "h", lambda _: None, image=TWO, keeps=taking_up.keeps)
+    description = describe("web-1", GUEST, MEMORY_BYTES)
+    with holder(tmp_path / "h", with_guest=False) as engine:
+        async with await connect_holder(tmp_path / "h") as connection:
+            await HolderDestinationGuest(connection, ONE).reserve(description)
+            await connection.detach()
+        async with host.shelf.opened(GUEST) as keeper:
+            assert keeper is not None
+            await keeper.append(RECEIVING)
+            assert not await taking_up.keeps(ONE)
+            await keeper.append(Claiming(ONE, 2, OURS, ONE))
+            with pytest.raises(GuestError, match="a session that is not decided") as caught:
+                await room.reserve(description)
+            assert caught.value.code is ErrorCode.BUSY
+            await room.leave()
+            await keeper.append(HandBack(2))
+        recovered = await taking_up.now(GUEST)
+        assert recovered is not None
+        assert recovered.acted
+        assert engine.image == bytes(16)
+        await room.reserve(description)
+        assert engine.image == TWO
+        await room.leave()
+    assert await taking_up.now(b"x" * 16) is None
+    (tmp_path / "records" / GUEST.hex() / "head").unlink()
+    assert await taking_up.now(GUEST) is None
+    assert any("is not taken up" in str(each) for each in reporter.told)
 
 
 @pytest.mark.parametrize(

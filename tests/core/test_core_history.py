@@ -239,6 +239,33 @@ def test_the_essence_has_no_sessions_that_a_later_one_has_closed() -> None:
     assert essence(granted) == granted
 
 
+def test_the_essence_has_no_attempts_that_have_failed() -> None:
+    """[ONE-13] [ONE-56] However many there were, on either side; what was claimed or granted stays."""
+    ids = [bytes([number]) * 16 for number in range(1, 200)]
+    for kind in (SENDING, RECEIVING):
+        attempts = [replace(kind, session=each) for each in ids]
+        assert essence(history(*attempts)).records == (attempts[-1],)
+        other = replace(kind, session=b"o" * 16, peer="elsewhere")
+        assert essence(history(attempts[0], other)).records == (attempts[0], other)
+    claimed = history(RECEIVING, CLAIM, replace(RECEIVING, session=TWO))
+    assert essence(claimed) == claimed
+    granted = history(
+        SENDING, Granted(ONE, 2), Decided(ONE, 3, Owner.SOURCE), replace(SENDING, session=TWO, epoch=3)
+    )
+    assert history(*essence(granted).records) == essence(granted)
+
+
+def test_a_session_is_decided_once() -> None:
+    """[ONE-53] A second decision could name another epoch for the same owner."""
+    decided = history(SENDING, Granted(ONE, 2), Decided(ONE, 3, Owner.SOURCE))
+    with pytest.raises(RecordConflict, match="is decided: source"):
+        decided.after(Decided(ONE, 2, Owner.SOURCE))
+    resolved = history(SENDING, Granted(ONE, 2), Resolved(ONE, 2, Owner.SOURCE, "there"))
+    assert resolved.after(Decided(ONE, 3, Owner.SOURCE)).decision(ONE) == Resolved(
+        ONE, 2, Owner.SOURCE, "there"
+    )
+
+
 def test_a_guest_that_has_gone_is_not_sent_again_under_its_old_epoch() -> None:
     """It could be granted to a second host [ONE-53]."""
     gone = history(SENDING, Granted(ONE, 2), Decided(ONE, 2, Owner.DESTINATION))

@@ -12,18 +12,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from sterna.errors import GuestError
 from sterna.guest.holder_client import HolderStatus, connect_holder
+from sterna.host.failpoint import VARIABLE
 from sterna.host.pki import init_ca, issue
 from sterna.registry import ErrorCode
 
 DEADLINE_S = 60.0
 POLL_S = 0.01
-DYING = Path(__file__).with_name("dying.py")
 
 PEERS = """
 [[peer]]
@@ -88,6 +89,15 @@ class Command:
         """A signal."""
         self.process.send_signal(number)
 
+    async def dies(self) -> None:
+        """Wait until it has stopped itself, and kill it there: no handler runs, no file is closed."""
+        stopped = partial(os.waitid, os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        with trio.fail_after(DEADLINE_S):
+            await trio.to_thread.run_sync(stopped, abandon_on_cancel=True)
+        assert self.process.returncode is None, f"{self.name} has not come to its place: {self.said()}"
+        self.send(signal.SIGKILL)
+        assert await self.end() == -signal.SIGKILL
+
     def said(self) -> str:
         """What it wrote for people."""
         return self.log.read_text(errors="replace")
@@ -105,18 +115,18 @@ class World:
         self._nursery = nursery
         self._commands: list[Command] = []
 
-    async def start(self, *arguments: object, dies: str = "") -> Command:
-        """A `sterna` command; one that `dies` at this point (dying.py)."""
-        program = [DYING, dies] if dies else ["-m", "sterna"]
+    async def start(self, *arguments: object, stop: str = "") -> Command:
+        """A `sterna` command; one that stops itself at this place (sterna.host.failpoint)."""
         name = f"{arguments[0]}-{len(self._commands)}"
         log = self.directory / f"{name}.log"
         with log.open("wb") as stderr:
             process = await trio.lowlevel.open_process(
-                [sys.executable, *program, *map(str, arguments)],
+                [sys.executable, "-m", "sterna", *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 start_new_session=True,
+                env={**os.environ, VARIABLE: stop} if stop else None,
             )
         command = Command(name, process, log)
         self._commands.append(command)
@@ -160,13 +170,13 @@ class World:
         return ["--records", self.directory / f"records-{host}"]
 
     async def serve(
-        self, *options: object, insecure: bool = False, holder: str = "d", host: str = "b", dies: str = ""
+        self, *options: object, insecure: bool = False, holder: str = "d", host: str = "b", stop: str = ""
     ) -> tuple[Command, int]:
         """A destination that listens, and its port."""
         security = ["--insecure"] if insecure else [*self.secured("host-b"), "--peers", self.peers]
         arguments = ["--listen", "127.0.0.1:0", "--holder", self.socket(holder), "--follow", *security]
         arguments += [*self.records(host), "--die-with", os.getpid()]
-        command = await self.start("serve", *arguments, *options, dies=dies)
+        command = await self.start("serve", *arguments, *options, stop=stop)
         address = (await command.until("listening"))["addresses"][0]
         return command, int(address.rpartition(":")[2])
 
@@ -178,7 +188,7 @@ class World:
         holder: str = "s",
         security: Sequence[object] = (),
         host: str = "a",
-        dies: str = "",
+        stop: str = "",
     ) -> Command:
         """A source that sends the guest there."""
         usual = ["--insecure"] if insecure else [*self.secured("host-a"), "--peer", "host-b"]
@@ -186,7 +196,7 @@ class World:
         if "--resume" not in options:
             arguments += ["--resume", "2s"]  # the faults of most tests are for good
         arguments += [*self.records(host), "--undecided-after", "500ms", "--die-with", os.getpid()]
-        return await self.start("migrate", *arguments, *(security or usual), *options, dies=dies)
+        return await self.start("migrate", *arguments, *(security or usual), *options, stop=stop)
 
     async def status(self, holder: str = "s") -> HolderStatus:
         """How a held guest does."""

@@ -1,99 +1,170 @@
 """Endpoints that die between mark and RUNNING, and come again: exactly one side runs the guest afterwards.
 
-Where a process dies is exact (dying.py); that it is the guest of the records that runs, and that it never ran
-twice, the journal tells to a judge that knows nothing of records.
+Where a process dies is exact: it stops itself at a named place, and is killed there (sterna.host.failpoint).
+That it is one guest that runs, and that it never ran twice, its journal tells to a judge that knows nothing
+of records.
 """
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from commands import Command, World
 from judge import judge_journal
 
+from etcd_support import etcd
 from sterna.host.lease_files import create_file_store
 
 pytestmark = pytest.mark.slow
 
+Options = list[object]
 
-@pytest.fixture(params=["alone", "files"])
-def store(request: pytest.FixtureRequest, world: World) -> list[object]:
+
+@pytest.fixture(params=["alone", "files", pytest.param("etcd", marks=pytest.mark.needs("etcd"))])
+def store(request: pytest.FixtureRequest, world: World, tmp_path: Path) -> Iterator[Options]:
     """Options that name the lease store; none where two endpoints are all there is."""
-    if request.param == "alone":
-        return []
-    create_file_store(world.directory / "leases")
-    return ["--store", world.directory / "leases"]
+    match request.param:
+        case "alone":
+            yield []
+        case "files":
+            create_file_store(world.directory / "leases")
+            yield ["--store", world.directory / "leases"]
+        case _:
+            with etcd(tmp_path) as server:
+                yield ["--store", server.name]
 
 
-async def killed(command: Command) -> None:
-    assert await command.end() == -signal.SIGKILL, command.said()
-
-
-async def start(world: World, store: list[object]) -> None:
+async def start(world: World, store: Options) -> Command:
+    """A guest, and the holder that has room for it."""
     first = [*store, *world.records("a"), "--host", "host-a"] if store else []
     await world.source("s", *first)
-    await world.room()
+    return await world.room()
 
 
-@pytest.mark.parametrize("point", ["mark", "granted"])
-async def test_a_source_that_dies_before_handover_runs_on(
-    world: World, store: list[object], point: str
-) -> None:
+async def ended(command: Command, *codes: int) -> dict:
+    """Its last line, once it has ended with one of these codes."""
+    assert await command.end() in codes, command.said()
+    return command.last
+
+
+async def verdict(world: World, host: str, holder: str, *options: object) -> tuple[int, dict]:
+    """What a host says of the guest, by its records and its holder."""
+    (guest,) = (each.name for each in (world.directory / f"records-{host}").iterdir())
+    command = await world.start(
+        "verdict", guest, *world.records(host), "--name", f"host-{host}", "--holder", world.socket(holder),
+        "--json", *options,
+    )  # fmt: skip
+    code = await command.end()
+    return code, command.last
+
+
+@pytest.mark.parametrize("place", ["after MarkGranted", "after Persist:Granted"])
+async def test_a_source_that_dies_before_handover_runs_on(world: World, store: Options, place: str) -> None:
     """[ONE-61] [ONE-43] [ONE-48] [ONE-21] And is sent, as was wished, once that is decided."""
     await start(world, store)
     _, port = await world.serve(*store)
-    await killed(await world.migrate(port, *store, dies=point))
+    await (await world.migrate(port, *store, stop=place)).dies()
     stood = await world.status("s")
     assert (stood.state, stood.granted_epoch) == ("granted", 2)
-    migrate = await world.migrate(port, *store)
-    assert await migrate.end() == 0, migrate.said()
+    code, told = await verdict(world, "a", "s", *store)
+    assert (code, told["here"]) == (8, None)
+    await ended(await world.migrate(port, *store), 0)
     await world.check_runs("d")
     # Claimed back under 2 where there is a store, under 3 where it was handed back; and sent then.
     assert (await world.status("d")).epoch == (3 if store else 4)
+    assert (await verdict(world, "a", "s", *store))[1]["host"] == "host-b"
+    assert (await verdict(world, "b", "d", *store))[1]["here"] is True
     assert judge_journal(world.journal) == []
 
 
-async def test_a_destination_that_dies_with_its_claim(world: World, store: list[object]) -> None:
-    """[ONE-58] [ONE-44] [ONE-7] Behind CLAIMING, before the claim."""
+async def test_a_destination_that_dies_before_its_claim(world: World, store: Options) -> None:
+    """[ONE-58] [ONE-44] [ONE-7]"""
     await start(world, store)
-    serve, port = await world.serve(*store, dies="claiming")
+    serve, port = await world.serve(*store, stop="after Persist:Claiming")
     migrate = await world.migrate(port, *store)
-    await killed(serve)
-    code = await migrate.end()
+    await serve.dies()
     if store:  # it claims itself, and wins
-        assert (code, migrate.last["outcome"]) == (5, "rolled_back"), migrate.said()
+        assert (await ended(migrate, 5))["outcome"] == "rolled_back"
         await world.check_runs("s")
         assert (await world.status("s")).epoch == 2
     else:  # nobody can be asked yet
-        assert (code, migrate.last["outcome"]) == (8, "undecided"), migrate.said()
+        assert (await ended(migrate, 8))["outcome"] == "undecided"
         assert (await world.status("s")).state == "granted"
     serve, port = await world.serve(*store)
     recovered = await serve.until("recovered")
     assert recovered["owner"] == ("source" if store else "undecided")
-    migrate = await world.migrate(port, *store)
-    assert await migrate.end() == 0, migrate.said()
+    await ended(await world.migrate(port, *store), 0)
     await world.check_runs("d")
     assert judge_journal(world.journal) == []
 
 
-async def test_a_destination_that_dies_with_start_on_record(world: World, store: list[object]) -> None:
-    """[ONE-33] [ONE-45] Its next controller runs the guest, and says so to the source that asks."""
+@pytest.mark.parametrize("place", ["after Claim", "after Persist:Start", "before RunGuest"])
+async def test_a_destination_that_dies_with_its_claim_won(world: World, store: Options, place: str) -> None:
+    """[ONE-33] [ONE-45] [ONE-58] Its next controller starts what is decided, or decides it with the store."""
     await start(world, store)
-    serve, port = await world.serve(*store, dies="start")
+    serve, port = await world.serve(*store, stop=place)
     migrate = await world.migrate(port, *store)
-    await killed(serve)
-    code = await migrate.end()
-    assert code in ({0} if store else {8}), migrate.said()
+    await serve.dies()
+    await ended(migrate, 0 if store else 8)
     assert (await world.status("d")).state == "loaded"
     serve, port = await world.serve(*store)
     recovered = await serve.until("recovered")
-    assert (recovered["owner"], recovered["acted"]) == ("destination", True)
-    await world.check_runs("d")
-    assert (await world.status("d")).epoch == 2
+    started = bool(store) or place != "after Claim"
+    assert recovered["owner"] == ("destination" if started else "undecided")
     if not store:
-        migrate = await world.migrate(port)
-        assert await migrate.end() == 0, migrate.said()
-        assert migrate.last["outcome"] == "moved"
+        told = await ended(await world.migrate(port), 0)
+        assert told["outcome"] == ("moved" if started else "completed")
+    await world.check_runs("d")
+    assert (await world.status("d")).epoch == (2 if started else 4)
+    if started:  # else it was released, and its holder has ended
+        assert (await world.status("s")).state == "granted"
+    assert judge_journal(world.journal) == []
+
+
+async def test_a_guest_whose_destination_is_gone_for_ever_is_resolved(world: World) -> None:
+    """[ONE-47] [ONE-59] Nobody but an operator can know: endpoint and holder are dead, and stay so."""
+    await start(world, [])
+    serve, port = await world.serve(stop="after Persist:Claiming")
+    migrate = await world.migrate(port)
+    await serve.dies()
+    await ended(migrate, 8)
+    code, told = await verdict(world, "a", "s", "--peer", "recorded", "--pki", world.pki)
+    assert (code, told["here"], told["clause"]) == (8, None, "ONE-43")
+    assert any("peer" in each for each in told["troubles"])
+    resolve = ["resolve", told["guest"], *world.records("a"), "--name", "host-a", "--owner", "source"]
+    resolve += ["--json"]
+    refused = await ended(await world.start(*resolve), 2)
+    assert "--i-have-fenced host-b" in refused["error"]["text"]
+    assert (await world.status("s")).state == "granted"
+    resolve += ["--i-have-fenced", "host-b", "--holder", world.socket("s")]
+    assert (await ended(await world.start(*resolve), 0))["recorded"] == "resolved"
+    await world.check_runs("s")
+    assert (await world.status("s")).epoch == 3
+    assert (await verdict(world, "a", "s"))[1]["here"] is True
+    records = (world.directory / "records-a" / told["guest"]).glob("log-*")
+    assert any('"fenced":"host-b"' in path.read_text(errors="replace") for path in records)
+    assert judge_journal(world.journal) == []
+
+
+async def test_a_destination_whose_holder_dies_behind_start_has_lost_the_guest(world: World) -> None:
+    """[ONE-34] [ONE-42] What no protocol can save is told by its name, at both sides."""
+    room = await start(world, [])
+    serve, port = await world.serve(stop="before RunGuest")
+    migrate = await world.migrate(port)
+    await serve.dies()
+    await ended(migrate, 8)
+    room.send(signal.SIGKILL)
+    await room.end()
+    await world.room()
+    serve, port = await world.serve()
+    recovered = await serve.until("recovered")
+    assert (recovered["lost"], recovered["clause"]) == (True, "ONE-45")
+    assert "guest_lost" in serve.said()
+    assert (await verdict(world, "b", "d"))[0] == 9
+    told = await ended(await world.migrate(port), 0)
+    assert told["outcome"] == "moved"
     assert (await world.status("s")).state == "granted"
     assert judge_journal(world.journal) == []

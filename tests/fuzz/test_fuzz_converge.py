@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from sterna.core import policy, source
+from sterna.core import policy, style
 from sterna.core.policy import Action, PolicySettings
 from sterna_fuzz.converge import (
     TARGET,
@@ -49,7 +49,7 @@ def decided(monkeypatch, change):
     def changed(history, *arguments):
         return change(history, decide(history, *arguments))
 
-    monkeypatch.setattr(source, "decide", changed)
+    monkeypatch.setattr(style, "decide", changed)
 
 
 def test_rounds_without_end_are_noticed(monkeypatch):

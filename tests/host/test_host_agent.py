@@ -336,6 +336,20 @@ async def test_what_runs_here_is_brought_only_under_a_later_epoch(host: PeerList
     await admitted(host, epoch=3)
 
 
+async def test_another_one_s_start_is_no_answer_to_who_has_sent_the_guest_before(host: PeerListHost) -> None:
+    """[ONE-12] [ONE-45] Its session is over for this process, but HANDOVER may have left there."""
+    async with await admitted(host) as first:
+        made = first.admission
+        assert made is not None
+        record = SessionRecord(made.session, 1, Side.DESTINATION, made.token, "")
+        await first.persist(record)
+    assert (await refused(host, BY_ID)).code is ErrorCode.BUSY
+    await admitted(host, BY_ID, epoch=2)
+    await admitted(host)
+    verdict = await ask(host, question(record))
+    assert (verdict.owner, verdict.handed_back) == (Owner.SOURCE, True)
+
+
 async def test_a_source_has_one_undecided_grant(host: PeerListHost) -> None:
     """[ONE-53] [ONE-61] And of its session it is on record whom to ask, and where."""
     async with host.session(RECEIVER, "b.example:4646") as session:
@@ -410,6 +424,15 @@ async def test_a_question_with_another_token_or_of_another_peer_changes_nothing(
         assert keeper is not None
         assert keeper.history.fate(2) is None
     assert host.shelf.guests() == [ID]
+
+
+async def test_a_question_about_nothing_does_not_trouble_the_store() -> None:
+    """[ONE-46] It would be asked as often as a peer likes, about whatever it likes."""
+    store = FaultyStore(MemoryLeaseStore())
+    host = PeerListHost("here", PEERS, store=store)
+    unknown = SessionRecord(b"s" * 16, 1, Side.DESTINATION, b"t" * 32, "sender")
+    assert (await ask(host, question(unknown))).owner is Owner.UNDECIDED
+    assert store.calls == 0
 
 
 async def test_another_process_has_the_records(tmp_path: Path) -> None:

@@ -173,6 +173,17 @@ async def test_a_member_that_hangs_leaves_time_for_the_others() -> None:
             assert len(good.requests) == 1
 
 
+async def test_threads_that_hang_at_one_member_keep_nobody_from_another() -> None:
+    async with small_etcd() as gone, small_etcd() as good:
+        access = EtcdAccess((*gone.access.endpoints, *good.access.endpoints))
+        async with client(access, within_s=1.0) as etcd:
+            limiter = etcd._threads[0]
+            for _ in range(int(limiter.total_tokens)):
+                await limiter.acquire_on_behalf_of(object())
+            await etcd.call("/v3/kv/range", RANGE)
+            assert (len(gone.requests), len(good.requests)) == (0, 1)
+
+
 async def watch(server: SmallEtcd, etcd: EtcdClient, within_s: float) -> None:
     await etcd.wait_for_event({"create_request": {"key": encode(b"a"), "start_revision": "2"}}, within_s)
 

@@ -338,6 +338,24 @@ async def test_too_many_names(root: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert await store.claim(GUEST, 2, THEIRS) == THEIRS
 
 
+@pytest.mark.parametrize("kind", ["link", "fifo", "directory"])
+async def test_what_is_no_file_is_no_slot(root: Path, kind: str) -> None:
+    """[LEA-2] [LEA-6] Nobody is asked to try again, for nothing would change by that."""
+    (root / GUEST.hex()).mkdir()
+    place = slot(root, 1)
+    match kind:
+        case "link":
+            place.symlink_to(root / "store")
+        case "fifo":
+            os.mkfifo(place)
+        case _:
+            place.mkdir()
+    store = FileLeaseStore(root)
+    for call in (store.claim(GUEST, 1, OURS), store.read(GUEST, 1), store.newest(GUEST)):
+        with pytest.raises(StoreDamaged, match="is no plain file; somebody has to look"):
+            await call
+
+
 @pytest.mark.parametrize("text", [b"", b"planted", encode_slot(GUEST, 2, THEIRS), b"x" * 10_000])
 async def test_what_is_planted_in_a_slot(root: Path, text: bytes) -> None:
     """[LEA-2]"""

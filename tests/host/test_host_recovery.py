@@ -240,6 +240,17 @@ async def test_waiting_can_be_ended(autojump_clock: Clock) -> None:
     assert recovered.judgement.owner is Owner.UNDECIDED
 
 
+async def test_what_was_handed_back_in_the_session_need_not_be_asked_again() -> None:
+    """[ONE-37] HANDBACK itself is the permission; its sender may have ended by now."""
+    scene = Scene(granted(), (SENDING, Granted(ONE, 2)))
+    await scene.note()
+    for said, owner in ((THERE, Owner.UNDECIDED), (BACK, Owner.SOURCE)):
+        recovered = await scene.recovery().anew(said).run()
+        assert recovered is not None
+        assert recovered.judgement.owner is owner
+    assert scene.image.state == "running"
+
+
 async def test_where_nobody_can_be_asked_it_is_undecided() -> None:
     for answers in ([], [Verdict(Owner.UNDECIDED, 1, OTHERS)]):
         scene = Scene(granted(), (SENDING, Granted(ONE, 2)), answers=list(answers))

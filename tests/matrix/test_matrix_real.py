@@ -71,6 +71,18 @@ async def test_records_that_cannot_be_written_for_a_while(directory: Path) -> No
     assert report.runs == "source"
 
 
+@pytest.mark.needs("userfaultfd")
+async def test_a_guest_whose_pages_follow_it_from_a_dead_holder(directory: Path) -> None:
+    """The source's endpoint has them mapped, and needs the holder for nothing else."""
+    report = await carry_out("fetching/source_holder_killed/post_copy/no_store", directory)
+    assert report.runs == "destination"
+
+
+def test_what_only_virtual_time_can_show() -> None:
+    assert not can_show(CELLS["fetching/cut/post_copy/store"])
+    assert can_show(CELLS["fetching/source_record/post_copy/store"])
+
+
 async def test_a_table_that_is_wrong_is_told(directory: Path) -> None:
     """The cell is carried out against what the table says of another one."""
     wrong = CELLS["describe/source_frozen/stop_and_copy/no_store"].expected

@@ -17,7 +17,17 @@ from __future__ import annotations
 import pytest
 from withstand_fields import leaves
 from withstand_judge import judge, judge_accepted, judge_any
-from withstand_support import ROLES, Said, Victim, itinerary, recording, sample, sample_bulk, states
+from withstand_support import (
+    ROLES,
+    UNVISITED,
+    Said,
+    Victim,
+    itinerary,
+    recording,
+    sample,
+    sample_bulk,
+    states,
+)
 
 from sterna.core.deadlines import Deadlines
 from sterna.core.events import Outcome
@@ -116,8 +126,8 @@ def test_attempts_that_never_were(role: str, state: State, coming: int | None) -
                 frame is F.ROUND and attempt == 2 and (state, DestinationInput.NEW_ATTEMPT) in DESTINATION
             )
             say(victim, frame, attempt=attempt)
-            if begins:
-                judge(victim, C.UNSUPPORTED, clause="CON-59")
+            if begins:  # which is legal; but the rounds before it count [CON-58] [CON-20]
+                judge_any(victim) if victim.machine.result is None else judge(victim, C.BAD_ROUND)
             else:
                 theirs = "CON-25" if role == "source" else "CON-23" if attempt else "CON-22"
                 judge(victim, C.BAD_ATTEMPT, clause=theirs)
@@ -254,8 +264,7 @@ def test_the_states_of_this_file_are_all_that_there_are() -> None:
     for role, states_of in ("source", SourceState), ("destination", DestinationState):
         reserved = {row.next for row in TABLES[role].values() if row.reserved}
         implemented = {row.next for row in TABLES[role].values() if not row.reserved}
-        passed = {SourceState.DECIDING}  # the policy answers at once
-        passed |= {SourceState.ASKING, DestinationState.ANSWERING, DestinationState.HANDING_BACK}
+        passed = UNVISITED | {SourceState.DECIDING}  # where the policy answers at once
         assert set(states_of) - set(states(role)) <= DEAF | (reserved - implemented) | passed
 
 

@@ -90,15 +90,13 @@ def bitmap(frame: FrameType, *fields: object, region: int = 0) -> r.Record:
 
 
 def check_bitmap(frame: FrameType, record: r.Record, code: ErrorCode | None, clause: str) -> None:
-    """Its own code, or else that of a frame which this draft reserves."""
+    """Its own code, or else that of a frame which is not due."""
     if frame is F.HELD:
         victim = Victim("source").until(SourceState.ACKING)
-        legal = (C.UNEXPECTED_FRAME, "CON-3")
     else:
         victim = Victim("destination").until(DestinationState.READY)
-        legal = (C.UNSUPPORTED, "MEM-10")
     victim.attack(victim.record(record))
-    wanted, where = (code, clause) if code is not None else legal
+    wanted, where = (code, clause) if code is not None else (C.UNEXPECTED_FRAME, "CON-3")
     judge(victim, wanted, clause=where)
     assert victim.growth_bytes < 128 * 1024
 

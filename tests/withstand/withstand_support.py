@@ -371,6 +371,16 @@ def states(role: str) -> tuple[State, ...]:
     return tuple(dict.fromkeys(state for state, _ in itinerary(role)))
 
 
+# Of other conversations than the recorded one: questions, hand-backs, lost sessions, pages that come later.
+UNVISITED: Final[frozenset[State]] = frozenset(
+    {
+        SourceState.ASKING, SourceState.RESUMING, SourceState.COMPARING,
+        DestinationState.ANSWERING, DestinationState.HANDING_BACK, DestinationState.RESUMING,
+        DestinationState.RESUMED, DestinationState.FETCHING,
+    }
+)  # fmt: skip
+
+
 def receivers(frame: FrameType) -> tuple[str, ...]:
     """The roles that a frame may be sent to."""
     by_sender: dict[Sender, tuple[str, ...]] = {

@@ -30,7 +30,7 @@ from sterna.cli.follow import ConnectionReporter, Reporter, error_fields
 from sterna.cli.output import Output
 from sterna.cli.ownership import Ownership
 from sterna.cli.spawned import spawned_holder
-from sterna.cli.taking_up import TakingUp, arrived
+from sterna.cli.taking_up import TakingUp, arrived, decided, recovered_fields
 from sterna.cli.units import Duration, Json, Size
 from sterna.core.events import Outcome, Result
 from sterna.core.words import duration_text, size_text
@@ -252,14 +252,25 @@ class _Job:
         if not destination.took_up:  # else the connection that opened the session tells what became of it
             reporter.emit({"event": "session", **fields})
             self.reporter.say(_sentence(result, transport))
-            if result.outcome in {Outcome.UNDECIDED, Outcome.ANSWERED}:
-                self._taking_up.soon(session.guest)
+            if result.outcome is Outcome.UNDECIDED:
+                result, fields = await self._take_up(session.guest, result, fields)
+            elif result.outcome is Outcome.ANSWERED:
+                self._taking_up.soon(session.guest)  # what was handed back is not needed any more
         if session.admitted:
             self.sessions += 1
             self.last = fields
             self.exit_code = exit_of_outcome(result.outcome, result.code) if self.once else Exit.OK
         if (self.once and session.admitted) or (self._stopping and not self._running):
             self._scope.cancel()
+
+    async def _take_up(self, guest: bytes, result: Result, fields: Fields) -> tuple[Result, Fields]:
+        """What was left undecided, decided if that is possible now."""
+        recovered = await self._taking_up.now(guest)
+        if recovered is None:
+            return result, fields
+        result = decided(result, recovered)
+        told = {"outcome": str(result.outcome), "epoch": result.epoch, "runs": recovered.runs_here}
+        return result, {**fields, **told, "recovered": recovered_fields(recovered)}
 
     def _stop(self, why: str) -> None:
         self._stopping = True
@@ -305,7 +316,7 @@ class _Arrival:
             self._session.authorise,
             self._job.evidence,
             image=admission.session,
-            kept=self._job._taking_up.kept,
+            keeps=self._job._taking_up.keeps,
         )
         return self._guest
 

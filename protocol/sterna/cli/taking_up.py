@@ -14,7 +14,7 @@ from sterna.cli.events import Fields
 from sterna.cli.follow import Reporter
 from sterna.core.events import Outcome, Result
 from sterna.core.history import History
-from sterna.core.records import SessionRecord, Side
+from sterna.core.records import Claiming, HandBack, SessionRecord, Side
 from sterna.core.recovery import open_session
 from sterna.core.verdict import Judgement
 from sterna.errors import RecordError, SternaError, TransportError
@@ -105,13 +105,9 @@ class TakingUp:
         holder: the socket of the holder in which they may be.
         reporter: told of what is done.
         nursery: in which `soon` works.
-
-    Attributes:
-        kept: images in the holder that are kept until it is decided who owns them.
     """
 
     def __init__(self, host: PeerListHost, holder: Path, reporter: Reporter, nursery: trio.Nursery) -> None:
-        self.kept: set[bytes] = set()
         self._host = host
         self._holder = holder
         self._reporter = reporter
@@ -125,32 +121,43 @@ class TakingUp:
 
     def soon(self, guest: bytes) -> None:
         """Take up what the guest's records show, if there is something."""
-        self._nursery.start_soon(self._take_up, guest)
+        self._nursery.start_soon(self.now, guest)
 
-    async def _take_up(self, guest: bytes) -> None:
+    async def now(self, guest: bytes) -> Recovered | None:
+        """The same, until it has come to an end."""
         try:
             async with self._turn, self._host.shelf.opened(guest, make=False) as keeper:
                 session = None if keeper is None else open_session(keeper.history)
                 if keeper is not None and session is not None and _is_unfinished(keeper.history, session):
-                    await self._recover(keeper, session)
+                    return await self._recover(keeper)
         except SternaError as error:
             self._reporter.notice(f"guest {guest.hex()} is not taken up: {error}")
+        return None
 
-    async def _recover(self, keeper: Keeper, session: SessionRecord) -> None:
+    async def keeps(self, image: bytes) -> bool:
+        """Whether an image that has not run may still have to: it is claimed, and not handed back."""
+        directory = self._host.shelf.directory
+        assert directory is not None
+        for guest in self._host.shelf.guests():
+            with suppress(RecordError):
+                history = await peek(directory, guest)
+                claims = (each for each in history.each(Claiming) if each.image == image)
+                if any(not isinstance(history.fate(each.epoch), HandBack) for each in claims):
+                    return True
+        return False
+
+    async def _recover(self, keeper: Keeper) -> Recovered | None:
         async with held_image(self._holder, partial(newest_epoch, keeper.history)) as image:
             recovery = Recovery(
                 self._host.name, keeper, image, store=self._host.store, tell=self._reporter.notice
             )
             recovered = await recovery.run()
         if recovered is None:
-            return
-        if recovered.judgement.owner is Owner.UNDECIDED:
-            self.kept.add(session.session)
-        else:
-            self.kept.discard(session.session)
+            return None
         fields = recovered_fields(recovered)
         self._reporter.emit({"event": "recovered", "guest": keeper.history.guest.hex(), **fields})
         self._reporter.say(f"guest {keeper.history.guest.hex()}: {recovered_text(recovered)}")
+        return recovered
 
 
 def _is_unfinished(history: History, session: SessionRecord) -> bool:

@@ -9,7 +9,7 @@ Pure: no files, no clock. `sterna.host.records_log` makes it durable, `sterna.co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -133,12 +133,19 @@ class History:
 def essence(history: History) -> History:
     """The history without what nobody will ask for: what a log that has become long begins anew with.
 
-    Kept are all records of sessions that are not closed, and all of the newest epoch: they say by what right
-    the guest runs here, or that it does not. The newest session counts as open.
+    Kept are all records of sessions that are not closed, and those of the newest epoch from which something
+    has come: they say by what right the guest runs here, or that it does not. The newest session counts as
+    open.
     """
     sessions = list(history.each(SessionRecord))
     newest = max((each.epoch for each in sessions), default=0)
-    kept = {each.session for each in sessions if each.epoch >= newest or not _closed(history, each, newest)}
+    claimed = {each.session for each in history.each(Claiming)}
+    kept = {
+        each.session
+        for place, each in enumerate(sessions)
+        if not _replaced(history, each, sessions[place + 1 :], claimed)
+        and (each.epoch >= newest or not _closed(history, each, newest))
+    }
     kept |= {each.session for each in sessions[-1:]}
     epochs = {each.epoch + 1 for each in sessions if each.session in kept}
     kept |= {each.session for each in history.each(Claiming) if each.epoch in epochs or each.epoch >= newest}
@@ -155,6 +162,20 @@ def _closed(history: History, session: SessionRecord, newest: int) -> bool:
     if session.side is Side.DESTINATION:
         return history.released(session.session) or newest > session.epoch + 1
     return history.decision(session.session) is not None or history.granted(session.session) is None
+
+
+def _replaced(
+    history: History, session: SessionRecord, later: Sequence[SessionRecord], claimed: Collection[bytes]
+) -> bool:
+    """Whether nothing came of a session before the same two hosts began another one [ONE-13].
+
+    Its source has given it up, or may not have opened another one [ONE-53]: it asks for this one no more.
+    """
+    if session.side is Side.SOURCE:
+        idle = history.granted(session.session) is None and history.decision(session.session) is None
+    else:
+        idle = session.session not in claimed
+    return idle and any((each.side, each.peer) == (session.side, session.peer) for each in later)
 
 
 def _matters(record: Record, kept: set[bytes], newest: int, epochs: set[int]) -> bool:
@@ -246,7 +267,8 @@ def _check_grant(history: History, record: Granted) -> None:
 def _check_decision(history: History, record: Decided | Resolved) -> None:
     _of(history, record.session, Side.SOURCE)
     decision = history.decision(record.session)
-    if decision is not None and decision.owner is not record.owner:
+    again = isinstance(decision, Decided) and isinstance(record, Decided)
+    if decision is not None and (again or decision.owner is not record.owner):
         raise RecordConflict(f"the session is decided: {decision.owner.name.lower()}", decision)
     if record.owner is Owner.UNDECIDED:
         raise RecordConflict("a decision for nobody")

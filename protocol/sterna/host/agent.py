@@ -23,7 +23,7 @@ import trio
 
 from sterna.core.events import Admission
 from sterna.core.history import History, RecordConflict
-from sterna.core.records import Claiming, Decided, Record, SessionRecord, Start
+from sterna.core.records import Claiming, Decided, Record, SessionRecord, Side, Start
 from sterna.core.recovery import before_verdict
 from sterna.core.verdict import Facts, Step, answer, asked_for, judge
 from sterna.errors import LocalProtocolError, StoreError, StoreUnavailable, TransportError
@@ -237,6 +237,10 @@ class HostSession:
         if history.claiming(hello.epoch + 1):
             return await self._verdict_of_opening(history, hello)
         newest = _newest_epoch(history)
+        for each in history.each(SessionRecord):
+            if _is_anothers(each, hello, self.peer.identity or "") and not history.released(each.session):
+                detail = f"{each.peer} has begun to send this guest here at epoch {each.epoch}"
+                raise LocalProtocolError(ErrorCode.BUSY, detail, clause="ONE-12")
         if hello.epoch < newest:
             detail = f"epoch {hello.epoch}, and {newest} is known here"
             raise LocalProtocolError(ErrorCode.STALE_EPOCH, detail, clause="ONE-11")
@@ -316,8 +320,10 @@ class HostSession:
         identity = self.peer.identity or ""
         history = History(hello.guest) if keeper is None else keeper.history
         session = asked_for(history, hello, identity)
-        facts = await self._host.facts(hello.guest, hello.epoch if session is None else session.epoch)
-        if keeper is not None and session is not None:
+        if session is None:  # and the store is not troubled by whoever asks for anything
+            return answer(history, hello, identity, Facts(self._host.name))
+        facts = await self._host.facts(hello.guest, session.epoch)
+        if keeper is not None:
             if judge(history, session.session, facts).step is Step.HAND_BACK:
                 await hand_back(keeper, session, self._host.name)
             history = keeper.history
@@ -377,6 +383,15 @@ async def hand_back(keeper: Keeper, session: SessionRecord, host: str) -> None:
         except RecordConflict:
             if keeper.history == before:
                 raise  # else another one has noted something meanwhile: look again
+
+
+def _is_anothers(session: SessionRecord, hello: Hello, identity: str) -> bool:
+    """Whether a peer that may still ask for its session has opened this epoch, and not this one [ONE-12].
+
+    START is of a guest and an epoch: it would tell the other one that the guest it has sent runs here.
+    """
+    same = session.side is Side.DESTINATION and session.epoch == hello.epoch
+    return same and session.peer not in {"", identity}
 
 
 def _newest_epoch(history: History) -> int:

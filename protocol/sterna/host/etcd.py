@@ -35,7 +35,7 @@ _TEXT_SHOWN: Final = 120
 _UNAUTHENTICATED: Final = 401
 _OK: Final = 200
 _SERVERS_TROUBLE: Final = 500
-_THREADS: Final = 16
+_THREADS: Final = 8  # an endpoint
 _WATCHES: Final = 64
 _U64_DIGITS: Final = 20
 # A ValueError comes of a chunk with a negative length, and of a host that can be no name.
@@ -149,7 +149,8 @@ class EtcdClient:
         self._preferred = 0
         self._idle: http.client.HTTPConnection | None = None
         self._token = ""
-        self._threads = trio.CapacityLimiter(_THREADS)
+        # Each endpoint's own: threads that hang at one that is gone keep nobody from asking another.
+        self._threads = tuple(trio.CapacityLimiter(_THREADS) for _ in access.endpoints)
         self._watches = trio.CapacityLimiter(_WATCHES)
         self._cluster = ""
         self._revision = 0
@@ -231,17 +232,19 @@ class EtcdClient:
         if idle is not None and index == self._preferred:
             # The server may have closed it meanwhile, which shows only now; repeating the call is harmless.
             with contextlib.suppress(ConnectionError, ssl.SSLError, http.client.HTTPException):
-                return await self._exchange(idle, path, body)
+                return await self._exchange(idle, index, path, body)
         elif idle is not None:
             idle.close()
-        return await self._exchange(self._connect(index, self._share_s), path, body)
+        return await self._exchange(self._connect(index, self._share_s), index, path, body)
 
-    async def _exchange(self, connection: http.client.HTTPConnection, path: str, body: bytes) -> _Reply:
+    async def _exchange(
+        self, connection: http.client.HTTPConnection, index: int, path: str, body: bytes
+    ) -> _Reply:
         exchange = _Exchange(connection, path, body, self._token)
         try:
             with trio.fail_after(self._share_s):
                 reply = await trio.to_thread.run_sync(
-                    exchange.run, abandon_on_cancel=True, limiter=self._threads
+                    exchange.run, abandon_on_cancel=True, limiter=self._threads[index]
                 )
         except trio.TooSlowError:
             exchange.abort()

@@ -8,7 +8,7 @@ when there is something to reserve, and lets go of it when the session is over, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from sterna.errors import GuestError
@@ -16,10 +16,14 @@ from sterna.guest.api import GuestDescription, PageRange, StateSection
 from sterna.guest.holder_client import HolderConnection, HolderStatus, connect_holder
 from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
 from sterna.host.evidence import DESTINATION_IMAGE, SOURCE_IMAGE, Evidence, ImageCopy
+from sterna.host.recovery import attach_to
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode
 from sterna.wire.records import Runner
 
+Keeps = Callable[[bytes], Awaitable[bool]]
+
+_BEGUN: Final = frozenset({"reserved", "loaded"})
 ROOM: Final = frozenset({"empty", "reserved", "loaded"})  # states of a holder in which no guest has run
 
 
@@ -47,7 +51,8 @@ class ArrivingGuest:
         authorise: called before anything is reserved; raises to refuse.
         evidence: where to keep the image, None for not at all.
         image: the id that the holder will know it by; None for a random one.
-        kept: images of sessions that are not decided, in the place of which nothing is reserved.
+        keeps: whether an image that has not run is that of a session which is not decided; nothing is
+            reserved in its place.
     """
 
     def __init__(
@@ -57,13 +62,13 @@ class ArrivingGuest:
         evidence: Evidence | None = None,
         *,
         image: bytes | None = None,
-        kept: Collection[bytes] = (),
+        keeps: Keeps | None = None,
     ) -> None:
         self._path = path
         self._authorise = authorise
         self._evidence = evidence
         self._image = image
-        self._kept = kept
+        self._keeps = keeps
         self._copy: ImageCopy | None = None
         self._connection: HolderConnection | None = None
         self._guest: HolderDestinationGuest | None = None
@@ -78,9 +83,9 @@ class ArrivingGuest:
         if self._evidence is not None:
             # Here and not in `prepare`, after which the guest would have had time to write a lot.
             await self._reserve_copy(description, self._evidence)
-        self._connection = connection = await connect_holder(self._path)
+        self._connection = connection = await attach_to(self._path, lambda status: status.epoch)
         state = connection.attached.state
-        if state in ROOM and connection.attached.image in self._kept:
+        if state in _BEGUN and self._keeps is not None and await self._keeps(connection.attached.image):
             text = "the guest of a session that is not decided is kept there"
             raise GuestError(f"{os.fspath(self._path)}: {text}", ErrorCode.BUSY)
         if state not in ROOM:

@@ -22,6 +22,7 @@ one.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -57,6 +58,8 @@ _SLOT_NAME: Final = re.compile(r"[0-9]{20}", re.ASCII)
 _CLAIM_NAME: Final = re.compile(r"claim\.([0-9]{20})\.[0-9a-f]{16}", re.ASCII)
 # A guest that moves every minute for two months; a listing that is longer holds something else.
 _NAMES_MAX: Final = 100_000
+# A link, a FIFO or directory, a socket: nobody who keeps the rules makes one, and asking again is no use.
+_NO_PLAIN_FILE: Final = frozenset({errno.ELOOP, errno.EINVAL, errno.ENXIO})
 _THREADS: Final = 8  # calls that hang on storage that is gone; more of them wait for these
 _WITHIN_S: Final = 10.0
 _POLL_S: Final = 0.2
@@ -164,7 +167,13 @@ class FileLeaseStore:
     def _named(self, guest: bytes, epoch: int) -> Runner | None:
         """The slot's runner, after which it is durable, and so are those before it."""
         self._check_marker()
-        data = self._files.read(self._slot(guest, epoch), SLOT_BYTES_MAX + 1)
+        try:
+            data = self._files.read(self._slot(guest, epoch), SLOT_BYTES_MAX + 1)
+        except OSError as error:
+            if error.errno not in _NO_PLAIN_FILE:
+                raise
+            text = f"lease store {self._root}: slot {epoch} of guest {guest.hex()} is no plain file; {ADVICE}"
+            raise StoreDamaged(text) from error
         if data is None:
             return None
         runner = decode_slot(data, guest, epoch)

@@ -38,7 +38,7 @@ Tell = Callable[[str], None]
 
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 5.0
-_ATTEMPTS: Final = 25
+_ATTEMPTS: Final = 10
 # Each act brings things forward or ends in a wait; nothing that is legal takes more than a dozen of them.
 _ACTS_MAX: Final = 100
 
@@ -229,7 +229,7 @@ class Recovery:
         self._acted = False
 
     def anew(self, verdict: Verdict | None = None) -> Recovery:
-        """The same for another session, of which nobody has been asked yet."""
+        """The same for a session that has just ended; `verdict` is what the destination has said in it."""
         return Recovery(
             self._host,
             self._keeper,

@@ -33,6 +33,8 @@ SOURCE: Final = Survivor.SOURCE
 DESTINATION: Final = Survivor.DESTINATION
 HOSTS: Final = {SOURCE: "host-a", DESTINATION: "host-b"}
 
+SERVES_AGAIN: Final = "RES-13"  # reserved in draft 1
+
 JOURNAL: Final = "journal.ndjson"
 AFTER: Final = "after.json"
 
@@ -55,8 +57,8 @@ _PEERS: Final = "".join(
 
 
 def can_show(cell: Cell) -> bool:
-    """Whether real processes can carry this cell out."""
-    return cell.style is Style.STOP_AND_COPY
+    """Whether real processes can carry this cell out: not what needs a source that comes back for pages."""
+    return cell.style is Style.STOP_AND_COPY or SERVES_AGAIN not in cell.expected.clauses
 
 
 def make_hosts(directory: Path) -> None:
@@ -156,6 +158,7 @@ class _Run:
     async def _migrate(self, port: int, environment: Mapping[str, str] | None = None) -> None:
         arguments: list[object] = ["migrate", "--to", f"127.0.0.1:{port}", "--peer", HOSTS[DESTINATION]]
         arguments += [*self._common(SOURCE), "--undecided-after", _UNDECIDED_AFTER, "--resume", "0s"]
+        arguments += ["--switchover", self.cell.style.name.lower().replace("_", "-")]
         self.endpoints[SOURCE] = await self._start("source", arguments, environment)
 
     def _common(self, side: Survivor) -> list[object]:
