@@ -408,6 +408,21 @@ async def test_a_session_that_was_never_claimed_is_claimed_to_be_handed_back(hos
         assert [each.kind for each in keeper.history.records] == ["session", "claiming", "handback"]
 
 
+async def test_a_resumption_that_comes_too_late_excludes_nothing(host: PeerListHost) -> None:
+    """[ONE-44] [RES-15] Its source has not granted: with HANDBACK here it could never come again under n."""
+    async with await admitted(host) as session:
+        made = session.admission
+        assert made is not None
+        record = SessionRecord(made.session, 1, Side.DESTINATION, made.token, "")
+        await session.persist(record)
+    resumes = question(record, mode=Mode.RESUME)
+    verdict = await ask(host, resumes)
+    assert (verdict.owner, verdict.handed_back) == (Owner.UNDECIDED, False)
+    second = await take_over(await admitted(host))
+    assert (await ask(host, resumes)).owner is Owner.UNDECIDED
+    assert (await ask(host, question(second, mode=Mode.RESUME))).handed_back
+
+
 async def test_a_question_with_another_token_or_of_another_peer_changes_nothing(host: PeerListHost) -> None:
     """[ONE-46]"""
     record = await take_over(await admitted(host))

@@ -35,7 +35,7 @@ from sterna.host.records_shelf import Keeper, RecordsShelf
 from sterna.host.slots import Slot
 from sterna.host.slots_behind import slots_behind
 from sterna.net.transport import Peer
-from sterna.registry import ERRORS, VERSION_DRAFT, VERSION_MAJOR, ErrorCode, Feature, Phase
+from sterna.registry import ERRORS, VERSION_DRAFT, VERSION_MAJOR, ErrorCode, Feature, Mode, Phase
 from sterna.wire import encode_frame, encode_preface
 from sterna.wire.records import NO_TOKEN, Abort, Hello, Refuse, Runner, Verdict
 
@@ -324,7 +324,10 @@ class HostSession:
             return answer(history, hello, identity, Facts(self._host.name))
         facts = await self._host.facts(hello.guest, session.epoch)
         if keeper is not None:
-            if judge(history, session.session, facts).step is Step.HAND_BACK:
+            # Who resumes a session that ended before HANDOVER has granted nothing, and comes again under n.
+            claims = (each.session for each in history.claiming(session.epoch + 1))
+            permitted = hello.mode is Mode.VERDICT or session.session in claims
+            if permitted and judge(history, session.session, facts).step is Step.HAND_BACK:
                 await hand_back(keeper, session, self._host.name)
             history = keeper.history
         return answer(history, hello, identity, facts)
