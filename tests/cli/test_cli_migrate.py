@@ -23,7 +23,7 @@ from holder_support import GUEST_ID, MEMORY_BYTES, holder
 from sterna.cli import migrate as migrate_module
 from sterna.cli import serve as serve_module
 from sterna.cli.endpoint import Ending, Security
-from sterna.cli.exits import Exit
+from sterna.cli.exits import Exit, exit_of, gravest
 from sterna.cli.follow import Reporter
 from sterna.cli.main import main
 from sterna.cli.output import Output
@@ -31,7 +31,7 @@ from sterna.cli.ownership import Ownership
 from sterna.core.events import Admission, Outcome, Result
 from sterna.core.policy import RoundStats
 from sterna.core.serving import AfterStats
-from sterna.errors import ConfigError, GuestError, LocalProtocolError, PeerAborted, TransportError
+from sterna.errors import ConfigError, GuestError, PeerAborted, TransportError
 from sterna.guest.holder_client import connect_holder
 from sterna.guest.holder_engine import HolderEngine
 from sterna.host.agent import HostSession
@@ -266,19 +266,21 @@ async def test_a_guest_is_shown_under_the_runner_that_it_runs_under(
 async def test_holder_and_store_agree_before_anything_is_sent(hosts: Hosts) -> None:
     """[ONE-9] [ONE-16] [ONE-55] Nothing listens: whoever dialled would end with another error."""
     leases = hosts.directory / "leases"
-    ownership = Ownership(records=hosts.directory / "records-a", store=str(leases))
     leases.mkdir()
-    with pytest.raises(LocalProtocolError, match="Nothing has been begun") as caught:
-        await hosts.sending(1, ownership=ownership).run()
-    assert caught.value.code is ErrorCode.NOT_READY
+
+    async def refusal() -> str:
+        ownership = Ownership(records=hosts.directory / "records-a", store=str(leases))
+        with pytest.raises(BaseExceptionGroup) as caught:
+            await hosts.sending(1, ownership=ownership).run()
+        return f"{exit_of(caught.value).name}: {gravest(caught.value)}"
+
+    assert "REFUSED: not_ready: no lease store at" in await refusal()
     create_file_store(leases)
-    with pytest.raises(ConfigError, match="no slot in"):
-        await hosts.sending(1, ownership=ownership).run()
-    store = FileLeaseStore(leases)
-    await store.claim(GUEST_ID, 1, Runner("elsewhere", b"e" * 16))
-    with pytest.raises(LocalProtocolError, match="its newest slot is 1, of 'elsewhere'") as caught:
-        await hosts.sending(1, ownership=ownership).run()
-    assert caught.value.code is ErrorCode.STALE_EPOCH
+    assert "USAGE: the guest has no slot in" in await refusal()
+    await FileLeaseStore(leases).claim(GUEST_ID, 1, Runner("elsewhere", b"e" * 16))
+    said = await refusal()
+    assert said.startswith("REFUSED: stale_epoch: ")
+    assert "its newest slot is 1, of 'elsewhere'" in said
     assert hosts.here.state == "running"
 
 

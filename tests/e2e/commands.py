@@ -89,12 +89,16 @@ class Command:
         """A signal."""
         self.process.send_signal(number)
 
-    async def dies(self) -> None:
-        """Wait until it has stopped itself, and kill it there: no handler runs, no file is closed."""
+    async def stops(self) -> None:
+        """Wait until it has stopped itself."""
         stopped = partial(os.waitid, os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         with trio.fail_after(DEADLINE_S):
             await trio.to_thread.run_sync(stopped, abandon_on_cancel=True)
         assert self.process.returncode is None, f"{self.name} has not come to its place: {self.said()}"
+
+    async def dies(self) -> None:
+        """Kill it where it has stopped itself: no handler runs, no file is closed."""
+        await self.stops()
         self.send(signal.SIGKILL)
         assert await self.end() == -signal.SIGKILL
 

@@ -124,6 +124,28 @@ async def test_a_destination_that_dies_with_its_claim_won(world: World, store: O
     assert judge_journal(world.journal) == []
 
 
+@pytest.mark.needs("etcd")
+async def test_a_store_that_is_frozen_behind_handover_holds_both_up(world: World, tmp_path: Path) -> None:
+    """[ONE-31] [ONE-7] Both stay paused and ask on; when it answers, whoever is named runs the guest."""
+    with etcd(tmp_path) as server:
+        store: Options = ["--store", server.name]
+        await start(world, store)
+        serve, port = await world.serve(*store, stop="before Claim")
+        migrate = await world.migrate(port, *store, "--patience", "2s")
+        await serve.stops()
+        server.pause()
+        serve.send(signal.SIGCONT)
+        assert (await ended(migrate, 8))["outcome"] == "undecided"
+        await serve.until("notice", lambda line: "does not answer" in line["text"])
+        assert (await world.status("s")).state == "granted"
+        assert (await world.status("d")).state == "loaded"
+        server.resume()
+        # The claim of the source may be on its way: then that is the one which is named.
+        await ended(await world.migrate(port, *store), 0)
+        await world.check_runs("d")
+        assert judge_journal(world.journal) == []
+
+
 async def test_a_guest_whose_destination_is_gone_for_ever_is_resolved(world: World) -> None:
     """[ONE-47] [ONE-59] Nobody but an operator can know: endpoint and holder are dead, and stay so."""
     await start(world, [])
