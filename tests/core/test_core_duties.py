@@ -9,7 +9,7 @@ from sterna.core.duties import NoRecords, pages_of, reserve, serve_destination, 
 from sterna.core.records import Granted, Start, Voided
 from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription
-from sterna.registry import Mode, Owner, StateKind, Style, Transfer
+from sterna.registry import ErrorCode, Mode, Owner, StateKind, Style, Transfer
 from sterna.testing.pair import run_now
 from sterna.wire.records import NO_ID, Hello, Region, Runner, StateSection, Verdict
 
@@ -84,6 +84,20 @@ def test_requests_of_a_destination(request_, calls, answer):
     both = Recorder(claim=RUNNER, run="of no interest", verdict=VERDICT)
     assert run_now(serve_destination(both, both, request_)) == answer
     assert both.calls == calls
+
+
+def test_what_a_guest_cannot_is_not_asked_of_it():
+    """[PCY-5] To take back what was never asked for is nothing; to wait for pages is refused in time."""
+    both = Recorder()
+    both.can_post_copy = False
+    run_now(serve_destination(both, both, e.Expect({}, None)))
+    assert both.calls == []
+    with pytest.raises(GuestError) as error:
+        run_now(serve_destination(both, both, e.Prepare(Style.BITMAP)))
+    assert error.value.code is ErrorCode.UNSUPPORTED
+    both.can_post_copy = True
+    run_now(serve_destination(both, both, e.Expect({}, None)))
+    assert [call[0] for call in both.calls] == ["expect"]
 
 
 def test_the_mark_of_a_void_grant_goes_and_the_guest_runs_last():

@@ -423,7 +423,6 @@ def test_a_destination_takes_the_round_that_follows():
         rig.finish_round()
         rig.state(SECTION)
         rig.say(rig.seal())
-        rig.do(e.Expect)  # whatever an attempt before it has told the guest to wait for
         rig.do(e.LoadState)
         assert rig.last() == r.Loaded(attempt, rig.digest.value())
 

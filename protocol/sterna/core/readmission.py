@@ -20,6 +20,7 @@ from sterna.core.holdings import Holdings
 from sterna.core.rounds import IncomingRound
 from sterna.core.session import Config, Session
 from sterna.core.state import StateAssembler
+from sterna.core.style import selected_styles
 from sterna.core.tables import DESTINATION, DestinationInput, DestinationState
 from sterna.errors import RemoteProtocolError, SternaError
 from sterna.memory.digest import MemoryDigest
@@ -143,7 +144,8 @@ class Readmission(Session):
         self._attempt = carry.attempt
         self._regions, self._digest, self._holdings = carry.digest.table, carry.digest, carry.holdings
         self._bulk_bytes = carry.bulk_bytes
-        self._follows = Following(self._regions, held=True)  # what was held is unknown
+        # With a style in which pages follow, an attempt before may have made the guest wait for some.
+        self._follows = Following(self._regions, held=bool(selected_styles(carry.ticket.selection)))
         self._round = IncomingRound(carry.holdings.newest, self._regions, now, last=False)
         self._expect_state()
 
