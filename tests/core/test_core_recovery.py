@@ -222,6 +222,7 @@ def test_a_claim_that_was_won_starts_or_hands_back():
     won = situation(Image.READY, store=Store(next=OURS))
     assert act(won, RECEIVING, CLAIM) == Note(Start(2))
     assert act(replace(won, image=Image.GONE), RECEIVING, CLAIM) == Note(HandBack(2))
+    assert act(replace(won, stale=True), RECEIVING, CLAIM) == Note(HandBack(2))
     late = situation(Image.READY, store=Store(next=OURS, after=THEIRS))
     assert act(late, RECEIVING, CLAIM) == Note(HandBack(2))
 

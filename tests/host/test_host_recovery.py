@@ -51,13 +51,16 @@ class FakeImage(HeldImage):
         super().__init__(None, GUEST)
         self.state, self.epoch, self.mark, self.image = state, epoch, mark, image
         self.runner = FIRST
+        self.missing = 0
         self.calls: list[str] = []
 
     async def status(self) -> HolderStatus | None:
         await trio.lowlevel.checkpoint()
         if self.state is None:
             return None
-        return HolderStatus(self.state, self.epoch, self.mark, self.runner, "", False, {}, self.image)
+        return HolderStatus(
+            self.state, self.epoch, self.mark, self.runner, "", False, {}, self.image, missing=self.missing
+        )
 
     async def run(self, epoch: int, runner: Runner) -> None:
         assert epoch >= self.mark
@@ -387,6 +390,15 @@ async def test_with_a_store_the_claim_is_repeated_and_decided(ready: bool) -> No
     assert recovered.runs_here is ready
     assert scene.kinds[-1] == ("start" if ready else "handback")
     assert scene.image.calls == (["run"] if ready else [])
+
+
+async def test_what_lacks_pages_is_handed_back_to_who_has_them() -> None:
+    """[ONE-58] Nobody knows whether they would ever come."""
+    scene = Scene(loaded(), (RECEIVING, CLAIM), store=await filled(FIRST))
+    scene.image.missing = 3
+    assert not (await scene.run()).runs_here
+    assert scene.kinds[-1] == "handback"
+    assert scene.image.calls == ["discard"]
 
 
 async def test_with_a_store_a_claim_that_is_lost_frees_the_room() -> None:

@@ -55,6 +55,7 @@ class Situation:
         image_id: what the holder calls it.
         epoch: under which the guest has run there last; 0 if it never has.
         complete: the peer has every page of the guest.
+        stale: pages of it were to follow the guest, and are at the source.
     """
 
     facts: Facts
@@ -62,6 +63,7 @@ class Situation:
     image_id: bytes = NO_ID
     epoch: int = 0
     complete: bool = False
+    stale: bool = False
 
 
 # ---- acts ----
@@ -267,7 +269,9 @@ def _of_destination(
         case Step.RUN:
             return _run_first(history, session, judgement, situation)
         case Step.START:
-            return Note(Start(epoch) if situation.image is Image.READY else HandBack(epoch))
+            # Of a guest whose pages are elsewhere nobody knows whether they will ever come; there it has all.
+            whole = situation.image is Image.READY and not situation.stale
+            return Note(Start(epoch) if whole else HandBack(epoch))
         case Step.REPEAT_CLAIM:
             return ClaimSlot(epoch, _claiming(history, session).runner)
         case Step.HAND_BACK if situation.facts.store is not None:

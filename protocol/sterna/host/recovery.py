@@ -392,7 +392,8 @@ def situation(
     status = seen.status
     if session.side is Side.SOURCE:
         facts = replace(facts, mark=status.granted_epoch)
-    return Situation(facts, _image_of(history, session, status), status.image, status.epoch, complete)
+    image, stale = _image_of(history, session, status), bool(status.missing)
+    return Situation(facts, image, status.image, status.epoch, complete, stale)
 
 
 def _image_of(history: History, session: SessionRecord, status: HolderStatus) -> Image:
