@@ -87,6 +87,10 @@ def test_marks_locks_and_preparations():
     inject(world, Fault.LOCKS_REFUSED)
     go(world)
     assert (world.running().host, world.running().epoch) == ("alpha", 3)
+    world = at(destination=DestinationState.COMMITTING)
+    inject(world, Fault.DESTINATION_HOLDER_KILLED)
+    go(world)
+    assert world.running().host == "alpha", "who has no guest gets no locks for it"
     world = world_of()
     world.begin(ALPHA)
     go(world, lambda world: bool(possible(world, Fault.NOT_READY, ALPHA)))

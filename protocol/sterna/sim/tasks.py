@@ -12,7 +12,7 @@ from sterna.sim import recovering
 from sterna.sim.connecting import hangs_up, says
 from sterna.sim.ends import ended
 from sterna.sim.holding import hold
-from sterna.sim.hosts import Hold, Host, Process, Reach, Task, Write, write
+from sterna.sim.hosts import Hold, Host, Process, Reach, TakeLocks, Task, Write, write
 from sterna.sim.machines import Done, Failed, Input, Lost, Trouble
 from sterna.sim.plans import Answered, plan
 
@@ -87,8 +87,11 @@ def effect(world: World, host: Host, process: Process, task: Task) -> Hashable:
             return hold(world, host, process, task, task.op)
         case Reach():
             return _reach(world, task.op)
-        case _:
-            return None  # storage locks, taken
+        case TakeLocks():
+            holder = host.holder(task.image)
+            return None if holder is not None and holder.lives else Trouble(ErrorCode.GUEST_FAILED)
+        case None:
+            return None
 
 
 def _reach(world: World, op: Reach) -> Hashable:
