@@ -58,9 +58,9 @@ def test_a_call_that_the_state_does_not_allow_is_this_side_s_fault():
 
 
 def test_a_reserved_transition_is_unsupported():
-    with pytest.raises(RemoteProtocolError, match="INSTALLED") as caught:
-        row_of(DESTINATION, DestinationState.FETCHING, DestinationInput.INSTALLED, FrameType.PAGES)
-    assert (caught.value.code, caught.value.frame) == (ErrorCode.UNSUPPORTED, FrameType.PAGES)
+    with pytest.raises(RemoteProtocolError, match="ATTACH") as caught:
+        row_of(DESTINATION, DestinationState.WELCOMED, FrameType.ATTACH)
+    assert (caught.value.code, caught.value.frame) == (ErrorCode.UNSUPPORTED, FrameType.ATTACH)
 
 
 def test_a_frame_of_what_was_not_selected():
