@@ -9,6 +9,9 @@ import pytest
 from sterna.matrix import virtual
 from sterna.matrix.table import Cell, Step, Survivor, load
 from sterna.matrix.virtual import can_show, run_cell
+from sterna.sim.defects import Defect
+from sterna.sim.makers import Makers
+from sterna.sim.world import World
 
 CELLS = [cell for cell in load().cells if can_show(cell)]
 BY_NAME = {cell.name: cell for cell in CELLS}
@@ -53,15 +56,26 @@ def test_a_step_that_is_none() -> None:
     assert "it does not come to before Nothing" in report.failures[0]
 
 
-def test_a_world_in_which_two_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the defect that a source lets its guest run on when it hears nothing after HANDOVER."""
-    from sterna.sim.defects import Defect
-    from sterna.sim.world import World
+@pytest.mark.parametrize(
+    ("defect", "name"),
+    [
+        (Defect.RUNS_BEFORE_CLAIM, "prepare/destination_record/stop_and_copy/no_store"),
+        (Defect.RESUMES_ON_TIMEOUT, "running/cut/stop_and_copy/no_store"),
+        (Defect.EPOCH_REUSED, "paused/source_record/stop_and_copy/no_store"),
+        (Defect.START_NOT_WRITTEN, "running/destination_killed/stop_and_copy/no_store"),
+        (Defect.ABSENT_IS_LOST, "paused/source_record/stop_and_copy/store"),
+    ],
+)
+def test_endpoints_that_do_wrong_are_found(
+    monkeypatch: pytest.MonkeyPatch, defect: Defect, name: str
+) -> None:
+    cell = BY_NAME[name]
+    assert run_cell(cell, 1).passed
 
-    def broken(*args: object, **options: object) -> World:
-        return World(*args, **options, defects=frozenset({Defect.RESUMES_ON_TIMEOUT}))  # type: ignore[arg-type]
+    def broken(makers: Makers, *, store: bool) -> World:
+        return World(makers, store=store, defects=frozenset({defect}))
 
     monkeypatch.setattr(virtual, "World", broken)
-    report = run_cell(BY_NAME["running/cut/stop_and_copy/no_store"], 1)
-    assert report.two_runners
+    report = run_cell(cell, 1)
     assert not report.passed
+    assert report.two_runners or report.lost_writes or report.runs == "nobody"

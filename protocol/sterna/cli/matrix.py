@@ -116,7 +116,7 @@ def _rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
         runs = [report.runs for report in of_fault]
         passed = sum(report.passed for report in of_fault)
         counts = (len(of_fault), passed, *(runs.count(one) for one in ("source", "destination", "nobody")))
-        rows.append((fault.text, *map(str, counts)))
+        rows.append((fault.name.replace("_", " "), *map(str, counts)))
     return rows
 
 
