@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from functools import partial
 from typing import Annotated, Final
 
@@ -19,6 +19,7 @@ from sterna.sim.defects import Defect
 from sterna.sim.explore import Explored, explore, told
 
 FAULTS_MAX: Final = 8
+PROGRESS_S: Final = 5.0
 _BOTH: Final = (True, False)
 
 Flag = Annotated[bool | None, Parameter(negative="--no-store", show_default=False)]
@@ -55,8 +56,12 @@ def _run(
     stores: tuple[bool, ...], jobs: int, work: Callable[[bool], Explored], say: Callable[[str], None]
 ) -> Iterator[Explored]:
     if jobs > 1 and len(stores) > 1:
+        started = time.monotonic()
         with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-            yield from pool.map(work, stores)
+            both = [pool.submit(work, store) for store in stores]
+            while wait(both, timeout=PROGRESS_S).not_done:
+                say(f"  both after {time.monotonic() - started:.0f} s")
+            yield from (each.result() for each in both)
         return
     for store in stores:
         yield work(store, say=lambda found: say(f"  {_words(found)}"))  # type: ignore[call-arg]
