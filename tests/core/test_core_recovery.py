@@ -190,6 +190,9 @@ def test_a_slot_that_nobody_can_explain():
 def test_a_source_without_a_store_asks():
     """[ONE-43, ONE-47, ONE-48]"""
     assert act(situation(), SENDING, GRANT) == AskPeer(SENDING)
+    found = act(situation(Image.GONE), SENDING, GRANT)  # asked, it would free the only image [ONE-44]
+    assert isinstance(found, Settled)
+    assert (found.judgement.owner, found.lost) == (U, False)
     found = act(situation(peer=U), SENDING, GRANT)
     assert isinstance(found, Settled)
     assert found.judgement.owner is U

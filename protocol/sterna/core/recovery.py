@@ -187,7 +187,7 @@ def _of_source(
         case Step.RUN:
             return _run_again(history, session, judgement, situation, spare)
         case Step.ASK if situation.facts.peer is None:
-            return AskPeer(session)
+            return _ask_alone(session, situation)
         case Step.FREE:
             return _left(history, session, judgement, situation)
         case _:
@@ -202,6 +202,17 @@ def _claim(history: History, session: SessionRecord, epoch: int, situation: Situ
     if made is None:
         return Note(RunnerRecord(session.session, epoch, spare, situation.image_id))
     return ClaimSlot(epoch, made)
+
+
+def _ask_alone(session: SessionRecord, situation: Situation) -> Act:
+    """Without a store. The question makes the destination give up what it has not started [ONE-44].
+
+    So it is not put for an image that is gone: the destination may have the only one, and run it yet.
+    """
+    if situation.image is not Image.GONE:
+        return AskPeer(session)
+    why = "the image here is gone, and to ask would make the destination give up its own"
+    return Settled(Judgement(Owner.UNDECIDED, why, "ONE-44", Step.OPERATOR))
 
 
 def _without_image(history: History, session: SessionRecord, situation: Situation) -> Act:
