@@ -34,7 +34,7 @@ that it may bear; without codes any or none; a dash stands for an endpoint that 
 `stranded` too, where pages are missing. Recovery comes by `itself`, or with the `return` of what had failed,
 or there is `none`. Of the codes, {groups}.
 
-What has the clause RES-13 needs a source that comes back to serve pages, which is reserved in draft 1.
+What has the clause RES-13 needs a source that comes back to serve pages; no cell selects `resume`.
 """
 
 

@@ -30,6 +30,11 @@ INPUTS = {SourceState: SourceInput, DestinationState: DestinationInput}
 STATES = [*SourceState, *DestinationState]
 PROTOCOL = (Path(__file__).parents[2] / "spec" / "protocol.md").read_text(encoding="utf-8")
 
+# A session whose guest runs here already [RES-13].
+REJOINS = {
+    (state, DestinationInput.REJOINED) for state in (DestinationState.RESUMING, DestinationState.SUSPENDING)
+}
+
 ROLES = pytest.mark.parametrize("role", [SourceState, DestinationState])
 
 
@@ -173,7 +178,8 @@ def test_a_source_that_has_not_handed_over_always_runs_the_guest_again():
     """[CON-62] [ONE-19]"""
     handover = (SourceState.RECORDING, SourceInput.RECORDED)
     asks = (SourceState.IDLE, SourceInput.START_VERDICT)
-    before = reachable(SourceState, SourceState.IDLE, without={handover, asks}, reserved=False)
+    serves = (SourceState.IDLE, SourceInput.SERVES_ON)  # handed over long ago [RES-13]
+    before = reachable(SourceState, SourceState.IDLE, without={handover, asks, serves}, reserved=False)
     assert not before & COMMITTED - {SourceState.UNDECIDED}
     assert before & TERMINAL <= {SourceState.ENDED, SourceState.SUSPENDED, SourceState.UNDECIDED}
     for state in before - DEAF:
@@ -182,7 +188,8 @@ def test_a_source_that_has_not_handed_over_always_runs_the_guest_again():
         assert SOURCE[state, SourceInput.LOST].next is wanted
     # If the grant can be voided, always.
     cannot = (SourceState.VOIDING, SourceInput.LOST)
-    runs = reachable(SourceState, SourceState.IDLE, without={handover, asks, cannot}, reserved=False)
+    without = {handover, asks, serves, cannot}
+    runs = reachable(SourceState, SourceState.IDLE, without=without, reserved=False)
     assert runs & TERMINAL == {SourceState.ENDED, SourceState.SUSPENDED}  # in both it runs
 
 
@@ -209,7 +216,7 @@ def test_a_destination_runs_the_guest_only_with_handover_and_its_records():
         (DestinationState.CLAIMING, DestinationInput.CLAIM_WON),
         (DestinationState.COMMITTING, DestinationInput.RECORDED),
     ):
-        without = reachable(DestinationState, DestinationState.IDLE, without={key}, reserved=False)
+        without = reachable(DestinationState, DestinationState.IDLE, without={key, *REJOINS}, reserved=False)
         assert not without & {DestinationState.STARTING, DestinationState.RUNNING}
 
 
@@ -219,7 +226,7 @@ def test_a_destination_without_handover_frees_everything():
     asked = (DestinationState.IDLE, DestinationInput.HELLO_VERDICT)
     late = (DestinationState.ADMITTING, DestinationInput.ANSWERED)  # nothing was made room for [ONE-14]
     verdict = (DestinationState.RESUMING, DestinationInput.ANSWERED)  # handed over long ago [RES-15]
-    without = {handover, asked, late, verdict}
+    without = {handover, asked, late, verdict, *REJOINS}
     before = reachable(DestinationState, DestinationState.IDLE, without=without, reserved=False)
     assert before & TERMINAL == {DestinationState.ENDED, DestinationState.SUSPENDED}
     assert not before & COMMITTED

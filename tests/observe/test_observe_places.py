@@ -55,8 +55,8 @@ def test_out_of_turn(at: int) -> None:
         F.SWITCHOVER: {F.READY, F.NOT_READY},
         F.STATE: {F.STATE, F.SEAL},
         F.HELLO: {F.WELCOME, F.REFUSE, F.VERDICT},
-        # Who sees WELCOME does not know whether a session is taken up again: HELLO tells.
-        F.WELCOME: {F.GUEST, F.HELD, F.ROUND},
+        # Who sees WELCOME does not know whether a session is taken up again, and where it was: HELLO tells.
+        F.WELCOME: {F.GUEST, F.HELD, F.ROUND, F.PAGES, F.PAGE_REQUEST, F.COMPLETE},
         F.GUEST: {F.ACCEPT, F.REFUSE},
         F.HANDOVER: {F.RUNNING, F.HANDBACK},
         # Who sees RUNNING does not know whether pages follow: that is for whoever saw DIRTY_BITMAP.
@@ -128,7 +128,8 @@ def test_a_question_and_its_answer() -> None:
     """[ONE-60] Who sees only that there is a HELLO knows that any of its answers may come."""
     both = after(F.HELLO)
     assert both[D].states >= {DestinationState.ADMITTING, DestinationState.ANSWERING}
-    assert both[S].states == {SourceState.GREETING, SourceState.ASKING, SourceState.RESUMING}
+    resumes = {SourceState.RESUMING, SourceState.RETURNING}
+    assert both[S].states == {SourceState.GREETING, SourceState.ASKING} | resumes
     assert both[S].hears(F.VERDICT)
     assert both[D].sends(F.VERDICT)
     assert not both[S].hears(F.WELCOME)
@@ -142,11 +143,22 @@ def test_a_session_that_is_taken_up_again() -> None:
     assert both[D].sends(F.WELCOME)
     assert both[S].hears(F.HELD)
     assert both[D].sends(F.HELD)
-    assert both[S].states == {SourceState.COMPARING, SourceState.COLLECTING, SourceState.DECIDING}
-    assert both[D].states == {DestinationState.RESUMED}
+    rounds = {SourceState.COMPARING, SourceState.COLLECTING, SourceState.DECIDING}
+    assert both[S].states == rounds | {SourceState.CATCHING_UP, SourceState.MOVED}
+    assert both[D].states >= {DestinationState.RESUMED, DestinationState.FETCHING}
     assert not both[D].hears(F.SWITCHOVER)
     assert both[D].hears(F.ROUND)
     assert both[S].sends(F.ROUND)
+
+
+def test_a_session_that_is_taken_up_again_while_pages_follow() -> None:
+    """[RES-13]"""
+    both = after(F.HELLO)
+    for sender, frame in ((D, F.WELCOME), (D, F.HELD), (D, F.PAGE_REQUEST), (S, F.PAGES)):
+        assert both[OTHER[sender]].hears(frame)
+        assert both[sender].sends(frame)
+    assert both[S].states == {SourceState.MOVED}
+    assert DestinationState.FETCHING in both[D].states
 
 
 def test_an_attempt_that_is_taken_back() -> None:

@@ -12,14 +12,17 @@ from dataclasses import dataclass, replace
 
 from sterna.core.account import Account
 from sterna.core.conduct import wrong
-from sterna.core.events import Admission
+from sterna.core.events import Admission, Outcome, Result
+from sterna.core.fetching import Fetching
 from sterna.core.holdings import Holdings
 from sterna.core.negotiate import Selection, choices
 from sterna.core.policy import Decision
 from sterna.core.sending import Sending
+from sterna.core.serving import Serving
+from sterna.errors import SternaError
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import PageSink
-from sterna.registry import ErrorCode, Mode
+from sterna.registry import ErrorCode, Mode, Phase
 from sterna.wire.records import FeatureOffer, Guest, Hello, Runner, Welcome
 
 
@@ -125,6 +128,8 @@ class SourceCarry:
         account: goes on.
         not_ready: NOT_READY received so far.
         decision: the policy's last, None before the first.
+        serving: the pages that the guest lacks which runs at the destination; None while it runs here.
+        sealed: digest of the pause image, if there is one.
     """
 
     ticket: Ticket
@@ -133,6 +138,8 @@ class SourceCarry:
     account: Account
     not_ready: int = 0
     decision: Decision | None = None
+    serving: Serving | None = None
+    sealed: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +153,8 @@ class DestinationCarry:
         digest: the entries of its pages.
         holdings: the rounds of these.
         account: goes on.
+        fetching: the pages that the guest lacks which runs here; None while it does not.
+        sealed: digest of the pause image, if there is one.
     """
 
     ticket: Ticket
@@ -157,3 +166,13 @@ class DestinationCarry:
     holdings: Holdings
     account: Account
     bulk_bytes: int = 0
+    fetching: Fetching | None = None
+    sealed: bytes = b""
+
+    def strand(self, error: SternaError, now: float) -> Result:
+        """Nobody comes any more for pages to be fetched from: how the session has ended."""
+        assert self.fetching is not None
+        self.account.failed(error, Phase.RESUME)
+        self.account.after = self.fetching.stats()
+        epoch, digest = self.ticket.hello.epoch + 1, self.sealed
+        return self.account.close(Outcome.STRANDED, now, epoch=epoch, digest=digest, bytes_sent=0)

@@ -307,7 +307,7 @@ class DestinationMachine(Readmission):
             # With no word of HANDOVER here, this side knows that it never ran; the source decides.
             self._finish(Outcome.ROLLED_BACK, now, epoch=self._epoch)
             return
-        if self._state is DestinationState.SUSPENDING:
+        if self._state in {DestinationState.SUSPENDING, DestinationState.PARTING}:
             self._while_suspending(request, answer, now)
             return
         if (self._is_deaf and not self._goes_on) or request in self._void:
@@ -351,6 +351,10 @@ class DestinationMachine(Readmission):
             self._commit_failed(error, now)
         elif self._state is DestinationState.SUSPENDING:
             self._while_suspending(request, None, now)
+        elif self._state is DestinationState.PARTING:  # the guest stands before pages that have come
+            self._account.error = error
+            self._step(DestinationInput.LOST, now)
+            self._after_loss(now)
         elif self._is_deaf or request in self._void or self._state is DestinationState.RELEASED:
             return  # RELEASED that is not recorded makes the session be kept a while longer
         elif isinstance(request, Readmit):
@@ -485,6 +489,9 @@ class DestinationMachine(Readmission):
         self._finish(Outcome.UNDECIDED, now, epoch=self._epoch)
 
     def _after_loss(self, now: float) -> None:
+        if self._state is DestinationState.PARTING:  # the entries stay where they outlive this [PCY-16]
+            self._rest(now)
+            return
         self._digest.move_home()  # the place may be freed next
         match self._state:
             case DestinationState.DISCARDING:
@@ -520,12 +527,23 @@ class DestinationMachine(Readmission):
             self._request_pages(fetching, now)
 
     def _request_pages(self, fetching: Fetching, now: float) -> None:
-        while self._state is DestinationState.FETCHING and (request := fetching.next_request()) is not None:
+        while self._may_request and (request := fetching.next_request()) is not None:
             self._step(DestinationInput.FAULTED, now)
             self._send(request)
 
+    @property
+    def _may_request(self) -> bool:
+        """Behind a resumption the pages that are held come first [RES-13]."""
+        return self._state is DestinationState.FETCHING and not self._held
+
+    def _more(self, now: float) -> None:
+        super()._more(now)
+        if self._fetching is not None:
+            self._request_pages(self._fetching, now)
+
     def _on_started_early(self, request: RunGuest, fetching: Fetching, now: float) -> None:
         self._step(DestinationInput.STARTED_EARLY, now)
+        self._fetching = fetching
         self._account.guest_runs(now)
         self._emit(PagesFollow(fetching.groups.pages))
         if self._over:
@@ -549,11 +567,19 @@ class DestinationMachine(Readmission):
         if not fetching.is_complete:
             self._request_pages(fetching, now)
             return
+        self._all_installed(now)
+
+    def _all_installed(self, now: float) -> None:
+        fetching = self._follows.fetching
+        assert fetching is not None
         self._step(DestinationInput.INSTALLED, now)
         self._account.after = fetching.stats(self._account.since_run(now))
         self._emit(PagesFollowed(self._account.after))
         self._sealed = self._digest.value()
         self._ask(Persist(DurableComplete(self._session, self._epoch + 1, self._sealed)))
+        if self._over:  # the link was lost before the last of them was installed
+            self._step(DestinationInput.LOST, now)
+            self._after_loss(now)
 
     # ---- refusing ----
 

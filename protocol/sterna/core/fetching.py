@@ -124,6 +124,26 @@ class Fetching:
             return PageRequest(region, int(starts[0]), int(counts[0]), urgent=bool(self._urgent[group]))
         return None
 
+    # ---- a lost link ----
+
+    def held(self) -> PageSets:
+        """The pages that were installed since SEAL [RES-13]."""
+        pages = PageSets(self.groups.table)
+        for region in self.groups.table.copied:
+            mine = self.groups.of(region.id)
+            there = mine.start + np.flatnonzero(self._state[mine.start : mine.stop] == _INSTALLED)
+            pages[region.id].set_runs(*self.groups.runs(there))
+        return pages
+
+    def ask_again(self) -> None:
+        """Requests and answers under way are lost with the link: what the guest waits for goes first."""
+        self._coming = None
+        self._outstanding.clear()
+        self._queue.clear()
+        missing = self._wanted & (self._state == _MISSING)
+        for groups in (missing & self._urgent, missing & ~self._urgent):
+            self._queue.extend(np.flatnonzero(groups).tolist())
+
     # ---- taking ----
 
     def announce(self, table: Pages) -> list[memoryview]:

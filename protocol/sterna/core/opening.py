@@ -6,21 +6,23 @@ account of it are what a carry is made of. What is done in a session is for the 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Self
 
 from sterna import limits as bounds
 from sterna.core.carry import SourceCarry, Ticket
 from sterna.core.conduct import wrong
-from sterna.core.events import CollectDirty, SessionOpened, SessionResumed
+from sterna.core.events import SessionOpened, SessionResumed
 from sterna.core.negotiate import VERSIONS, check_room, check_welcome, offer
 from sterna.core.policy import Decision, PolicySettings
 from sterna.core.resuming import HeldReport
 from sterna.core.sending import Sending
+from sterna.core.serving import Serving
 from sterna.core.session import Config, Session
 from sterna.core.style import check_batch
 from sterna.core.tables import SOURCE, SourceInput, SourceState
-from sterna.errors import LocalProtocolError
+from sterna.errors import LocalProtocolError, SternaError
 from sterna.memory.pages import PageSource
 from sterna.memory.regions import RegionTable
 from sterna.registry import ErrorCode, FrameType, Mode, Sender
@@ -32,6 +34,7 @@ from sterna.wire.records import (
     Guest,
     Held,
     Hello,
+    Record,
     Runner,
     Welcome,
 )
@@ -77,6 +80,7 @@ class Opening(Session):
         self._decision: Decision | None = None
         self._ticket: Ticket | None = None
         self._report: HeldReport | None = None
+        self._serving: Serving | None = None
 
     @classmethod
     def resumed(cls, config: SourceConfig, pages: PageSource, carry: SourceCarry, now: float) -> Self:
@@ -86,16 +90,28 @@ class Opening(Session):
         machine._token = carry.ticket.welcome.token
         machine._memory, machine._account = carry.memory, carry.account
         machine._not_ready, machine._decision = carry.not_ready, carry.decision
-        machine._attempt = carry.attempt + 1  # the loss has ended that one [RES-8]
+        machine._sealed, machine._serving = carry.sealed, carry.serving
+        if carry.serving is None:
+            machine._attempt = carry.attempt + 1  # the loss has ended that one [RES-8]
+        else:
+            machine._attempt = carry.attempt  # that of HANDOVER, for ever [PCY-8]
+            machine._step(SourceInput.SERVES_ON, now)
         return machine
 
     @property
     def carry(self) -> SourceCarry:
-        """What the next machine goes on with, of one that ended as SUSPENDED."""
-        assert self._state is SourceState.SUSPENDED
+        """What the next machine goes on with, of one that ended as SUSPENDED or PARTED."""
+        assert self._state in {SourceState.SUSPENDED, SourceState.PARTED}
         assert self._ticket is not None
         return SourceCarry(
-            self._ticket, self._attempt, self._memory, self._account, self._not_ready, self._decision
+            self._ticket,
+            self._attempt,
+            self._memory,
+            self._account,
+            self._not_ready,
+            self._decision,
+            self._serving,
+            self._sealed,
         )
 
     @property
@@ -116,6 +132,13 @@ class Opening(Session):
         hello = self._ticket.next_hello()
         self._begin(SourceInput.START_RESUME, hello, now)
         self._ticket = self._ticket.of_generation(hello.generation)
+
+    def give_up(self, error: SternaError, now: float) -> None:
+        """Nobody takes the session up again: the guest stays where it runs.
+
+        Without permission to run elsewhere that is here; after RUNNING it is there, and the image is kept.
+        """
+        self._fail(error, now, tell=False)
 
     def ask(self, session: bytes, token: bytes, now: float) -> None:
         """Ask who owns the guest, by a session of which HANDOVER may have left [ONE-60].
@@ -166,27 +189,36 @@ class Opening(Session):
         ticket = self._ticket
         assert ticket is not None
         ticket.check_welcome(record, ticket.generation)
-        self._report = self._memory.report(record)
+        served = self._memory if self._serving is None else self._serving
+        self._report = served.report(record)
         self._welcomed(ticket.selection, now)
         self._described(self._job.guest.regions)
         self._step(FrameType.WELCOME, now)
         self.ping(now)
-        self._compare(now)
+        self._compare(record, now)
 
     def _on_held(self, record: Held, now: float) -> None:
         assert self._report is not None
         self._report.add(record)
         self._step(FrameType.HELD, now)
-        self._compare(now)
+        self._compare(record, now)
 
-    def _compare(self, now: float) -> None:
+    def _compare(self, record: Record, now: float) -> None:
         """With the last HELD it is known what the destination may lack [RES-9]."""
         assert self._report is not None
         if self._report.owed:
             return
-        self._memory.resume(self._report)
+        if self._serving is not None:
+            self._serving.resume(self._report, record)
+            missing = self._serving.pages_owed
+        else:
+            self._memory.resume(self._report)
+            missing = self._memory.pages_missing
         self._account.taken_up()
         self._step(SourceInput.COMPARED, now)
-        missing = self._memory.pages_missing
         self._emit(SessionResumed(self._account.resumed, self._report.complete, missing))
-        self._ask(CollectDirty())
+        self._go_on()
+
+    @abstractmethod
+    def _go_on(self) -> None:
+        """The session was taken up again, and what the destination lacks is known."""

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
+from collections.abc import Iterator
 from typing import cast
 
+from sterna.core.bitmap_frames import held_frames
 from sterna.core.carry import DestinationCarry, Ticket
 from sterna.core.conduct import wrong
-from sterna.core.events import Admission, Outcome, Readmit, Request, SessionResumed
+from sterna.core.events import Admission, Installed, Outcome, Readmit, Request, SessionResumed
+from sterna.core.fetching import Fetching
 from sterna.core.following import Following
 from sterna.core.holdings import Holdings
 from sterna.core.rounds import IncomingRound
@@ -58,6 +61,7 @@ class Readmission(Session):
         self._held: deque[Held] = deque()  # what a resumption is still to be told
         self._carry: DestinationCarry | None = None
         self._follows = Following(self._regions)
+        self._fetching: Fetching | None = None  # once the guest runs, and until it lacks nothing any more
         self._void: tuple[Request, ...] = ()  # of an attempt that is over; answers mean nothing
 
     @property
@@ -72,8 +76,8 @@ class Readmission(Session):
 
     @property
     def carry(self) -> DestinationCarry:
-        """What the next machine goes on with, of one that ended as SUSPENDED."""
-        assert self._state is DestinationState.SUSPENDED
+        """What the next machine goes on with, of one that ended as SUSPENDED or PARTED."""
+        assert self._state in {DestinationState.SUSPENDED, DestinationState.PARTED}
         assert self._carry is not None
         return self._carry
 
@@ -125,15 +129,22 @@ class Readmission(Session):
             return
         self._ticket = carry.ticket.of_generation(hello.generation)
         selection = carry.ticket.selection
-        self._held.extend(self._holdings.frames(selection.limits.control_bytes))
+        self._held.extend(self._frames_held(selection.limits.control_bytes))
         complete = self._holdings.complete
         self._send(carry.ticket.next_welcome(hello, complete, len(self._held)))
-        self._step(DestinationInput.ADMITTED, now)
+        runs = carry.fetching is not None
+        self._step(DestinationInput.REJOINED if runs else DestinationInput.ADMITTED, now)
         self._welcomed(selection, now)
         self._described(carry.guest.regions)
         self._account.taken_up()
         missing = self._digest.stale_pages
         self._emit(SessionResumed(self._account.resumed, complete, missing))
+
+    def _frames_held(self, control_bytes: int) -> Iterator[Held]:
+        """After RUNNING: the pages that were installed, under the number that PAGES carry [RES-13]."""
+        if self._fetching is None:
+            return self._holdings.frames(control_bytes)
+        return held_frames(self._holdings.newest + 1, self._fetching.held(), control_bytes, rejected=False)
 
     def _adopt(self, carry: DestinationCarry, now: float) -> None:
         self._ticket = carry.ticket
@@ -148,6 +159,10 @@ class Readmission(Session):
         self._follows = Following(self._regions, held=bool(selected_styles(carry.ticket.selection)))
         self._round = IncomingRound(carry.holdings.newest, self._regions, now, last=False)
         self._expect_state()
+        self._fetching, self._sealed = carry.fetching, carry.sealed
+        if carry.fetching is not None:
+            self._follows.fetching = carry.fetching
+            carry.fetching.ask_again()
 
     def _do_not_readmit(self, error: SternaError, now: float) -> None:
         self._account.failed(error, self.phase)
@@ -157,14 +172,26 @@ class Readmission(Session):
         self._finish(Outcome.ROLLED_BACK, now, epoch=self._epoch)
 
     def _while_suspending(self, request: Request, answer: object, now: float) -> None:
-        """What was begun is done, and what it did is void; the room stays [RES-14]."""
+        """What was begun is done, and what it did is void; the room stays [RES-14].
+
+        Not so what is installed while the guest runs: that counts [RES-13].
+        """
+        if isinstance(request, Installed):
+            assert self._fetching is not None
+            for pages in request.pages:
+                self._fetching.installed(pages)
         if isinstance(request, Readmit) and answer is not None and not isinstance(answer, Verdict):
             self._adopt(cast("DestinationCarry", answer), now)
         self._rest(now)
 
     def _rest(self, now: float) -> None:
         """Nothing of the session may be under way any more when its carry is given."""
-        if self._requests.taken:
+        if self._requests.taken or (self._fetching is not None and any(self._requests)):
+            return
+        if self._fetching is not None and self._state is DestinationState.SUSPENDING:
+            self._step(DestinationInput.REJOINED, now)
+        if self._fetching is not None and self._fetching.is_complete:
+            self._all_installed(now)
             return
         if self._sink is None:  # the host had found no session yet
             self._step(DestinationInput.NOT_ADMITTED, now)
@@ -183,6 +210,8 @@ class Readmission(Session):
             holdings=self._holdings,
             account=self._account,
             bulk_bytes=self._bulk_bytes,
+            fetching=self._fetching,
+            sealed=self._sealed,
         )
         self._step(DestinationInput.QUIET, now)
         self._suspend()
@@ -192,6 +221,10 @@ class Readmission(Session):
             self._send(self._held.popleft())
 
     # ---- for the rest of the machine ----
+
+    @abstractmethod
+    def _all_installed(self, now: float) -> None:
+        """The guest lacks no page any more."""
 
     @abstractmethod
     def _open_round(self, record: Round, now: float) -> None:

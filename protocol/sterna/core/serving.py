@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sterna.core.conduct import wrong
+from sterna.core.resuming import HeldReport
 from sterna.core.rounds import batch_bounds
 from sterna.limits import CHUNK_BYTES, Limits
 from sterna.memory.bitmap import Positions
@@ -30,14 +31,14 @@ from sterna.memory.groups import Groups
 from sterna.memory.pages import PageSource
 from sterna.memory.regions import PageSets
 from sterna.registry import ErrorCode
-from sterna.wire.records import PageRequest, Pages
+from sterna.wire.records import PageRequest, Pages, Record, Welcome
 
 # What a demanded group may have to wait for on this side: a quarter of a mebibyte takes 2 ms at a gigabit.
 PUSH_BYTES: Final = 4 * CHUNK_BYTES
 # Requests that wait together go together, up to this.
 DEMAND_BYTES: Final = 2 * CHUNK_BYTES
-# How often a group may be asked for. A destination asks once, again after a mismatch, and again after each
-# loss of the connection; more is a peer that makes this side send without end [PCY-18].
+# How often a group may be asked for on one connection. A destination asks once, and again after a mismatch;
+# more is a peer that makes this side send without end [PCY-18].
 ASKED_MAX: Final = 32
 
 
@@ -141,6 +142,7 @@ class Serving:
         self._most_bytes: Final = max(most, CHUNK_BYTES)
         self._most_requests: Final = own.page_requests
         self._unsent: Final[npt.NDArray[np.bool_]] = np.ones(len(self.groups), dtype=np.bool_)
+        self._new: Final[npt.NDArray[np.bool_]] = np.ones(len(self.groups), dtype=np.bool_)  # never sent
         self._asked: Final[npt.NDArray[np.uint8]] = np.zeros(len(self.groups), dtype=np.uint8)
         self._left = len(self.groups)
         self._cursor = 0
@@ -195,6 +197,53 @@ class Serving:
             raise wrong(ErrorCode.LIMIT_RATE, detail, "PCY-18", record)
         asked += 1
         (self._urgent if record.urgent else self._patient).append(groups)
+
+    # ---- a lost link ----
+
+    def report(self, welcome: Welcome) -> HeldReport:
+        """What the destination is about to say of the pages that it has installed [RES-13].
+
+        Raises:
+            RemoteProtocolError: BAD_ROUND for another round than that of the blackout.
+        """
+        number = self._position[1]
+        if welcome.complete_round != number - 1:
+            detail = f"round {welcome.complete_round} is complete, the blackout was round {number - 1}"
+            raise wrong(ErrorCode.BAD_ROUND, detail, "RES-13", welcome)
+        return HeldReport(welcome, self.groups.table, number, frozenset({number}))
+
+    def resume(self, report: HeldReport, record: Record) -> None:
+        """What is installed there need not be sent any more; all else may be lost, and so may requests.
+
+        Args:
+            report: complete, with all its frames.
+            record: the last of these.
+
+        Raises:
+            RemoteProtocolError: COUNT_MISMATCH for pages that were never sent.
+        """
+        installed = report.applied[self._position[1]]
+        starts, _ = self.groups.runs(slice(None))
+        for region in self.groups.table.copied:
+            mine = self.groups.of(region.id)
+            groups = slice(mine.start, mine.stop)
+            # Of a group all pages are installed at once, so the first one tells.
+            there = installed[region.id].has(starts[groups])
+            if bool(np.any(there & self._new[groups])):
+                detail = f"pages of region {region.id} are held that were never sent"
+                raise wrong(ErrorCode.COUNT_MISMATCH, detail, "RES-13", record)
+            self._unsent[groups] = ~there
+        self._left = int(np.count_nonzero(self._unsent))
+        self._asked[:] = 0
+        self._urgent.clear()
+        self._patient.clear()
+
+    @property
+    def pages_owed(self) -> int:
+        """Pages that are still to be sent, some of them once more."""
+        return int(self.groups.runs(slice(None))[1][self._unsent].sum())
+
+    # ---- the order ----
 
     def next_batch(self, *, zeros: bool) -> tuple[Pages, Sequence[memoryview]] | None:
         """The next PAGES frame; None if there is nothing to send.
@@ -265,11 +314,11 @@ class Serving:
 
     def _count(self, groups: Positions, *, asked: bool) -> None:
         counts, fresh = self.groups.runs(groups)[1], self._unsent[groups]
-        new = int(counts[fresh].sum())
+        new = int(counts[self._new[groups]].sum())
         self.repeated += int(counts.sum()) - new
         if asked:
             self.demanded += new
         else:
             self.pushed += new
         self._left -= int(np.count_nonzero(fresh))
-        self._unsent[groups] = False
+        self._unsent[groups] = self._new[groups] = False

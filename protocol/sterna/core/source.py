@@ -87,7 +87,6 @@ class SourceMachine(Opening):
         self._throttle = 0.0
         self._sections: Sequence[StateSection] | None = None
         self._last_part: Iterator[None] | None = None
-        self._serving: Serving | None = None
         self._window: Window | None = None
         self._styles = frozenset(Style)  # what may be tried
 
@@ -102,7 +101,7 @@ class SourceMachine(Opening):
             case Refuse():
                 error = PeerAborted(record.code, record.text, record.retry_after_ms, record.items)
                 self._fail(error, now, tell=False)
-            case Welcome() if self._state is SourceState.RESUMING:
+            case Welcome() if self._state in {SourceState.RESUMING, SourceState.RETURNING}:
                 self._on_welcome_back(record, now)
             case Welcome():
                 self._on_welcome(record, now)
@@ -202,9 +201,25 @@ class SourceMachine(Opening):
             assert self._selection is not None
             peer, own = self._selection.limits, self._config.limits
             self._serving = self._memory.serving(self._attempt, peer=peer, own=own)
-            rate_bytes_s = 0.0 if self._decision is None else self._decision.bandwidth_bytes_s
-            self._window = Window(rate_bytes_s, self.rtt_s or 0.0)
+            self._open_window()
             self._emit(PagesFollow(self._serving.groups.pages))
+
+    def _open_window(self) -> None:
+        rate_bytes_s = 0.0 if self._decision is None else self._decision.bandwidth_bytes_s
+        self._window = Window(rate_bytes_s, self.rtt_s or 0.0)
+
+    def _go_on(self) -> None:
+        if self._serving is None:
+            self._ask(CollectDirty())
+        else:
+            self._report = None
+            self._open_window()
+
+    @property
+    def _can_resume(self) -> bool:
+        """In MOVED it depends on whether pages follow the guest [RES-13]."""
+        serves_nothing = self._state is SourceState.MOVED and self._serving is None
+        return super()._can_resume and not serves_nothing
 
     def _on_complete(self, record: Complete, now: float) -> None:
         check_epoch(record, self._job.epoch + 1, "CMP-4")
@@ -346,6 +361,8 @@ class SourceMachine(Opening):
             case SourceState.VOIDING:
                 self._requests.withdraw()
                 self._ask(Persist(Voided(self._account.session, self._job.epoch + 1)))
+            case SourceState.PARTED:
+                self._suspend()  # what is asked for is a record, which is made whatever comes next
             case SourceState.UNDECIDED | SourceState.UNANSWERED:
                 self._finish(Outcome.UNDECIDED, now, epoch=self._job.epoch)
             case SourceState.DEPARTED:

@@ -57,7 +57,11 @@ class SourceState(Enum):
     ASKING = "HELLO{verdict} sent, waiting for VERDICT"
     CLOSED = "done: the guest lives at the destination"
     ENDED = "done: the guest lives here"
+    APART = "the guest runs at the destination and lacks pages; there is no connection yet"
+    RETURNING = "taking up a lost session in order to serve pages"
+    CATCHING_UP = "learning which pages the guest has got"
     SUSPENDED = "done: the link is lost, the guest runs here, the session can be taken up again"
+    PARTED = "done: the link is lost, the guest runs at the destination, pages can be served again"
     DEPARTED = "done: the guest runs at the destination, this image was not released"
     UNDECIDED = "done: the guest stays paused until records, store or peer tell who owns it"
     ANSWERED = "done: the verdict has come"
@@ -92,10 +96,12 @@ class DestinationState(Enum):
     RESUMING = "the host looks for a lost session"
     RESUMED = "taken up again, waiting for a round"
     SUSPENDING = "the link is lost; what was begun comes to its end"
+    PARTING = "the guest runs here, the link is lost; pages that have come are being installed"
     ANSWERING = "asked for the verdict: records and store are looked at"
     CLOSED = "done: the guest lives here"
     ENDED = "done: nothing of the guest is here"
     SUSPENDED = "done: the link is lost, the room is kept, the session can be taken up again"
+    PARTED = "done: the link is lost, the guest runs here and lacks pages, they can be fetched again"
     SETTLED = "done: the guest runs here, the source was not released"
     STRANDED = "done: the guest runs here, and pages that it needs are still at the source"
     UNDECIDED = "done: permission was given and could not be used: the records decide"
@@ -109,6 +115,7 @@ class SourceInput(Enum):
     START = "start()"
     START_RESUME = "start() of a lost session"
     START_VERDICT = "start() with a question"
+    SERVES_ON = "machine of a lost session whose guest runs at the destination"
     STREAMS_GRANTED = "ACCEPT with data connections"
     TRACKING = "tracking started"
     ROUND_CHOSEN = "policy: another round"
@@ -133,6 +140,7 @@ class DestinationInput(Enum):
     HELLO_RESUME = "HELLO{resume}"
     HELLO_VERDICT = "HELLO{verdict}"
     ADMITTED = "host admits"
+    REJOINED = "host has a session whose guest runs here and lacks pages"
     RESERVED = "room made"
     PREPARED = "prepared"
     UNPREPARED = "preparing failed"
@@ -230,6 +238,19 @@ SOURCE: Final[Table] = {
     (_S.SUSPENDING, _I.RUNS_ON): Row(_S.SUSPENDED, "close", "RES-11"),
     (_S.SUSPENDING, _I.LOST): Row(_S.ROLLING_BACK, "guest runs on", "CON-62"),
     (_S.RESUMING, F.VERDICT): Row(_S.ROLLING_BACK, "guest runs on", "RES-15"),
+    (_S.IDLE, _I.SERVES_ON): Row(_S.APART, "wait for a connection", "RES-13"),
+    (_S.MOVED, _I.LINK_LOST): Row(_S.PARTED, "keep the image", "RES-13"),
+    (_S.APART, _I.START_RESUME): Row(_S.RETURNING, "send preface, HELLO{resume}", "RES-13"),
+    (_S.RETURNING, F.WELCOME): Row(_S.CATCHING_UP, "compare what is held", "RES-13"),
+    (_S.RETURNING, F.REFUSE): Row(_S.DEPARTED, "keep the image", "RES-3"),
+    (_S.RETURNING, F.VERDICT): Row(_S.DEPARTED, "keep the image", "RES-15"),
+    (_S.CATCHING_UP, F.HELD): Row(_S.CATCHING_UP, "compare what is held", "RES-13"),
+    (_S.CATCHING_UP, _I.COMPARED): Row(_S.MOVED, "send PAGES...", "RES-13"),
+    (_S.RETURNING, _I.LINK_LOST): Row(_S.PARTED, "keep the image", "RES-13"),
+    (_S.CATCHING_UP, _I.LINK_LOST): Row(_S.PARTED, "keep the image", "RES-13"),
+    (_S.APART, _I.LOST): Row(_S.DEPARTED, "keep the image", "CON-64"),
+    (_S.RETURNING, _I.LOST): Row(_S.DEPARTED, "keep the image", "CON-64"),
+    (_S.CATCHING_UP, _I.LOST): Row(_S.DEPARTED, "keep the image", "CON-64"),
     (_S.ASKING, F.VERDICT): Row(_S.ANSWERED, "close", "ONE-60"),
     (_S.ASKING, F.REFUSE): Row(_S.UNANSWERED, "close", "ONE-60"),
     (_S.ASKING, _I.LOST): Row(_S.UNANSWERED, "close", "ONE-60"),
@@ -250,6 +271,7 @@ SOURCE[_S.VOIDING, _I.RECORDED] = Row(_S.ROLLING_BACK, "take the mark off, guest
 SOURCE[_S.VOIDING, _I.LOST] = Row(_S.UNDECIDED, "stay paused", "ONE-19")
 
 # From the first round on, and until HANDOVER may have left, a lost link is no such trouble [RES-11] [RES-12].
+# While pages follow the guest it is none either, but then the guest runs there [RES-13].
 _RESUMES = (
     _S.IDLE, _S.DECIDING, _S.ROUND, _S.ACKING, _S.COLLECTING, _S.PREPARING, _S.PAUSING, _S.FREEZING,
     _S.BLACKOUT, _S.SEALED, _S.RESUMING, _S.COMPARING,
@@ -297,6 +319,12 @@ DESTINATION: Final[Table] = {
     (_D.FETCHING, F.PAGES): Row(_D.FETCHING, "verify, install", "PCY-12"),
     (_D.FETCHING, _J.INSTALLED): Row(_D.COMPLETING, "record COMPLETE", "CON-57"),
     (_D.FETCHING, _J.LOST): Row(_D.STRANDED, "guest waits for the source", "CON-64"),
+    (_D.FETCHING, _J.LINK_LOST): Row(_D.PARTING, "install what has come", "RES-13"),
+    (_D.PARTING, _J.QUIET): Row(_D.PARTED, "guest waits for the source", "RES-13"),
+    (_D.PARTING, _J.INSTALLED): Row(_D.COMPLETING, "record COMPLETE", "CON-57"),
+    (_D.PARTING, _J.LOST): Row(_D.STRANDED, "guest waits for the source", "CON-64"),
+    (_D.RESUMING, _J.REJOINED): Row(_D.FETCHING, "send WELCOME, HELD..., PAGE_REQUEST...", "RES-13"),
+    (_D.SUSPENDING, _J.REJOINED): Row(_D.PARTING, "guest waits for the source", "RES-13"),
     (_D.COMPLETING, F.PAGES): Row(_D.COMPLETING, "drop what came twice", "STR-11"),
     (_D.RUNNING, F.PAGES): Row(_D.RUNNING, "drop what came twice", "STR-11"),
     (_D.RUNNING, F.RELEASE): Row(_D.RELEASED, "forget the source", "CMP-2"),
@@ -340,23 +368,24 @@ DESTINATION.update(
 
 TERMINAL: Final[frozenset[State]] = frozenset(
     {
-        _S.CLOSED, _S.ENDED, _S.DEPARTED, _S.UNDECIDED, _S.ANSWERED, _S.UNANSWERED, _S.SUSPENDED,
+        _S.CLOSED, _S.ENDED, _S.DEPARTED, _S.UNDECIDED, _S.ANSWERED, _S.UNANSWERED, _S.SUSPENDED, _S.PARTED,
         _D.CLOSED, _D.ENDED, _D.SETTLED, _D.STRANDED, _D.UNDECIDED, _D.ANSWERED, _D.UNANSWERED,
-        _D.SUSPENDED,
+        _D.SUSPENDED, _D.PARTED,
     }
 )  # fmt: skip
 
 # In these the session is over for this side: what still arrives is read and ignored.
 DEAF: Final[frozenset[State]] = TERMINAL | {
-    _S.VOIDING, _S.ROLLING_BACK, _S.SUSPENDING, _D.DISCARDING, _D.SUSPENDING,
+    _S.VOIDING, _S.ROLLING_BACK, _S.SUSPENDING, _D.DISCARDING, _D.SUSPENDING, _D.PARTING,
 }  # fmt: skip
 
 # Permission to run may have been given: what this side says decides nothing any more.
 COMMITTED: Final[frozenset[State]] = frozenset(
     {
         _S.HANDED_OVER, _S.MOVED, _S.RELEASING, _S.CLOSING, _S.CLOSED, _S.DEPARTED, _S.UNDECIDED,
+        _S.APART, _S.RETURNING, _S.CATCHING_UP, _S.PARTED,
         _D.RECORDING, _D.CLAIMING, _D.COMMITTING, _D.HANDING_BACK, _D.STARTING, _D.COMPLETING, _D.RUNNING,
-        _D.FETCHING, _D.RELEASED, _D.CLOSED, _D.SETTLED, _D.STRANDED, _D.UNDECIDED,
+        _D.FETCHING, _D.PARTING, _D.PARTED, _D.RELEASED, _D.CLOSED, _D.SETTLED, _D.STRANDED, _D.UNDECIDED,
     }
 )  # fmt: skip
 
@@ -378,5 +407,6 @@ PHASES: Final[dict[State, Phase]] = {
     **dict.fromkeys((_S.MOVED, _S.RELEASING, _S.CLOSING), Phase.AFTER),
     **dict.fromkeys((_D.COMPLETING, _D.RUNNING, _D.FETCHING, _D.RELEASED), Phase.AFTER),
     **dict.fromkeys((_S.RESUMING, _S.COMPARING, _D.RESUMING, _D.RESUMED), Phase.RESUME),
+    **dict.fromkeys((_S.APART, _S.RETURNING, _S.CATCHING_UP), Phase.RESUME),
     **dict.fromkeys((_S.ASKING, _D.ANSWERING), Phase.ASK),
 }

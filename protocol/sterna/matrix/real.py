@@ -33,7 +33,7 @@ SOURCE: Final = Survivor.SOURCE
 DESTINATION: Final = Survivor.DESTINATION
 HOSTS: Final = {SOURCE: "host-a", DESTINATION: "host-b"}
 
-SERVES_AGAIN: Final = "RES-13"  # reserved in draft 1
+SERVES_AGAIN: Final = "RES-13"  # cells run without `resume`
 
 JOURNAL: Final = "journal.ndjson"
 AFTER: Final = "after.json"

@@ -166,8 +166,8 @@ class Places:
             if not place.free:
                 continue
             for row in self._local_rows(place.state):
-                after = _Place(row.next)
-                if not row.sends and after not in found:
+                after = _Place(row.next, row.sends)
+                if after.free and after not in found:
                     found.add(after)
                     new.append(after)
         return frozenset(found)

@@ -25,7 +25,7 @@ from sterna.core.carry import DestinationCarry
 from sterna.core.destination import DestinationConfig, DestinationMachine
 from sterna.core.duties import NoRecords, pages_of, reserve, serve_destination, serve_source
 from sterna.core.events import Admission, Admit, Event, Readmit, Request, Reserve
-from sterna.core.negotiate import BASE_FEATURES, offer
+from sterna.core.negotiate import BASE_FEATURES
 from sterna.core.policy import PolicySettings
 from sterna.core.session import Session
 from sterna.core.source import SourceConfig, SourceMachine
@@ -157,7 +157,7 @@ class Pair:
         for name, machine in (("source", self.source), ("destination", self.destination)):
             self.perform(name, machine)  # what the loss has left to be done
             self._events_of(name, machine)
-        if self.destination.state is DestinationState.SUSPENDED:
+        if self.destination.state in {DestinationState.SUSPENDED, DestinationState.PARTED}:
             self.kept = self.destination.carry
         ours, theirs = self._configs
         self.source = SourceMachine.resumed(ours, self._pages, self.source.carry, self.now)
@@ -221,14 +221,24 @@ class Pair:
         return await serve_destination(guest, NO_RECORDS, request)
 
 
-def resuming_pair(source_guest: SourceGuest, destination_guest: DestinationGuest, **changes: object) -> Pair:
+def resuming_pair(
+    source_guest: SourceGuest,
+    destination_guest: DestinationGuest,
+    *,
+    between: Callable[[Pair], None] = lambda _: None,
+    **changes: object,
+) -> Pair:
     """A pair of which both sides can take a lost session up again; `changes` as for `source_config_of`."""
-    features = offer(more={Feature.RESUME: bounds.RESUME_S})
+    policy = changes.get("policy")
+    resume = {Feature.RESUME: bounds.RESUME_S}
+    switchover = policy.switchover if isinstance(policy, PolicySettings) else PolicySettings().switchover
+    features = offer_for(switchover, resume)
     return Pair(
         source_guest,
         destination_guest,
-        source_config=source_config_of(source_guest.description, features=features, **changes),
-        destination_config=DestinationConfig(features=BASE_FEATURES | {Feature.RESUME}),
+        source_config=source_config_of(source_guest.description, **{"features": features, **changes}),
+        destination_config=DestinationConfig(features=BASE_FEATURES | EARLY_FEATURES | {Feature.RESUME}),
+        between=between,
     )
 
 
