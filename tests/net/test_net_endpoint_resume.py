@@ -11,6 +11,8 @@ from trio.abc import Clock
 from trio.testing import MockClock
 
 from sterna.core.events import Outcome, SessionResumed, Suspended
+from sterna.core.policy import PolicySettings
+from sterna.errors import LocalProtocolError
 from sterna.net.redial import LONGEST_WAIT_S
 from sterna.registry import ErrorCode
 
@@ -150,3 +152,104 @@ def test_wherever_it_is_cut_the_guest_is_in_one_place_and_whole(cuts: list[int])
         }
 
     trio.run(migrate, clock=MockClock(autojump_threshold=0))
+
+
+# ---- while pages follow the guest ----
+
+
+def following(cuts: tuple[int, ...], **changes: object) -> Resuming:
+    """A post-copy migration over a slow link: what is cut after some pages is cut while they follow."""
+    migration = Resuming(
+        cuts=cuts,
+        link={"identities": ("host-s", "host-d"), "rate_bytes_s": 1e6},
+        source_options={"policy": PolicySettings(switchover="post-copy")},
+        destination_options={"post_copy": True},
+        **changes,
+    )
+    migration.check = lambda: None  # it looks at all pages when the guest begins to run
+    return migration
+
+
+def check_whole(migration: Resuming) -> None:
+    """The guest runs there with all of its pages, and each side says so."""
+    assert migration.outcomes == (Outcome.COMPLETED, Outcome.COMPLETED)
+    source, destination = migration.results["source"], migration.results["destination"]
+    assert source.digest == destination.digest != b""
+    for after in (source.after, destination.after):
+        assert after.stale == after.demanded + after.pushed == 64
+    assert migration.guest.released
+    assert not migration.guest.running
+    assert migration.room.running
+    assert migration.room.workload.audit().errors == migration.room.workload.errors == 0
+
+
+async def test_a_link_that_is_cut_while_pages_follow_comes_back(virtual_time: Clock) -> None:
+    """[RES-13] [RES-4] Twice, and the second time on a connection that took it up again."""
+    migration = following((BYTES // 3, BYTES // 3))
+    await migration.run()
+    check_whole(migration)
+    assert [result.resumed for result in migration.results.values()] == [2, 2]
+    assert [each.took_up for each in migration.others] == [True, True]
+    assert migration.sessions._kept == {}
+
+
+async def test_what_the_guest_waits_for_meanwhile_is_asked_for_again(virtual_time: Clock) -> None:
+    """[RES-13] [PCY-9] No fault is lost, however long the link is away."""
+    migration = following((BYTES // 3,), refuse=4)
+    await migration.run()
+    check_whole(migration)
+    assert migration.results["source"].after.requests > 0
+    assert migration.results["destination"].after.demanded > 0
+
+
+async def test_a_source_that_does_not_come_back_strands_the_guest(virtual_time: Clock) -> None:
+    """[CON-64] [ONE-38] [RES-14] It runs on where it is, and the image is kept."""
+    migration = following((BYTES // 3,), refuse=10_000)
+
+    async def cancel() -> None:
+        await migration.called.wait()
+        for endpoint in (migration.source, migration.destination):
+            with pytest.raises(LocalProtocolError) as caught:
+                endpoint.cancel("enough")
+            assert caught.value.code is ErrorCode.TOO_LATE
+
+    await migration.run(cancel)
+    assert migration.outcomes == (Outcome.MOVED, Outcome.STRANDED)
+    source, destination = migration.results["source"], migration.results["destination"]
+    assert source.code is destination.code is ErrorCode.CONNECTION_LOST
+    assert 60 <= migration.seconds < 60 + 2 * LONGEST_WAIT_S
+    assert not migration.guest.released
+    assert not migration.guest.running
+    assert migration.room.running
+    assert destination.after.demanded + destination.after.pushed < destination.after.stale
+
+
+async def test_a_destination_that_forgets_the_session_gets_no_guest_back(virtual_time: Clock) -> None:
+    """[RES-3] [ONE-20] Nothing that it says makes the guest run here again."""
+    migration = following((BYTES // 3,))
+
+    async def forget() -> None:
+        await migration.called.wait()
+        migration.sessions._kept.clear()
+
+    await migration.run(forget)
+    source = migration.results["source"]
+    assert (source.outcome, source.code, source.by_peer) == (Outcome.MOVED, ErrorCode.BAD_TOKEN, True)
+    assert not migration.guest.running
+    assert not migration.guest.released
+
+
+@pytest.mark.parametrize("side", ["source", "destination"])
+async def test_an_endpoint_that_is_cancelled_while_the_guest_waits(virtual_time: Clock, side: str) -> None:
+    """[CON-64] Nothing is freed, and nothing run twice."""
+    migration = following((BYTES // 3,), refuse=10_000)
+    endpoint = getattr(migration, side)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as migration.nursery:
+            migration.nursery.start_soon(migration.source.run)
+            migration.nursery.start_soon(migration.destination.run)
+            await migration.called.wait()
+            scope.cancel()
+    assert endpoint.result.outcome is (Outcome.MOVED if side == "source" else Outcome.STRANDED)
+    assert not migration.guest.running
+    assert migration.room.running

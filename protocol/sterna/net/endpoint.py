@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import trio
 
@@ -120,6 +120,9 @@ class LocalHost(NoRecords):
     async def may_send(self, description: GuestDescription, peer: Peer) -> None:
         """Any guest to anybody."""
 
+
+# A source's session may be taken up again from here.
+_WITHOUT_LINK: Final = frozenset({SourceState.SUSPENDED, SourceState.PARTED})
 
 MakeGuest: TypeAlias = Callable[[GuestDescription], DestinationGuest]
 
@@ -258,9 +261,9 @@ class Source(_Endpoint):
             if machine.state is SourceState.IDLE:  # not cancelled meanwhile
                 machine.start(clock())
             result = await pump.drive()
-            return await self._go_on() if machine.state is SourceState.SUSPENDED else result
+            return await self._go_on() if machine.state in _WITHOUT_LINK else result
         finally:
-            if self._machine.state is SourceState.SUSPENDED:  # cancelled from outside
+            if self._machine.state in _WITHOUT_LINK:  # cancelled from outside
                 with trio.CancelScope(shield=True):  # requests have their own bounds
                     lost = TransportError(ErrorCode.CONNECTION_LOST, "the endpoint was cancelled")
                     await self._give_up(lost)
@@ -272,7 +275,7 @@ class Source(_Endpoint):
         """Take the session up again as often as its link is lost."""
         clock, machine = self._options.clock, self._machine
         resumed, until = -1, 0.0
-        while machine.state is SourceState.SUSPENDED:
+        while machine.state in _WITHOUT_LINK:
             carry = machine.carry
             if carry.account.resumed > resumed:  # it was there in between
                 resumed = carry.account.resumed
@@ -298,10 +301,10 @@ class Source(_Endpoint):
         raise LocalProtocolError(ErrorCode.CANCELLED, self._cancelled or "", clause="CON-71")
 
     async def _give_up(self, error: SternaError) -> Result:
-        """Nobody takes the session up again: the guest runs on here, for good."""
+        """Nobody takes the session up again: the guest runs on where it runs, for good."""
         carry = self._machine.carry
         self._machine = SourceMachine.resumed(self._config, self._pages, carry, self._options.clock())
-        self._machine.abandon(error, self._options.clock())
+        self._machine.give_up(error, self._options.clock())
         return await self._pump_of(self._machine, self._perform, self._on_event).drive()
 
     def cancel(self, reason: str = "") -> None:
@@ -407,6 +410,10 @@ class Destination(_Endpoint):
         return end.result
 
     async def _expire(self, carry: DestinationCarry, error: SternaError) -> Result:
+        if carry.fetching is not None:  # the guest runs, and what it waits for does not come
+            result = carry.strand(error, self._options.clock())
+            self._options.on_event(Finished(result))
+            return result
         if self._cancelled is not None:
             error = LocalProtocolError(ErrorCode.CANCELLED, self._cancelled, clause="CON-71")
         with trio.move_on_after(UNDO_S) as scope:
@@ -518,6 +525,8 @@ class Destination(_Endpoint):
             return await self._host.verdict(hello)
         kept.attach(self._machine, self._pump)
         self._kept, self.took_up = kept, True
+        if carry.fetching is not None:  # its guest runs, and may wait already
+            self._expects.set()
         return carry
 
     def _free_room(self) -> None:

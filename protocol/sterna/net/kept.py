@@ -22,6 +22,16 @@ from sterna.net.transport import Peer
 from sterna.registry import ErrorCode, Feature
 from sterna.wire.records import Hello
 
+# The machine is about to give its carry.
+_LETS_GO: Final = frozenset(
+    {
+        DestinationState.SUSPENDING,
+        DestinationState.PARTING,
+        DestinationState.SUSPENDED,
+        DestinationState.PARTED,
+    }
+)
+
 
 class KeptSession:
     """One session, from the moment when there is room for its guest.
@@ -77,7 +87,7 @@ class KeptSession:
         """The connection that had the session has ended."""
         if machine is not self._machine or self._carry is not None:
             return
-        if machine.state is DestinationState.SUSPENDED:
+        if machine.state in {DestinationState.SUSPENDED, DestinationState.PARTED}:
             self._carry = machine.carry
         else:
             self._over = machine
@@ -91,7 +101,7 @@ class KeptSession:
         """
         async with self._handing_over:
             self.ticket.check_hello(hello)
-            if self._carry is None:
+            if self._carry is None and self._machine.state not in _LETS_GO:
                 if (self._machine.state, DestinationInput.LINK_LOST) not in DESTINATION:
                     return None
                 self._pump.lose(TransportError(ErrorCode.CONNECTION_LOST, "a newer connection has come"))
@@ -130,6 +140,8 @@ class KeptSession:
         """
         if self._carry is None:
             self._pump.cancel(reason)
+        elif self._carry.fetching is not None:
+            raise LocalProtocolError(ErrorCode.TOO_LATE, clause="CON-72")
         self._cancelled = True
         self._change()
 
