@@ -38,6 +38,31 @@ async def test_a_link_that_is_cut_five_times(world: World, nursery: trio.Nursery
     assert judge_journal(world.journal) == []
 
 
+@pytest.mark.needs("userfaultfd")
+@pytest.mark.parametrize("switchover", ["bitmap", "post-copy"])
+async def test_a_link_that_is_cut_while_pages_follow_the_guest(
+    world: World, nursery: trio.Nursery, switchover: str
+) -> None:
+    """[RES-13] [RES-4] [PCY-9] [PCY-12] Over mutual TLS; the guest waits at its faults, and loses nothing."""
+    await world.holder("s", "--memory", "16MiB", "--hot", "12MiB", "--dirty-rate", "400MiB/s")
+    await world.room()
+    serve, port = await world.serve("--once")
+    before = 18 * MIB if switchover == "bitmap" else 0  # a round of everything comes first
+    relay = Relay(port, [before + 2 * MIB, 100, MIB, 3 * MIB])
+    await nursery.start(relay.listen)
+    migrate = await world.migrate(relay.port, *SLOWLY, "--switchover", switchover, "--max-rounds", "1")
+    assert await migrate.end() == 0, migrate.said()
+    assert await serve.end() == 0, serve.said()
+    assert relay.connections == 5
+    assert (migrate.last["resumed"], serve.last["resumed"]) == (3, 3), migrate.said()
+    assert (migrate.last["outcome"], serve.last["outcome"]) == ("completed", "completed")
+    assert serve.last["digest"] == migrate.last["digest"]
+    after = serve.last["after"]
+    assert after["stale_pages"] == after["demanded_pages"] + after["pushed_pages"] > 1500
+    await world.check_runs("d")
+    assert judge_journal(world.journal) == []
+
+
 async def test_a_destination_process_that_knows_of_no_session(world: World, nursery: trio.Nursery) -> None:
     """[RES-3] [CON-62] It was started anew: the guest runs on here, and can be sent again."""
     await world.source()
