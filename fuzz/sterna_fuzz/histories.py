@@ -50,6 +50,7 @@ _OFF_THE_WAY: Final[frozenset[State]] = frozenset(
         SourceState.DECIDING, SourceState.ASKING, SourceState.RESUMING, SourceState.COMPARING,
         DestinationState.ANSWERING, DestinationState.HANDING_BACK, DestinationState.FETCHING,
         DestinationState.RESUMING, DestinationState.RESUMED,
+        SourceState.APART, SourceState.RETURNING, SourceState.CATCHING_UP,
     }
 )  # fmt: skip
 

@@ -526,6 +526,13 @@ SILENT = TransportError(ErrorCode.PEER_SILENT, "nothing for 5 s")
             ),
         ),
         (
+            result(Outcome.MOVED, rounds=(ROUND,), error=SILENT, after=AfterStats(stale=3, pushed=2)),
+            (
+                "the guest runs at memory: 1 round, 1 MiB in 1 s: peer_silent: nothing for 5 s. It may wait "
+                "there for pages that are only here: keep this holder and its image"
+            ),
+        ),
+        (
             result(Outcome.STRANDED, error=SILENT),
             "the guest runs there, and pages that it needs are here: peer_silent: nothing for 5 s",
         ),

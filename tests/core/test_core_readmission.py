@@ -241,12 +241,16 @@ def test_a_guest_that_does_not_run_on_is_rolled_back():
     assert rig.machine.result.code is ErrorCode.GUEST_FAILED
 
 
-def test_what_else_was_asked_for_is_overtaken():
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_else_was_asked_for_is_overtaken(fails):
     rig = FirstSourceRig().until(S.FREEZING)
     rig.do(e.CollectDirty, rig.clean())
     request = rig.take(e.SaveState)
     rig.machine.connection_lost(None, rig.now)
-    rig.machine.fail(request, GuestError("too late"), rig.now)
+    if fails:
+        rig.machine.fail(request, GuestError("too late"), rig.now)
+    else:
+        rig.machine.complete(request, (SECTION,), rig.now)
     rig.do(e.RunOn)
     assert rig.machine.state is S.SUSPENDED
 

@@ -39,8 +39,8 @@ def test_a_peer_that_is_never_told_is_found(monkeypatch):
     """[ABT-1]"""
     fail = Session._fail
 
-    def silent(self, error, now, *, words=None, tell=True):
-        fail(self, error, now, words=words, tell=False)
+    def silent(self, error, now, *, words=None, tell=True, cut=False):
+        fail(self, error, now, words=words, tell=False, cut=cut)
 
     monkeypatch.setattr(Session, "_fail", silent)
     (error,) = found()

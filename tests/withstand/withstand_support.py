@@ -375,6 +375,7 @@ def states(role: str) -> tuple[State, ...]:
 UNVISITED: Final[frozenset[State]] = frozenset(
     {
         SourceState.ASKING, SourceState.RESUMING, SourceState.COMPARING,
+        SourceState.APART, SourceState.RETURNING, SourceState.CATCHING_UP,
         DestinationState.ANSWERING, DestinationState.HANDING_BACK, DestinationState.RESUMING,
         DestinationState.RESUMED, DestinationState.FETCHING,
     }

@@ -448,12 +448,14 @@ def _sentence(result: Result, transport: Transport) -> str:
     match result.outcome:
         case Outcome.COMPLETED | Outcome.MOVED:
             stood = "" if result.blackout_s is None else f", stopped for {duration_text(result.blackout_s)}"
-            kept = " (the connection was lost at the end; the image is still here)"
+            end = f"{followed_text(result)}{resumed_text(result)}"
+            if result.outcome is Outcome.MOVED and result.after is not None:
+                end = f"{why}. It may wait there for pages that are only here: keep this holder and its image"
+            elif result.outcome is Outcome.MOVED:
+                end += " (the connection was lost at the end; the image is still here)"
             return (
                 f"the guest runs at {transport.peer}: {_rounds(len(result.rounds))}, "
-                f"{size_text(result.bytes_sent)} in {duration_text(result.seconds)}{stood}"
-                f"{followed_text(result)}{resumed_text(result)}"
-                f"{kept if result.outcome is Outcome.MOVED else ''}"
+                f"{size_text(result.bytes_sent)} in {duration_text(result.seconds)}{stood}{end}"
             )
         case Outcome.STRANDED:
             return f"the guest runs there, and pages that it needs are here{why}"
