@@ -526,21 +526,6 @@ class DestinationMachine(Readmission):
             fetching.fault(region, first, count)
             self._request_pages(fetching, now)
 
-    def _request_pages(self, fetching: Fetching, now: float) -> None:
-        while self._may_request and (request := fetching.next_request()) is not None:
-            self._step(DestinationInput.FAULTED, now)
-            self._send(request)
-
-    @property
-    def _may_request(self) -> bool:
-        """Behind a resumption the pages that are held come first [RES-13]."""
-        return self._state is DestinationState.FETCHING and not self._held
-
-    def _more(self, now: float) -> None:
-        super()._more(now)
-        if self._fetching is not None:
-            self._request_pages(self._fetching, now)
-
     def _on_started_early(self, request: RunGuest, fetching: Fetching, now: float) -> None:
         self._step(DestinationInput.STARTED_EARLY, now)
         self._fetching = fetching

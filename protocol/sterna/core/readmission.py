@@ -219,6 +219,18 @@ class Readmission(Session):
     def _more(self, now: float) -> None:
         if self._held:
             self._send(self._held.popleft())
+        if self._fetching is not None:
+            self._request_pages(self._fetching, now)
+
+    def _request_pages(self, fetching: Fetching, now: float) -> None:
+        while self._may_request and (request := fetching.next_request()) is not None:
+            self._step(DestinationInput.FAULTED, now)
+            self._send(request)
+
+    @property
+    def _may_request(self) -> bool:
+        """Behind a resumption the pages that are held come first [RES-13]."""
+        return self._state is DestinationState.FETCHING and not self._held
 
     # ---- for the rest of the machine ----
 
