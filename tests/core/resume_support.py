@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from core_support import SESSION, TOKEN, DestinationRig, FetchingRig, Rig, ServingRig, SourceRig
 
@@ -139,14 +139,18 @@ class FirstServingRig(ServingRig):
 
 
 class SecondServingRig(FirstServingRig):
-    """The machine behind a loss while pages follow the guest; `sent`: whether they had left before."""
+    """The machine behind a loss while pages follow the guest.
+
+    `sent`: whether they had left before; `asked`: what was asked for then, and not answered.
+    """
 
     script: tuple[tuple[State, Callable[[Rig], None]], ...]
 
-    def __init__(self, *, sent: bool = True, **changes: object) -> None:
+    def __init__(self, *, sent: bool = True, asked: Sequence[r.PageRequest] = (), **changes: object) -> None:
         first = FirstServingRig(**changes).until(S.MOVED if sent else S.HANDED_OVER)
         if not sent:
             first.running_early()
+        first.say(*asked)
         carry = first.lose()
         super().__init__(**changes)
         self.first = first

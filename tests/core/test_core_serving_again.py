@@ -79,6 +79,14 @@ def test_nothing_is_sent_again_that_is_installed():
     assert rig.machine._serving.repeated == 2
 
 
+def test_what_was_asked_for_before_the_loss_is_not_answered_behind_it():
+    """[RES-13] Whoever still waits for it asks again; the rest would come twice."""
+    asked = [r.PageRequest(0, 1, 2, urgent=urgent) for urgent in (True, False)]
+    rig = SecondServingRig(asked=asked).until(S.MOVED)
+    rig.drain()
+    assert pages_of(rig) == []
+
+
 def test_what_may_be_lost_is_sent_again_and_counted_once():
     """[RES-13] [PCY-13]"""
     rig = SecondServingRig().until(S.RETURNING)
