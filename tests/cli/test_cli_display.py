@@ -262,3 +262,18 @@ def test_closing_twice_is_legal(terminal: None, capsys: pytest.CaptureFixture[st
     display.close()
     display.close()
     assert screen(capsys.readouterr().err) == ["round 1 " + "╌" * 40]
+
+
+LOST: dict[str, object] = {"event": "link_lost", "text": "nothing heard for 5 s"}
+BACK: dict[str, object] = {"event": "session_resumed", "times": 1, "pages_missing": 256}
+FOLLOW: dict[str, object] = {"event": "pages_follow", "pages": 512}
+
+
+def test_a_lost_link_says_who_waits_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """[RES-11] [RES-13]"""
+    show(START, LOST, BACK, FOLLOW, LOST, BACK)
+    before, back, follow, behind, again = capsys.readouterr().err.splitlines()
+    assert before == "link lost (nothing heard for 5 s): it may come back"
+    assert back == again == "link back, for the 1st time: 1 MiB are missing"
+    assert follow == "the guest runs at the destination, 2 MiB of its memory follow"
+    assert behind == f"{before}, and the guest at the destination may wait for it"

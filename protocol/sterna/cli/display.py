@@ -71,6 +71,7 @@ class Display:
         self._verdict = ""
         self._round: int | None = None
         self._last = False
+        self._has_moved = False  # pages follow the guest
         self._round_bytes = 0.0
         self._bytes_before = 0.0
         self._bytes_sent = 0.0
@@ -109,6 +110,7 @@ class Display:
             case "decided":
                 self._decided(event)
             case "pages_follow":
+                self._has_moved = True
                 follow = size_text(_number(event, "pages") * self._page_bytes)
                 self._verdict = f"the guest runs at the destination, {follow} of its memory follow"
                 self.say(self._verdict)
@@ -119,7 +121,11 @@ class Display:
             case "link_lost":
                 self._round = None
                 self._verdict = "the link is lost, the guest runs on at the source"
-                self.say(f"link lost ({event.get('text')}): it may come back", style="yellow")
+                waits = ""
+                if self._has_moved:
+                    self._verdict = "the link is lost, the guest at the destination waits for its pages"
+                    waits = ", and the guest at the destination may wait for it"
+                self.say(f"link lost ({event.get('text')}): it may come back{waits}", style="yellow")
             case "session_resumed":
                 missing = size_text(_number(event, "pages_missing") * self._page_bytes)
                 self._verdict = f"taken up again, {missing} are missing"
