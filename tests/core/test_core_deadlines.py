@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 
 import pytest
 from core_support import BOTH
+from resume_support import RESUMED
 
 from sterna.core.deadlines import WAITS, Deadlines, Watch
 from sterna.core.tables import DEAF, DestinationState, SourceState
@@ -33,6 +34,8 @@ def test_every_wait_has_its_name():
 
 # Where a side waits for its own host, or is itself the one that has to go on: there its peer waits.
 OWN_WORK = {
+    SourceState.APART,
+    DestinationState.RESUMING,
     SourceState.IDLE, SourceState.ARMING, SourceState.ROUND, SourceState.COLLECTING, SourceState.PAUSING,
     SourceState.FREEZING, SourceState.BLACKOUT, SourceState.GRANTING, SourceState.RECORDING,
     SourceState.RELEASING,
@@ -45,7 +48,7 @@ OWN_WORK = {
 
 def test_every_wait_for_the_peer_has_a_deadline():
     """[CON-74] And nothing that this side's own host does [CON-73]."""
-    states = {state for _, state in BOTH}
+    states = {state for _, state in (*BOTH, *RESUMED)}
     assert states - DEAF - OWN_WORK == set(WAITS)  # IDLE among them: whoever connects has to say HELLO
     assert not OWN_WORK & set(WAITS)
 

@@ -9,6 +9,7 @@ from core_support import EPOCH, HERE, VERDICT, code_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from resume_support import (
+    RESUMED,
     FirstFetchingRig,
     FirstServingRig,
     FirstSourceRig,
@@ -17,6 +18,7 @@ from resume_support import (
 )
 
 from sterna.core import events as e
+from sterna.core.deadlines import WAITS, Deadlines
 from sterna.core.events import Outcome
 from sterna.core.policy import PolicySettings
 from sterna.core.tables import DestinationState as D
@@ -157,6 +159,25 @@ def test_a_source_that_gives_up_keeps_the_image():
     assert (result.outcome, result.code) == (Outcome.MOVED, ErrorCode.CONNECTION_LOST)
     assert result.after.stale == result.after.pushed == 2
     assert rig.wishes == []
+
+
+# ---- the clocks ----
+
+
+@pytest.mark.parametrize(("rig", "state"), [each for each in RESUMED if each[1] in WAITS], ids=str)
+def test_a_peer_that_does_not_go_on_is_a_lost_link(rig, state):
+    """[CON-74] [RES-13] It may be there again on the next connection, and what is kept is kept."""
+    rig = rig(deadlines=Deadlines(**{WAITS[state]: 3.0, "silence_s": 1000.0, "heartbeat_s": 1.0})).until(
+        state
+    )
+    for _ in range(10):
+        rig.now += 1.0
+        rig.machine.handle_timeout(rig.now)
+        rig.drain()
+    while (request := rig.machine.poll_request()) is not None:
+        rig.machine.complete(request, rig.answer(request), rig.now)
+    assert rig.machine.result.outcome is Outcome.SUSPENDED
+    assert rig.events(e.Suspended)[-1].error.code is ErrorCode.PHASE_DEADLINE
 
 
 # ---- the destination ----

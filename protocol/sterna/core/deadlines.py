@@ -57,6 +57,10 @@ WAITS: Final[Mapping[State, str]] = {
     SourceState.HANDED_OVER: "commit_s",
     SourceState.MOVED: "after_s",
     SourceState.CLOSING: "close_s",
+    SourceState.RESUMING: "handshake_s",
+    SourceState.RETURNING: "handshake_s",
+    SourceState.COMPARING: "round_s",  # between two HELD
+    SourceState.CATCHING_UP: "round_s",
     DestinationState.IDLE: "handshake_s",
     DestinationState.WELCOMED: "handshake_s",
     DestinationState.STANDBY: "round_s",
@@ -68,6 +72,7 @@ WAITS: Final[Mapping[State, str]] = {
     DestinationState.FETCHING: "after_s",  # between two PAGES
     DestinationState.RUNNING: "after_s",
     DestinationState.RELEASED: "close_s",
+    DestinationState.RESUMED: "round_s",
 }
 
 

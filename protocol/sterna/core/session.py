@@ -208,7 +208,9 @@ class Session(ABC):
         for code, at in self._alarms():
             if self._watch.confirms(code, at, now):
                 error = self._watch.error(code, self._state, now)
-                if code is ErrorCode.PEER_STALLED or (code is ErrorCode.PEER_SILENT and self._can_resume):
+                # Who does not take a session up in time may do so on another connection.
+                passes = code is ErrorCode.PEER_SILENT or self.phase is Phase.RESUME
+                if code is ErrorCode.PEER_STALLED or (passes and self._can_resume):
                     self.connection_lost(error, now)
                 else:
                     self._fail(error, now)
