@@ -109,7 +109,7 @@ def test_pages_that_followed_and_how_long_the_guest_waited() -> None:
     assert said["followed"] == "900 pages when the guest ran there, 16 asked for, within 250 ms"
     assert "it waited" not in said
     waited = replace(run, faults={"count": 3, "p50_s": 0.0002, "p99_s": 0.001, "max_s": 0.001})
-    assert dict(rows(waited, WISHES))["it waited"] == "3 times for a page, 200 µs (p99 1 ms)"
+    assert dict(rows(waited, WISHES))["it waited"] == "3 times for a page, median 200 µs, p99 1 ms"
     cut = replace(RUN, source={**RUN.source, "after": {**after, "seconds_until_complete": None}})
     assert dict(rows(cut, WISHES))["followed"] == "900 pages when the guest ran there, 16 asked for"
 

@@ -514,8 +514,9 @@ SILENT = TransportError(ErrorCode.PEER_SILENT, "nothing for 5 s")
             result(Outcome.UNDECIDED, error=SILENT),
             (
                 "nobody here can know who owns the guest: peer_silent: nothing for 5 s. It stays paused "
-                "here: run this command again when the destination is back (sterna verdict tells more). If "
-                "it never comes back, make certain that it cannot run the guest, and say so to sterna resolve"
+                "here: run this command again when the destination is back (sterna verdict ID tells more). "
+                "If it never comes back, make certain that it cannot run the guest, and say so to sterna "
+                "resolve"
             ),
         ),
         (
@@ -534,7 +535,10 @@ SILENT = TransportError(ErrorCode.PEER_SILENT, "nothing for 5 s")
         ),
         (
             result(Outcome.STRANDED, error=SILENT),
-            "the guest runs there, and pages that it needs are here: peer_silent: nothing for 5 s",
+            (
+                "the guest runs there, and pages that it needs are here: peer_silent: nothing for 5 s. Keep "
+                "this holder: it has them"
+            ),
         ),
         (
             result(Outcome.GUEST_FAILED, error=GuestError("gone")),

@@ -4,6 +4,8 @@ The victim is one of two real machines with real (simulated) guests, led by an h
 runs at the destination and its pages are still at the source. From there on neither side can end the guest:
 whatever the peer says, the destination's guest runs on [CON-64], the source keeps its image [ONE-38] [CMP-2].
 
+Published bugs of this class: none that we have found.
+
 [PCY-1] [PCY-7] [PCY-8] [PCY-9] [PCY-15] [PCY-18] [PCY-19] [PCY-21] [CMP-1] [CMP-3] [FRM-17] [FRM-18] [BMP-8]
 [MEM-5] [STR-11]
 """

@@ -13,7 +13,7 @@ SECURITY = FOLDER.parents[1] / "spec" / "security.md"
 CVE = re.compile(r"CVE-\d{4}-\d{4,6}")
 # What looks at the folder itself.
 ABOUT = {"test_withstand_judge.py", "test_withstand_index.py"}
-JUDGES = {"judge", "judge_any", "judge_accepted", "move.check"}
+JUDGES = {"judge", "judge_any", "judge_accepted", "move.check", "siege.ended"}
 
 
 def rows() -> dict[str, list[str]]:

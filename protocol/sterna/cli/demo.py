@@ -62,6 +62,8 @@ def demo(
     authenticate each other with certificates of a throw-away authority. The guest writes its memory all
     the time and checks every page that it writes; after the migration all of its memory is audited.
 
+    Without --records the records of both hosts are gone when the demo ends.
+
     Args:
         guest: process: a real process with real time; simulated: one process, for machines without the
             means; auto: what this machine can.
@@ -73,7 +75,7 @@ def demo(
         insecure: plaintext instead of TLS.
         evidence: directory for source.img and destination.img (try `cmp`) and the guest's journal.
         record: file for everything that passes between the endpoints, for `sterna inspect`.
-        ownership: what says who owns the guest; --records keeps both hosts' records for `sterna verdict`.
+        ownership: what says who owns the guest.
         json: one JSON object on stdout.
     """
     # At both sides at once, and evidence is copied before it is written.

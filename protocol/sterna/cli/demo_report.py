@@ -90,7 +90,7 @@ def _followed(run: DemoRun) -> list[tuple[str, str]]:
     rows = [("followed", text)]
     if run.faults is not None:
         half, most = duration_text(run.faults["p50_s"]), duration_text(run.faults["p99_s"])
-        rows.append(("it waited", f"{run.faults['count']:.0f} times for a page, {half} (p99 {most})"))
+        rows.append(("it waited", f"{run.faults['count']:.0f} times for a page, median {half}, p99 {most}"))
     return rows
 
 

@@ -23,8 +23,9 @@ _HERE: Final = {
 }
 _THERE: Final = {
     ErrorCode.BUSY: (
-        "another session there has this guest, or another process its records; if both hosts are this "
-        "machine, give each of them its own --name or --records"
+        "another session there has this guest, or another process its records. A session that lost its link "
+        "is kept there as long as its --resume said, 1min unless it was given: try again then. If both hosts "
+        "are this machine, give each of them its own --name or --records"
     ),
     ErrorCode.PEER_NOT_LISTED: "add this host's identity to the peer list there (`sterna serve --help`)",
     ErrorCode.NOT_AUTHORISED: "add the guest to this host's may_send in the peer list there",

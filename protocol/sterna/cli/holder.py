@@ -180,7 +180,8 @@ def _say_ready(output: Output, path: Path, engine: HolderEngine, options: argpar
             f"{about.name} runs: {size_text(options.memory)}, of which it writes {rate_text(options.rate)}, "
             f"mostly to {size_text(hot)}; followed by {engine.guest.tracker}. "
             f"Send it away with:\n"
-            f"  sterna migrate --holder {path} --to HOST:PORT --pki DIR"
+            f"  sterna migrate --holder {path} --to HOST:PORT --pki DIR\n"
+            f"Its id, for sterna verdict and the like: {about.id.hex()}"
         )
     else:
         output.say(

@@ -60,7 +60,10 @@ def application(chosen: str = "") -> App:
         name="sterna",
         help="Live migration over an open wire protocol.",
         help_format="markdown",
-        help_epilogue="With --json a command writes one object to stdout; text for people goes to stderr.",
+        help_epilogue=(
+            "SIZE, RATE and TIME always have a unit: 256MiB, 50MiB/s, 300ms. "
+            "With --json a command writes one object to stdout; text for people goes to stderr."
+        ),
         version=version_line,
         suppress_keyboard_interrupt=False,
         result_action="return_value",

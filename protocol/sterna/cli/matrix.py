@@ -48,8 +48,8 @@ def matrix(
         real: with real processes only.
         virtual: in virtual time only.
         seed: of the sample, and of races in virtual time; without it one is chosen and told.
-        only: carry out these cells: names, or globs like "*/cut/*"; may be given several times.
-        jobs: so many at a time; as many as there are processors.
+        only: carry out these cells: names, or globs like `*/cut/*`; may be given several times.
+        jobs: so many at a time; by default as many as there are processors.
         keep: directory for logs, journal and records of real cells that have failed.
         json: one JSON object on stdout.
     """

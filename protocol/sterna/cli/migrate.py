@@ -97,9 +97,10 @@ def migrate(
             follows when it runs, so it stops as shortly however fast it writes. post-copy: all of it follows.
             auto: bitmap where the downtime cannot be met otherwise.
         max_rounds: give up, or slow the guest down, after so many rounds.
-        patience: wait no longer than this for the other side, in any phase.
+        patience: wait no longer than this for the other side, in any phase; by default 5s to 60s, by the
+            phase.
         undecided_after: ask so long, after a handover whose end is not known, who owns the guest.
-        resume: how long a lost session is taken up again, if the connection breaks; 0 for not at all.
+        resume: how long a lost session is taken up again, if the connection breaks; 0s for not at all.
         evidence: directory for source.img, the guest's memory at the pause.
         record: file for everything that passes on the connection; `sterna inspect` reads it.
         follow: every event as a line of JSON on stdout.
@@ -396,6 +397,8 @@ class _Job:
         self.reporter.say(_sentence(result, transport))
         if recovered is not None:
             self.reporter.say(judgement_text(recovered.judgement))
+        if result.outcome in {Outcome.UNDECIDED, Outcome.ANSWERED, Outcome.STRANDED}:
+            self.reporter.say(f"its ID is {guest.description.id.hex()}")
         return exit_of_outcome(result.outcome, result.code)
 
 
@@ -458,7 +461,9 @@ def _sentence(result: Result, transport: Transport) -> str:
                 f"{size_text(result.bytes_sent)} in {duration_text(result.seconds)}{stood}{end}"
             )
         case Outcome.STRANDED:
-            return f"the guest runs there, and pages that it needs are here{why}"
+            return (
+                f"the guest runs there, and pages that it needs are here{why}. Keep this holder: it has them"
+            )
         case Outcome.ROLLED_BACK | Outcome.SUSPENDED:
             return hinted(f"the guest runs on here{why}", result.error)
         case Outcome.UNDECIDED if result.verdict is not None and result.verdict.handed_back:
@@ -469,7 +474,7 @@ def _sentence(result: Result, transport: Transport) -> str:
         case Outcome.UNDECIDED | Outcome.ANSWERED:
             return (
                 f"nobody here can know who owns the guest{why}. It stays paused here: run this command again "
-                "when the destination is back (sterna verdict tells more). If it never comes back, make "
+                "when the destination is back (sterna verdict ID tells more). If it never comes back, make "
                 "certain that it cannot run the guest, and say so to sterna resolve"
             )
         case Outcome.GUEST_FAILED:

@@ -87,7 +87,8 @@ def serve(
         once: end after the first session, whatever became of it.
         memory_limit: take no guest with more memory.
         whole: let no guest run before all of its memory is here, whatever the source would like.
-        patience: wait no longer than this for the other side, in any phase.
+        patience: wait no longer than this for the other side, in any phase; by default 5s to 60s, by the
+            phase.
         evidence: directory for destination.img, the guest's memory at its first instruction.
         record: file for everything that passes on all connections; `sterna inspect` reads it.
         follow: every event as a line of JSON on stdout.

@@ -60,7 +60,7 @@ async def verdict(
         peer: ask the destination at this host:port, or, with the word recorded, where it was last.
         ownership: where records and store are.
         security: who this host is; to ask the destination, --pki or --insecure as for `sterna migrate`.
-        patience: wait no longer than this for the destination.
+        patience: wait no longer than this for the destination; by default 5s to 60s, by the phase.
         json: one JSON object on stdout.
     """
     looked = Looked(guest_id(guest), security.own_name)
@@ -213,9 +213,9 @@ class Looked:
         if held and status is not None:
             why = "it runs in the holder, and no session is on record in which it could have left"
             return Found(Judgement(Owner.SOURCE, why, "ONE-22", Step.NONE, status.epoch), True, self.host)
-        why = "no record, no slot and no holder here says who owns it"
+        why = f"no record in {self.directory}, no slot and no holder says who owns it"
         if self.seen is None:
-            why += "; name its --holder, if there is one"
+            why += "; say --name or --records, --store and --holder as its endpoints do"
         return Found(Judgement(Owner.UNDECIDED, why, "ONE-46", Step.OPERATOR), None)
 
     def _by_slot(self, newest: Slot, held: bool) -> Found:
@@ -232,6 +232,19 @@ class Looked:
 
 # ---- telling ----
 
+_AGAIN: Final = (
+    "sterna migrate at the source, or sterna serve at the destination, does that when it is started again "
+    "with the options that it had"
+)
+_HOW: Final = {
+    **dict.fromkeys(
+        (Step.RUN, Step.ROLL_BACK, Step.START, Step.CLAIM_NEXT, Step.CLAIM_AFTER, Step.REPEAT_CLAIM), _AGAIN
+    ),
+    Step.HAND_BACK: "sterna serve, started again with the options that it had, does that when it is asked",
+    Step.ASK: "sterna verdict --peer recorded asks, and so does sterna migrate when it is started again",
+    Step.OPERATOR: "sterna resolve --help tells how",
+}
+
 
 def tell(looked: Looked, found: Found, output: Output) -> None:
     """For people a table, and then the sentence that counts; for programs one object."""
@@ -243,6 +256,8 @@ def tell(looked: Looked, found: Found, output: Output) -> None:
     output.say(_sentence(found))
     output.say(f"because {judgement.why} [{judgement.clause}]")
     output.say(f"next: {judgement.step.value}")
+    if how := _HOW.get(judgement.step):
+        output.say(f"  {how}")
     output.result(_fields(looked, found))
 
 
@@ -267,6 +282,8 @@ def _rows(looked: Looked) -> list[tuple[str, str]]:
     if looked.seen is not None:
         status = looked.seen.status
         held = "gone" if status is None else f"{status.state}, epoch {status.epoch}"
+        if status is not None and status.missing:
+            held += f", {status.missing} pages missing: keep the source's image"
         if status is not None and status.granted_epoch:
             held += f", marked for {status.granted_epoch}"
     slot = ""
