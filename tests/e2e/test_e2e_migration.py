@@ -41,12 +41,16 @@ async def test_a_guest_moves_between_two_commands(world: World) -> None:
 
 
 async def test_a_guest_moves_on_and_back(world: World) -> None:
-    """Each move is a new epoch with a new runner; the journal is one for all of them."""
+    """Each move is a new epoch with a new runner; the journal is one for all of them.
+
+    Each host is the source in one move and the destination in the next, with records of its own.
+    """
     await world.source("one")
     for epoch, (here, there) in enumerate((("one", "two"), ("two", "three"), ("three", "four")), 2):
+        source, destination = ("a", "b") if epoch % 2 == 0 else ("b", "a")
         await world.room(there)
-        serve, port = await world.serve("--once", holder=there, insecure=True)
-        migrate = await world.migrate(port, holder=here, insecure=True)
+        serve, port = await world.serve("--once", holder=there, insecure=True, host=destination)
+        migrate = await world.migrate(port, holder=here, insecure=True, host=source)
         assert await migrate.end() == 0, migrate.said()
         assert await serve.end() == 0, serve.said()
         assert migrate.last["epoch"] == epoch

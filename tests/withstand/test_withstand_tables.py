@@ -351,7 +351,7 @@ def test_every_range_of_pages(frame: FrameType) -> None:
         elif region > 1 or first + count > (PAGES, 1)[region]:
             judge(victim, C.OUTSIDE_REGION, clause="FRM-18")
         elif frame is F.PAGE_REQUEST:
-            judge(victim, C.UNSUPPORTED, clause="CON-55")
+            judge(victim, C.NOT_SELECTED, clause="NEG-7")
         else:
             judge_any(victim)
 
