@@ -263,7 +263,8 @@ def test_both_sides_agree_in_the_end(runs, steps, most):
             damage = what == 3 and batch[0].bulk_bytes > 0
             late += room.receive(batch, damage=damage, install=False)
     assert room.fetching.is_complete
-    assert source.is_done
+    assert not source.pages_left
+    assert not source.is_asked
     assert room.digest.value() == image.digest.value()
     stats = room.fetching.stats()
     assert stats.demanded + stats.pushed == stats.stale == room.stale.count()

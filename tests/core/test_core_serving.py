@@ -79,16 +79,18 @@ def blocks(first: int, count: int) -> list[tuple[int, int, int]]:
 def test_everything_is_pushed_in_small_batches_region_by_region():
     """[PCY-8] [PCY-13] One run a group [PCY-7]."""
     source = serving((1, 0, 6 * BLOCK), (2, 1, 2))
-    assert not source.is_done
+    assert source.pages_left or source.is_asked
     assert everything(source) == [blocks(0, 4), blocks(4, 2), [(2, 1, 1), (2, 2, 1)]]
-    assert source.is_done
+    assert not source.pages_left
+    assert not source.is_asked
     assert source.stats(2.5) == AfterStats(stale=98, pushed=98, seconds=2.5)
     assert source.pages_left == 0
 
 
 def test_nothing_is_stale():
     source = serving()
-    assert source.is_done
+    assert not source.pages_left
+    assert not source.is_asked
     assert sent(source) is None
 
 
@@ -108,7 +110,7 @@ def test_what_is_asked_for_goes_first_and_the_push_follows_it():
     source = serving((1, 0, 20 * BLOCK))
     assert sent(source) == blocks(0, 4)
     source.request(PageRequest(1, 10 * BLOCK + 3, 1))
-    assert not source.is_done
+    assert source.pages_left or source.is_asked
     assert sent(source) == blocks(10, 1)
     assert [run[0] for run in everything(source)] == [
         *((1, block * BLOCK, BLOCK) for block in (11, 15, 19)),
@@ -149,7 +151,8 @@ def test_a_request_for_much_goes_in_pieces_and_waits_for_them():
     source = serving((1, 0, 5 * BLOCK), page_requests=2)
     source.request(PageRequest(1, 0, 40 * BLOCK))
     assert (sent(source), sent(source), sent(source)) == (blocks(0, 2), blocks(2, 2), blocks(4, 1))
-    assert source.is_done
+    assert not source.pages_left
+    assert not source.is_asked
 
 
 def test_a_request_that_does_not_fit_behind_another_waits():

@@ -17,6 +17,7 @@ from sterna.guest.api import DestinationGuest, SourceGuest
 from sterna.guest.holder_backend import HeldState
 from sterna.guest.holder_client import HolderConnection, connect_holder
 from sterna.guest.holder_engine import HolderEngine
+from sterna.guest.holder_fields import runner_to_json
 from sterna.guest.holder_frames import Frame
 from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
 from sterna.guest.late_pages import LatePages
@@ -130,7 +131,7 @@ async def test_a_granted_guest_can_be_won_back(serve: Serve) -> None:
         with pytest.raises(GuestError) as caught:
             await guest.resume()
         assert caught.value.code is ErrorCode.TOO_LATE
-        await guest.run_again(5, RUNNER)
+        await connection.call("run", {"epoch": 5, "runner": runner_to_json(RUNNER)})
         await guest.pause()
         await guest.resume()
         assert held.running

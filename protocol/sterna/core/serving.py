@@ -150,11 +150,6 @@ class Serving:
         self._patient: deque[range] = deque()
 
     @property
-    def is_done(self) -> bool:
-        """Whether every group was sent, and nothing that was asked for waits."""
-        return not self._left and not self._urgent and not self._patient
-
-    @property
     def is_asked(self) -> bool:
         """Whether something that was asked for waits."""
         return bool(self._urgent or self._patient)

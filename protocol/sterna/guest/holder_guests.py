@@ -183,10 +183,6 @@ class HolderSourceGuest:
         """Only over the connection that granted it."""
         await self.connection.call("revoke", {"epoch": epoch})
 
-    async def run_again(self, epoch: int, runner: Runner) -> None:
-        """Run a granted guest on after this side has won `epoch` itself."""
-        await self.connection.call("run", {"epoch": epoch, "runner": fields_of.runner_to_json(runner)})
-
     async def release(self) -> None:
         """Free the image; views of it read as zeros from then on."""
         await self.connection.call("release")

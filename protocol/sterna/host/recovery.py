@@ -25,7 +25,8 @@ from sterna.core.recovery import Image, Settled, Situation, next_act, open_sessi
 from sterna.core.verdict import Facts, Judgement, Store, judge
 from sterna.errors import GuestError, LocalProtocolError, SternaError
 from sterna.guest.holder_client import HolderConnection, HolderSilent, HolderStatus, connect_holder
-from sterna.guest.holder_fields import an_object, description_from_json
+from sterna.guest.holder_fields import an_object, description_from_json, runner_to_json
+from sterna.guest.holder_frames import JsonObject
 from sterna.host.lease import LeaseStore, claim_until_named
 from sterna.host.records_shelf import Keeper
 from sterna.host.slots_behind import slots_behind
@@ -139,7 +140,7 @@ class HeldImage:
 
     async def run(self, epoch: int, runner: Runner) -> None:
         """From where it stands, or its first instruction."""
-        await self._call("run", {"epoch": epoch, "runner": {"host": runner.host, "id": runner.id.hex()}})
+        await self._call("run", {"epoch": epoch, "runner": runner_to_json(runner)})
 
     async def run_on(self) -> None:
         """As before the migration."""
@@ -151,10 +152,10 @@ class HeldImage:
         """It never ran here, and never will."""
         await self._call("discard")
 
-    async def _call(self, operation: str, fields: dict[str, object] | None = None) -> None:
+    async def _call(self, operation: str, fields: JsonObject | None = None) -> None:
         if self._connection is None:
             raise GuestError(f"{operation}: the guest's holder is gone")
-        await self._connection.call(operation, fields)  # type: ignore[arg-type]
+        await self._connection.call(operation, fields)
 
 
 class Seen(NamedTuple):
