@@ -16,10 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
-import trio
-
 from sterna.errors import StoreUnavailable
 from sterna.host.slots import Slot
+from sterna.net.pauses import Pauses
 from sterna.wire.records import Runner
 
 __all__ = ["LeaseStore", "Slot", "claim_until_named"]
@@ -83,7 +82,7 @@ async def claim_until_named(
     Raises:
         StoreDamaged: repeating does not help; an operator has to look.
     """
-    pause_s = _FIRST_PAUSE_S
+    pauses = Pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
     while True:
         try:
             named = await store.claim(guest, epoch, runner)
@@ -92,5 +91,4 @@ async def claim_until_named(
         else:
             if named is not None:
                 return named
-        await trio.sleep(pause_s)
-        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        await pauses.next()

@@ -30,6 +30,7 @@ from sterna.guest.holder_frames import JsonObject
 from sterna.host.lease import LeaseStore, claim_until_named
 from sterna.host.records_shelf import Keeper
 from sterna.host.slots_behind import slots_behind
+from sterna.net.pauses import Pauses
 from sterna.registry import ErrorCode, Owner
 from sterna.wire.records import NO_ID, Runner, Verdict
 
@@ -339,7 +340,7 @@ class Recovery:
         await claim_until_named(self._store, guest, epoch, runner, silent=self._say_silent)
 
     async def _read_store(self, session: SessionRecord) -> None:
-        pauses = _Pauses()
+        pauses = Pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         while True:
             found = await slots_behind(self._store, self._keeper.history.guest, session.epoch)
             if found is None or found.answers:
@@ -351,7 +352,7 @@ class Recovery:
         if self._ask is None:
             self._peer = Owner.UNDECIDED
             return
-        pauses = _Pauses()
+        pauses = Pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         while True:
             self._tell(f"asking {session.peer or session.address} who owns the guest")
             try:
@@ -368,15 +369,6 @@ class Recovery:
 
     def _say_silent(self, error: SternaError) -> None:
         self._tell(f"the lease store does not answer, asking on: {error}")
-
-
-class _Pauses:
-    def __init__(self) -> None:
-        self._next_s = _FIRST_PAUSE_S
-
-    async def next(self) -> None:
-        await trio.sleep(self._next_s)
-        self._next_s = min(2 * self._next_s, _LONGEST_PAUSE_S)
 
 
 def situation(

@@ -8,6 +8,7 @@ from typing import Final, TypeAlias
 import trio
 
 from sterna.errors import SternaError, TransportError
+from sterna.net.pauses import Pauses
 from sterna.net.transport import Peer, Transport
 from sterna.registry import ErrorCode
 
@@ -33,15 +34,14 @@ async def redial(reconnect: Reconnect, peer: Peer, within_s: float) -> Transport
         TransportError: CONNECTION_LOST; the cause is why the last call was in vain.
     """
     last: SternaError | None = None
-    wait_s = FIRST_WAIT_S
+    pauses = Pauses(FIRST_WAIT_S, LONGEST_WAIT_S)
     with trio.move_on_after(max(within_s, 0.0)):
         while True:
             try:
                 return await _dial(reconnect, peer)
             except SternaError as error:
                 last = error
-            await trio.sleep(wait_s)
-            wait_s = min(wait_s * 2, LONGEST_WAIT_S)
+            await pauses.next()
     why = "" if last is None else f": {last}"
     lost = TransportError(ErrorCode.CONNECTION_LOST, f"no connection again within {within_s:.0f} s{why}")
     raise lost from last
