@@ -33,6 +33,10 @@ class Recorder:
     def memory(self, region):
         return self.views[region]
 
+    async def unwritten(self):
+        self.calls.append(("unwritten",))
+        return self.answers.get("unwritten")
+
     def __getattr__(self, name):
         async def call(*arguments):
             self.calls.append((name, *arguments))
@@ -41,9 +45,9 @@ class Recorder:
         return call
 
 
-DIRTY = {3: "bitmap"}
+DIRTY, UNWRITTEN = {3: "bitmap"}, {3: "zeros"}
 SOURCE = [
-    (e.StartTracking(), [("start_tracking",)], None),
+    (e.StartTracking(), [("start_tracking",), ("unwritten",)], UNWRITTEN),
     (e.CollectDirty(last=True), [("collect_dirty",)], DIRTY),
     (e.Throttle(0.25), [("throttle", 0.25)], None),
     (e.Pause(), [("pause",)], None),
@@ -74,7 +78,9 @@ def name(value: object) -> str:
 
 @pytest.mark.parametrize(("request_", "calls", "answer"), SOURCE, ids=name)
 def test_requests_of_a_source(request_, calls, answer):
-    both = Recorder(collect_dirty=DIRTY, save_state=[SECTION], stop_tracking="of no interest")
+    both = Recorder(
+        collect_dirty=DIRTY, save_state=[SECTION], stop_tracking="of no interest", unwritten=UNWRITTEN
+    )
     assert run_now(serve_source(both, both, request_)) == answer
     assert both.calls == calls
 

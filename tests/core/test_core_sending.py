@@ -189,3 +189,53 @@ def test_of_many_rounds_without_an_answer_the_oldest_are_sent_again():
     # Those of the first round that no later one was to carry; the page written last is one of them.
     assert (opening.round, opening.pages) == (ROUNDS_APART + 1, 2 * ROUNDS_APART - (ROUNDS_APART - 1))
     assert len(sending._planned) == ROUNDS_APART
+
+
+def unwritten(*pages):
+    bitmap = PageBitmap(8)
+    for page in pages:
+        bitmap.set(page)
+    return {3: bitmap}
+
+
+def test_what_was_never_written_goes_first_and_nobody_looks():
+    """[MEM-9] [PGS-21] In long runs, of which only the receiver's limit makes more than one."""
+    memory = Memory()
+    memory.sending.unwritten(unwritten(1, 4, 5, 6))  # page 1 is not zero, which only a look would show
+    opening = memory.sending.begin(1, Limits(bulk_bytes=2 * PAGE), 3 * PAGE, 1e12, 0.0, last=False)
+    assert opening == r.Round(1, 1, 8)
+    rows = []
+    while (batch := memory.sending.next_batch(len(rows), zeros=True)) is not None:
+        table, buffers = batch
+        assert table.bulk_bytes == sum(len(buffer) for buffer in buffers)
+        memory.arrived.record(table)
+        rows.append([(int(run["first"]), int(run["count"]), Encoding(run["encoding"])) for run in table.runs])
+    raw, zero = Encoding.RAW, Encoding.ZERO
+    assert rows == [
+        [(1, 1, zero), (4, 1, zero)],
+        [(5, 2, zero)],
+        [(0, 1, raw), (2, 1, raw)],
+        [(3, 1, raw), (7, 1, zero)],
+    ]
+    assert memory.sending.ending() == r.RoundEnd(1, 1, 8, 3 * PAGE, ((0, 3),))
+    assert memory.sending.seal() == memory.arrived.value()
+
+
+def test_what_is_written_later_is_looked_at():
+    """[CON-34] However it was before, and as long as the session lasts."""
+    memory = Memory()
+    memory.sending.unwritten(unwritten(4, 5, 6))
+    memory.sending.written(memory.write(5))
+    _, tables = memory.round()
+    assert tables[0].runs["first"].tolist() == [4, 6]
+    assert memory.sending.bulk_bytes == 5 * PAGE
+    memory.sending.acknowledged(r.RoundAck(1, 1, 8, 0, ()))
+    memory.sending.written(memory.write(4))
+    _, (table,) = memory.round()
+    assert table.runs["encoding"].tolist() == [Encoding.RAW]
+
+
+@pytest.mark.parametrize("answer", [{9: PageBitmap(8)}, {3: PageBitmap(7)}])
+def test_unwritten_pages_that_the_guest_does_not_have(answer):
+    with pytest.raises(GuestError):
+        Memory().sending.unwritten(answer)

@@ -251,6 +251,39 @@ def test_zero_pages_where_the_encoding_was_not_selected():
     assert bytes(rig.bulk[0]) == IMAGE
 
 
+def arming(**features):
+    rig = SourceRig().until(S.GREETING)
+    rig.say(rig.welcome(**features))
+    rig.say(r.Accept(4 * PAGE))
+    return rig
+
+
+def test_pages_that_were_never_written_are_not_read():
+    rig = arming()
+    blank = PageBitmap(4)
+    blank.set(1, 3)
+    rig.do(e.StartTracking, {0: blank})
+    rig.drain()
+    first, second = (each for each in rig.heard if isinstance(each, r.Pages))
+    assert first.runs["encoding"].tolist() == [Encoding.ZERO]
+    assert (first.page_count, second.page_count) == (3, 1)
+    assert b"".join(map(bytes, rig.bulk)) == IMAGE[:PAGE]
+
+
+def test_without_the_encoding_they_are():
+    """[NEG-7] [PGS-9]"""
+    rig = arming(features=tuple(each for each in ALL_FEATURES if each.id != Feature.ENCODING_ZERO))
+    rig.do(e.StartTracking, {0: PageBitmap.full(4)})
+    rig.drain()
+    assert bytes(rig.bulk[0]) == IMAGE
+
+
+def test_unwritten_pages_of_a_region_that_is_not_there_end_it():
+    rig = arming()
+    rig.do(e.StartTracking, {9: PageBitmap(4)})
+    assert rig.machine.state is S.ROLLING_BACK
+
+
 @pytest.mark.parametrize(
     ("ack", "code"),
     [

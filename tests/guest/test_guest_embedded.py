@@ -1,5 +1,6 @@
 """The guest in the embedder's own process keeps the laws of the guest interface."""
 
+import mmap
 import threading
 
 import pytest
@@ -303,3 +304,12 @@ def test_a_thread_may_outlive_the_endpoint() -> None:
 
     trio.run(main)
     assert not guest.present(PAGE_BYTES, 1)
+
+
+@pytest.mark.needs("pagemap_scan")
+async def test_memory_that_nobody_has_written_is_known() -> None:
+    memory = mmap.mmap(-1, PAGES * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory[3 * PAGE_BYTES] = 1
+    guest = EmbeddedGuest(memoryview(memory))
+    (starts, counts) = (await guest.unwritten())[REGION].runs()
+    assert list(zip(starts.tolist(), counts.tolist(), strict=True)) == [(0, 3), (4, PAGES - 4)]

@@ -484,3 +484,16 @@ async def test_notes_that_may_shrink_are_not_mapped(serve: Serve, monkeypatch: p
         monkeypatch.setattr(connection, "call", shrinking)
         with pytest.raises(GuestError, match="notes make no sense"):
             await room.notes()
+
+
+async def test_memory_that_nobody_has_written_is_known_and_stays_so(serve: Serve) -> None:
+    async with serve(with_guest=True) as (connection, left):
+        guest = await HolderSourceGuest.open(connection)
+        live = left.memory()[3].map()
+        live.array[2 * 4096] = 1
+        for _ in range(2):
+            found = await guest.unwritten()
+            assert sorted(found) == [3, 5]
+            starts, counts = found[3].runs()
+            assert list(zip(starts.tolist(), counts.tolist(), strict=True)) == [(0, 2), (3, PAGES - 3)]
+        live.close()

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from sterna.linux.errors import CapabilityMissing
@@ -75,3 +77,16 @@ def test_a_range_that_is_not_registered(memory: MemoryMap) -> None:
     with pytest.raises(CapabilityMissing, match="PAGEMAP_SCAN"):
         scanner.scan_written(memory.address, memory.size_bytes)
     scanner.close()
+
+
+@pytest.mark.needs("pagemap_scan")
+def test_private_pages_that_exist() -> None:
+    memory = mmap.mmap(-1, PAGES * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = int(np.frombuffer(memory, np.uint8).ctypes.data)
+    with PagemapScanner(VECTOR_ROWS) as scanner:
+        assert scanner.scan_backed(address, len(memory)).tolist() == []
+        for page in range(0, 40, 2):
+            memory[page * PAGE_BYTES] = 0
+        assert memory[7 * PAGE_BYTES] == 0  # only read
+        runs = scanner.scan_backed(address, len(memory)).tolist()
+    assert runs == [[page, page + 1] for page in range(0, 40, 2)]

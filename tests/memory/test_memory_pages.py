@@ -21,6 +21,7 @@ from sterna.memory.pages import (
     RegionPages,
     damaged_pages,
     hash_chunks,
+    zero_batch,
 )
 from sterna.memory.regions import RegionTable
 from sterna.registry import Encoding, Transfer
@@ -441,3 +442,12 @@ def test_batches_are_values():
     batch = pair(random_memory(PAGE))[0].encode(5, [0], [1])
     with pytest.raises(dataclasses.FrozenInstanceError):
         batch.region = 3
+
+
+def test_zero_batches_need_no_memory():
+    """However long their runs are."""
+    batch = zero_batch(5, np.array([2, 1 << 30]), np.array([1 << 29, 3]))
+    assert rows(batch) == [(2, 1 << 29, Encoding.ZERO), (1 << 30, 3, Encoding.ZERO)]
+    assert (batch.page_count, batch.bulk_bytes, len(batch.hashes)) == ((1 << 29) + 3, 0, 0)
+    assert batch.runs.dtype == RUN_DTYPE
+    assert batch.hashes.dtype == np.uint64

@@ -505,3 +505,18 @@ async def test_regions_that_are_not_copied_and_missing_state_are_legal():
 
     await check_guest(make_source, make_destination, run_for=run_for, step_s=0.01)
     assert guest.released
+
+
+class Forgetful(SimulatedSourceGuest):
+    """Takes its first page for one that was never written."""
+
+    async def unwritten(self):
+        bitmap = PageBitmap(PARAMETERS.pages)
+        bitmap.set(PARAMETERS.pages - 1)
+        bitmap.set(PARAMETERS.hot_pages, 1)
+        return {self.description.regions[0].id: bitmap}
+
+
+async def test_pages_that_were_written_and_are_told_as_unwritten():
+    with pytest.raises(AssertionError, match="law 1"):
+        await check(Forgetful)

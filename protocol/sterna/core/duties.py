@@ -33,7 +33,7 @@ from sterna.core.events import (
 )
 from sterna.core.records import Record, Voided
 from sterna.errors import GuestError
-from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest
+from sterna.guest.api import DestinationGuest, GuestDescription, KnowsUnwritten, SourceGuest
 from sterna.memory.pages import RegionPages
 from sterna.memory.regions import RegionTable
 from sterna.registry import ErrorCode, Owner, Style
@@ -128,6 +128,7 @@ async def serve_source(guest: SourceGuest, records: Records, request: Request) -
     match request:
         case StartTracking():
             await guest.start_tracking()
+            return await guest.unwritten() if isinstance(guest, KnowsUnwritten) else None
         case CollectDirty():
             return await guest.collect_dirty()
         case Throttle(share=share):

@@ -41,7 +41,7 @@ from sterna.wire.records import (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StartTracking:
-    """Begin to follow writes. Answer: None."""
+    """Begin to follow writes. Answer: None, or what is known to read as zeros, as bitmaps by region id."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

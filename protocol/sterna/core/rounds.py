@@ -61,9 +61,29 @@ class OutgoingRound:
     """
 
     def __init__(
-        self, number: int, attempt: int, pages: PageSets, batch: tuple[int, int], now: float, *, last: bool
+        self,
+        number: int,
+        attempt: int,
+        pages: PageSets,
+        batch: tuple[int, int],
+        now: float,
+        *,
+        last: bool,
+        blank: PageSets | None = None,
+        blank_bytes: int = 0,
     ) -> None:
-        """Begin. `batch`: the most bytes and runs of a batch."""
+        """Begin.
+
+        Args:
+            number: of the round.
+            attempt: of the session.
+            pages: what it is to carry.
+            batch: the most bytes and runs of a batch.
+            now: the time.
+            last: whether it is the one of the blackout.
+            blank: which of the pages are known to be zero: they go first, and nobody looks at them.
+            blank_bytes: the most bytes of a batch of these.
+        """
         self.number: Final = number
         self.pages: Final = pages
         self.last: Final = last
@@ -73,14 +93,23 @@ class OutgoingRound:
         self._attempt: Final = attempt
         self._started: Final = now
         self._intended: Final = pages.count()
-        self._batches: Final = pages.batches(*batch)
+        others = pages
+        if blank is not None and blank.any():
+            others = pages.copy()
+            others -= blank
+        self._blanks: Final = iter(()) if blank is None else blank.batches(blank_bytes, batch[1])
+        self._batches: Final = others.batches(*batch)
 
     def opening(self) -> Round:
         """The frame that begins it."""
         return Round(self._attempt, self.number, self._intended)
 
+    def next_blanks(self) -> tuple[int, Positions, Positions] | None:
+        """The next batch of pages that are known to be zero, as `next_runs`; None after the last of them."""
+        return next(self._blanks, None)
+
     def next_runs(self) -> tuple[int, Positions, Positions] | None:
-        """Region, starts and counts of the next batch; None when all have been given out."""
+        """Region, starts and counts of the next batch of others; None when all have been given out."""
         return next(self._batches, None)
 
     def sent(self, batch: EncodedBatch, sequence: int) -> Pages:

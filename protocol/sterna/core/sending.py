@@ -22,7 +22,7 @@ from sterna.core.serving import Serving
 from sterna.limits import Limits
 from sterna.memory.bitmap import PageBitmap
 from sterna.memory.digest import MemoryDigest
-from sterna.memory.pages import PageSource
+from sterna.memory.pages import PageSource, zero_batch
 from sterna.memory.regions import PageSets, RegionTable
 from sterna.wire.records import Pages, Round, RoundAck, RoundEnd, Welcome
 
@@ -41,6 +41,7 @@ class Sending:
         self._pages: Final = pages
         self._digest: Final = MemoryDigest(regions)
         self._pending = PageSets.full(regions)
+        self._blank = PageSets(regions)  # read as zeros, without a look
         self._confirmed = 0  # the last round that the destination is known to have had complete
         self._planned: dict[int, PageSets] = {}  # by round after that one
         self._declares = False  # what is pending in the blackout is declared stale
@@ -66,13 +67,23 @@ class Sending:
         """As SEAL repeats them from the newest round [STR-8]."""
         return self._round.last_sequences
 
+    def unwritten(self, answer: Mapping[int, PageBitmap]) -> None:
+        """These pages read as zeros, unless `written` tells of them.
+
+        Raises:
+            GuestError: the answer does not fit the regions.
+        """
+        self._blank = PageSets.collected(self.regions, answer)
+
     def written(self, answer: Mapping[int, PageBitmap]) -> None:
         """The guest has written these pages since they were last collected [CON-34].
 
         Raises:
             GuestError: the answer does not fit the regions.
         """
-        self._lacks(PageSets.collected(self.regions, answer))
+        dirty = PageSets.collected(self.regions, answer)
+        self._blank -= dirty
+        self._lacks(dirty)
 
     def acknowledged(self, ack: RoundAck) -> None:
         """The destination has the newest round, but for what it rejects [MEM-9].
@@ -111,7 +122,18 @@ class Sending:
             self._lacks(self._planned.pop(min(self._planned)))
         self._forget_planned(self._pending)
         batch = batch_bounds(self.regions, peer, batch_bytes, rate_bytes_s)
-        self._round = OutgoingRound(self.round + 1, attempt, self._pending, batch, now, last=last)
+        blank = self._blank.copy()
+        blank &= self._pending
+        self._round = OutgoingRound(
+            self.round + 1,
+            attempt,
+            self._pending,
+            batch,
+            now,
+            last=last,
+            blank=blank,
+            blank_bytes=peer.bulk_bytes,
+        )
         self._planned[self.round] = self._round.pages
         self._pending = PageSets(self.regions)
         self._declares = False
@@ -125,10 +147,12 @@ class Sending:
 
     def next_batch(self, sequence: int, *, zeros: bool) -> tuple[Pages, tuple[memoryview, ...]] | None:
         """Encode the next batch, to be queued as the frame of this number; None if the round has no more."""
-        runs = self._round.next_runs()
-        if runs is None:
+        if (blanks := self._round.next_blanks()) is not None:
+            batch = zero_batch(*blanks)
+        elif (runs := self._round.next_runs()) is not None:
+            batch = self._pages.encode(*runs, zeros=zeros)
+        else:
             return None
-        batch = self._pages.encode(*runs, zeros=zeros)
         table = self._round.sent(batch, sequence)
         self._digest.record(table)
         self.bulk_bytes += batch.bulk_bytes

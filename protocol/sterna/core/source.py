@@ -257,8 +257,7 @@ class SourceMachine(Opening):
             return  # overtaken by a failure; the roll-back follows
         match request:
             case StartTracking():
-                self._step(SourceInput.TRACKING, now)
-                self._choose(now)
+                self._on_tracking(answer, now)
             case CollectDirty():
                 self._on_collected(answer, now)
             case Pause():
@@ -318,6 +317,13 @@ class SourceMachine(Opening):
         self._account.error = error
         self._step(SourceInput.LOST, now)
         self._after_loss(now)
+
+    def _on_tracking(self, answer: object, now: float) -> None:
+        assert self._selection is not None
+        if isinstance(answer, Mapping) and self._selection.has(Feature.ENCODING_ZERO):
+            self._memory.unwritten(answer)
+        self._step(SourceInput.TRACKING, now)
+        self._choose(now)
 
     def _on_collected(self, answer: object, now: float) -> None:
         assert isinstance(answer, Mapping)

@@ -11,7 +11,8 @@ The source's laws, which `sterna.testing.check_guest` checks:
 
 1. `collect_dirty` returns every page written since the previous collect (or since `start_tracking`) and
    clears what it returns in one step: a write is in this answer or in the next, never in neither.
-   Answering more is legal, "all" included; correctness never hangs on precision.
+   Answering more is legal, "all" included; correctness never hangs on precision. A guest that says which
+   pages were never written (`KnowsUnwritten`) says so of none that holds anything but zeros.
 2. `pause` returns when no vCPU runs and no guest I/O is in flight. Memory does not change until `resume`.
 3. `save_state` is called while paused, and has no side effects: `resume` afterwards runs on unharmed. Until
    then it gives equal sections, in the same order, however often it is called.
@@ -44,7 +45,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from sterna.errors import GuestError
 from sterna.memory.bitmap import PageBitmap
@@ -55,6 +56,7 @@ __all__ = [
     "NO_VCPU",
     "DestinationGuest",
     "GuestDescription",
+    "KnowsUnwritten",
     "PageRange",
     "SourceGuest",
     "StateSection",
@@ -174,6 +176,20 @@ class SourceGuest(Protocol):
 
     async def release(self) -> None:
         """The guest has left for good: free its image."""
+        ...
+
+
+@runtime_checkable
+class KnowsUnwritten(Protocol):
+    """A `SourceGuest` that knows of memory that was never written. Whoever does not leave this out."""
+
+    async def unwritten(self) -> Mapping[int, PageBitmap]:
+        """Pages that read as zeros, by region id, as of any moment since `start_tracking` has returned.
+
+        They go as zeros, and nobody reads them. Called once, directly after `start_tracking`, which makes
+        it safe: what is written after the guest has looked is in an answer of `collect_dirty`. Regions
+        without such pages may be left out; the fewer are told, the more are read, that is all.
+        """
         ...
 
 

@@ -28,6 +28,8 @@ import trio
 from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription, PageRange, StateSection, WithoutPostCopy
 from sterna.guest.stale_pages import check_stale, notes_limit
+from sterna.guest.unwritten import pages_inside
+from sterna.linux.holes import memory_holes
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode, StateKind
 from sterna.wire.records import Region, Runner
@@ -150,6 +152,12 @@ class EmbeddedGuest(WithoutPostCopy):
         self._check_complete()
         with self._marking:
             self._dirty.clear_all()
+
+    async def unwritten(self) -> Mapping[int, PageBitmap]:
+        """What the kernel knows of the memory."""
+        memory = np.frombuffer(self._memory, np.uint8)
+        holes = memory_holes(int(memory.ctypes.data), len(memory))
+        return {REGION: pages_inside(holes, PAGE_BYTES, self._dirty.bits)}
 
     async def collect_dirty(self) -> Mapping[int, PageBitmap]:
         """What `wrote` was told since the last time."""

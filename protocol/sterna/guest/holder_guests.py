@@ -21,6 +21,8 @@ from sterna.guest.holder_client import SLOW_ANSWER_WITHIN_S, HolderConnection
 from sterna.guest.holder_frames import Frame
 from sterna.guest.late_endpoint import LateEndpoint
 from sterna.guest.stale_pages import check_stale
+from sterna.guest.unwritten import pages_inside
+from sterna.linux.holes import file_holes
 from sterna.linux.memfd import MemoryFile, MemoryMap, has_fixed_size, read_shared
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode, Transfer
@@ -132,6 +134,25 @@ class HolderSourceGuest:
         """The bitmap's descriptor comes with the answer."""
         self._bitmaps = _Bitmaps(await self.connection.call("track_start"))
         self._collected = True
+
+    async def unwritten(self) -> Mapping[int, PageBitmap]:
+        """What the kernel knows of the files: a look through our mapping would allocate their pages."""
+        answer = await self.connection.call("memory")
+        try:
+            entries = fields_of.objects(answer.fields, "regions", len(self._maps))
+            numbers = [fields_of.integer(entry, "region") for entry in entries]
+            return {
+                region.id: pages_inside(
+                    file_holes(descriptor, 0, region.size_bytes), 1 << region.granule_log2, region.pages
+                )
+                for number, descriptor in zip(numbers, answer.descriptors, strict=True)
+                for region in self._description.regions
+                if region.id == number
+            }
+        except (ValueError, OSError) as error:
+            raise GuestError(f"the holder's memory makes no sense: {error}") from error
+        finally:
+            answer.close()
 
     async def collect_dirty(self) -> Mapping[int, PageBitmap]:
         """From the shared bitmap; all, if a collect was cut off after which the holder may have forgotten."""

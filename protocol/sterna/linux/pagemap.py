@@ -1,4 +1,4 @@
-"""PAGEMAP_SCAN on /proc/self/pagemap (Linux 6.7): which pages of a range were written.
+"""PAGEMAP_SCAN on /proc/self/pagemap (Linux 6.7): which pages of a range were written, which exist at all.
 
 One call walks the page tables, reports runs of written pages and write-protects them again, page by page in
 one step: a write is in this answer or in the next. The range must be registered for asynchronous write
@@ -12,7 +12,7 @@ import fcntl
 import mmap
 import os
 import struct
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,8 @@ _IOC_SCAN: Final = iowr(ord("f"), 16, _SCAN_ARG.size)
 _WP_MATCHING: Final = 1 << 0
 _CHECK_WPASYNC: Final = 1 << 1
 _IS_WRITTEN: Final = 1 << 1
+_IS_BACKED: Final = 1 << 3 | 1 << 4  # PAGE_IS_PRESENT, PAGE_IS_SWAPPED
+_IS_ZERO_PAGE: Final = 1 << 5  # the one page of zeros that stands for what was only read (PAGE_IS_PFNZERO)
 
 # struct page_region { u64 start, end, categories }
 _REGION_WORDS: Final = 3
@@ -40,6 +42,19 @@ _VECTOR_ROWS: Final = 8192
 
 _PAGEMAP: Final = "/proc/self/pagemap"
 _PAGE: Final = mmap.PAGESIZE
+
+
+class _Scan(NamedTuple):
+    """Which pages are reported, and what becomes of them: the fields of pm_scan_arg from its end.
+
+    Those that have, once `inverted` was flipped, every category of `every` and one of `any`, if it has some.
+    """
+
+    flags: int
+    inverted: int
+    every: int
+    any: int
+    returned: int
 
 
 class PagemapScanner(Descriptor):
@@ -74,26 +89,38 @@ class PagemapScanner(Descriptor):
         Raises:
             CapabilityMissing: the kernel lacks PAGEMAP_SCAN, or the range is not registered.
         """
+        how = _Scan(_CHECK_WPASYNC | (_WP_MATCHING if rearm else 0), 0, _IS_WRITTEN, 0, _IS_WRITTEN)
+        return self._scan_all(start, length, how)
+
+    def scan_backed(self, start: int, length: int) -> PageRuns:
+        """Runs of pages of private memory that are in memory or in swap, as `scan_written` returns them.
+
+        All others read as zeros: nobody has written them. Of shared memory it tells nothing.
+
+        Raises:
+            CapabilityMissing: the kernel lacks PAGEMAP_SCAN.
+        """
+        return self._scan_all(start, length, _Scan(0, _IS_ZERO_PAGE, _IS_ZERO_PAGE, _IS_BACKED, _IS_BACKED))
+
+    def _scan_all(self, start: int, length: int, how: _Scan) -> PageRuns:
         found: list[PageRuns] = []
         position, end = start, start + length
         while position < end:
-            rows, position = self._scan(position, end, self._rows, rearm=rearm)
+            rows, position = self._scan(position, end, self._rows, how)
             found.append((rows[:, :2] - np.uint64(start)) // np.uint64(_PAGE))
         return np.concatenate(found) if found else np.empty((0, 2), dtype=np.uint64)
 
     def protect(self, start: int, length: int) -> None:
         """Protect every written page of the range without saying which: the start of tracking."""
-        self._scan(start, start + length, None, rearm=True)
+        how = _Scan(_CHECK_WPASYNC | _WP_MATCHING, 0, _IS_WRITTEN, 0, _IS_WRITTEN)
+        self._scan(start, start + length, None, how)
 
     def _scan(
-        self, start: int, end: int, vector: npt.NDArray[np.uint64] | None, *, rearm: bool
+        self, start: int, end: int, vector: npt.NDArray[np.uint64] | None, how: _Scan
     ) -> tuple[PageRuns, int]:
         address, size = (0, 0) if vector is None else (vector.ctypes.data, len(vector))
-        flags = _CHECK_WPASYNC | (_WP_MATCHING if rearm else 0)
         argument = bytearray(
-            _SCAN_ARG.pack(
-                _SCAN_ARG.size, flags, start, end, 0, address, size, 0, 0, _IS_WRITTEN, 0, _IS_WRITTEN
-            )
+            _SCAN_ARG.pack(_SCAN_ARG.size, how.flags, start, end, 0, address, size, 0, *how[1:])
         )
         try:
             filled = fcntl.ioctl(self._fd, _IOC_SCAN, argument)

@@ -70,6 +70,13 @@ class EncodedBatch:
         return Pages(attempt, round_, self.region, self.runs, self.hashes)
 
 
+def zero_batch(region: int, starts: Positions, counts: Positions) -> EncodedBatch:
+    """Runs of pages that are known to be zero, ascending and disjoint: the batch that says so."""
+    runs = np.zeros(len(starts), dtype=RUN_DTYPE)
+    runs["first"], runs["count"], runs["encoding"] = starts, counts, Encoding.ZERO
+    return EncodedBatch(region, runs, np.empty(0, np.uint64), (), int(counts.sum()), 0)
+
+
 class PageSource(Protocol):
     """Where the source's page bytes come from."""
 

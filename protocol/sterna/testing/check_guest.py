@@ -8,7 +8,7 @@ through), but every law was given an occasion to be broken.
 
 The laws, in the words of the messages:
 
-1. every page that was written is reported by this collect or the next
+1. every page that was written is reported by this collect or the next, or is in no answer of `unwritten`
 2. a paused guest's memory does not change
 3. saving state has no side effects
 4. a granted guest stays paused; so does one whose grant is revoked, until `resume`
@@ -28,7 +28,7 @@ from typing import Final, TypeAlias
 import trio
 
 from sterna.errors import GuestError
-from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest, StateSection
+from sterna.guest.api import DestinationGuest, GuestDescription, KnowsUnwritten, SourceGuest, StateSection
 from sterna.limits import ADDRESS_SPACE, GRANULE_MAX_LOG2, GRANULE_MIN_LOG2
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode
@@ -175,6 +175,9 @@ class _Check:
         shadow: Image = {region.id: bytearray(region.size_bytes) for region in copied(guest)}
         total = sum(region.pages for region in copied(guest))
         everything = {region.id: PageBitmap.full(region.pages) for region in copied(guest)}
+        if isinstance(self.source, KnowsUnwritten):  # what is not zero then is a page that nobody copies
+            for number, unwritten in (await self.source.unwritten()).items():
+                everything[number] -= unwritten
         self.copy_pages(shadow, everything)
         for _ in range(_ROUNDS):
             await self.run_for(self.step_s)

@@ -1,0 +1,113 @@
+"""Memory that nobody has ever written, found without touching it: by SEEK_DATA or PAGEMAP_SCAN.
+
+Reading such memory is not free: a shared mapping gets a page for it, a zeroed one, which costs more than
+copying a page. The kernel knows what it has given pages to, and says it in milliseconds for a GiB.
+
+A hole reads as zeros at the moment of the question, and may be written right after it. Whoever builds on the
+answer follows writes before it asks. What the kernel cannot tell of, or only in very many pieces, is no hole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from typing import Final, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from sterna.linux.errors import CapabilityMissing
+from sterna.linux.memfd import PAGE_BYTES, is_memory_file
+from sterna.linux.pagemap import PagemapScanner
+
+# Rows of first byte and the byte behind the last, ascending; int64.
+ByteRanges: TypeAlias = npt.NDArray[np.int64]
+
+# Two system calls each, some tenths of a second for all: behind so many pieces everything counts as written.
+_PIECES_MOST: Final = 1 << 17
+
+
+class _Segment(NamedTuple):
+    """A line of /proc/self/maps."""
+
+    start: int
+    end: int
+    is_shared: bool
+    offset: int
+    inode: int
+
+
+def file_holes(fd: int, offset: int, length: int) -> ByteRanges:
+    """Holes of a memory file between these bytes; the ranges count from `offset`. None of other files."""
+    data, end = [], offset + length
+    position = offset if is_memory_file(fd) else end
+    if position == end:
+        data.append((0, length))
+    while position < end:
+        try:
+            start = os.lseek(fd, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # that is: no data from there on
+                raise
+            break
+        if start >= end:
+            break
+        full = len(data) >= _PIECES_MOST
+        position = end if full else min(os.lseek(fd, start, os.SEEK_HOLE), end)
+        data.append((start - offset, position - offset))
+    return _between(np.array(data, np.int64).reshape(-1, 2), length)
+
+
+def memory_holes(address: int, length: int) -> ByteRanges:
+    """Holes in this process's memory between these bytes; the ranges count from `address`.
+
+    Shared memory is told of where the rights of this process let it open what it has mapped (Linux wants
+    CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN for it); private memory where PAGEMAP_SCAN is known.
+    """
+    found: list[ByteRanges] = [np.empty((0, 2), np.int64)]
+    with contextlib.suppress(OSError, CapabilityMissing):
+        for segment in _segments(address, address + length):
+            start, end = max(segment.start, address), min(segment.end, address + length)
+            if segment.is_shared:
+                holes = _shared_holes(segment, start, end)
+            elif segment.inode:
+                continue  # private pages over a file
+            else:
+                holes = _private_holes(start, end)
+            found.append(holes + (start - address))
+    return np.concatenate(found)
+
+
+def _segments(start: int, end: int) -> Iterator[_Segment]:
+    """What is mapped there, ascending."""
+    with open("/proc/self/maps", encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            span, rights, offset, _, inode = line.split(maxsplit=5)[:5]
+            low, high = (int(part, 16) for part in span.split("-"))
+            if low < end and high > start:
+                yield _Segment(low, high, rights[3] == "s", int(offset, 16), int(inode))
+
+
+def _shared_holes(segment: _Segment, start: int, end: int) -> ByteRanges:
+    path = f"/proc/self/map_files/{segment.start:x}-{segment.end:x}"
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return file_holes(fd, segment.offset + start - segment.start, end - start)
+    finally:
+        os.close(fd)
+
+
+def _private_holes(start: int, end: int) -> ByteRanges:
+    """Memory may begin and end anywhere, pages do not."""
+    low, high = start // PAGE_BYTES * PAGE_BYTES, -(-end // PAGE_BYTES) * PAGE_BYTES
+    with contextlib.closing(PagemapScanner()) as scanner:
+        data = scanner.scan_backed(low, high - low).astype(np.int64) * PAGE_BYTES + (low - start)
+    return _between(np.clip(data, 0, end - start), end - start)
+
+
+def _between(data: ByteRanges, length: int) -> ByteRanges:
+    """What lies between ranges that ascend, from 0 to `length`."""
+    holes = np.stack((np.append(0, data[:, 1]), np.append(data[:, 0], length)), axis=1)
+    return holes[holes[:, 0] < holes[:, 1]]
