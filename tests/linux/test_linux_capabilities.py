@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sterna.linux import capabilities, memory
+from sterna.linux import capabilities, kvm, memory
 from sterna.linux.capabilities import Capability, probe
 from sterna.linux.errors import CapabilityMissing
 
@@ -72,7 +72,7 @@ def test_kvm_that_does_not_work(kind: str, tmp_path: Path, monkeypatch: pytest.M
     if kind != "missing":
         device.write_bytes(b"")
     if kind == "old":
-        monkeypatch.setattr(capabilities.fcntl, "ioctl", lambda *_: 11)
+        monkeypatch.setattr(kvm.fcntl, "ioctl", lambda *_: 11)
     monkeypatch.setattr(capabilities, "_KVM", str(device))
     with pytest.raises(CapabilityMissing, match="version 11" if kind == "old" else "kvm: "):
         capabilities._kvm()

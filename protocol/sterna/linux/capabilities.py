@@ -6,7 +6,6 @@ No exception leaves `probe`: a probe that fails in an unforeseen way reports tha
 
 from __future__ import annotations
 
-import fcntl
 import os
 import resource
 import shutil
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sterna.linux.errors import CapabilityMissing
-from sterna.linux.ioctl import io
+from sterna.linux.kvm import API_VERSION, DEVICE, Kvm
 from sterna.linux.memfd import PAGE_BYTES, MemoryFile
 from sterna.linux.memory import (
     SHARED_HUGE_PAGES,
@@ -27,9 +26,7 @@ from sterna.linux.memory import (
 from sterna.linux.pagemap import PagemapScanner
 from sterna.linux.userfaultfd import WRITE_TRACKING, Feature, Mode, Userfaultfd, supported
 
-_KVM: Final = "/dev/kvm"
-_KVM_GET_API_VERSION: Final = io(0xAE, 0x00)
-_KVM_API_VERSION: Final = 12  # the only one since Linux 2.6.22
+_KVM: Final = DEVICE
 _TOOL_WITHIN_S: Final = 10.0
 _QEMU_NAMES: Final = ("qemu-system-x86_64", "/usr/libexec/qemu-kvm", "qemu-kvm")
 
@@ -107,22 +104,10 @@ def _pagemap_scan() -> str:
 
 
 def _kvm() -> str:
-    remedy = "load kvm_intel or kvm_amd, or switch on nested virtualisation; give this user /dev/kvm"
-    try:
-        device = os.open(_KVM, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise CapabilityMissing("kvm", f"{_KVM}: {error.strerror}", remedy) from error
-    try:
-        version = fcntl.ioctl(device, _KVM_GET_API_VERSION, 0)
-    except OSError as error:
-        raise CapabilityMissing("kvm", f"{_KVM}: {error.strerror}", remedy) from error
-    finally:
-        os.close(device)
-    if version != _KVM_API_VERSION:
-        raise CapabilityMissing(
-            "kvm", f"API version {version} instead of 12", "use a kernel from this century"
-        )
-    return f"API version {version}"
+    """A machine with one processor."""
+    with Kvm(_KVM) as kvm, kvm.create_machine() as machine, machine.create_vcpu(0):
+        clears = "cleared by hand" if machine.manual_protection else "cleared when it is read"
+        return f"API version {API_VERSION}, dirty log {clears}"
 
 
 def _tool(capability: str, names: tuple[str, ...], remedy: str) -> str:
