@@ -507,16 +507,28 @@ async def test_regions_that_are_not_copied_and_missing_state_are_legal():
     assert guest.released
 
 
-class Forgetful(SimulatedSourceGuest):
-    """Takes its first page for one that was never written."""
+class Ignorant(SimulatedSourceGuest):
+    """Takes its cold pages, of which few are written again, for some that never were."""
 
     async def unwritten(self):
         bitmap = PageBitmap(PARAMETERS.pages)
-        bitmap.set(PARAMETERS.pages - 1)
-        bitmap.set(PARAMETERS.hot_pages, 1)
+        bitmap.set(PARAMETERS.hot_pages, PARAMETERS.cold_pages)
         return {self.description.regions[0].id: bitmap}
+
+
+class Knowing(SimulatedSourceGuest):
+    """Knows its zero pages."""
+
+    async def unwritten(self):
+        bitmap = PageBitmap(PARAMETERS.pages)
+        bitmap.set(PARAMETERS.pages - PARAMETERS.zero_pages, PARAMETERS.zero_pages)
+        return {self.description.regions[0].id: bitmap}
+
+
+async def test_pages_that_were_never_written_are_rightly_told():
+    await check(Knowing)
 
 
 async def test_pages_that_were_written_and_are_told_as_unwritten():
     with pytest.raises(AssertionError, match="law 1"):
-        await check(Forgetful)
+        await check(Ignorant)
