@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -24,11 +25,19 @@ _LOOK_EVERY_S = 0.01
 _LOG_LINES_SHOWN = 20
 
 
+# Below what the kernel gives to connections, for one of these may take a port between looking and listening,
+# or while a server that was killed is not up again.
+_TAKEN = itertools.count()
+_PORTS_APART = 997  # where another run begins to look
+
+
 def free_port() -> int:
-    """A port of the loopback that nobody has at this moment."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port of the loopback that nobody has at this moment, another one at each call."""
+    while True:
+        port = 20_000 + (next(_TAKEN) + os.getpid() * _PORTS_APART) % 10_000
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 class EtcdProcess:

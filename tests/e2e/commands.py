@@ -106,6 +106,14 @@ class Command:
         """What it wrote for people."""
         return self.log.read_text(errors="replace")
 
+    async def says(self, text: str) -> None:
+        """Wait until it has written this for people, which may be later than the line for programs."""
+        with trio.fail_after(DEADLINE_S):
+            while True:
+                if text in self.said():
+                    return
+                await trio.sleep(POLL_S)
+
 
 class World:
     """A directory with certificates and sockets, and the processes that were started in it."""

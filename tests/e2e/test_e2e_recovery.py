@@ -184,7 +184,7 @@ async def test_a_destination_whose_holder_dies_behind_start_has_lost_the_guest(w
     serve, port = await world.serve()
     recovered = await serve.until("recovered")
     assert (recovered["lost"], recovered["clause"]) == (True, "ONE-45")
-    assert "guest_lost" in serve.said()
+    await serve.says("guest_lost")
     assert (await verdict(world, "b", "d"))[0] == 9
     told = await ended(await world.migrate(port), 0)
     assert told["outcome"] == "moved"
