@@ -8,8 +8,9 @@ from cyclopts import App
 
 COMMANDS: Final = (
     ("faults", "What a guest waits for a page that is still at the source, beside a TLS ping-pong."),
-    ("goodput", "A whole migration over loopback, beside a bare socket loop."),
-    ("memory", "Bitmaps, page batches and the digest, beside plain numpy copies."),
+    ("memory", "Random memory over plain TCP, beside bare socket loops, a plain copy and QEMU."),
+    ("pages", "Bitmaps, page batches and the digest, beside plain numpy copies."),
+    ("tls", "Random memory over mutual TLS, beside bare `ssl` loops, a plain copy and QEMU."),
     ("transport", "The transports, plain and with mutual TLS, beside bare sockets."),
     ("wire", "Encoding, decoding and collecting, in CPU seconds beside bare struct and a bare system call."),
 )

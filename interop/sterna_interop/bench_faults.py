@@ -29,8 +29,10 @@ from sterna.cli.units import Json, Rate, Size
 from sterna.errors import GuestError
 from sterna.host import pki
 from sterna.net.tls import TlsConfig
-from sterna_interop.measuring import BARE, OURS, Measure, Report, Runs, progress, take
-from sterna_interop.moving import Memories, bare_receive, bare_send
+from sterna_interop.measured import Report
+from sterna_interop.measuring import BARE, OURS, Measure, Runs, progress, take
+from sterna_interop.moving import Memories
+from sterna_interop.moving_bare import bare_receive, bare_send
 
 MEMORY_BYTES: Final = 256 << 20
 RATE_BYTES_S: Final = 50 << 20
@@ -159,21 +161,21 @@ class PingPong:
             )
             echo = threading.Thread(target=_echo, args=(pings,))
             echo.start()
-            bare_send(bulk, self._memories.source)
+            bare_send(bulk, self._memories.sent)
             echo.join()  # until the other side has enough
             code = 0
         finally:
             os._exit(code)
 
     def _destination(self, address: tuple[str, int]) -> list[float]:
-        self._memories.spoil()
+        self._memories.clear()
         context = self._contexts[False]
         with (
             context.wrap_socket(socket.create_connection(address), server_hostname="there") as bulk,
             context.wrap_socket(socket.create_connection(address), server_hostname="there") as pings,
         ):
             pings.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            receiver = threading.Thread(target=bare_receive, args=(bulk, self._memories.destination))
+            receiver = threading.Thread(target=bare_receive, args=(bulk, self._memories.arrived))
             receiver.start()
             trips = []
             while receiver.is_alive():

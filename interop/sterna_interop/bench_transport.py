@@ -1,20 +1,19 @@
 """`sterna bench transport`: what `TcpTransport` and `TlsTransport` cost beside bare blocking sockets.
 
 The same memory moves four ways over loopback, sender and receiver in two processes: `sendall` and `recv_into`
-of 1 MiB pieces on a blocking socket and on a blocking `ssl.SSLSocket`, and `send` and `receive_into` of the
-same pieces on the transports, under trio at both ends. Handshakes are not counted.
+of a batch each on a blocking socket and on a blocking `ssl.SSLSocket`, and `send` and `receive_into` of the
+same batches on the transports, under trio at both ends. Handshakes are not counted.
 """
 
 from __future__ import annotations
 
-import mmap
 import socket
 import ssl
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeAlias, TypeVar
 
 import trio
 from cyclopts import Parameter
@@ -22,17 +21,21 @@ from cyclopts import Parameter
 from sterna.cli.output import Output
 from sterna.cli.units import Json, Size
 from sterna.host import pki
+from sterna.limits import BATCH_BYTES
 from sterna.net.handshake import accept_tls, dial_tls
 from sterna.net.tcp import SocketOptions, TcpTransport
 from sterna.net.tls import TlsConfig
 from sterna.net.transport import Transport
-from sterna_interop.measuring import BARE, OURS, Measure, Report, Runs, progress, take
-from sterna_interop.moving import PIECE_BYTES, Memories, Transfer, Work, bare_receive, bare_send
+from sterna_interop.measured import Report
+from sterna_interop.measuring import BARE, OURS, Measure, Runs, Turn, progress, take
+from sterna_interop.moving import Memories
+from sterna_interop.moving_bare import ReceiveOver, SendOver, bare_receive, bare_send, over_sockets
 
 SIZE_BYTES: Final = 1 << 30
 
-Over = Callable[[Transport, mmap.mmap], Awaitable[float]]
-Shake = Callable[[socket.socket, TlsConfig], Awaitable[Transport]]
+T = TypeVar("T")
+Over: TypeAlias = Callable[[Transport, memoryview], Awaitable[T]]
+Shake: TypeAlias = Callable[[socket.socket, TlsConfig], Awaitable[Transport]]
 
 
 def transport(
@@ -79,8 +82,8 @@ class Ways:
                 name="tcp",
                 text="TcpTransport",
                 ways={
-                    OURS: self._transfer(self._over_tcp(send_all), self._over_tcp(receive_all)),
-                    BARE: self._transfer(bare_send, bare_receive),
+                    OURS: self._turn(self._over_tcp(send_all), self._over_tcp(receive_all)),
+                    BARE: self._turn(timed(bare_send), bare_receive),
                 },
                 yardstick="blocking sockets",
                 unit="bytes/s",
@@ -89,9 +92,10 @@ class Ways:
                 name="tls",
                 text="TlsTransport",
                 ways={
-                    OURS: self._transfer(self._over_tls(send_all, dial), self._over_tls(receive_all, accept)),
-                    BARE: self._transfer(
-                        self._over_ssl(bare_send, server=False), self._over_ssl(bare_receive, server=True)
+                    OURS: self._turn(self._over_tls(send_all, dial), self._over_tls(receive_all, accept)),
+                    BARE: self._turn(
+                        self._over_ssl(timed(bare_send), server=False),
+                        self._over_ssl(bare_receive, server=True),
                     ),
                 },
                 yardstick="blocking ssl.SSLSocket",
@@ -99,34 +103,48 @@ class Ways:
             ),
         ]
 
-    def _transfer(self, send: Work, receive: Work) -> Transfer:
-        return Transfer(send, receive, self._memories)
+    def _turn(self, send: SendOver, receive: ReceiveOver) -> Turn:
+        way = over_sockets(send, receive, self._memories)
+        return lambda: self._memories.size / way.move().seconds
 
-    def _over_tcp(self, work: Over) -> Work:
-        async def main(sock: socket.socket, memory: mmap.mmap) -> float:
+    def _over_tcp(self, work: Over[T]) -> Callable[[socket.socket, memoryview], T]:
+        async def main(sock: socket.socket, memory: memoryview) -> T:
             sock.setblocking(False)
             self._options.apply(sock)
             return await work(TcpTransport(sock), memory)
 
         return lambda sock, memory: trio.run(main, sock, memory)
 
-    def _over_tls(self, work: Over, shake: Shake) -> Work:
+    def _over_tls(self, work: Over[T], shake: Shake) -> Callable[[socket.socket, memoryview], T]:
         config = self._configs[shake is accept]
 
-        async def main(sock: socket.socket, memory: mmap.mmap) -> float:
+        async def main(sock: socket.socket, memory: memoryview) -> T:
             sock.setblocking(False)
             self._options.apply(sock)
             return await work(await shake(sock, config), memory)
 
         return lambda sock, memory: trio.run(main, sock, memory)
 
-    def _over_ssl(self, work: Work, *, server: bool) -> Work:
-        def run(sock: socket.socket, memory: mmap.mmap) -> float:
+    def _over_ssl(
+        self, work: Callable[[socket.socket, memoryview], T], *, server: bool
+    ) -> Callable[[socket.socket, memoryview], T]:
+        def run(sock: socket.socket, memory: memoryview) -> T:
             context: ssl.SSLContext = self._configs[server].context(server=server)
             with context.wrap_socket(sock, server_side=server) as tls_sock:
                 return work(tls_sock, memory)
 
         return run
+
+
+def timed(send: Callable[[socket.socket, memoryview], None]) -> SendOver:
+    """`send`, with its seconds for an answer."""
+
+    def run(sock: socket.socket, memory: memoryview) -> float:
+        begin = time.perf_counter()
+        send(sock, memory)
+        return time.perf_counter() - begin
+
+    return run
 
 
 async def dial(sock: socket.socket, config: TlsConfig) -> Transport:
@@ -139,27 +157,25 @@ async def accept(sock: socket.socket, config: TlsConfig) -> Transport:
     return await accept_tls(sock, config, config.context(server=True))
 
 
-async def send_all(transport: Transport, memory: mmap.mmap) -> float:
-    """Send in pieces, and wait for the answer to the last byte."""
+async def send_all(transport: Transport, memory: memoryview) -> float:
+    """Send batch by batch, and wait for the answer to the last byte."""
     begin = time.perf_counter()
-    with memoryview(memory) as view:
-        for offset in range(0, len(view), PIECE_BYTES):
-            await transport.send([view[offset : offset + PIECE_BYTES]])
+    for offset in range(0, len(memory), BATCH_BYTES):
+        await transport.send([memory[offset : offset + BATCH_BYTES]])
     await transport.receive_into(memoryview(bytearray(1)))
     seconds = time.perf_counter() - begin
     await transport.close()
     return seconds
 
 
-async def receive_all(transport: Transport, memory: mmap.mmap) -> float:
-    """Receive in pieces, and answer the last byte."""
-    with memoryview(memory) as view:
-        offset = 0
-        while offset < len(view):
-            count = await transport.receive_into(view[offset : offset + PIECE_BYTES])
-            if not count:
-                raise ConnectionError("the sender ended early")
-            offset += count
+async def receive_all(transport: Transport, memory: memoryview) -> None:
+    """Receive batch by batch, and answer the last byte."""
+    offset = 0
+    while offset < len(memory):
+        end = offset - offset % BATCH_BYTES + BATCH_BYTES
+        count = await transport.receive_into(memory[offset:end])
+        if not count:
+            raise ConnectionError("the sender ended early")
+        offset += count
     await transport.send([b"\0"])
     await transport.close()
-    return 0.0

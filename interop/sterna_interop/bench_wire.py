@@ -43,13 +43,13 @@ from sterna.wire import (
     encode_body,
     make_runs,
 )
+from sterna_interop.measured import Report
 from sterna_interop.measuring import (
     BARE,
     OURS,
     CpuTime,
     Flag,
     Measure,
-    Report,
     Runs,
     Taken,
     Turn,

@@ -1,4 +1,4 @@
-"""What all benchmarks share: taking turns, medians, and one shape for people and programs.
+"""What all benchmarks share: taking turns, medians and ratios.
 
 A figure of a machine means little by itself, and one of another minute as little: other work comes and goes,
 clocks change. So every measure is taken several ways, Sterna's and a yardstick's at least, in turns within
@@ -7,8 +7,6 @@ one run, and what counts is the median of the ratios, turn by turn.
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,18 +18,54 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from sterna.cli.output import Output
-from sterna.cli.version import versions
-from sterna.core.words import rate_text
 
 RUNS_MAX: Final = 1000
 Runs = Annotated[int, Parameter(validator=Number(gte=1, lte=RUNS_MAX))]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 
+# Names of ways, as JSON has them.
 OURS: Final = "sterna"
 BARE: Final = "bare"
+BARE_HASH: Final = "bare_hash"
+QEMU: Final = "qemu"
+COPY: Final = "memcpy"
 
 # One turn: does the work, and returns what was measured, in the measure's unit.
 Turn: TypeAlias = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What the median of ratios, ours by another's, is to keep.
+
+    Attributes:
+        limit: what it must keep.
+        goal: what it should.
+        least: whether more is better.
+    """
+
+    limit: float
+    goal: float
+    least: bool
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        return f"{'≥' if self.least else '≤'} {self.limit:.3g}"
+
+    def met(self, value: float) -> bool:
+        """Whether this value keeps the limit."""
+        return value >= self.limit if self.least else value <= self.limit
+
+
+def at_least(limit: float, goal: float) -> Bound:
+    """More is better."""
+    return Bound(limit, goal, least=True)
+
+
+def at_most(limit: float, goal: float) -> Bound:
+    """Less is better."""
+    return Bound(limit, goal, least=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,17 +77,19 @@ class Measure:
         text: for people.
         ways: by name, what a turn of each is; one is `OURS`.
         yardstick: what `BARE` does, for people.
-        unit: ``s`` or ``bytes/s``.
-        target: what the median is to be at most (``s``) or at least (``bytes/s``).
+        unit: ``s``, ``bytes`` or ``bytes/s``.
+        target: what the median is to be at most (``s``, ``bytes``) or at least (``bytes/s``).
+        bounds: by the name of another way, what the ratio to it is to keep.
         detail: of interest to those who ask for everything.
     """
 
     name: str
     text: str
     ways: Mapping[str, Turn]
-    yardstick: str
+    yardstick: str = ""
     unit: str = "s"
     target: float | None = None
+    bounds: Mapping[str, Bound] = field(default_factory=dict)
     detail: bool = False
 
 
@@ -69,8 +105,22 @@ class Taken:
         return statistics.median(self.values[way])
 
     def ratios(self, way: str = BARE) -> list[float]:
-        """Ours by another's, turn by turn."""
+        """Ours by another's, turn by turn; empty where the other has nothing."""
+        if not all(self.values[way]):
+            return []
         return [a / b for a, b in zip(self.values[OURS], self.values[way], strict=True)]
+
+    def keeps(self, way: str) -> bool | None:
+        """Whether the ratio to this way is within its bound; None if there is none."""
+        bound, ratios = self.measure.bounds.get(way), self.ratios(way)
+        return None if bound is None or not ratios else bound.met(statistics.median(ratios))
+
+    def best(self, name: str, of: Sequence[str], chosen: str) -> Taken:
+        """With the `chosen` one of several ways under this name, and without the others."""
+        kept = {way: values for way, values in self.values.items() if way not in of}
+        if chosen in self.values:
+            kept[name] = self.values[chosen]
+        return Taken(self.measure, kept)
 
     @property
     def met(self) -> bool | None:
@@ -78,13 +128,15 @@ class Taken:
         target = self.measure.target
         if target is None:
             return None
-        return self.median() <= target if self.measure.unit == "s" else self.median() >= target
+        return self.median() >= target if self.measure.unit == "bytes/s" else self.median() <= target
 
 
-def take(measures: Sequence[Measure], runs: int, say: Callable[[str], None]) -> list[Taken]:
-    """Take all measures in turns; a first turn of each warms up and is not counted."""
+def take(
+    measures: Sequence[Measure], runs: int, say: Callable[[str], None], *, warm: bool = False
+) -> list[Taken]:
+    """Take all measures in turns; unless `warm`, a first turn of each warms up and is not counted."""
     values = {each.name: {way: list[float]() for way in each.ways} for each in measures}
-    for run in range(runs + 1):
+    for run in range(1 if warm else 0, runs + 1):
         say("warming up" if run == 0 else f"run {run} of {runs}")
         for each in measures:
             for way, turn in each.ways.items():
@@ -132,120 +184,3 @@ class CpuTime:
                 return spent_s / self._calls
             self._calls = max(2 * self._calls, int(self._calls * self.least_s / max(spent_s, 1e-9)) + 1)
             self._calls = min(self._calls, 1 << 24)
-
-
-# ---- the outcome ----
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What a benchmark has found.
-
-    Attributes:
-        bench: name of the benchmark.
-        runs: turns that were counted.
-        taken: the measures.
-        skipped: by name of a measure, why it was not taken.
-    """
-
-    bench: str
-    runs: int
-    taken: Sequence[Taken]
-    skipped: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def missed(self) -> list[str]:
-        """Measures whose target was not reached."""
-        return [each.measure.name for each in self.taken if each.met is False]
-
-    def fields(self) -> dict[str, object]:
-        """As a JSON object."""
-        ratios: dict[str, dict[str, object]] = {}
-        for each in self.taken:
-            for way in each.values:
-                if way != OURS:
-                    pairs = each.ratios(way)
-                    found = {"median": statistics.median(pairs), "pairs": pairs}
-                    ratios.setdefault(f"vs_{way}", {})[each.measure.name] = found
-        return {
-            "bench": self.bench,
-            "runs": self.runs,
-            "machine": machine(),
-            "measures": {each.measure.name: _fields(each) for each in self.taken},
-            "ratios": ratios,
-            "skipped": dict(self.skipped),
-            "missed": self.missed,
-        }
-
-    def show(self, output: Output, *, everything: bool = True) -> None:
-        """As a table for people, or as the command's JSON object."""
-        shown = [each for each in self.taken if everything or not each.measure.detail]
-        yardsticks = list(dict.fromkeys(each.measure.yardstick for each in shown))
-        columns = ["measure", "median", "min to max", BARE, "ratio"]
-        if any(each.measure.target is not None for each in shown):
-            columns.append("target")
-        rows = [_row(each, yardsticks.index(each.measure.yardstick) + 1) for each in shown]
-        runs = f"{self.runs} run{'s' * (self.runs > 1)}"
-        output.table(
-            columns,
-            [row[: len(columns)] for row in rows],
-            title=f"{self.bench}, {runs}; "
-            + ", ".join(f"{name} {value}" for name, value in machine().items()),
-        )
-        if not output.json:
-            for number, text in enumerate(yardsticks, 1):
-                output.say(f"  [{number}] {text}")
-            for name, reason in self.skipped.items():
-                output.say(f"  {name} was skipped: {reason}")
-        output.result(self.fields())
-
-
-def machine() -> dict[str, object]:
-    """The conditions that matter and can be told."""
-    return {
-        **versions(),
-        "python": platform.python_version(),
-        "kernel": platform.release(),
-        "cpus": len(os.sched_getaffinity(0)),
-    }
-
-
-def _fields(taken: Taken) -> dict[str, object]:
-    measure = taken.measure
-    found: dict[str, object] = {
-        way: {"median": taken.median(way), "min": min(values), "max": max(values)}
-        for way, values in taken.values.items()
-    }
-    found |= {"unit": measure.unit, "text": measure.text, "yardstick": measure.yardstick}
-    if measure.target is not None:
-        found |= {"target": measure.target, "met": taken.met}
-    return found
-
-
-def _row(taken: Taken, yardstick: int) -> tuple[str, ...]:
-    measure, ours = taken.measure, taken.values[OURS]
-
-    def text(value: float) -> str:
-        return _text(value, measure.unit)
-
-    target = ""
-    if measure.target is not None:
-        target = f"{text(measure.target)}: {'met' if taken.met else 'missed'}"
-    return (
-        measure.text,
-        text(taken.median()),
-        f"{text(min(ours))} to {text(max(ours))}",
-        f"{text(taken.median(BARE))} [{yardstick}]",
-        f"{statistics.median(taken.ratios()):.3g}",
-        target,
-    )
-
-
-def _text(value: float, unit: str) -> str:
-    """Three digits, whatever the size."""
-    if unit != "s":
-        return rate_text(value)
-    for scale, name in ((1e-6, "µs"), (1e-3, "ms"), (1.0, "s")):
-        if value < 999.5 * scale or name == "s":
-            return f"{value / scale:.3g} {name}"
-    raise AssertionError

@@ -1,124 +1,276 @@
-"""Memory that goes from one process to another over loopback: a turn of the benchmarks of whole transfers.
+"""Memory that goes from one process to another: what the benchmarks of transfers share.
 
-Both sides' memory is touched beforehand: memory that the machine has not backed yet costs ten times the copy.
-It is never one hot buffer, which would stay in the caches. What has arrived is looked at after every turn.
+Every way of moving is a turn of its own over the same two memory files: two processes map them, populate the
+mapping (memory that the machine has not backed yet costs ten times the copy), say that they are ready, and
+begin when the clock runs. It is never one hot buffer, which would stay in the caches. The destination's
+memory reads as zeros before each turn, and what has arrived is compared after it.
 """
 
 from __future__ import annotations
 
-import mmap
+import multiprocessing
 import os
-import socket
 import time
-import traceback
-from collections.abc import Callable
-from typing import Final, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Final, Protocol, TypeAlias
 
 import numpy as np
 
-PIECE_BYTES: Final = 1024 * 1024
+from sterna.errors import GuestError
+from sterna.linux.memfd import MemoryFile, MemoryMap
 
-# What one side does with its connected socket and its memory. The sender's answer is what counts: seconds.
-Work: TypeAlias = Callable[[socket.socket, mmap.mmap], float]
+TURN_WITHIN_S: Final = 300.0
+_PIECE_BYTES: Final = 16 << 20
+_WATCH_EVERY_S: Final = 0.005
+
+# Each side has its mapping of the whole memory. The receiver tells the port on which it listens, and ends
+# when all has arrived; the sender is given that port, and tells how many seconds it has taken.
+Send: TypeAlias = Callable[[memoryview, int], float]
+Ready: TypeAlias = Callable[[int], None]
+Receive: TypeAlias = Callable[[memoryview, Ready], None]
+
+# Before the children: nothing here has threads, and what they import is there already.
+_forking = multiprocessing.get_context("fork")
 
 
-def touched(size: int, fill: bytes) -> mmap.mmap:
-    """Memory that a forked child shares, filled with repetitions of `fill`."""
-    memory = mmap.mmap(-1, size)
-    for offset in range(0, size, len(fill)):
-        memory[offset : offset + len(fill)] = fill[: size - offset]
-    return memory
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What one turn has given. Of pairs the source's is the first.
+
+    Attributes:
+        seconds: from the first word to the last answer.
+        cpu_s: CPU seconds of each side meanwhile.
+        peak_bytes: the most that each side had beyond the guest's memory and beyond what it had before; zero
+            in turns that nobody watches.
+    """
+
+    seconds: float
+    cpu_s: tuple[float, float]
+    peak_bytes: tuple[int, int] = (0, 0)
+
+
+class Way(Protocol):
+    """A way to move all of a memory."""
+
+    def move(self, *, watched: bool = False) -> Moved:
+        """Once. A watched turn tells its memory, and takes longer."""
+        ...
+
+
+Fill: TypeAlias = Callable[[MemoryMap], None]
+
+
+def random_bytes(memory: MemoryMap) -> None:
+    """What nobody can compress, and where no page is like another."""
+    rng = np.random.default_rng(1)
+    for begin in range(0, memory.size_bytes, _PIECE_BYTES):
+        piece = memory.array[begin : begin + _PIECE_BYTES]
+        piece[:] = np.frombuffer(rng.bytes(len(piece)), np.uint8)
 
 
 class Memories:
-    """What is sent, which is random, and where it goes."""
+    """What is sent, and where it goes."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.source = touched(size, os.urandom(min(size, 16 * PIECE_BYTES)))
-        self.destination = touched(size, b"\1" * min(size, PIECE_BYTES))
-        self._sent = np.frombuffer(self.source, np.uint8)
-        self._arrived = np.frombuffer(self.destination, np.uint8)
+    def __init__(self, size_bytes: int, fill: Fill = random_bytes) -> None:
+        self.size = size_bytes
+        self.source = MemoryFile("sterna-bench-source", size_bytes)
+        self.destination = MemoryFile("sterna-bench-destination", size_bytes)
+        self._sent, self._arrived = self.source.map(), self.destination.map()
+        fill(self._sent)
 
-    def spoil(self) -> None:
-        """Change a byte of every page, so that nothing passes for having arrived that is from before."""
-        self._arrived[:: mmap.PAGESIZE] ^= 0xFF
+    @property
+    def sent(self) -> memoryview:
+        """What is sent, in this process."""
+        return self._sent.view
+
+    @property
+    def arrived(self) -> memoryview:
+        """What has arrived, in this process."""
+        return self._arrived.view
+
+    def clear(self) -> None:
+        """Have zeros at the destination, in memory that is there already."""
+        self._arrived.array[:] = 0
 
     def check(self) -> None:
-        """Raise unless all has arrived."""
-        if not np.array_equal(self._sent, self._arrived):
-            raise RuntimeError("what has arrived is not what was sent")
+        """Raise GuestError unless all has arrived."""
+        sent, arrived = self._sent.array, self._arrived.array
+        for begin in range(0, self.size, _PIECE_BYTES):  # in pieces: a comparison makes an array
+            end = begin + _PIECE_BYTES
+            if not np.array_equal(sent[begin:end], arrived[begin:end]):
+                raise GuestError("what has arrived is not what was sent")
+
+    def copy(self) -> float:
+        """The seconds that a plain copy takes."""
+        begin = time.perf_counter()
+        np.copyto(self._arrived.array, self._sent.array)
+        return time.perf_counter() - begin
 
 
-class Transfer:
-    """A turn: send from this process to a child; the rate in bytes a second.
+def path_of(file: MemoryFile) -> str:
+    """Where other processes find a memory file of this one."""
+    return f"/proc/{os.getpid()}/fd/{file.fileno()}"
 
-    Attributes:
-        cpu_s: CPU seconds of both processes in the last turn, for each GiB.
-    """
 
-    def __init__(self, send: Work, receive: Work, memories: Memories) -> None:
+class Processes:
+    """A way with a process of ours at each side."""
+
+    def __init__(self, send: Send, receive: Receive, memories: Memories) -> None:
         self._send = send
         self._receive = receive
         self._memories = memories
-        self.cpu_s = 0.0
 
-    def __call__(self) -> float:
-        """Move all of it, once."""
+    def move(self, *, watched: bool = False) -> Moved:
+        """See `Way.move`.
+
+        Raises:
+            GuestError: a side has failed, or not all has arrived.
+        """
         memories = self._memories
-        memories.spoil()
-        begin = time.process_time()
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            child = os.fork()
-            if not child:
-                _receive(server, self._receive, memories.destination)
-            try:
-                with socket.create_connection(server.getsockname()) as sock:
-                    seconds = self._send(sock, memories.source)
-            finally:
-                _, status, usage = os.wait4(child, 0)
-        if status:
-            raise ChildProcessError(f"the receiver failed: status {status}")
-        cpu_s = time.process_time() - begin + usage.ru_utime + usage.ru_stime
-        self.cpu_s = cpu_s * (1 << 30) / memories.size
+        memories.clear()
+        with ExitStack() as stack:
+            destination = stack.enter_context(_receiver(self._receive, memories.destination))
+            source = stack.enter_context(_sender(self._send, memories.source))
+            (port,) = destination.hear()
+            source.hear()
+            peaks = stack.enter_context(watching((source.pid, destination.pid))) if watched else None
+            source.tell(int(port))
+            seconds, source_cpu_s = source.hear()
+            (destination_cpu_s,) = destination.hear()
+            peak_bytes = (0, 0) if peaks is None else peaks()
         memories.check()
-        return memories.size / seconds
+        return Moved(seconds, (source_cpu_s, destination_cpu_s), peak_bytes)
 
 
-def _receive(server: socket.socket, receive: Work, memory: mmap.mmap) -> None:
-    """What the child does; it never returns."""
-    code = 1
+# ---- the processes ----
+
+Figures: TypeAlias = tuple[float, ...]
+
+
+class _Side:
+    """A process, seen from here."""
+
+    def __init__(self, name: str, pid: int, pipe: Connection) -> None:
+        self.pid = pid
+        self._name = name
+        self._pipe = pipe
+
+    def tell(self, number: int) -> None:
+        """What it waits for."""
+        self._pipe.send(number)
+
+    def hear(self) -> Figures:
+        """What it says next.
+
+        Raises:
+            GuestError: that it has failed, or nothing.
+        """
+        if not self._pipe.poll(TURN_WITHIN_S):
+            raise GuestError(f"the {self._name} says nothing for {TURN_WITHIN_S:g} s")
+        try:
+            said: Figures | str = self._pipe.recv()
+        except EOFError:
+            said = "it has ended without a word"
+        if isinstance(said, str):
+            raise GuestError(f"the {self._name} failed: {said}")
+        return said
+
+
+@contextmanager
+def _forked(name: str, work: Callable[[Connection], None]) -> Iterator[_Side]:
+    """A process that does this; it has ended afterwards, whatever became of it."""
+    ours, theirs = _forking.Pipe()
+    process = _forking.Process(target=_run, args=(theirs, work), daemon=True)
+    process.start()
+    theirs.close()  # or nobody would see its end
     try:
-        with server.accept()[0] as sock:
-            receive(sock, memory)
-        code = 0
-    except BaseException:  # noqa: BLE001 - nobody is above us; the parent sees the exit code
-        traceback.print_exc()
+        assert process.pid is not None
+        yield _Side(name, process.pid, ours)
     finally:
-        os._exit(code)
+        process.kill()
+        process.join()
+        process.close()
+        ours.close()
 
 
-# ---- the yardstick ----
+def _run(pipe: Connection, work: Callable[[Connection], None]) -> None:
+    try:
+        work(pipe)
+    except BaseException as error:  # noqa: BLE001  # nobody is above us; the parent is told
+        pipe.send(f"{type(error).__name__}: {error}")
 
 
-def bare_send(sock: socket.socket, memory: mmap.mmap) -> float:
-    """`sendall` in pieces; the clock stops when the receiver has answered the last byte."""
-    begin = time.perf_counter()
-    with memoryview(memory) as view:
-        for offset in range(0, len(view), PIECE_BYTES):
-            sock.sendall(view[offset : offset + PIECE_BYTES])
-    sock.recv(1)
-    return time.perf_counter() - begin
+def _mapped(file: MemoryFile) -> memoryview:
+    memory = file.map()
+    memory.populate(0, memory.size_bytes)
+    return memory.view
 
 
-def bare_receive(sock: socket.socket, memory: mmap.mmap) -> float:
-    """`recv_into` in pieces."""
-    with memoryview(memory) as view:
-        offset = 0
-        while offset < len(view):
-            count = sock.recv_into(view[offset : offset + PIECE_BYTES])
-            if not count:
-                raise ConnectionError("the sender ended early")
-            offset += count
-    sock.sendall(b"\0")
-    return 0.0
+def _sender(send: Send, file: MemoryFile) -> AbstractContextManager[_Side]:
+    def work(pipe: Connection) -> None:
+        view = _mapped(file)
+        pipe.send(())
+        port = pipe.recv()
+        begin = time.process_time()
+        seconds = send(view, port)
+        pipe.send((seconds, time.process_time() - begin))
+
+    return _forked("sender", work)
+
+
+def _receiver(receive: Receive, file: MemoryFile) -> AbstractContextManager[_Side]:
+    def work(pipe: Connection) -> None:
+        begin = 0.0
+
+        def ready(port: int) -> None:
+            nonlocal begin
+            pipe.send((port,))
+            begin = time.process_time()
+
+        receive(_mapped(file), ready)
+        pipe.send((time.process_time() - begin,))
+
+    return _forked("receiver", work)
+
+
+# ---- their memory ----
+
+
+def beyond_guest_bytes(pid: int) -> int:
+    """What a process has in memory, its share of what it shares, without shared memory: that is the guest's.
+
+    0 for one that is gone.
+    """
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    sizes = dict(line.split(":") for line in text.splitlines()[1:])
+    return sum(int(sizes[name].split()[0]) << 10 for name in ("Pss_Anon", "Pss_File"))
+
+
+@contextmanager
+def watching(pids: Sequence[int]) -> Iterator[Callable[[], tuple[int, int]]]:
+    """What two processes take beyond what they have now; the function gives the peaks, once."""
+
+    def work(pipe: Connection) -> None:
+        idle = [beyond_guest_bytes(pid) for pid in pids]
+        peaks = list(idle)
+        pipe.send(())
+        while not pipe.poll(_WATCH_EVERY_S):
+            peaks = [max(peak, beyond_guest_bytes(pid)) for peak, pid in zip(peaks, pids, strict=True)]
+        pipe.send(tuple(peak - before for peak, before in zip(peaks, idle, strict=True)))
+
+    with _forked("watcher", work) as side:
+        side.hear()
+
+        def peaks() -> tuple[int, int]:
+            side.tell(0)
+            source, destination = side.hear()
+            return int(source), int(destination)
+
+        yield peaks

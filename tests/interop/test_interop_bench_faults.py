@@ -10,6 +10,10 @@ from bench_support import bench
 @pytest.mark.needs("userfaultfd")
 def test_one_object():
     found = bench("faults", "--memory", "16MiB", "--dirty-rate", "200MiB/s")
-    assert set(found["measures"]) == set(found["ratios"]["vs_bare"]) == {"p50", "p99"}
+    assert (
+        set(found["measures"])
+        == {name.removesuffix("_vs_bare") for name in found["ratios"]}
+        == {"p50", "p99"}
+    )
     for way in ("sterna", "bare"):
         assert 0 < found["measures"]["p50"][way]["median"] <= found["measures"]["p99"][way]["median"]

@@ -1,37 +1,29 @@
-"""`sterna bench memory` does the work that it names: each of its turns can be called, and changes nothing."""
+"""`sterna bench memory`: one object, a table for the file, and QEMU beside them where there is one."""
 
 from __future__ import annotations
 
-import json
-from itertools import chain
-
-import numpy as np
 import pytest
+from bench_support import bench
 
-from sterna.cli.main import main
-from sterna_interop.bench_memory import Encoding, bitmaps, random_bitmap, regions
-from sterna_interop.measuring import BARE, OURS
-
-
-def test_one_object(capsys):
-    assert main(["bench", "memory", "--guest", "64MiB", "--region", "1MiB", "--runs", "1", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    names = {"bitmap_or", "bitmap_runs_full", "encode_zero", "commit_random", "digest_scattered"}
-    assert names <= set(found["measures"])
-    assert set(found["measures"]) == set(found["ratios"]["vs_bare"])
+MEASURES = {"goodput", "cpu", "cpu_source", "cpu_destination", "memory_source", "memory_destination"}
 
 
-def test_every_turn_can_be_taken():
-    for measures in chain([list(bitmaps(4096))], regions(1 << 20)):
-        for measure in measures:
-            assert set(measure.ways) == {OURS, BARE}
-            assert all(turn() >= 0 for turn in measure.ways.values())
+@pytest.mark.slow
+def test_one_object_and_a_table(tmp_path):
+    path = tmp_path / "BENCHMARKS.md"
+    found = bench("memory", "--size", "9MiB", "--write", str(path))
+    assert (found["schema"], found["bench"], found["runs"]) == (1, "memory", 1)
+    assert set(found["measures"]) == MEASURES
+    assert set(found["measures"]["goodput"]) >= {"sterna", "bare", "bare_hash", "memcpy", "unit"}
+    assert len(found["ratios"]["vs_bare"]["pairs"]) == 1
+    assert {"vs_bare_hash", "vs_memcpy", "cpu_vs_bare"} <= set(found["ratios"])
+    assert "## memory, 1 run" in path.read_text()
 
 
-def test_pages_that_are_not_in_place_are_noticed():
-    region = Encoding(1 << 20)
-    region.content[:] = 7
-    everything = random_bitmap(region.pages, 1.0, np.random.default_rng(1))
-    tables = region.encode(everything)
-    with pytest.raises(RuntimeError, match="rejected"):
-        region.commit(tables)
+@pytest.mark.slow
+@pytest.mark.needs("qemu")
+def test_against_qemu():
+    found = bench("memory", "--size", "9MiB", "--against", "qemu")
+    assert {"vs_qemu", "cpu_vs_qemu"} <= set(found["ratios"])
+    assert {"sterna", "qemu"} <= set(found["measures"]["memory_source"])
+    assert "multifd 2" in found["conditions"]["QEMU"]

@@ -1,9 +1,8 @@
-"""Taking turns, medians, and what is printed; the clock of these tests is a list of numbers."""
+"""Taking turns, medians and ratios; the clock of these tests is a list of numbers."""
 
 from __future__ import annotations
 
 import io
-import json
 import threading
 from itertools import count
 
@@ -11,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from sterna.cli.output import Output
-from sterna_interop.measuring import BARE, OURS, CpuTime, Measure, Report, Taken, progress, take
+from sterna_interop.measuring import BARE, OURS, CpuTime, Measure, Taken, at_least, at_most, progress, take
 
 
 def measure(**changes):
@@ -54,54 +53,29 @@ def test_ratios_are_of_the_same_turn():
 def test_targets(unit, target, met):
     taken = Taken(measure(unit=unit, target=target), TAKEN.values)
     assert taken.met is met
-    report = Report(bench="b", runs=3, taken=[taken])
-    assert report.missed == (["copy"] if met is False else [])
 
 
-def test_one_object_for_programs(capsys):
-    report = Report(bench="wire", runs=3, taken=[TAKEN], skipped={"other": "no kernel"})
-    report.show(Output(json=True))
-    found = json.loads(capsys.readouterr().out)
-    assert (found["schema"], found["bench"], found["runs"]) == (1, "wire", 3)
-    assert found["measures"]["copy"] == {
-        "sterna": {"median": 2.0, "min": 1.0, "max": 3.0},
-        "bare": {"median": 1.0, "min": 1.0, "max": 2.0},
-        "unit": "s",
-        "text": "a copy",
-        "yardstick": "memcpy",
-        "target": 2.0,
-        "met": True,
-    }
-    assert found["ratios"] == {"vs_bare": {"copy": {"median": 2.0, "pairs": [3.0, 0.5, 2.0]}}}
-    assert (found["skipped"], found["missed"]) == ({"other": "no kernel"}, [])
-
-
-def test_a_table_for_people(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    small = Taken(
-        measure(name="d", text="a detail", detail=True, yardstick="struct"),
-        {OURS: [12e-6, 1.234e-3], BARE: [1e-6, 1e-3]},
+def test_bounds_are_of_the_median_of_ratios():
+    taken = Taken(
+        measure(bounds={BARE: at_most(1.9, 1.0), "other": at_least(2.0, 3.0)}),
+        TAKEN.values | {"other": [1.0, 1.0, 2.0], "none": [0.0, 1.0, 1.0], "more": [1.0, 1.0, 1.0]},
     )
-    rate = Taken(measure(unit="bytes/s", target=3e9), {OURS: [2e9], BARE: [4e9]})
-    report = Report(bench="wire", runs=1, taken=[TAKEN, small, rate], skipped={"other": "no kernel"})
-    report.show(Output())
-    err = capsys.readouterr().err
-    assert "wire, 1 run; version " in err
-    for text in (
-        "2 s: met",
-        "12 µs to 1.23 ms",
-        "a detail",
-        "2 GB/s",
-        "3 GB/s: missed",
-    ):
-        assert text in err
-    assert "[1] memcpy" in err
-    assert "[2] struct" in err
-    assert "other was skipped: no kernel" in err
-    report.show(Output(), everything=False)
-    assert "a detail" not in capsys.readouterr().err
-    Report(bench="wire", runs=2, taken=[small]).show(Output())
-    assert "target" not in capsys.readouterr().err
+    assert [taken.keeps(way) for way in (BARE, "other", "none", "more")] == [False, False, None, None]
+    assert taken.ratios("none") == []
+    assert (at_most(2.0, 1.0).text, at_least(0.5, 1.0).text) == ("≤ 2", "≥ 0.5")
+    assert at_least(0.5, 1.0).met(0.5)
+
+
+def test_the_best_one_takes_the_name_of_all():
+    taken = Taken(measure(), TAKEN.values | {"x": [1.0, 1.0, 1.0], "y": [2.0, 2.0, 2.0]})
+    assert taken.best("z", ["x", "y"], "y").values == TAKEN.values | {"z": [2.0, 2.0, 2.0]}
+    assert TAKEN.best("z", ["x", "y"], "y").values == TAKEN.values
+
+
+def test_what_is_warm_counts_from_the_first_turn():
+    numbers = count(0.0)
+    (taken,) = take([measure(ways={OURS: lambda: next(numbers)})], 2, lambda _: None, warm=True)
+    assert taken.values == {OURS: [0.0, 1.0]}
 
 
 def test_short_work_is_repeated_until_the_clock_can_tell(monkeypatch):

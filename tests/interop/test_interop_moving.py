@@ -2,60 +2,95 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
 
+import numpy as np
 import pytest
+from bench_support import run
 
-from sterna_interop.moving import Memories, touched
+from sterna.errors import GuestError
+from sterna_interop.moving import Memories, beyond_guest_bytes, path_of
 
-pytestmark = pytest.mark.slow
+START = """
+from sterna_interop.moving import *
+memories = Memories(3 << 20)
+def receive(view, ready):
+    view[:] = memories.sent
+    ready(7)
+def send(view, port):
+    assert bytes(view[:8]) == bytes(memories.sent[:8])
+    return float(port)
+"""
 
 
-def run(code: str) -> subprocess.CompletedProcess[str]:
-    start = "from sterna_interop.moving import *; m = Memories(1 << 20); "
-    return subprocess.run(
-        [sys.executable, "-c", start + code], capture_output=True, text=True, check=False, timeout=60
+@pytest.mark.slow
+def test_both_sides_have_their_memory_and_the_sender_the_port():
+    moved = run(
+        START + "moved = Processes(send, receive, memories).move(); print(moved.seconds, moved.cpu_s)"
     )
+    seconds, cpu_s = moved.split(" ", 1)
+    assert seconds == "7.0"
+    assert all(float(each) >= 0 for each in cpu_s.strip("()\n").split(","))
 
 
-def test_the_bare_loop_moves_all_of_it():
-    done = run("t = Transfer(bare_send, bare_receive, m); print(t() > 0, t.cpu_s > 0, t() > 0)")
-    assert done.stdout.split() == ["True"] * 3, done.stderr
-
-
-def test_what_does_not_arrive_is_noticed():
-    done = run("Transfer(lambda *_: 1.0, lambda *_: 0.0, m)()")
-    assert "what has arrived is not what was sent" in done.stderr
-
-
-def test_a_receiver_that_fails_is_noticed():
-    done = run("Transfer(lambda *_: 1.0, lambda *_: 1 / 0, m)()")
-    assert "the receiver failed" in done.stderr
-    assert "ZeroDivisionError" in done.stderr
-
-
-def test_a_sender_that_fails_leaves_no_child():
-    done = run(
-        "import os\n"
-        "try: Transfer(lambda *_: 1 / 0, bare_receive, m)()\n"
-        "except ZeroDivisionError: pass\n"
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("send", "receive", "says"),
+    [
+        ("lambda *_: 1.0", "lambda view, ready: ready(1)", "what has arrived is not what was sent"),
+        ("lambda *_: 1.0", "lambda *_: 1 / 0", "the receiver failed: ZeroDivisionError: division by zero"),
+        ("lambda *_: 1 / 0", "lambda view, ready: ready(1)", "the sender failed: ZeroDivisionError"),
+        ("lambda *_: os._exit(0)", "lambda view, ready: ready(1)", "the sender failed: it has ended"),
+    ],
+)
+def test_what_fails_is_told_and_leaves_no_child(send, receive, says):
+    said = run(
+        START + f"try: Processes({send}, {receive}, memories).move()\n"
+        "except GuestError as error: print(error)\n"
         "try: os.wait()\n"
-        "except ChildProcessError: print('none')"
+        "except ChildProcessError: print('nobody is left')"
     )
-    assert done.stdout == "none\n"
+    assert says in said
+    assert said.endswith("nobody is left\n")
 
 
-def test_memory_is_filled_to_its_end():
-    assert bytes(touched(10, b"abcd")) == b"abcdabcdab"
+@pytest.mark.slow
+def test_a_watched_turn_tells_what_each_side_has_taken():
+    said = run(
+        START + "def waste(view, port):\n"
+        "    kept = bytearray(b'x') * (32 << 20)\n"
+        "    time.sleep(0.3)\n"
+        "    return 0.0\n"
+        "print(*Processes(waste, receive, memories).move(watched=True).peak_bytes)"
+    )
+    source, destination = (int(each) for each in said.split())
+    assert 32 << 20 <= source < 64 << 20
+    assert destination < 16 << 20
 
 
 def test_what_is_there_from_before_does_not_count():
     memories = Memories(3 * 4096)
-    memories.destination[:] = memories.source[:]
+    memories.arrived[:] = memories.sent
     memories.check()
-    memories.spoil()
-    with pytest.raises(RuntimeError, match="not what was sent"):
+    memories.clear()
+    with pytest.raises(GuestError, match="not what was sent"):
         memories.check()
-    memories.spoil()
+    assert memories.copy() >= 0
     memories.check()
+
+
+def test_memory_is_random_to_its_end_and_another_process_could_open_it():
+    memories = Memories((16 << 20) + 4096)
+    with open(path_of(memories.source), "rb") as file:
+        content = file.read()
+    assert content == bytes(memories.sent)
+    words = np.frombuffer(content, np.uint64)[::512]
+    assert len(np.unique(words)) == len(words)
+
+
+def test_shared_memory_is_the_guests_and_a_process_that_is_gone_has_none():
+    before = beyond_guest_bytes(os.getpid())
+    memories = Memories(64 << 20)
+    assert beyond_guest_bytes(os.getpid()) - before < 32 << 20
+    assert memories.size == 64 << 20
+    assert beyond_guest_bytes(1 << 30) == 0

@@ -1,0 +1,43 @@
+"""`sterna bench tls`: how fast random memory moves over mutual TLS, and what that costs.
+
+The bare loops are blocking `ssl` sockets with the same settings, and check nothing else, or make the same
+hash passes at both ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from sterna.cli.output import Output
+from sterna.cli.units import Json, Size
+from sterna_interop.bulk import SIZE_BYTES, random_memory
+from sterna_interop.measuring import BARE, QEMU, Bound, Runs, at_least
+from sterna_interop.transfers import Against, Write
+
+BOUNDS: Final[Mapping[str, Bound]] = {QEMU: at_least(1.7, 2.5), BARE: at_least(0.8, 0.95)}
+
+
+def tls(
+    *, size: Size = SIZE_BYTES, runs: Runs = 5, against: Against = None, write: Write = None,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Random memory over mutual TLS, beside bare `ssl` loops, a plain copy and QEMU.
+
+    Args:
+        size: memory of the guest, a multiple of 1MiB.
+        runs: turns of each way; medians are shown.
+        against: measure QEMU as well, in its better one of one channel and multifd with two.
+        write: file for the table, interop/BENCHMARKS.md; the benchmark's last one there is replaced.
+        json: one JSON object on stdout.
+    """
+    random_memory(
+        "tls",
+        size=size,
+        runs=runs,
+        against=against,
+        bounds=BOUNDS,
+        tls=True,
+        output=Output(json=json),
+        write=write,
+    )

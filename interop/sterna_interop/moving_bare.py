@@ -1,0 +1,95 @@
+"""The yardsticks of a transfer: blocking sockets, batches of the same size as Sterna's, and nothing else.
+
+Over the same memory files as everything else. With `hashed` each side also makes the hash pass that Sterna
+makes over each chunk, on the batch that is under way; with contexts the sockets are `ssl.SSLSocket`.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from sterna.limits import BATCH_BYTES
+from sterna.memory.pages import hash_chunks
+from sterna_interop.moving import Memories, Processes, Ready
+
+HOST: Final = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Contexts:
+    """OpenSSL's, of both sides."""
+
+    client: ssl.SSLContext
+    server: ssl.SSLContext
+
+
+# What a side does with its connected, blocking socket and its memory; the sender tells its seconds.
+SendOver: TypeAlias = Callable[[socket.socket, memoryview], float]
+ReceiveOver: TypeAlias = Callable[[socket.socket, memoryview], None]
+
+
+def over_sockets(send: SendOver, receive: ReceiveOver, memories: Memories) -> Processes:
+    """A way of moving over one connection, which is there already when each side begins."""
+
+    def dial(view: memoryview, port: int) -> float:
+        with socket.create_connection((HOST, port)) as sock:
+            return send(sock, view)
+
+    def accept(view: memoryview, ready: Ready) -> None:
+        with socket.create_server((HOST, 0)) as server:
+            ready(server.getsockname()[1])
+            with server.accept()[0] as sock:
+                receive(sock, view)
+
+    return Processes(dial, accept, memories)
+
+
+def bare(memories: Memories, *, contexts: Contexts | None = None, hashed: bool = False) -> Processes:
+    """The loop as a way of moving; handshakes of TLS count."""
+
+    def send(sock: socket.socket, view: memoryview) -> float:
+        begin = time.perf_counter()
+        if contexts is None:
+            bare_send(sock, view, hashed=hashed)
+        else:
+            with contexts.client.wrap_socket(sock) as tls_sock:
+                bare_send(tls_sock, view, hashed=hashed)
+        return time.perf_counter() - begin
+
+    def receive(sock: socket.socket, view: memoryview) -> None:
+        if contexts is None:
+            bare_receive(sock, view, hashed=hashed)
+        else:
+            with contexts.server.wrap_socket(sock, server_side=True) as tls_sock:
+                bare_receive(tls_sock, view, hashed=hashed)
+
+    return over_sockets(send, receive, memories)
+
+
+def bare_send(sock: socket.socket, view: memoryview, *, hashed: bool = False) -> None:
+    """`sendall` batch by batch, and wait for the receiver's answer to the last byte."""
+    for offset in range(0, len(view), BATCH_BYTES):
+        batch = view[offset : offset + BATCH_BYTES]
+        if hashed:
+            hash_chunks(batch, [0], [len(batch)])
+        sock.sendall(batch)
+    sock.recv(1)
+
+
+def bare_receive(sock: socket.socket, view: memoryview, *, hashed: bool = False) -> None:
+    """`recv_into` until each batch is there."""
+    for offset in range(0, len(view), BATCH_BYTES):
+        batch = rest = view[offset : offset + BATCH_BYTES]
+        while len(rest):
+            count = sock.recv_into(rest)
+            if not count:
+                raise ConnectionError("the sender ended early")
+            rest = rest[count:]
+        if hashed:
+            hash_chunks(batch, [0], [len(batch)])
+    sock.sendall(b"\0")

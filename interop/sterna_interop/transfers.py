@@ -1,0 +1,149 @@
+"""Benchmarks of whole transfers: one memory, moved several ways in turns, and what each of them costs.
+
+Time is the principal measure, or the rate that follows from it. Beside it stand the CPU seconds of each side
+and of both, for each GiB of the guest, and how much memory each side takes beyond the guest's. That last one
+is sampled in turns of their own, whose times do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal, TypeAlias
+
+from cyclopts import Parameter
+
+from sterna.core.words import rate_text
+from sterna_interop.measuring import BARE, COPY, QEMU, Bound, Measure, Taken, Turn, at_most, take
+from sterna_interop.moving import Memories, Moved, Way
+from sterna_interop.qemu import version
+
+GIB: Final = 1 << 30
+WATCHED_RUNS: Final = 3
+CPU_BOUND: Final = at_most(1.0, 0.7)
+
+Against: TypeAlias = Annotated[Literal["qemu"] | None, Parameter(show_default=False)]
+Write: TypeAlias = Annotated[str | None, Parameter(show_default=False)]
+
+
+class Last:
+    """A way of moving, and what its last turn gave."""
+
+    def __init__(self, way: Way) -> None:
+        self._way = way
+        self.moved = Moved(0.0, (0.0, 0.0))
+
+    def turn(self, figure: Callable[[Moved], float], *, watched: bool = False) -> Turn:
+        """Move, and tell this."""
+
+        def move() -> float:
+            self.moved = self._way.move(watched=watched)
+            return figure(self.moved)
+
+        return move
+
+    def told(self, figure: Callable[[Moved], float]) -> Turn:
+        """Tell this of the last turn."""
+        return lambda: figure(self.moved)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfers:
+    """What is to be measured.
+
+    Attributes:
+        memories: what is moved.
+        ways: by name.
+        rate: whether the principal measure is a rate; if not, it is the time.
+        bounds: of the principal measure, by the name of the other way.
+        copied: whether a plain copy of the memory stands beside it.
+    """
+
+    memories: Memories
+    ways: Mapping[str, Way]
+    bounds: Mapping[str, Bound]
+    rate: bool = True
+    copied: bool = True
+
+    @property
+    def principal(self) -> str:
+        """Name of the principal measure."""
+        return "goodput" if self.rate else "time"
+
+    def take(self, runs: int, say: Callable[[str], None]) -> list[Taken]:
+        """All measures."""
+        lasts = {name: Last(way) for name, way in self.ways.items()}
+        taken = take([self._principal(lasts), *self._cpu(lasts)], runs, say)
+        return taken + take(
+            self._memory(lasts), min(runs, WATCHED_RUNS), lambda text: say(f"memory: {text}"), warm=True
+        )
+
+    def _principal(self, lasts: Mapping[str, Last]) -> Measure:
+        size = self.memories.size
+
+        def figure(seconds: float) -> float:
+            return size / seconds if self.rate else seconds
+
+        ways = {name: last.turn(lambda moved: figure(moved.seconds)) for name, last in lasts.items()}
+        if self.copied:
+            ways[COPY] = lambda: figure(self.memories.copy())
+        unit = "bytes/s" if self.rate else "s"
+        return Measure(name=self.principal, text=self.principal, ways=ways, unit=unit, bounds=self.bounds)
+
+    def _cpu(self, lasts: Mapping[str, Last]) -> list[Measure]:
+        gib = self.memories.size / GIB
+        figures: Mapping[str, tuple[str, Callable[[Moved], float]]] = {
+            "cpu": ("CPU, a GiB", lambda moved: sum(moved.cpu_s) / gib),
+            "cpu_source": ("  source", lambda moved: moved.cpu_s[0] / gib),
+            "cpu_destination": ("  destination", lambda moved: moved.cpu_s[1] / gib),
+        }
+        return [
+            Measure(
+                name=name,
+                text=text,
+                ways={way: last.told(figure) for way, last in lasts.items()},
+                bounds={QEMU: CPU_BOUND} if name == "cpu" else {},
+            )
+            for name, (text, figure) in figures.items()
+        ]
+
+    def _memory(self, lasts: Mapping[str, Last]) -> list[Measure]:
+        """Of those whose memory is of interest: the yardsticks do nothing that takes any."""
+        some = {name: last for name, last in lasts.items() if not name.startswith(BARE)}
+        at_most_bytes = (96 << 20) + self.memories.size // 100
+        return [
+            Measure(
+                name="memory_source",
+                text="memory, source",
+                ways={
+                    name: last.turn(lambda moved: moved.peak_bytes[0], watched=True)
+                    for name, last in some.items()
+                },
+                unit="bytes",
+                target=at_most_bytes,
+            ),
+            Measure(
+                name="memory_destination",
+                text="  destination",
+                ways={name: last.told(lambda moved: moved.peak_bytes[1]) for name, last in some.items()},
+                unit="bytes",
+                target=at_most_bytes,
+            ),
+        ]
+
+
+def best_of_qemu(taken: Sequence[Taken], ways: Sequence[str]) -> tuple[list[Taken], str]:
+    """Only that one of QEMU's ways which the first measure shows as the better one; and a sentence."""
+    first = taken[0]
+    better = max if first.measure.unit == "bytes/s" else min
+    chosen = better(ways, key=first.median)
+    unit = first.measure.unit
+    medians = ", ".join(
+        f"{name} {rate_text(first.median(name)) if unit == 'bytes/s' else f'{first.median(name):.3f} s'}"
+        for name in ways
+    )
+    text = (
+        f"{version()}, memory-backend-file of the same memory, share and prealloc on, bandwidth unlimited; "
+        f"the best by its median: {medians}"
+    )
+    return [each.best(QEMU, ways, chosen) for each in taken], text

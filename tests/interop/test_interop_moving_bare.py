@@ -1,0 +1,37 @@
+"""The bare loops move all of it, plain and over TLS, and hash it where they are asked to."""
+
+from __future__ import annotations
+
+import pytest
+from bench_support import run
+
+START = """
+import tempfile
+from pathlib import Path
+from sterna_interop.moving import *
+from sterna_interop.moving_bare import *
+from sterna_interop.moving_tls import Certificates
+memories = Memories(9 << 20)
+"""
+
+
+@pytest.mark.slow
+def test_every_loop_moves_all_of_it():
+    said = run(
+        START + "with tempfile.TemporaryDirectory() as directory:\n"
+        "    contexts = Certificates(Path(directory)).contexts()\n"
+        "    for chosen in (None, contexts):\n"
+        "        for hashed in (False, True):\n"
+        "            moved = bare(memories, contexts=chosen, hashed=hashed).move()\n"
+        "            print(moved.seconds > 0, min(moved.cpu_s) > 0)"
+    )
+    assert said == "True True\n" * 4
+
+
+@pytest.mark.slow
+def test_an_end_that_comes_early_is_noticed():
+    said = run(
+        START + "try: over_sockets(lambda sock, view: 1.0, bare_receive, memories).move()\n"
+        "except GuestError as error: print(error)"
+    )
+    assert "the receiver failed: ConnectionError: the sender ended early" in said

@@ -1,0 +1,80 @@
+"""QEMU as a peer: what it is told, what it says, and what is said where there is none."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from sterna.errors import ConfigError, GuestError
+from sterna.linux.memfd import MemoryFile
+from sterna_interop.moving import path_of
+from sterna_interop.qemu import Machine, Settings, Tls, free_port, process_clock, program, version
+
+SIZE_BYTES = 17 << 20
+
+
+@pytest.fixture
+def machine(tmp_path):
+    file = MemoryFile("guest", SIZE_BYTES)
+    with Machine(tmp_path, "m", path_of(file), SIZE_BYTES, Settings(), source=True) as machine:
+        yield machine
+    file.close()
+
+
+def test_without_qemu_it_is_said_how_to_get_it(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ConfigError, match=r"apt-get install .*qemu-system-x86"):
+        program()
+
+
+def test_what_each_side_is_told():
+    plain = Settings()
+    assert plain.all_capabilities() == [{"capability": "events", "state": True}]
+    assert plain.all_parameters(source=True) == {"max-bandwidth": 1 << 40, "downtime-limit": 20}
+    full = Settings(
+        channels=2,
+        tls=Tls(Path("/pki"), "here"),
+        parameters={"downtime-limit": 300},
+        capabilities=["xbzrle"],
+    )
+    assert [each["capability"] for each in full.all_capabilities()] == ["events", "xbzrle", "multifd"]
+    source, destination = (full.all_parameters(source=source) for source in (True, False))
+    assert source == {**destination, "tls-hostname": "here"}
+    assert (source["multifd-channels"], source["downtime-limit"]) == (2, 300)
+
+
+def test_the_clock_of_another_process():
+    own = time.process_time()
+    assert own <= time.clock_gettime(process_clock(os.getpid())) <= time.process_time()
+
+
+def test_a_port_can_be_had():
+    assert 0 < free_port() < 1 << 16
+
+
+@pytest.mark.slow
+@pytest.mark.needs("qemu")
+class TestMachine:
+    def test_it_answers_and_tells_why_not(self, machine):
+        assert machine.ask("query-status")["running"] is False
+        with pytest.raises(GuestError, match="no-such-command"):
+            machine.ask("no-such-command")
+        assert machine.cpu_s() > 0
+        assert version()[0].isdigit()
+
+    def test_a_migration_that_fails_is_not_waited_for(self, machine):
+        machine.ask("migrate", uri=f"tcp:127.0.0.1:{free_port()}")
+        with pytest.raises(GuestError, match="migration failed"):
+            machine.until("MIGRATION", status="completed")
+
+    def test_one_that_ends_says_so(self, machine):
+        machine.ask("quit")
+        with pytest.raises(GuestError, match="has ended"):
+            machine.until("NEVER")
+
+    def test_one_that_does_not_start_says_why(self, tmp_path):
+        with pytest.raises(GuestError, match=r"has ended: .*nowhere|does not start: .*nowhere"):
+            Machine(tmp_path, "m", "/nowhere/at/all", SIZE_BYTES, Settings(), source=True)
