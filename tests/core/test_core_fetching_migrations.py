@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sterna.core.events import Expect, Installed, Outcome, PagesFollow, PagesFollowed
+from sterna.core.image_notes import ImageNotes
 from sterna.core.policy import PolicySettings
 from sterna.core.tables import DestinationState, SourceState
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
-from sterna.memory.digest import MemoryDigest
 from sterna.registry import ErrorCode, Style
 from sterna.testing.pair import Pair, source_config_of
 
@@ -140,7 +140,7 @@ def test_a_connection_lost_while_pages_follow_leaves_the_guest_there(switchover)
     assert (there.outcome, there.code) == (Outcome.STRANDED, ErrorCode.CONNECTION_LOST)
     assert there.epoch == EPOCH + 1
     assert there.after.demanded + there.after.pushed < there.after.stale
-    kept = MemoryDigest.kept_in(pair.destination_guest._notes, pair.destination._regions)
+    kept = ImageNotes.read(memoryview(pair.destination_guest._notes), pair.destination._regions).digest
     assert kept.stale_pages == there.after.stale - there.after.demanded - there.after.pushed
     assert here.outcome in {Outcome.UNDECIDED, Outcome.MOVED}
     assert pair.destination_guest.running

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from core_support import GUEST, PAGE
 
-from sterna.core.following import Following
+from sterna.core.following import Following, Sealed
 from sterna.core.state import StateAssembler
 from sterna.errors import RemoteProtocolError
 from sterna.memory.digest import MemoryDigest
@@ -20,7 +20,7 @@ BITMAP = DirtyBitmap(1, 0, 1, 2, BitmapEncoding.PLAIN, b"\x03")
 
 def sealed(follows: Following):
     pages = RegionPages(TABLE, {0: memoryview(bytearray(4 * PAGE))})
-    return follows.seal(pages, MemoryDigest(TABLE), (1, 3), 8)
+    return follows.seal(pages, MemoryDigest(TABLE), Sealed(1, 2, bytes(16)), 8)
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,68 @@ async def test_a_link_that_is_cut_while_pages_follow_the_guest(
     assert judge_journal(world.journal) == []
 
 
+@pytest.mark.needs("userfaultfd")
+@pytest.mark.parametrize("switchover", ["bitmap", "post-copy"])
+async def test_a_destination_process_that_dies_while_pages_follow_the_guest(
+    world: World, nursery: trio.Nursery, switchover: str
+) -> None:
+    """[RES-13] [PCY-16] [HOL-41] The next one goes on with what is missing, and twice in a row."""
+    await world.holder("s", "--memory", "16MiB", "--hot", "12MiB", "--dirty-rate", "400MiB/s")
+    await world.room()
+    serve, port = await world.serve()
+    relay = Relay(port, [])
+    await nursery.start(relay.listen)
+    options = ("--switchover", switchover, "--max-rounds", "1", "--bandwidth", "4MiB/s", "--resume", "30s")
+    migrate = await world.migrate(relay.port, *options)
+    for most in (3000, 1500):  # of some 3000 or 4096 that are stale
+        await world.wait_for("d", lambda status, most=most: 0 < status.missing < most)
+        serve.send(signal.SIGKILL)
+        await serve.end()
+        left = (await world.status("d")).missing
+        assert left > 0
+        serve, port = await world.serve("--once")
+        relay._target = port
+        await serve.until("session_resumed")
+        assert (await world.status("d")).missing <= left
+    assert await migrate.end() == 0, migrate.said()
+    assert await serve.end() == 0, serve.said()
+    assert (migrate.last["outcome"], serve.last["outcome"]) == ("completed", "completed")
+    assert migrate.last["resumed"] == 2
+    assert serve.last["digest"] == migrate.last["digest"]
+    await world.check_runs("d")
+    assert judge_journal(world.journal) == []
+
+
+@pytest.mark.parametrize("holder", ["lives", "is another one"])
+async def test_a_destination_process_that_was_started_anew(
+    world: World, nursery: trio.Nursery, holder: str
+) -> None:
+    """[RES-7] It has no round of the session any more: everything is sent again, and the session goes on."""
+    await world.source()
+    room = await world.room()
+    serve, port = await world.serve()
+    relay = Relay(port, [])
+    await nursery.start(relay.listen)
+    migrate = await world.migrate(relay.port, "--bandwidth", "8MiB/s", "--resume", "30s")
+    await migrate.until("round_finished")
+    serve.send(signal.SIGKILL)
+    await serve.end()
+    if holder != "lives":
+        room.send(signal.SIGKILL)
+        await room.end()
+        await world.room()
+    _, relay._target = await world.serve("--once")
+    assert await migrate.end() == 0, migrate.said()
+    assert (migrate.last["outcome"], migrate.last["resumed"]) == ("completed", 1)
+    resumed = await migrate.until("session_resumed")
+    assert resumed["complete_round"] == 0
+    assert migrate.last["bytes_sent"] > 2 * 16 * MIB
+    await world.check_runs("d")
+    assert judge_journal(world.journal) == []
+
+
 async def test_a_destination_process_that_knows_of_no_session(world: World, nursery: trio.Nursery) -> None:
-    """[RES-3] [CON-62] It was started anew: the guest runs on here, and can be sent again."""
+    """[RES-3] [CON-62] It has other records: the guest runs on here, and can be sent again."""
     await world.source()
     await world.room()
     serve, port = await world.serve()
@@ -75,7 +135,7 @@ async def test_a_destination_process_that_knows_of_no_session(world: World, nurs
     serve.send(signal.SIGKILL)
     await serve.end()
     await migrate.until("link_lost")
-    _, relay._target = await world.serve()
+    _, relay._target = await world.serve(host="c")
     assert await migrate.end() != 0, migrate.said()
     assert (migrate.last["outcome"], migrate.last["code"]) == ("rolled_back", "bad_token")
     await world.check_runs("s")

@@ -44,6 +44,7 @@ class Resuming(Migration):
         self.source_options["on_event"] = self.on_event
         self.sessions = Sessions()
         self.others: list[Destination] = []
+        self.nears: list[MemoryTransport] = []  # the source's ends of their connections
         super().__post_init__()
         self.near.cut_after(self.cuts[0])
         self.source = Source(
@@ -84,6 +85,7 @@ class Resuming(Migration):
             near.cut_after(self.cuts[made])
         other = self.destination_of(far)
         self.others.append(other)
+        self.nears.append(near)
         self.nursery.start_soon(other.run)
         return near
 

@@ -39,7 +39,7 @@ from sterna.core.events import (
     TakeStorage,
 )
 from sterna.core.fetching import Fetching
-from sterna.core.following import Following
+from sterna.core.following import Following, Sealed
 from sterna.core.history import RecordConflict
 from sterna.core.holdings import Holdings
 from sterna.core.negotiate import (
@@ -125,11 +125,6 @@ class DestinationMachine(Readmission):
     @property
     def _session(self) -> bytes:
         return self._account.session
-
-    @property
-    def _runner(self) -> Runner:
-        assert self._admission is not None
-        return self._admission.runner
 
     def _session_record(self) -> SessionRecord:
         assert self._admission is not None
@@ -287,8 +282,8 @@ class DestinationMachine(Readmission):
         self._step(FrameType.SEAL, now)
         assert self._selection is not None
         assert self._sink is not None
-        position, most = (self._attempt, self._round.number + 1), self._selection.limits.page_requests
-        if (expect := follows.seal(self._sink, self._digest, position, most)) is not None:
+        image, most = Sealed(self._attempt, self._round.number, self._sealed), self._selection.limits
+        if (expect := follows.seal(self._sink, self._digest, image, most.page_requests)) is not None:
             self._ask(expect)
         self._ask(LoadState(self._states.sections))
 
@@ -297,7 +292,7 @@ class DestinationMachine(Readmission):
         self._step(FrameType.HANDOVER, now)
         # The image is what this session has put together, so its id is the session's [ONE-52].
         session = self._session
-        self._ask(Persist(Claiming(session, self._epoch + 1, self._runner, session)))
+        self._ask(Persist(Claiming(session, self._epoch + 1, self.runner, session)))
 
     # ---- completions ----
 
@@ -425,9 +420,9 @@ class DestinationMachine(Readmission):
                 self._ask(Claim(record.epoch, record.runner))
             case Start():
                 self._step(DestinationInput.RECORDED, now)
-                self._ask(RunGuest(record.epoch, self._runner))
+                self._ask(RunGuest(record.epoch, self.runner))
             case DurableHandBack():
-                self._send(HandBack(record.epoch, self._runner))
+                self._send(HandBack(record.epoch, self.runner))
                 self._over = True
                 self._step(DestinationInput.RECORDED, now)
                 self._after_loss(now)

@@ -176,11 +176,11 @@ async def serve_destination(guest: DestinationGuest, records: Records, request: 
                 detail = "this guest runs only when all of its pages are there"
                 raise GuestError(detail, ErrorCode.UNSUPPORTED)
             await guest.prepare()
-        case Expect(stale=stale, entries=entries):
+        case Expect(stale=stale, notes=notes):
             if stale or guest.can_post_copy:
                 await guest.expect(stale)
             if stale:
-                entries.move_to(await guest.notes(entries.size_bytes))
+                notes.move_to(await guest.notes(notes.size_bytes))
         case Installed(pages=ranges):
             for pages in ranges:
                 await guest.installed(pages.region, pages.first, pages.count)

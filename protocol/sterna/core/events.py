@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
+from sterna.core.image_notes import ImageNotes
 from sterna.core.policy import Decision, RoundStats
 from sterna.core.records import Record, Voided
 from sterna.core.serving import AfterStats
 from sterna.errors import LocalProtocolError, SternaError
 from sterna.memory.bitmap import PageBitmap
-from sterna.memory.digest import MemoryDigest
 from sterna.registry import ErrorCode, Phase, Style
 from sterna.wire.records import (
     NO_ID,
@@ -157,12 +157,12 @@ class Prepare:
 class Expect:
     """Hold every access of the guest to these pages, by region, until `Installed` [PCY-5]. Answer: None.
 
-    None at all takes back what an earlier attempt has asked for. With some, the `entries` of all pages are to
-    be kept where they outlive this process [PCY-16].
+    None at all takes back what an earlier attempt has asked for. With some, the `notes` are to be kept where
+    they outlive this process [PCY-16].
     """
 
     stale: Mapping[int, PageBitmap]
-    entries: MemoryDigest
+    notes: ImageNotes
 
 
 @dataclass(frozen=True, slots=True, eq=False)

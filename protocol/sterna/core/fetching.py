@@ -11,7 +11,7 @@ to it are held until it is installed, and it is installed only when the bytes ha
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from sterna.core.conduct import wrong
 from sterna.core.serving import AfterStats
 from sterna.limits import CHUNK_BYTES
-from sterna.memory.bitmap import Positions
+from sterna.memory.bitmap import PageBitmap, Positions
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.groups import Groups
 from sterna.memory.pages import PageSink
@@ -134,6 +134,23 @@ class Fetching:
             there = mine.start + np.flatnonzero(self._state[mine.start : mine.stop] == _INSTALLED)
             pages[region.id].set_runs(*self.groups.runs(there))
         return pages
+
+    def take_over(self, missing: Mapping[int, PageBitmap]) -> None:
+        """An endpoint before this one has installed pages: all but these. They count as pushed.
+
+        Args:
+            missing: by region id; regions without one may be left out.
+        """
+        for region in self.groups.table.copied:
+            mine = self.groups.of(region.id)
+            starts, counts = self.groups.runs(slice(mine.start, mine.stop))
+            # Of a group all pages are installed at once, for they share a word of the bitmap.
+            there = np.ones(len(starts), dtype=np.bool_)
+            if region.id in missing:
+                there = ~missing[region.id].has(starts)
+            self._state[mine.start : mine.stop][there] = _INSTALLED
+            self.pushed += int(counts[there].sum())
+            self._left -= int(np.count_nonzero(there))
 
     def ask_again(self) -> None:
         """Requests and answers under way are lost with the link: what the guest waits for goes first."""

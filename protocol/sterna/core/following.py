@@ -6,18 +6,29 @@ may come, or pages after RUNNING, and what the guest has to wait for before it r
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from sterna.core.bitmap_frames import Declared
 from sterna.core.conduct import wrong
 from sterna.core.events import Expect
 from sterna.core.fetching import Fetching
+from sterna.core.image_notes import ImageNotes
 from sterna.core.state import StateAssembler
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import PageSink
 from sterna.memory.regions import PageSets, RegionTable
 from sterna.registry import ErrorCode, Style
 from sterna.wire.records import DirtyBitmap, Record, Switchover
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A pause image: attempt and round in which it came, and its digest."""
+
+    attempt: int
+    round: int
+    digest: bytes
 
 
 class Following:
@@ -66,21 +77,21 @@ class Following:
             raise wrong(ErrorCode.UNEXPECTED_FRAME, "DIRTY_BITMAP behind STATE", "PCY-1", record)
         return self._declared.add(record)
 
-    def seal(
-        self, sink: PageSink, digest: MemoryDigest, position: tuple[int, int], most_requests: int
-    ) -> Expect | None:
+    def seal(self, sink: PageSink, digest: MemoryDigest, image: Sealed, most_requests: int) -> Expect | None:
         """The image is sealed: what the guest has to be told to wait for; None for nothing new.
 
         Arguments as for `Fetching`.
         """
         self.fetching = None
         if self.stale.any():
+            position = image.attempt, image.round + 1
             self.fetching = Fetching(self.stale, sink, digest, position, most_requests)
         held, self._held = self._held, self.fetching is not None
         if not held and not self._held:
             return None
         stale = {number: self.stale[number] for number in self.stale if self.stale[number].any()}
-        return Expect(stale, digest)
+        notes = ImageNotes(digest, self.stale, image.attempt, image.round, self.style, image.digest)
+        return Expect(stale, notes)
 
     def expected(self, record: Record) -> Fetching:
         """What is missing, for a frame that is about that.

@@ -30,7 +30,7 @@ from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import PageSink
 from sterna.memory.regions import RegionTable
 from sterna.registry import ErrorCode, FrameType, Sender
-from sterna.wire.records import Guest, Held, Hello, Refuse, Round, Verdict
+from sterna.wire.records import Guest, Held, Hello, Refuse, Round, Runner, Verdict
 
 
 class Readmission(Session):
@@ -73,6 +73,12 @@ class Readmission(Session):
     def ticket(self) -> Ticket | None:
         """What the session can be taken up again with; None before WELCOME."""
         return self._ticket
+
+    @property
+    def runner(self) -> Runner:
+        """Who will run the guest here, once the host has let it in."""
+        assert self._admission is not None
+        return self._admission.runner
 
     @property
     def carry(self) -> DestinationCarry:
@@ -139,6 +145,11 @@ class Readmission(Session):
         self._account.taken_up()
         missing = self._digest.stale_pages
         self._emit(SessionResumed(self._account.resumed, complete, missing))
+        if carry.fetching is not None and carry.fetching.is_complete:
+            # The process before has installed the last page, and not come to say so.
+            while self._held:
+                self._send(self._held.popleft())
+            self._all_installed(now)
 
     def _frames_held(self, control_bytes: int) -> Iterator[Held]:
         """After RUNNING: the pages that were installed, under the number that PAGES carry [RES-13]."""

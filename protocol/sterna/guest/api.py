@@ -304,6 +304,19 @@ class DestinationGuest(Protocol):
         ...
 
 
+@runtime_checkable
+class OutlivingGuest(DestinationGuest, Protocol):
+    """A guest that outlives the endpoint that took it in, and that the next one can go on with."""
+
+    async def take_over(self) -> GuestDescription:
+        """Instead of `reserve`: go on with the guest that runs here, and may lack pages.
+
+        Raises:
+            GuestError: there is none, or it is another one.
+        """
+        ...
+
+
 class WithoutPostCopy:
     """The part of `DestinationGuest` that a guest needs which runs only with all of its pages there."""
 

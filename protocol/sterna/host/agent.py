@@ -14,7 +14,7 @@ Without one claims are won when they are made, and the grant is the commit as th
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
@@ -23,17 +23,21 @@ import trio
 
 from sterna.core.events import Admission
 from sterna.core.history import History, RecordConflict
-from sterna.core.records import Claiming, Decided, Record, SessionRecord, Side, Start
+from sterna.core.records import Claiming, Decided, Record, Released, SessionRecord, Side, Start
 from sterna.core.recovery import before_verdict
+from sterna.core.reopening import Opening
 from sterna.core.verdict import Facts, Step, answer, asked_for, judge
-from sterna.errors import LocalProtocolError, StoreError, StoreUnavailable, TransportError
+from sterna.errors import LocalProtocolError, RecordError, StoreError, StoreUnavailable, TransportError
 from sterna.guest.api import GuestDescription
 from sterna.host.lease import LeaseStore, claim_until_named
+from sterna.host.openings import Openings
 from sterna.host.peers import Direction, PeerList
 from sterna.host.records_log import RecordsMissing
 from sterna.host.records_shelf import Keeper, RecordsShelf
 from sterna.host.slots import Slot
 from sterna.host.slots_behind import slots_behind
+from sterna.net.hosting import Reopened
+from sterna.net.kept import no_session
 from sterna.net.transport import Peer
 from sterna.registry import ERRORS, VERSION_DRAFT, VERSION_MAJOR, ErrorCode, Feature, Mode, Phase
 from sterna.wire import encode_frame, encode_preface
@@ -47,6 +51,11 @@ _NOBODY: Final = Peer("nobody")
 
 Cancel = Callable[[str], None]
 Tell = Callable[[str], None]
+Settle = Callable[[bytes], Awaitable[object]]
+
+
+async def _settled(guest: bytes) -> None:
+    """There is nothing that could be left."""
 
 
 class PeerListHost:
@@ -58,6 +67,10 @@ class PeerListHost:
         shelf: the guests' records; without it they last as long as the process.
         store: the lease store; None for two endpoints and nothing else.
         tell: told, for people, what holds a session up.
+
+    Attributes:
+        settle: brings what an earlier process has left of a guest to its end, before its session is taken up
+            again.
     """
 
     def __init__(
@@ -74,6 +87,8 @@ class PeerListHost:
         self.shelf = shelf or RecordsShelf()
         self.store = store
         self.tell = tell
+        self.settle: Settle = _settled
+        self.openings = Openings(self.shelf.directory)
         self._open: dict[tuple[bytes, int], HostSession] = {}
 
     def session(self, peer: Peer = _NOBODY, address: str = "") -> HostSession:
@@ -145,6 +160,7 @@ class HostSession:
         self._guest = b""
         self._keeper: Keeper | None = None
         self._handed_over = False
+        self._is_noted = False  # there is an opening of this session on the shelf
         self._has_store = False
 
     async def __aenter__(self) -> Self:
@@ -153,6 +169,8 @@ class HostSession:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._is_noted and not self._handed_over:
+            await self._host.openings.drop(self._guest)
         self._host.leave(self)
         self.ended.set()
         if self._keeper is not None:
@@ -206,6 +224,45 @@ class HostSession:
         token = secrets.token_bytes(len(NO_TOKEN))
         self.admission = Admission(secrets.token_bytes(_ID_BYTES), token, runner)
         return self.admission
+
+    async def opened(self, opening: Opening) -> None:
+        """Note what the next process would have to know; without it only this one can go on."""
+        try:
+            await self._records()
+            await self._host.openings.put(opening, self.peer.identity or "")
+        except RecordError as error:
+            self._host.tell(f"if this process ends, the session is not taken up again: {error}")
+        else:
+            self._is_noted = True
+
+    async def reopen(self, hello: Hello, peer: Peer) -> Reopened | Verdict:
+        """What an earlier process of this host has left of a session [RES-7] [RES-13].
+
+        Returns:
+            The opening; or who owns the guest, if it was handed over and lacks no pages here.
+
+        Raises:
+            LocalProtocolError: BAD_TOKEN; BUSY, another session of the guest does not end.
+            RecordError: BUSY, another process has the guest; RECORD_FAILED.
+            TransportError: NOT_AUTHORISED.
+        """
+        self._check_may_bring(hello.guest, peer)
+        self.peer, self._guest = peer, hello.guest
+        await self._host.settle(hello.guest)
+        keeper, identity = await self._records(make=False), peer.identity or ""
+        history = History(hello.guest) if keeper is None else keeper.history
+        opening = await self._host.openings.find(hello, identity)
+        session, epoch = asked_for(history, hello, identity), hello.epoch + 1
+        if session is not None and any(each.session == session.session for each in history.claiming(epoch)):
+            started, complete = history.fate(epoch), history.complete(session.session)
+            if opening is None or complete is not None or not isinstance(started, Start):
+                return await self.verdict(hello)
+            self._handed_over = True
+        elif opening is None:
+            raise no_session()
+        await self._host.enter(self, hello.guest, hello.epoch, peer)
+        self.identity, self.admission, self._is_noted = peer.identity, opening.admission, True
+        return Reopened(opening, runs=self._handed_over)
 
     def authorise(self, description: GuestDescription) -> None:
         """Whether the peer may send this guest, of which the name is known now; call it before reserving.
@@ -287,6 +344,8 @@ class HostSession:
         keeper = await self._records()
         assert keeper is not None
         await keeper.append(record)
+        if isinstance(record, Released) and self._is_noted:
+            await self._host.openings.drop(self._guest)
 
     async def claim(self, epoch: int, runner: Runner) -> Runner:
         """The runner in the slot, however long the store takes to say so [ONE-7] [ONE-31]."""

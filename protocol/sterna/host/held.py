@@ -13,7 +13,7 @@ from typing import Final
 
 from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription, PageRange, StateSection
-from sterna.guest.holder_client import HolderConnection, HolderStatus, connect_holder
+from sterna.guest.holder_client import HolderConnection, HolderStatus
 from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
 from sterna.host.evidence import DESTINATION_IMAGE, SOURCE_IMAGE, Evidence, ImageCopy
 from sterna.host.recovery import attach_to
@@ -96,15 +96,15 @@ class ArrivingGuest:
         self._guest = guest
 
     async def take_over(self) -> GuestDescription:
-        """Attach to the guest that runs in the holder without all of its pages: its last endpoint has died.
+        """Attach to the guest that runs in the holder, and may lack pages: its last endpoint has died.
 
         Raises:
             GuestError: there is no holder, it has no such guest, or the last endpoint lives.
         """
-        self._connection = connection = await connect_holder(self._path)
-        state, missing = connection.attached.state, connection.attached.missing
-        if state in ROOM or not missing:
-            text = f"the holder at {os.fspath(self._path)} misses no pages: its guest is {state}"
+        self._connection = connection = await attach_to(self._path, lambda status: status.epoch)
+        state, image = connection.attached.state, connection.attached.image
+        if state in ROOM or self._image not in {None, image}:
+            text = f"the holder at {os.fspath(self._path)} does not run this session's guest: it is {state}"
             raise GuestError(text, ErrorCode.REFUSED)
         self._guest = await HolderDestinationGuest.take_over(connection)
         assert self._guest.description is not None

@@ -7,18 +7,16 @@ one, for two endpoints and nothing else [ONE-43].
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final, Protocol, TypeAlias
+from typing import Final, TypeAlias
 
 import trio
 
-from sterna.core.carry import DestinationCarry
+from sterna.core.carry import DestinationCarry, Ticket
 from sterna.core.destination import DestinationConfig, DestinationMachine
-from sterna.core.duties import NoRecords, Records, pages_of, reserve, serve_destination, serve_source
+from sterna.core.duties import pages_of, reserve, serve_destination, serve_source
 from sterna.core.events import (
-    Admission,
     Admit,
     AnswerVerdict,
     Discard,
@@ -34,12 +32,14 @@ from sterna.core.events import (
 )
 from sterna.core.outbox import Outbox
 from sterna.core.policy import PolicySettings, estimate_fixed_cost_s
+from sterna.core.reopening import Opening
 from sterna.core.session import Session
 from sterna.core.source import SourceConfig, SourceMachine
 from sterna.core.tables import SourceState
-from sterna.errors import LocalProtocolError, SternaError, TransportError
-from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest
+from sterna.errors import GuestError, LocalProtocolError, SternaError, TransportError
+from sterna.guest.api import DestinationGuest, GuestDescription, OutlivingGuest, SourceGuest
 from sterna.memory.pages import PageSink
+from sterna.net.hosting import Host, LocalHost, Reopened
 from sterna.net.kept import KeptSession, Sessions
 from sterna.net.options import (
     OnRequest,
@@ -55,12 +55,10 @@ from sterna.net.pump import FLUSH_STALL_S, UNDO_S, OnEvent, Perform, Pump
 from sterna.net.redial import RESUMPTIONS_MAX, Reconnect, redial
 from sterna.net.room import Room, tell_faults
 from sterna.net.steady import SteadyPages
-from sterna.net.transport import Peer, Transport
+from sterna.net.transport import Transport
 from sterna.registry import ERRORS, ErrorCode, Feature, Phase
 from sterna.wire.records import (
-    NO_ID,
     NO_RUNNER,
-    NO_TOKEN,
     Abort,
     Guest,
     Hello,
@@ -75,50 +73,10 @@ __all__ = [
     "MakeGuest",
     "OnRequest",
     "Options",
+    "Reopened",
     "Source",
     "ignore_request",
 ]
-
-
-class Host(Records, Protocol):
-    """What an endpoint asks of the host that it runs on. Raising a `SternaError` refuses."""
-
-    async def admit(self, hello: Hello, peer: Peer) -> Admission | Verdict:
-        """Whether this peer may bring this guest: fresh ids, and the runner under which it would run here.
-
-        A `Verdict` answers an opening that comes after HANDOVER [ONE-14].
-
-        Raises:
-            SternaError: NOT_AUTHORISED, BUSY, STALE_EPOCH or FULL are what the peer will read.
-        """
-        ...
-
-    async def may_send(self, description: GuestDescription, peer: Peer) -> None:
-        """Whether this guest may be sent to this peer.
-
-        Raises:
-            SternaError: NOT_AUTHORISED.
-        """
-        ...
-
-
-class LocalHost(NoRecords):
-    """Everybody may come, nothing outlives the process, every claim is won: two endpoints and nothing else.
-
-    The grant is then the commit as the source sees it [ONE-43].
-    """
-
-    def __init__(self, name: str = "localhost") -> None:
-        self.name = name
-
-    async def admit(self, hello: Hello, peer: Peer) -> Admission | Verdict:
-        """Fresh ids and a fresh runner for anybody."""
-        del hello, peer
-        runner = Runner(self.name, secrets.token_bytes(len(NO_ID)))
-        return Admission(secrets.token_bytes(len(NO_ID)), secrets.token_bytes(len(NO_TOKEN)), runner)
-
-    async def may_send(self, description: GuestDescription, peer: Peer) -> None:
-        """Any guest to anybody."""
 
 
 # A source's session may be taken up again from here.
@@ -502,30 +460,65 @@ class Destination(_Endpoint):
         self.description = description
         self.guest = self._make_guest(description)
         self._room = Room(await reserve(self.guest, description))
-        self._keep()
+        ticket, runner = self._machine.ticket, self._machine.runner
+        if self._sessions is not None and ticket is not None and ticket.selection.has(Feature.RESUME):
+            await self._host.opened(Opening(ticket.hello, ticket.welcome, record, runner))
+            self._keep(ticket)
         return self._room
 
-    def _keep(self) -> None:
-        """From here on the session can be taken up again, if that was selected."""
-        ticket = self._machine.ticket
-        if self._sessions is None or ticket is None or not ticket.selection.has(Feature.RESUME):
-            return
+    def _keep(self, ticket: Ticket) -> None:
+        """From here on the session can be taken up again."""
+        assert self._sessions is not None
         assert self._pump is not None
-        on_event = self._options.on_event
-        self._kept = KeptSession(self.transport.peer, self._machine, self._pump, self._perform, on_event)
+        self._kept = KeptSession(
+            self.transport.peer,
+            ticket,
+            self._machine,
+            self._pump,
+            perform=self._perform,
+            on_event=self._options.on_event,
+        )
         self._kept.guest = self.guest
         self._sessions.add(self._kept)
 
     async def _readmit(self, hello: Hello) -> DestinationCarry | Verdict:
         assert self._sessions is not None
         assert self._pump is not None
-        kept = self._sessions.find(hello, self.transport.peer)
+        async with self._sessions.turn(hello.session):
+            kept = self._sessions.find(hello, self.transport.peer)
+            if kept is None:
+                return await self._reopen(hello)
         carry = await kept.hand_over(hello)
         if carry is None:
             return await self._host.verdict(hello)
         kept.attach(self._machine, self._pump)
         self._kept, self.took_up = kept, True
         if carry.fetching is not None:  # its guest runs, and may wait already
+            self._expects.set()
+        return carry
+
+    async def _reopen(self, hello: Hello) -> DestinationCarry | Verdict:
+        """A session of a process that has died: this connection has it now, as if it had opened it."""
+        found = await self._host.reopen(hello, self.transport.peer)
+        if isinstance(found, Verdict):
+            return found
+        opening, clock = found.opening, self._options.clock
+        opening.ticket.check_hello(hello)
+        self._hello = opening.hello
+        description = GuestDescription.from_record(opening.guest, hello.guest)
+        guest = self._make_guest(description)
+        if not found.runs:
+            self._room = Room(await reserve(guest, description))
+            carry = opening.without_round(self._room, clock())
+        elif isinstance(guest, OutlivingGuest):
+            await guest.take_over()
+            self._room = Room(pages_of(guest, description))
+            carry = opening.with_guest(self._room, await guest.notes(), await guest.missing(), clock())
+        else:
+            raise GuestError("this guest has not outlived the process that took it in", ErrorCode.GUEST_LOST)
+        self.guest, self.description = guest, description
+        self._keep(opening.ticket)
+        if found.runs:
             self._expects.set()
         return carry
 

@@ -8,6 +8,8 @@ One has it at any time; whoever asks while an older connection still has it ends
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 import trio
@@ -34,7 +36,7 @@ _LETS_GO: Final = frozenset(
 
 
 class KeptSession:
-    """One session, from the moment when there is room for its guest.
+    """One session, from the moment when there is room for its guest, or it was found again.
 
     Attributes:
         peer: who opened it.
@@ -44,14 +46,20 @@ class KeptSession:
     """
 
     def __init__(
-        self, peer: Peer, machine: DestinationMachine, pump: Pump, perform: Perform, on_event: OnEvent
+        self,
+        peer: Peer,
+        ticket: Ticket,
+        machine: DestinationMachine,
+        pump: Pump,
+        *,
+        perform: Perform,
+        on_event: OnEvent,
     ) -> None:
-        assert machine.ticket is not None
         self.peer: Final = peer
         self.perform: Final = perform
         self.on_event: Final = on_event
         self.guest: DestinationGuest | None = None
-        self._first: Final = machine.ticket
+        self._first: Final = ticket
         self._machine = machine
         self._pump = pump
         self._carry: DestinationCarry | None = None
@@ -161,6 +169,7 @@ class Sessions:
 
     def __init__(self) -> None:
         self._kept: dict[bytes, KeptSession] = {}
+        self._turns: dict[bytes, trio.Lock] = {}
 
     def add(self, kept: KeptSession) -> None:
         """It can be asked for from now on."""
@@ -170,13 +179,29 @@ class Sessions:
         """And no longer."""
         self._kept.pop(kept.session, None)
 
-    def find(self, hello: Hello, peer: Peer) -> KeptSession:
-        """The session that a HELLO asks for; whether it may have it, its ticket tells.
+    def find(self, hello: Hello, peer: Peer) -> KeptSession | None:
+        """The session that a HELLO asks for, None if there is none; whether it may have it, its ticket tells.
 
         Raises:
-            LocalProtocolError: BAD_TOKEN if there is none, or it is another peer's: these read the same.
+            LocalProtocolError: BAD_TOKEN if it is another peer's.
         """
         kept = self._kept.get(hello.session)
-        if kept is None or kept.peer.identity != peer.identity:
-            raise LocalProtocolError(ErrorCode.BAD_TOKEN, "no such session of this peer", clause="RES-3")
+        if kept is not None and kept.peer.identity != peer.identity:
+            raise no_session()
         return kept
+
+    @asynccontextmanager
+    async def turn(self, session: bytes) -> AsyncIterator[None]:
+        """One connection at a time looks for a session, and finds it again where another process had it."""
+        lock = self._turns.setdefault(session, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.statistics().tasks_waiting:
+                self._turns.pop(session, None)
+
+
+def no_session() -> LocalProtocolError:
+    """The answer to whoever asks for a session that there is not, or that is another peer's: alike."""
+    return LocalProtocolError(ErrorCode.BAD_TOKEN, "no such session of this peer", clause="RES-3")

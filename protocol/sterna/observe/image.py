@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from sterna.core.conduct import wrong
-from sterna.core.following import Following
+from sterna.core.following import Following, Sealed
 from sterna.core.rounds import IncomingRound, rejected_pages
 from sterna.core.seal import check_seal
 from sterna.core.state import StateAssembler
@@ -169,7 +169,8 @@ class Image:
         stale = self._follows.stale.count()
         self.digest = check_seal(record, self.round, self._states, self._memory, stale)
         self._share.take(stale * STALE_KEPT_BYTES, "pages that follow the guest")
-        self._follows.seal(self._sink, self._memory, (record.attempt, self.round.number + 1), 0)
+        image = Sealed(record.attempt, self.round.number, record.digest)
+        self._follows.seal(self._sink, self._memory, image, 0)
 
     # ---- pages that follow the guest ----
 

@@ -1,0 +1,87 @@
+"""What is kept beside the memory of a guest that runs before its pages are there, for the next endpoint.
+
+The entries of its pages cannot be made again once the guest writes [PCY-16], and the groups in which pages
+come follow from all that were stale, not from those that still are [PCY-7]. So both lie where the memory is,
+with the place in the session that PAGES have to name. The holder does not look into it.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Final, Self
+
+import numpy as np
+
+from sterna.errors import GuestError
+from sterna.memory.bitmap import PageBitmap
+from sterna.memory.digest import MemoryDigest
+from sterna.memory.regions import PageSets, RegionTable
+from sterna.registry import Style
+
+# Where it was, and behind it the stale pages, a bit each, and the entries of all pages.
+_HEAD: Final = struct.Struct("<8sQQQ16s16x")
+_MAGIC: Final = b"sterna-1"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageNotes:
+    """What is known of a sealed image of which pages are to follow, as it is kept beside the memory [PCY-16].
+
+    Attributes:
+        digest: the entries of all pages; those of a page that is installed are newer than SEAL.
+        stale: the pages that DIRTY_BITMAP declared.
+        attempt: of HANDOVER.
+        round: number of the blackout round.
+        style: of the switchover.
+        sealed: digest of SEAL.
+    """
+
+    digest: MemoryDigest
+    stale: PageSets
+    attempt: int
+    round: int
+    style: Style
+    sealed: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that they take."""
+        words = sum(len(self.stale[region].words) for region in self.stale)
+        return _HEAD.size + 8 * words + self.digest.size_bytes
+
+    def move_to(self, place: memoryview | bytearray) -> None:
+        """Write them there; the entries are kept there from now on.
+
+        Raises:
+            ValueError: it has fewer than `size_bytes` bytes.
+        """
+        view, at = memoryview(place), _HEAD.size
+        for region in self.stale:
+            data = self.stale[region].words.tobytes()
+            view[at : at + len(data)] = data
+            at += len(data)
+        self.digest.move_to(view[at:])
+        _HEAD.pack_into(view, 0, _MAGIC, self.attempt, self.round, self.style, self.sealed)
+
+    @classmethod
+    def read(cls, place: memoryview, table: RegionTable) -> Self:
+        """What another process has written there; the entries stay there.
+
+        Raises:
+            GuestError: it was not written, or for other regions.
+        """
+        if bytes(place[: len(_MAGIC)]) != _MAGIC:
+            raise GuestError("there are no notes of the image")
+        try:
+            _, attempt, number, style, sealed = _HEAD.unpack_from(place)
+            stale, at = {}, _HEAD.size
+            for region in table.copied:
+                words = np.frombuffer(place, "<u8", (region.pages + 63) // 64, at)
+                stale[region.id] = PageBitmap.from_words(words, region.pages)
+                at += 8 * len(words)
+            digest = MemoryDigest.kept_in(place[at:], table)
+            digest.move_to(place[at:])
+            return cls(digest, PageSets.collected(table, stale), attempt, number, Style(style), sealed)
+        except (ValueError, struct.error) as error:
+            raise GuestError(f"the notes of the image make no sense: {error}") from error

@@ -1,0 +1,89 @@
+"""What an endpoint asks of the host that it runs on, and the simplest host there is."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Protocol
+
+from sterna.core.duties import NoRecords, Records
+from sterna.core.events import Admission
+from sterna.core.reopening import Opening
+from sterna.guest.api import GuestDescription
+from sterna.net.kept import no_session
+from sterna.net.transport import Peer
+from sterna.wire.records import NO_ID, NO_TOKEN, Hello, Runner, Verdict
+
+
+class Host(Records, Protocol):
+    """What an endpoint asks of the host that it runs on. Raising a `SternaError` refuses."""
+
+    async def admit(self, hello: Hello, peer: Peer) -> Admission | Verdict:
+        """Whether this peer may bring this guest: fresh ids, and the runner under which it would run here.
+
+        A `Verdict` answers an opening that comes after HANDOVER [ONE-14].
+
+        Raises:
+            SternaError: NOT_AUTHORISED, BUSY, STALE_EPOCH or FULL are what the peer will read.
+        """
+        ...
+
+    async def may_send(self, description: GuestDescription, peer: Peer) -> None:
+        """Whether this guest may be sent to this peer.
+
+        Raises:
+            SternaError: NOT_AUTHORISED.
+        """
+        ...
+
+    async def opened(self, opening: Opening) -> None:
+        """There is room for a guest, and its session can be taken up again: note it for the next process.
+
+        A host that cannot, or does not want to, raises nothing: then only this process can go on with it.
+        """
+        ...
+
+    async def reopen(self, hello: Hello, peer: Peer) -> Reopened | Verdict:
+        """A session that no endpoint of this process has: what an earlier process has noted of it.
+
+        A `Verdict` answers for one that was handed over and whose guest lacks no pages [RES-15].
+
+        Raises:
+            SternaError: BAD_TOKEN, nothing is known of it, or it is another peer's [RES-3].
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reopened:
+    """A session of an earlier process. `runs`: its guest runs here, and may lack pages."""
+
+    opening: Opening
+    runs: bool
+
+
+class LocalHost(NoRecords):
+    """Everybody may come, nothing outlives the process, every claim is won: two endpoints and nothing else.
+
+    The grant is then the commit as the source sees it [ONE-43].
+    """
+
+    def __init__(self, name: str = "localhost") -> None:
+        self.name = name
+
+    async def admit(self, hello: Hello, peer: Peer) -> Admission | Verdict:
+        """Fresh ids and a fresh runner for anybody."""
+        del hello, peer
+        runner = Runner(self.name, secrets.token_bytes(len(NO_ID)))
+        return Admission(secrets.token_bytes(len(NO_ID)), secrets.token_bytes(len(NO_TOKEN)), runner)
+
+    async def may_send(self, description: GuestDescription, peer: Peer) -> None:
+        """Any guest to anybody."""
+
+    async def opened(self, opening: Opening) -> None:
+        """Nothing is kept."""
+
+    async def reopen(self, hello: Hello, peer: Peer) -> Reopened | Verdict:
+        """Nothing was kept."""
+        del hello, peer
+        raise no_session()

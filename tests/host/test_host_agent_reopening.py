@@ -1,0 +1,170 @@
+"""Sessions that an earlier process of this host has left, as its next process finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_host_agent import BY_ID, ID, NOBODY, OTHER_ID, PEERS, SENDER, STRANGER, take_over
+from test_host_openings import ASKING, HELLO, OPENING
+
+from sterna.core.records import Complete, HandBack, Released, Start
+from sterna.errors import RecordError, SternaError
+from sterna.host.agent import HostSession, PeerListHost
+from sterna.host.openings import NAME
+from sterna.host.records_shelf import RecordsShelf
+from sterna.net.hosting import Reopened
+from sterna.net.transport import Peer
+from sterna.registry import ErrorCode, Owner
+from sterna.wire.records import Hello, Verdict
+
+EPOCH = HELLO.epoch
+CLAIMING = object()  # nothing behind it
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Callable[[], PeerListHost]:
+    """A new process of this host."""
+    return lambda: PeerListHost("here", PEERS, shelf=RecordsShelf(tmp_path, "a test"))
+
+
+async def leave(host: PeerListHost, *records: object) -> Hello:
+    """A session of a process that is killed when these are recorded; what its source says when it is back."""
+    session = host.session()
+    made = await session.admit(HELLO, SENDER)
+    assert not isinstance(made, Verdict)
+    welcome = replace(OPENING.welcome, session=made.session, token=made.token)
+    await session.opened(replace(OPENING, welcome=welcome, runner=made.runner))
+    if records:
+        await take_over(session, EPOCH)
+    for record in records:
+        if record is not CLAIMING:
+            await session.persist(record(session) if callable(record) else record)
+    await host.shelf.give_back(ID)  # its lock is gone with it
+    return replace(ASKING, session=made.session, token=made.token)
+
+
+def complete(session: HostSession) -> Complete:
+    assert session.admission is not None
+    return Complete(session.admission.session, EPOCH + 1, bytes(16))
+
+
+def released(session: HostSession) -> Released:
+    assert session.admission is not None
+    return Released(session.admission.session)
+
+
+async def refused(host: PeerListHost, hello: Hello, peer: Peer) -> SternaError:
+    async with host.session() as session:
+        with pytest.raises(SternaError) as caught:
+            await session.reopen(hello, peer)
+    assert not session.admitted
+    return caught.value
+
+
+async def test_a_session_before_handover_is_found(process) -> None:
+    """[RES-7] [RES-16] By its own peer alone; whoever else asks disturbs nothing [RES-3]."""
+    hello = await leave(process())
+    host = process()
+    for changes, peer in (
+        ({}, BY_ID),
+        ({"token": b"x" * 32}, SENDER),
+        ({"session": b"x" * 16}, SENDER),
+        ({"guest": OTHER_ID}, SENDER),
+    ):
+        error = await refused(host, replace(hello, **changes), peer)
+        assert error.code in {ErrorCode.BAD_TOKEN, ErrorCode.NOT_AUTHORISED}
+    for peer in (STRANGER, NOBODY):
+        assert (await refused(host, hello, peer)).code is ErrorCode.NOT_AUTHORISED
+    async with host.session() as session:
+        found = await session.reopen(hello, SENDER)
+        assert isinstance(found, Reopened)
+        assert not found.runs
+        assert session.admission == found.opening.admission
+        assert session.admitted
+        assert (
+            await refused_opening(host)
+        ).code is ErrorCode.BUSY  # it is open here, and cannot be cancelled
+
+
+async def refused_opening(host: PeerListHost) -> SternaError:
+    async with host.session() as other:
+        with pytest.raises(SternaError) as caught:
+            await other.admit(HELLO, BY_ID)
+    return caught.value
+
+
+async def test_a_session_whose_guest_was_started_is_gone_on_with(process) -> None:
+    """[RES-13] [ONE-13] It has received HANDOVER: nobody takes its place."""
+    hello = await leave(process(), Start(EPOCH + 1))
+    settled = []
+    host = process()
+
+    async def settle(guest: bytes) -> None:
+        settled.append(guest)
+
+    host.settle = settle
+    async with host.session() as session:
+        found = await session.reopen(hello, SENDER)
+        assert isinstance(found, Reopened)
+        assert found.runs
+        assert settled == [ID]
+        assert not session.replace()
+        await session.persist(complete(session))
+        await session.persist(released(session))
+    assert not list(host.shelf.directory.glob(f"*/{NAME}"))
+
+
+@pytest.mark.parametrize("ends", ["complete", "handed back", "undecided", "opening lost"])
+async def test_one_that_was_handed_over_is_told_of_otherwise(process, ends: str, tmp_path: Path) -> None:
+    """[RES-15] [ONE-39]"""
+    left = {
+        "complete": (Start(EPOCH + 1), complete),
+        "handed back": (HandBack(EPOCH + 1),),
+        "undecided": (CLAIMING,),
+        "opening lost": (Start(EPOCH + 1),),
+    }[ends]
+    hello = await leave(process(), *left)
+    if ends == "opening lost":
+        (tmp_path / ID.hex() / NAME).unlink()
+    async with process().session() as session:
+        found = await session.reopen(hello, SENDER)
+    assert isinstance(found, Verdict)
+    assert found.complete == (ends == "complete")
+    started = ends in {"complete", "opening lost"}
+    assert found.owner is (Owner.DESTINATION if started else Owner.SOURCE)
+    assert found.handed_back is not started
+
+
+async def test_an_opening_is_dropped_with_a_session_that_came_to_nothing(process) -> None:
+    """Whoever ends it here has ended it: nobody finds it again."""
+    host = process()
+    async with host.session() as session:
+        made = await session.admit(HELLO, SENDER)
+        assert not isinstance(made, Verdict)
+        welcome = replace(OPENING.welcome, session=made.session, token=made.token)
+        await session.opened(replace(OPENING, welcome=welcome, runner=made.runner))
+        assert list(host.shelf.directory.glob(f"*/{NAME}"))
+    assert not list(host.shelf.directory.glob(f"*/{NAME}"))
+    asking = replace(ASKING, session=made.session, token=made.token)
+    assert (await refused(host, asking, SENDER)).code is ErrorCode.BAD_TOKEN
+
+
+async def test_an_opening_that_cannot_be_noted_ends_nothing(process, monkeypatch) -> None:
+    """[RES-16] The migration goes on, and who serves is told."""
+    said: list[str] = []
+    host = process()
+    host.tell = said.append
+
+    async def fails(*_: object) -> None:
+        raise RecordError("the disk is full")
+
+    monkeypatch.setattr(host.openings, "put", fails)
+    async with host.session() as session:
+        await session.admit(HELLO, SENDER)
+        await session.opened(OPENING)
+    (text,) = said
+    assert "the session is not taken up again" in text
+    assert "the disk is full" in text

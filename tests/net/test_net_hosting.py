@@ -1,0 +1,158 @@
+"""What endpoints ask of a host about the sessions of a process that is gone."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from endpoint_support import DestinationGuest
+from resume_net_support import NAMES, Resuming
+from trio.abc import Clock
+
+from sterna.core.events import Outcome
+from sterna.core.policy import PolicySettings
+from sterna.core.reopening import Opening
+from sterna.errors import GuestError
+from sterna.guest.api import GuestDescription
+from sterna.net.endpoint import LocalHost, Reopened
+from sterna.net.kept import Sessions, no_session
+from sterna.net.transport import Peer
+from sterna.registry import ErrorCode, Owner
+from sterna.wire.records import Hello, Verdict
+
+BYTES = 64 * 4096
+
+
+@pytest.fixture
+def virtual_time(autojump_clock: Clock) -> Clock:
+    return autojump_clock
+
+
+class Remembering(LocalHost):
+    """A host that notes the openings of its sessions, and knows whether their guests run."""
+
+    def __init__(self, *, runs: bool) -> None:
+        super().__init__("destination")
+        self.runs = runs
+        self.noted: dict[bytes, Opening] = {}
+        self.asked = 0
+        self.is_asked = trio.Event()
+        self.verdict_instead = False
+
+    async def opened(self, opening: Opening) -> None:
+        self.noted[opening.welcome.session] = opening
+
+    async def reopen(self, hello: Hello, peer: Peer) -> Reopened | Verdict:
+        self.asked += 1
+        self.is_asked.set()
+        await trio.sleep(0.5)  # others come meanwhile
+        if self.verdict_instead:
+            return Verdict(Owner.DESTINATION, hello.epoch + 1, hello.runner)
+        if peer.identity != NAMES[0] or hello.session not in self.noted:
+            raise no_session()
+        return Reopened(self.noted[hello.session], self.runs)
+
+
+class Outliving(DestinationGuest):
+    """A guest that outlives its endpoint, as those in holders do."""
+
+    taken_over = 0
+
+    async def take_over(self) -> GuestDescription:
+        if not self.running:
+            raise GuestError("nobody runs here", ErrorCode.REFUSED)
+        self.taken_over += 1
+        assert self.description is not None
+        return self.description
+
+
+def migration(switchover: str, **changes: object) -> Resuming:
+    made = Resuming(
+        cuts=(BYTES // 3,),
+        link={"identities": NAMES, "rate_bytes_s": 1e6},
+        source_options={"policy": PolicySettings(switchover=switchover)},
+        destination_options={"post_copy": True},
+        destination_host=Remembering(runs=switchover == "post-copy"),
+        **changes,
+    )
+    made.check = lambda: None  # it looks at one process a side
+    return made
+
+
+async def die(migration: Resuming) -> None:
+    """The process that had the session is gone, and another one there when the source dials again."""
+    await migration.called.wait()
+    migration.sessions = Sessions()
+    if not migration.room.running:  # what it had reserved is another process's mess now
+        migration.room = DestinationGuest(rate_bytes_s=migration.rate_bytes_s, journal=migration.journal)
+
+
+async def test_another_process_goes_on_with_a_guest_that_runs(virtual_time: Clock) -> None:
+    """[RES-13] [PCY-16]"""
+    one = migration("post-copy")
+    one.room = Outliving(rate_bytes_s=one.rate_bytes_s, journal=one.journal)
+    await one.run(lambda: die(one))
+    source, (other,) = one.results["source"], one.others
+    assert (source.outcome, source.resumed) == (Outcome.COMPLETED, 1)
+    assert other.result is not None
+    assert other.result.outcome is Outcome.COMPLETED
+    assert other.result.digest == source.digest != b""
+    assert other.result.after.stale == other.result.after.demanded + other.result.after.pushed == 64
+    assert not other.took_up
+    assert one.room.taken_over == 1
+    assert one.room.workload.audit().errors == 0
+    assert one.guest.released
+
+
+async def test_another_process_makes_room_again(virtual_time: Clock) -> None:
+    """[RES-7] [RES-16]"""
+    one = migration("stop-and-copy")
+    await one.run(lambda: die(one))
+    source, (other,) = one.results["source"], one.others
+    assert (source.outcome, source.resumed) == (Outcome.COMPLETED, 1)
+    assert other.result is not None
+    assert other.result.digest == source.digest
+    assert one.room.running
+    assert one.room.workload.audit().errors == 0
+
+
+async def test_whoever_comes_while_another_process_is_asked_finds_what_it_finds(virtual_time: Clock) -> None:
+    """[RES-4] Two connections, one session: it is looked for once, and the newer connection has it."""
+    one = migration("stop-and-copy")
+
+    async def twice() -> None:
+        await die(one)
+        await one.destination_host.is_asked.wait()
+        one.nears[0].abort()
+
+    await one.run(twice)
+    assert one.results["source"].outcome is Outcome.COMPLETED
+    assert one.destination_host.asked == 1
+
+
+@pytest.mark.parametrize("why", ["verdict", "guest", "unknown"])
+async def test_what_another_process_cannot_go_on_with(virtual_time: Clock, why: str) -> None:
+    """[RES-3] [RES-15] [ONE-38] The source keeps its image."""
+    one = migration("post-copy")
+    host = one.destination_host
+    assert isinstance(host, Remembering)
+
+    async def then() -> None:
+        await die(one)
+        host.verdict_instead = why == "verdict"
+        if why == "unknown":
+            host.noted.clear()
+
+    await one.run(then)
+    source = one.results["source"]
+    assert source.outcome is Outcome.MOVED
+    code = {"verdict": ErrorCode.STALE_EPOCH, "guest": ErrorCode.GUEST_LOST, "unknown": ErrorCode.BAD_TOKEN}
+    assert source.code is code[why]
+    assert not one.guest.released
+    assert not one.guest.running
+
+
+async def test_a_host_that_notes_nothing(virtual_time: Clock) -> None:
+    """[RES-3]"""
+    one = Resuming(cuts=(BYTES // 3,))
+    await one.run(lambda: die(one))
+    assert one.results["source"].code is ErrorCode.BAD_TOKEN
