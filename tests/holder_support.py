@@ -31,11 +31,18 @@ def holder(path: Path, *, with_guest: bool, epoch: int = 1) -> Iterator[HolderEn
         engine = HolderEngine(guest, state=HeldState.RUNNING, epoch=epoch, runner=runner)
     else:
         engine = HolderEngine(guest)
+    with serving(path, engine):
+        yield engine
+
+
+@contextlib.contextmanager
+def serving(path: Path, engine: HolderEngine) -> Iterator[None]:
+    """The engine behind a socket, in a thread that has ended afterwards, and its guest with it."""
     server = HolderServer(path, engine)
     thread = threading.Thread(target=server.serve)
     thread.start()
     try:
-        yield engine
+        yield
     finally:
         server.stop()
         thread.join()

@@ -301,6 +301,13 @@ class Workload:
         errors += (not registers_good) + (total & _MASK != self.count)
         return Audit(p.pages, errors, self.count, total & _MASK, registers_good, tuple(bad))
 
+    def content(self, page: int, generation: int) -> Words:
+        """All words of a hot or cold page in this generation."""
+        heads, bases = self._expected(np.array([page], np.uint64), np.array([generation], np.uint64))
+        words = bases + _RAMP
+        words[:HEAD_WORDS] = heads[0]
+        return words
+
     def distinct_pages(self, count_a: int, count_b: int) -> int:
         """How many different pages the writes number count_a to count_b - 1 go to."""
         return self.parameters.distinct_pages(count_a, count_b)
