@@ -198,6 +198,16 @@ class StateKind(IntEnum):
     CLOCK = 0x0001
     WORKLOAD = 0x0002
     OPAQUE = 0x0003
+    X86_CPUID = 0x0100
+    X86_REGISTERS = 0x0101
+    X86_SYSTEM = 0x0102
+    X86_XSAVE = 0x0103
+    X86_XCR = 0x0104
+    X86_DEBUG = 0x0105
+    X86_MSRS = 0x0106
+    X86_EVENTS = 0x0107
+    X86_MP_STATE = 0x0108
+    X86_TSC = 0x0109
 
 
 class Limit(IntEnum):

@@ -1,0 +1,393 @@
+"""The KVM guest: real vCPUs that run the workload on memory files, held for an endpoint.
+
+What a holder is asked for is the same as of a process guest. What differs is what runs (vCPUs, each in a
+thread), how writes are followed (KVM's dirty log) and what the state is (all registers, spec/x86.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
+
+from sterna.errors import GuestError
+from sterna.guest.api import GuestDescription, StateSection
+from sterna.guest.holder_backend import HeldGuest
+from sterna.guest.holder_frames import JsonObject
+from sterna.guest.journal import Journal
+from sterna.guest.kvm import features, sections
+from sterna.guest.kvm.audit import audit
+from sterna.guest.kvm.layout import MEMORY_MAX, RAM, VCPUS_MAX, Area, regions
+from sterna.guest.kvm.machine import KvmMachine
+from sterna.guest.kvm.runner import VcpuRunner
+from sterna.guest.process import ProcessSettings
+from sterna.guest.schedule import PAGE_BYTES, WorkloadParameters
+from sterna.guest.workload import Audit
+from sterna.linux.kvm import Kvm
+from sterna.linux.kvm_vcpu import KICK, REGISTERS
+from sterna.linux.memfd import MemoryFile
+from sterna.memory.bitmap import PageBitmap
+from sterna.registry import Architecture, ErrorCode
+from sterna.wire.records import NO_RUNNER, Runner
+
+STATE_BYTES: Final = 128 << 10  # of a vCPU; with everything that a processor has today it is about 25 KiB
+_EXPECTED_STATE_BYTES: Final = 16 << 10
+
+
+class KvmGuest(HeldGuest):
+    """Holds a machine. See `HeldGuest` for what may be called when. To be made in the main thread."""
+
+    kind = "kvm"
+    tracker = "kvm"
+
+    def __init__(self, settings: ProcessSettings, available_bytes: Callable[[], int] | None = None) -> None:
+        self._settings = settings
+        self._available_bytes = available_bytes
+        self._journal = Journal(settings.journal)
+        self._journaling = threading.Lock()  # vCPUs progress at the same time
+        self._description: GuestDescription | None = None
+        self._machine: KvmMachine | None = None
+        self._runners: tuple[VcpuRunner, ...] = ()
+        self._areas: tuple[Area, ...] = ()
+        self._saved: tuple[StateSection, ...] | None = None
+        self._registers_checked = 0
+        self._sections = 0
+        self._epoch = 0
+        self._who = NO_RUNNER
+        self._paused = False
+        self._granted = False
+        self._journaled_count = -1
+        self._journaled_epoch = 0  # of the last line that tells of writes
+        self._event = ""  # what the next write is to be journaled as
+        if signal.getsignal(KICK) in {signal.SIG_DFL, signal.SIG_IGN, None}:
+            signal.signal(
+                KICK, lambda number, frame: None
+            )  # a signal ends a system call if somebody handles it
+
+    def create(self, guest: GuestDescription, parameters: WorkloadParameters) -> None:
+        """A new guest, filled, not yet running.
+
+        Args:
+            guest: as `describe` makes it.
+            parameters: of one workload on all of the memory, which the vCPUs share.
+
+        Raises:
+            GuestError: no KVM, no memory.
+            ValueError: there is no share for each vCPU.
+        """
+        machine = self._make(guest)
+        try:
+            machine.ram.wait_populated()
+            machine.begin(parameters)
+            self._areas = machine.areas()
+        except BaseException:
+            machine.close()
+            raise
+        self._machine, self._description = machine, guest
+
+    @property
+    def description(self) -> GuestDescription:
+        """The guest."""
+        assert self._description is not None
+        return self._description
+
+    def memory(self) -> Mapping[int, MemoryFile]:
+        """Both regions."""
+        return self._here.files
+
+    def start_tracking(self) -> None:
+        """By the dirty log."""
+        self._here.start_tracking()
+
+    def collect(self) -> Mapping[int, PageBitmap]:
+        """While the vCPUs write on."""
+        return self._here.collect()
+
+    def stop_tracking(self) -> None:
+        """Legal always."""
+        if self._machine is not None:
+            self._machine.stop_tracking()
+
+    def pause(self) -> None:
+        """Between any two instructions."""
+        self._park()
+        self._paused = True
+        self._saved = None
+        self._note("pause")
+
+    def resume(self) -> None:
+        """With the next instruction."""
+        self._go("resume")
+        self._paused = False
+
+    def throttle(self, share: float) -> None:
+        """At once."""
+        for runner in self._runners:
+            runner.throttle(share)
+
+    def save_state(self) -> Sequence[StateSection]:
+        """All sections; what counts on is as it was when they were asked for first."""
+        if self._saved is None:
+            self._saved = sections.to_sections(self._here.save())
+        return self._saved
+
+    def mark_granted(self, epoch: int) -> None:
+        """A line in the journal, the last one from here unless the guest is won back."""
+        self._note("granted")
+        self._granted = True
+
+    def revoke_grant(self, epoch: int) -> None:
+        """A line in the journal."""
+        self._note("revoked")
+        self._granted = False
+
+    def reserve(self, description: GuestDescription) -> None:
+        """Check the guest against what this host's processors are, and make its machine."""
+        check_description(description)
+        limit, size = self._settings.memory_limit_bytes, description.regions[RAM].size_bytes
+        if limit and size > limit:
+            raise GuestError(f"{size} bytes, the limit is {limit}", ErrorCode.FULL)
+        with Kvm() as kvm:
+            lacking = features.missing(description.cpu_features, kvm.supported_cpuid())
+        if lacking:
+            raise GuestError(
+                f"CPU features that are missing here: {', '.join(lacking)}", ErrorCode.CPU_FEATURES
+            )
+        self._machine, self._description = self._make(description), description
+
+    def prepare(self) -> None:
+        """Wait until every page is there: its first touch would be in the blackout."""
+        try:
+            self._here.ram.wait_populated()
+        except MemoryError as error:
+            raise GuestError(str(error), ErrorCode.FULL) from error
+
+    def load_state(self, sections_: Sequence[StateSection]) -> None:
+        """Checked whole, then set and compared."""
+        state = sections.from_sections(sections_, self.description.vcpus)
+        self._registers_checked = self._here.load(state)
+        self._sections = len(sections_)
+
+    def run(self, epoch: int, runner: Runner) -> None:
+        """Start the threads, or let those go on that were stopped here."""
+        before = self._epoch, self._who, self._granted
+        self._epoch, self._who, self._granted = epoch, runner, False  # the first write is noted under these
+        try:
+            if not self._runners:
+                vcpus = self._here.vcpus
+                rate = self._settings.rate_bytes_s / PAGE_BYTES / len(vcpus)
+                self._runners = tuple(VcpuRunner(vcpu, rate, self._progress) for vcpu in vcpus)
+            self._go("run")
+        except BaseException:
+            self._epoch, self._who, self._granted = before
+            raise
+        self._paused = False
+        with contextlib.suppress(GuestError):  # figures, which a guest whose memory makes no sense has not
+            self._areas = self._look_at_areas()
+
+    def discard(self) -> None:
+        """Free the machine."""
+        machine, self._machine = self._machine, None
+        self._description, self._registers_checked, self._sections = None, 0, 0
+        if machine is not None:
+            machine.close()
+
+    def release(self) -> None:
+        """The threads end; their figures stay."""
+        self._end()
+
+    def status(self) -> JsonObject:
+        """Counts, rates and the times that the blackout is measured from. Touches no guest memory."""
+        status: JsonObject = {"journal_failure": self._journal.failure}
+        if self._machine is not None:
+            status["memory_bytes"] = self._machine.memory_bytes
+            status["tracker_reason"] = ""
+        if self._sections:
+            status |= {"sections": self._sections, "registers_checked": self._registers_checked}
+        if self._runners:
+            status |= self._figures()
+        return status
+
+    def _figures(self) -> JsonObject:
+        runners = self._runners
+        figures: JsonObject = {
+            "writes": self._count,
+            "errors": sum(runner.errors for runner in runners),
+            "hot_set_bytes": sum(area.parameters.hot_pages for area in self._areas) * PAGE_BYTES,
+            "vcpus": len(runners),
+            "paused": self._paused,
+            "rate_requested_bytes_s": self._settings.rate_bytes_s,
+            "running_s": round(min(runner.running_s for runner in runners), 6),
+            "first_write_ns": _first(runner.first_write_ns for runner in runners),
+            "last_write_ns": max(runner.last_write_ns for runner in runners),
+            "failure": next((str(one.failure) for one in runners if one.failure is not None), ""),
+        }
+        rate = distinct = 0.0
+        for number, runner in enumerate(runners):
+            (start, first), (end, last) = runner.samples
+            if end > start:
+                rate += (last - first) * PAGE_BYTES / (end - start)
+                if self._areas:
+                    pages = self._areas[number].parameters.distinct_pages(first, last)
+                    distinct += pages * PAGE_BYTES / (end - start)
+        return figures | {"rate_bytes_s": round(rate), "distinct_bytes_s": round(distinct)}
+
+    def audit(self) -> JsonObject:
+        """Every page and register, between two instructions of each vCPU."""
+        if self._runners and not self._paused:
+            self._park()
+        try:
+            return self._audit()
+        finally:
+            if self._runners and not self._paused:
+                self._go("")
+
+    def _audit(self) -> JsonObject:
+        machine = self._here
+        self._areas = self._look_at_areas()
+        found: list[Audit] = []
+        for area, vcpu in zip(self._areas, machine.vcpus, strict=True):
+            first, pages = area.first_page * PAGE_BYTES, area.parameters.pages * PAGE_BYTES
+            share = machine.ram.map.array[first : first + pages]
+            found.append(audit(area.parameters, share, REGISTERS.unpack(vcpu.registers())))
+        mismatches = sum(area.mismatches for area in self._areas)
+        return {
+            "pages_checked": sum(one.pages_checked for one in found),
+            "errors": sum(one.errors for one in found) + mismatches,
+            "writes": sum(one.count for one in found),
+            "generations": sum(one.generations for one in found),
+            "registers_good": all(one.registers_good for one in found) and not mismatches,
+            "errors_while_running": sum(runner.errors for runner in self._runners),
+            "registers_looked_at": sum(area.checked for area in self._areas),
+            "register_mismatches": mismatches,
+            "time_backwards": sum(area.backwards for area in self._areas),
+        }
+
+    def close(self) -> None:
+        """End the threads, then free the machine."""
+        had = bool(self._runners)
+        self._end()
+        if had and not self._granted:
+            self._note("end")
+        self._journal.close()
+
+    @property
+    def _here(self) -> KvmMachine:
+        assert self._machine is not None
+        return self._machine
+
+    @property
+    def _count(self) -> int:
+        return sum(runner.count for runner in self._runners)
+
+    def _make(self, description: GuestDescription) -> KvmMachine:
+        # Before it is touched: where memory runs out, the kernel kills somebody.
+        size = description.regions[RAM].size_bytes
+        if self._available_bytes is not None and size > self._available_bytes():
+            raise GuestError(f"{size} bytes are not available", ErrorCode.FULL)
+        return KvmMachine(size, description.vcpus)
+
+    def _look_at_areas(self) -> tuple[Area, ...]:
+        try:
+            return self._here.areas()
+        except ValueError as error:
+            raise GuestError(f"the guest's memory makes no sense: {error}") from error
+
+    def _park(self) -> None:
+        """Every vCPU, or none."""
+        for runner in self._runners:
+            runner.tell_to_park()
+        try:
+            for runner in self._runners:
+                runner.wait_parked()
+        except GuestError:
+            for runner in self._runners:
+                if runner.failure is None:
+                    runner.run()
+            raise
+
+    def _go(self, event: str) -> None:
+        self._event = event or self._event
+        for runner in self._runners:
+            runner.run(event)
+
+    def _end(self) -> None:
+        for runner in self._runners:
+            runner.tell_to_park()
+        for runner in self._runners:
+            runner.stop()
+        machine, self._machine = self._machine, None
+        if machine is not None:
+            machine.close()
+
+    def _progress(self, event: str) -> None:
+        """A vCPU has written; the first of them after `run` and `resume` tells of that."""
+        with self._journaling:
+            if event != "beat":
+                event, self._event = self._event, ""
+            if event and (event != "beat" or self._count > self._journaled_count):
+                self._journaled_epoch = self._epoch
+                self._append(event)
+
+    def _note(self, event: str) -> None:
+        with self._journaling:
+            # Stopped before its first write in this epoch: the count is that of a line of the epoch before.
+            if self._journaled_epoch == self._epoch:
+                self._append(event)
+
+    def _append(self, event: str) -> None:
+        self._journaled_count = self._count
+        self._journal.append(self._journaled_count, self._epoch, self._who, event)
+
+
+def _first(times: Iterable[int]) -> int:
+    """The earliest of those that there are; 0 if there is none."""
+    return min((each for each in times if each), default=0)
+
+
+def check_description(description: GuestDescription) -> None:
+    """Whether a KVM guest can be like this.
+
+    Raises:
+        GuestError: it cannot; the code says what is wrong.
+    """
+    if description.architecture != Architecture.X86_64:
+        raise GuestError(f"architecture {description.architecture}", ErrorCode.ARCHITECTURE)
+    if not 1 <= description.vcpus <= VCPUS_MAX:
+        raise GuestError(f"{description.vcpus} vCPUs, at most {VCPUS_MAX} are possible", ErrorCode.REFUSED)
+    if description.disks or description.nics:
+        raise GuestError("a guest without disks and network interfaces only", ErrorCode.REFUSED)
+    if len(description.regions) != 2 or description.regions[0].size_bytes > MEMORY_MAX:
+        raise GuestError(f"two regions, the first of at most {MEMORY_MAX} bytes", ErrorCode.REFUSED)
+    for found, right in zip(description.regions, regions(description.regions[0].size_bytes), strict=True):
+        if (found.kind, found.transfer) != (right.kind, right.transfer):
+            raise GuestError("regions that are not copied RAM", ErrorCode.REGION_KIND)
+        if found.granule_log2 != right.granule_log2:
+            raise GuestError(f"granule 2**{found.granule_log2}", ErrorCode.PAGE_SIZE)
+        if found != right:
+            raise GuestError(f"region {found.id} is not where it should be", ErrorCode.REFUSED)
+
+
+def describe(name: str, guest_id: bytes, memory_bytes: int, vcpus: int) -> GuestDescription:
+    """The description of a new KVM guest, with all that the processors of this host can do.
+
+    Raises:
+        CapabilityMissing: there is no KVM.
+        GuestError: REFUSED, more than there can be.
+    """
+    with Kvm() as kvm:
+        found = features.features(kvm.supported_cpuid())
+    description = GuestDescription(
+        id=guest_id,
+        name=name,
+        regions=regions(memory_bytes),
+        architecture=Architecture.X86_64,
+        vcpus=vcpus,
+        state_bytes=STATE_BYTES * vcpus,
+        cpu_features=found,
+        expected_state_bytes=_EXPECTED_STATE_BYTES * vcpus,
+    )
+    check_description(description)
+    return description

@@ -1,0 +1,209 @@
+"""Where everything is in the memory of a KVM guest, and how its vCPUs begin.
+
+Two regions. Region 0 is what the workload writes: each vCPU has a share of it, of neighbouring pages, and on
+it a workload of its own, so that two vCPUs never write one page. Region 1 is what the program needs: itself,
+an area for each vCPU (parameters, figures, a stack), page tables. Both are copied RAM like any other.
+
+Virtual addresses are physical ones, by pages of 2 MiB that everybody may use. A vCPU begins in long mode at
+the least privileged level, with the right to use ports, and stays there: the program has no use for more, and
+a software-assisted KVM lets the processor itself run code at that level only. There are no descriptor tables,
+so an exception ends the guest, which is right: there should be none.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sterna.guest.schedule import PAGE_BYTES, WorkloadParameters
+from sterna.guest.workload import registers_at
+from sterna.linux.kvm_vcpu import REGISTERS, Register
+from sterna.wire.records import Region
+
+RAM: Final = 0
+SYSTEM: Final = 1
+DOORBELL: Final = 0x510
+BEAT: Final = 0x514
+VCPUS_MAX: Final = 16
+
+_RAM_ADDRESS: Final = 1 << 32  # beyond what real machines keep below 4 GiB
+_PROGRAM: Final = 0x1000
+_PROGRAM_MAX: Final = 0x8000
+_AREAS: Final = 0x10000
+_AREA_BYTES: Final = 0x4000  # the area's page, the page that GS points to, a stack
+_TABLES: Final = _AREAS + VCPUS_MAX * _AREA_BYTES
+_GIB: Final = 1 << 30
+MEMORY_MAX: Final = 256 * _GIB  # of region 0: one table of the third level has room for 512 GiB
+
+# struct area of program.c
+_AREA: Final = struct.Struct("<16Q")
+
+# Bits of page table entries: present, writable, for everybody, accessed; of the last level also dirty, large.
+# Accessed and dirty from the beginning, so that no processor has to write them.
+_TABLE_ENTRY: Final = 0x27
+_PAGE_ENTRY: Final = 0xE7
+_LARGE_BYTES: Final = 2 << 20
+
+SEGMENT: Final = struct.Struct("<QIH10B")
+CONTROL: Final = struct.Struct("<8Q")  # CR0, CR2, CR3, CR4, CR8, EFER, APIC base, flags
+CONTROL_AT: Final = 224
+# Where program.c keeps the workload's state.
+COUNT: Final = Register.R15
+ERRORS: Final = Register.R14
+WORKLOAD_REGISTERS: Final = (Register.RBX, Register.RBP, Register.R12, Register.R13)
+
+_CODE: Final = (0x33, 11)  # selector and type
+_DATA: Final = (0x2B, 3)
+_CR0: Final = 0x80050033  # paging, protection, what numeric errors and write protection need
+_CR4: Final = 0x620  # physical address extension, SSE
+_EFER: Final = 0x500  # long mode, active
+_RFLAGS: Final = 0x3002  # ports for everybody; bit 1 is always set
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """What a vCPU's area says, read from guest memory and not to be trusted further.
+
+    Attributes:
+        parameters: of its workload.
+        first_page: of region 0, where its share begins.
+        checked: registers that the program has looked at.
+        mismatches: those that had another value than it had left there.
+        backwards: how often the time stamp counter was smaller than before.
+        longest: time between two writes that no doorbell explains, in ticks.
+    """
+
+    parameters: WorkloadParameters
+    first_page: int
+    checked: int
+    mismatches: int
+    backwards: int
+    longest: int
+
+
+def program() -> bytes:
+    """The guest program, as build.sh has made it."""
+    code = (files("sterna.guest.kvm") / "program" / "program.bin").read_bytes()
+    if len(code) > _PROGRAM_MAX:
+        raise ValueError("the program does not fit its place")
+    return code
+
+
+def regions(memory_bytes: int) -> tuple[Region, Region]:
+    """Both regions of a guest with so much memory for its workloads."""
+    system = _TABLES + (3 + _gib(memory_bytes)) * PAGE_BYTES
+    return Region(RAM, _RAM_ADDRESS, memory_bytes), Region(SYSTEM, 0, system)
+
+
+def shares(parameters_of: WorkloadParameters, vcpus: int) -> tuple[tuple[int, WorkloadParameters], ...]:
+    """First page and parameters of each vCPU's workload.
+
+    Args:
+        parameters_of: of one workload on all of the memory. With one vCPU it is that one's.
+        vcpus: how many share the memory.
+
+    Raises:
+        ValueError: a share would be less than a block.
+    """
+    whole, found = parameters_of, list[tuple[int, WorkloadParameters]]()
+    blocks, block = whole.pages // whole.block_pages, whole.block_pages
+    if not 1 <= vcpus <= VCPUS_MAX or blocks < vcpus:
+        raise ValueError(f"{blocks} blocks of memory for {vcpus} vCPUs, of which there are 1 to {VCPUS_MAX}")
+    for number in range(vcpus):
+        first, end = blocks * number // vcpus * block, blocks * (number + 1) // vcpus * block
+        if number == vcpus - 1:
+            end = whole.pages  # and what is left over behind the last whole block
+        share = WorkloadParameters.for_memory(
+            (end - first) * PAGE_BYTES,
+            whole.hot_pages * PAGE_BYTES // vcpus,
+            seed=(whole.seed + number) % (1 << 64),
+            cold_every=whole.cold_every,
+            block_pages=block,
+        )
+        found.append((first, share))
+    return tuple(found)
+
+
+def fill_system(
+    memory: npt.NDArray[np.uint8],
+    memory_bytes: int,
+    work: tuple[tuple[int, WorkloadParameters], ...],
+    gap: int,
+) -> None:
+    """Write region 1 of a new guest.
+
+    Args:
+        memory: the region, zeros so far.
+        memory_bytes: size of region 0.
+        work: first page and parameters of each vCPU.
+        gap: see `struct area` in program.c.
+    """
+    code = program()
+    memory[_PROGRAM : _PROGRAM + len(code)] = np.frombuffer(code, np.uint8)
+    words = memory.view("<u8")
+    for number, (first, p) in enumerate(work):
+        area = _AREAS + number * _AREA_BYTES
+        fields = (p.seed, p.pages, p.hot_pages, p.zero_pages, p.block_pages, p.cold_every)
+        start, other = _RAM_ADDRESS + first * PAGE_BYTES, area + PAGE_BYTES
+        _AREA.pack_into(memory.data, area, area, *fields, start, gap, other, 0, 0, 0, 0, 0, 0)
+        words[other // 8] = other
+    top, third, last = _TABLES, _TABLES + PAGE_BYTES, _TABLES + 2 * PAGE_BYTES
+    words[top // 8] = third | _TABLE_ENTRY
+    places = [0, *range(_RAM_ADDRESS, _RAM_ADDRESS + _gib(memory_bytes) * _GIB, _GIB)]
+    for number, address in enumerate(places):
+        table = last + number * PAGE_BYTES
+        words[third // 8 + address // _GIB] = table | _TABLE_ENTRY
+        large = np.arange(PAGE_BYTES // 8, dtype=np.uint64) * np.uint64(_LARGE_BYTES)
+        words[table // 8 : table // 8 + len(large)] = large + np.uint64(address | _PAGE_ENTRY)
+
+
+def read_area(memory: npt.NDArray[np.uint8], memory_bytes: int, number: int) -> Area:
+    """A vCPU's area.
+
+    Raises:
+        ValueError: it makes no sense.
+    """
+    words: tuple[int, ...] = _AREA.unpack_from(memory.data, _AREAS + number * _AREA_BYTES)
+    _, seed, pages, hot, zero, block, cold, start, _, _, _, checked, mismatches, _, backwards, longest = words
+    parameters = WorkloadParameters(seed, pages, hot, cold, block, zero)
+    first, rest = divmod(start - _RAM_ADDRESS, PAGE_BYTES)
+    if rest or first < 0 or first + pages > memory_bytes // PAGE_BYTES:
+        raise ValueError(f"the workload of vCPU {number} is not in the guest's memory")
+    return Area(parameters, first, checked, mismatches, backwards, longest)
+
+
+def first_registers(number: int, seed: int) -> bytes:
+    """The general-purpose registers with which a vCPU begins, its workload's among them."""
+    registers = [0] * 18
+    for place, value in zip(WORKLOAD_REGISTERS, registers_at(seed, 0), strict=True):
+        registers[place] = value
+    registers[Register.RIP], registers[Register.RFLAGS] = _PROGRAM, _RFLAGS
+    # As after a call, of which the return address is never used.
+    registers[Register.RSP] = _AREAS + (number + 1) * _AREA_BYTES - 8
+    return REGISTERS.pack(*registers)
+
+
+def first_system_registers(number: int, after_reset: bytes) -> bytes:
+    """Segments and control registers with which a vCPU begins, made of those after a reset."""
+    system = bytearray(after_reset)
+    area = _AREAS + number * _AREA_BYTES
+    code, data = _segment(*_CODE, 0, long=1), _segment(*_DATA, 0, long=0)
+    fs, gs = _segment(*_DATA, area, long=0), _segment(*_DATA, area + PAGE_BYTES, long=0)
+    system[: 6 * SEGMENT.size] = b"".join((code, data, data, fs, gs, data))
+    _, _, _, _, _, _, apic_base, flags = CONTROL.unpack_from(system, CONTROL_AT)
+    CONTROL.pack_into(system, CONTROL_AT, _CR0, 0, _TABLES, _CR4, 0, _EFER, apic_base, flags)
+    return bytes(system)
+
+
+def _segment(selector: int, kind: int, base: int, *, long: int) -> bytes:
+    """One of all addresses, at the least privileged level."""
+    return SEGMENT.pack(base, 0xFFFFFFFF, selector, kind, 1, 3, 1 - long, 1, long, 1, 0, 0, 0)
+
+
+def _gib(memory_bytes: int) -> int:
+    return -(-memory_bytes // _GIB)

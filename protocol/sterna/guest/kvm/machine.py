@@ -1,0 +1,178 @@
+"""A KVM guest's machine: memory in memory files, slots, vCPUs, dirty log. It has no threads; runners do."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from sterna.errors import GuestError
+from sterna.guest.kvm import layout, sections, state
+from sterna.guest.kvm.layout import RAM, SYSTEM
+from sterna.guest.process_memory import GuestMemory
+from sterna.guest.schedule import WorkloadParameters
+from sterna.guest.workload import Workload
+from sterna.linux.errors import CapabilityMissing
+from sterna.linux.kvm import Kvm, MemorySlot
+from sterna.linux.kvm_vcpu import CpuidEntry
+from sterna.linux.memfd import MemoryFile, MemoryMap
+from sterna.memory.bitmap import PageBitmap
+from sterna.registry import ErrorCode
+
+_PAGE: Final = mmap.PAGESIZE
+_GAPS_S: Final = 1000  # a gap of so many parts of a second is one
+_APIC_ID: Final = 24  # its first bit in EBX of leaf 1
+
+
+class KvmMachine:
+    """Made whole, or not at all.
+
+    Args:
+        memory_bytes: of region 0.
+        vcpus: how many.
+
+    Attributes:
+        ram: region 0. Its pages come in a thread.
+        vcpus: whoever uses them sees to it that they do not run.
+
+    Raises:
+        CapabilityMissing: no KVM, or not one that can do this.
+        GuestError: FULL, no memory.
+    """
+
+    def __init__(self, memory_bytes: int, vcpus: int) -> None:
+        self.memory_bytes = memory_bytes
+        self.regions = layout.regions(memory_bytes)
+        with contextlib.ExitStack() as stack:
+            self._kvm = stack.enter_context(Kvm())
+            self._machine = stack.enter_context(self._kvm.create_machine())
+            try:
+                self.ram = GuestMemory(memory_bytes, "compare")
+                stack.callback(self.ram.free)
+                self.ram.start_populating()
+                self._system_file = stack.enter_context(
+                    MemoryFile("sterna-guest", self.regions[SYSTEM].size_bytes)
+                )
+                self._system = self._system_file.map()
+                stack.callback(self._free_system)
+                self._system.populate(0, self._system.size_bytes)
+                self._slots = {
+                    number: MemorySlot(number, region.address, region.size_bytes, self.maps[number].address)
+                    for number, region in enumerate(self.regions)
+                }
+                for slot in self._slots.values():
+                    self._machine.set_memory(slot)
+                self.vcpus = tuple(
+                    stack.enter_context(self._machine.create_vcpu(number)) for number in range(vcpus)
+                )
+            except CapabilityMissing:
+                raise
+            except (MemoryError, OSError, RuntimeError) as error:  # the last one: no thread
+                raise GuestError(f"no machine: {error}", ErrorCode.FULL) from error
+            self._supported = self._kvm.supported_cpuid()
+            self._cpuid = [_numbered(self._supported, number) for number in range(vcpus)]
+            self._indices = self._kvm.msr_indices()
+            self._loaded: sections.MachineState | None = None
+            self._resources = stack.pop_all()
+
+    @property
+    def maps(self) -> Mapping[int, MemoryMap]:
+        """This process's mapping of each region, which is the guest's memory."""
+        return {RAM: self.ram.map, SYSTEM: self._system}
+
+    @property
+    def files(self) -> Mapping[int, MemoryFile]:
+        """The memory files."""
+        return {RAM: self.ram.file, SYSTEM: self._system_file}
+
+    def begin(self, parameters: WorkloadParameters) -> None:
+        """Make a new guest of it: memory filled, vCPUs before their first instruction.
+
+        Args:
+            parameters: as if there were one workload; each vCPU gets its share.
+
+        Raises:
+            ValueError: there is not a share for each.
+        """
+        work = layout.shares(parameters, len(self.vcpus))
+        gap = self.vcpus[0].tsc_khz() * 1000 // _GAPS_S
+        layout.fill_system(self._system.array, self.memory_bytes, work, gap)
+        for first, share in work:
+            Workload(share, self.ram.map.array[first * _PAGE : (first + share.pages) * _PAGE]).fill()
+        for number, vcpu in enumerate(self.vcpus):
+            vcpu.set_cpuid(self._cpuid[number])
+            vcpu.set_system_registers(layout.first_system_registers(number, vcpu.system_registers()))
+            vcpu.set_registers(layout.first_registers(number, work[number][1].seed))
+
+    def areas(self) -> tuple[layout.Area, ...]:
+        """What the vCPUs' areas say. Touches guest memory.
+
+        Raises:
+            ValueError: they make no sense.
+        """
+        numbers = range(len(self.vcpus))
+        return tuple(layout.read_area(self._system.array, self.memory_bytes, number) for number in numbers)
+
+    def start_tracking(self) -> None:
+        """Protect every page; what was written before is forgotten."""
+        self.stop_tracking()
+        for slot in self._slots.values():
+            self._machine.set_memory(slot, log=True)
+
+    def collect(self) -> Mapping[int, PageBitmap]:
+        """Pages written since the last collect or the start, which are forgotten."""
+        found = {}
+        for number, slot in self._slots.items():
+            words = self._machine.dirty_log(slot, _PAGE)
+            if self._machine.manual_protection:
+                self._machine.clear_dirty_log(slot, _PAGE, words)
+            found[number] = PageBitmap.from_words(words, slot.size_bytes // _PAGE)
+        return found
+
+    def stop_tracking(self) -> None:
+        """Legal when there is none."""
+        for slot in self._slots.values():
+            self._machine.set_memory(slot)
+
+    def save(self) -> sections.MachineState:
+        """The state; no vCPU runs."""
+        return state.save(self._machine, self.vcpus, self._cpuid, self._indices)
+
+    def load(self, wanted: sections.MachineState) -> int:
+        """Set the state of vCPUs that have never run; how many registers were compared with what was sent.
+
+        Raises:
+            GuestError: with STATE_REJECTED, and what was loaded before, if anything was, still is.
+        """
+        before = self._loaded
+        try:
+            checked = state.load(wanted, self._machine, self.vcpus)
+        except GuestError:
+            if before is not None:
+                state.load(before, self._machine, self.vcpus)
+            raise
+        self._loaded = wanted
+        self._cpuid = [vcpu.cpuid for vcpu in wanted.vcpus]
+        return checked
+
+    def close(self) -> None:
+        """Free everything; no vCPU runs. Legal twice."""
+        self._resources.close()
+
+    def _free_system(self) -> None:
+        self._system.free_pages()
+        self._system.close()
+
+
+def _numbered(cpuid: Sequence[CpuidEntry], number: int) -> tuple[CpuidEntry, ...]:
+    """As a vCPU has it: the kernel has answered for the processor that happened to ask."""
+    return tuple(_of_vcpu(entry, number) for entry in cpuid)
+
+
+def _of_vcpu(entry: CpuidEntry, number: int) -> CpuidEntry:
+    if entry.leaf == 1:
+        return entry._replace(ebx=entry.ebx & (1 << _APIC_ID) - 1 | number << _APIC_ID)
+    if (entry.leaf, entry.subleaf) in {(0xB, 0), (0x1F, 0)}:
+        return entry._replace(edx=number)
+    return entry._replace(eax=number) if entry.leaf == 0x8000001E else entry

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import struct
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from sterna.guest.kvm import layout
+from sterna.guest.kvm.layout import (
+    RAM,
+    SYSTEM,
+    fill_system,
+    first_registers,
+    program,
+    read_area,
+    regions,
+    shares,
+)
+from sterna.guest.schedule import PAGE_BYTES, WorkloadParameters
+from sterna.linux.kvm_vcpu import REGISTERS, Register
+
+MIB, GIB = 1 << 20, 1 << 30
+GAP = 1000
+
+
+def filled(memory_bytes: int, vcpus: int) -> np.ndarray:
+    memory = np.zeros(regions(memory_bytes)[SYSTEM].size_bytes, np.uint8)
+    whole = WorkloadParameters.for_memory(memory_bytes, memory_bytes // 4, seed=7, cold_every=8)
+    fill_system(memory, memory_bytes, shares(whole, vcpus), GAP)
+    return memory
+
+
+def translate(memory: np.ndarray, address: int) -> int:
+    """What a processor makes of an address, from the tables in the region at 0."""
+    entry = layout._TABLES
+    for shift in (39, 30):
+        (entry,) = struct.unpack_from("<Q", memory, (entry & ~0xFFF) + (address >> shift & 511) * 8)
+        assert entry & 7 == 7
+    (entry,) = struct.unpack_from("<Q", memory, (entry & ~0xFFF) + (address >> 21 & 511) * 8)
+    assert entry & 0x87 == 0x87
+    return (entry & ~0x1FFFFF) + (address & 0x1FFFFF)
+
+
+@pytest.mark.parametrize("size", [MIB, 3 * GIB + MIB])
+def test_addresses_mean_themselves(size: int) -> None:
+    ram, system = regions(size)
+    assert (ram.id, system.id) == (RAM, SYSTEM)
+    memory = np.zeros(system.size_bytes, np.uint8)
+    whole = WorkloadParameters.for_memory(size, MIB)
+    fill_system(memory, size, shares(whole, 1), GAP)
+    for address in (0x1000, system.size_bytes - 1, ram.address, ram.address + size - 1):
+        assert translate(memory, address) == address
+
+
+def test_the_largest_memory_has_its_tables_in_the_region() -> None:
+    ram, system = regions(layout.MEMORY_MAX)
+    assert ram.address + ram.size_bytes <= 512 * GIB
+    assert system.size_bytes == layout._TABLES + (3 + 256) * PAGE_BYTES
+
+
+def test_the_program_stands_at_its_place() -> None:
+    code = program()
+    assert filled(MIB, 1)[0x1000 : 0x1000 + len(code)].tobytes() == code
+
+
+def test_a_program_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "_PROGRAM_MAX", 100)
+    with pytest.raises(ValueError, match="does not fit"):
+        program()
+
+
+@pytest.mark.parametrize("vcpus", [1, 2, 3, 16])
+def test_shares_are_disjoint_and_all_of_the_memory(vcpus: int) -> None:
+    whole = WorkloadParameters.for_memory(4 * MIB + 5 * PAGE_BYTES, MIB, seed=7, cold_every=8)
+    found = shares(whole, vcpus)
+    end = 0
+    for number, (first, share) in enumerate(found):
+        assert first == end
+        assert share.seed == 7 + number
+        end = first + share.pages
+    assert end == whole.pages
+    if vcpus == 1:
+        assert found == ((0, whole),)
+
+
+def test_seeds_wrap() -> None:
+    whole = WorkloadParameters.for_memory(MIB, MIB // 4, seed=(1 << 64) - 1)
+    assert [share.seed for _, share in shares(whole, 2)] == [(1 << 64) - 1, 0]
+
+
+@pytest.mark.parametrize("vcpus", [0, 3, 17])
+def test_too_many_vcpus_for_the_memory(vcpus: int) -> None:
+    with pytest.raises(ValueError, match="2 blocks of memory for"):
+        shares(WorkloadParameters.for_memory(64 * PAGE_BYTES, MIB), vcpus)
+
+
+def test_an_area_reads_as_it_was_written() -> None:
+    memory = filled(4 * MIB, 2)
+    for number in range(2):
+        area = read_area(memory, 4 * MIB, number)
+        assert area.parameters.seed == 7 + number
+        assert (area.first_page, area.parameters.pages) == (512 * number, 512)
+        assert (area.checked, area.mismatches, area.backwards, area.longest) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [(2, 0), (2, 1 << 40), (5, 5000), (7, 0), (7, (1 << 32) + 1), (7, (1 << 32) + 2 * MIB + 4096)],
+)
+def test_an_area_that_makes_no_sense(word: int, value: int) -> None:
+    memory = filled(4 * MIB, 1)
+    memory.view("<u8")[layout._AREAS // 8 + word] = value
+    with pytest.raises(ValueError, match=r"out of range|not in|page|block"):
+        read_area(memory, 4 * MIB, 0)
+
+
+def test_stacks_do_not_meet_what_others_use() -> None:
+    stacks = [REGISTERS.unpack(first_registers(number, 9))[Register.RSP] for number in range(16)]
+    assert all(above - below == layout._AREA_BYTES for below, above in pairwise(stacks))
+    assert stacks[-1] < layout._TABLES
+    assert all(stack % 16 == 8 for stack in stacks)
