@@ -17,6 +17,7 @@ from sterna.cli.demo_run import DemoRun, Wishes
 from sterna.cli.main import main
 from sterna.errors import ConfigError, GuestError
 from sterna.host.peers import Direction, PeerList
+from sterna.linux.errors import CapabilityMissing
 from sterna.registry import ErrorCode
 
 MIB = 1 << 20
@@ -211,6 +212,20 @@ def test_which_guest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [_choose(wish) for wish in ("auto", "simulated")] == ["simulated", "simulated"]
     with pytest.raises(ConfigError, match="try --guest simulated"):
         _choose("process")
+
+
+@pytest.mark.needs("kvm")
+def test_a_virtual_machine_where_there_can_be_one() -> None:
+    assert _choose("kvm") == "kvm"
+
+
+def test_a_virtual_machine_where_there_is_no_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking() -> None:
+        raise CapabilityMissing("kvm", "no such file", "load kvm_amd")
+
+    monkeypatch.setattr(module, "Kvm", lacking)
+    with pytest.raises(ConfigError, match="--guest kvm: no such file: load kvm_amd, or try --guest process"):
+        _choose("kvm")
 
 
 def test_the_throw_away_authority_lets_each_do_its_part_alone(tmp_path: Path) -> None:

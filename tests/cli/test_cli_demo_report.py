@@ -114,6 +114,13 @@ def test_pages_that_followed_and_how_long_the_guest_waited() -> None:
     assert dict(rows(cut, WISHES))["followed"] == "900 pages when the guest ran there, 16 asked for"
 
 
+def test_what_was_looked_at_of_a_virtual_machine() -> None:
+    run = replace(RUN, cpu={"sections": 21, "registers_checked": 900, "mismatches": 0})
+    expected = ("processors", "21 sections of state, 900 registers compared, 0 differ")
+    assert expected in rows(run, WISHES)
+    assert "processors" not in dict(rows(RUN, WISHES))
+
+
 def test_digests_that_differ_are_named() -> None:
     run = replace(RUN, destination={"digest": "00" * 16})
     assert ("memory digest", f"{RUN.source['digest']}, NOT equal on both sides") in rows(run, WISHES)

@@ -92,3 +92,9 @@ def test_a_guest_that_hardly_writes_cannot_measure_its_blackout() -> None:
     idle = replace(WISHES, rate_bytes_s=0)
     assert GOOD.fields(idle)["seconds_blackout_guest"] is None
     assert GOOD.exit_code is Exit.OK
+
+
+def test_what_was_looked_at_of_a_virtual_machine() -> None:
+    cpu = {"sections": 21, "registers_checked": 900, "mismatches": 0}
+    assert replace(GOOD, cpu=cpu).fields(WISHES)["cpu"] == cpu
+    assert GOOD.fields(WISHES)["cpu"] is None

@@ -82,6 +82,25 @@ async def test_a_simulated_guest(world: World) -> None:
     assert judge(evidence) == []
 
 
+@pytest.mark.needs("kvm")
+async def test_a_virtual_machine_over_tls_with_evidence(world: World) -> None:
+    evidence = world.directory / "evidence"
+    command = await world.start("demo", "--json", "--guest", "kvm", *SMALL, "--evidence", evidence)
+    result = await result_of(command)
+    pages = (16 << 20) // 4096
+    assert result["outcome"] == "completed"
+    assert (result["guest"], result["tracker"]) == ("kvm", "kvm")
+    assert result["failures"] == []
+    assert result["digest"]["equal"] is True
+    assert result["audit"]["errors"] == 0
+    assert result["audit"]["pages_checked"] == pages < result["rounds"][0]["pages"]
+    assert result["audit"]["writes_after"] > 0
+    assert result["cpu"]["sections"] == 1 + 2 * 10
+    assert result["cpu"]["registers_checked"] > 1000
+    assert result["cpu"]["mismatches"] == 0
+    assert judge(evidence) == []
+
+
 @pytest.mark.parametrize("guest", ["process", "simulated"])
 async def test_a_tiny_guest_that_does_not_write(world: World, guest: str) -> None:
     options = ["--guest", guest, "--memory", "4MiB", "--dirty-rate", "0B/s", "--insecure"]

@@ -16,6 +16,7 @@ from test_guest_holder_server import Other, Peer, attach_when_free
 from sterna.guest import process_holder
 from sterna.guest.process_holder import main, make_engine
 from sterna.linux.pidfd import Pidfd
+from sterna.registry import Architecture
 
 MIB = 1 << 20
 SMALL = ("--memory", str(2 * MIB), "--hot", str(MIB), "--rate", str(MIB))
@@ -129,6 +130,7 @@ sys.stdin.read()
         ("--memory", str(MIB), "--epoch", str(1 << 53)),
         ("--memory", str(MIB), "--name", "x" * 256),
         ("--memory", str(MIB), "--host", "a\nb"),
+        ("--memory", str(MIB), "--guest", "kvm", "--tracker", "compare"),
         ("--memory", str(MIB), "--die-with-parent", str(os.getpid())),  # not the parent, any more
     ],
 )
@@ -161,6 +163,17 @@ def test_ids_can_be_given(tmp_path: Path) -> None:
         assert engine.guest.description.id == b"\xab" * 16
         assert engine.guest.description.name == "beta"
         assert (engine.runner.host, engine.runner.id) == ("alpha", b"\xcd" * 16)
+    finally:
+        engine.close()
+
+
+@pytest.mark.needs("kvm")
+def test_a_virtual_machine_is_held_likewise() -> None:
+    arguments = ["--socket", "unused", "--role", "source", *SMALL, "--guest", "kvm", "--vcpus", "2"]
+    engine = make_engine(process_holder._arguments(arguments))
+    try:
+        assert (engine.guest.kind, engine.guest.description.vcpus) == ("kvm", 2)
+        assert engine.guest.description.architecture == Architecture.X86_64
     finally:
         engine.close()
 

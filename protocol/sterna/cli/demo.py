@@ -17,7 +17,7 @@ from sterna.cli.demo_run import DemoRun, Wishes
 from sterna.cli.demo_simulated import SimulatedDemo
 from sterna.cli.endpoint import INSECURE, Ending, Flag, PathOption, Security
 from sterna.cli.follow import Reporter
-from sterna.cli.holder import HOT_BYTES, MEMORY_BYTES, RATE_BYTES_S, check_size
+from sterna.cli.holder import HOT_BYTES, MEMORY_BYTES, RATE_BYTES_S, Vcpus, check_size, check_vcpus
 from sterna.cli.output import Output
 from sterna.cli.ownership import Ownership
 from sterna.cli.scratch import scratch
@@ -28,6 +28,8 @@ from sterna.errors import ConfigError
 from sterna.host.evidence import DESTINATION_IMAGE, JOURNAL, SOURCE_IMAGE, WARNING, Evidence
 from sterna.host.peers import PeerList
 from sterna.host.pki import init_ca, issue
+from sterna.linux.errors import CapabilityMissing
+from sterna.linux.kvm import Kvm
 from sterna.net.tls import TlsConfig
 from sterna.observe.recording import create
 
@@ -44,7 +46,8 @@ may_receive = ["*"]
 
 def demo(
     *,
-    guest: Literal["auto", "simulated", "process"] = "auto",
+    guest: Literal["auto", "simulated", "process", "kvm"] = "auto",
+    vcpus: Vcpus = None,
     memory: Size = MEMORY_BYTES,
     dirty_rate: Rate = RATE_BYTES_S,
     hot: Size = HOT_BYTES,
@@ -65,8 +68,9 @@ def demo(
     Without --records the records of both hosts are gone when the demo ends.
 
     Args:
-        guest: process: a real process with real time; simulated: one process, for machines without the
-            means; auto: what this machine can.
+        guest: process: a real process with real time; kvm: a virtual machine, on /dev/kvm; simulated: one
+            process, for machines without the means; auto: process where that works.
+        vcpus: of a virtual machine; 2 by default.
         memory: size of the guest.
         dirty_rate: what it writes a second; 0B/s is one page and then nothing.
         hot: the part of its memory to which it mostly writes.
@@ -82,6 +86,7 @@ def demo(
     check_size(memory, copies=2 if evidence is None else 3)
     reporter = Reporter(Output(json=json))
     wishes = Wishes(
+        vcpus=check_vcpus(vcpus, guest, 2),
         memory_bytes=memory,
         rate_bytes_s=dirty_rate,
         hot_bytes=min(hot, memory),
@@ -100,7 +105,7 @@ def demo(
         reporter.notice(f"{record} {WARNING}")
     kind = _choose(guest)
     if kind == "simulated" and (ownership.records is not None or ownership.store):
-        raise ConfigError("--records and --store need --guest process: one process needs neither")
+        raise ConfigError("--records and --store need --guest process or kvm: one process needs neither")
     reporter.say(f"A guest with {size_text(memory)} of memory starts, and runs for a second before it moves.")
     with scratch("sterna-demo-") as directory, reporter:
         run = trio.run(partial(_run, kind, wishes, reporter, directory))
@@ -114,6 +119,14 @@ def _choose(guest: str) -> str:
     able = hasattr(os, "memfd_create") and hasattr(socket, "AF_UNIX")
     if guest == "auto":
         return "process" if able else "simulated"
+    if guest == "kvm":
+        try:
+            with Kvm() as kvm, kvm.create_machine():
+                return guest
+        except CapabilityMissing as missing:
+            raise ConfigError(
+                f"--guest kvm: {missing.reason}: {missing.remedy}, or try --guest process"
+            ) from None
     if guest == "process" and not able:
         raise ConfigError(
             "--guest process needs memory files, which this system lacks: try --guest simulated"
@@ -140,7 +153,7 @@ async def _run(kind: str, wishes: Wishes, reporter: Reporter, directory: Path) -
         if kind == "simulated":
             demo = SimulatedDemo(wishes, reporter, _tls(pki), DESTINATION)
         else:
-            demo = ProcessDemo(wishes, reporter, directory, _security(pki, directory))
+            demo = ProcessDemo(wishes, reporter, directory, _security(pki, directory), kind)
         runs.append(await demo.run())
         nursery.cancel_scope.cancel()
     if ending.interrupted:

@@ -1,4 +1,4 @@
-"""The demo with a process guest: two holders and two endpoints, four processes of the usual commands.
+"""The demo with a process or KVM guest: two holders and two endpoints, four processes of the usual commands.
 
 This one watches them: it follows what they say on stdout, looks at the holders as an observer, and ends what
 is left of them in any case. They also end by themselves when this process is gone, however it went.
@@ -106,11 +106,18 @@ class ProcessDemo:
         reporter: told of the source's events.
         directory: for sockets and logs.
         security: options of both endpoints that say how they authenticate.
+        kind: of guest, ``process`` or ``kvm``.
     """
 
     def __init__(
-        self, wishes: Wishes, reporter: Reporter, directory: Path, security: Mapping[str, Sequence[str]]
+        self,
+        wishes: Wishes,
+        reporter: Reporter,
+        directory: Path,
+        security: Mapping[str, Sequence[str]],
+        kind: str = "process",
     ) -> None:
+        self._kind = kind
         self._wishes = wishes
         self._reporter = reporter
         self._directory = directory
@@ -139,7 +146,7 @@ class ProcessDemo:
         destination = await self._end_of_destination()
         left = _mapping(source, "holder")
         run = DemoRun(
-            guest="process",
+            guest=self._kind,
             tracker=before.tracker,
             hot_bytes=int(before.figure("hot_set_bytes")),
             source=source,
@@ -156,11 +163,13 @@ class ProcessDemo:
 
     async def _start_holders(self) -> None:
         wishes = self._wishes
-        common = ["--json", "--die-with", str(os.getpid())]
+        common = ["--json", "--die-with", str(os.getpid()), "--guest", self._kind]
         if wishes.evidence is not None:
             common += ["--journal", str(wishes.evidence.path(JOURNAL))]
         rate = ["--dirty-rate", f"{wishes.rate_bytes_s}B/s"]
         make = ["--memory", f"{wishes.memory_bytes}B", "--hot", f"{wishes.hot_bytes}B", *rate]
+        if self._kind == "kvm":
+            make += ["--vcpus", str(wishes.vcpus)]
         if wishes.store:  # whoever starts a guest claims its first epoch, on record
             make += ["--host", SOURCE, *self._ownership(SOURCE)]
         await self._start(SOURCE_HOLDER, ["holder", "--socket", str(self._sockets[SOURCE]), *make, *common])
@@ -239,6 +248,7 @@ class ProcessDemo:
             run,
             blackout_guest_s=stood_ns / 1e9,
             faults=_faults(status),
+            cpu=_cpu(status, audit) if self._kind == "kvm" else None,
             audit={
                 "pages_checked": _count(audit, "pages_checked"),
                 "errors": _count(audit, "errors") + _count(audit, "errors_while_running"),
@@ -289,6 +299,16 @@ def _faults(status: HolderStatus) -> Mapping[str, float] | None:
         return None
     names = {"p50_s": "fault_p50_ns", "p99_s": "fault_p99_ns", "max_s": "fault_max_ns"}
     return {"count": count, **{name: status.figure(figure) / 1e9 for name, figure in names.items()}}
+
+
+def _cpu(status: HolderStatus, audit: Mapping[str, object]) -> Mapping[str, int]:
+    """What host and guest have looked at of the processors."""
+    looked = _count(audit, "registers_looked_at")
+    return {
+        "sections": int(status.figure("sections")),
+        "registers_checked": int(status.figure("registers_checked")) + looked,
+        "mismatches": _count(audit, "register_mismatches"),
+    }
 
 
 def _mapping(fields: Mapping[str, object], name: str) -> Mapping[str, object]:

@@ -75,6 +75,9 @@ def rows(run: DemoRun, wishes: Wishes) -> list[tuple[str, str]]:
     if run.audit is not None:
         checked = f"{run.audit['pages_checked']} pages checked, {run.errors} errors"
         found.append(("audit", checked))
+        if run.cpu is not None:
+            compared = f"{run.cpu['registers_checked']} registers compared, {run.cpu['mismatches']} differ"
+            found.append(("processors", f"{run.cpu['sections']} sections of state, {compared}"))
         found.append(("pages written", f"{run.writes_before} before, {run.writes_after} after"))
     return found
 

@@ -25,12 +25,13 @@ class Wishes:
     """The command's arguments. Sizes in bytes, rates in bytes a second.
 
     `records` is where to keep the records of both hosts, None for no longer than the demo; `store` are the
-    options that name a lease store.
+    options that name a lease store; `vcpus` are those of a virtual machine.
     """
 
     memory_bytes: int
     rate_bytes_s: int
     hot_bytes: int
+    vcpus: int = 1
     switchover: Switchover = "stop-and-copy"
     downtime_s: float = 0.3
     insecure: bool
@@ -60,6 +61,8 @@ class DemoRun:
         audit: the audit at the destination: `pages_checked`, `errors`, `writes`; None if there was none.
         faults: what the guest measured at the destination of its waits for pages: `count`, `p50_s`, `p99_s`,
             `max_s`; None if it has not waited.
+        cpu: what was looked at of a virtual machine's processors: state `sections` that were loaded,
+            `registers_checked` by host and guest, `mismatches` that they found; None for other guests.
         processes: process ids by role; None where a role has no process of its own.
         failures: what else went wrong, for people.
     """
@@ -77,6 +80,7 @@ class DemoRun:
     processes: Mapping[str, int | None]
     failures: Sequence[str] = field(default=())
     faults: Mapping[str, float] | None = None
+    cpu: Mapping[str, int] | None = None
 
     @property
     def outcome(self) -> str:
@@ -148,6 +152,7 @@ class DemoRun:
                 "writes_before": self.writes_before,
                 "writes_after": self.writes_after,
             },
+            "cpu": None if self.cpu is None else dict(self.cpu),
             "processes": dict(self.processes),
             "failures": list(self.failures),
         }

@@ -1,4 +1,4 @@
-"""`sterna holder`: a process guest in this terminal, or room for one: what `serve` and `migrate` move."""
+"""`sterna holder`: a guest of ours in this terminal, or room for one: what `serve` and `migrate` move."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import threading
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeAlias
 
 import trio
 from cyclopts import Parameter
@@ -27,6 +27,7 @@ from sterna.guest.holder_backend import HeldState
 from sterna.guest.holder_client import HolderStatus, connect_holder
 from sterna.guest.holder_engine import HolderEngine
 from sterna.guest.holder_server import HolderServer
+from sterna.guest.kvm.layout import VCPUS_MAX
 from sterna.guest.process_holder import SWITCH_INTERVAL_S, make_engine
 from sterna.guest.workload import PAGE_BYTES
 from sterna.host.first_claim import claim_first
@@ -40,6 +41,8 @@ MEMORY_MIN_BYTES: Final = 32 * PAGE_BYTES  # a block of the workload
 RATE_BYTES_S: Final = 50 << 20
 HOT_BYTES: Final = 64 << 20
 
+Vcpus: TypeAlias = Annotated[int | None, Parameter(show_default=False)]
+
 _WATCH_S: Final = 0.5
 _WATCH_END_S: Final = 2.0
 
@@ -48,6 +51,8 @@ def holder(
     *,
     socket: Path,
     destination: Flag = False,
+    guest: Literal["process", "kvm"] = "process",
+    vcpus: Vcpus = None,
     memory: Size = MEMORY_BYTES,
     dirty_rate: Rate = RATE_BYTES_S,
     hot: Size = HOT_BYTES,
@@ -68,6 +73,8 @@ def holder(
     Args:
         socket: where endpoints connect; only this user and root can.
         destination: make no guest, wait for one.
+        guest: process: a program that writes its memory; kvm: a virtual machine that does, on /dev/kvm.
+        vcpus: of a virtual machine; they share its memory. 1 by default.
         memory: size of the guest.
         dirty_rate: what the guest writes a second; 0B/s is one page and then nothing.
         hot: the part of its memory to which it mostly writes.
@@ -88,6 +95,8 @@ def holder(
         if not name or not name.isprintable() or len(name.encode()) > TEXT_BYTES:
             raise ConfigError(f"--name: a guest's name is 1 to {TEXT_BYTES} bytes of printable text")
     options = _options(
+        guest=guest,
+        vcpus=check_vcpus(vcpus, guest, 1),
         host=Security(name=host).own_name,
         role="destination" if destination else "source",
         memory=memory,
@@ -131,6 +140,19 @@ async def _claim(ownership: Ownership, options: argparse.Namespace, image: bytes
             image,
             silent=lambda error: output.say(f"the lease store does not answer, asking on: {error}"),
         )
+
+
+def check_vcpus(vcpus: int | None, guest: str, default: int) -> int:
+    """How many vCPUs a guest of this kind shall have.
+
+    Raises:
+        ConfigError: too many, or the guest is no virtual machine.
+    """
+    if vcpus is None:
+        return default
+    if guest != "kvm" or not 1 <= vcpus <= VCPUS_MAX:
+        raise ConfigError(f"--vcpus: 1 to {VCPUS_MAX}, with --guest kvm")
+    return vcpus
 
 
 def check_size(memory: int, *, copies: int = 1) -> None:

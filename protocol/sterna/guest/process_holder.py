@@ -1,4 +1,4 @@
-"""The holder of a process guest, as a program."""
+"""The holder of a guest of ours, as a program: of a process guest, or of a KVM guest."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from sterna.guest.holder_engine import HolderEngine
 from sterna.guest.holder_fields import text
 from sterna.guest.holder_frames import INTEGER_MAX
 from sterna.guest.holder_server import HolderServer
+from sterna.guest.kvm import guest as kvm
 from sterna.guest.process import ProcessGuest, ProcessSettings, describe
 from sterna.guest.schedule import WorkloadParameters
 from sterna.linux.memory import available_bytes
@@ -38,6 +39,14 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--socket", required=True, help="path of the Unix socket to make")
     add("--role", required=True, choices=("source", "destination"), help="make a guest, or wait for one")
+    add("--guest", default="process", choices=("process", "kvm"), help="what kind of guest")
+    add(
+        "--vcpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="source: vCPUs of a KVM guest, which share its memory",
+    )
     add("--memory", type=int, default=0, metavar="BYTES", help="source: size of the guest")
     add("--rate", type=int, default=0, metavar="BYTES_S", help="write rate; 0 is as fast as it goes")
     add("--hot", type=int, default=0, metavar="BYTES", help="source: hot set; 0 is half of the memory")
@@ -134,16 +143,22 @@ def make_engine(options: argparse.Namespace) -> HolderEngine:
     settings = ProcessSettings(
         options.rate, options.tracker, options.memory_limit, options.journal, not options.no_post_copy
     )
-    guest = ProcessGuest(settings, available_bytes)
+    guest: ProcessGuest | kvm.KvmGuest
+    if options.guest == "kvm":
+        if options.tracker != "auto":
+            raise ValueError("tracker: a KVM guest's writes are followed by KVM")
+        guest = kvm.KvmGuest(settings, available_bytes)
+    else:
+        guest = ProcessGuest(settings, available_bytes)
     if options.role == "destination":
         return HolderEngine(guest)
     parameters = WorkloadParameters.for_memory(
         options.memory, options.hot or options.memory // 2, seed=options.seed, cold_every=options.cold_every
     )
     runner = Runner(options.host, options.runner or secrets.token_bytes(16))
-    guest.create(
-        describe(options.name, options.guest_id or secrets.token_bytes(16), options.memory), parameters
-    )
+    named = options.name, options.guest_id or secrets.token_bytes(16), options.memory
+    about = kvm.describe(*named, options.vcpus) if options.guest == "kvm" else describe(*named)
+    guest.create(about, parameters)
     guest.run(options.epoch, runner)
     return HolderEngine(guest, state=HeldState.RUNNING, epoch=options.epoch, runner=runner)
 
