@@ -63,10 +63,13 @@ async def verdict(world: World, host: str, holder: str, *options: object) -> tup
 
 @pytest.mark.parametrize("place", ["after MarkGranted", "after Persist:Granted"])
 async def test_a_source_that_dies_before_handover_runs_on(world: World, store: Options, place: str) -> None:
-    """[ONE-61] [ONE-43] [ONE-48] [ONE-21] And is sent, as was wished, once that is decided."""
+    """[ONE-61] [ONE-43] [ONE-48] [ONE-21] And is sent, as was wished, once that is decided.
+
+    At once: the destination keeps the lost session for a minute, and it is replaced [ONE-13].
+    """
     await start(world, store)
     _, port = await world.serve(*store)
-    await (await world.migrate(port, *store, stop=place)).dies()
+    await (await world.migrate(port, *store, "--resume", "60s", stop=place)).dies()
     stood = await world.status("s")
     assert (stood.state, stood.granted_epoch) == ("granted", 2)
     code, told = await verdict(world, "a", "s", *store)

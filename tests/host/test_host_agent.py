@@ -193,10 +193,14 @@ async def test_another_identity_is_busy(host: PeerListHost) -> None:
     assert not asked
 
 
-async def test_other_guests_and_other_epochs_are_other_sessions(host: PeerListHost) -> None:
+async def test_other_guests_and_earlier_epochs_are_other_sessions(host: PeerListHost) -> None:
+    first = await admitted(host, epoch=2)
+    asked: list[str] = []
+    first.cancel = asked.append
+    await admitted(host, guest=OTHER_ID, epoch=3)
+    await admitted(host, BY_ID, epoch=3)
     await admitted(host)
-    await admitted(host, epoch=2)
-    await admitted(host, guest=OTHER_ID)
+    assert not asked
 
 
 async def test_a_session_that_is_over_is_in_nobody_s_way(host: PeerListHost) -> None:
@@ -206,8 +210,12 @@ async def test_a_session_that_is_over_is_in_nobody_s_way(host: PeerListHost) -> 
     await admitted(host, BY_ID)
 
 
-async def test_the_same_identity_replaces_a_session_without_handover(host: PeerListHost) -> None:
-    """[ONE-13] The new one waits until the old one has given back what it had reserved."""
+@pytest.mark.parametrize("later", [0, 1, 2])
+async def test_the_same_identity_replaces_a_session_without_handover(host: PeerListHost, later: int) -> None:
+    """[ONE-13] The new one waits until the old one has given back what it had reserved.
+
+    It shows a later epoch if its source has claimed the guest back meanwhile.
+    """
     first = await admitted(host)
     events: list[str] = []
 
@@ -218,7 +226,7 @@ async def test_the_same_identity_replaces_a_session_without_handover(host: PeerL
     async with trio.open_nursery() as nursery:
 
         async def open_anew() -> None:
-            second = await admitted(host)
+            second = await admitted(host, epoch=1 + later)
             events.append("admitted")
             assert second.identity == "sender"
 

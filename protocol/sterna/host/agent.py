@@ -2,10 +2,11 @@
 
 One `PeerListHost` serves all sessions of a process; each session has a `HostSession`, which is the `Host`
 that its endpoint asks. What the sessions share is which guests are on their way here: a (guest, epoch) has
-one open session, bound to the identity that opened it. A new opening by the same identity takes the place
-of one that has received no HANDOVER (its source has given it up, or the peer was restarted); another one's is
-busy [ONE-12] [ONE-13]. Once HANDOVER has come, which CLAIMING tells whatever has become of the process, an
-opening is answered with who owns the guest [ONE-14].
+one open session, bound to the identity that opened it. A new opening by the same identity, under that epoch
+or a later one, takes the place of one that has received no HANDOVER: its source has given it up, or claimed
+the guest back, or the peer was restarted. Another one's is busy [ONE-12] [ONE-13]. Once HANDOVER has come,
+which CLAIMING tells whatever has become of the process, an opening is answered with who owns the guest
+[ONE-14]. What an earlier process has left open is taken up again if its source asks for it [RES-16].
 
 With a lease store every opening shows the guest's newest slot, and every claim is the store's to decide.
 Without one claims are won when they are made, and the grant is the commit as the source sees it [ONE-43].
@@ -107,17 +108,18 @@ class PeerListHost:
             LocalProtocolError: BUSY.
         """
         earlier = self._open.get((guest, epoch))
-        if earlier is not None:
-            if earlier.identity != peer.identity or not earlier.replace():
-                raise LocalProtocolError(
-                    ErrorCode.BUSY, f"{earlier.peer} is sending this guest here", clause="ONE-12"
-                )
-            with trio.move_on_after(REPLACE_WITHIN_S):
-                await earlier.ended.wait()
-            if (guest, epoch) in self._open:
-                raise LocalProtocolError(
-                    ErrorCode.BUSY, "an earlier session of this guest does not end", clause="ONE-12"
-                )
+        if earlier is not None and (earlier.identity != peer.identity or not earlier.replace()):
+            detail = f"{earlier.peer} is sending this guest here"
+            raise LocalProtocolError(ErrorCode.BUSY, detail, clause="ONE-12")
+        # Its source has decided those of earlier epochs, and shows what that has left [ONE-53].
+        over = [one for (other, before), one in self._open.items() if other == guest and before < epoch]
+        replaced = [one for one in over if one.identity == peer.identity and one.replace()]
+        with trio.move_on_after(REPLACE_WITHIN_S):
+            for one in replaced if earlier is None else [earlier, *replaced]:
+                await one.ended.wait()
+        if (guest, epoch) in self._open:
+            detail = "an earlier session of this guest does not end"
+            raise LocalProtocolError(ErrorCode.BUSY, detail, clause="ONE-12")
         self._open[guest, epoch] = session
 
     def leave(self, session: HostSession) -> None:
