@@ -9,6 +9,7 @@ from sterna.core.duties import NoRecords, pages_of, reserve, serve_destination, 
 from sterna.core.records import Granted, Start, Voided
 from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription
+from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode, Mode, Owner, StateKind, Style, Transfer
 from sterna.testing.pair import run_now
 from sterna.wire.records import NO_ID, Hello, Region, Runner, StateSection, Verdict
@@ -60,6 +61,7 @@ SOURCE = [
 ]
 DESTINATION = [
     (e.Prepare(Style.STOP_AND_COPY), [("prepare",)], None),
+    (e.Prepare(Style.BITMAP, {0: PageBitmap(4)}), [("prepare",), ("expect", {0: PageBitmap(4)})], None),
     (e.LoadState((SECTION,)), [("load_state", (SECTION,))], None),
     (e.Persist(Start(7)), [("persist", Start(7))], None),
     (e.ProbeStore(6, RUNNER), [("probe", 6, RUNNER)], None),
@@ -88,6 +90,7 @@ def test_requests_of_a_source(request_, calls, answer):
 @pytest.mark.parametrize(("request_", "calls", "answer"), DESTINATION, ids=name)
 def test_requests_of_a_destination(request_, calls, answer):
     both = Recorder(claim=RUNNER, run="of no interest", verdict=VERDICT)
+    both.can_post_copy = True
     assert run_now(serve_destination(both, both, request_)) == answer
     assert both.calls == calls
 

@@ -10,7 +10,7 @@ from sterna.core.state import StateAssembler
 from sterna.errors import RemoteProtocolError
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import RegionPages
-from sterna.memory.regions import RegionTable
+from sterna.memory.regions import PageSets, RegionTable
 from sterna.registry import BitmapEncoding, ErrorCode, Style
 from sterna.wire.records import DirtyBitmap, PageRequest, Switchover
 
@@ -70,6 +70,21 @@ def test_what_is_declared_is_held_until_an_attempt_without_it():
     with pytest.raises(RemoteProtocolError) as error:
         follows.expected(PageRequest(0, 1, 1))
     assert (error.value.code, error.value.clause) == (ErrorCode.UNEXPECTED_FRAME, "PCY-21")
+
+
+def test_what_is_likely_to_be_stale_is_held_before_the_pause():
+    """[PCY-5] An attempt that declares none of it takes that back."""
+    follows, newest = Following(TABLE), PageSets(TABLE)
+    newest[0].set(2)
+    assert follows.prepare(newest).likely == {}
+    follows.switch(Switchover(1, Style.BITMAP), frozenset({Style.BITMAP}), 1)
+    assert follows.prepare(newest).likely == {0: newest[0]}
+    assert follows.prepare(PageSets(TABLE)).likely == {}
+    assert {region: bitmap.count() for region, bitmap in follows.prepare(None).likely.items()} == {0: 4}
+    assert follows.prepare(None).style is Style.BITMAP
+    expect = sealed(follows)
+    assert expect is not None
+    assert expect.stale == {}
 
 
 def test_nothing_is_stale_in_stop_and_copy():

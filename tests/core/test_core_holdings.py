@@ -96,3 +96,23 @@ def test_of_many_rounds_that_never_end_the_oldest_are_forgotten():
         holdings.begin(number)
         arrive(holdings, 1, number, 1)
     assert [each[0] for each in told(holdings)] == list(range(3, ROUNDS_APART + 3))
+
+
+def test_the_last_complete_round_is_known_with_what_was_rejected_in_it():
+    holdings = Holdings(TABLE)
+    assert holdings.last is None
+    holdings.begin(1)
+    holdings.end()
+    assert holdings.last is not None
+    assert not holdings.last.any()
+    holdings.begin(2)
+    arrive(holdings, 1, 0, 3, r.PageRange(1, 1, 2))
+    assert not holdings.last.any()
+    holdings.end()
+    ((region, (starts, counts)),) = holdings.last.runs()
+    assert (region, starts.tolist(), counts.tolist()) == (1, [0], [3])
+    holdings.begin(3)
+    arrive(holdings, 1, 1, 2)
+    assert holdings.last.count() == 3
+    holdings.end()
+    assert holdings.last.count() == 2

@@ -322,7 +322,7 @@ class DestinationMachine(Readmission):
                 self._step(DestinationInput.STATE_LOADED, now)
                 self._send(Loaded(self._attempt, self._sealed))
             case ProbeStore():
-                self._ask(Prepare(self._follows.style))
+                self._ask(self._follows.prepare(self._holdings.last))
             case Persist():
                 self._on_recorded(request.record, now)
             case Claim():
@@ -412,9 +412,8 @@ class DestinationMachine(Readmission):
                 has_store = self._selection is not None and self._selection.has(Feature.LEASE_STORE)
                 hello = self._hello
                 assert hello is not None
-                self._ask(
-                    ProbeStore(hello.epoch, hello.runner) if has_store else Prepare(self._follows.style)
-                )
+                ready = self._follows.prepare(self._holdings.last)
+                self._ask(ProbeStore(hello.epoch, hello.runner) if has_store else ready)
             case Claiming():
                 self._step(DestinationInput.RECORDED, now)
                 self._ask(Claim(record.epoch, record.runner))

@@ -171,11 +171,13 @@ async def serve_destination(guest: DestinationGuest, records: Records, request: 
         GuestError: the guest could not do it, or it is no request of a destination with such a room.
     """
     match request:
-        case Prepare(style=style):
+        case Prepare(style=style, likely=likely):
             if style is not Style.STOP_AND_COPY and not guest.can_post_copy:
                 detail = "this guest runs only when all of its pages are there"
                 raise GuestError(detail, ErrorCode.UNSUPPORTED)
             await guest.prepare()
+            if likely:
+                await guest.expect(likely)
         case Expect(stale=stale, notes=notes):
             if stale or guest.can_post_copy:
                 await guest.expect(stale)

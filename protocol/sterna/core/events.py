@@ -148,9 +148,14 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepare:
-    """Get ready for the switchover. Answer: None; `fail` answers NOT_READY."""
+    """Get ready for the switchover. Answer: None; `fail` answers NOT_READY.
+
+    `likely`: by region, pages that may be among those of `Expect`, so that it has the less to do in the
+    blackout; none in stop-and-copy.
+    """
 
     style: Style
+    likely: Mapping[int, PageBitmap] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

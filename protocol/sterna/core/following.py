@@ -11,7 +11,7 @@ from typing import Final
 
 from sterna.core.bitmap_frames import Declared
 from sterna.core.conduct import wrong
-from sterna.core.events import Expect
+from sterna.core.events import Expect, Prepare
 from sterna.core.fetching import Fetching
 from sterna.core.image_notes import ImageNotes
 from sterna.core.state import StateAssembler
@@ -64,6 +64,22 @@ class Following:
             raise wrong(ErrorCode.BAD_ROUND, f"post-copy after {rounds} rounds", "PCY-4", record)
         self.style = record.style
         self._declared = Declared(self._table)
+        self._held |= record.style is not Style.STOP_AND_COPY  # the likely ones
+
+    def prepare(self, newest: PageSets | None) -> Prepare:
+        """What is to be done before the pause, with a guess at what will be stale.
+
+        To hold accesses to a page takes time, and that can be spent before the pause. A page too many costs
+        the guest at most a fault that is answered here, one too few costs blackout. What was written in a
+        round is mostly written again in the next one.
+
+        Args:
+            newest: the pages of the last complete round; None if there was none.
+        """
+        if self.style is Style.STOP_AND_COPY:
+            return Prepare(self.style)
+        pages = PageSets.full(self._table) if newest is None else newest
+        return Prepare(self.style, {number: pages[number] for number in pages if pages[number].any()})
 
     def declare(self, record: DirtyBitmap, states: StateAssembler) -> PageSets:
         """DIRTY_BITMAP has come, with so much state before it; the pages that it declares.

@@ -26,12 +26,14 @@ class Holdings:
     Attributes:
         newest: number of the newest round that was begun, 0 before the first.
         complete: number of the last round whose ROUND_END was acted on, 0 if there is none.
+        last: the pages of that round; None if there is none.
     """
 
     def __init__(self, table: RegionTable) -> None:
         """Nothing is held."""
         self.newest = 0
         self.complete = 0
+        self.last: PageSets | None = None
         self._table: Final = table
         self._applied: dict[int, PageSets] = {}
         self._rejected: PageSets | None = None  # made with the first rejection
@@ -64,6 +66,9 @@ class Holdings:
     def end(self) -> None:
         """The newest round is complete: of it, and of those before, nothing need be told any more."""
         self.complete = self.newest
+        self.last = self._applied.pop(self.newest, PageSets(self._table))
+        if self._rejected is not None:
+            self.last |= self._rejected
         self._applied.clear()
 
     def frames(self, control_bytes: int) -> Iterator[Held]:

@@ -256,9 +256,11 @@ class DestinationGuest(Protocol):
     async def expect(self, stale: Mapping[int, PageBitmap]) -> None:
         """Hold every access of the guest to these pages, by region id, until they are installed.
 
-        After `prepare` and before `run`, whether the state was loaded or not; may be called again for a new
-        attempt, the newest set counts, and an empty one takes it back. Regions that are not named have no
-        stale page. It is part of the blackout, so it is quick, and it changes no content.
+        After `prepare` and before `run`, whether the state was loaded or not; may be called again, the newest
+        set counts, and an empty one takes it back. Regions that are not named have no stale page.
+
+        It is called before the pause with pages that are likely to be stale, and in the blackout with those
+        that are: then it is quick, the more so if they are among the former. It changes no content.
 
         Raises:
             GuestError: with BAD_VALUE for a region that is not copied or a bitmap of another size; the guest

@@ -8,7 +8,6 @@ controller, another process, has the userfaultfd and the bitmap of installed pag
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 from collections.abc import Mapping, Sequence
 
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from sterna.guest.holder_bitmaps import BitmapFile
 from sterna.guest.holder_frames import Json
+from sterna.guest.restoring import Restoring
 from sterna.guest.stale_pages import check_stale
 from sterna.linux.errors import CapabilityMissing
 from sterna.linux.memfd import PAGE_BYTES, MemoryFile, MemoryMap
@@ -61,7 +61,12 @@ class LatePages:
     ) -> None:
         self._regions = {region.id: region for region in regions if region.id in maps}
         self._maps = dict(maps)
-        self._stale, self._bitmaps = self._note(stale)
+        self._restoring: Restoring | None = None
+        # Pages that are not stale and have no entry all the same.
+        self._bare = {number: PageBitmap(region.pages) for number, region in self._regions.items()}
+        self._stale, installed = self._noted(stale)
+        self._bitmaps = BitmapFile(tuple(self._regions.values()), "sterna-installed")
+        self._bitmaps.put(installed)
         try:
             self.uffd = Userfaultfd(LATE_PAGES)
             try:
@@ -75,18 +80,15 @@ class LatePages:
             self._bitmaps.close()
             raise
 
-    def _note(self, stale: Mapping[int, PageBitmap]) -> tuple[dict[int, PageBitmap], BitmapFile]:
-        """A bitmap of stale pages for every region, and the shared one of those that are there."""
-        regions = tuple(self._regions.values())
-        check_stale(stale, regions)
-        noted = {region.id: PageBitmap(region.pages) for region in regions}
-        installed = {region.id: PageBitmap.full(region.pages) for region in regions}
+    def _noted(self, stale: Mapping[int, PageBitmap]) -> tuple[dict[int, PageBitmap], dict[int, PageBitmap]]:
+        """For every region its stale pages, and those that are there."""
+        check_stale(stale, tuple(self._regions.values()))
+        noted = {number: PageBitmap(region.pages) for number, region in self._regions.items()}
+        installed = {number: PageBitmap.full(region.pages) for number, region in self._regions.items()}
         for number, bitmap in stale.items():
             noted[number] |= bitmap
             installed[number] -= bitmap
-        bitmaps = BitmapFile(regions, "sterna-installed")
-        bitmaps.put(installed)
-        return noted, bitmaps
+        return noted, installed
 
     def _hold(self, stale: Mapping[int, PageBitmap]) -> None:
         for number, bitmap in stale.items():
@@ -95,25 +97,32 @@ class LatePages:
             self._maps[number].unmap_ranges(starts << log2, counts << log2)
 
     def replace(self, stale: Mapping[int, PageBitmap]) -> None:
-        """Another set in the place of this one. Nothing may have been installed, nor the guest have run."""
-        noted, bitmaps = self._note(stale)
+        """Another set in the place of this one. Nothing may have been installed, nor the guest have run.
+
+        The blackout waits for this, so little is done here: entries are taken from pages that are stale now
+        and were not before. Those that are stale no more get theirs back beside.
+        """
+        noted, installed = self._noted(stale)
+        self._stop_restoring()
         try:
-            self._hold(noted)
-        except BaseException:
-            bitmaps.close()
-            raise
-        self._bitmaps.close()
-        before, self._stale, self._bitmaps = self._stale, noted, bitmaps
-        for number, fresh in before.items():  # what is not stale any more gets its entries back
-            fresh -= noted[number]  # noqa: PLW2901 - in place, and nobody else has it
-            memory, log2 = self._maps[number], self._regions[number].granule_log2
-            for start, count in zip(*(part.tolist() for part in fresh.runs()), strict=True):
-                try:
-                    self.uffd.resolve(memory.address + (start << log2), count << log2)
-                except OSError as error:
-                    if error.errno != errno.EFAULT:
-                        raise
-                    # Nobody has touched that memory yet; the controller resolves faults there [HOL-40].
+            self._hold({number: _without(bitmap, self._stale[number]) for number, bitmap in noted.items()})
+            for number, bitmap in noted.items():
+                self._bare[number] |= self._stale[number]
+                self._bare[number] -= bitmap
+            self._stale = noted
+            self._bitmaps.put(installed)
+        finally:
+            self._restore()
+
+    def _restore(self) -> None:
+        if any(bitmap.any() for bitmap in self._bare.values()):
+            log2 = {number: region.granule_log2 for number, region in self._regions.items()}
+            self._restoring = Restoring(self.uffd, self._maps, self._bare, log2)
+
+    def _stop_restoring(self) -> None:
+        restoring, self._restoring = self._restoring, None
+        if restoring is not None:
+            restoring.stop()
 
     @property
     def file(self) -> MemoryFile:
@@ -147,8 +156,15 @@ class LatePages:
         """Hold nothing any more, and let go who waits. Legal twice."""
         if self.uffd.fileno() < 0:
             return
+        self._stop_restoring()
         for memory in self._maps.values():
             # Closing alone would not do: the controller has a descriptor of the same userfaultfd.
             self.uffd.unregister(memory.address, memory.size_bytes)
         self.uffd.close()
         self._bitmaps.close()
+
+
+def _without(pages: PageBitmap, others: PageBitmap) -> PageBitmap:
+    rest = pages.copy()
+    rest -= others
+    return rest
