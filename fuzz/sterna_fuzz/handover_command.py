@@ -15,8 +15,10 @@ from cyclopts.validators import Number
 from sterna.cli.exits import Exit
 from sterna.cli.output import Output
 from sterna.cli.units import Json
+from sterna.errors import ConfigError
 from sterna.sim.defects import Defect
-from sterna.sim.explore import Explored, explore, told
+from sterna.sim.explore import FAULTS, Explored, explore, told
+from sterna.sim.faults import Fault
 
 FAULTS_MAX: Final = 8
 PROGRESS_S: Final = 5.0
@@ -30,6 +32,7 @@ def handover(
     faults: Annotated[int, Parameter(validator=Number(gte=0, lte=FAULTS_MAX))] = 2,
     store: Flag = None,
     jobs: Annotated[int, Parameter(validator=Number(gte=1, lte=2))] = 1,
+    kind: Annotated[tuple[Fault, ...], Parameter(negative=(), show_default=False)] = (),
     defect: Annotated[tuple[Defect, ...], Parameter(negative=(), show_default=False)] = (),
     json: Json = False,
 ) -> int:
@@ -39,16 +42,20 @@ def handover(
         faults: how many there may be; each one more makes it some thirty times as much.
         store: with a lease store only, or without one only; both, if nothing is said.
         jobs: processes; one looks at hosts with a store, one at hosts without.
+        kind: of the faults; may be given several times; all that an exploration knows, if none is.
         defect: let endpoints do this wrong, to see it found; may be given several times.
         json: one JSON object on stdout.
     """
     output, started = Output(json=json), time.monotonic()
     stores = _BOTH if store is None else (store,)
-    output.say(f"handover: every interleaving with up to {faults} faults")
-    work = partial(_explored, faults=faults, defects=frozenset(defect))
+    kinds = kind or FAULTS
+    if stray := sorted(set(kinds) - set(FAULTS)):
+        raise ConfigError(f"--kind {stray[0]}: no step of an exploration; it knows {', '.join(FAULTS)}")
+    output.say(f"handover: every interleaving with up to {faults} fault{'s' * (faults != 1)}{_of(kind)}")
+    work = partial(_explored, faults=faults, kinds=kinds, defects=frozenset(defect))
     found = list(_run(stores, jobs, work, output.say))
     seconds = time.monotonic() - started
-    _tell(found, seconds, output)
+    _tell(found, kinds, seconds, output)
     return Exit.FAILED if any(each.violation is not None for each in found) else Exit.OK
 
 
@@ -70,10 +77,15 @@ def _run(
 def _explored(
     store: bool,
     faults: int,
+    kinds: tuple[Fault, ...],
     defects: frozenset[Defect],
     say: Callable[[Explored], None] = lambda _: None,
 ) -> Explored:
-    return explore(store=store, faults=faults, defects=defects, say=say)
+    return explore(store=store, faults=faults, kinds=kinds, defects=defects, say=say)
+
+
+def _of(kinds: tuple[Fault, ...]) -> str:
+    return f" of {', '.join(each.value for each in kinds)}" if kinds else ""
 
 
 def _words(found: Explored) -> str:
@@ -81,7 +93,7 @@ def _words(found: Explored) -> str:
     return f"{where}: {found.states} states, {found.steps} steps, {found.seconds:.0f} s"
 
 
-def _tell(found: list[Explored], seconds: float, output: Output) -> None:
+def _tell(found: list[Explored], kinds: tuple[Fault, ...], seconds: float, output: Output) -> None:
     rows = [
         (
             "yes" if each.store else "no",
@@ -105,6 +117,7 @@ def _tell(found: list[Explored], seconds: float, output: Output) -> None:
     output.result(
         {
             "faults": max(each.faults for each in found),
+            "kinds": [each.value for each in kinds],
             "states": states,
             "seconds": round(seconds, 3),
             "violations": violations,

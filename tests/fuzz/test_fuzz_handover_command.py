@@ -50,6 +50,21 @@ def test_one_way(capsys):
     assert "guest_lost" not in err
 
 
+def test_faults_of_a_kind(capsys):
+    _, cuts, _ = run("--faults", "1", "--no-store", "--kind", "cut", "--json", capsys=capsys)
+    kinds = ("--kind", "cut", "--kind", "mark-fails")
+    _, more, err = run("--faults", "1", "--no-store", *kinds, "--json", capsys=capsys)
+    assert (cuts["kinds"], cuts["violations"], more["violations"]) == (["cut"], 0, 0)
+    assert more["states"] > cuts["states"]
+    assert "1 fault of cut, mark-fails" in err
+
+
+def test_a_kind_that_takes_time(capsys):
+    code, _, err = run("--kind", "record-slow", capsys=capsys)
+    assert code == 2
+    assert "--kind record-slow: no step of an exploration; it knows cut, deadline" in err
+
+
 @pytest.mark.parametrize("arguments", [("--faults", "-1"), ("--faults", "9"), ("--jobs", "3")])
 def test_wrong_usage(arguments, capsys):
     code, _, err = run(*arguments, capsys=capsys)
