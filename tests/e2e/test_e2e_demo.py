@@ -101,6 +101,18 @@ async def test_a_virtual_machine_over_tls_with_evidence(world: World) -> None:
     assert judge(evidence) == []
 
 
+@pytest.mark.needs("kvm", "minor_faults")
+@pytest.mark.parametrize("style", ["bitmap", "post-copy"])
+async def test_a_virtual_machine_whose_pages_follow_it(world: World, style: str) -> None:
+    options = ["--guest", "kvm", *SMALL, "--switchover", style]
+    result = await result_of(await world.start("demo", "--json", *options))
+    assert (result["outcome"], result["style"]) == ("completed", style)
+    assert result["digest"]["equal"] is True
+    assert result["audit"]["errors"] == result["cpu"]["mismatches"] == 0
+    assert result["after"]["stale_pages"] > 0
+    assert result["failures"] == []
+
+
 @pytest.mark.parametrize("guest", ["process", "simulated"])
 async def test_a_tiny_guest_that_does_not_write(world: World, guest: str) -> None:
     options = ["--guest", guest, "--memory", "4MiB", "--dirty-rate", "0B/s", "--insecure"]

@@ -189,7 +189,6 @@ def test_throttle_and_tracking_are_legal_when_there_is_nothing() -> None:
         guest.stop_tracking()
         guest.discard()
         assert guest.status() == {"journal_failure": ""}
-        assert not guest.can_post_copy
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ thread), how writes are followed (KVM's dirty log) and what the state is (all re
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,12 +23,15 @@ from sterna.guest.kvm.audit import audit
 from sterna.guest.kvm.layout import MEMORY_MAX, RAM, VCPUS_MAX, Area, regions
 from sterna.guest.kvm.machine import KvmMachine
 from sterna.guest.kvm.runner import VcpuRunner
+from sterna.guest.late_pages import LatePages, why_no_late_pages
 from sterna.guest.process import ProcessSettings
 from sterna.guest.schedule import PAGE_BYTES, WorkloadParameters
+from sterna.guest.stale_pages import check_stale
 from sterna.guest.workload import Audit
 from sterna.linux.kvm import Kvm
 from sterna.linux.kvm_vcpu import KICK, REGISTERS
 from sterna.linux.memfd import MemoryFile
+from sterna.linux.userfaultfd import supported
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import Architecture, ErrorCode
 from sterna.wire.records import NO_RUNNER, Runner
@@ -51,6 +55,7 @@ class KvmGuest(HeldGuest):
         self._machine: KvmMachine | None = None
         self._runners: tuple[VcpuRunner, ...] = ()
         self._areas: tuple[Area, ...] = ()
+        self._late: LatePages | None = None
         self._saved: tuple[StateSection, ...] | None = None
         self._registers_checked = 0
         self._sections = 0
@@ -184,11 +189,44 @@ class KvmGuest(HeldGuest):
             self._epoch, self._who, self._granted = before
             raise
         self._paused = False
-        with contextlib.suppress(GuestError):  # figures, which a guest whose memory makes no sense has not
-            self._areas = self._look_at_areas()
+        self._look_if_whole()
+
+    @property
+    def can_post_copy(self) -> bool:
+        """Where our owner lets us, and the kernel lets us hold its own accesses, as a vCPU's are."""
+        return self._settings.post_copy and not why_no_late_vcpus()
+
+    @property
+    def late_pages(self) -> LatePages | None:
+        """From `expect` until the last page is there."""
+        return self._late
+
+    def expect(self, stale: Mapping[int, PageBitmap]) -> None:
+        """What is still being populated comes first: it would put the entries back."""
+        if not self.can_post_copy:
+            super().expect(stale)
+        self.prepare()
+        if self._late is None:
+            check_stale(stale, self.description.regions)
+            if not any(bitmap.any() for bitmap in stale.values()):
+                return
+            self._late = LatePages(self.description.regions, self._here.maps, stale)
+        else:
+            self._late.replace(stale)
+        if not self._late.missing():
+            self.complete()
+
+    def complete(self) -> None:
+        """Every page is there, and may be touched here too."""
+        late, self._late = self._late, None
+        if late is not None:
+            late.end()
+        if self._runners:
+            self._look_if_whole()
 
     def discard(self) -> None:
         """Free the machine."""
+        self.complete()
         machine, self._machine = self._machine, None
         self._description, self._registers_checked, self._sections = None, 0, 0
         if machine is not None:
@@ -235,7 +273,9 @@ class KvmGuest(HeldGuest):
         return figures | {"rate_bytes_s": round(rate), "distinct_bytes_s": round(distinct)}
 
     def audit(self) -> JsonObject:
-        """Every page and register, between two instructions of each vCPU."""
+        """Every page and register, between two instructions of each vCPU; not while pages are missing."""
+        if self._late is not None and self._late.missing():
+            raise GuestError("pages are missing", ErrorCode.NOT_READY)
         if self._runners and not self._paused:
             self._park()
         try:
@@ -268,6 +308,9 @@ class KvmGuest(HeldGuest):
     def close(self) -> None:
         """End the threads, then free the machine."""
         had = bool(self._runners)
+        for runner in self._runners:
+            runner.tell_to_stop()
+        self.complete()  # lets the threads go where they wait; a guest that has gone on does no harm any more
         self._end()
         if had and not self._granted:
             self._note("end")
@@ -294,6 +337,12 @@ class KvmGuest(HeldGuest):
             return self._here.areas()
         except ValueError as error:
             raise GuestError(f"the guest's memory makes no sense: {error}") from error
+
+    def _look_if_whole(self) -> None:
+        """Take the figures' parameters out of guest memory, unless somebody would wait for it."""
+        if self._late is None and self._machine is not None:
+            with contextlib.suppress(GuestError):  # a guest whose memory makes no sense has no such figures
+                self._areas = self._look_at_areas()
 
     def _park(self) -> None:
         """Every vCPU, or none."""
@@ -340,6 +389,15 @@ class KvmGuest(HeldGuest):
     def _append(self, event: str) -> None:
         self._journaled_count = self._count
         self._journal.append(self._journaled_count, self._epoch, self._who, event)
+
+
+@functools.cache
+def why_no_late_vcpus() -> str:
+    """Why this machine cannot hold a vCPU's accesses to memory; empty if it can."""
+    reason = why_no_late_pages()
+    if not reason and supported()[2]:
+        return "userfaultfd: for accesses in user mode only, and a vCPU's are the kernel's"
+    return reason
 
 
 def _first(times: Iterable[int]) -> int:

@@ -100,6 +100,10 @@ class VcpuRunner:
                 raise GuestError("a vCPU does not stop")
         self._check()
 
+    def tell_to_stop(self) -> None:
+        """Have it begin nothing more. Does not wait: it may stand at a page, and `stop` waits for that."""
+        self._set(_Wish.STOP)
+
     def stop(self) -> None:
         """End the thread; waits a bounded time."""
         self._set(_Wish.STOP)
