@@ -83,7 +83,8 @@ def _switchover() -> Rows:
             *(Place(F.READY, heard=True), do.after(Say(_BITMAP)), E.UNSUPPORTED, E.UNEXPECTED_FRAME),
         ),
         row(
-            "switch-007 attach-reserved: says ATTACH [CON-5]", _GUEST, do.instead(Say(_ATTACH)), E.UNSUPPORTED
+            "switch-007 attach: says ATTACH on the control connection [ATT-1 CON-5]",
+            *(_GUEST, do.instead(Say(_ATTACH)), E.UNEXPECTED_FRAME, E.UNSUPPORTED),
         ),
         row(
             "switch-008 end-reserved: says END, which only stored streams have [CON-5]",

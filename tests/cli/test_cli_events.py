@@ -32,6 +32,7 @@ from sterna.core.events import (
     RoundStarted,
     SessionOpened,
     SessionResumed,
+    StreamAttached,
     Suspended,
 )
 from sterna.core.policy import Action, Decision, RoundStats
@@ -47,6 +48,7 @@ HUGE = (1 << 64) - 1
 EVENTS = {
     "session_opened": SessionOpened(b"s" * 16, "agent", 65537, {}),
     "phase": PhaseEntered(Phase.BLACKOUT),
+    "stream_attached": StreamAttached(2, 1),
     "round_started": RoundStarted(3, 100, last=True),
     "round_finished": RoundFinished(STATS),
     "decided": Decided(Decision(Action.THROTTLE, 0.2, 1.5, 1e9, 2e9, "too much")),

@@ -10,6 +10,7 @@ from sterna.core.tables import (
     SOURCE,
     DestinationInput,
     DestinationState,
+    Row,
     SourceInput,
     SourceState,
 )
@@ -57,9 +58,12 @@ def test_a_call_that_the_state_does_not_allow_is_this_side_s_fault():
         row_of(SOURCE, SourceState.ENDED, SourceInput.START)
 
 
+RESERVED = DestinationState.WELCOMED
+
+
 def test_a_reserved_transition_is_unsupported():
     with pytest.raises(RemoteProtocolError, match="ATTACH") as caught:
-        row_of(DESTINATION, DestinationState.WELCOMED, FrameType.ATTACH)
+        row_of({(RESERVED, FrameType.ATTACH): Row(RESERVED, "", "CON-5", True)}, RESERVED, FrameType.ATTACH)
     assert (caught.value.code, caught.value.frame) == (ErrorCode.UNSUPPORTED, FrameType.ATTACH)
 
 

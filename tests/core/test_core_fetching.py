@@ -273,3 +273,64 @@ def test_both_sides_agree_in_the_end(runs, steps, most):
         for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
             place = slice(start << size, (start + count) << size)
             assert room.memory[region][place] == image.memory[region][place]
+
+
+# ---- more connections than one ----
+
+
+def coming(room: Room, batch: tuple[Pages, object], stream: int) -> bytes:
+    """A batch begins to arrive there; the bytes of its bulk part."""
+    table, buffers = batch
+    places = room.fetching.announce(table, stream)
+    bulk = b"".join(bytes(each) for each in buffers)
+    room.lent = getattr(room, "lent", {}) | {stream: places}
+    return bulk
+
+
+def come(room: Room, stream: int, bulk: bytes) -> tuple[PageRange, ...]:
+    at = 0
+    for place in room.lent[stream]:
+        place[:] = bulk[at : at + len(place)]
+        at += len(place)
+    return room.fetching.take(stream)
+
+
+def test_what_comes_on_two_connections_at_once_is_taken_from_the_first():
+    """[STR-17] [STR-11] The second one is written nowhere, whichever is there first."""
+    room = Room((1, 0, BLOCK))
+    one = coming(room, frame((0, BLOCK)), 1)
+    two = coming(room, frame((0, BLOCK)), 0)
+    assert room.fetching.repeated == BLOCK
+    assert come(room, 0, b"\xee" * len(two)) == ()
+    assert bytes(room.memory[1][:PAGE]) == bytes(PAGE)
+    assert come(room, 1, one) == (PageRange(1, 0, BLOCK),)
+    assert bytes(room.memory[1][: BLOCK * PAGE]) == one
+    room.fetching.installed(PageRange(1, 0, BLOCK))
+    assert room.fetching.is_complete
+
+
+def test_what_is_coming_is_asked_for_only_if_it_comes_damaged():
+    """[MEM-5] [STR-17]"""
+    room = Room((1, 0, BLOCK))
+    bulk = coming(room, frame((0, BLOCK)), 2)
+    room.fetching.fault(1, 0, 1)
+    assert room.requests() == []
+    assert come(room, 2, b"\xee" * len(bulk)) == ()
+    assert room.requests() == [PageRequest(1, 0, BLOCK, urgent=True)]
+
+
+def test_what_was_coming_on_a_connection_that_is_gone_is_missing_again():
+    """[STR-6] And asked for, if somebody waits for it."""
+    room = Room((1, 0, 2 * BLOCK))
+    coming(room, frame((0, BLOCK)), 1)
+    coming(room, frame((BLOCK, BLOCK)), 2)
+    room.fetching.fault(1, 0, 1)
+    assert room.requests() == []
+    room.fetching.drop(1)
+    room.fetching.drop(1)
+    assert room.requests() == [PageRequest(1, 0, BLOCK, urgent=True)]
+    room.receive(frame((0, BLOCK)))
+    room.fetching.ask_again()
+    assert room.requests() == []
+    room.receive(frame((BLOCK, BLOCK)))
+    assert room.fetching.is_complete

@@ -63,7 +63,8 @@ def test_what_rows_send():
         frames = {frame for row in sent[role] for frame, _ in row.sends if not row.reserved}
         own = {frame for frame in IMPLEMENTED_FRAMES if FRAMES[frame].sender in {sender, Sender.BOTH}}
         anywhere = {FrameType.PING, FrameType.PONG, FrameType.PROGRESS, FrameType.ABORT}
-        assert frames == own - anywhere - {FrameType.REFUSE}  # what ends a session is in no row
+        # What ends a session is in no row, nor is what is said on data connections.
+        assert frames == own - anywhere - {FrameType.REFUSE, FrameType.ATTACH, FrameType.ATTACHED}
 
 
 @pytest.mark.parametrize("state", STATES, ids=str)
@@ -104,6 +105,8 @@ def test_every_implemented_state_is_reached_by_a_rig_or_is_an_end(role):
     seen = {state for rig, state in BOTH if issubclass(rig, RIGS[role])}
     seen |= {state for _, state in RESUMED if isinstance(state, role)}
     transient = {SourceState.DECIDING}  # the policy answers at once
+    # Of more connections than one: tests/core/test_core_joining.py.
+    transient |= {SourceState.ATTACHING, SourceState.REATTACHING, DestinationState.JOINING}
     assert implemented - seen - transient <= TERMINAL | DEAF
     assert seen <= implemented
 
@@ -226,7 +229,8 @@ def test_a_destination_without_handover_frees_everything():
     asked = (DestinationState.IDLE, DestinationInput.HELLO_VERDICT)
     late = (DestinationState.ADMITTING, DestinationInput.ANSWERED)  # nothing was made room for [ONE-14]
     verdict = (DestinationState.RESUMING, DestinationInput.ANSWERED)  # handed over long ago [RES-15]
-    without = {handover, asked, late, verdict, *REJOINS}
+    joins = (DestinationState.IDLE, FrameType.ATTACH)  # of another machine's session
+    without = {handover, asked, late, verdict, joins, *REJOINS}
     before = reachable(DestinationState, DestinationState.IDLE, without=without, reserved=False)
     assert before & TERMINAL == {DestinationState.ENDED, DestinationState.SUSPENDED}
     assert not before & COMMITTED

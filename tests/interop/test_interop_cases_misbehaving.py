@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from peer_support import played
 
-from sterna.core import conduct, destination, negotiate, opening, session, source, tables
+from sterna.core import conduct, connected, destination, negotiate, opening, session, source, tables
 from sterna.core.deadlines import Watch
 from sterna.core.heartbeat import Heartbeat
 from sterna.core.rounds import IncomingRound, OutgoingRound
@@ -83,7 +83,7 @@ def disregards_limits(patch: Patch) -> None:
 
 
 def disregards_senders(patch: Patch) -> None:
-    patch.setattr(session, "check_sender", lambda *_: None)
+    patch.setattr(connected, "check_sender", lambda *_: None)
 
 
 def disregards_attempts(patch: Patch) -> None:

@@ -13,22 +13,32 @@ from sterna.registry import Feature
 
 def test_a_source_offers_what_it_can_and_insists_on_what_it_needs() -> None:
     """[NEG-10]"""
-    plain = {each.id for each in offer(Options(), "stop-and-copy", resumes=False)}
+    plain = {each.id for each in offer(Options(), "stop-and-copy", dials=False)}
     assert not plain & {*EARLY_FEATURES, Feature.RESUME, Feature.LEASE_STORE}
-    all_of_it = offer(Options(lease_store=True, resume_s=9), "bitmap", resumes=True)
+    all_of_it = offer(Options(lease_store=True, resume_s=9), "bitmap", dials=True)
     more = {each.id: (each.required, each.parameter) for each in all_of_it if each.id not in plain}
     assert more == {
         Feature.BITMAP: (True, 0),
         Feature.RESUME: (False, 9),
         Feature.LEASE_STORE: (True, 0),
     }
+    streams = {each.id: each.parameter for each in offer(Options(streams=3, resume_s=0), "auto", dials=True)}
+    assert streams[Feature.DATA_STREAMS] == 3
+    assert Feature.RESUME not in streams
+    assert Feature.DATA_STREAMS not in {
+        each.id for each in offer(Options(streams=3), "stop-and-copy", dials=False)
+    }
+    for streams in (-1, 17):
+        with pytest.raises(ConfigError, match="there are at most 16"):
+            Options(streams=streams)
 
 
 def test_a_destination_selects_what_its_host_and_guests_can() -> None:
     """[NEG-10] [NEG-11]"""
-    plain = supported(Options(), resumes=False)
-    assert supported(Options(post_copy=True), resumes=False) == plain | EARLY_FEATURES
-    assert supported(Options(lease_store=True), resumes=True) == plain | {Feature.RESUME, Feature.LEASE_STORE}
+    plain = supported(Options(), finds=False)
+    assert supported(Options(post_copy=True), finds=False) == plain | EARLY_FEATURES
+    more = {Feature.RESUME, Feature.DATA_STREAMS, Feature.LEASE_STORE}
+    assert supported(Options(lease_store=True), finds=True) == plain | more
 
 
 def test_a_cap_makes_batches_small_and_must_not_be_too_low() -> None:

@@ -163,10 +163,10 @@ ALTERED = {
         E.UNEXPECTED_FRAME,
         S,
     ),
-    "what is reserved": (
+    "what belongs on another connection": (
         lambda: added((F.GUEST, 0), S, r.Attach(bytes(16), bytes(32), 0, 0)),
-        "CON-5",
-        E.UNSUPPORTED,
+        "CON-3",
+        E.UNEXPECTED_FRAME,
         S,
     ),
     "what was not selected": (

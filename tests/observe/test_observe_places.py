@@ -7,7 +7,7 @@ from copy import copy
 import pytest
 
 from observe_support import OTHER, D, S, migration
-from sterna.core.tables import DestinationState, SourceState
+from sterna.core.tables import DESTINATION, DestinationState, Row, SourceState
 from sterna.observe.places import Places
 from sterna.registry import FRAMES, FrameType, Sender
 
@@ -80,7 +80,7 @@ def test_what_a_side_may_hear_the_other_may_send() -> None:
     seen = {(found[0][0].states, found[0][1].states)}
     while found:
         source, destination = found.pop()
-        for frame in set(F) - ANYWHERE - {F.REFUSE}:
+        for frame in set(F) - ANYWHERE - {F.REFUSE, F.ATTACH, F.ATTACHED}:
             for sender in (S, D):
                 if FRAMES[frame].sender is OTHER[sender]:
                     continue
@@ -143,7 +143,7 @@ def test_a_session_that_is_taken_up_again() -> None:
     assert both[D].sends(F.WELCOME)
     assert both[S].hears(F.HELD)
     assert both[D].sends(F.HELD)
-    rounds = {SourceState.COMPARING, SourceState.COLLECTING, SourceState.DECIDING}
+    rounds = {SourceState.COMPARING, SourceState.REATTACHING, SourceState.COLLECTING, SourceState.DECIDING}
     assert both[S].states == rounds | {SourceState.CATCHING_UP, SourceState.MOVED}
     assert both[D].states >= {DestinationState.RESUMED, DestinationState.FETCHING}
     assert not both[D].hears(F.SWITCHOVER)
@@ -198,9 +198,11 @@ def test_a_blackout_without_pages_and_state() -> None:
     assert both[S].hears(F.LOADED)
 
 
-def test_what_is_reserved_is_known() -> None:
+def test_what_is_reserved_is_known(monkeypatch) -> None:
     """[CON-5]"""
-    assert after(F.WELCOME)[D].knows_reserved(F.ATTACH)
+    row = Row(DestinationState.WELCOMED, "", "CON-5", reserved=True)
+    monkeypatch.setitem(DESTINATION, (DestinationState.WELCOMED, F.END), row)
+    assert after(F.WELCOME)[D].knows_reserved(F.END)
     assert not after(F.ROUND_END)[D].knows_reserved(F.DIRTY_BITMAP)
     assert not after(F.HANDOVER)[S].knows_reserved(F.HANDBACK)
     assert not after(F.READY)[D].knows_reserved(F.HELD)

@@ -125,7 +125,7 @@ class Siege:
     def machine(self) -> Session:
         """The endpoint's own."""
         assert self.endpoint._pump is not None
-        return self.endpoint._pump._machine
+        return self.endpoint._pump.machine
 
     @property
     def spoken(self) -> list[Said]:

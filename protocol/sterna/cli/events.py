@@ -22,6 +22,7 @@ from sterna.core.events import (
     RoundStarted,
     SessionOpened,
     SessionResumed,
+    StreamAttached,
     Suspended,
 )
 from sterna.core.policy import RoundStats
@@ -50,6 +51,8 @@ def event_fields(event: Event) -> Fields:
             }
         case PhaseEntered(phase):
             return {"event": "phase", "phase": phase_name(phase)}
+        case StreamAttached(stream, generation):
+            return {"event": "stream_attached", "stream": stream, "generation": generation}
         case RoundStarted(number, pages, last):
             return {"event": "round_started", "round": number, "pages": min(pages, _EXACT), "last": last}
         case RoundFinished(stats):

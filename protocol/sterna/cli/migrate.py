@@ -300,7 +300,7 @@ class _Job:
                 runner=status.runner,
                 host=session,
                 options=replace(self.options, policy=self._policy(guest)),
-                reconnect=reconnect if self.options.resume_s else None,
+                reconnect=reconnect,
             )
             ending.ask = partial(self._cancel, source)
             async with trio.open_nursery() as nursery:
@@ -464,7 +464,7 @@ def _sentence(result: Result, transport: Transport) -> str:
             return (
                 f"the guest runs there, and pages that it needs are here{why}. Keep this holder: it has them"
             )
-        case Outcome.ROLLED_BACK | Outcome.SUSPENDED:
+        case Outcome.ROLLED_BACK | Outcome.SUSPENDED | Outcome.JOINED:
             return hinted(f"the guest runs on here{why}", result.error)
         case Outcome.UNDECIDED if result.verdict is not None and result.verdict.handed_back:
             return (

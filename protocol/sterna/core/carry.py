@@ -8,13 +8,15 @@ and it seeds one machine. Its *ticket* is what both sides know the session by, f
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from sterna.core.account import Account
 from sterna.core.conduct import wrong
 from sterna.core.events import Admission, Outcome, Result
 from sterna.core.fetching import Fetching
 from sterna.core.holdings import Holdings
+from sterna.core.lanes import Mark
 from sterna.core.negotiate import Selection, choices
 from sterna.core.policy import Decision
 from sterna.core.sending import Sending
@@ -23,7 +25,7 @@ from sterna.errors import SternaError
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import PageSink
 from sterna.registry import ErrorCode, Mode, Phase
-from sterna.wire.records import FeatureOffer, Guest, Hello, Runner, Welcome
+from sterna.wire.records import Attach, FeatureOffer, Guest, Hello, Runner, Welcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +37,39 @@ class Ticket:
         welcome: that answered.
         selection: what they agreed on, with the peer's limits.
         generation: of the newest control connection; 0 is the one that opened the session.
+        streams: data connections, as ACCEPT has it.
     """
 
     hello: Hello
     welcome: Welcome
     selection: Selection
     generation: int = 0
+    streams: int = 0
 
     @property
     def session(self) -> bytes:
         """The session's id."""
         return self.welcome.session
+
+    def check_attach(self, attach: Attach, stream: int, mark: Mark) -> None:
+        """Whether an ATTACH may join a data connection to this session, where the one before left this mark.
+
+        Who comes with it is for the host, as for a resumption [STR-4].
+
+        Raises:
+            RemoteProtocolError: BAD_HEADER, BAD_VALUE or BAD_TOKEN, which end that connection alone.
+        """
+        if attach.index + 1 != stream:
+            raise wrong(ErrorCode.BAD_HEADER, f"index {attach.index} on stream {stream}", "HDR-5", attach)
+        right = hmac.compare_digest(attach.token, self.welcome.token)
+        if not right or attach.session != self.session:
+            raise wrong(ErrorCode.BAD_TOKEN, "no session has this id and token", "ATT-3", attach)
+        if attach.index >= self.streams:
+            detail = f"index {attach.index} of {self.streams} data connections"
+            raise wrong(ErrorCode.BAD_VALUE, detail, "ATT-2", attach)
+        if attach.generation <= mark.generation:
+            detail = f"generation {attach.generation} after {mark.generation}"
+            raise wrong(ErrorCode.BAD_TOKEN, detail, "STR-5", attach)
 
     def next_hello(self) -> Hello:
         """What a source says on its next connection [RES-1] [RES-2] [LIM-8]."""
@@ -108,6 +132,10 @@ class Ticket:
         if welcome.limits != self.welcome.limits:
             raise wrong(ErrorCode.LIMIT_MISMATCH, "not the limits of the opening", "LIM-8", welcome)
 
+    def with_streams(self, streams: int) -> Ticket:
+        """The same session, of which ACCEPT has told how many data connections it has."""
+        return replace(self, streams=streams)
+
     def of_generation(self, generation: int) -> Ticket:
         """The same session, with another newest connection."""
         return replace(self, generation=generation)
@@ -130,6 +158,7 @@ class SourceCarry:
         decision: the policy's last, None before the first.
         serving: the pages that the guest lacks which runs at the destination; None while it runs here.
         sealed: digest of the pause image, if there is one.
+        marks: of the data connections.
     """
 
     ticket: Ticket
@@ -140,6 +169,7 @@ class SourceCarry:
     decision: Decision | None = None
     serving: Serving | None = None
     sealed: bytes = b""
+    marks: Mapping[int, Mark] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +185,7 @@ class DestinationCarry:
         account: goes on.
         fetching: the pages that the guest lacks which runs here; None while it does not.
         sealed: digest of the pause image, if there is one.
+        marks: of the data connections.
     """
 
     ticket: Ticket
@@ -168,6 +199,7 @@ class DestinationCarry:
     bulk_bytes: int = 0
     fetching: Fetching | None = None
     sealed: bytes = b""
+    marks: Mapping[int, Mark] = field(default_factory=dict)
 
     def strand(self, error: SternaError, now: float) -> Result:
         """Nobody comes any more for pages to be fetched from: how the session has ended."""

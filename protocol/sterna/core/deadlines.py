@@ -51,6 +51,8 @@ WAITS: Final[Mapping[State, str]] = {
     SourceState.GREETING: "handshake_s",
     SourceState.ASKING: "handshake_s",
     SourceState.DESCRIBING: "describe_s",
+    SourceState.ATTACHING: "handshake_s",
+    SourceState.REATTACHING: "handshake_s",
     SourceState.ACKING: "round_s",
     SourceState.PREPARING: "prepare_s",
     SourceState.SEALED: "blackout_s",

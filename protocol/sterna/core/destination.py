@@ -9,11 +9,10 @@ arrived, the loss of the connection changes nothing any more: the permission sta
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, cast
+from typing import cast
 
 from sterna.core.carry import Ticket
-from sterna.core.conduct import check_epoch, refusal_items, wrong
+from sterna.core.conduct import check_epoch, wrong
 from sterna.core.events import (
     Admission,
     Admit,
@@ -22,6 +21,7 @@ from sterna.core.events import (
     Discard,
     Expect,
     Installed,
+    Join,
     LoadState,
     Outcome,
     PagesFollow,
@@ -42,8 +42,9 @@ from sterna.core.fetching import Fetching
 from sterna.core.following import Following, Sealed
 from sterna.core.history import RecordConflict
 from sterna.core.holdings import Holdings
+from sterna.core.joining import Joining
+from sterna.core.lanes import Lane
 from sterna.core.negotiate import (
-    BASE_FEATURES,
     Selection,
     check_first_epoch,
     check_granules,
@@ -51,18 +52,16 @@ from sterna.core.negotiate import (
     choices,
     select,
 )
-from sterna.core.readmission import Readmission
 from sterna.core.records import Claiming, Released, SessionRecord, Side, Start
 from sterna.core.records import Complete as DurableComplete
 from sterna.core.records import HandBack as DurableHandBack
 from sterna.core.records import Record as DurableRecord
+from sterna.core.refusing import DestinationConfig
 from sterna.core.rounds import IncomingRound
 from sterna.core.seal import check_seal
-from sterna.core.session import Config
 from sterna.core.style import selected_styles
 from sterna.core.tables import DestinationInput, DestinationState
 from sterna.errors import (
-    LimitExceeded,
     LocalProtocolError,
     RemoteProtocolError,
     SternaError,
@@ -74,6 +73,7 @@ from sterna.registry import ERRORS, ErrorCode, Feature, FrameType, Mode, Phase
 from sterna.wire import Header, PagesAnnounced, PagesReceived
 from sterna.wire.records import (
     Accept,
+    Attach,
     Complete,
     DirtyBitmap,
     Guest,
@@ -85,7 +85,6 @@ from sterna.wire.records import (
     Progress,
     Ready,
     Record,
-    Refuse,
     Release,
     Round,
     RoundAck,
@@ -99,27 +98,14 @@ from sterna.wire.records import (
     Welcome,
 )
 
-# What of a guest may be more than was announced.
-_UNFIT: Final = frozenset({ErrorCode.LIMIT_REGIONS, ErrorCode.LIMIT_MEMORY, ErrorCode.LIMIT_STATE})
+__all__ = ["DestinationConfig", "DestinationMachine"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DestinationConfig(Config):
-    """A migration as its destination sees it; who may come is the host's answer to `Admit`.
-
-    `features`: what it supports, see `BASE_FEATURES` and the conditional ones of sterna.core.negotiate.
-    """
-
-    features: frozenset[Feature] = BASE_FEATURES
-    retry_after_ms: int = 5000  # what a full host tells its peer
-
-
-class DestinationMachine(Readmission):
+class DestinationMachine(Joining):
     """Takes a guest in. See sterna.core.session for the way to drive it, sterna.core.events for requests."""
 
     def __init__(self, config: DestinationConfig, now: float) -> None:
         super().__init__(config, now)
-        self._job = config
         self._selected: Selection | None = None
 
     @property
@@ -148,7 +134,7 @@ class DestinationMachine(Readmission):
             case Round():
                 self._on_round(record, now)
             case RoundEnd():
-                self._on_round_end(record, now)
+                self._end_round(record, now)
             case Switchover():
                 self._on_switchover(record, now)
             case DirtyBitmap():
@@ -165,6 +151,8 @@ class DestinationMachine(Readmission):
                 check_epoch(record, self._epoch + 1, "CMP-4")
                 self._step(FrameType.RELEASE, now)
                 self._ask(Persist(Released(self._session)))
+            case Attach():
+                self._on_attach(record, now)
             case _:  # BYE, the only other frame that the table lets through
                 self._step(FrameType.BYE, now)
                 self._bye()
@@ -180,7 +168,8 @@ class DestinationMachine(Readmission):
             self._ask(Readmit(record))
             return
         try:
-            self._selected = select(record, self._job.features)
+            most = self._config.limits.data_streams
+            self._selected = select(record, self._job.features, data_streams=most)
             check_first_epoch(record, self._selected)
         except RemoteProtocolError as error:
             self._refuse(error, now)
@@ -223,36 +212,40 @@ class DestinationMachine(Readmission):
         self._holdings.begin(record.round)
         self._emit(RoundStarted(record.round, record.pages, last))
 
-    def _pages_announced(self, event: PagesAnnounced) -> Sequence[memoryview] | None:
+    def _pages_announced(self, event: PagesAnnounced, lane: Lane) -> Sequence[memoryview] | None:
         table = event.record
         if self._is_of_old_attempt(table):
             return None
         self._require(FrameType.PAGES)
         if self.phase is Phase.AFTER:
-            targets = self._follows.expected(table).announce(table)
+            targets = self._follows.expected(table).announce(table, lane.stream)
             return targets if table.bulk_bytes else None
-        self._round.announce(table)
+        if self._streams and not lane.stream:
+            detail = f"PAGES on the control connection of a session with {self._streams} others"
+            raise wrong(ErrorCode.UNEXPECTED_FRAME, detail, "STR-1", table)
+        self._round.announce(table, lane.stream)
         assert self._sink is not None
         # From here on these pages are neither of the old version nor of the new one.
         self._digest.mark_stale(table.region, table.runs["first"], table.runs["count"])
         self._holdings.announce(table)
         return self._sink.targets(table) if table.bulk_bytes else None
 
-    def _pages_received(self, event: PagesReceived, now: float) -> None:
+    def _pages_received(self, event: PagesReceived, lane: Lane, now: float) -> None:
         table = event.record
         if self._is_of_old_attempt(table):
             return
         self._step(FrameType.PAGES, now)
         if self.phase is Phase.AFTER:
             self._bulk_bytes += table.bulk_bytes
-            self._followed(self._follows.expected(table), now)
+            self._followed(self._follows.expected(table), lane, now)
             return
         assert self._sink is not None
         rejected = self._sink.commit(table)
         self._digest.record(table, rejected)
         self._holdings.take(table, rejected)
         self._bulk_bytes += table.bulk_bytes
-        self._round.take(table, rejected, event.header.sequence)
+        self._round.take(table, rejected, event.header.sequence, lane.stream)
+        self._pages_have_come(now)
 
     def _on_round_end(self, record: RoundEnd, now: float) -> None:
         self._round.check_end(record)
@@ -333,6 +326,8 @@ class DestinationMachine(Readmission):
                 self._ask(Persist(Start(self._epoch + 1)))
             case Expect():
                 pass  # LOADED follows when the state is loaded, too
+            case Join():
+                self._on_joined(now)
             case Installed():
                 self._on_installed(request, now)
             case _:
@@ -358,6 +353,8 @@ class DestinationMachine(Readmission):
             self._step(DestinationInput.UNPREPARED, now)
             self._send(NotReady(self._attempt, error.code, ERRORS[error.code].text))
             self._attempt += 1
+        elif isinstance(request, Join):
+            self._fail(error, now)
         elif isinstance(request, (Admit, AnswerVerdict, Reserve)):
             self._refuse(error, now)
         else:
@@ -395,7 +392,11 @@ class DestinationMachine(Readmission):
         self._follows = Following(self._regions)
         self._expect_state()
         self._step(DestinationInput.RESERVED, now)
-        self._send(Accept(sum(region.size_bytes for region in self._guest.regions)))
+        assert self._selection is not None
+        assert self._ticket is not None
+        streams = self._selection.features.get(Feature.DATA_STREAMS, 0)
+        self._ticket = self._ticket.with_streams(streams)
+        self._send(Accept(sum(region.size_bytes for region in self._guest.regions), streams))
 
     def _on_answered(self, answer: object, now: float) -> None:
         assert isinstance(answer, Verdict)
@@ -491,6 +492,9 @@ class DestinationMachine(Readmission):
             case DestinationState.DISCARDING:
                 self._requests.withdraw()
                 self._ask(Discard())
+            case DestinationState.ENDED:  # a data connection that no session takes
+                self._requests.withdraw()
+                self._finish(Outcome.ROLLED_BACK, now, epoch=self._epoch)
             case DestinationState.UNANSWERED:
                 self._requests.withdraw()
                 self._finish(Outcome.UNDECIDED, now, epoch=self._epoch)
@@ -532,8 +536,8 @@ class DestinationMachine(Readmission):
         self._send(Running(request.epoch, request.runner))
         self._request_pages(fetching, now)
 
-    def _followed(self, fetching: Fetching, now: float) -> None:
-        arrived = fetching.take()
+    def _followed(self, fetching: Fetching, lane: Lane, now: float) -> None:
+        arrived = fetching.take(lane.stream)
         if arrived:
             self._ask(Installed(arrived))
         self._request_pages(fetching, now)
@@ -559,31 +563,6 @@ class DestinationMachine(Readmission):
         if self._over:  # the link was lost before the last of them was installed
             self._step(DestinationInput.LOST, now)
             self._after_loss(now)
-
-    # ---- refusing ----
-
-    def _refuse(self, error: SternaError, now: float) -> None:
-        """The session that HELLO asks for is not opened, or the guest of GUEST is not taken [CON-11]."""
-        self._fail(error, now, words=self._refusal(error))
-
-    def _refusal(self, error: SternaError) -> Refuse:
-        again = error.code in {ErrorCode.FULL, ErrorCode.BUSY}
-        retry_after_ms = self._job.retry_after_ms if again else 0
-        return Refuse(error.code, retry_after_ms, refusal_items(error), ERRORS[error.code].text)
-
-    def _last_words(self, error: SternaError) -> Record:
-        """Some refusals are the codec's.
-
-        It holds GUEST to what this side has announced [CON-15], and does not read a HELLO that has a value of
-        a later version, which must be refused whatever it holds [VRS-3].
-        """
-        unfit = isinstance(error, LimitExceeded) and error.code in _UNFIT
-        strange = isinstance(error, RemoteProtocolError) and error.frame == FrameType.HELLO
-        if (unfit and self._state is DestinationState.WELCOMED) or (
-            strange and self._state is DestinationState.IDLE
-        ):
-            return self._refusal(error)
-        return super()._last_words(error)
 
     # ---- for people ----
 

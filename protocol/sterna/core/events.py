@@ -27,6 +27,7 @@ from sterna.registry import ErrorCode, Phase, Style
 from sterna.wire.records import (
     NO_ID,
     NO_TOKEN,
+    Attach,
     Guest,
     Hello,
     PageRange,
@@ -42,6 +43,16 @@ from sterna.wire.records import (
 @dataclass(frozen=True, slots=True, eq=False)
 class StartTracking:
     """Begin to follow writes. Answer: None, or what is known to read as zeros, as bitmaps by region id."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenStreams:
+    """Open so many connections more to the same peer. Answer: what they are is the driver's business.
+
+    From then on the machine has something to say on the connections 1 to `count`.
+    """
+
+    count: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,6 +148,16 @@ class Readmit:
     """
 
     hello: Hello
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Join:
+    """This connection is a data connection of a session: find that. Answer: None; `fail` refuses [STR-4].
+
+    Then the connection goes to that session's machine, with all that this one has: see `join` there.
+    """
+
+    attach: Attach
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -246,8 +267,8 @@ class Persist:
 
 Request: TypeAlias = (
     StartTracking | CollectDirty | Throttle | Pause | SaveState | MarkGranted | RollBack | ReleaseImage
-    | RunOn | Admit | Readmit | Reserve | Prepare | Expect | Installed | LoadState | Claim | TakeStorage
-    | RunGuest | Discard
+    | RunOn | OpenStreams | Admit | Readmit | Join | Reserve | Prepare | Expect | Installed | LoadState
+    | Claim | TakeStorage | RunGuest | Discard
     | AnswerVerdict | ProbeStore | Persist
 )  # fmt: skip
 
@@ -302,6 +323,14 @@ class PhaseEntered:
     """A new phase."""
 
     phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAttached:
+    """A data connection is attached: its number, and how many had that number before."""
+
+    stream: int
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,6 +392,7 @@ class Outcome(StrEnum):
     UNDECIDED = "undecided"  # the guest is paused; records, store, peer or operator must say who owns it
     ANSWERED = "answered"  # a question was put, and the verdict is in the result
     GUEST_FAILED = "guest_failed"  # the source owns the guest, but could not set it running again
+    JOINED = "joined"  # a data connection, which its session's machine has now; no endpoint ends so
     SUSPENDED = "suspended"  # the link is lost, and the session can be taken up again; no endpoint ends so
 
 
@@ -431,8 +461,8 @@ class Finished:
 
 
 Event: TypeAlias = (
-    SessionOpened | PhaseEntered | RoundStarted | RoundFinished | Decided | PagesFollow | PagesFollowed
-    | PeerProgress | Suspended | SessionResumed | Finished
+    SessionOpened | PhaseEntered | StreamAttached | RoundStarted | RoundFinished | Decided | PagesFollow
+    | PagesFollowed | PeerProgress | Suspended | SessionResumed | Finished
 )  # fmt: skip
 
 Dirty: TypeAlias = Mapping[int, PageBitmap]

@@ -1,8 +1,9 @@
 """The destination while pages are missing: what it asks for, what it takes, what it throws away [13.2].
 
 The guest runs. Pages that it must not touch yet are stale, and travel in groups (sterna.memory.groups). A
-group is missing, arrived (verified, to be installed) or installed, in this order and never back: the first
-arrival wins, and what comes a second time is read into a place where it harms nobody [STR-11].
+group is missing, coming, arrived (verified, to be installed) or installed, in this order; only what comes
+damaged, or on a link that is lost, is missing again. The first arrival wins, and what comes a second time is
+read into a place where it harms nobody [STR-11].
 
 Bytes of a missing group go straight to their place in guest memory. That is safe because the guest's accesses
 to it are held until it is installed, and it is installed only when the bytes have matched their hash.
@@ -32,7 +33,7 @@ from sterna.wire.records import PageRange, PageRequest, Pages
 # How often a group may come with other bytes than its hash says [MEM-5].
 MISMATCHES_MAX: Final = 8
 
-_MISSING, _ARRIVED, _INSTALLED = range(3)
+_MISSING, _COMING, _ARRIVED, _INSTALLED = range(4)
 
 
 class Fetching:
@@ -81,7 +82,7 @@ class Fetching:
         self._queue: Final[deque[int]] = deque()
         self._left = count
         self._scratch: memoryview | None = None
-        self._coming: tuple[Pages, Positions, npt.NDArray[np.bool_]] | None = None
+        self._coming: Final[dict[int, tuple[Pages, Positions]]] = {}  # by stream
 
     @property
     def is_complete(self) -> bool:
@@ -107,7 +108,7 @@ class Fetching:
         """The guest waits for these pages: ask for those that are missing and were not asked for."""
         for group in self.groups.covering(region, first, count):
             # What a mismatch has queued already is queued once more, for now somebody waits for it.
-            if self._state[group] == _MISSING and not self._urgent[group]:
+            if self._state[group] < _ARRIVED and not self._urgent[group]:
                 self._urgent[group] = self._wanted[group] = True
                 self._queue.append(group)
 
@@ -154,7 +155,8 @@ class Fetching:
 
     def ask_again(self) -> None:
         """Requests and answers under way are lost with the link: what the guest waits for goes first."""
-        self._coming = None
+        for stream in tuple(self._coming):
+            self.drop(stream)
         self._outstanding.clear()
         self._queue.clear()
         missing = self._wanted & (self._state == _MISSING)
@@ -163,8 +165,17 @@ class Fetching:
 
     # ---- taking ----
 
-    def announce(self, table: Pages) -> list[memoryview]:
+    def drop(self, stream: int) -> None:
+        """What was coming there never will: the connection is gone."""
+        if stream in self._coming:
+            _, numbers = self._coming.pop(stream)
+            self._state[numbers] = _MISSING
+            self._queue.extend(numbers[self._wanted[numbers]].tolist())
+
+    def announce(self, table: Pages, stream: int = 0) -> list[memoryview]:
         """Check a page table before any of its bytes is taken: where these go.
+
+        What is coming on another connection already comes only there: two would write to one place.
 
         Raises:
             RemoteProtocolError: BAD_ROUND, or BAD_VALUE for what is no whole group.
@@ -182,16 +193,17 @@ class Fetching:
         fresh[known] = self._state[numbers[known]] == _MISSING
         self.outside += int(count[~known].sum())
         self.repeated += int(count[known & ~fresh].sum())
-        self._coming = _only(table, fresh), numbers[fresh], fresh
-        return list(self._targets(table, fresh)) if table.bulk_bytes else []
+        wanted = _only(table, fresh)
+        self._coming[stream] = wanted, numbers[fresh]
+        self._state[numbers[fresh]] = _COMING
+        return list(self._targets(table, wanted, fresh)) if table.bulk_bytes else []
 
-    def _targets(self, table: Pages, fresh: npt.NDArray[np.bool_]) -> Iterator[memoryview]:
+    def _targets(self, table: Pages, wanted: Pages, fresh: npt.NDArray[np.bool_]) -> Iterator[memoryview]:
         """A place for each run with bytes: guest memory for what is missing, nowhere for the rest."""
-        assert self._coming is not None
-        places = iter(self._sink.targets(self._coming[0]))
+        places = iter(self._sink.targets(wanted))
         raw = carries_bytes(table.runs)
-        for size, wanted in zip(table.runs["size_bytes"][raw].tolist(), fresh[raw].tolist(), strict=True):
-            yield next(places) if wanted else self._nowhere(size)
+        for size, missing in zip(table.runs["size_bytes"][raw].tolist(), fresh[raw].tolist(), strict=True):
+            yield next(places) if missing else self._nowhere(size)
 
     def _nowhere(self, size_bytes: int) -> memoryview:
         """A chunk's room for bytes that nobody reads; all of them may lie on top of each other."""
@@ -199,16 +211,16 @@ class Fetching:
             self._scratch = memoryview(bytearray(CHUNK_BYTES))
         return self._scratch[:size_bytes]
 
-    def take(self) -> tuple[PageRange, ...]:
-        """The bytes of the table that was announced have come: what may be installed, neighbours joined.
+    def take(self, stream: int = 0) -> tuple[PageRange, ...]:
+        """The bytes of the table announced there have come: what may be installed, neighbours joined.
 
         Raises:
             RemoteProtocolError: PAGE_HASH for a group that came damaged too often.
         """
-        assert self._coming is not None
-        (table, numbers, _), self._coming = self._coming, None
+        table, numbers = self._coming.pop(stream)
         if not len(numbers):
             return ()
+        self._state[numbers] = _MISSING
         rejected = self._sink.commit(table)
         self._digest.record(table, rejected)
         good = np.ones(len(numbers), dtype=np.bool_)

@@ -33,7 +33,9 @@ VERSION, VERSIONS = header.VERSION, header.VERSIONS
 _REQUIRED = frozenset({Feature.STOP_AND_COPY, Feature.HASH_XXH3_64})
 
 # What depends on more than the code: on a host's store, on what a guest can do, on what its owner wants.
-_CONDITIONAL = frozenset({Feature.BITMAP, Feature.POST_COPY, Feature.RESUME, Feature.LEASE_STORE})
+_CONDITIONAL = frozenset(
+    {Feature.BITMAP, Feature.POST_COPY, Feature.RESUME, Feature.LEASE_STORE, Feature.DATA_STREAMS}
+)
 
 # What every endpoint of ours supports.
 BASE_FEATURES: Final[frozenset[Feature]] = IMPLEMENTED_FEATURES - _CONDITIONAL
@@ -84,8 +86,8 @@ def check_version(hello: Hello) -> None:
         raise _refusal(ErrorCode.NO_COMMON_VERSION, f"the source speaks {spoken}", "NEG-1", FrameType.HELLO)
 
 
-def select(hello: Hello, supported: Collection[int] = BASE_FEATURES) -> Selection:
-    """The destination's choice.
+def select(hello: Hello, supported: Collection[int] = BASE_FEATURES, *, data_streams: int = 0) -> Selection:
+    """The destination's choice. `data_streams`: how many data connections it takes.
 
     Raises:
         RemoteProtocolError: NO_COMMON_VERSION, MISSING_FEATURE or LIMIT_MISMATCH, to be answered with REFUSE.
@@ -105,6 +107,10 @@ def select(hello: Hello, supported: Collection[int] = BASE_FEATURES) -> Selectio
     features = {each.id: each.parameter for each in hello.features if each.id in supported}
     if Feature.RESUME in features:
         features[Feature.RESUME] = min(features[Feature.RESUME], bounds.RESUME_MOST_S)
+    if Feature.DATA_STREAMS in features:
+        features[Feature.DATA_STREAMS] = min(features[Feature.DATA_STREAMS], data_streams, bounds.STREAMS_MAX)
+        if not features[Feature.DATA_STREAMS]:
+            del features[Feature.DATA_STREAMS]
     lacking = [feature_name(feature) for feature in sorted(_REQUIRED) if feature not in features]
     if lacking:
         detail = f"the source does not offer {', '.join(lacking)}"

@@ -13,7 +13,15 @@ from typing import Self
 from sterna import limits as bounds
 from sterna.core.carry import SourceCarry, Ticket
 from sterna.core.conduct import wrong
-from sterna.core.events import SessionOpened, SessionResumed
+from sterna.core.events import (
+    CollectDirty,
+    OpenStreams,
+    SessionOpened,
+    SessionResumed,
+    StartTracking,
+    StreamAttached,
+)
+from sterna.core.lanes import Lane
 from sterna.core.negotiate import VERSIONS, check_room, check_welcome, offer
 from sterna.core.policy import Decision, PolicySettings
 from sterna.core.resuming import HeldReport
@@ -30,6 +38,8 @@ from sterna.wire.records import (
     NO_ID,
     NO_RUNNER,
     NO_TOKEN,
+    Attach,
+    Attached,
     FeatureOffer,
     Guest,
     Held,
@@ -91,6 +101,7 @@ class Opening(Session):
         machine._memory, machine._account = carry.memory, carry.account
         machine._not_ready, machine._decision = carry.not_ready, carry.decision
         machine._sealed, machine._serving = carry.sealed, carry.serving
+        machine._lanes.marks = carry.marks
         if carry.serving is None:
             machine._attempt = carry.attempt + 1  # the loss has ended that one [RES-8]
         else:
@@ -112,6 +123,7 @@ class Opening(Session):
             self._decision,
             self._serving,
             self._sealed,
+            {stream: self._lanes.mark(stream) for stream in range(1, self._ticket.streams + 1)},
         )
 
     @property
@@ -215,9 +227,48 @@ class Opening(Session):
             self._memory.resume(self._report)
             missing = self._memory.pages_missing
         self._account.taken_up()
-        self._step(SourceInput.COMPARED, now)
+        assert self._ticket is not None
+        streams = self._ticket.streams
+        again = streams and self._serving is None
+        self._step(SourceInput.STREAMS_GRANTED if again else SourceInput.COMPARED, now)
         self._emit(SessionResumed(self._account.resumed, self._report.complete, missing))
-        self._go_on()
+        if streams:
+            self._ask(OpenStreams(streams))
+        if not again:
+            self._go_on()
+
+    # ---- data connections ----
+
+    def _on_streams(self, count: int, now: float) -> None:
+        """They are there: each begins with ATTACH [STR-2]."""
+        for stream in range(1, count + 1):
+            mark = self._lanes.mark(stream)
+            lane = Lane(stream, now, mark=replace(mark, generation=mark.generation + 1))
+            self._equip(lane)
+            lane.outbox.send(Attach(self._account.session, self._token, stream - 1, lane.generation))
+            self._lanes.add(lane)
+
+    def _data_frame(self, record: Record, lane: Lane, now: float) -> None:
+        if not isinstance(record, Attached):
+            super()._data_frame(record, lane, now)
+        assert isinstance(record, Attached)
+        self._require(FrameType.ATTACHED)
+        if lane.attached:
+            raise wrong(ErrorCode.UNEXPECTED_FRAME, "a second ATTACHED", "STR-3", record)
+        if (record.index + 1, record.generation) != (lane.stream, lane.generation):
+            raise wrong(ErrorCode.BAD_VALUE, "ATTACHED of another connection", "ATT-6", record)
+        if record.last_sequence > lane.sequence:
+            detail = f"frame {record.last_sequence} applied, the last one was {lane.sequence}"
+            raise wrong(ErrorCode.BAD_VALUE, detail, "ATT-6", record)
+        lane.outbox.writer.go_on_from(record.last_sequence + 1)
+        lane.attached = True
+        self._step(FrameType.ATTACHED, now)
+        self._emit(StreamAttached(lane.stream, lane.generation))
+        if self._serving is None and all(each.attached for each in self._lanes.data):
+            opens = self._state is SourceState.ATTACHING
+            self._step(SourceInput.ATTACHED_ALL, now)
+            self._memory.share_out(len(self._lanes.data))
+            self._ask(StartTracking() if opens else CollectDirty())
 
     @abstractmethod
     def _go_on(self) -> None:

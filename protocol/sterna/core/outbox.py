@@ -46,8 +46,8 @@ class Outbox:
         sent_bytes: what has left.
     """
 
-    def __init__(self, grease: Iterable[Grease] = ()) -> None:
-        self.writer = FrameWriter()
+    def __init__(self, grease: Iterable[Grease] = (), *, stream: int = 0) -> None:
+        self.writer = FrameWriter(stream=stream)
         self.connected = True
         self.silent = False
         self.greases = False

@@ -20,6 +20,7 @@ from sterna.core.events import Admission, Installed, Outcome, Readmit, Request, 
 from sterna.core.fetching import Fetching
 from sterna.core.following import Following
 from sterna.core.holdings import Holdings
+from sterna.core.lanes import Lane
 from sterna.core.rounds import IncomingRound
 from sterna.core.session import Config, Session
 from sterna.core.state import StateAssembler
@@ -171,6 +172,7 @@ class Readmission(Session):
         self._round = IncomingRound(carry.holdings.newest, self._regions, now, last=False)
         self._expect_state()
         self._fetching, self._sealed = carry.fetching, carry.sealed
+        self._lanes.marks = carry.marks
         if carry.fetching is not None:
             self._follows.fetching = carry.fetching
             carry.fetching.ask_again()
@@ -223,11 +225,14 @@ class Readmission(Session):
             bulk_bytes=self._bulk_bytes,
             fetching=self._fetching,
             sealed=self._sealed,
+            marks={stream: self._lanes.mark(stream) for stream in range(1, self._ticket.streams + 1)},
         )
         self._step(DestinationInput.QUIET, now)
         self._suspend()
 
-    def _more(self, now: float) -> None:
+    def _more(self, lane: Lane, now: float) -> None:
+        if lane.stream:
+            return
         if self._held:
             self._send(self._held.popleft())
         if self._fetching is not None:

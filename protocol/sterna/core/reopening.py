@@ -27,7 +27,7 @@ from sterna.memory.bitmap import PageBitmap
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import PageSink
 from sterna.memory.regions import RegionTable
-from sterna.registry import FrameType
+from sterna.registry import Feature, FrameType
 from sterna.wire.records import Guest, Hello, Runner, Welcome
 
 
@@ -55,7 +55,8 @@ class Opening:
         """
         features = {each.id: each.parameter for each in self.welcome.features}
         limits = usable_limits(self.hello.limits, FrameType.HELLO)
-        return Ticket(self.hello, self.welcome, Selection(self.welcome.version, features, limits))
+        selection = Selection(self.welcome.version, features, limits)
+        return Ticket(self.hello, self.welcome, selection, streams=features.get(Feature.DATA_STREAMS, 0))
 
     @property
     def admission(self) -> Admission:

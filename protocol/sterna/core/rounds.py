@@ -6,7 +6,7 @@ counts what comes. ROUND_END lets the destination compare the counts, ROUND_ACK 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from sterna import limits as bounds
@@ -48,6 +48,35 @@ def batch_bounds(
     return min(batch_bytes, soon, peer.bulk_bytes, runs << granule_log2), runs
 
 
+class _Share:
+    """What of a round travels on one stream.
+
+    Attributes:
+        is_given_out: whether its last batch has been asked for, and there was none.
+    """
+
+    def __init__(
+        self, pages: PageSets, batch: tuple[int, int], blank: PageSets | None, blank_bytes: int
+    ) -> None:
+        self.is_given_out = False
+        others = pages
+        if blank is not None and blank.any():
+            others = pages.copy()
+            others -= blank
+        self._blanks: Final = iter(()) if blank is None else blank.batches(blank_bytes, batch[1])
+        self._batches: Final = others.batches(*batch)
+
+    def next_blanks(self) -> tuple[int, Positions, Positions] | None:
+        """The next batch of pages that are known to be zero, as `next_runs`; None after the last of them."""
+        return next(self._blanks, None)
+
+    def next_runs(self) -> tuple[int, Positions, Positions] | None:
+        """Region, starts and counts of the next batch of others; None when all have been given out."""
+        runs = next(self._batches, None)
+        self.is_given_out = runs is None
+        return runs
+
+
 class OutgoingRound:
     """A round that is being sent.
 
@@ -57,7 +86,6 @@ class OutgoingRound:
         last: whether it is the one of the blackout.
         page_count: pages sent so far.
         bulk_bytes: their bytes on the wire.
-        last_sequences: (stream, sequence) of the newest PAGES, as ROUND_END and SEAL state them [STR-8].
     """
 
     def __init__(
@@ -71,6 +99,7 @@ class OutgoingRound:
         last: bool,
         blank: PageSets | None = None,
         blank_bytes: int = 0,
+        shares: Mapping[int, PageSets] | None = None,
     ) -> None:
         """Begin.
 
@@ -83,45 +112,54 @@ class OutgoingRound:
             last: whether it is the one of the blackout.
             blank: which of the pages are known to be zero: they go first, and nobody looks at them.
             blank_bytes: the most bytes of a batch of these.
+            shares: the pages of each stream; by default all of them travel on stream 0 [STR-7].
         """
         self.number: Final = number
         self.pages: Final = pages
         self.last: Final = last
         self.page_count = 0
         self.bulk_bytes = 0
-        self.last_sequences: tuple[tuple[int, int], ...] = ()
+        self._last_sequences: dict[int, int] = {}
         self._attempt: Final = attempt
         self._started: Final = now
         self._intended: Final = pages.count()
-        others = pages
-        if blank is not None and blank.any():
-            others = pages.copy()
-            others -= blank
-        self._blanks: Final = iter(()) if blank is None else blank.batches(blank_bytes, batch[1])
-        self._batches: Final = others.batches(*batch)
+        self._shares: Final = {
+            stream: _Share(share, batch, _both(blank, share, pages), blank_bytes)
+            for stream, share in ({0: pages} if shares is None else shares).items()
+        }
 
     def opening(self) -> Round:
         """The frame that begins it."""
         return Round(self._attempt, self.number, self._intended)
 
-    def next_blanks(self) -> tuple[int, Positions, Positions] | None:
-        """The next batch of pages that are known to be zero, as `next_runs`; None after the last of them."""
-        return next(self._blanks, None)
+    @property
+    def is_given_out(self) -> bool:
+        """Whether every stream has asked for more in vain."""
+        return all(share.is_given_out for share in self._shares.values())
 
-    def next_runs(self) -> tuple[int, Positions, Positions] | None:
-        """Region, starts and counts of the next batch of others; None when all have been given out."""
-        return next(self._batches, None)
+    def next_blanks(self, stream: int = 0) -> tuple[int, Positions, Positions] | None:
+        """The next batch of a stream's pages that are known to be zero, as `next_runs`."""
+        return self._shares[stream].next_blanks() if stream in self._shares else None
 
-    def sent(self, batch: EncodedBatch, sequence: int) -> Pages:
-        """A batch goes out as the frame of this number; its table."""
+    def next_runs(self, stream: int = 0) -> tuple[int, Positions, Positions] | None:
+        """Region, starts and counts of a stream's next batch of others; None if it has no more."""
+        return self._shares[stream].next_runs() if stream in self._shares else None
+
+    def sent(self, batch: EncodedBatch, sequence: int, stream: int = 0) -> Pages:
+        """A batch goes out on a stream as the frame of this number; its table."""
         self.page_count += batch.page_count
         self.bulk_bytes += batch.bulk_bytes
-        self.last_sequences = ((0, sequence),)
+        self._last_sequences[stream] = sequence
         return batch.table(self._attempt, self.number)
 
     def ending(self) -> RoundEnd:
         """The frame that ends it."""
         return RoundEnd(self._attempt, self.number, self.page_count, self.bulk_bytes, self.last_sequences)
+
+    @property
+    def last_sequences(self) -> tuple[tuple[int, int], ...]:
+        """(stream, sequence) of the newest PAGES, as ROUND_END and SEAL state them [STR-8]."""
+        return tuple(sorted(self._last_sequences.items()))
 
     @property
     def pages_left(self) -> int:
@@ -149,6 +187,11 @@ class OutgoingRound:
             receive_rate_bytes_s=0 if ack is None else ack.receive_rate_bytes_s,
             throttle=throttle,
         )
+
+
+def _both(blank: PageSets | None, share: PageSets, pages: PageSets) -> PageSets | None:
+    """What of a share is blank."""
+    return blank if blank is None or share is pages else blank.copy().__iand__(share)
 
 
 def rejected_pages(ack: RoundAck, number: int, page_count: int, pages: PageSets) -> PageSets:
@@ -204,10 +247,12 @@ class IncomingRound:
         self._table: Final = table
         # Made with the first rejection: its size is the guest's, and a round may be empty, and the next too.
         self._rejected: PageSets | None = None
-        self._last_sequences: tuple[tuple[int, int], ...] = ()
+        self._announced_pages = 0
+        self._coming: set[int] = set()  # streams on which a batch has begun to come
+        self._last_sequences: dict[int, int] = {}
         self._started: Final = now
 
-    def announce(self, table: Pages) -> None:
+    def announce(self, table: Pages, stream: int = 0) -> None:
         """Check a page table before any of its bytes is taken.
 
         Raises:
@@ -216,12 +261,14 @@ class IncomingRound:
         if table.round != self.number:
             detail = f"pages of round {table.round} in round {self.number}"
             raise wrong(ErrorCode.BAD_ROUND, detail, "CON-21", table)
-        count = self.page_count + table.page_count
+        count = self._announced_pages + table.page_count
         if count > self._table.pages:
             detail = f"{count} pages in a round, the guest has {self._table.pages}"
             raise wrong(ErrorCode.COUNT_MISMATCH, detail, "CON-27", table)
+        self._announced_pages = count
+        self._coming.add(stream)
 
-    def take(self, table: Pages, rejected: Sequence[PageRange], sequence: int) -> None:
+    def take(self, table: Pages, rejected: Sequence[PageRange], sequence: int, stream: int = 0) -> None:
         """The pages of a table have come; `rejected` did not match their hash.
 
         Raises:
@@ -229,7 +276,8 @@ class IncomingRound:
         """
         self.page_count += table.page_count
         self.bulk_bytes += table.bulk_bytes
-        self._last_sequences = ((0, sequence),)
+        self._last_sequences[stream] = sequence
+        self._coming.discard(stream)
         if rejected and self.last:
             detail = f"{sum(pages.count for pages in rejected)} pages differ from their hash"
             raise wrong(ErrorCode.PAGE_HASH, detail, "CON-47", table)
@@ -258,13 +306,14 @@ class IncomingRound:
         self.check_sequences(record.last_sequences, record)
 
     def check_sequences(self, stated: tuple[tuple[int, int], ...], record: Record) -> None:
-        """With one stream everything before this frame has been applied; the statement must say so too.
+        """Everything that is stated has been applied; that must be all, and nothing else be on its way.
 
         Raises:
             RemoteProtocolError: COUNT_MISMATCH.
         """
-        if stated != self._last_sequences:
-            detail = f"last sequences {stated} stated, {self._last_sequences} arrived"
+        arrived = tuple(sorted(self._last_sequences.items()))
+        if stated != arrived or self._coming:
+            detail = f"last sequences {stated} stated, {arrived} arrived"
             raise wrong(ErrorCode.COUNT_MISMATCH, detail, "RND-4", record)
 
     def rejected(self, peer: Limits, record: RoundEnd) -> tuple[PageRange, ...]:

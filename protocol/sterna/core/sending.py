@@ -19,6 +19,7 @@ from sterna.core.policy import RoundStats
 from sterna.core.resuming import HeldReport, dirty_after_resume
 from sterna.core.rounds import OutgoingRound, batch_bounds
 from sterna.core.serving import Serving
+from sterna.core.shares import page_shares
 from sterna.limits import Limits
 from sterna.memory.bitmap import PageBitmap
 from sterna.memory.digest import MemoryDigest
@@ -36,6 +37,7 @@ class Sending:
     """
 
     def __init__(self, regions: RegionTable, pages: PageSource) -> None:
+        self._shares: Mapping[int, PageSets] | None = None  # the pages of each stream, with data connections
         self.regions: Final = regions
         self.bulk_bytes = 0
         self._pages: Final = pages
@@ -74,6 +76,16 @@ class Sending:
             GuestError: the answer does not fit the regions.
         """
         self._blank = PageSets.collected(self.regions, answer)
+
+    def share_out(self, streams: int) -> None:
+        """Bind every page to one of so many data connections, for the whole session [STR-7]."""
+        if self._shares is None:
+            self._shares = page_shares(self.regions, streams)
+
+    @property
+    def is_given_out(self) -> bool:
+        """Whether everything of the round under way has been queued."""
+        return self._round.is_given_out
 
     def written(self, answer: Mapping[int, PageBitmap]) -> None:
         """The guest has written these pages since they were last collected [CON-34].
@@ -124,6 +136,7 @@ class Sending:
         batch = batch_bounds(self.regions, peer, batch_bytes, rate_bytes_s)
         blank = self._blank.copy()
         blank &= self._pending
+        shares = None if self._shares is None else _parts(self._shares, self._pending)
         self._round = OutgoingRound(
             self.round + 1,
             attempt,
@@ -133,6 +146,7 @@ class Sending:
             last=last,
             blank=blank,
             blank_bytes=peer.bulk_bytes,
+            shares=shares,
         )
         self._planned[self.round] = self._round.pages
         self._pending = PageSets(self.regions)
@@ -145,15 +159,17 @@ class Sending:
         self._declares = True
         return self._round.opening()
 
-    def next_batch(self, sequence: int, *, zeros: bool) -> tuple[Pages, tuple[memoryview, ...]] | None:
-        """Encode the next batch, to be queued as the frame of this number; None if the round has no more."""
-        if (blanks := self._round.next_blanks()) is not None:
+    def next_batch(
+        self, sequence: int, stream: int = 0, *, zeros: bool
+    ) -> tuple[Pages, tuple[memoryview, ...]] | None:
+        """Encode a stream's next batch, to be queued as the frame of this number; None if it has no more."""
+        if (blanks := self._round.next_blanks(stream)) is not None:
             batch = zero_batch(*blanks)
-        elif (runs := self._round.next_runs()) is not None:
+        elif (runs := self._round.next_runs(stream)) is not None:
             batch = self._pages.encode(*runs, zeros=zeros)
         else:
             return None
-        table = self._round.sent(batch, sequence)
+        table = self._round.sent(batch, sequence, stream)
         self._digest.record(table)
         self.bulk_bytes += batch.bulk_bytes
         return table, batch.buffers
@@ -199,3 +215,8 @@ class Sending:
     def _no_round(self, number: int) -> OutgoingRound:
         """A round of nothing."""
         return OutgoingRound(number, 0, PageSets(self.regions), (1, 1), 0.0, last=False)
+
+
+def _parts(shares: Mapping[int, PageSets], pages: PageSets) -> dict[int, PageSets]:
+    """Of each share what is among these pages."""
+    return {stream: share.copy().__iand__(pages) for stream, share in shares.items()}

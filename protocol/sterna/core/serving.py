@@ -247,10 +247,16 @@ class Serving:
             zeros: whether zero pages may be sent as such; the same each time [PCY-17].
         """
         queue = self._urgent or self._patient
-        asked = bool(queue)
-        groups = self._take_asked(queue) if asked else self._take_unsent()
-        if groups is None:
-            return None
+        if not queue:
+            return self.next_push(zeros=zeros)
+        return self._batch(self._take_asked(queue), asked=True, zeros=zeros)
+
+    def next_push(self, *, zeros: bool) -> tuple[Pages, Sequence[memoryview]] | None:
+        """The next PAGES frame of what nobody has asked for; arguments and result as for `next_batch`."""
+        groups = self._take_unsent()
+        return None if groups is None else self._batch(groups, asked=False, zeros=zeros)
+
+    def _batch(self, groups: Positions, *, asked: bool, zeros: bool) -> tuple[Pages, Sequence[memoryview]]:
         self._count(groups, asked=asked)
         region = self.groups.region_of(int(groups[0]))
         batch = self._pages.encode(region, *self.groups.runs(groups), zeros=zeros, whole=True)

@@ -9,21 +9,20 @@ How to drive a machine, from one task at a time (quinn's contract). After any ca
 Bytes come in by `receive_data(data, now)`, or without a copy by reading into `get_buffer()` and calling
 `buffer_updated(n, now)`; the end of the connection by `connection_lost(error, now)`. Bytes go out as lists of
 buffers, among them the guest's own memory; `transmitted(n, now)` tells what the connection has taken.
+All of these take the number of the connection, 0 (the control connection) unless it is given, see
+sterna.core.lanes; and a connection for which `is_held` is true is not read from until it is not any more.
 `now` is any clock in seconds that never runs backwards. Nothing here raises for what a peer does: its
 mistakes become an ABORT, a roll-back and a `Finished` event. What is raised is this side's misuse.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Final
 
-from sterna.core.account import Account
-from sterna.core.conduct import check_selected, check_sender, is_of_old_attempt, row_of
-from sterna.core.deadlines import Deadlines, Watch
+from sterna.core.conduct import check_selected, is_of_old_attempt, row_of
+from sterna.core.connected import Config, Connected, why_lost
 from sterna.core.events import (
     Event,
     Finished,
@@ -35,62 +34,38 @@ from sterna.core.events import (
     Suspended,
     check_answer,
 )
-from sterna.core.heartbeat import PONGS_OWED_MAX, Heartbeat
+from sterna.core.heartbeat import PONGS_OWED_MAX
 from sterna.core.negotiate import Selection
-from sterna.core.outbox import Grease, Outbox
+from sterna.core.outbox import Grease
 from sterna.core.requests import RequestQueue
 from sterna.core.tables import COMMITTED, DEAF, PHASES, TERMINAL, Input, Row, State, Table
 from sterna.errors import (
     LocalProtocolError,
-    PeerAborted,
     RemoteProtocolError,
     SternaError,
     TransportError,
 )
-from sterna.limits import Limits
 from sterna.registry import ERRORS, ErrorCode, Feature, FrameType, Phase, Sender
-from sterna.wire import Buffer, FrameReader, FrameReceived, Header, PagesAnnounced, PagesReceived
-from sterna.wire.records import Abort, Bye, Ping, Pong, Progress, Record, Region
+from sterna.wire.records import Abort, Bye, Pong, Progress, Record, Region
 
 __all__ = ["PONGS_OWED_MAX", "Config", "Grease", "Session"]
 
-_SCRATCH_BYTES: Final = 4096
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
-    """What both roles need to know."""
-
-    agent: str = "sterna"
-    limits: Limits = field(default_factory=Limits)
-    deadlines: Deadlines = field(default_factory=Deadlines)
-    grease: tuple[Grease, ...] = ()
-
-
-class Session(ABC):
+class Session(Connected):
     """A machine without its role. See the module's text for the way to drive it."""
 
     def __init__(
         self, config: Config, now: float, *, role: Sender, table: Table, idle: State, lost: Input, cut: Input
     ) -> None:
-        self._config = config
-        self._role = role
+        super().__init__(config, now, role=role)
         self._table = table
         self._state = idle
         self._lost = lost
         self._cut = cut
-        self._reader = FrameReader()
-        self._outbox = Outbox(config.grease)
-        self._watch = Watch(config.deadlines, now)
-        self._heartbeat = Heartbeat()
-        self._selection: Selection | None = None
         self._requests = RequestQueue()
         self._events: deque[Event] = deque()
-        self._over = False  # the session is lost; what the peer still sends does not matter
         self._greeted = False  # WELCOME has gone over; before that only the handshake's deadline runs [CON-2]
-        self._waited = False  # `_more` was not called the last time, because something was queued
         self._attempt = 1
-        self._account = Account(now)
         self._result: Result | None = None
 
     # ---- what can be looked at ----
@@ -115,11 +90,6 @@ class Session(ABC):
         """The shortest round trip seen so far."""
         return self._heartbeat.rtt_s
 
-    @property
-    def has_unsent(self) -> bool:
-        """Whether something queued, or taken by the driver, has not left yet."""
-        return self._outbox.has_unsent
-
     # ---- out ----
 
     def poll_request(self) -> Request | None:
@@ -130,36 +100,6 @@ class Session(ABC):
         """The next event."""
         return self._events.popleft() if self._events else None
 
-    def poll_transmit(self, now: float) -> list[Buffer]:
-        """Buffers to be sent in this order, as one unit; empty when there is nothing to say.
-
-        Buffers of guest memory are live: they must be sent, or dropped with the connection, not kept.
-        """
-        # Pages and state are queued when nothing else waits, and else every other time: a peer that pings as
-        # often as it is answered must not hold them up, but come to owe more than it may [CON-79].
-        self._waited = bool(self._outbox) and not self._waited
-        if self._can_speak and not self._waited:
-            try:
-                self._more(now)
-            except SternaError as error:  # the guest's memory or state, not the driver's doing
-                self._fail(error, now)
-        if not self._outbox.in_flight_bytes:
-            self._watch.left = now
-        buffers = self._outbox.take()
-        if buffers:
-            self._watch.said = now
-        return buffers
-
-    def transmitted(self, count: int, now: float) -> None:
-        """So many bytes of what `poll_transmit` gave have left this process.
-
-        Raises:
-            LocalProtocolError: it gave fewer.
-        """
-        self._outbox.left(count)
-        self._watch.left = now
-        self._heartbeat.left(self._outbox.sent_bytes)
-
     def poll_timeout(self) -> float | None:
         """When `handle_timeout` has to be called next, None when nothing waits for its time."""
         times = [self._watch.next_look(code, at) for code, at in self._alarms()]
@@ -169,39 +109,25 @@ class Session(ABC):
 
     # ---- in ----
 
-    def get_buffer(self) -> memoryview:
-        """Where the next received bytes belong: a read buffer, or the guest's memory itself."""
-        return memoryview(bytearray(_SCRATCH_BYTES)) if self._is_deaf else self._reader.get_buffer()
-
-    def buffer_updated(self, count: int, now: float) -> None:
-        """So many bytes were read into the buffer that `get_buffer` gave last."""
-        self._account.bytes_received += count
-        self._watch.heard = now
-        if not self._is_deaf:
-            self._reader.buffer_updated(count)
-            self._read(now)
-
-    def receive_data(self, data: bytes | memoryview, now: float) -> None:
-        """The other door: bytes that were received elsewhere."""
-        self._account.bytes_received += len(data)
-        self._watch.heard = now
-        if not self._is_deaf:
-            self._reader.receive_data(data)
-            self._read(now)
-
-    def connection_lost(self, error: TransportError | None, now: float) -> None:
-        """The connection has ended: None says with its proper closing exchange. Never success [CON-69]."""
-        self._outbox.disconnect()
+    def connection_lost(self, error: TransportError | None, now: float, stream: int = 0) -> None:
+        """A connection has ended: None says with its proper closing exchange. Never success [CON-69]."""
+        lane = self._lanes.get(stream)
+        if lane is None:
+            return
+        if not stream:
+            for each in self._lanes:
+                each.outbox.disconnect()
+        lane.outbox.disconnect()
         if self._is_deaf:
             return
-        problem: SternaError
-        try:
-            self._reader.receive_eof()
-        except RemoteProtocolError as truncated:
-            problem = error or truncated
-        else:
-            problem = error or TransportError(ErrorCode.CONNECTION_LOST, "the peer closed the connection")
-        self._fail(problem, now, tell=False, cut=problem.code is not ErrorCode.INTERNAL)
+        problem = error or why_lost(lane)
+        cut = problem.code is not ErrorCode.INTERNAL
+        if stream and not self._needs_data_lanes:
+            self._lanes.remove(stream)  # nothing more can come there [STR-14]
+            return
+        # The end of one is the end of all: who cannot go on says so where that is still heard.
+        tell = bool(stream) and not (cut and self._can_resume)
+        self._fail(problem, now, tell=tell, cut=cut)
 
     def handle_timeout(self, now: float) -> None:
         """Act on every timer that has run out. Calling it early is harmless."""
@@ -250,6 +176,7 @@ class Session(ABC):
             self._completed(request, answer, now)
         except SternaError as error:  # an answer that is well-formed and makes no sense: the guest's failure
             self._fail(error, now)
+        self._go_on_reading(now)
 
     def fail(self, request: Request, error: SternaError, now: float) -> None:
         """A request could not be carried out.
@@ -261,10 +188,6 @@ class Session(ABC):
         self._request_failed(request, error, now)
 
     # ---- for the roles ----
-
-    @abstractmethod
-    def _frame(self, header: Header, record: Record, now: float) -> None:
-        """A frame for this role, its direction checked."""
 
     @abstractmethod
     def _completed(self, request: Request, answer: object, now: float) -> None:
@@ -282,16 +205,10 @@ class Session(ABC):
     def _progress(self) -> Progress | None:
         """What to say of this side's progress, None for a plain PING."""
 
-    # What only one of the roles does. The other has nothing more to say, and is sent no pages [CON-4].
-
-    def _more(self, now: float) -> None:  # noqa: B027
-        """Queue more to send, if there is."""
-
-    def _pages_announced(self, event: PagesAnnounced) -> Sequence[memoryview] | None:  # noqa: B027
-        """Where the bulk part goes; None for nowhere."""
-
-    def _pages_received(self, event: PagesReceived, now: float) -> None:  # noqa: B027
-        """The bulk part is where it belongs."""
+    @property
+    @abstractmethod
+    def _needs_data_lanes(self) -> bool:
+        """Whether pages may still have to travel, so that the end of a data connection is a loss [STR-14]."""
 
     def _require(self, what: Input, frame: FrameType | None = None) -> Row:
         """The row of an input in the present state. Check with it before anything is changed.
@@ -320,10 +237,6 @@ class Session(ABC):
         """
         if self._can_speak:
             self._outbox.send(record, buffers)
-
-    @property
-    def _can_speak(self) -> bool:
-        return self._outbox.takes and not self._over
 
     def _ask(self, request: Request) -> None:
         self._requests.ask(request)
@@ -355,7 +268,8 @@ class Session(ABC):
         if tell:
             self._send(words or self._last_words(error))
         self._over = True
-        self._reader = FrameReader()  # the old one may hold places in guest memory that is freed next
+        for lane in self._lanes:  # they may hold places in guest memory that is freed next
+            lane.forget()
         self._step(self._cut if cut and self._can_resume else self._lost, now)
         self._after_loss(now)
 
@@ -369,12 +283,12 @@ class Session(ABC):
         """This machine is done; its carry seeds another."""
         error = self._account.error
         assert error is not None
-        self._account.suspended(self._outbox.sent_bytes)
+        self._account.suspended(self._lanes.sent_bytes)
         self._result = Result(Outcome.SUSPENDED, error.code, error=error)
         self._emit(Suspended(error, self._account.losses))
 
     def _finish(self, outcome: Outcome, now: float, *, epoch: int, digest: bytes = b"") -> None:
-        sent = self._outbox.sent_bytes
+        sent = self._lanes.sent_bytes
         self._result = self._account.close(outcome, now, epoch=epoch, digest=digest, bytes_sent=sent)
         self._emit(Finished(self._result))
 
@@ -394,52 +308,13 @@ class Session(ABC):
         # The peer owed nothing while it waited for WELCOME: its silence begins now.
         self._watch.heard = self._watch.said = now
         self._heartbeat.select(selection.features, now)
-        self._reader.set_limits(self._config.limits)
-        self._reader.set_encodings(selection.encodings)
-        self._outbox.writer.set_limits(selection.limits)
-        self._outbox.writer.set_encodings(selection.encodings)
+        self._lanes.control.equip(self._config.limits, selection)
         self._outbox.greases = True
 
     def _described(self, regions: Sequence[Region]) -> None:
         """GUEST has gone over: from now on page tables are held to its regions."""
-        by_id = {region.id: region for region in regions}
-        self._reader.set_regions(by_id)
-        self._outbox.writer.set_regions(by_id)
-
-    def _read(self, now: float) -> None:
-        try:
-            while not self._is_deaf and (event := self._reader.next_event()) is not None:
-                match event:
-                    case FrameReceived(header, record):
-                        self._dispatch(header, record, now)
-                    case PagesAnnounced():
-                        check_sender(FrameType.PAGES, self._role)
-                        targets = self._pages_announced(event)
-                        if targets is not None:
-                            self._reader.supply_bulk(targets)
-                        elif event.header.bulk_bytes:
-                            self._reader.discard_bulk()
-                    case PagesReceived():
-                        self._pages_received(event, now)
-                    case _:
-                        pass  # prefaces and skipped frames change nothing
-        except SternaError as error:
-            self._fail(error, now)
-
-    def _dispatch(self, header: Header, record: Record, now: float) -> None:
-        check_sender(FrameType(header.type), self._role)
-        match record:
-            case Ping(id=number):
-                self._on_ping(number)
-            case Pong(id=number):
-                self._heartbeat.answered(number, now)
-            case Progress():
-                self._heartbeat.heard_progress(now)
-                self._emit(PeerProgress(record))
-            case Abort(code=code, text=text):
-                self._fail(PeerAborted(code, text), now, tell=False)
-            case _:
-                self._frame(header, record, now)
+        self._regions_told = regions
+        self._lanes.control.describe(regions)
 
     def _on_ping(self, number: int) -> None:
         if not self._greeted:
@@ -448,11 +323,15 @@ class Session(ABC):
         self._send(Pong(number))
         self._heartbeat.owe(self._outbox.queued_bytes)
 
+    def _on_progress(self, record: Progress, now: float) -> None:
+        self._heartbeat.heard_progress(now)
+        self._emit(PeerProgress(record))
+
     def _last_words(self, error: SternaError) -> Record:
         """What the peer is told of a failure: code, place and the registry's sentence, nothing else."""
         frame = sequence = offset = 0
         if isinstance(error, RemoteProtocolError):
-            frame, offset, sequence = error.frame or 0, error.offset or 0, self._reader.last_sequence
+            frame, offset, sequence = error.frame or 0, error.offset or 0, self._reading.reader.last_sequence
         return Abort(error.code, self.phase, frame, sequence, offset, ERRORS[error.code].text)
 
     def _bye(self) -> None:
@@ -468,11 +347,14 @@ class Session(ABC):
     def _alarms(self) -> list[tuple[ErrorCode, float]]:
         if self._state in TERMINAL or not self._outbox.connected:
             return []
+        stalled_since = self._lanes.stalled_since
+        if stalled_since is not None:
+            self._watch.left = stalled_since
         return self._watch.alarms(
             self._state,
             greeted=self._greeted,
             listening=not self._is_deaf,
-            in_flight=self._outbox.in_flight_bytes > 0,
+            in_flight=stalled_since is not None,
         )
 
     @property
@@ -482,7 +364,7 @@ class Session(ABC):
 
     def _on_heartbeat(self, now: float) -> None:
         self._watch.said = now
-        if self._outbox.has_unsent:
+        if self._lanes.has_unsent:
             return  # something is on its way already
         progress = self._progress() if self._heartbeat.may_tell(now) else None
         if progress is not None:

@@ -16,6 +16,7 @@ from sterna.core.events import (
     CollectDirty,
     Decided,
     MarkGranted,
+    OpenStreams,
     Outcome,
     PagesFollow,
     PagesFollowed,
@@ -32,6 +33,7 @@ from sterna.core.events import (
     StartTracking,
     Throttle,
 )
+from sterna.core.lanes import Lane
 from sterna.core.opening import Opening, SourceConfig
 from sterna.core.policy import Action
 from sterna.core.records import Decided as OwnerDecided
@@ -137,14 +139,23 @@ class SourceMachine(Opening):
                 self._finish(Outcome.COMPLETED, now, epoch=self._job.epoch + 1, digest=self._sealed)
 
     def _on_accept(self, record: Accept, now: float) -> None:
-        if record.data_streams:
-            raise wrong(ErrorCode.NOT_SELECTED, "data streams were not offered", "ACC-3", record)
+        assert self._ticket is not None
+        assert self._selection is not None
+        streams, most = record.data_streams, self._selection.features.get(Feature.DATA_STREAMS, 0)
+        if streams > most:
+            detail = f"{streams} data connections, selected were {most}"
+            raise wrong(ErrorCode.NOT_SELECTED, detail, "ACC-3", record)
         needed = self._memory.regions.size_bytes
         if record.reserved_bytes < needed:
             detail = f"{record.reserved_bytes} bytes reserved of {needed}"
             raise wrong(ErrorCode.BAD_VALUE, detail, "CON-17", record)
-        self._step(FrameType.ACCEPT, now)
-        self._ask(StartTracking())
+        if not streams:
+            self._step(FrameType.ACCEPT, now)
+            self._ask(StartTracking())
+            return
+        self._ticket = self._ticket.with_streams(streams)
+        self._step(SourceInput.STREAMS_GRANTED, now)
+        self._ask(OpenStreams(streams))
 
     def _on_round_ack(self, record: RoundAck, now: float) -> None:
         self._memory.acknowledged(record)
@@ -216,6 +227,19 @@ class SourceMachine(Opening):
             self._open_window()
 
     @property
+    def _needs_data_lanes(self) -> bool:
+        """After LOADED pages travel only if some are stale."""
+        match self._state:
+            case SourceState.GRANTING | SourceState.RECORDING | SourceState.HANDED_OVER:
+                return self._memory.stale.any()
+            case SourceState.MOVED:
+                return self._serving is not None
+            case SourceState.RELEASING | SourceState.CLOSING:
+                return False
+            case _:
+                return True
+
+    @property
     def _can_resume(self) -> bool:
         """In MOVED it depends on whether pages follow the guest [RES-13]."""
         serves_nothing = self._state is SourceState.MOVED and self._serving is None
@@ -256,6 +280,8 @@ class SourceMachine(Opening):
         if self._is_deaf and not isinstance(request, ReleaseImage):
             return  # overtaken by a failure; the roll-back follows
         match request:
+            case OpenStreams(count=count):
+                self._on_streams(count, now)
             case StartTracking():
                 self._on_tracking(answer, now)
             case CollectDirty():
@@ -332,7 +358,7 @@ class SourceMachine(Opening):
         self._step(SourceInput.COLLECTED, now)
         if was_last:
             self._begin_round(now, last=True)
-            self._last_part = self._send_last_part()
+            self._last_part = None
             return
         if self._ack is not None:
             self._note_round(now, self._ack)
@@ -436,39 +462,57 @@ class SourceMachine(Opening):
         self._emit(RoundStarted(opening.round, opening.pages, last))
         self._send(opening)
 
-    def _more(self, now: float) -> None:
-        if self._state is SourceState.ROUND and not self._send_batch():
+    def _more(self, lane: Lane, now: float) -> None:
+        if self._state is SourceState.MOVED and self._serving is not None:
+            self._serve(self._serving, lane, now)
+        elif self._state in {SourceState.ROUND, SourceState.BLACKOUT} and not self._send_batch(lane):
+            self._when_given_out(lane, now)
+
+    def _when_given_out(self, lane: Lane, now: float) -> None:
+        """What follows the round's last page on the control connection, whatever connection took that."""
+        if not self._memory.is_given_out or (lane.stream and self._outbox):
+            return
+        if self._state is SourceState.ROUND:
             self._step(SourceInput.ROUND_SENT, now)
             self._send(self._memory.ending())
-        elif self._state is SourceState.BLACKOUT:
-            assert self._last_part is not None
-            if next(self._last_part, self) is self:
-                self._seal(now)
-        elif self._state is SourceState.MOVED and self._serving is not None:
-            self._serve(self._serving, now)
+            return
+        self._last_part = self._last_part or self._send_last_part()
+        if next(self._last_part, self) is self:
+            self._seal(now)
 
-    def _send_batch(self) -> bool:
-        """Queue the round's next batch; False if there is none."""
+    def _send_batch(self, lane: Lane) -> bool:
+        """Queue the round's next batch on this connection; False if there is none."""
         assert self._selection is not None
         zeros = self._selection.has(Feature.ENCODING_ZERO)
-        batch = self._memory.next_batch(self._outbox.writer.next_sequence, zeros=zeros)
+        batch = self._memory.next_batch(lane.outbox.writer.next_sequence, lane.stream, zeros=zeros)
         if batch is not None:
-            self._send(*batch)
+            self._send_on(lane, *batch)
         return batch is not None
 
-    def _serve(self, serving: Serving, now: float) -> None:
-        """Queue the next stale pages, unasked ones only as far as the destination can follow [PCY-23]."""
+    def _send_on(self, lane: Lane, record: Record, buffers: Sequence[memoryview]) -> None:
+        lane.sequence = lane.outbox.writer.next_sequence
+        lane.outbox.send(record, buffers)
+
+    def _serve(self, serving: Serving, lane: Lane, now: float) -> None:
+        """Queue the next stale pages, unasked ones only as far as the destination can follow [PCY-23].
+
+        With data connections what was asked for goes on the control connection, where no push is [STR-16].
+        """
         assert self._selection is not None
         assert self._window is not None
-        if not serving.is_asked and not self._window.is_open(self._heartbeat.waits_for):
+        assert self._ticket is not None
+        apart = self._ticket.streams > 0
+        pushes = lane.attached if apart else self._window.is_open(self._heartbeat.waits_for)
+        if not pushes and not (lane.stream == 0 and serving.is_asked):
             return
-        batch = serving.next_batch(zeros=self._selection.has(Feature.ENCODING_ZERO))
+        zeros = self._selection.has(Feature.ENCODING_ZERO)
+        batch = serving.next_push(zeros=zeros) if lane.stream else serving.next_batch(zeros=zeros)
         if batch is None:
             return
-        self._send(*batch)
+        self._send_on(lane, *batch)
         self._memory.bulk_bytes += batch[0].bulk_bytes
         self._watch.entered = now  # COMPLETE is due when all of them are there
-        if self._window.pushed(batch[0].bulk_bytes):
+        if not apart and self._window.pushed(batch[0].bulk_bytes):
             ping = self._heartbeat.ask(now)
             self._send(ping)
             self._window.marked(ping.id)
@@ -481,10 +525,8 @@ class SourceMachine(Opening):
     # ---- blackout ----
 
     def _send_last_part(self) -> Iterator[None]:
-        """Queue what goes before SEAL, a frame a step: pages, and then the state as soon as it is saved."""
+        """Queue what goes between last page and SEAL, a frame a step; the state as soon as it is saved."""
         assert self._selection is not None
-        while self._send_batch():
-            yield
         self._send(self._memory.ending())
         for frame in dirty_frames(self._attempt, self._memory.stale, self._selection.limits.control_bytes):
             self._send(frame)

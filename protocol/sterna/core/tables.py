@@ -53,6 +53,7 @@ class SourceState(Enum):
     ROLLING_BACK = "the guest is being set running here again"
     RESUMING = "taking up a lost session"
     COMPARING = "learning what the destination holds"
+    REATTACHING = "opening data connections again"
     SUSPENDING = "the link is lost; the guest is being set running"
     ASKING = "HELLO{verdict} sent, waiting for VERDICT"
     CLOSED = "done: the guest lives at the destination"
@@ -98,6 +99,7 @@ class DestinationState(Enum):
     SUSPENDING = "the link is lost; what was begun comes to its end"
     PARTING = "the guest runs here, the link is lost; pages that have come are being installed"
     ANSWERING = "asked for the verdict: records and store are looked at"
+    JOINING = "a data connection: the host looks for its session"
     CLOSED = "done: the guest lives here"
     ENDED = "done: nothing of the guest is here"
     SUSPENDED = "done: the link is lost, the room is kept, the session can be taken up again"
@@ -106,6 +108,7 @@ class DestinationState(Enum):
     STRANDED = "done: the guest runs here, and pages that it needs are still at the source"
     UNDECIDED = "done: permission was given and could not be used: the records decide"
     ANSWERED = "done: VERDICT sent"
+    JOINED = "done: the data connection is its session's"
     UNANSWERED = "done: asked for the verdict, and not answered"
 
 
@@ -116,7 +119,8 @@ class SourceInput(Enum):
     START_RESUME = "start() of a lost session"
     START_VERDICT = "start() with a question"
     SERVES_ON = "machine of a lost session whose guest runs at the destination"
-    STREAMS_GRANTED = "ACCEPT with data connections"
+    STREAMS_GRANTED = "data connections are to be opened"
+    ATTACHED_ALL = "last ATTACHED"
     TRACKING = "tracking started"
     ROUND_CHOSEN = "policy: another round"
     SWITCHOVER_CHOSEN = "policy: switch over"
@@ -139,6 +143,8 @@ class DestinationInput(Enum):
 
     HELLO_RESUME = "HELLO{resume}"
     HELLO_VERDICT = "HELLO{verdict}"
+    JOINED = "host has the session"
+    STREAM_JOINS = "ATTACH on a data connection"
     ADMITTED = "host admits"
     REJOINED = "host has a session whose guest runs here and lacks pages"
     RESERVED = "room made"
@@ -202,8 +208,9 @@ SOURCE: Final[Table] = {
     (_S.GREETING, F.VERDICT): Row(_S.ROLLING_BACK, "guest runs on", "ONE-14"),
     (_S.DESCRIBING, F.ACCEPT): Row(_S.ARMING, "start dirty tracking", "CON-19"),
     (_S.DESCRIBING, F.REFUSE): Row(_S.ROLLING_BACK, "guest runs on", "CON-14"),
-    (_S.DESCRIBING, _I.STREAMS_GRANTED): Row(_S.ATTACHING, "ATTACH on each", "STR-1", reserved=True),
-    (_S.ATTACHING, F.ATTACHED): Row(_S.ARMING, "start dirty tracking", "STR-1", reserved=True),
+    (_S.DESCRIBING, _I.STREAMS_GRANTED): Row(_S.ATTACHING, "open data connections, ATTACH on each", "STR-2"),
+    (_S.ATTACHING, F.ATTACHED): Row(_S.ATTACHING, "wait for the others", "STR-2"),
+    (_S.ATTACHING, _I.ATTACHED_ALL): Row(_S.ARMING, "start dirty tracking", "STR-2"),
     (_S.ARMING, _I.TRACKING): Row(_S.DECIDING, "everything is pending", "CON-19"),
     (_S.DECIDING, _I.ROUND_CHOSEN): Row(_S.ROUND, "send ROUND, PAGES...", "CON-20"),
     (_S.DECIDING, _I.SWITCHOVER_CHOSEN): Row(_S.PREPARING, "send SWITCHOVER", "SWI-2"),
@@ -223,6 +230,7 @@ SOURCE: Final[Table] = {
     (_S.HANDED_OVER, F.RUNNING): Row(_S.MOVED, "send PAGES..., keep the image", "ONE-38"),
     (_S.HANDED_OVER, F.HANDBACK): Row(_S.UNDECIDED, "claim the next epoch", "ONE-37"),
     (_S.HANDED_OVER, _I.LOST): Row(_S.UNDECIDED, "stay paused", "ONE-20"),
+    (_S.MOVED, F.ATTACHED): Row(_S.MOVED, "send PAGES...", "STR-15"),
     (_S.MOVED, F.PAGE_REQUEST): Row(_S.MOVED, "send PAGES...", "PCY-9"),
     (_S.MOVED, F.COMPLETE): Row(_S.RELEASING, "free the image", "CMP-2"),
     (_S.MOVED, _I.LOST): Row(_S.DEPARTED, "keep the image", "CON-64"),
@@ -235,6 +243,11 @@ SOURCE: Final[Table] = {
     (_S.RESUMING, F.REFUSE): Row(_S.ROLLING_BACK, "guest runs on", "RES-3"),
     (_S.COMPARING, F.HELD): Row(_S.COMPARING, "compare what is held", "RES-6"),
     (_S.COMPARING, _I.COMPARED): Row(_S.COLLECTING, "collect writes", "RES-9"),
+    (_S.COMPARING, _I.STREAMS_GRANTED): Row(
+        _S.REATTACHING, "open data connections, ATTACH on each", "STR-15"
+    ),
+    (_S.REATTACHING, F.ATTACHED): Row(_S.REATTACHING, "wait for the others", "STR-15"),
+    (_S.REATTACHING, _I.ATTACHED_ALL): Row(_S.COLLECTING, "collect writes", "STR-15"),
     (_S.SUSPENDING, _I.RUNS_ON): Row(_S.SUSPENDED, "close", "RES-11"),
     (_S.SUSPENDING, _I.LOST): Row(_S.ROLLING_BACK, "guest runs on", "CON-62"),
     (_S.RESUMING, F.VERDICT): Row(_S.ROLLING_BACK, "guest runs on", "RES-15"),
@@ -258,9 +271,9 @@ SOURCE: Final[Table] = {
 
 # Before HANDOVER may have left, any trouble sets the guest running again [CON-62].
 _ROLLS_BACK = (
-    _S.IDLE, _S.GREETING, _S.DESCRIBING, _S.ARMING, _S.DECIDING, _S.ROUND, _S.ACKING, _S.COLLECTING,
-    _S.PREPARING, _S.PAUSING, _S.FREEZING, _S.BLACKOUT, _S.SEALED,
-    _S.RESUMING, _S.COMPARING,
+    _S.IDLE, _S.GREETING, _S.DESCRIBING, _S.ATTACHING, _S.ARMING, _S.DECIDING, _S.ROUND, _S.ACKING,
+    _S.COLLECTING, _S.PREPARING, _S.PAUSING, _S.FREEZING, _S.BLACKOUT, _S.SEALED,
+    _S.RESUMING, _S.COMPARING, _S.REATTACHING,
 )  # fmt: skip
 SOURCE.update({(state, _I.LOST): Row(_S.ROLLING_BACK, "guest runs on", "CON-62") for state in _ROLLS_BACK})
 
@@ -274,7 +287,7 @@ SOURCE[_S.VOIDING, _I.LOST] = Row(_S.UNDECIDED, "stay paused", "ONE-19")
 # While pages follow the guest it is none either, but then the guest runs there [RES-13].
 _RESUMES = (
     _S.IDLE, _S.DECIDING, _S.ROUND, _S.ACKING, _S.COLLECTING, _S.PREPARING, _S.PAUSING, _S.FREEZING,
-    _S.BLACKOUT, _S.SEALED, _S.RESUMING, _S.COMPARING,
+    _S.BLACKOUT, _S.SEALED, _S.RESUMING, _S.COMPARING, _S.REATTACHING,
 )  # fmt: skip
 SOURCE.update({(state, _I.LINK_LOST): Row(_S.SUSPENDING, "guest runs on", "RES-11") for state in _RESUMES})
 
@@ -289,7 +302,9 @@ DESTINATION: Final[Table] = {
     (_D.ADMITTING, _J.ADMITTED): Row(_D.WELCOMED, "send WELCOME", "CON-9"),
     (_D.ADMITTING, _J.ANSWERED): Row(_D.ANSWERED, "send VERDICT", "ONE-14"),
     (_D.WELCOMED, F.GUEST): Row(_D.RESERVING, "make room", "CON-14"),
-    (_D.WELCOMED, F.ATTACH): Row(_D.WELCOMED, "send ATTACHED", "ATT-1", reserved=True),
+    (_D.IDLE, F.ATTACH): Row(_D.JOINING, "ask the host", "ATT-1"),
+    (_D.JOINING, _J.JOINED): Row(_D.JOINED, "hand it over", "STR-4"),
+    (_D.JOINING, _J.LOST): Row(_D.ENDED, "close", "STR-4"),
     (_D.RESERVING, _J.RESERVED): Row(_D.STANDBY, "send ACCEPT", "ACC-1"),
     (_D.STANDBY, F.ROUND): Row(_D.RECEIVING, "open the round", "CON-20"),
     (_D.RECEIVING, F.PAGES): Row(_D.RECEIVING, "verify, hold or reject", "CON-31"),
@@ -359,6 +374,10 @@ DESTINATION.update(
 _KEEPS = (*_VOIDS, _D.RESUMED)
 DESTINATION.update({(state, _J.LINK_LOST): Row(_D.SUSPENDING, "keep the room", "RES-14") for state in _KEEPS})
 
+# Before the first round, behind a resumption, and at a barrier [STR-2] [STR-12] [STR-15].
+_ATTACHES = (_D.STANDBY, _D.RESUMED, _D.FETCHING)
+DESTINATION.update({(state, _J.STREAM_JOINS): Row(state, "ATTACHED there", "STR-6") for state in _ATTACHES})
+
 # With HANDOVER received the permission stands, whether the connection does or not [ONE-30].
 _GOES_ON = (_D.RECORDING, _D.CLAIMING, _D.COMMITTING, _D.HANDING_BACK, _D.STARTING)
 DESTINATION.update({(state, _J.LOST): Row(state, "go on", "ONE-30") for state in _GOES_ON})
@@ -370,7 +389,7 @@ TERMINAL: Final[frozenset[State]] = frozenset(
     {
         _S.CLOSED, _S.ENDED, _S.DEPARTED, _S.UNDECIDED, _S.ANSWERED, _S.UNANSWERED, _S.SUSPENDED, _S.PARTED,
         _D.CLOSED, _D.ENDED, _D.SETTLED, _D.STRANDED, _D.UNDECIDED, _D.ANSWERED, _D.UNANSWERED,
-        _D.SUSPENDED, _D.PARTED,
+        _D.SUSPENDED, _D.PARTED, _D.JOINED,
     }
 )  # fmt: skip
 
@@ -393,7 +412,7 @@ COMMITTED: Final[frozenset[State]] = frozenset(
 PHASES: Final[dict[State, Phase]] = {
     **dict.fromkeys((_S.IDLE, _S.GREETING, _D.IDLE, _D.ADMITTING), Phase.HANDSHAKE),
     **dict.fromkeys((_S.DESCRIBING, _D.WELCOMED, _D.RESERVING), Phase.DESCRIBE),
-    **dict.fromkeys((_S.ATTACHING,), Phase.STREAMS),
+    **dict.fromkeys((_S.ATTACHING, _D.JOINING), Phase.STREAMS),
     **dict.fromkeys(
         (_S.ARMING, _S.DECIDING, _S.ROUND, _S.ACKING, _S.COLLECTING, _D.STANDBY, _D.RECEIVING), Phase.ROUNDS
     ),
@@ -406,7 +425,7 @@ PHASES: Final[dict[State, Phase]] = {
     **dict.fromkeys((_D.RECORDING, _D.CLAIMING, _D.COMMITTING, _D.STARTING, _D.HANDING_BACK), Phase.COMMIT),
     **dict.fromkeys((_S.MOVED, _S.RELEASING, _S.CLOSING), Phase.AFTER),
     **dict.fromkeys((_D.COMPLETING, _D.RUNNING, _D.FETCHING, _D.RELEASED), Phase.AFTER),
-    **dict.fromkeys((_S.RESUMING, _S.COMPARING, _D.RESUMING, _D.RESUMED), Phase.RESUME),
+    **dict.fromkeys((_S.RESUMING, _S.COMPARING, _S.REATTACHING, _D.RESUMING, _D.RESUMED), Phase.RESUME),
     **dict.fromkeys((_S.APART, _S.RETURNING, _S.CATCHING_UP), Phase.RESUME),
     **dict.fromkeys((_S.ASKING, _D.ANSWERING), Phase.ASK),
 }

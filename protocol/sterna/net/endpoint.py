@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final, TypeAlias
 
 import trio
@@ -23,6 +24,8 @@ from sterna.core.events import (
     Event,
     Expect,
     Finished,
+    Join,
+    OpenStreams,
     Outcome,
     Readmit,
     ReleaseImage,
@@ -52,7 +55,7 @@ from sterna.net.options import (
     supported,
 )
 from sterna.net.pump import FLUSH_STALL_S, UNDO_S, OnEvent, Perform, Pump
-from sterna.net.redial import RESUMPTIONS_MAX, Reconnect, redial
+from sterna.net.redial import RESUMPTIONS_MAX, Reconnect, dial_more, redial
 from sterna.net.room import Room, tell_faults
 from sterna.net.steady import SteadyPages
 from sterna.net.transport import Transport
@@ -60,6 +63,7 @@ from sterna.registry import ERRORS, ErrorCode, Feature, Phase
 from sterna.wire.records import (
     NO_RUNNER,
     Abort,
+    Attach,
     Guest,
     Hello,
     Runner,
@@ -202,7 +206,7 @@ class Source(_Endpoint):
             expected_state_bytes=description.expected_state_bytes,
             policy=policy,
             batch_bytes=batch_bytes(options),
-            features=offer(options, policy.switchover, resumes=reconnect is not None),
+            features=offer(options, policy.switchover, dials=reconnect is not None),
         )
         self._pages = SteadyPages(pages, options.clock)
 
@@ -298,6 +302,9 @@ class Source(_Endpoint):
     async def _perform(self, request: Request) -> object:
         if isinstance(request, ReleaseImage):
             self._pages.close()  # the memory goes next
+        if isinstance(request, OpenStreams):
+            assert self._reconnect is not None
+            return await dial_more(self._reconnect, self.transport.peer, request.count)
         return await serve_source(self._guest, self._host, request)
 
 
@@ -311,8 +318,8 @@ class Destination(_Endpoint):
     Attributes:
         guest: from the time when its description has come; None again when it has been discarded.
         description: of the guest that came, whatever became of it.
-        took_up: whether this connection went on with a session that another endpoint had opened, and which
-            that one reports.
+        took_up: whether this connection went on with a session that another endpoint had opened, or joined
+            it as a data connection. That endpoint reports it.
     """
 
     def __init__(
@@ -328,6 +335,7 @@ class Destination(_Endpoint):
         self._make_guest = make_guest
         self._sessions = sessions
         self._kept: KeptSession | None = None
+        self._joined: KeptSession | None = None  # of which this is a data connection
         self.took_up = False
         self._hello: Hello | None = None
         self._room: Room | None = None
@@ -340,16 +348,18 @@ class Destination(_Endpoint):
         options = self._options
         config = DestinationConfig(
             agent=options.agent,
-            limits=options.limits,
+            limits=replace(options.limits, data_streams=options.streams),
             deadlines=options.deadlines,
             grease=grease() if options.grease else (),
-            features=supported(options, resumes=self._sessions is not None),
+            features=supported(options, finds=self._sessions is not None),
         )
         self._machine = machine = DestinationMachine(config, options.clock())
         pump = self._begin(machine, self._perform, self._on_event, beside=self._tell_faults)
         try:
             result = await pump.drive()
-            if self._kept is not None and not self.took_up:
+            if result.outcome is Outcome.JOINED:
+                await self._lend(machine)
+            elif self._kept is not None and not self.took_up:
                 self._kept.detach(machine)
                 result = await self._until_over(self._kept)
             self.result = result
@@ -357,6 +367,14 @@ class Destination(_Endpoint):
         finally:
             self.result = self.result or machine.result
             await self._leave()
+
+    async def _lend(self, machine: DestinationMachine) -> None:
+        """This connection is one of a session that another endpoint has, for as long as that needs it."""
+        assert self._joined is not None
+        attach, door = machine.door
+        self.took_up = True
+        with suppress(SternaError):  # it has ended meanwhile
+            await self._joined.join(attach, door, self.transport).wait()
 
     async def _until_over(self, kept: KeptSession) -> Result:
         """Other connections may go on with the session; or nobody does, and the room is freed [RES-14]."""
@@ -432,6 +450,9 @@ class Destination(_Endpoint):
         match request:
             case Readmit(hello=hello):
                 return await self._readmit(hello)
+            case Join(attach=attach):
+                self._find(attach)
+                return None
             case Admit(hello=hello):
                 self._hello = hello
                 return await self._host.admit(hello, self.transport.peer)
@@ -445,6 +466,13 @@ class Destination(_Endpoint):
                 return None if guest is None else await serve_destination(guest, self._host, request)
         assert self.guest is not None
         return await serve_destination(self.guest, self._host, request)
+
+    def _find(self, attach: Attach) -> None:
+        if self._sessions is None:
+            raise LocalProtocolError(ErrorCode.BAD_TOKEN, "no session takes data connections", clause="STR-4")
+        joined = self._sessions.find_for(attach, self.transport.peer)
+        joined.check_join(attach, self._machine.called)
+        self._joined = joined
 
     async def _tell_faults(self) -> None:
         """What the guest waits for, as soon as it may wait for something."""
@@ -461,13 +489,14 @@ class Destination(_Endpoint):
         self.guest = self._make_guest(description)
         self._room = Room(await reserve(self.guest, description))
         ticket, runner = self._machine.ticket, self._machine.runner
-        if self._sessions is not None and ticket is not None and ticket.selection.has(Feature.RESUME):
-            await self._host.opened(Opening(ticket.hello, ticket.welcome, record, runner))
+        if self._sessions is not None and ticket is not None:
+            if ticket.selection.has(Feature.RESUME):
+                await self._host.opened(Opening(ticket.hello, ticket.welcome, record, runner))
             self._keep(ticket)
         return self._room
 
     def _keep(self, ticket: Ticket) -> None:
-        """From here on the session can be taken up again."""
+        """From here on the session can be taken up again, and data connections find it."""
         assert self._sessions is not None
         assert self._pump is not None
         self._kept = KeptSession(

@@ -1,4 +1,4 @@
-"""The sessions of a destination process that can be taken up again, and who has each of them at the moment.
+"""The sessions of a destination process that other connections ask for, and who has each of them now.
 
 A session belongs to the endpoint that opened it, whatever connection carries it: there its guest, its host
 and whoever watches it are. While a connection lives, its machine has the session. When it is lost, the
@@ -16,13 +16,14 @@ import trio
 
 from sterna.core.carry import DestinationCarry, Ticket
 from sterna.core.destination import DestinationMachine
+from sterna.core.lanes import Lane
 from sterna.core.tables import DESTINATION, DestinationInput, DestinationState
 from sterna.errors import LocalProtocolError, TransportError
 from sterna.guest.api import DestinationGuest
 from sterna.net.pump import OnEvent, Perform, Pump
-from sterna.net.transport import Peer
+from sterna.net.transport import Peer, Transport
 from sterna.registry import ErrorCode, Feature
-from sterna.wire.records import Hello
+from sterna.wire.records import Attach, Hello
 
 # The machine is about to give its carry.
 _LETS_GO: Final = frozenset(
@@ -81,6 +82,11 @@ class KeptSession:
         return self._machine.ticket or self._first
 
     @property
+    def is_resumable(self) -> bool:
+        """Whether another control connection may have it."""
+        return self._first.selection.has(Feature.RESUME)
+
+    @property
     def seconds(self) -> int:
         """How long it is kept [RES-14]."""
         return self._first.selection.features.get(Feature.RESUME, 0)
@@ -116,6 +122,21 @@ class KeptSession:
             while self._carry is None and self._over is None:
                 await self._changed.wait()
             return self._take()
+
+    # ---- its data connections ----
+
+    def check_join(self, attach: Attach, door: Lane) -> None:
+        """Whether a data connection may join it. Raises what `DestinationMachine.check_join` does."""
+        self._machine.check_join(attach, door)
+
+    def join(self, attach: Attach, door: Lane, transport: Transport) -> trio.Event:
+        """It is this session's now; what is returned is set when it is not needed any more.
+
+        Raises:
+            SternaError: as for `check_join`.
+        """
+        stream = self._machine.join(attach, door, self._pump.clock())
+        return self._pump.attach(stream, transport)
 
     # ---- the owner ----
 
@@ -186,8 +207,21 @@ class Sessions:
             LocalProtocolError: BAD_TOKEN if it is another peer's.
         """
         kept = self._kept.get(hello.session)
+        if kept is not None and not kept.is_resumable:
+            raise no_session()
         if kept is not None and kept.peer.identity != peer.identity:
             raise no_session()
+        return kept
+
+    def find_for(self, attach: Attach, peer: Peer) -> KeptSession:
+        """The session that a data connection is for; whether it may join, that one's machine tells [STR-4].
+
+        Raises:
+            LocalProtocolError: BAD_TOKEN if there is none, or it is another peer's: these read the same.
+        """
+        kept = self._kept.get(attach.session)
+        if kept is None or kept.peer.identity != peer.identity:
+            raise no_session("STR-4")
         return kept
 
     @asynccontextmanager
@@ -202,6 +236,6 @@ class Sessions:
                 self._turns.pop(session, None)
 
 
-def no_session() -> LocalProtocolError:
+def no_session(clause: str = "RES-3") -> LocalProtocolError:
     """The answer to whoever asks for a session that there is not, or that is another peer's: alike."""
-    return LocalProtocolError(ErrorCode.BAD_TOKEN, "no such session of this peer", clause="RES-3")
+    return LocalProtocolError(ErrorCode.BAD_TOKEN, "no such session of this peer", clause=clause)

@@ -54,6 +54,8 @@ class Options:
         clock: seconds that never run backwards; tests in virtual time pass `trio.current_time`.
         grease: whether to send reserved frames at random, which keeps peers honest [FRM-9].
         resume_s: how long a lost session is to be kept, for a source that can reconnect.
+        streams: data connections, beside which the control connection carries no bulk: as a source, what is
+            asked for, if it can dial; as a destination, the most that are taken.
         lease_store: whether the host has a lease store; a source does not go without then [ONE-55].
     """
 
@@ -70,27 +72,33 @@ class Options:
     agent: str = AGENT
     resume_s: int = bounds.RESUME_S
     lease_store: bool = False
+    streams: int = 0
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for a cap so low that a chunk would look like a stalled connection."""
+        """Raises ConfigError for a cap so low that a chunk would look stalled, or too many streams."""
+        if not 0 <= self.streams <= bounds.STREAMS_MAX:
+            raise ConfigError(f"{self.streams} data connections: there are at most {bounds.STREAMS_MAX}")
         cap = self.bandwidth_bytes_s
         if cap is not None and not bounds.CHUNK_BYTES <= cap < math.inf:
             raise ConfigError(f"a bandwidth cap of {cap:g} bytes/s: the least is {bounds.CHUNK_BYTES}")
 
 
-def offer(options: Options, switchover: Switchover, *, resumes: bool) -> tuple[FeatureOffer, ...]:
-    """What a source offers, and what it cannot do without."""
-    more = {Feature.RESUME: options.resume_s} if resumes else {}
+def offer(options: Options, switchover: Switchover, *, dials: bool) -> tuple[FeatureOffer, ...]:
+    """What a source offers, and what it cannot do without. `dials`: it can make more connections."""
+    more = {Feature.RESUME: options.resume_s} if dials and options.resume_s else {}
+    if dials and options.streams:
+        more[Feature.DATA_STREAMS] = options.streams
     if not options.lease_store:
         return offer_for(switchover, more)
     return offer_for(switchover, {**more, Feature.LEASE_STORE: 0}, {Feature.LEASE_STORE})
 
 
-def supported(options: Options, *, resumes: bool) -> frozenset[Feature]:
-    """What a destination selects if it is offered."""
+def supported(options: Options, *, finds: bool) -> frozenset[Feature]:
+    """What a destination selects if it is offered. `finds`: a connection finds the session of another."""
     early = EARLY_FEATURES if options.post_copy else frozenset()
     store = {Feature.LEASE_STORE} if options.lease_store else frozenset()
-    return BASE_FEATURES | early | store | ({Feature.RESUME} if resumes else frozenset())
+    more = {Feature.RESUME, Feature.DATA_STREAMS} if finds else frozenset()
+    return BASE_FEATURES | early | store | more
 
 
 def batch_bytes(options: Options) -> int:

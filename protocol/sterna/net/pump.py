@@ -1,10 +1,8 @@
 """Drives a machine over a transport: the only place where the core meets trio.
 
-Five small tasks share one machine, which is touched between checkpoints only and so needs no lock:
+A few small tasks share one machine, which is touched between checkpoints only and so needs no lock:
 
-- the receiver reads into the buffer that the machine names, be it guest memory, and tells it how much came;
-- the sender takes what the machine has to say, one unit at a time, so that the machine encodes pages only
-  when the connection is ready for them;
+- each connection has a receiver and a sender (sterna.net.line);
 - the performer carries out requests, one after another (sterna.core.events says why in order);
 - the timekeeper sleeps until the machine's next timer;
 - the caller's task waits for the end, flushes what is left (an ABORT that nobody hears helps nobody) and
@@ -28,15 +26,16 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeAlias
 
 import trio
 
-from sterna.core.events import Discard, Event, Request, Result, RollBack, RunOn
+from sterna.core.events import Discard, Event, OpenStreams, Outcome, Request, Result, RollBack, RunOn
 from sterna.core.session import Session
 from sterna.core.tables import DEAF, TERMINAL, SourceState
 from sterna.errors import GuestError, LocalProtocolError, SternaError, TransportError
+from sterna.net.line import Line, Signal
 from sterna.net.rate import RateLimiter
 from sterna.net.transport import Transport
 from sterna.registry import ErrorCode
@@ -48,8 +47,6 @@ Clock: TypeAlias = Callable[[], float]
 # How long the last frames may take to leave once all is decided, and how long nothing of them may leave.
 FLUSH_S: Final = 10.0
 FLUSH_STALL_S: Final = 2.0
-# How long after a failed send the receiver may look for what the peer said last.
-LAST_WORDS_S: Final = 1.0
 # How long a request may go on that an undo waits for.
 OVERTAKEN_S: Final = 5.0
 # How long setting the guest running again, or freeing it, may take. Holders answer in milliseconds; who gives
@@ -57,7 +54,6 @@ OVERTAKEN_S: Final = 5.0
 UNDO_S: Final = 30.0
 
 _UNDOING: Final = DEAF - TERMINAL
-_NO_BUG: Final = (TransportError, trio.ClosedResourceError, trio.Cancelled)  # what a transport may raise
 
 _log = logging.getLogger(__name__)
 
@@ -65,20 +61,6 @@ _log = logging.getLogger(__name__)
 def boottime() -> float:
     """Seconds of CLOCK_BOOTTIME: it goes on while a host sleeps, as the peer's patience does."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-class _Signal:
-    """Wakes one waiting task; set before the wait, the wait returns at once."""
-
-    def __init__(self) -> None:
-        self._event = trio.Event()
-
-    def set(self) -> None:
-        self._event.set()
-
-    async def wait(self) -> None:
-        await self._event.wait()
-        self._event = trio.Event()
 
 
 class Pump:
@@ -99,45 +81,74 @@ class Pump:
         beside: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """`beside`: one task more, which is cancelled when the session is over."""
-        self._machine = machine
-        self._transport = transport
+        self.machine = machine
+        self.clock = clock
+        self.limiter = limiter
         self._perform = perform
         self._on_event = on_event
-        self._limiter = limiter
-        self._clock = clock
         self._beside = () if beside is None else (beside,)
-        self._to_send = _Signal()
-        self._to_perform = _Signal()
-        self._to_time = _Signal()
-        self._left = _Signal()  # bytes have left, or never will
+        self._lines = {0: Line(self, 0, transport)}
+        self._replaced: list[Line] = []
+        self._nursery: trio.Nursery | None = None
+        self._to_perform = Signal()
+        self._to_time = Signal()
+        self._left = Signal()  # bytes have left, or never will
         self._ended = trio.Event()
-        self._heard_all = trio.Event()  # the receiver has ended
-        self._receiving = trio.CancelScope()
-        self._memory_free = trio.Event()  # the receiver reads into guest memory no more
         self._carrying: trio.CancelScope | None = None
         self._given_up = False
-        self._worn = False
 
     async def drive(self) -> Result:
-        """Run until the machine has a result, and close the transport."""
+        """Run until the machine has a result, and close the connections, unless they are another's then."""
         try:
-            async with trio.open_nursery() as nursery:
-                for task in (self._receive, self._send, self._carry_out, self._keep_time, *self._beside):
-                    nursery.start_soon(self._run, task)
+            async with trio.open_nursery() as self._nursery:
+                for task in (*self._lines[0].tasks, self._carry_out, self._keep_time, *self._beside):
+                    self._nursery.start_soon(self._run, task)
                 try:
                     self.kick()
                     await self._ended.wait()
                     await self._flush()
                 finally:
                     self._give_up()
-                    nursery.cancel_scope.cancel()
-            await self._transport.close()
+                    self._nursery.cancel_scope.cancel()
+            await self._close()
         finally:
-            self._transport.abort()
+            if not self._is_handed_on:
+                for line in self._lines.values():
+                    line.transport.abort()
             await self._carry_out_rest()
-        result = self._machine.result
+        result = self.machine.result
         assert result is not None
         return result
+
+    async def _close(self) -> None:
+        """The control connection first: then the peer knows what the ends of the others mean."""
+        if self._is_handed_on:
+            return
+        control, *others = self._lines.values()
+        await control.transport.close()
+        async with trio.open_nursery() as nursery:
+            for line in others:
+                nursery.start_soon(line.transport.close)
+
+    @property
+    def _is_handed_on(self) -> bool:
+        result = self.machine.result
+        return result is not None and result.outcome is Outcome.JOINED
+
+    def attach(self, stream: int, transport: Transport) -> trio.Event:
+        """A data connection has come; one that had the number before is closed.
+
+        Returns:
+            Set when this pump has done with it.
+        """
+        if (older := self._lines.get(stream)) is not None:
+            self._replaced.append(older)
+            older.close()
+        line = self._lines[stream] = Line(self, stream, transport)
+        assert self._nursery is not None
+        for task in line.tasks:
+            self._nursery.start_soon(self._run, task)
+        return line.ended
 
     def cancel(self, reason: str = "") -> None:
         """Ask the machine for the end.
@@ -145,24 +156,58 @@ class Pump:
         Raises:
             LocalProtocolError: TOO_LATE.
         """
-        self._machine.cancel(self._clock(), reason)
+        self.machine.cancel(self.clock(), reason)
         self.kick()
 
     def lose(self, error: TransportError) -> None:
-        """Give the connection up, as if it had been lost."""
+        """Give the connections up, as if they had been lost."""
         self._lose(error)
 
-    def kick(self) -> None:
-        """Look at the machine again: call this after a command was given to it from outside."""
-        while (event := self._machine.poll_event()) is not None:
+    def kick(self, stream: int = 0) -> None:
+        """Look at the machine again: call this after a command was given to it from outside.
+
+        `stream`: where something has come, if it was not a command. Pages that have come are answered, if at
+        all, on the control connection.
+        """
+        while (event := self.machine.poll_event()) is not None:
             self._tell(event)
-        if self._machine.result is not None:
+        if self.machine.result is not None:
             self._ended.set()
-        if self._machine.state in DEAF and not self._memory_free.is_set():
-            self._receiving.cancel()
+        deaf = self.machine.state in DEAF
+        for line in self._lines.values():
+            if deaf:
+                line.hush()
+            line.to_receive.set()
+            if not stream or not line.stream:
+                line.to_send.set()
         self._hurry()
-        for signal in (self._to_send, self._to_perform, self._to_time):
+        for signal in (self._to_perform, self._to_time):
             signal.set()
+
+    # ---- what the connections tell ----
+
+    def took(self) -> None:
+        """See `Driver`."""
+        self._to_time.set()
+
+    def left(self) -> None:
+        """See `Driver`."""
+        self._left.set()
+
+    def idle(self, stream: int) -> None:
+        """See `Driver`. What follows the last page is said on the control connection."""
+        if stream:
+            self._lines[0].to_send.set()
+
+    def lost(self, line: Line, error: TransportError | trio.ClosedResourceError | None) -> None:
+        """See `Driver`."""
+        if self._lines[line.stream] is line:
+            self._lose(error, line.stream)
+
+    def worn(self, line: Line, error: TransportError) -> None:
+        """See `Driver`."""
+        self.machine.abandon(error, self.clock())
+        self.kick()
 
     def _tell(self, event: Event) -> None:
         try:
@@ -186,78 +231,23 @@ class Pump:
         lost.__cause__ = error
         self._lose(lost)
 
-    def _lose(self, error: TransportError | trio.ClosedResourceError | None) -> None:
-        """The connection has ended; None says with the peer's proper end."""
+    def _lose(self, error: TransportError | trio.ClosedResourceError | None, stream: int = 0) -> None:
+        """A connection has ended; None says with the peer's proper end."""
         if isinstance(error, trio.ClosedResourceError):
             error = TransportError(ErrorCode.CONNECTION_LOST, "this side has closed the connection")
-        self._machine.connection_lost(error, self._clock())
+        self.machine.connection_lost(error, self.clock(), stream)
         self._left.set()
         self.kick()
 
-    async def _receive(self) -> None:
-        try:
-            await self._receive_all()
-            self._lose(None)
-        except _NO_BUG as error:
-            _forget_frames(error)
-            if isinstance(error, trio.Cancelled):
-                raise
-            self._lose(error)
-        finally:
-            self._memory_free.set()
-            self._heard_all.set()
-
-    async def _receive_all(self) -> None:
-        """Receive until the peer's proper end."""
-        machine, transport = self._machine, self._transport
-        while True:
-            with trio.CancelScope() as self._receiving:
-                while count := await transport.receive_into(machine.get_buffer()):
-                    machine.buffer_updated(count, self._clock())
-                    self.kick()
-                return
-            self._memory_free.set()  # from here on what arrives goes nowhere
-
-    async def _send(self) -> None:
-        try:
-            while True:
-                await self._send_unit()
-        except _NO_BUG as error:
-            _forget_frames(error)
-            if isinstance(error, trio.Cancelled):
-                raise
-            # The peer may have said why before it closed.
-            with trio.move_on_after(LAST_WORDS_S):
-                await self._heard_all.wait()
-            self._lose(error)
-
-    async def _send_unit(self) -> None:
-        if not self._worn and (worn := self._transport.worn) is not None:
-            self._worn = True
-            self._machine.abandon(worn, self._clock())
-            self.kick()
-        buffers = self._machine.poll_transmit(self._clock())
-        if not buffers:
-            await self._to_send.wait()
-            return
-        self._to_time.set()
-        if self._limiter is not None:
-            await self._limiter.wait(sum(len(buffer) for buffer in buffers))
-        await self._transport.send(buffers, self._sent)
-
-    def _sent(self, count: int) -> None:
-        self._machine.transmitted(count, self._clock())
-        self._left.set()
-
     async def _keep_time(self) -> None:
         while True:
-            at = self._machine.poll_timeout()
+            at = self.machine.poll_timeout()
             if at is None:
                 await self._to_time.wait()
                 continue
-            left = at - self._clock()
+            left = at - self.clock()
             if left <= 0:
-                self._machine.handle_timeout(self._clock())
+                self.machine.handle_timeout(self.clock())
                 self.kick()
                 await trio.lowlevel.checkpoint()
                 continue
@@ -268,7 +258,7 @@ class Pump:
 
     async def _carry_out(self) -> None:
         while True:
-            request = self._machine.poll_request()
+            request = self.machine.poll_request()
             if request is None:
                 await self._to_perform.wait()
             else:
@@ -278,12 +268,12 @@ class Pump:
         try:
             answer = await self._shielded(request)
         except SternaError as error:
-            self._machine.fail(request, error, self._clock())
+            self.machine.fail(request, error, self.clock())
         except BaseException as error:
             # An embedder's guest may raise anything; the peer must not suffer, nor the guest.
             wrapped = GuestError(f"{type(request).__name__}: {error!r}", ErrorCode.GUEST_FAILED)
             wrapped.__cause__ = error
-            self._machine.fail(request, wrapped, self._clock())
+            self.machine.fail(request, wrapped, self.clock())
             if not isinstance(error, Exception):
                 raise
         else:
@@ -292,11 +282,20 @@ class Pump:
 
     def _answer(self, request: Request, answer: object) -> None:
         try:
-            self._machine.complete(request, answer, self._clock())
+            self.machine.complete(request, answer, self.clock())
+            if isinstance(request, OpenStreams):
+                self._connect(answer)
         except LocalProtocolError as error:
-            self._machine.fail(request, GuestError(error.detail), self._clock())
+            self.machine.fail(request, GuestError(error.detail), self.clock())
         except Exception as error:  # noqa: BLE001  # nonsense of the right type
             self._broken(error)
+
+    def _connect(self, answer: object) -> None:
+        """The data connections are there."""
+        assert isinstance(answer, Sequence)
+        for stream, transport in enumerate(answer, 1):
+            assert isinstance(transport, Transport)
+            self.attach(stream, transport)
 
     async def _shielded(self, request: Request) -> object:
         name = type(request).__name__
@@ -305,16 +304,17 @@ class Pump:
                 self._limit(UNDO_S)
             self._hurry()
             if isinstance(request, Discard):
-                await self._memory_free.wait()
+                for line in (*self._lines.values(), *self._replaced):
+                    await line.memory_free.wait()
             return await self._perform(request)
         raise GuestError(f"{name} was given up: it did not end in time")
 
     def _hurry(self) -> None:
         """Bound the request under way if something waits for it that matters more."""
-        if self._machine.state in _UNDOING:
+        if self.machine.state in _UNDOING:
             self._limit(OVERTAKEN_S)
         elif self._given_up or (
-            self._machine.state is SourceState.RELEASING and self._machine.poll_timeout() is None
+            self.machine.state is SourceState.RELEASING and self.machine.poll_timeout() is None
         ):
             self._limit(UNDO_S)
 
@@ -326,11 +326,11 @@ class Pump:
 
     async def _flush(self) -> None:
         """Let what is queued leave, as long as it moves and the peer may want it."""
-        result = self._machine.result
+        result = self.machine.result
         if result is not None and result.by_peer:
             return
         with trio.move_on_after(FLUSH_S):
-            while self._machine.has_unsent:
+            while self.machine.has_unsent:
                 with trio.move_on_after(FLUSH_STALL_S) as stalled:
                     await self._left.wait()
                 if stalled.cancelled_caught:
@@ -338,21 +338,11 @@ class Pump:
 
     def _give_up(self) -> None:
         """Cancelled from outside: the connection is lost."""
-        if self._machine.result is None:
+        if self.machine.result is None:
             self._given_up = True
             self._lose(TransportError(ErrorCode.CONNECTION_LOST, "the endpoint was cancelled"))
 
     async def _carry_out_rest(self) -> None:
         """What the performer has left undone when it was cancelled: a roll-back, or a record of the end."""
-        while (request := self._machine.poll_request()) is not None:
+        while (request := self.machine.poll_request()) is not None:
             await self._carry_out_one(request)
-
-
-def _forget_frames(error: BaseException) -> None:
-    """Drop what an error of the network, or a cancellation, remembers of the functions that it came through.
-
-    Their variables are views of guest memory, which could not be freed as long as the error lives.
-    """
-    for each in (error, error.__cause__, error.__context__):
-        if isinstance(each, (*_NO_BUG, OSError)):
-            each.__traceback__ = None

@@ -55,3 +55,37 @@ async def _dial(reconnect: Reconnect, peer: Peer) -> Transport:
     raise TransportError(
         ErrorCode.PEER_NOT_LISTED, f"{transport.peer} answers, and the session is with {peer}"
     )
+
+
+async def dial_more(reconnect: Reconnect, peer: Peer, count: int) -> list[Transport]:
+    """So many connections more to the same host, dialled at the same time.
+
+    Raises:
+        SternaError: one of them could not be made; the others are closed.
+    """
+    transports: list[Transport] = []
+    errors: list[SternaError] = []
+
+    async def dial(nursery: trio.Nursery) -> None:
+        try:
+            transports.append(await _dial(reconnect, peer))
+        except SternaError as error:
+            errors.append(error)
+            nursery.cancel_scope.cancel()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for _ in range(count):
+                nursery.start_soon(dial, nursery)
+    except BaseException:
+        _abort(transports)
+        raise
+    if errors:
+        _abort(transports)
+        raise errors[0]
+    return transports
+
+
+def _abort(transports: list[Transport]) -> None:
+    for transport in transports:
+        transport.abort()

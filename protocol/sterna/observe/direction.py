@@ -75,8 +75,9 @@ class Direction:
         error: what ended it, if anything has: the bytes behind it are counted, and not looked at.
     """
 
-    def __init__(self, share: Share, *, keep_bytes: int = 0) -> None:
-        self.reader: Final = FrameReader(read_ahead_bytes=1)  # bytes come by receive_data
+    def __init__(self, share: Share, *, keep_bytes: int = 0, stream: int | None = 0) -> None:
+        """`stream`: as for `FrameReader`."""
+        self.reader: Final = FrameReader(stream=stream, read_ahead_bytes=1)  # bytes come by receive_data
         self.offset = 0
         self.bytes = 0
         self.keep_bytes: Final = keep_bytes

@@ -27,7 +27,7 @@ from sterna.observe.recording import OTHER, How, RecordClock, Side
 from sterna.observe.summary import Summary
 from sterna.registry import FRAMES, ErrorCode, Sender
 from sterna.wire import Buffer
-from sterna.wire.records import Abort, Guest, Refuse, Welcome
+from sterna.wire.records import Abort, Attach, Guest, Refuse, Welcome
 
 _NS: Final = 1e-9
 # A region takes 24 bytes in GUEST, and about so many times more in memory.
@@ -106,7 +106,10 @@ class Follower:
         self.trouble = ""
         self.summary: Final = Summary()
         self._share: Final = (budget or Budget()).share()
-        self.directions: Final = {each: Direction(self._share, keep_bytes=keep_bytes) for each in OTHER}
+        self.directions: Final = {
+            each: Direction(self._share, keep_bytes=keep_bytes, stream=stream)
+            for each, stream in ((Sender.SOURCE, None), (Sender.DESTINATION, 0))
+        }
         self.alone: Final = alone
         self._judge = None if alone else Judge(self._share)
         if alone:
@@ -208,6 +211,8 @@ class Follower:
                 for sender, direction in self.directions.items():
                     direction.set_limits(limits[OTHER[sender]])
                     direction.reader.set_encodings(encodings)
+            case Attach(index=index):
+                self.directions[Sender.DESTINATION].reader.set_stream(index + 1)
             case Guest() as guest if self.summary.guest is None:
                 self._share.take(frame.header.body_bytes * _KEPT_OF_GUEST, "the guest's description")
                 for direction in self.directions.values():

@@ -28,11 +28,12 @@ from sterna.observe.direction import Frame
 from sterna.observe.image import Image
 from sterna.observe.places import Places
 from sterna.observe.recording import OTHER
-from sterna.registry import ErrorCode, FrameType, Mode, Sender, Style
+from sterna.registry import ErrorCode, Feature, FrameType, Mode, Sender, Style
 from sterna.wire import NO_ID
 from sterna.wire.records import (
     Abort,
     Accept,
+    Attach,
     Complete,
     DirtyBitmap,
     Guest,
@@ -146,6 +147,8 @@ class Judge:
             return
         self._check_attempt(sender, record)
         receiver = OTHER[sender]
+        if isinstance(record, Attach) and self.hello is None:
+            raise TooMuchError("a data connection, of a session that began on another connection")
         if isinstance(record, Refuse) and self.hello is None:
             self.over = True  # whom a destination does not want it need not hear first [CON-8]
             return
@@ -279,8 +282,10 @@ class Judge:
 
     def _on_accept(self, record: Accept) -> None:
         assert self._guest is not None
+        if record.data_streams > self._features.get(Feature.DATA_STREAMS, 0):
+            raise wrong(ErrorCode.NOT_SELECTED, "more data streams than were selected", "ACC-3", record)
         if record.data_streams:
-            raise wrong(ErrorCode.NOT_SELECTED, "data streams were not selected", "ACC-3", record)
+            raise TooMuchError("a session whose pages travel on connections of their own")
         limits = self._limits[Sender.DESTINATION]
         image = Image(self._guest, limits, self._share)
         if record.reserved_bytes < image.table.size_bytes:

@@ -18,13 +18,14 @@ there. Requests are carried out at once, in order; a test can hold them back (`p
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
 
 from sterna import limits as bounds
 from sterna.core.carry import DestinationCarry
 from sterna.core.destination import DestinationConfig, DestinationMachine
 from sterna.core.duties import NoRecords, pages_of, reserve, serve_destination, serve_source
-from sterna.core.events import Admission, Admit, Event, Readmit, Request, Reserve
+from sterna.core.events import Admission, Admit, Event, OpenStreams, Readmit, Request, Reserve
 from sterna.core.negotiate import BASE_FEATURES
 from sterna.core.policy import PolicySettings
 from sterna.core.session import Session
@@ -33,6 +34,7 @@ from sterna.core.style import EARLY_FEATURES, offer_for
 from sterna.core.tables import DestinationState, SourceState
 from sterna.errors import LocalProtocolError, SternaError, TransportError
 from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest
+from sterna.limits import Limits
 from sterna.registry import ErrorCode, Feature
 from sterna.wire.records import PageRange, Runner
 
@@ -64,6 +66,15 @@ class Waiting(Protocol):
         ...
 
 
+@dataclass
+class LanePipes:
+    """The bytes on a data connection, and the machine that was called on it, until its session has it."""
+
+    door: DestinationMachine | None
+    to_destination: bytearray = field(default_factory=bytearray)
+    to_source: bytearray = field(default_factory=bytearray)
+
+
 class Pair:
     """A source and a destination machine, their guests, and the bytes between them."""
 
@@ -92,6 +103,7 @@ class Pair:
         self.fail_on: dict[type, SternaError] = {}
         self.linked = True
         self.kept: DestinationCarry | None = None
+        self.lanes: dict[int, LanePipes] = {}
         self._between = between
 
     def start(self) -> None:
@@ -110,25 +122,72 @@ class Pair:
     def step(self, *, chunk: int | None = None, perform: bool = True) -> bool:
         """Everything that is due now, once. Whether anything moved."""
         moved = False
-        for name, machine, pipe in (
-            ("source", self.source, self.to_destination),
-            ("destination", self.destination, self.to_source),
-        ):
+        for name, machine in (("source", self.source), ("destination", self.destination)):
             moved |= perform and self.perform(name, machine)
             self._tell_faults()
             self._events_of(name, machine)
-            while buffers := machine.poll_transmit(self.now):
-                data = b"".join(bytes(buffer) for buffer in buffers)
-                machine.transmitted(len(data), self.now)
-                if self.linked:
-                    pipe.extend(data)
-                moved = True
+            for stream in (*self.lanes, 0):
+                moved |= self.send(name, stream)
         self._between(self)
-        moved |= self.deliver(self.to_destination, self.destination, chunk)
-        moved |= self.deliver(self.to_source, self.source, chunk)
+        for stream in (0, *self.lanes):
+            moved |= self.receive("destination", stream, chunk)
+            moved |= self.receive("source", stream, chunk)
         for name, machine in (("source", self.source), ("destination", self.destination)):
             self._events_of(name, machine)
         return moved
+
+    def send(self, name: str, stream: int = 0, units: int | None = None) -> bool:
+        """Let a side send on a connection, all that it has by default. Whether there was anything."""
+        machine, pipe = self._end(name, stream)
+        sent = 0
+        while sent != units and (buffers := machine.poll_transmit(self.now, stream)):
+            data = b"".join(bytes(buffer) for buffer in buffers)
+            machine.transmitted(len(data), self.now, stream)
+            if self.linked:
+                pipe.extend(data)
+            sent += 1
+        return bool(sent)
+
+    def receive(self, name: str, stream: int = 0, count: int | None = None) -> bool:
+        """Let a side receive from a connection, unless that has to wait. Whether there was anything."""
+        machine, _ = self._end(name, stream)
+        lane = self.lanes.get(stream)
+        door = None if lane is None or name == "source" else lane.door
+        if (door or machine).is_held(0 if door else stream):
+            return False
+        pipe = self._pipe_to(name, stream)
+        if not stream:
+            return self.deliver(pipe, machine, count)
+        data = bytes(pipe[:count])
+        del pipe[: len(data)]
+        if door is None and data:
+            machine.receive_data(data, self.now, stream)
+        elif door is not None and data:
+            door.receive_data(data, self.now)
+            self._answer_door(stream, door)
+        return bool(data)
+
+    def _answer_door(self, stream: int, door: DestinationMachine) -> None:
+        """The machine that is called on a data connection asks for its session, as an endpoint does."""
+        while (request := door.poll_request()) is not None:
+            door.complete(request, None, self.now)
+            self.destination.join(*door.door, self.now)
+            self.lanes[stream].door = None
+
+    def _end(self, name: str, stream: int) -> tuple[Session, bytearray]:
+        """A side's machine for a connection, and where it sends to."""
+        machine: Session = self.source if name == "source" else self.destination
+        return machine, self._pipe_to("destination" if name == "source" else "source", stream)
+
+    def _pipe_to(self, name: str, stream: int) -> bytearray:
+        if stream:
+            lane = self.lanes[stream]
+            return lane.to_source if name == "source" else lane.to_destination
+        return self.to_source if name == "source" else self.to_destination
+
+    def _open_lanes(self, count: int) -> None:
+        for stream in range(1, count + 1):
+            self.lanes[stream] = LanePipes(door=DestinationMachine(self._configs[1], self.now))
 
     def _tell_faults(self) -> None:
         """What the guest there waits for, if it is one that says so without a loop."""
@@ -149,6 +208,7 @@ class Pair:
         self.linked = False
         self.to_destination.clear()
         self.to_source.clear()
+        self.lanes.clear()
         self.source.connection_lost(error, self.now)
         self.destination.connection_lost(error, self.now)
 
@@ -196,6 +256,8 @@ class Pair:
                 machine.fail(request, failure, self.now)
             else:
                 machine.complete(request, answer, self.now)
+                if isinstance(request, OpenStreams):
+                    self._open_lanes(request.count)
         return moved
 
     def _events_of(self, name: str, machine: Session) -> None:
@@ -203,6 +265,8 @@ class Pair:
             self.events[name].append(event)
 
     async def _source(self, request: Request) -> object:
+        if isinstance(request, OpenStreams):
+            return None
         return await serve_source(self.source_guest, NO_RECORDS, request)
 
     async def _destination(self, request: Request) -> object:
@@ -225,19 +289,26 @@ def resuming_pair(
     source_guest: SourceGuest,
     destination_guest: DestinationGuest,
     *,
+    streams: int = 0,
     between: Callable[[Pair], None] = lambda _: None,
     **changes: object,
 ) -> Pair:
-    """A pair of which both sides can take a lost session up again; `changes` as for `source_config_of`."""
+    """A pair of which both sides can take a lost session up again; `changes` as for `source_config_of`.
+
+    `streams`: data connections that it has.
+    """
     policy = changes.get("policy")
-    resume = {Feature.RESUME: bounds.RESUME_S}
+    more = {Feature.RESUME: bounds.RESUME_S} | ({Feature.DATA_STREAMS: streams} if streams else {})
     switchover = policy.switchover if isinstance(policy, PolicySettings) else PolicySettings().switchover
-    features = offer_for(switchover, resume)
+    features = offer_for(switchover, more)
     return Pair(
         source_guest,
         destination_guest,
         source_config=source_config_of(source_guest.description, **{"features": features, **changes}),
-        destination_config=DestinationConfig(features=BASE_FEATURES | EARLY_FEATURES | {Feature.RESUME}),
+        destination_config=DestinationConfig(
+            features=BASE_FEATURES | EARLY_FEATURES | {Feature.RESUME, Feature.DATA_STREAMS},
+            limits=Limits(data_streams=streams),
+        ),
         between=between,
     )
 

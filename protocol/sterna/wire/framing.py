@@ -31,7 +31,14 @@ from itertools import islice
 from typing import Final, NoReturn, TypeAlias
 
 from sterna.errors import LocalProtocolError, RemoteProtocolError, remote_error
-from sterna.limits import HANDSHAKE_BODY_BYTES, HEADER_BYTES, PREFACE_BYTES, UNKNOWN_FRAMES_IN_A_ROW, Limits
+from sterna.limits import (
+    HANDSHAKE_BODY_BYTES,
+    HEADER_BYTES,
+    PREFACE_BYTES,
+    STREAMS_MAX,
+    UNKNOWN_FRAMES_IN_A_ROW,
+    Limits,
+)
 from sterna.registry import MAGIC, Encoding, ErrorCode, FrameType
 from sterna.wire.codec import decode_body
 from sterna.wire.header import Header, decode_header, decode_preface, diagnose_preface
@@ -44,6 +51,7 @@ READ_AHEAD_BYTES: Final = 64 * 1024
 
 _KNOWN: Final = frozenset(int(frame) for frame in FrameType)
 _NOTHING: Final = memoryview(b"")
+_NO_STREAM: Final = -1  # of a connection whose frames do not agree
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +113,14 @@ class FrameReader:
     yielded after it, is held to the new bounds.
 
     Args:
-        stream: number of the connection: 0 control, 1 + index data [HDR-5].
+        stream: number of the connection: 0 control, 1 + index data [HDR-5]; None for a connection of which
+            the first frame tells what it is.
         read_ahead_bytes: size of the read buffer.
     """
 
-    def __init__(self, *, stream: int = 0, read_ahead_bytes: int = READ_AHEAD_BYTES) -> None:
+    def __init__(self, *, stream: int | None = 0, read_ahead_bytes: int = READ_AHEAD_BYTES) -> None:
         self._stream = stream
+        self._undecided = stream is None  # no known frame has come yet
         self._bounds = Bounds()
         self._control_limit = HANDSHAKE_BODY_BYTES
         self._bulk_limit = 0
@@ -149,6 +159,19 @@ class FrameReader:
     def set_encodings(self, encodings: frozenset[Encoding]) -> None:
         """The page encodings that were selected [PGS-9]."""
         self._bounds = replace(self._bounds, encodings=encodings)
+
+    def go_on_from(self, sequence: int) -> None:
+        """The next frame has this number: numbers of a data connection outlive it [HDR-6] [ATT-5]."""
+        self._sequence = sequence
+
+    def set_stream(self, stream: int) -> None:
+        """Frames bear this number: the other direction has told what the connection is."""
+        self._stream, self._undecided = stream, False
+
+    @property
+    def stream(self) -> int | None:
+        """Number of the connection, None as long as nothing tells it."""
+        return self._stream
 
     @property
     def bounds(self) -> Bounds:
@@ -356,6 +379,8 @@ class FrameReader:
             raise remote_error(code, detail, clause=clause, offset=offset, frame=header.type)
 
         known = header.type in _KNOWN
+        if self._undecided:
+            self._learn_stream(header, known=known)
         if header.stream != self._stream:
             refuse(ErrorCode.BAD_HEADER, "HDR-5", 4, f"stream {header.stream} on connection {self._stream}")
         if header.sequence != self._sequence:
@@ -374,6 +399,18 @@ class FrameReader:
             self._unknown_in_a_row += 1
             if self._unknown_in_a_row > UNKNOWN_FRAMES_IN_A_ROW:
                 refuse(ErrorCode.LIMIT_RATE, "FRM-8", 0, "too many unknown frames in a row")
+
+    def _learn_stream(self, header: Header, *, known: bool) -> None:
+        """The first known frame tells what the connection is; what is skipped before it must fit that."""
+        number = header.stream
+        if known:
+            self._undecided = False
+            fits = 0 < number <= STREAMS_MAX if header.type == FrameType.ATTACH else not number
+            number = number if fits else _NO_STREAM
+        if self._stream is None:
+            self._stream = number
+        elif self._stream != number:
+            self._stream = _NO_STREAM
 
     def _check_crc(self, crc: int) -> None:
         if crc != self._header.body_crc:

@@ -113,6 +113,10 @@ class FrameWriter:
         """Number of the next frame."""
         return self._sequence
 
+    def go_on_from(self, sequence: int) -> None:
+        """The next frame has this number: numbers of a data connection outlive it [HDR-6] [ATT-5]."""
+        self._sequence = sequence
+
     def preface(self) -> bytes:
         """The first bytes of the connection."""
         return encode_preface()

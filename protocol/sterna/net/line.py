@@ -1,0 +1,203 @@
+"""One connection of a session, as its pump has it: a task that receives, and one that sends.
+
+The receiver reads into the buffer that the machine names, be it guest memory, unless the machine wants the
+connection to wait. The sender takes what the machine has to say there, one unit at a time, so that pages are
+encoded only when the connection is ready for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final, Protocol
+
+import trio
+
+from sterna.core.session import Session
+from sterna.core.tables import DestinationState
+from sterna.errors import TransportError
+from sterna.net.rate import RateLimiter
+from sterna.net.transport import Transport
+
+# How long after a failed send the receiver may look for what the peer said last.
+LAST_WORDS_S: Final = 1.0
+
+# What a transport may raise.
+NO_BUG: Final = (TransportError, trio.ClosedResourceError, trio.Cancelled)
+
+
+class Signal:
+    """Wakes one waiting task; set before the wait, the wait returns at once."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+
+    def set(self) -> None:
+        """Wake it."""
+        self._event.set()
+
+    async def wait(self) -> None:
+        """Wait for that."""
+        await self._event.wait()
+        self._event = trio.Event()
+
+
+class Driver(Protocol):
+    """The pump, as far as its connections need it."""
+
+    machine: Session
+    clock: Callable[[], float]
+    limiter: RateLimiter | None
+
+    def kick(self, stream: int = 0) -> None:
+        """Something has come on this connection: look at the machine again."""
+
+    def lost(self, line: Line, error: TransportError | trio.ClosedResourceError | None) -> None:
+        """A connection has ended; None says with the peer's proper end."""
+
+    def took(self) -> None:
+        """A connection was given something to send."""
+
+    def left(self) -> None:
+        """Bytes have left."""
+
+    def idle(self, stream: int) -> None:
+        """A connection has nothing to send."""
+
+    def worn(self, line: Line, error: TransportError) -> None:
+        """A connection should come to its end as long as it still can."""
+
+
+class Line:
+    """See the module's text.
+
+    Attributes:
+        stream: its number, 0 for the control connection.
+        transport: what it runs over.
+        to_send: wakes the sender.
+        to_receive: wakes a receiver that was told to wait.
+        memory_free: the receiver reads into guest memory no more.
+        ended: both tasks are over.
+    """
+
+    def __init__(self, driver: Driver, stream: int, transport: Transport) -> None:
+        self.stream: Final = stream
+        self.transport: Final = transport
+        self.to_send: Final = Signal()
+        self.to_receive: Final = Signal()
+        self.memory_free: Final = trio.Event()
+        self.ended: Final = trio.Event()
+        self._driver: Final = driver
+        self._machine: Final = driver.machine
+        self._running: Final[list[trio.CancelScope]] = []
+        self._closed = False
+        self._receiving = trio.CancelScope()
+        self._heard_all: Final = trio.Event()
+        self._worn = False
+
+    @property
+    def tasks(self) -> tuple[Callable[[], Awaitable[None]], ...]:
+        """What the driver has to run, until it is cancelled or the connection is closed."""
+        return partial(self._run, self._receive), partial(self._run, self._send)
+
+    async def _run(self, task: Callable[[], Awaitable[None]]) -> None:
+        scope = trio.CancelScope()
+        self._running.append(scope)
+        if self._closed:
+            scope.cancel()
+        try:
+            with scope:
+                await task()
+        finally:
+            self._running.remove(scope)
+            if not self._running:
+                self.memory_free.set()
+                self.ended.set()
+
+    def hush(self) -> None:
+        """What still comes does not matter."""
+        if not self.memory_free.is_set():
+            self._receiving.cancel()
+
+    def close(self) -> None:
+        """Another connection has taken its place."""
+        self._closed = True
+        for scope in self._running:
+            scope.cancel()
+        self.transport.abort()
+
+    async def _receive(self) -> None:
+        try:
+            await self._receive_all()
+            self._driver.lost(self, None)
+        except NO_BUG as error:
+            forget_frames(error)
+            if isinstance(error, trio.Cancelled):
+                raise
+            self._driver.lost(self, error)
+        finally:
+            self.memory_free.set()
+            self._heard_all.set()
+
+    async def _receive_all(self) -> None:
+        """Receive until the peer's proper end."""
+        with trio.CancelScope() as self._receiving:
+            while await self._receive_some():
+                self._driver.kick(self.stream)
+            return
+        self.memory_free.set()
+        if self.stream or self._machine.state is DestinationState.JOINED:
+            await trio.sleep_forever()  # what comes is for nobody, or for the session's machine
+        while await self._receive_some():  # it goes nowhere
+            pass
+
+    async def _receive_some(self) -> int:
+        machine, stream = self._machine, self.stream
+        while machine.is_held(stream):
+            await self.to_receive.wait()
+        count = await self.transport.receive_into(machine.get_buffer(stream))
+        if count:
+            machine.buffer_updated(count, self._driver.clock(), stream)
+        return count
+
+    async def _send(self) -> None:
+        try:
+            while True:
+                await self._send_unit()
+        except NO_BUG as error:
+            forget_frames(error)
+            if isinstance(error, trio.Cancelled):
+                raise
+            # The peer may have said why before it closed.
+            with trio.move_on_after(LAST_WORDS_S):
+                await self._heard_all.wait()
+            self._driver.lost(self, error)
+
+    async def _send_unit(self) -> None:
+        driver = self._driver
+        if not self._worn and (worn := self.transport.worn) is not None:
+            self._worn = True
+            driver.worn(self, worn)
+        buffers = self._machine.poll_transmit(driver.clock(), self.stream)
+        if not buffers:
+            driver.idle(self.stream)
+            await self.to_send.wait()
+            return
+        driver.took()
+        if driver.limiter is not None:
+            await driver.limiter.wait(sum(len(buffer) for buffer in buffers))
+        await self.transport.send(buffers, self._sent)
+
+    def _sent(self, count: int) -> None:
+        self._machine.transmitted(count, self._driver.clock(), self.stream)
+        self._driver.left()
+
+
+def forget_frames(error: BaseException) -> None:
+    """Drop what an error of the network, or a cancellation, remembers of the functions that it came through.
+
+    Their variables are views of guest memory, which could not be freed as long as the error lives.
+    """
+    for each in (error, error.__cause__, error.__context__):
+        if isinstance(each, (*NO_BUG, OSError)):
+            each.__traceback__ = None
