@@ -7,6 +7,7 @@ from typing import Final
 from cyclopts import App
 
 COMMANDS: Final = (
+    ("blackout", "How long a writing guest stands still, beside one that writes nothing."),
     ("faults", "What a guest waits for a page that is still at the source, beside a TLS ping-pong."),
     ("memory", "Random memory over plain TCP, beside bare socket loops, a plain copy and QEMU."),
     ("pages", "Bitmaps, page batches and the digest, beside plain numpy copies."),

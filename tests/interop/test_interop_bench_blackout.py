@@ -1,0 +1,18 @@
+"""`sterna bench blackout` moves a guest that writes, and one that does not."""
+
+from __future__ import annotations
+
+import pytest
+from bench_support import bench
+
+
+@pytest.mark.slow
+@pytest.mark.needs("userfaultfd")
+def test_one_object():
+    found = bench("blackout", "--memory", "16MiB", "--hot", "16MiB", "--dirty-rate", "100MiB/s")
+    assert set(found["measures"]) == {"blackout", "guest", "total"}
+    writing, idle = (found["measures"]["blackout"][way]["median"] for way in ("sterna", "idle"))
+    assert found["ratios"]["vs_idle"]["pairs"] == [writing / idle]
+    assert found["ratios"]["vs_idle"]["at_most"] == 2.0
+    assert found["measures"]["guest"]["sterna"]["median"] > 0
+    assert writing < found["measures"]["total"]["sterna"]["median"]
