@@ -5,9 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sterna.core.serving import ASKED_MAX, WINDOW_BYTES, AfterStats, Serving, Window
+from sterna.core.serving import (
+    ASKED_MAX,
+    PUSH_BYTES,
+    WINDOW_BYTES,
+    WINDOW_LEAST_BYTES,
+    AfterStats,
+    Serving,
+    Window,
+)
 from sterna.errors import RemoteProtocolError
-from sterna.limits import Limits
+from sterna.limits import CHUNK_BYTES, Limits
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import RegionPages
 from sterna.memory.regions import PageSets, RegionTable
@@ -85,6 +93,13 @@ def test_everything_is_pushed_in_small_batches_region_by_region():
     assert not source.is_asked
     assert source.stats(2.5) == AfterStats(stale=98, pushed=98, seconds=2.5)
     assert source.pages_left == 0
+
+
+def test_less_is_pushed_at_once_where_less_may_be_ahead():
+    """But never less than a group [PCY-7]."""
+    source = serving((1, 0, 6 * BLOCK))
+    batches = [source.next_batch(zeros=True, push_bytes=size) for size in (2 << 16, 1 << 16, 1)]
+    assert [len(table.runs) for table, _ in batches] == [2, 1, 1]
 
 
 def test_nothing_is_stale():
@@ -244,11 +259,21 @@ def test_entries_do_not_depend_on_the_order():
     assert len(digests) == 1
 
 
+def opened(window: Window, times: int = 200) -> Window:
+    """After so many answers without a request."""
+    for ping in range(times):
+        window.pushed(window.batch_bytes)
+        window.marked(ping)
+        assert window.is_open(set().__contains__)
+    return window
+
+
 def test_the_push_stays_a_little_ahead_of_what_was_read():
     """[PCY-23]"""
     unanswered = {1, 2}
-    window = Window(0.0, 0.0)
+    window = opened(Window(0.0, 0.0))
     assert window.is_open(unanswered.__contains__)
+    assert window.batch_bytes == WINDOW_BYTES // 2
     assert not window.pushed(WINDOW_BYTES // 2 - 1)
     assert window.pushed(1)
     window.marked(1)
@@ -258,17 +283,41 @@ def test_the_push_stays_a_little_ahead_of_what_was_read():
     assert not window.is_open(unanswered.__contains__)
     unanswered.remove(1)
     assert window.is_open(unanswered.__contains__)
-    assert not window.pushed(WINDOW_BYTES // 2 - 1)
-    assert window.is_open(unanswered.__contains__)
-    assert window.pushed(1)
+    assert not window.pushed(1)
     assert not window.is_open(unanswered.__contains__)
+    assert window.pushed(WINDOW_BYTES // 2 - 1)
 
 
-def test_a_long_link_is_kept_full():
+def test_a_guest_that_waits_again_and_again_finds_little_before_its_pages():
+    """[PCY-23] But the push goes on [PCY-13]."""
+    window = opened(Window(0.0, 0.0))
+    window.close()
+    for ping in range(1, 100):
+        assert window.is_open({ping}.__contains__)
+        assert window.pushed(WINDOW_LEAST_BYTES)
+        window.marked(ping)
+        assert not window.is_open({ping}.__contains__)
+        window.close()
+    assert opened(window, 3).batch_bytes == CHUNK_BYTES
+    assert opened(window).batch_bytes == PUSH_BYTES
+
+
+def test_a_long_link_is_kept_full_and_half_full_for_a_guest_that_waits():
     """[PCY-23]"""
     window = Window(1e8, 0.05)
-    for _ in range(19):
-        window.pushed(500_000)
-        assert window.is_open(lambda _: True)
-    window.pushed(500_000)
-    assert not window.is_open(lambda _: True)
+    assert pushed_before_an_answer(window) == 2_500_000 // PUSH_BYTES
+    assert pushed_before_an_answer(opened(window)) == 10_000_000 // PUSH_BYTES
+    window.close()
+    assert pushed_before_an_answer(window) == 2_500_000 // PUSH_BYTES
+
+
+def pushed_before_an_answer(window: Window) -> int:
+    """How many batches; the answer comes then."""
+    batches = 0
+    while window.is_open(lambda _: True):
+        window.pushed(window.batch_bytes)
+        batches += 1
+    window.marked(0)
+    window.close()
+    assert window.is_open(lambda _: False)
+    return batches

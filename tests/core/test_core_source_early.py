@@ -192,8 +192,10 @@ def test_what_nobody_asked_for_waits_for_the_reader():
     rig = ServingRig().until(S.HANDED_OVER)
     rig.say(r.Running(EPOCH + 1, THERE))
     rig.machine._window._ahead = 1 << 30
+    rig.machine._window._size = 1 << 29
     assert [each for each in rig.drain() if isinstance(each, r.Pages)] == []
     rig.say(ASK)
+    assert rig.machine._window.batch_bytes == 1 << 16
     (table,) = [each for each in rig.drain() if isinstance(each, r.Pages)]
     assert table.page_count == 2
 

@@ -9,6 +9,7 @@ from test_net_endpoint import Scene
 from sterna.core.events import Expect, Installed, Outcome, PagesFollow
 from sterna.core.policy import PolicySettings
 from sterna.errors import GuestError
+from sterna.net.transport import SOON_BYTES, YIELD_BYTES
 from sterna.registry import ErrorCode, Style
 
 MIB = 1 << 20
@@ -55,6 +56,14 @@ async def test_auto_takes_the_bitmap_where_the_guest_is_too_fast(autojump_clock)
     assert done.outcomes == (Outcome.COMPLETED, Outcome.COMPLETED)
     assert done.results["source"].style is Style.BITMAP
     assert done.guest.machine.throttle == 0.0
+
+
+async def test_while_pages_follow_nobody_waits_long_for_a_turn(autojump_clock) -> None:
+    for style, bytes_moved in (("post-copy", SOON_BYTES), ("stop-and-copy", YIELD_BYTES)):
+        made = scene(style)
+        await made.run()
+        assert made.source.transport.yield_bytes == bytes_moved
+        assert made.destination.transport.yield_bytes == bytes_moved
 
 
 async def test_a_guest_that_falls_silent_gets_its_pages_all_the_same(autojump_clock, monkeypatch) -> None:

@@ -5,7 +5,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from sterna.errors import TransportError
-from sterna.net.transport import YIELD_BYTES, Guard, Peer, Transport
+from sterna.net.transport import SOON_BYTES, YIELD_BYTES, Guard, Peer, Transport
 from sterna.registry import ErrorCode
 
 
@@ -83,6 +83,10 @@ async def test_others_get_a_turn_after_so_many_bytes():
         # Two turns: in which order trio runs the tasks of one turn is chance.
         for _ in range(2):
             await sink.send([bytes(YIELD_BYTES // 4)] * 4)
+        assert len(turns) > before
+        sink.yield_bytes, before = SOON_BYTES, len(turns)
+        for _ in range(2):
+            await sink.send([bytes(SOON_BYTES)])
         assert len(turns) > before
         nursery.cancel_scope.cancel()
 

@@ -5,7 +5,9 @@ asked for; the rest is pushed while nothing is asked for. The push goes on behin
 last, because what a guest touches next most often lies there, and wraps at the end.
 
 What is asked for waits for the batch under way, and so batches are small here; and for what is on its way and
-not read yet, and so the push stays only a little ahead of what the destination has read.
+not read yet, and so the push stays only a little ahead of what the destination has read. How little follows
+from the guest: each request closes the window to one group, and each answer that comes without one opens it
+again by a part, so that a guest that has found its working set does not slow the push.
 
 The image does not change any more. So a group is found to be zero or not the same each time that it is
 encoded [PCY-17], and its entries are the same however often it is sent [PCY-14].
@@ -45,8 +47,13 @@ ASKED_MAX: Final = 32
 # What is pushed and not known to have been read stands in the way of what is asked for. So much of it keeps a
 # link of little delay busy; of one with more, twice what it holds.
 WINDOW_BYTES: Final = 2 * PUSH_BYTES
+# While the guest waits again and again there is room for so much, or for half of what the link holds: the
+# push goes on, however often it is asked for something.
+WINDOW_LEAST_BYTES: Final = CHUNK_BYTES
 # PINGs tell what was read: so many of them in a window, which is far below what a peer must answer at once.
 _PINGS: Final = 2
+# It opens by this part of what was read: from the least to the most in ten round trips.
+_OPENING: Final = 4
 
 
 class Window:
@@ -54,7 +61,10 @@ class Window:
 
     def __init__(self, rate_bytes_s: float, rtt_s: float) -> None:
         """For a link of this rate and round trip, as far as they are known."""
-        self._most: Final = max(WINDOW_BYTES, int(2 * rate_bytes_s * rtt_s))
+        holds = int(rate_bytes_s * rtt_s)
+        self._most: Final = max(WINDOW_BYTES, 2 * holds)
+        self._least: Final = max(WINDOW_LEAST_BYTES, holds // 2)
+        self._size = self._least
         self._ahead = 0
         self._unmarked = 0
         self._marks: deque[tuple[int, int]] = deque()  # number of a PING, bytes that went before it
@@ -62,14 +72,25 @@ class Window:
     def is_open(self, waits_for: Callable[[int], bool]) -> bool:
         """Whether more may be pushed; `waits_for` tells whether a PING is unanswered."""
         while self._marks and not waits_for(self._marks[0][0]):
-            self._ahead -= self._marks.popleft()[1]
-        return self._ahead < self._most
+            read = self._marks.popleft()[1]
+            self._ahead -= read
+            self._size = min(self._size + read // _OPENING, self._most)
+        return self._ahead + self.batch_bytes <= self._size
+
+    @property
+    def batch_bytes(self) -> int:
+        """How much to push at once."""
+        return min(max(self._size // _PINGS, CHUNK_BYTES), PUSH_BYTES)
+
+    def close(self) -> None:
+        """The guest waits for pages: what it waits for next should not find much in its way."""
+        self._size = self._least
 
     def pushed(self, size_bytes: int) -> bool:
         """So much was sent. Whether a PING should follow, to be told to `marked`."""
         self._ahead += size_bytes
         self._unmarked += size_bytes
-        return self._unmarked >= self._most // _PINGS
+        return self._unmarked >= self._size // _PINGS
 
     def marked(self, ping: int) -> None:
         """This PING was sent behind it."""
@@ -240,20 +261,25 @@ class Serving:
 
     # ---- the order ----
 
-    def next_batch(self, *, zeros: bool) -> tuple[Pages, Sequence[memoryview]] | None:
+    def next_batch(
+        self, *, zeros: bool, push_bytes: int = PUSH_BYTES
+    ) -> tuple[Pages, Sequence[memoryview]] | None:
         """The next PAGES frame; None if there is nothing to send.
 
         Args:
             zeros: whether zero pages may be sent as such; the same each time [PCY-17].
+            push_bytes: how much of what nobody has asked for goes at once, but at least a group.
         """
         queue = self._urgent or self._patient
         if not queue:
-            return self.next_push(zeros=zeros)
+            return self.next_push(zeros=zeros, push_bytes=push_bytes)
         return self._batch(self._take_asked(queue), asked=True, zeros=zeros)
 
-    def next_push(self, *, zeros: bool) -> tuple[Pages, Sequence[memoryview]] | None:
+    def next_push(
+        self, *, zeros: bool, push_bytes: int = PUSH_BYTES
+    ) -> tuple[Pages, Sequence[memoryview]] | None:
         """The next PAGES frame of what nobody has asked for; arguments and result as for `next_batch`."""
-        groups = self._take_unsent()
+        groups = self._take_unsent(push_bytes)
         return None if groups is None else self._batch(groups, asked=False, zeros=zeros)
 
     def _batch(self, groups: Positions, *, asked: bool, zeros: bool) -> tuple[Pages, Sequence[memoryview]]:
@@ -285,7 +311,7 @@ class Serving:
         self._cursor = taken[-1].stop
         return np.unique(np.concatenate([np.arange(each.start, each.stop) for each in taken]))
 
-    def _take_unsent(self) -> Positions | None:
+    def _take_unsent(self, push_bytes: int) -> Positions | None:
         """The next groups that were never sent, of one region, ascending."""
         if not self._left:
             return None
@@ -296,7 +322,8 @@ class Serving:
         window = self._unsent[first : min(first + self._most_runs, region.stop)]
         groups = first + np.flatnonzero(window)
         sizes = np.cumsum(self.groups.runs(groups)[1]) << self._granule_log2(first)
-        groups = groups[: max(1, int(np.searchsorted(sizes, self._most_bytes, side="right")))]
+        room = min(push_bytes, self._most_bytes)
+        groups = groups[: max(1, int(np.searchsorted(sizes, room, side="right")))]
         self._cursor = int(groups[-1]) + 1
         return groups
 

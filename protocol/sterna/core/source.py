@@ -126,7 +126,9 @@ class SourceMachine(Opening):
             case PageRequest():
                 if self._serving is None:
                     raise wrong(ErrorCode.UNEXPECTED_FRAME, "no page was stale", "PCY-21", record)
+                assert self._window is not None
                 self._serving.request(record)
+                self._window.close()
                 self._step(FrameType.PAGE_REQUEST, now)
             case HandBack():
                 self._on_handback(record, now)
@@ -506,7 +508,8 @@ class SourceMachine(Opening):
         if not pushes and not (lane.stream == 0 and serving.is_asked):
             return
         zeros = self._selection.has(Feature.ENCODING_ZERO)
-        batch = serving.next_push(zeros=zeros) if lane.stream else serving.next_batch(zeros=zeros)
+        take = serving.next_push if lane.stream else serving.next_batch
+        batch = take(zeros=zeros, push_bytes=self._window.batch_bytes)
         if batch is None:
             return
         self._send_on(lane, *batch)

@@ -31,13 +31,23 @@ from typing import Final, TypeAlias
 
 import trio
 
-from sterna.core.events import Discard, Event, OpenStreams, Outcome, Request, Result, RollBack, RunOn
+from sterna.core.events import (
+    Discard,
+    Event,
+    OpenStreams,
+    Outcome,
+    PagesFollow,
+    Request,
+    Result,
+    RollBack,
+    RunOn,
+)
 from sterna.core.session import Session
 from sterna.core.tables import DEAF, TERMINAL, SourceState
 from sterna.errors import GuestError, LocalProtocolError, SternaError, TransportError
 from sterna.net.line import Line, Signal
 from sterna.net.rate import RateLimiter
-from sterna.net.transport import Transport
+from sterna.net.transport import SOON_BYTES, Transport
 from sterna.registry import ErrorCode
 
 Perform: TypeAlias = Callable[[Request], Awaitable[object]]
@@ -170,6 +180,9 @@ class Pump:
         all, on the control connection.
         """
         while (event := self.machine.poll_event()) is not None:
+            if isinstance(event, PagesFollow):
+                for line in self._lines.values():
+                    line.transport.yield_bytes = SOON_BYTES
             self._tell(event)
         if self.machine.result is not None:
             self._ended.set()

@@ -3,7 +3,7 @@
 The socket is a non-blocking one of the standard library, driven with trio's `wait_readable` and
 `wait_writable`: one system call moves a frame's header, table and pages (`sendmsg`), and received bytes
 land where the caller wants them. Every call is tried first and waited for only if it would block, which
-at full rate saves most of the waiting; in exchange they yield after every `YIELD_BYTES`, so that
+at full rate saves most of the waiting; in exchange they yield after every `yield_bytes`, so that
 heartbeats and the other direction get their turn.
 
 How a connection ends. `close` sends FIN and then reads until the peer's own FIN: closing a socket with

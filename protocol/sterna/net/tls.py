@@ -41,7 +41,7 @@ import trio
 from sterna.errors import ConfigError, TransportError
 from sterna.net.tcp import dispose, linger
 from sterna.net.tls_errors import Doing, tls_error
-from sterna.net.transport import YIELD_BYTES, OnSent, Peer, TlsInfo, Transport
+from sterna.net.transport import OnSent, Peer, TlsInfo, Transport
 from sterna.registry import ALPN, ErrorCode
 
 RECORD_BYTES: Final = 16 * 1024  # the largest plaintext of a record
@@ -209,7 +209,7 @@ class TlsTransport(Transport):
             self._early = self._early[count:]
             return count
         filled = 0
-        limit = min(view.nbytes, YIELD_BYTES)  # others get a turn even if the peer never pauses
+        limit = min(view.nbytes, self.yield_bytes)  # others get a turn even if the peer never pauses
         while filled < limit and self._failed is None:
             try:
                 count = self._sock.recv_into(view[filled:limit])

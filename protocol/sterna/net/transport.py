@@ -41,6 +41,8 @@ CLOSE_DEADLINE_S: Final = 2.0
 # How much may be moved between two turns of the other tasks: one or two milliseconds of TLS. A turn costs
 # some 30 us; after every 256 KiB it would be a fifth of the time that TLS takes.
 YIELD_BYTES: Final = 1024 * 1024
+# The same where somebody waits for what the other tasks do: a guest for its pages.
+SOON_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ class Transport(ABC):
         tls: what TLS negotiated, None on a plain connection.
         bytes_sent: payload bytes handed to the layer below so far.
         bytes_received: payload bytes received so far.
+        yield_bytes: after how many bytes the other tasks get a turn.
     """
 
     def __init__(self, peer: Peer, tls: TlsInfo | None = None) -> None:
@@ -108,6 +111,7 @@ class Transport(ABC):
         self.tls = tls
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.yield_bytes = YIELD_BYTES
         self._sending = Guard("another task is sending on this transport")
         self._receiving = Guard("another task is receiving on this transport")
         self._torn = False
@@ -214,7 +218,7 @@ class Transport(ABC):
         Not a cancellation point: the caller must hear of those bytes.
         """
         self._unyielded_bytes += count
-        if self._unyielded_bytes >= YIELD_BYTES:
+        if self._unyielded_bytes >= self.yield_bytes:
             self._unyielded_bytes = 0
             await trio.lowlevel.cancel_shielded_checkpoint()
 
