@@ -20,7 +20,8 @@ from sterna.guest.holder_engine import HolderEngine
 from sterna.guest.holder_fields import text
 from sterna.guest.holder_frames import INTEGER_MAX
 from sterna.guest.holder_server import HolderServer
-from sterna.guest.kvm import guest as kvm
+from sterna.guest.kvm import description as kvm
+from sterna.guest.kvm.guest import KvmGuest
 from sterna.guest.process import ProcessGuest, ProcessSettings, describe
 from sterna.guest.schedule import WorkloadParameters
 from sterna.linux.memory import available_bytes
@@ -143,11 +144,11 @@ def make_engine(options: argparse.Namespace) -> HolderEngine:
     settings = ProcessSettings(
         options.rate, options.tracker, options.memory_limit, options.journal, not options.no_post_copy
     )
-    guest: ProcessGuest | kvm.KvmGuest
+    guest: ProcessGuest | KvmGuest
     if options.guest == "kvm":
         if options.tracker != "auto":
             raise ValueError("tracker: a KVM guest's writes are followed by KVM")
-        guest = kvm.KvmGuest(settings, available_bytes)
+        guest = KvmGuest(settings, available_bytes)
     else:
         guest = ProcessGuest(settings, available_bytes)
     if options.role == "destination":

@@ -19,11 +19,12 @@ from sterna.guest.holder_client import HolderConnection, connect_holder
 from sterna.guest.holder_engine import HolderEngine
 from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
 from sterna.guest.kvm import guest as module
-from sterna.guest.kvm.guest import KvmGuest, check_description, describe
+from sterna.guest.kvm.description import describe
+from sterna.guest.kvm.guest import KvmGuest
 from sterna.guest.process import ProcessSettings
 from sterna.guest.schedule import WorkloadParameters
 from sterna.linux.kvm_vcpu import KICK
-from sterna.registry import Architecture, ErrorCode, RegionKind, Transfer
+from sterna.registry import Architecture, ErrorCode
 from sterna.testing import check_guest
 from sterna.wire.records import Disk, Nic, Region, Runner
 
@@ -217,24 +218,6 @@ def test_guests_that_cannot_be_had_here(change: dict[str, object], code: ErrorCo
         guest.discard()
 
 
-@pytest.mark.parametrize(
-    ("change", "code"),
-    [
-        ({"kind": RegionKind.ROM}, ErrorCode.REGION_KIND),
-        ({"transfer": Transfer.SHARED}, ErrorCode.REGION_KIND),
-        ({"granule_log2": 13}, ErrorCode.PAGE_SIZE),
-        ({"address": 0x2000}, ErrorCode.REFUSED),
-        ({"size_bytes": 1 << 30}, ErrorCode.REFUSED),
-    ],
-)
-def test_regions_that_are_not_a_guests(change: dict[str, object], code: ErrorCode) -> None:
-    wanted = describe("test", GUEST_ID, MEMORY, 2)
-    first, second = wanted.regions
-    with pytest.raises(GuestError) as caught:
-        check_description(replace(wanted, regions=(first, replace(second, **change))))  # type: ignore[arg-type]
-    assert caught.value.code is code
-
-
 def test_more_memory_than_there_may_be() -> None:
     wanted = describe("test", GUEST_ID, MEMORY, 1)
     for guest in (
@@ -315,3 +298,17 @@ def test_the_signal_that_ends_a_vcpus_turn_has_a_handler() -> None:
         assert callable(signal.getsignal(KICK))
     finally:
         signal.signal(KICK, before)
+
+
+def test_a_guest_that_waits_before_its_first_write_has_no_line_in_the_journal(tmp_path: Path) -> None:
+    """Its count is that of the host that it came from, which has said it last."""
+    journal = tmp_path / "journal"
+    guest = source(journal=journal)
+    with closing(guest):
+        guest._event = "run"
+        guest._progress("beat")
+        assert journal.read_bytes() == b""
+        guest._progress("run")
+        guest._progress("run")  # of another vCPU
+        guest._progress("beat")  # without a write since
+        assert [json.loads(line)[4] for line in journal.read_text().splitlines()] == ["run"]

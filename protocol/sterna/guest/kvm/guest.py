@@ -11,7 +11,6 @@ import functools
 import signal
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final
 
 from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription, StateSection
@@ -20,7 +19,8 @@ from sterna.guest.holder_frames import JsonObject
 from sterna.guest.journal import Journal
 from sterna.guest.kvm import features, sections
 from sterna.guest.kvm.audit import audit
-from sterna.guest.kvm.layout import MEMORY_MAX, RAM, VCPUS_MAX, Area, regions
+from sterna.guest.kvm.description import check_description
+from sterna.guest.kvm.layout import RAM, Area
 from sterna.guest.kvm.machine import KvmMachine
 from sterna.guest.kvm.runner import VcpuRunner
 from sterna.guest.late_pages import LatePages, why_no_late_pages
@@ -33,11 +33,8 @@ from sterna.linux.kvm_vcpu import KICK, REGISTERS
 from sterna.linux.memfd import MemoryFile
 from sterna.linux.userfaultfd import supported
 from sterna.memory.bitmap import PageBitmap
-from sterna.registry import Architecture, ErrorCode
+from sterna.registry import ErrorCode
 from sterna.wire.records import NO_RUNNER, Runner
-
-STATE_BYTES: Final = 128 << 10  # of a vCPU; with everything that a processor has today it is about 25 KiB
-_EXPECTED_STATE_BYTES: Final = 16 << 10
 
 
 class KvmGuest(HeldGuest):
@@ -75,7 +72,7 @@ class KvmGuest(HeldGuest):
         """A new guest, filled, not yet running.
 
         Args:
-            guest: as `describe` makes it.
+            guest: as `sterna.guest.kvm.description.describe` makes it.
             parameters: of one workload on all of the memory, which the vCPUs share.
 
         Raises:
@@ -374,9 +371,13 @@ class KvmGuest(HeldGuest):
     def _progress(self, event: str) -> None:
         """A vCPU has written; the first of them after `run` and `resume` tells of that."""
         with self._journaling:
-            if event != "beat":
+            if event == "beat":
+                # None before the first write since it was run: it may wait for a page, or at its doorbell.
+                due = not self._event and self._count > self._journaled_count
+            else:
                 event, self._event = self._event, ""
-            if event and (event != "beat" or self._count > self._journaled_count):
+                due = bool(event)
+            if due:
                 self._journaled_epoch = self._epoch
                 self._append(event)
 
@@ -403,49 +404,3 @@ def why_no_late_vcpus() -> str:
 def _first(times: Iterable[int]) -> int:
     """The earliest of those that there are; 0 if there is none."""
     return min((each for each in times if each), default=0)
-
-
-def check_description(description: GuestDescription) -> None:
-    """Whether a KVM guest can be like this.
-
-    Raises:
-        GuestError: it cannot; the code says what is wrong.
-    """
-    if description.architecture != Architecture.X86_64:
-        raise GuestError(f"architecture {description.architecture}", ErrorCode.ARCHITECTURE)
-    if not 1 <= description.vcpus <= VCPUS_MAX:
-        raise GuestError(f"{description.vcpus} vCPUs, at most {VCPUS_MAX} are possible", ErrorCode.REFUSED)
-    if description.disks or description.nics:
-        raise GuestError("a guest without disks and network interfaces only", ErrorCode.REFUSED)
-    if len(description.regions) != 2 or description.regions[0].size_bytes > MEMORY_MAX:
-        raise GuestError(f"two regions, the first of at most {MEMORY_MAX} bytes", ErrorCode.REFUSED)
-    for found, right in zip(description.regions, regions(description.regions[0].size_bytes), strict=True):
-        if (found.kind, found.transfer) != (right.kind, right.transfer):
-            raise GuestError("regions that are not copied RAM", ErrorCode.REGION_KIND)
-        if found.granule_log2 != right.granule_log2:
-            raise GuestError(f"granule 2**{found.granule_log2}", ErrorCode.PAGE_SIZE)
-        if found != right:
-            raise GuestError(f"region {found.id} is not where it should be", ErrorCode.REFUSED)
-
-
-def describe(name: str, guest_id: bytes, memory_bytes: int, vcpus: int) -> GuestDescription:
-    """The description of a new KVM guest, with all that the processors of this host can do.
-
-    Raises:
-        CapabilityMissing: there is no KVM.
-        GuestError: REFUSED, more than there can be.
-    """
-    with Kvm() as kvm:
-        found = features.features(kvm.supported_cpuid())
-    description = GuestDescription(
-        id=guest_id,
-        name=name,
-        regions=regions(memory_bytes),
-        architecture=Architecture.X86_64,
-        vcpus=vcpus,
-        state_bytes=STATE_BYTES * vcpus,
-        cpu_features=found,
-        expected_state_bytes=_EXPECTED_STATE_BYTES * vcpus,
-    )
-    check_description(description)
-    return description

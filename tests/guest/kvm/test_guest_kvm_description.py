@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sterna.errors import GuestError
+from sterna.guest.api import GuestDescription
+from sterna.guest.kvm.description import check_description, describe
+from sterna.guest.kvm.features import features
+from sterna.linux.kvm import Kvm
+from sterna.registry import Architecture, ErrorCode, RegionKind, Transfer
+
+pytestmark = pytest.mark.needs("kvm")
+
+MEMORY = 8 << 20
+GUEST_ID = bytes(range(16))
+
+
+def test_a_new_guest_can_do_what_the_host_can() -> None:  # [XCP-4]
+    found = describe("test", GUEST_ID, MEMORY, 3)
+    with Kvm() as kvm:
+        assert found.cpu_features == features(kvm.supported_cpuid())
+    assert (found.architecture, found.vcpus) == (Architecture.X86_64, 3)
+    assert GuestDescription.from_record(found.to_record(), GUEST_ID) == found
+
+
+def test_more_vcpus_than_there_can_be() -> None:
+    with pytest.raises(GuestError, match="at most 16"):
+        describe("test", GUEST_ID, MEMORY, 17)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"kind": RegionKind.ROM}, ErrorCode.REGION_KIND),
+        ({"transfer": Transfer.SHARED}, ErrorCode.REGION_KIND),
+        ({"granule_log2": 13}, ErrorCode.PAGE_SIZE),
+        ({"address": 0x2000}, ErrorCode.REFUSED),
+        ({"size_bytes": 1 << 30}, ErrorCode.REFUSED),
+    ],
+)
+def test_regions_that_are_not_a_guests(change: dict[str, object], code: ErrorCode) -> None:
+    wanted = describe("test", GUEST_ID, MEMORY, 2)
+    first, second = wanted.regions
+    with pytest.raises(GuestError) as caught:
+        check_description(replace(wanted, regions=(first, replace(second, **change))))  # type: ignore[arg-type]
+    assert caught.value.code is code
