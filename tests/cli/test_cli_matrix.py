@@ -28,8 +28,10 @@ def carried(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
         at_once: int,
         seed: int,
         keep: Path | None,
+        guest: str,
     ) -> None:
         assert directory.name
+        assert guest in {"process", "kvm"}
         assert (at_once >= 1, seed >= 0, keep) == (True, True, None)
         jobs.extend(chosen)
         for job in chosen:
@@ -64,6 +66,18 @@ def test_a_failure_prints_the_command_that_repeats_it(
     assert failure["again"] == f"sterna matrix --virtual --seed 5 --only {name}"
     assert failure["failures"] == ["nobody runs the guest, not source"]
     assert (failure["cell"], failure["runs"], failure["way"]) == (name, "nobody", "virtual")
+
+
+def test_a_failure_with_another_guest_is_repeated_with_it(
+    carried: list[Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "paused/cut/stop_and_copy/no_store"
+    assert main(["matrix", "--json", "--seed", "5", "--guest", "kvm", "--only", name]) == Exit.FAILED
+    found = {failure["way"]: failure["again"] for failure in json.loads(capsys.readouterr().out)["failures"]}
+    assert found == {
+        "virtual": f"sterna matrix --virtual --seed 5 --only {name}",
+        "real": f"sterna matrix --real --guest kvm --seed 5 --only {name}",
+    }
 
 
 def test_what_people_see(carried: list[Job], capsys: pytest.CaptureFixture[str]) -> None:

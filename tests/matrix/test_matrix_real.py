@@ -16,13 +16,13 @@ pytestmark = pytest.mark.slow
 CELLS = {cell.name: cell for cell in load().cells}
 
 
-async def carry_out(name: str, directory: Path) -> Report:
+async def carry_out(name: str, directory: Path, guest: str = "process") -> Report:
     cell = CELLS[name]
     assert can_show(cell)
     hosts, place = directory / "hosts", directory / "cell"
     make_hosts(hosts)
     place.mkdir()
-    report = await run_cell(cell, place, hosts)
+    report = await run_cell(cell, place, hosts, guest)
     assert report.failures == []
     return report
 
@@ -39,6 +39,12 @@ async def test_a_guest_that_dies_with_its_holder(directory: Path) -> None:
     assert report.runs == "nobody"
     assert report.lost
     assert not report.no_runner
+
+
+@pytest.mark.needs("kvm", "minor_faults")
+async def test_a_virtual_machine_that_its_holder_sets_running_again(directory: Path) -> None:
+    report = await carry_out("loaded/source_killed/post_copy/no_store", directory, "kvm")
+    assert report.runs == "source"
 
 
 async def test_an_endpoint_that_stands_still(directory: Path) -> None:

@@ -52,7 +52,7 @@ async def test_each_is_carried_out_once_in_its_own_place(
 ) -> None:
     places: dict[str, Path] = {}
 
-    async def run_cell(cell: Cell, place: Path, hosts: Path) -> Report:
+    async def run_cell(cell: Cell, place: Path, hosts: Path, guest: str) -> Report:
         assert await trio.Path(place).is_dir()
         assert hosts == tmp_path / "hosts"
         assert cell.name not in places
@@ -71,7 +71,7 @@ async def test_each_is_carried_out_once_in_its_own_place(
 
 
 async def test_what_has_failed_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    async def run_cell(cell: Cell, place: Path, hosts: Path) -> Report:
+    async def run_cell(cell: Cell, place: Path, hosts: Path, guest: str) -> Report:
         (place / "source.log").write_text("it hangs")
         (place / "s.sock").touch()
         failures = ["it hangs"] if cell.store else []

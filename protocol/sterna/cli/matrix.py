@@ -7,7 +7,7 @@ import secrets
 import shlex
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -29,6 +29,7 @@ def matrix(
     full: Flag = False,
     real: Flag = False,
     virtual: Flag = False,
+    guest: Literal["process", "kvm"] = "process",
     seed: Annotated[int | None, Parameter(validator=Number(gte=0, lt=_SEEDS), show_default=False)] = None,
     only: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
     jobs: Annotated[int | None, Parameter(validator=Number(gte=1, lte=JOBS_MAX), show_default=False)] = None,
@@ -47,6 +48,7 @@ def matrix(
         full: every cell that real processes can show, which takes a while; without it a sample of them.
         real: with real processes only.
         virtual: in virtual time only.
+        guest: what moves between real processes: a process guest, or a virtual machine.
         seed: of the sample, and of races in virtual time; without it one is chosen and told.
         only: carry out these cells: names, or globs like `*/cut/*`; may be given several times.
         jobs: so many at a time; by default as many as there are processors.
@@ -80,9 +82,10 @@ def matrix(
                 at_once=jobs or os.cpu_count() or 1,
                 seed=seed,
                 keep=keep,
+                guest=guest,
             )
         )
-    return _conclude(output, reports, seed)
+    return _conclude(output, reports, seed, guest)
 
 
 def _tell(output: Output, report: Report, count: str) -> None:
@@ -96,7 +99,7 @@ def _tell(output: Output, report: Report, count: str) -> None:
         output.say(f"  {failure}")
 
 
-def _conclude(output: Output, reports: Sequence[Report], seed: int) -> Exit:
+def _conclude(output: Output, reports: Sequence[Report], seed: int, guest: str) -> Exit:
     from sterna.matrix.outcome import totals
 
     figures = totals(reports)
@@ -104,8 +107,8 @@ def _conclude(output: Output, reports: Sequence[Report], seed: int) -> Exit:
     output.table(("fault", "cells", "passed", "at source", "at destination", "nobody"), _rows(reports))
     output.say(", ".join(f"{name.replace('_', ' ')} {count}" for name, count in figures.items()))
     for report in failed:
-        output.say(f"again: {_command(report, seed)}")
-    output.result({**figures, "seed": seed, "failures": [_fields(report, seed) for report in failed]})
+        output.say(f"again: {_command(report, seed, guest)}")
+    output.result({**figures, "seed": seed, "failures": [_fields(report, seed, guest) for report in failed]})
     return Exit.FAILED if failed else Exit.OK
 
 
@@ -120,18 +123,19 @@ def _rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _fields(report: Report, seed: int) -> dict[str, object]:
+def _fields(report: Report, seed: int, guest: str) -> dict[str, object]:
     return {
         "cell": report.cell.name,
         "way": report.way,
         "runs": report.runs,
         "told": dict(report.told),
         "failures": list(report.failures),
-        "again": _command(report, seed),
+        "again": _command(report, seed, guest),
     }
 
 
-def _command(report: Report, seed: int) -> str:
+def _command(report: Report, seed: int, guest: str) -> str:
+    kind = ["--guest", guest] if guest != "process" and report.way == "real" else []
     return shlex.join(
-        ["sterna", "matrix", f"--{report.way}", "--seed", str(seed), "--only", report.cell.name]
+        ["sterna", "matrix", f"--{report.way}", *kind, "--seed", str(seed), "--only", report.cell.name]
     )

@@ -69,19 +69,20 @@ def make_hosts(directory: Path) -> None:
     (directory / "peers.toml").write_text(_PEERS)
 
 
-async def run_cell(cell: Cell, directory: Path, hosts: Path) -> Report:
+async def run_cell(cell: Cell, directory: Path, hosts: Path, guest: str = "process") -> Report:
     """Carry out one cell.
 
     Args:
         cell: which.
         directory: empty, with a short path; its sockets, logs and evidence are there afterwards.
         hosts: what `make_hosts` has made.
+        guest: ``process`` or ``kvm``.
     """
     began = time.monotonic()
     done = Done()
     try:
         async with trio.open_nursery() as nursery:
-            run = _Run(cell, directory, hosts, nursery, done)
+            run = _Run(cell, directory, hosts, guest, nursery, done)
             try:
                 await run.carry_out()
             finally:
@@ -104,6 +105,7 @@ class _Run:
     cell: Cell
     directory: Path
     hosts: Path
+    guest: str
     nursery: trio.Nursery
     done: Done
     holders: dict[Survivor, Command] = field(default_factory=dict)
@@ -133,10 +135,11 @@ class _Run:
         if self.cell.store:
             create_file_store(self._store)
         journal = ("--journal", self.directory / JOURNAL, "--json", "--die-with", os.getpid())
-        for side, options in ((SOURCE, _GUEST), (DESTINATION, _ROOM)):
+        vcpus = ("--vcpus", "2") if self.guest == "kvm" else ()
+        for side, options in ((SOURCE, (*_GUEST, *vcpus)), (DESTINATION, _ROOM)):
             owned = (*self._owned(side), "--host", HOSTS[side]) if side is SOURCE else ()
-            arguments = ["holder", "--socket", self._socket(side), *options, *owned, *journal]
-            self.holders[side] = await self._start(f"{side} holder", arguments)
+            arguments = ["holder", "--socket", self._socket(side), "--guest", self.guest, *options, *owned]
+            self.holders[side] = await self._start(f"{side} holder", [*arguments, *journal])
         for holder in self.holders.values():
             await holder.until(lambda _: True, "being ready")
         await self._status(SOURCE, lambda status: status.figure("writes") > _WRITES_SEEN)

@@ -80,6 +80,7 @@ async def carry_out(
     at_once: int,
     seed: int,
     keep: Path | None = None,
+    guest: str = "process",
 ) -> None:
     """Carry cells out, those in virtual time first; each is told of when it is over.
 
@@ -90,6 +91,7 @@ async def carry_out(
         at_once: so many real ones at the same time.
         seed: of what happens first in virtual time where two things could.
         keep: directory for what real cells leave behind that have failed.
+        guest: what kind of guest moves in real ones, as `sterna holder --guest` has it.
     """
     for job in jobs:
         if job.way is Way.VIRTUAL:
@@ -104,7 +106,7 @@ async def carry_out(
         for number, job in waiting:
             place = directory / str(number)
             place.mkdir()
-            report = await real.run_cell(job.cell, place, hosts)
+            report = await real.run_cell(job.cell, place, hosts, guest)
             if keep is not None and not report.passed:
                 _keep(place, keep / job.cell.name.replace("/", "."))
             shutil.rmtree(place)
