@@ -6,6 +6,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Final
 
@@ -15,6 +16,7 @@ from cyclopts.validators import Number
 from sterna.cli.exits import Exit
 from sterna.cli.output import Output
 from sterna.cli.units import Json
+from sterna.core.policy import Switchover
 from sterna.errors import ConfigError
 from sterna.sim.defects import Defect
 from sterna.sim.explore import FAULTS, Explored, explore, told
@@ -23,6 +25,17 @@ from sterna.sim.faults import Fault
 FAULTS_MAX: Final = 8
 PROGRESS_S: Final = 5.0
 _BOTH: Final = (True, False)
+
+
+@dataclass(frozen=True, slots=True)
+class What:
+    """What is explored, with a store and without one."""
+
+    faults: int
+    kinds: tuple[Fault, ...]
+    defects: frozenset[Defect]
+    switchover: Switchover
+
 
 Flag = Annotated[bool | None, Parameter(negative="--no-store", show_default=False)]
 
@@ -33,6 +46,7 @@ def handover(
     store: Flag = None,
     jobs: Annotated[int, Parameter(validator=Number(gte=1, lte=2))] = 1,
     kind: Annotated[tuple[Fault, ...], Parameter(negative=(), show_default=False)] = (),
+    switchover: Switchover = "stop-and-copy",
     defect: Annotated[tuple[Defect, ...], Parameter(negative=(), show_default=False)] = (),
     json: Json = False,
 ) -> int:
@@ -43,6 +57,7 @@ def handover(
         store: with a lease store only, or without one only; both, if nothing is said.
         jobs: processes; one looks at hosts with a store, one at hosts without.
         kind: of the faults; may be given several times; all that an exploration knows, if none is.
+        switchover: of the migration; post-copy: all pages follow the guest.
         defect: let endpoints do this wrong, to see it found; may be given several times.
         json: one JSON object on stdout.
     """
@@ -52,10 +67,11 @@ def handover(
     if stray := sorted(set(kinds) - set(FAULTS)):
         raise ConfigError(f"--kind {stray[0]}: no step of an exploration; it knows {', '.join(FAULTS)}")
     output.say(f"handover: every interleaving with up to {faults} fault{'s' * (faults != 1)}{_of(kind)}")
-    work = partial(_explored, faults=faults, kinds=kinds, defects=frozenset(defect))
+    what = What(faults, kinds, frozenset(defect), switchover)
+    work = partial(_explored, what=what)
     found = list(_run(stores, jobs, work, output.say))
     seconds = time.monotonic() - started
-    _tell(found, kinds, seconds, output)
+    _tell(found, what, seconds, output)
     return Exit.FAILED if any(each.violation is not None for each in found) else Exit.OK
 
 
@@ -74,14 +90,15 @@ def _run(
         yield work(store, say=lambda found: say(f"  {_words(found)}"))  # type: ignore[call-arg]
 
 
-def _explored(
-    store: bool,
-    faults: int,
-    kinds: tuple[Fault, ...],
-    defects: frozenset[Defect],
-    say: Callable[[Explored], None] = lambda _: None,
-) -> Explored:
-    return explore(store=store, faults=faults, kinds=kinds, defects=defects, say=say)
+def _explored(store: bool, what: What, say: Callable[[Explored], None] = lambda _: None) -> Explored:
+    return explore(
+        store=store,
+        faults=what.faults,
+        kinds=what.kinds,
+        defects=what.defects,
+        switchover=what.switchover,
+        say=say,
+    )
 
 
 def _of(kinds: tuple[Fault, ...]) -> str:
@@ -93,7 +110,7 @@ def _words(found: Explored) -> str:
     return f"{where}: {found.states} states, {found.steps} steps, {found.seconds:.0f} s"
 
 
-def _tell(found: list[Explored], kinds: tuple[Fault, ...], seconds: float, output: Output) -> None:
+def _tell(found: list[Explored], what: What, seconds: float, output: Output) -> None:
     rows = [
         (
             "yes" if each.store else "no",
@@ -116,8 +133,9 @@ def _tell(found: list[Explored], kinds: tuple[Fault, ...], seconds: float, outpu
     output.say(f"{states} states in {seconds:.1f} s, violations: {violations}")
     output.result(
         {
-            "faults": max(each.faults for each in found),
-            "kinds": [each.value for each in kinds],
+            "faults": what.faults,
+            "switchover": what.switchover,
+            "kinds": [each.value for each in what.kinds],
             "states": states,
             "seconds": round(seconds, 3),
             "violations": violations,

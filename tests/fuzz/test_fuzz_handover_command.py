@@ -59,6 +59,15 @@ def test_faults_of_a_kind(capsys):
     assert "1 fault of cut, mark-fails" in err
 
 
+def test_pages_that_follow(capsys):
+    arguments = ("--faults", "0", "--no-store", "--json")
+    _, whole, _ = run(*arguments, capsys=capsys)
+    _, early, _ = run(*arguments, "--switchover", "post-copy", capsys=capsys)
+    assert (whole["switchover"], early["switchover"]) == ("stop-and-copy", "post-copy")
+    assert early["violations"] == 0
+    assert early["states"] > whole["states"]
+
+
 def test_a_kind_that_takes_time(capsys):
     code, _, err = run("--kind", "record-slow", capsys=capsys)
     assert code == 2

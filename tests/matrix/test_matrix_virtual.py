@@ -8,12 +8,14 @@ import pytest
 
 from sterna.matrix import virtual
 from sterna.matrix.table import Cell, Step, Survivor, load
-from sterna.matrix.virtual import can_show, run_cell
+from sterna.matrix.virtual import run_cell
+from sterna.registry import Style
 from sterna.sim.defects import Defect
+from sterna.sim.holder import Holder
 from sterna.sim.makers import Makers
 from sterna.sim.world import World
 
-CELLS = [cell for cell in load().cells if can_show(cell)]
+CELLS = load().cells
 BY_NAME = {cell.name: cell for cell in CELLS}
 
 
@@ -22,8 +24,28 @@ BY_NAME = {cell.name: cell for cell in CELLS}
 def test_what_must_come_of_a_fault_does(fault: str) -> None:
     """[ONE-19] [ONE-21] [ONE-22] [ONE-30] [ONE-33] [ONE-44] [ONE-58] [CON-62] [CON-63] [CON-64]"""
     reports = [run_cell(cell, seed=1) for cell in CELLS if cell.fault.name == fault]
-    assert len(reports) >= 16
+    assert len(reports) >= 45
+    assert {report.cell.style for report in reports} == set(Style)
     assert [(report.cell.name, report.failures) for report in reports if not report.passed] == []
+
+
+def test_pages_follow_in_cells_of_other_styles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[PCY-5] [PCY-12]"""
+    installed = []
+    real = Holder.install
+
+    def install(self: Holder, page: int, memory: bytes) -> bool:
+        installed.append(page)
+        return real(self, page, memory)
+
+    monkeypatch.setattr(Holder, "install", install)
+    cell = BY_NAME["fetching/source_record/post_copy/no_store"]
+    assert run_cell(cell, 1).passed
+    assert installed == [0, 1, 2, 3]
+    assert run_cell(BY_NAME["complete/cut/bitmap/store"], 1).passed
+    assert len(installed) > 4
+    assert run_cell(BY_NAME["complete/cut/stop_and_copy/store"], 1).passed
+    assert len(installed) <= 8
 
 
 def test_a_run_follows_from_its_seed() -> None:
@@ -64,6 +86,8 @@ def test_a_step_that_is_none() -> None:
         (Defect.EPOCH_REUSED, "paused/source_record/stop_and_copy/no_store"),
         (Defect.START_NOT_WRITTEN, "running/destination_killed/stop_and_copy/no_store"),
         (Defect.ABSENT_IS_LOST, "paused/source_record/stop_and_copy/store"),
+        (Defect.PAGES_FREED, "fetching/destination_record/post_copy/store"),
+        (Defect.INSTALLED_TWICE, "complete/cut/bitmap/no_store"),
     ],
 )
 def test_endpoints_that_do_wrong_are_found(

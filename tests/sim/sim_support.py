@@ -10,9 +10,9 @@ from sterna.sim.world import Step, World
 ALPHA, BETA = 0, 1
 
 
-def world_of(*, store: bool = True, resume: bool = False, defects: frozenset = frozenset()) -> World:
-    """A world at the beginning, with machines of its own."""
-    return World(LiveMakers(Shape(store, resume=resume), lambda: 0.0), store=store, defects=defects)
+def world_of(*, store: bool = True, defects: frozenset = frozenset(), **more: object) -> World:
+    """A world at the beginning, with machines of its own; `more` of their shape."""
+    return World(LiveMakers(Shape(store, **more), lambda: 0.0), store=store, defects=defects)
 
 
 def go(world: World, until: Callable[[World], bool] = lambda _: False, steps: int = 2000) -> list[Step]:

@@ -22,7 +22,10 @@ FOUND = {
     Defect.ABSENT_IS_LOST: [(True, 1)],
     Defect.FREED_ON_LOST_CLAIM: [(True, 2)],
     Defect.OLD_CONTROLLER: [(False, 1)],
+    Defect.PAGES_FREED: [(True, 0), (False, 0)],
+    Defect.INSTALLED_TWICE: [(True, 0), (False, 0)],
 }
+OF_PAGES = {Defect.PAGES_FREED: "one-runner", Defect.INSTALLED_TWICE: "same-memory"}
 # Where two faults are needed, the kinds that are tried.
 NEEDED = {Defect.FREED_ON_LOST_CLAIM: (Fault.DEADLINE, Fault.LOCKS_REFUSED)}
 
@@ -54,6 +57,16 @@ def test_with_a_fault_somebody_runs_or_it_is_lost(store):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("store", [True, False])
+def test_with_a_fault_while_pages_follow(store):
+    """[PCY-12] [PCY-14] [ONE-38]"""
+    found = explore(store=store, faults=1, switchover="post-copy")
+    assert found.violation is None, told(found.path)
+    assert set(found.ends) == {"runs", "guest_lost"}
+    assert found.states > 6000
+
+
+@pytest.mark.slow
 def test_two_faults_of_some_kinds():
     kinds = (Fault.DEADLINE, Fault.DESTINATION_KILLED)
     found = explore(store=False, faults=2, kinds=kinds)
@@ -68,9 +81,12 @@ def test_two_faults_of_some_kinds():
 )
 def test_every_defect_is_found(defect, store, faults):
     kinds = NEEDED.get(defect, module.FAULTS)
-    found = explore(store=store, faults=faults, kinds=kinds, defects=frozenset({defect}))
+    switchover = "post-copy" if defect in OF_PAGES else "stop-and-copy"
+    found = explore(
+        store=store, faults=faults, kinds=kinds, defects=frozenset({defect}), switchover=switchover
+    )
     assert isinstance(found.violation, Violation)
-    assert found.violation.name == "one-runner"
+    assert found.violation.name == OF_PAGES.get(defect, "one-runner")
     assert len(found.path) > 0
     assert not explore(store=store, faults=faults, kinds=kinds[:1]).violation
 

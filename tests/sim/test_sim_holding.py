@@ -8,7 +8,7 @@ from sim_support import ALPHA, BETA, go, stands, world_of
 from sterna.core.tables import DestinationState
 from sterna.registry import ErrorCode
 from sterna.sim.defects import Defect
-from sterna.sim.holder import Stage
+from sterna.sim.holder import Stage, memory_of
 from sterna.sim.holding import attach, controller_gone, destroy, hold
 from sterna.sim.hosts import Hold, Process, Task
 from sterna.sim.judge import Violation
@@ -76,3 +76,45 @@ def test_the_judge_watches():
     room.free()
     with pytest.raises(Violation, match="the guest is freed"):
         do(world, "discard")
+
+
+def following(**more):
+    """A world in which the guest runs at the destination, and all of its pages are missing."""
+    world = world_of(switchover="post-copy", **more)
+    world.begin(ALPHA)
+    go(world, stands(destination=DestinationState.FETCHING))
+    return world, world.hosts[BETA].holders[0]
+
+
+def test_a_guest_waits_for_pages_that_are_missing():
+    """[PCY-5] [PCY-12]"""
+    world, room = following()
+    assert room.missing == {0, 1, 2, 3}
+    assert (room.stage, room.count, room.waits_for) == (Stage.RUNS, room.paused_at, (room.count + 1) % 4)
+    steps = go(world)
+    assert "fault" in {step[0] for step in steps}
+    assert (room.missing, room.waits_for) == (frozenset(), None)
+    world.judge.executes(room)
+    assert world.hosts[ALPHA].holders[0].stage is Stage.FREED
+
+
+def test_a_page_comes_once_and_as_it_was():
+    _, room = following()
+    right = memory_of(room.paused_at)
+    assert not room.install(0, bytes(len(right)))
+    assert room.install(1, right)
+    assert not room.install(1, right)
+    world, _ = following(defects=frozenset({Defect.INSTALLED_TWICE}))
+    with pytest.raises(Violation, match="page 0 at beta came wrong, or a second time"):
+        go(world)
+
+
+def test_an_image_is_not_freed_while_pages_of_it_are_missing():
+    """[ONE-38]"""
+    world, _ = following()
+    with pytest.raises(Violation, match="pages are freed at alpha"):
+        do(world, "release")
+    broken = world_of(switchover="post-copy", defects=frozenset({Defect.PAGES_FREED}))
+    broken.begin(ALPHA)
+    with pytest.raises(Violation, match="pages are freed at alpha"):
+        go(broken)

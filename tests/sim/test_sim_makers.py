@@ -26,6 +26,13 @@ def test_resume_is_offered_and_not_required():
     assert Feature.RESUME in destination_config(Shape(resume=True), "beta").features
 
 
+def test_who_switches_over_early_requires_it():
+    assert offered(Shape(switchover="post-copy"))[Feature.POST_COPY] is True
+    assert Feature.POST_COPY not in offered(Shape())
+    assert destination_config(Shape(switchover="auto"), "beta").features >= {Feature.BITMAP}
+    assert Feature.BITMAP not in destination_config(Shape(), "beta").features
+
+
 def test_the_policy_is_the_shape_s():
     policy = source_config(Shape(max_rounds=2, downtime_s=0.5), "alpha", 1, NO_RUNNER).policy
     assert (policy.max_rounds, policy.allowed_downtime_s, policy.on_exhausted) == (2, 0.5, "switch")

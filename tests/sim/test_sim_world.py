@@ -213,3 +213,35 @@ def test_a_source_gives_up_in_the_end():
     go(world)
     assert world.resumed == RESUMES_MAX
     assert (world.running().host, world.running().epoch) == ("alpha", 1)
+
+
+@pytest.mark.parametrize("switchover", ["bitmap", "post-copy"])
+def test_a_link_that_is_lost_while_pages_follow_is_taken_up_again(switchover):
+    """[RES-13]"""
+    world = world_of(resume=True, switchover=switchover, max_rounds=1)
+    world.begin(ALPHA)
+    while not stands(source=SourceState.MOVED, destination=DestinationState.FETCHING)(world):
+        world.take(world.steps()[0])
+        running = world.running()
+        if running is not None and running.host == "alpha":
+            world.judge.executes(running)
+    (line,) = world.lines
+    world.take(("cut", line.number, 0, 0))
+    go(world)
+    running = world.running()
+    assert running is not None
+    assert (running.host, running.missing, world.resumed) == ("beta", frozenset(), 1)
+    assert check_rest(world) is End.RUNS
+
+
+def test_who_gives_up_leaves_the_guest_where_it_runs():
+    world = world_of(resume=True, switchover="post-copy")
+    world.begin(ALPHA)
+    go(world, stands(destination=DestinationState.FETCHING))
+    endpoint = world.hosts[ALPHA].endpoint
+    endpoint.tries = RESUMES_MAX
+    (line,) = world.lines
+    world.take(("cut", line.number, 0, 0))
+    go(world)
+    running = world.running()
+    assert (running.host, len(running.missing), world.resumed) == ("beta", 4, 0)

@@ -61,7 +61,7 @@ def choose(
         )
     jobs: list[Job] = []
     if Way.VIRTUAL in ways:
-        jobs += [Job(each, Way.VIRTUAL) for each in cells if virtual.can_show(each)]
+        jobs += [Job(each, Way.VIRTUAL) for each in cells]
     if Way.REAL in ways:
         able = [each for each in cells if real.can_show(each)]
         if not full and not only:

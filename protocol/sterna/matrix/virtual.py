@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from sterna.core.policy import Switchover
 from sterna.core.records import Claiming, Complete, Granted, Record, Start
 from sterna.errors import SternaError
 from sterna.matrix.outcome import Done, Report, conclude
@@ -48,6 +49,7 @@ _HOLDS: Final = {
     "LoadState": "load",
     "MarkGranted": "mark",
     "RunGuest": "run",
+    "Installed": "install",
     "ReleaseImage": "release",
 }
 _WRITES: Final[dict[str, type[Record]]] = {
@@ -58,9 +60,11 @@ _WRITES: Final[dict[str, type[Record]]] = {
 }
 
 
-def can_show(cell: Cell) -> bool:
-    """Whether the world knows what this cell is about."""
-    return cell.style is Style.STOP_AND_COPY
+_SWITCHOVERS: Final[dict[Style, Switchover]] = {
+    Style.STOP_AND_COPY: "stop-and-copy",
+    Style.BITMAP: "bitmap",
+    Style.POST_COPY: "post-copy",
+}
 
 
 def run_cell(cell: Cell, seed: int) -> Report:
@@ -89,9 +93,8 @@ def run_cell(cell: Cell, seed: int) -> Report:
 
 class _Play:
     def __init__(self, cell: Cell, seed: int) -> None:
-        self.world: World = World(
-            LiveMakers(Shape(store=cell.store), lambda: self.world.now), store=cell.store
-        )
+        shape = Shape(store=cell.store, switchover=_SWITCHOVERS[cell.style])
+        self.world: World = World(LiveMakers(shape, lambda: self.world.now), store=cell.store)
         self.names: Final = [host.name for host in self.world.hosts]
         self._cell: Final = cell
         self._dice: Final = random.Random(f"{seed}/{cell.name}")
@@ -254,7 +257,8 @@ class _Play:
         holder = world.running()
         if holder is not None and at > world.now:
             for _ in range(_WRITES_A_STEP):
-                world.judge.executes(holder)
+                if holder.waits_for is None:
+                    world.judge.executes(holder)
         world.now = max(at, world.now)
 
     def _take(self, step: Step) -> None:

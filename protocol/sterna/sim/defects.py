@@ -15,6 +15,8 @@ class Defect(StrEnum):
     ABSENT_IS_LOST = "absent-is-lost"
     FREED_ON_LOST_CLAIM = "freed-on-lost-claim"
     OLD_CONTROLLER = "old-controller"
+    PAGES_FREED = "pages-freed"
+    INSTALLED_TWICE = "installed-twice"
 
     @property
     def text(self) -> str:
@@ -30,4 +32,6 @@ _TEXTS = {
     Defect.ABSENT_IS_LOST: "a source takes an empty slot for a claim that the destination has not made",
     Defect.FREED_ON_LOST_CLAIM: "a source that has lost its claim frees its image",
     Defect.OLD_CONTROLLER: "a new endpoint takes the records over while the old one is only frozen",
+    Defect.PAGES_FREED: "a source frees its image as soon as the guest runs, though pages follow it",
+    Defect.INSTALLED_TWICE: "a destination installs pages again that the guest may have written meanwhile",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sterna.core.events import Outcome, Result
@@ -28,7 +29,8 @@ def ended(world: World, host: Host, process: Process, task: Task, result: Result
     process.tasks.remove(task)
     if result.outcome is Outcome.SUSPENDED:
         assert isinstance(task.machine, LiveMachine)
-        process.kept[b"" if task.kind == "source" else task.image] = task.machine.kept
+        kept = replace(task.machine.kept, image=task.image)
+        process.kept[b"" if task.kind == "source" else task.image] = kept
         return False
     process.rest, process.looked = None, False
     if task.kind == "source" or task.image:

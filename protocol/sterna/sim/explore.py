@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
+from sterna.core.policy import Switchover
 from sterna.core.tables import DestinationState, SourceState
 from sterna.sim.defects import Defect
 from sterna.sim.faults import Fault, Step, possible
@@ -94,6 +95,7 @@ class Exploration:
         faults: how many there may be.
         kinds: which.
         defects: what endpoints do wrong.
+        switchover: of the migration; with one by bitmap, or post-copy, pages follow the guest.
     """
 
     def __init__(
@@ -103,10 +105,11 @@ class Exploration:
         faults: int,
         kinds: tuple[Fault, ...] = FAULTS,
         defects: frozenset[Defect] = frozenset(),
+        switchover: Switchover = "stop-and-copy",
     ) -> None:
         self.found: Final = Explored(store, faults)
         self._kinds: Final = kinds
-        self._makers: Final = RecallingMakers(Shape(store))
+        self._makers: Final = RecallingMakers(Shape(store, switchover=switchover))
         self._seen: Final[set[int]] = set()
         # By the number of faults that have led there.
         self._stacks: Final[list[list[_State]]] = [[] for _ in range(faults + 1)]
@@ -192,10 +195,12 @@ def explore(
     faults: int,
     kinds: tuple[Fault, ...] = FAULTS,
     defects: frozenset[Defect] = frozenset(),
+    switchover: Switchover = "stop-and-copy",
     say: Callable[[Explored], None] = lambda _: None,
 ) -> Explored:
     """An `Exploration`, run."""
-    return Exploration(store=store, faults=faults, kinds=kinds, defects=defects).run(say)
+    exploration = Exploration(store=store, faults=faults, kinds=kinds, defects=defects, switchover=switchover)
+    return exploration.run(say)
 
 
 def told(path: tuple[Step, ...]) -> list[str]:

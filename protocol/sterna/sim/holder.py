@@ -2,6 +2,7 @@
 
 The guest's n-th instruction writes the number n to page n modulo `PAGES`. So its count tells what its whole
 memory must be, and whoever compares two counts compares two images: an image with a lower count is older.
+With a switchover in which pages follow the guest, it waits before an instruction whose page is missing.
 
 What a holder allows is what `sterna.guest.holder_engine` allows: a paused guest without a mark runs on when
 its controller is gone, a marked one does not, a room that was made for a guest never starts by itself.
@@ -121,11 +122,14 @@ class Holder:
         controller: the process that is attached, 0 for none.
         intact: whether its memory is what the count says.
         collected: the count up to which writes were collected.
+        missing: pages that are to follow the guest and are not there yet.
+        paused_at: the count with which the guest came.
+        faulted: the page that the guest waits for and the endpoint was told of, -1 for none.
     """
 
     __slots__ = (
-        "collected", "controller", "count", "epoch", "granter", "host", "image", "intact", "mark", "runner",
-        "stage",
+        "collected", "controller", "count", "epoch", "faulted", "granter", "host", "image", "intact", "mark",
+        "missing", "paused_at", "runner", "stage",
     )  # fmt: skip
 
     def __init__(self, host: str, image: bytes, stage: Stage = Stage.ROOM) -> None:
@@ -140,6 +144,9 @@ class Holder:
         self.controller = 0
         self.intact = True
         self.collected = 0
+        self.missing: frozenset[int] = frozenset()
+        self.paused_at = 0
+        self.faulted = -1
 
     def copy(self) -> Holder:
         """One that goes its own way."""
@@ -152,7 +159,8 @@ class Holder:
         """Equal for holders that behave alike. `names`: of processes that live; the dead are all one."""
         return (
             self.image, self.stage.value, self.count, self.epoch, self.runner, self.mark,
-            names.get(self.granter, -1), names.get(self.controller, -1), self.intact,
+            names.get(self.granter, -1), names.get(self.controller, -1), self.intact, self.missing,
+            self.faulted,
         )  # fmt: skip
 
     @property
@@ -164,6 +172,12 @@ class Holder:
     def is_whole(self) -> bool:
         """Whether the guest could be run from it."""
         return self.stage in {Stage.READY, Stage.RUNS, Stage.STOPPED}
+
+    @property
+    def waits_for(self) -> int | None:
+        """The page that the guest's next instruction writes, if it is missing."""
+        page = (self.count + 1) % PAGES
+        return page if page in self.missing else None
 
     # ---- what a controller asks for ----
 
@@ -199,10 +213,20 @@ class Holder:
             raise HolderError(f"run: {self.stage.value}")
 
     def load(self, count: int, memory: bytes) -> None:
-        """Take the state of the guest, whose memory is this by now."""
-        self.count, self.collected = count, 0
-        self.intact = memory == memory_of(count)
+        """Take the state of the guest, whose memory is this by now, as far as it is not missing."""
+        self.count, self.collected, self.paused_at = count, 0, count
+        self.intact = all(self._is_right(page, memory) for page in range(PAGES) if page not in self.missing)
         self.stage = Stage.READY
+
+    def _is_right(self, page: int, memory: bytes) -> bool:
+        at = slice(page * PAGE_BYTES, (page + 1) * PAGE_BYTES)
+        return memory[at] == memory_of(self.paused_at)[at]
+
+    def install(self, page: int, memory: bytes) -> bool:
+        """A missing page is there. Whether it is that of the pause, and was missing: it must be both."""
+        right = page in self.missing and self._is_right(page, memory)
+        self.missing -= {page}
+        return right
 
     def free(self) -> None:
         """Let go of all of it."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
+from sterna.core.events import Expect, Installed
 from sterna.registry import ErrorCode
 from sterna.sim.defects import Defect
-from sterna.sim.holder import Holder, HolderError, Stage, count_in
+from sterna.sim.holder import PAGES, REGION, Holder, HolderError, Stage, count_in
 from sterna.sim.hosts import Hold, Host, Process, Task
+from sterna.sim.judge import Violation
 from sterna.sim.machines import Trouble
 
 if TYPE_CHECKING:
@@ -61,6 +63,10 @@ def _do(world: World, process: Process, task: Task, holder: Holder, op: Hold) ->
             _runs(world, holder)
         case "load":
             load(task, holder)
+        case "expect":
+            expect(task, holder)
+        case "install":
+            install(task, holder)
         case "run":
             holder.may_run(op.epoch)
             holder.epoch, holder.runner, holder.mark, holder.granter = op.epoch, op.runner, 0, 0
@@ -81,14 +87,39 @@ def load(task: Task, holder: Holder) -> None:
     holder.load(count_in(sections), bytes(task.machine.room))
 
 
+def expect(task: Task, holder: Holder) -> None:
+    """Hold the guest's accesses to what is stale."""
+    assert task.machine is not None
+    request = task.machine.asked[0]
+    assert isinstance(request, Expect)
+    pages = request.stale.get(REGION.id)
+    holder.missing = frozenset(() if pages is None else (page for page in range(PAGES) if page in pages))
+
+
+def install(task: Task, holder: Holder) -> None:
+    """Pages are there; the guest may go on.
+
+    Raises:
+        Violation: they are not those of the pause, or were there already and the guest may have written them.
+    """
+    assert task.machine is not None
+    request = task.machine.asked[0]
+    assert isinstance(request, Installed)
+    for pages in request.pages:
+        for page in range(pages.first, pages.first + pages.count):
+            if not holder.install(page, bytes(task.machine.room)):
+                raise Violation("same-memory", f"page {page} at {holder.host} came wrong, or a second time")
+
+
 def _runs(world: World, holder: Holder) -> None:
-    """The guest runs from here on; one instruction is executed at once."""
+    """The guest runs from here on; one instruction is executed at once, unless its page is missing."""
     if holder.stage is Stage.RUNS:
         return
     holder.stage = Stage.RUNS
     histories = {host.name: host.history for host in world.hosts}
     world.judge.starts(holder, world.holders(), world.store, histories)
-    world.judge.executes(holder)
+    if holder.waits_for is None:
+        world.judge.executes(holder)
 
 
 def controller_gone(world: World, host: Host, process: int) -> None:

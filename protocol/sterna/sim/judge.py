@@ -102,12 +102,14 @@ class Judge:
         """An endpoint lets an image go.
 
         Raises:
-            Violation: it was the last one, and no holder has been killed.
+            Violation: it was the last one, or pages of it are missing, and no holder has been killed.
         """
+        others = [each for each in everybody if each is not holder]
+        if any(each.missing and each.paused_at == holder.count and each.lives for each in others):
+            raise Violation("one-runner", f"pages are freed at {holder.host} that the guest has not got yet")
         if not holder.is_whole or holder.count < self.count or self.killed:
             return
-        rest = (each for each in everybody if each is not holder and each.is_whole)
-        if not any(each.count == self.count for each in rest):
+        if not any(each.is_whole and each.count == self.count for each in others):
             raise Violation("one-runner", f"the last image of the guest is freed at {holder.host}")
 
     def is_lost(self, everybody: Iterable[Holder], records: Mapping[str, History]) -> bool:

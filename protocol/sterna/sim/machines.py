@@ -24,7 +24,7 @@ from sterna.core.source import SourceMachine
 from sterna.core.tables import State
 from sterna.errors import GuestError, RecordError, SternaError, StoreUnavailable, TransportError
 from sterna.registry import ErrorCode
-from sterna.sim.holder import bitmap_of, new_room, state_of
+from sterna.sim.holder import REGION, bitmap_of, new_room, state_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +98,27 @@ class Tick:
     """Time has passed; a timer may have run out."""
 
 
-Input: TypeAlias = Start | Ask | Data | Lost | Done | Failed | Tick
+@dataclass(frozen=True, slots=True)
+class Touch:
+    """The guest waits for this page."""
+
+    page: int
+
+
+Input: TypeAlias = Start | Ask | Data | Lost | Done | Failed | Tick | Touch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kept:
-    """A session whose link is lost: what the next machine is made from, and the memory that it fills."""
+    """A session whose link is lost: what the next machine is made from, and the memory that it fills.
+
+    Attributes:
+        image: of the guest, at a source.
+    """
 
     carry: SourceCarry | DestinationCarry
     room: bytearray
+    image: bytes = b""
 
 
 class Driven(Protocol):
@@ -209,6 +221,9 @@ class LiveMachine:
                 self.asked = self.asked[1:]
             case Tick():
                 machine.handle_timeout(now)
+            case Touch(page):
+                assert isinstance(machine, DestinationMachine)
+                machine.fault(REGION.id, page, 1, now)
         self._drain(now)
         return self
 

@@ -8,9 +8,10 @@ from typing import Final, Protocol
 
 from sterna.core.carry import SourceCarry
 from sterna.core.destination import DestinationConfig, DestinationMachine
-from sterna.core.negotiate import BASE_FEATURES, offer
-from sterna.core.policy import PolicySettings
+from sterna.core.negotiate import BASE_FEATURES
+from sterna.core.policy import PolicySettings, Switchover
 from sterna.core.source import SourceConfig, SourceMachine
+from sterna.core.style import EARLY_FEATURES, offer_for
 from sterna.registry import Feature
 from sterna.sim.holder import GUEST, GUEST_ID, CountingPages, Holder
 from sterna.sim.machines import Driven, Kept, LiveMachine, Recollection
@@ -26,12 +27,14 @@ class Shape:
         max_rounds: after so many, a source switches over.
         resume: whether sessions whose link is lost are taken up again.
         downtime_s: what it allows; the smaller, the more rounds there are.
+        switchover: how a source is to switch over.
     """
 
     store: bool = True
     max_rounds: int = 3
     resume: bool = False
     downtime_s: float = 0.3
+    switchover: Switchover = "stop-and-copy"
 
 
 _RESUME_S: Final = 60  # for which a destination keeps what it has
@@ -126,9 +129,12 @@ def source_config(shape: Shape, host: str, epoch: int, runner: Runner) -> Source
         epoch=epoch,
         runner=runner,
         policy=PolicySettings(
-            allowed_downtime_s=shape.downtime_s, max_rounds=shape.max_rounds, on_exhausted="switch"
+            allowed_downtime_s=shape.downtime_s,
+            max_rounds=shape.max_rounds,
+            on_exhausted="switch",
+            switchover=shape.switchover,
         ),
-        features=offer(more=more, required=frozenset(required)),
+        features=offer_for(shape.switchover, more, frozenset(required)),
     )
 
 
@@ -136,4 +142,5 @@ def destination_config(shape: Shape, host: str) -> DestinationConfig:
     """How a destination of a world is configured."""
     more = {Feature.LEASE_STORE} if shape.store else set()
     more |= {Feature.RESUME} if shape.resume else set()
+    more |= EARLY_FEATURES if shape.switchover != "stop-and-copy" else set()
     return DestinationConfig(agent=host, features=BASE_FEATURES | more)

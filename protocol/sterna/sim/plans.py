@@ -19,6 +19,8 @@ from sterna.core.events import (
     Claim,
     CollectDirty,
     Discard,
+    Expect,
+    Installed,
     LoadState,
     MarkGranted,
     Pause,
@@ -36,7 +38,7 @@ from sterna.core.events import (
     StartTracking,
     TakeStorage,
 )
-from sterna.core.records import Claiming, SessionRecord, Side, Start
+from sterna.core.records import Claiming, Decided, SessionRecord, Side, Start
 from sterna.core.recovery import before_verdict
 from sterna.core.verdict import Facts, Store, answer
 from sterna.registry import ErrorCode
@@ -62,6 +64,7 @@ Plan: TypeAlias = Op | Answered | Trouble
 _VERBS: Final[dict[type, str]] = {
     StartTracking: "track", CollectDirty: "collect", Pause: "pause", SaveState: "save",
     ReleaseImage: "release", Reserve: "reserve", Prepare: "prepare", LoadState: "load", Discard: "discard",
+    Expect: "expect", Installed: "install",
 }  # fmt: skip
 
 
@@ -74,6 +77,8 @@ def spare_runner(host: Host, what: bytes = b"") -> Runner:
 def plan(world: World, host: Host, process: Process, task: Task, request: Request) -> Plan:
     """What is to be done next for a request, or its answer."""
     verb = _VERBS.get(type(request))
+    if verb == "install" and Defect.INSTALLED_TWICE in world.defects:
+        return _each(task, [Hold(verb, task.image)] * 2)
     if verb is not None:
         return _once(task, Hold(verb, task.image))
     match request:
@@ -123,6 +128,8 @@ def _persist(world: World, host: Host, task: Task, record: object) -> Plan:
             return _once(task, Write(replace(record, peer=world.other(host).name, address="there")))
         case Start() if Defect.START_NOT_WRITTEN in world.defects:
             return Answered()
+        case Decided() if Defect.PAGES_FREED in world.defects and task.kind == "source":
+            return _each(task, [Write(record), Hold("release", task.image)])
         case Claiming(epoch=epoch, runner=runner) if Defect.RUNS_BEFORE_CLAIM in world.defects:
             return _each(task, [Hold("run", task.image, epoch, runner), Write(record)])
         case _:

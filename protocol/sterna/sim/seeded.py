@@ -34,6 +34,7 @@ ANCHORS: Final = (
     _S.GREETING, _S.ACKING, _S.COLLECTING, _S.PREPARING, _S.PAUSING, _S.FREEZING, _D.READY, _D.LOADING,
     *(_S.SEALED, _S.GRANTING, _S.RECORDING, _S.HANDED_OVER, _S.MOVED, _S.ROLLING_BACK) * 2,
     *(_D.LOADED, _D.RECORDING, _D.CLAIMING, _D.COMMITTING, _D.STARTING, _D.COMPLETING, _D.RUNNING) * 2,
+    *(_D.FETCHING, _D.PARTING) * 2,
 )  # fmt: skip
 RECOVERY: Final = "recovery"
 _NAMES: Final = (*(type(each).__name__[0] + "." + each.name for each in ANCHORS), RECOVERY, RECOVERY)
@@ -82,6 +83,7 @@ def script_of(seed: int) -> Script:
         max_rounds=dice.randint(1, 3),
         resume=dice.random() < 0.5,
         downtime_s=dice.choice((0.01, 0.3, 2.0)),
+        switchover=dice.choice(("stop-and-copy", "stop-and-copy", "bitmap", "post-copy", "auto")),
     )
     legs = dice.choice((1, 1, 2, 3))
     known = dice.sample(list(Fault), dice.randint(2, 6))
@@ -165,6 +167,8 @@ class Run:
             Violation: something happened that must never happen.
         """
         for leg in range(self._script.legs):
+            if (running := self.world.running()) is not None and running.missing:
+                break  # pages of it are elsewhere, so it cannot be offered to anybody [ONE-41]
             end = self._migrate(leg)
             if end is not End.RUNS:
                 self.tally.lost += end is End.LOST
@@ -262,7 +266,8 @@ class Run:
         holder = world.running()
         if holder is not None and at > world.now:
             for _ in range(min(int((at - world.now) * 2000) + 1, 6)):
-                world.judge.executes(holder)
+                if holder.waits_for is None:
+                    world.judge.executes(holder)
         world.now = at
 
     def _delay(self, step: Step) -> float:

@@ -23,7 +23,7 @@ from sterna.sim.holder import Holder, Stage
 from sterna.sim.holding import attach, controller_gone
 from sterna.sim.hosts import Host, Line, Process, Reach, Task
 from sterna.sim.judge import Judge
-from sterna.sim.machines import Lost, Start, Tick
+from sterna.sim.machines import Lost, Start, Tick, Touch
 from sterna.sim.makers import LiveMakers, Makers
 from sterna.sim.recovering import begin as recover
 from sterna.sim.recovering import is_due, sees
@@ -191,8 +191,18 @@ class World:
             elif task.op is not None and not task.landed and self._may_land(task):
                 yield ("act", *at, task.number)
         yield from self._resumes(*at[:1], process)
+        yield from self._faults(number, host, process)
         if not process.frozen and not process.beside and not process.looked:
             yield from self._recovers(number, host, process)
+
+    def _faults(self, number: int, host: Host, process: Process) -> Iterator[Step]:
+        """The endpoint is told what the guest waits for, once."""
+        for task in process.tasks if not process.frozen else ():
+            holder = host.holder(task.image) if task.kind == "destination" else None
+            if holder is not None and holder.stage is Stage.RUNS and task.machine is not None:
+                waits = holder.waits_for
+                if waits is not None and waits != holder.faulted:
+                    yield ("fault", number, process.number, task.number)
 
     def _resumes(self, number: int, process: Process) -> Iterator[Step]:
         if b"" in process.kept and not process.frozen and not process.tasks:
@@ -269,6 +279,13 @@ class World:
                 reply(self, *self.at(one, two, three))
             case "tick":
                 tell(self, *self.at(one, two, three), Tick())
+            case "fault":
+                host, process, task = self.at(one, two, three)
+                holder = host.holder(task.image)
+                assert holder is not None
+                assert holder.waits_for is not None
+                holder.faulted = holder.waits_for
+                tell(self, host, process, task, Touch(holder.faulted))
             case "deliver" | "lost" | "closed" | "expire" | "deadline":
                 assert line is not None
                 what = hears(self, word, line, two)
@@ -313,11 +330,16 @@ class World:
         tell(self, here, process, task, Start())
 
     def _resume(self, here: Host, process: Process) -> None:
-        """The source takes its session up again, or gives up and lets the guest run on."""
+        """The source takes its session up again, or gives up: then the guest stays where it runs."""
         kept = process.kept.pop(b"")
-        holder = next((each for each in here.holders if each.stage is Stage.RUNS), None)
+        holder = here.holder(kept.image)
         process.tries += 1
-        if holder is None or process.tries > RESUMES_MAX or not isinstance(self.makers, LiveMakers):
+        if (
+            holder is None
+            or not holder.lives
+            or process.tries > RESUMES_MAX
+            or not isinstance(self.makers, LiveMakers)
+        ):
             return
         self.locks(here, process)
         task = Task(process.next_number, "source", self.makers.resumed(holder, kept), holder.image)
