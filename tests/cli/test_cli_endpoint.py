@@ -228,7 +228,7 @@ async def test_progress_is_told_again_and_again(
             told.append((fields["bytes_sent"], fields["bytes_received"]))
 
     near, _far = memory_transport_pair()
-    nursery.start_soon(tell_progress, Listening(Output()), lambda: near)
+    nursery.start_soon(tell_progress, Listening(Output()), lambda: (near.bytes_sent, near.bytes_received))
     await trio.testing.wait_all_tasks_blocked()
     await near.send([memoryview(b"12345")])
     await trio.sleep(2.1 * endpoint.PROGRESS_S)

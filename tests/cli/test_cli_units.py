@@ -16,9 +16,11 @@ from sterna.cli.units import (
     format_duration,
     format_rate,
     format_size,
+    format_streams,
     parse_duration,
     parse_rate,
     parse_size,
+    parse_streams,
 )
 
 
@@ -130,3 +132,15 @@ def test_as_parameters_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "[default: 256MiB]" in shown
     assert "[default: 300ms]" in shown
     assert "--no-json" not in shown
+
+
+@pytest.mark.parametrize(("text", "count"), [("auto", None), ("0", 0), ("16", 16)])
+def test_numbers_of_connections(text: str, count: int | None) -> None:
+    assert parse_streams(text) == count
+    assert parse_streams(format_streams(count)) == count
+
+
+@pytest.mark.parametrize("text", ["17", "-1", "", "many", "1.5", "9999", "\u0663"])
+def test_what_is_no_number_of_connections(text: str) -> None:
+    with pytest.raises(ValueError, match="write auto, or 0 to 16"):
+        parse_streams(text)

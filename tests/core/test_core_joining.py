@@ -44,6 +44,8 @@ def test_pages_travel_on_data_connections(streams):
         attached = [event for event in pair.events[name] if isinstance(event, StreamAttached)]
         assert sorted(event.stream for event in attached) == list(range(1, streams + 1))
         assert {event.generation for event in attached} == {0}
+    assert pair.source.result.bytes_sent == pair.destination.result.bytes_received
+    assert pair.source.result.streams == pair.destination.result.streams == streams
 
 
 def shuffled(pair: Pair, dice: Random, cuts: int = 0) -> int:

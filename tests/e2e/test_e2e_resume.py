@@ -13,7 +13,7 @@ from judge import judge_journal
 pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
-SLOWLY = ("--bandwidth", "8MiB/s", "--resume", "30s")
+SLOWLY = ("--bandwidth", "8MiB/s", "--resume", "30s", "--streams", "0")
 
 
 async def test_a_link_that_is_cut_five_times(world: World, nursery: trio.Nursery) -> None:
@@ -74,7 +74,7 @@ async def test_a_destination_process_that_dies_while_pages_follow_the_guest(
     serve, port = await world.serve()
     relay = Relay(port, [])
     await nursery.start(relay.listen)
-    options = ("--switchover", switchover, "--max-rounds", "1", "--bandwidth", "4MiB/s", "--resume", "30s")
+    options = ("--switchover", switchover, "--max-rounds", "1", "--bandwidth", "4MiB/s", *SLOWLY[2:])
     migrate = await world.migrate(relay.port, *options)
     for most in (3000, 1500):  # of some 3000 or 4096 that are stale
         await world.wait_for("d", lambda status, most=most: 0 < status.missing < most)

@@ -275,3 +275,16 @@ async def test_addresses_are_for_people(pair):
 def test_errors_have_sentences(error, text):
     assert text in str(connection_lost(error))
     assert connection_lost(error).code == ErrorCode.CONNECTION_LOST
+
+
+async def test_the_round_trip_is_the_kernel_s(pair):
+    """And nothing is made up where there is none."""
+    near, far = pair
+    await near.send([b"x"])
+    await receive_exactly(far, 1)
+    assert 0 < near.rtt_s < 1
+    near.abort()
+    assert near.rtt_s is None
+    a, b = socket.socketpair()
+    with a, b:
+        assert tcp.round_trip_s(a) is None

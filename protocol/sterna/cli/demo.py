@@ -21,7 +21,7 @@ from sterna.cli.holder import HOT_BYTES, MEMORY_BYTES, RATE_BYTES_S, Vcpus, chec
 from sterna.cli.output import Output
 from sterna.cli.ownership import Ownership
 from sterna.cli.scratch import scratch
-from sterna.cli.units import Duration, Json, Rate, Size
+from sterna.cli.units import Duration, Json, Rate, Size, Streams
 from sterna.core.policy import Switchover
 from sterna.core.words import size_text
 from sterna.errors import ConfigError
@@ -53,6 +53,7 @@ def demo(
     hot: Size = HOT_BYTES,
     switchover: Switchover = "stop-and-copy",
     downtime: Duration = 0.3,
+    streams: Streams = None,
     insecure: Flag = False,
     evidence: PathOption = None,
     record: PathOption = None,
@@ -76,6 +77,7 @@ def demo(
         hot: the part of its memory to which it mostly writes.
         switchover: how it is moved in the end; see `sterna migrate --help`.
         downtime: how long it may stand still.
+        streams: connections on which pages travel; see `sterna migrate --help`.
         insecure: plaintext instead of TLS.
         evidence: directory for source.img and destination.img (try `cmp`) and the guest's journal.
         record: file for everything that passes between the endpoints, for `sterna inspect`.
@@ -92,6 +94,7 @@ def demo(
         hot_bytes=min(hot, memory),
         switchover=switchover,
         downtime_s=downtime,
+        streams=streams,
         insecure=insecure,
         evidence=None if evidence is None else _evidence(evidence, reporter),
         record=record,
@@ -106,6 +109,8 @@ def demo(
     kind = _choose(guest)
     if kind == "simulated" and (ownership.records is not None or ownership.store):
         raise ConfigError("--records and --store need --guest process or kvm: one process needs neither")
+    if kind == "simulated" and streams:
+        raise ConfigError("--streams needs --guest process or kvm: one process has one connection")
     reporter.say(f"A guest with {size_text(memory)} of memory starts, and runs for a second before it moves.")
     with scratch("sterna-demo-") as directory, reporter:
         run = trio.run(partial(_run, kind, wishes, reporter, directory))

@@ -25,7 +25,7 @@ class Wishes:
     """The command's arguments. Sizes in bytes, rates in bytes a second.
 
     `records` is where to keep the records of both hosts, None for no longer than the demo; `store` are the
-    options that name a lease store; `vcpus` are those of a virtual machine.
+    options that name a lease store; `vcpus` are those of a virtual machine; `streams` is None for auto.
     """
 
     memory_bytes: int
@@ -34,6 +34,7 @@ class Wishes:
     vcpus: int = 1
     switchover: Switchover = "stop-and-copy"
     downtime_s: float = 0.3
+    streams: int | None = None
     insecure: bool
     evidence: Evidence | None
     record: Path | None = None

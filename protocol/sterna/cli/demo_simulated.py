@@ -176,7 +176,7 @@ class SimulatedDemo:
         runner = self._guest.machine.runner
         source = Source(self._guest, transport, epoch=1, runner=runner, options=options)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(tell_progress, self._reporter, lambda: transport)
+            nursery.start_soon(tell_progress, self._reporter, lambda: source.passed)
             result = await source.run()
             nursery.cancel_scope.cancel()
         return {**connection_fields(transport), **result_fields(result)}

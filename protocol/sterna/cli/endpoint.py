@@ -238,19 +238,9 @@ async def recorded(
         yield recording
 
 
-async def tell_progress(reporter: Emitter, transport: Callable[[], Transport]) -> None:
-    """Report how many bytes have passed, on all connections, until cancelled; `transport` is the newest."""
-    now = transport()
-    sent = received = 0
+async def tell_progress(reporter: Emitter, passed: Callable[[], tuple[int, int]]) -> None:
+    """Report how many bytes were sent and received, on all connections, until cancelled."""
     while True:
-        if now is not transport():
-            sent, received = sent + now.bytes_sent, received + now.bytes_received
-            now = transport()
-        reporter.emit(
-            {
-                "event": "progress",
-                "bytes_sent": sent + now.bytes_sent,
-                "bytes_received": received + now.bytes_received,
-            }
-        )
+        sent, received = passed()
+        reporter.emit({"event": "progress", "bytes_sent": sent, "bytes_received": received})
         await trio.sleep(PROGRESS_S)

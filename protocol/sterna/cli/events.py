@@ -156,6 +156,7 @@ def result_fields(result: Result) -> Fields:
         "after": None if result.after is None else after_fields(result.after),
         "digest": result.digest.hex() or None,
         "resumed": result.resumed,
+        "data_streams": result.streams,
         "retry_after_ms": result.retry_after_ms,
         "missing": list(result.items),
         "session": result.session.hex() if any(result.session) else None,

@@ -38,7 +38,7 @@ from sterna.cli.hints import hinted
 from sterna.cli.output import Output
 from sterna.cli.ownership import UNDECIDED_AFTER_S, Ownership
 from sterna.cli.taking_up import asker, decided, judgement_text, newest_epoch, recovered_fields
-from sterna.cli.units import Duration, Json, Rate
+from sterna.cli.units import Duration, Json, Rate, Streams
 from sterna.core.events import Outcome, Result
 from sterna.core.policy import PolicySettings, Switchover, estimate_fixed_cost_s
 from sterna.core.words import duration_text, size_text
@@ -57,6 +57,7 @@ from sterna.net.connect import Address, connect, parse_address
 from sterna.net.endpoint import Options, Source
 from sterna.net.identity import check_name
 from sterna.net.redial import Reconnect
+from sterna.net.streams import enough_streams
 from sterna.net.tls import CheckPeer, TlsConfig
 from sterna.net.transport import Transport
 from sterna.observe.recording import Side
@@ -77,6 +78,7 @@ def migrate(
     patience: Annotated[Duration | None, Parameter(show_default=False)] = None,
     undecided_after: Duration = UNDECIDED_AFTER_S,
     resume: Duration = float(RESUME_S),
+    streams: Streams = None,
     evidence: PathOption = None,
     record: PathOption = None,
     follow: Flag = False,
@@ -100,6 +102,9 @@ def migrate(
         patience: wait no longer than this for the other side, in any phase; by default 5s to 60s, by the
             phase.
         undecided_after: ask so long, after a handover whose end is not known, who owns the guest.
+        streams: connections on which pages travel, 0 to 16; with 0 they travel on the one on which all else
+            does. auto: as many as a link of this delay needs, and one at least if pages may follow the guest,
+            so that those that it waits for wait for no others. The destination may allow fewer.
         resume: how long a lost session is taken up again, if the connection breaks; 0s for not at all.
         evidence: directory for source.img, the guest's memory at the pause.
         record: file for everything that passes on the connection; `sterna inspect` reads it.
@@ -127,6 +132,7 @@ def migrate(
         ),
         downtime_s=downtime,
         switchover=switchover,
+        streams=streams,
         max_rounds=max_rounds,
         undecided_after_s=undecided_after,
         evidence=None if evidence is None else Evidence(evidence),
@@ -156,6 +162,7 @@ class _Job:
     die_with: int | None
     record: Path | None = None
     switchover: Switchover = "stop-and-copy"
+    streams: int | None = None
 
     async def run(self) -> Exit:
         exit_code = Exit.INTERRUPTED
@@ -299,16 +306,21 @@ class _Job:
                 epoch=status.epoch,
                 runner=status.runner,
                 host=session,
-                options=replace(self.options, policy=self._policy(guest)),
+                options=replace(self.options, policy=self._policy(guest), streams=self._streams(transport)),
                 reconnect=reconnect,
             )
             ending.ask = partial(self._cancel, source)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(tell_progress, self.reporter, lambda: source.transport)
+                nursery.start_soon(tell_progress, self.reporter, lambda: source.passed)
                 result = await source.run()
                 nursery.cancel_scope.cancel()
             ending.ask = None
         return result
+
+    def _streams(self, transport: Transport) -> int:
+        if self.streams is not None:
+            return self.streams
+        return enough_streams(transport.rtt_s, pages_may_follow=self.switchover != "stop-and-copy")
 
     def _policy(self, guest: DepartingGuest) -> PolicySettings:
         return PolicySettings(

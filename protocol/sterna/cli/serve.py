@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import trio
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from sterna.cli.endpoint import (
     INSECURE,
@@ -43,7 +43,7 @@ from sterna.host.failpoint import failpoint
 from sterna.host.held import ROOM, ArrivingGuest
 from sterna.host.peers import PeerList
 from sterna.host.records_shelf import RecordsShelf
-from sterna.limits import Limits
+from sterna.limits import STREAMS_MAX, Limits
 from sterna.net.connect import Address, parse_address
 from sterna.net.endpoint import Destination, Options
 from sterna.net.kept import Sessions
@@ -63,6 +63,7 @@ def serve(
     once: Flag = False,
     memory_limit: Annotated[Size | None, Parameter(show_default=False)] = None,
     whole: Flag = False,
+    streams: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=STREAMS_MAX))] = STREAMS_MAX,
     patience: Annotated[Duration | None, Parameter(show_default=False)] = None,
     evidence: PathOption = None,
     record: PathOption = None,
@@ -87,6 +88,7 @@ def serve(
         once: end after the first session, whatever became of it.
         memory_limit: take no guest with more memory.
         whole: let no guest run before all of its memory is here, whatever the source would like.
+        streams: the most connections besides the first on which a source may send pages.
         patience: wait no longer than this for the other side, in any phase; by default 5s to 60s, by the
             phase.
         evidence: directory for destination.img, the guest's memory at its first instruction.
@@ -111,6 +113,7 @@ def serve(
             on_request=failpoint(),
             limits=Limits() if memory_limit is None else Limits(memory_bytes=memory_limit),
             post_copy=not whole,
+            streams=streams,
         ),
         once=once,
         evidence=None if evidence is None else Evidence(evidence),
@@ -244,7 +247,7 @@ class _Job:
             self._running.add(destination)
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(tell_progress, reporter, lambda: destination.transport)
+                    nursery.start_soon(tell_progress, reporter, lambda: destination.passed)
                     result = await destination.run()
                     nursery.cancel_scope.cancel()
                 # Still running: who asks for the end now shall not lose the evidence and the last result.

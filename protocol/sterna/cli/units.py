@@ -13,6 +13,8 @@ from typing import Annotated, Final, TypeVar
 
 from cyclopts import Parameter, Token
 
+from sterna.limits import STREAMS_MAX
+
 T = TypeVar("T")
 
 _SIZE_UNITS: Final = {
@@ -46,6 +48,24 @@ def _quantity(text: str, units: Sequence[str], example: str) -> tuple[Decimal, s
     alike = [known for known in units if known.lower() == unit.lower()]
     hint = f"did you mean {number}{alike[0]}?" if alike else f"the units are {', '.join(units)}"
     raise ValueError(f"{unit[:40]!r} is not a unit here: {hint}")
+
+
+def parse_streams(text: str) -> int | None:
+    """A number of data connections, None for ``auto``.
+
+    Raises:
+        ValueError: what is wrong, and what to write instead.
+    """
+    if text == "auto":
+        return None
+    if not text.isascii() or not text.isdecimal() or len(text) > 3 or int(text) > STREAMS_MAX:
+        raise ValueError(f"{text[:40]!r} is no number of data connections: write auto, or 0 to {STREAMS_MAX}")
+    return int(text)
+
+
+def format_streams(count: int | None) -> str:
+    """As `parse_streams` reads it."""
+    return "auto" if count is None else str(count)
 
 
 def parse_size(text: str) -> int:
@@ -119,4 +139,5 @@ def _parameter(parse: Callable[[str], T], show: Callable[[T], str], metavar: str
 Size = Annotated[int, _parameter(parse_size, format_size, "SIZE")]
 Rate = Annotated[int, _parameter(parse_rate, format_rate, "RATE")]
 Duration = Annotated[float, _parameter(parse_duration, format_duration, "TIME")]
+Streams = Annotated[int | None, _parameter(parse_streams, format_streams, "N")]
 Json = Annotated[bool, Parameter(negative=(), show_default=False, help="One JSON object on stdout.")]

@@ -26,6 +26,7 @@ class Account:
         resumed: how often it was taken up again.
         style: of the newest switchover.
         after: how the pages went that followed the guest.
+        streams: data connections that the session has had at once.
     """
 
     def __init__(self, now: float) -> None:
@@ -40,6 +41,7 @@ class Account:
         self._sent_before = 0  # bytes, on the connections that were lost
         self.style = Style.STOP_AND_COPY
         self.after: AfterStats | None = None
+        self.streams = 0
         self._started = now
         self._stopped: float | None = None
         self._ran: float | None = None
@@ -102,4 +104,5 @@ class Account:
             resumed=self.resumed,
             style=self.style,
             after=self.after,
+            streams=self.streams,
         )

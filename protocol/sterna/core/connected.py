@@ -139,7 +139,10 @@ class Connected(ABC):
         """Bytes have come; the lane that they are for, if they matter."""
         self._account.bytes_received += count
         self._watch.heard = now
-        return None if self._is_deaf else self._lanes.get(stream)
+        lane = self._lanes.get(stream)
+        if lane is not None:
+            lane.received_bytes += count
+        return None if self._is_deaf else lane
 
     # ---- for the roles ----
 
@@ -203,6 +206,11 @@ class Connected(ABC):
         return self._outbox.takes and not self._over
 
     # ---- inside ----
+
+    def _attached(self, lane: Lane) -> None:
+        """Pages may travel there."""
+        lane.attached = True
+        self._account.streams = max(self._account.streams, len(self._lanes.data))
 
     def _equip(self, lane: Lane) -> None:
         """What was agreed on the control connection holds on a data connection, too."""

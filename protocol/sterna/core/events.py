@@ -413,6 +413,7 @@ class Result:
         resumed: how many times the session was taken up again after a loss.
         style: of the newest switchover.
         after: how the pages went that followed the guest; None where none had to.
+        streams: data connections on which pages travelled; 0 is on the control connection.
     """
 
     outcome: Outcome
@@ -434,6 +435,7 @@ class Result:
     resumed: int = 0
     style: Style = Style.STOP_AND_COPY
     after: AfterStats | None = None
+    streams: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,10 +104,12 @@ class Joining(Refusing):
         lane = Lane(stream, now, reader=door.reader, outbox=door.outbox, mark=mark)
         if self._fetching is not None:
             self._fetching.drop(stream)
+        self._account.bytes_received += door.received_bytes
         lane.reader.go_on_from(applied + 1)
         self._equip(lane)
         lane.outbox.send(Attached(attach.index, attach.generation, applied))
         self._lanes.add(lane)
+        self._attached(lane)
         self._emit(StreamAttached(stream, attach.generation))
         return stream
 

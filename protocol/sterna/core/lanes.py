@@ -43,6 +43,7 @@ class Lane:
         outbox: what goes.
         held: an event whose time has not come; nothing behind it is read.
         waited: more was not queued the last time, because something was queued already.
+        received_bytes: all that has come.
         left: when the connection last took a byte, or was given one while it had none.
         generation, sequence: see `Mark`.
         attached: whether pages may go on it.
@@ -63,6 +64,7 @@ class Lane:
         self.held: WireEvent | None = None
         self.waited = False
         self.left = now
+        self.received_bytes = 0
         self.generation, self.sequence = mark.generation, mark.sequence
         self.attached = False
 

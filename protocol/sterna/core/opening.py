@@ -261,7 +261,7 @@ class Opening(Session):
             detail = f"frame {record.last_sequence} applied, the last one was {lane.sequence}"
             raise wrong(ErrorCode.BAD_VALUE, detail, "ATT-6", record)
         lane.outbox.writer.go_on_from(record.last_sequence + 1)
-        lane.attached = True
+        self._attached(lane)
         self._step(FrameType.ATTACHED, now)
         self._emit(StreamAttached(lane.stream, lane.generation))
         if self._serving is None and all(each.attached for each in self._lanes.data):

@@ -161,7 +161,8 @@ class _Run:
     async def _migrate(self, port: int, environment: Mapping[str, str] | None = None) -> None:
         arguments: list[object] = ["migrate", "--to", f"127.0.0.1:{port}", "--peer", HOSTS[DESTINATION]]
         arguments += [*self._common(SOURCE), "--undecided-after", _UNDECIDED_AFTER, "--resume", "0s"]
-        arguments += ["--switchover", self.cell.style.name.lower().replace("_", "-")]
+        # The cable between them is one connection.
+        arguments += ["--streams", "0", "--switchover", self.cell.style.name.lower().replace("_", "-")]
         self.endpoints[SOURCE] = await self._start("source", arguments, environment)
 
     def _common(self, side: Survivor) -> list[object]:

@@ -104,6 +104,14 @@ class _Endpoint:
         self._options = options or Options()
         self._pump: Pump | None = None
         self._cancelled: str | None = None
+        self._passed_before = (0, 0)
+
+    @property
+    def passed(self) -> tuple[int, int]:
+        """Bytes that were sent and received so far, on all connections."""
+        sent, received = self._passed_before
+        now = (0, 0) if self._pump is None else self._pump.passed
+        return sent + now[0], received + now[1]
 
     def cancel(self, reason: str = "") -> None:
         """Ask for the end: before HANDOVER may have left the guest stays at the source [CON-71] [CON-72].
@@ -139,7 +147,7 @@ class _Endpoint:
         beside: Callable[[], Awaitable[None]] | None = None,
     ) -> Pump:
         """For the present connection."""
-        options = self._options
+        options, self._passed_before = self._options, self.passed
         self._pump = Pump(
             machine,
             self.transport,

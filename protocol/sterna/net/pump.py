@@ -141,6 +141,12 @@ class Pump:
                 nursery.start_soon(line.transport.close)
 
     @property
+    def passed(self) -> tuple[int, int]:
+        """Bytes that were sent and received, on all connections."""
+        transports = [line.transport for line in (*self._lines.values(), *self._replaced)]
+        return sum(each.bytes_sent for each in transports), sum(each.bytes_received for each in transports)
+
+    @property
     def _is_handed_on(self) -> bool:
         result = self.machine.result
         return result is not None and result.outcome is Outcome.JOINED

@@ -278,6 +278,11 @@ class _RecordedTransport(Transport):
         """That of the transport inside."""
         return self._inner.worn
 
+    @property
+    def rtt_s(self) -> float | None:
+        """That of the transport inside."""
+        return self._inner.rtt_s
+
     def _before_send(self, size: int) -> None:
         self._inner._before_send(size)
 

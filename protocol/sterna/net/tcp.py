@@ -31,6 +31,10 @@ IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
 
 SCRATCH_BYTES: Final = 256 * 1024
 
+# Where struct tcp_info of linux/tcp.h has its smoothed round trip, in microseconds.
+_RTT_OFFSET: Final = 68
+_RTT: Final = struct.Struct("=I")
+
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 
 
@@ -115,12 +119,27 @@ class TcpTransport(Transport):
                 await self._yield_after(count)
                 return count
 
+    @property
+    def rtt_s(self) -> float | None:
+        """See `Transport.rtt_s`."""
+        return round_trip_s(self._sock)
+
     async def _finish(self) -> None:
         trio.lowlevel.notify_closing(self._sock)
         await linger(self._sock)
 
     def _dispose(self, *, abrupt: bool) -> None:
         dispose(self._sock, abrupt=abrupt)
+
+
+def round_trip_s(sock: socket.socket) -> float | None:
+    """Seconds to the peer and back, as the kernel has measured them; None for what is no TCP socket."""
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT_OFFSET + _RTT.size)
+        (microseconds,) = _RTT.unpack_from(info, _RTT_OFFSET)
+    except (OSError, struct.error):
+        return None
+    return float(microseconds * 1e-6)
 
 
 def _advance(views: list[memoryview], first: int, count: int) -> int:

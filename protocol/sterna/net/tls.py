@@ -39,7 +39,7 @@ from typing import Final
 import trio
 
 from sterna.errors import ConfigError, TransportError
-from sterna.net.tcp import dispose, linger
+from sterna.net.tcp import dispose, linger, round_trip_s
 from sterna.net.tls_errors import Doing, tls_error
 from sterna.net.transport import OnSent, Peer, TlsInfo, Transport
 from sterna.registry import ALPN, ErrorCode
@@ -130,6 +130,11 @@ class TlsTransport(Transport):
         self._failed: TransportError | None = None  # of a receive; OpenSSL does not repeat itself
         self._early = b""  # received while looking for the reason of a failed send
         self._waiting: dict[bool, trio.Event] = {}  # writable?: ends when the task that waits for it wakes
+
+    @property
+    def rtt_s(self) -> float | None:
+        """See `Transport.rtt_s`."""
+        return round_trip_s(self._sock)
 
     @property
     def worn(self) -> TransportError | None:

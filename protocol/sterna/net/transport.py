@@ -223,6 +223,11 @@ class Transport(ABC):
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     @property
+    def rtt_s(self) -> float | None:
+        """How long the network takes to the peer and back; None if the layer below does not know."""
+        return None
+
+    @property
     def worn(self) -> TransportError | None:
         """Why the session should come to its end as long as it still can, None if it need not."""
         return None
