@@ -99,3 +99,10 @@ def test_errors_of_the_guest_are_its_own() -> None:
     stopped = Stopped()
     stopped.registers[ERRORS] = 9
     assert stopped.audit() == (0, True)  # they are counted where they are read
+
+
+def test_a_count_that_no_workload_comes_to() -> None:
+    stopped = Stopped()
+    stopped.registers[COUNT] = 1 << 62
+    with pytest.raises(ValueError, match="no workload"):
+        stopped.audit()

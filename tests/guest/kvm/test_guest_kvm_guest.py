@@ -23,7 +23,7 @@ from sterna.guest.kvm.description import describe
 from sterna.guest.kvm.guest import KvmGuest
 from sterna.guest.process import ProcessSettings
 from sterna.guest.schedule import WorkloadParameters
-from sterna.linux.kvm_vcpu import KICK
+from sterna.linux.kvm_vcpu import KICK, REGISTERS, Register
 from sterna.registry import Architecture, ErrorCode
 from sterna.testing import check_guest
 from sterna.wire.records import Disk, Nic, Region, Runner
@@ -274,6 +274,16 @@ def test_memory_that_makes_no_sense_is_told_of_by_the_audit() -> None:
         guest._here.maps[1].array[0x10000:0x10100] = 0xFF
         guest.run(1, HERE)
         with pytest.raises(GuestError, match="makes no sense"):
+            guest.audit()
+
+
+def test_registers_that_make_no_sense_are_told_of_by_the_audit() -> None:
+    guest = source()
+    with closing(guest):
+        registers = list(REGISTERS.unpack(guest._here.vcpus[1].registers()))
+        registers[Register.R15] = (1 << 64) - 1
+        guest._here.vcpus[1].set_registers(REGISTERS.pack(*registers))
+        with pytest.raises(GuestError, match="registers make no sense"):
             guest.audit()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sterna.guest.kvm.layout import COUNT, ERRORS, WORKLOAD_REGISTERS
-from sterna.guest.schedule import Words, WorkloadParameters
+from sterna.guest.schedule import COUNT_END, Words, WorkloadParameters
 from sterna.guest.workload import PAGE_WORDS, Audit, Workload, registers_at
 
 
@@ -22,7 +22,12 @@ def audit(parameters: WorkloadParameters, memory: npt.NDArray[np.uint8], registe
         parameters: of the vCPU's workload.
         memory: its share, which nobody writes meanwhile.
         registers: its general-purpose registers.
+
+    Raises:
+        ValueError: they are not those of a workload.
     """
+    if registers[COUNT] >= COUNT_END:
+        raise ValueError("a count that no workload comes to")
     workload = Workload(parameters, memory)
     workload.count, workload.errors = registers[COUNT], registers[ERRORS]
     workload.registers = tuple(registers[each] for each in WORKLOAD_REGISTERS)

@@ -288,7 +288,10 @@ class KvmGuest(HeldGuest):
         for area, vcpu in zip(self._areas, machine.vcpus, strict=True):
             first, pages = area.first_page * PAGE_BYTES, area.parameters.pages * PAGE_BYTES
             share = machine.ram.map.array[first : first + pages]
-            found.append(audit(area.parameters, share, REGISTERS.unpack(vcpu.registers())))
+            try:
+                found.append(audit(area.parameters, share, REGISTERS.unpack(vcpu.registers())))
+            except ValueError as error:
+                raise GuestError(f"the guest's registers make no sense: {error}") from error
         mismatches = sum(area.mismatches for area in self._areas)
         return {
             "pages_checked": sum(one.pages_checked for one in found),
