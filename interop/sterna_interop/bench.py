@@ -9,8 +9,11 @@ from cyclopts import App
 COMMANDS: Final = (
     ("blackout", "How long a writing guest stands still, beside one that writes nothing."),
     ("faults", "What a guest waits for a page that is still at the source, beside a TLS ping-pong."),
+    ("many", "Many sessions into one destination process, beside a single one that moves as much."),
     ("memory", "Random memory over plain TCP, beside bare socket loops, a plain copy and QEMU."),
     ("pages", "Bitmaps, page batches and the digest, beside plain numpy copies."),
+    ("scale", "The time that a GiB takes in a large guest, beside that in a small one."),
+    ("sparse", "A guest of which nine tenths were never written, beside a bare loop over the rest and QEMU."),
     ("tls", "Random memory over mutual TLS, beside bare `ssl` loops, a plain copy and QEMU."),
     ("transport", "The transports, plain and with mutual TLS, beside bare sockets."),
     ("wire", "Encoding, decoding and collecting, in CPU seconds beside bare struct and a bare system call."),

@@ -31,7 +31,7 @@ from sterna.host import pki
 from sterna.net.tls import TlsConfig
 from sterna_interop.measured import Report
 from sterna_interop.measuring import BARE, OURS, Measure, Runs, progress, take
-from sterna_interop.moving import Memories
+from sterna_interop.memories import Memories
 from sterna_interop.moving_bare import bare_receive, bare_send
 
 MEMORY_BYTES: Final = 256 << 20

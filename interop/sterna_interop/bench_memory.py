@@ -10,9 +10,9 @@ from typing import Final
 
 from sterna.cli.output import Output
 from sterna.cli.units import Json, Size
-from sterna_interop.bulk import SIZE_BYTES, random_memory
+from sterna_interop.bulk import SIZE_BYTES, Bulk, random_memory
 from sterna_interop.measuring import BARE_HASH, QEMU, Bound, Runs, at_least
-from sterna_interop.transfers import Against, Write
+from sterna_interop.transfers import Against, Write, need
 
 BOUNDS: Final[Mapping[str, Bound]] = {QEMU: at_least(1.0, 1.5), BARE_HASH: at_least(0.9, 0.95)}
 
@@ -30,13 +30,7 @@ def memory(
         write: file for the table, interop/BENCHMARKS.md; the benchmark's last one there is replaced.
         json: one JSON object on stdout.
     """
-    random_memory(
-        "memory",
-        size=size,
-        runs=runs,
-        against=against,
-        bounds=BOUNDS,
-        tls=False,
-        output=Output(json=json),
-        write=write,
-    )
+    need(against)
+    memories, conditions = random_memory(size)
+    bulk = Bulk("memory", memories, BOUNDS, conditions)
+    bulk.run(runs, against, Output(json=json), write)

@@ -11,9 +11,9 @@ from typing import Final
 
 from sterna.cli.output import Output
 from sterna.cli.units import Json, Size
-from sterna_interop.bulk import SIZE_BYTES, random_memory
+from sterna_interop.bulk import SIZE_BYTES, Bulk, random_memory
 from sterna_interop.measuring import BARE, QEMU, Bound, Runs, at_least
-from sterna_interop.transfers import Against, Write
+from sterna_interop.transfers import Against, Write, need
 
 BOUNDS: Final[Mapping[str, Bound]] = {QEMU: at_least(1.7, 2.5), BARE: at_least(0.8, 0.95)}
 
@@ -31,13 +31,7 @@ def tls(
         write: file for the table, interop/BENCHMARKS.md; the benchmark's last one there is replaced.
         json: one JSON object on stdout.
     """
-    random_memory(
-        "tls",
-        size=size,
-        runs=runs,
-        against=against,
-        bounds=BOUNDS,
-        tls=True,
-        output=Output(json=json),
-        write=write,
-    )
+    need(against)
+    memories, conditions = random_memory(size)
+    bulk = Bulk("tls", memories, BOUNDS, conditions, tls=True)
+    bulk.run(runs, against, Output(json=json), write)

@@ -28,7 +28,7 @@ from sterna.net.tls import TlsConfig
 from sterna.net.transport import Transport
 from sterna_interop.measured import Report
 from sterna_interop.measuring import BARE, OURS, Measure, Runs, Turn, progress, take
-from sterna_interop.moving import Memories
+from sterna_interop.memories import Memories
 from sterna_interop.moving_bare import ReceiveOver, SendOver, bare_receive, bare_send, over_sockets
 
 SIZE_BYTES: Final = 1 << 30

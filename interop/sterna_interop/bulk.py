@@ -1,7 +1,6 @@
-"""What the benchmarks of random memory share: `sterna bench memory`, and `tls`.
+"""What the benchmarks of memory that stands still share: `sterna bench memory`, `tls` and `sparse`.
 
-In random memory every byte has to pass. Sterna's session has page hashes and the digest of the whole memory
-on, as always.
+Sterna's session has page hashes and the digest of the whole memory on, as always.
 """
 
 from __future__ import annotations
@@ -9,85 +8,100 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from sterna.cli.output import Output
 from sterna.core.words import size_text
-from sterna_interop.benchmarks_file import write_section
 from sterna_interop.measured import Report
 from sterna_interop.measuring import BARE, BARE_HASH, OURS, Bound, progress
-from sterna_interop.moving import Memories, Way
+from sterna_interop.memories import Memories
+from sterna_interop.moving import Way
 from sterna_interop.moving_bare import bare
 from sterna_interop.moving_qemu import QemuMoves
 from sterna_interop.moving_sterna import PLAIN, sterna
 from sterna_interop.moving_tls import Certificates
-from sterna_interop.qemu import Settings, program
-from sterna_interop.transfers import Transfers, best_of_qemu
+from sterna_interop.qemu import Settings
+from sterna_interop.transfers import Transfers, best_of_qemu, write_to
 
 SIZE_BYTES: Final = 1 << 30
 QEMU_CHANNELS: Final[Mapping[str, int]] = {"one channel": 1, "multifd 2": 2}
-_TOUCHED: Final = "both sides' is mapped and touched before the clock runs"
+
+TCP: Final = "plain TCP"
+TLS: Final = "mutual TLS 1.3"
+SESSION: Final = "a whole session, with page hashes and digest; its guest has memory only, and no records"
+
+Conditions: TypeAlias = dict[str, str]
 
 
-def random_memory(
-    bench: str,
-    *,
-    size: int,
-    runs: int,
-    against: str | None,
-    bounds: Mapping[str, Bound],
-    tls: bool,
-    output: Output,
-    write: str | None,
-) -> None:
-    """Measure, and show what was found.
+@dataclass(frozen=True, slots=True)
+class Bulk:
+    """A benchmark of memory that stands still.
 
-    Raises:
-        ConfigError: QEMU is to be measured and is not there, or the file cannot be written.
+    Attributes:
+        bench: its name.
+        memories: what is moved.
+        bounds: of the principal ratio, by the name of the other way.
+        conditions: what has to be known of the memory.
+        tls: whether it goes over mutual TLS.
+        rate: whether a rate is what counts; if not, the time.
+        hashed: whether the bare loop that hashes is of interest.
     """
-    if against is not None:
-        program()
-    with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sterna-bench-")))
-        certificates = Certificates(directory) if tls else None
-        memories = Memories(size)
-        transfers = Transfers(
-            memories=memories,
-            ways=_ways(memories, certificates) | _qemu(memories, certificates, directory, against),
-            bounds=bounds,
+
+    bench: str
+    memories: Memories
+    bounds: Mapping[str, Bound]
+    conditions: Conditions
+    tls: bool = False
+    rate: bool = True
+    hashed: bool = True
+
+    def run(self, runs: int, against: str | None, output: Output, write: str | None) -> None:
+        """Measure, and show what was found.
+
+        Raises:
+            ConfigError: the file cannot be written, or there is no room for QEMU's memory.
+        """
+        with ExitStack() as stack:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sterna-bench-")))
+            certificates = Certificates(directory) if self.tls else None
+            ways = self._ways(certificates)
+            if against is not None:
+                ways |= self._qemu(certificates, directory)
+            transfers = Transfers(memories=self.memories, ways=ways, bounds=self.bounds, rate=self.rate)
+            taken = transfers.take(runs, stack.enter_context(progress(output)))
+        conditions = self.conditions | {
+            "connection": f"{TLS if self.tls else TCP} over loopback, handshakes included",
+            "Sterna": SESSION,
+        }
+        if against is not None:
+            taken, conditions["QEMU"] = best_of_qemu(taken, list(QEMU_CHANNELS))
+        report = Report(
+            bench=self.bench, runs=runs, taken=taken, principal=transfers.principal, conditions=conditions
         )
-        taken = transfers.take(runs, stack.enter_context(progress(output)))
-    conditions = {
-        "memory": f"{size_text(size)}, random; {_TOUCHED}",
-        "connection": f"{'mutual TLS 1.3' if tls else 'plain TCP'} over loopback, handshakes included",
-        "Sterna": "a whole session, with page hashes and digest; its guest has memory only, and no records",
-    }
-    if against is not None:
-        taken, conditions["QEMU"] = best_of_qemu(taken, list(QEMU_CHANNELS))
-    report = Report(bench=bench, runs=runs, taken=taken, principal=transfers.principal, conditions=conditions)
-    report.show(output)
-    if write is not None:
-        write_section(report, Path(write), output)
+        write_to(report, write, output)
+
+    def _ways(self, certificates: Certificates | None) -> dict[str, Way]:
+        security = PLAIN if certificates is None else certificates.security()
+        contexts = None if certificates is None else certificates.contexts()
+        ways: dict[str, Way] = {
+            OURS: sterna(self.memories, security),
+            BARE: bare(self.memories, contexts=contexts),
+        }
+        if self.hashed:
+            ways[BARE_HASH] = bare(self.memories, contexts=contexts, hashed=True)
+        return ways
+
+    def _qemu(self, certificates: Certificates | None, directory: Path) -> dict[str, Way]:
+        tls = None if certificates is None else certificates.for_qemu()
+        return {
+            name: QemuMoves(self.memories, directory, Settings(channels=channels, tls=tls))
+            for name, channels in QEMU_CHANNELS.items()
+        }
 
 
-def _ways(memories: Memories, certificates: Certificates | None) -> dict[str, Way]:
-    security = PLAIN if certificates is None else certificates.security()
-    contexts = None if certificates is None else certificates.contexts()
-    return {
-        OURS: sterna(memories, security),
-        BARE: bare(memories, contexts=contexts),
-        BARE_HASH: bare(memories, contexts=contexts, hashed=True),
-    }
-
-
-def _qemu(
-    memories: Memories, certificates: Certificates | None, directory: Path, against: str | None
-) -> dict[str, Way]:
-    if against is None:
-        return {}
-    tls = None if certificates is None else certificates.for_qemu()
-    return {
-        name: QemuMoves(memories, directory, Settings(channels=channels, tls=tls))
-        for name, channels in QEMU_CHANNELS.items()
-    }
+def random_memory(size_bytes: int) -> tuple[Memories, Conditions]:
+    """All of it random: every byte has to pass."""
+    text = f"{size_text(size_bytes)}, random; both sides' is mapped and touched before the clock runs"
+    return Memories(size_bytes), {"memory": text}

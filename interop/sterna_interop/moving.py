@@ -9,7 +9,6 @@ memory reads as zeros before each turn, and what has arrived is compared after i
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -18,18 +17,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
-import numpy as np
-
+from sterna.cli.exits import gravest
 from sterna.errors import GuestError
-from sterna.linux.memfd import MemoryFile, MemoryMap
+from sterna_interop.memories import Memories
 
 TURN_WITHIN_S: Final = 300.0
-_PIECE_BYTES: Final = 16 << 20
 _WATCH_EVERY_S: Final = 0.005
 
 # Each side has its mapping of the whole memory. The receiver tells the port on which it listens, and ends
-# when all has arrived; the sender is given that port, and tells how many seconds it has taken.
-Send: TypeAlias = Callable[[memoryview, int], float]
+# when all has arrived; the sender is given that port, and tells how many seconds it has taken, first of all.
+Send: TypeAlias = Callable[[memoryview, int], float | tuple[float, ...]]
 Ready: TypeAlias = Callable[[int], None]
 Receive: TypeAlias = Callable[[memoryview, Ready], None]
 
@@ -44,6 +41,7 @@ class Moved:
     Attributes:
         seconds: from the first word to the last answer.
         cpu_s: CPU seconds of each side meanwhile.
+        more: what else the sender has to tell.
         peak_bytes: the most that each side had beyond the guest's memory and beyond what it had before; zero
             in turns that nobody watches.
     """
@@ -51,6 +49,7 @@ class Moved:
     seconds: float
     cpu_s: tuple[float, float]
     peak_bytes: tuple[int, int] = (0, 0)
+    more: tuple[float, ...] = ()
 
 
 class Way(Protocol):
@@ -59,61 +58,6 @@ class Way(Protocol):
     def move(self, *, watched: bool = False) -> Moved:
         """Once. A watched turn tells its memory, and takes longer."""
         ...
-
-
-Fill: TypeAlias = Callable[[MemoryMap], None]
-
-
-def random_bytes(memory: MemoryMap) -> None:
-    """What nobody can compress, and where no page is like another."""
-    rng = np.random.default_rng(1)
-    for begin in range(0, memory.size_bytes, _PIECE_BYTES):
-        piece = memory.array[begin : begin + _PIECE_BYTES]
-        piece[:] = np.frombuffer(rng.bytes(len(piece)), np.uint8)
-
-
-class Memories:
-    """What is sent, and where it goes."""
-
-    def __init__(self, size_bytes: int, fill: Fill = random_bytes) -> None:
-        self.size = size_bytes
-        self.source = MemoryFile("sterna-bench-source", size_bytes)
-        self.destination = MemoryFile("sterna-bench-destination", size_bytes)
-        self._sent, self._arrived = self.source.map(), self.destination.map()
-        fill(self._sent)
-
-    @property
-    def sent(self) -> memoryview:
-        """What is sent, in this process."""
-        return self._sent.view
-
-    @property
-    def arrived(self) -> memoryview:
-        """What has arrived, in this process."""
-        return self._arrived.view
-
-    def clear(self) -> None:
-        """Have zeros at the destination, in memory that is there already."""
-        self._arrived.array[:] = 0
-
-    def check(self) -> None:
-        """Raise GuestError unless all has arrived."""
-        sent, arrived = self._sent.array, self._arrived.array
-        for begin in range(0, self.size, _PIECE_BYTES):  # in pieces: a comparison makes an array
-            end = begin + _PIECE_BYTES
-            if not np.array_equal(sent[begin:end], arrived[begin:end]):
-                raise GuestError("what has arrived is not what was sent")
-
-    def copy(self) -> float:
-        """The seconds that a plain copy takes."""
-        begin = time.perf_counter()
-        np.copyto(self._arrived.array, self._sent.array)
-        return time.perf_counter() - begin
-
-
-def path_of(file: MemoryFile) -> str:
-    """Where other processes find a memory file of this one."""
-    return f"/proc/{os.getpid()}/fd/{file.fileno()}"
 
 
 class Processes:
@@ -133,17 +77,17 @@ class Processes:
         memories = self._memories
         memories.clear()
         with ExitStack() as stack:
-            destination = stack.enter_context(_receiver(self._receive, memories.destination))
-            source = stack.enter_context(_sender(self._send, memories.source))
+            destination = stack.enter_context(_receiver(self._receive, memories))
+            source = stack.enter_context(_sender(self._send, memories))
             (port,) = destination.hear()
             source.hear()
             peaks = stack.enter_context(watching((source.pid, destination.pid))) if watched else None
             source.tell(int(port))
-            seconds, source_cpu_s = source.hear()
+            source_cpu_s, seconds, *more = source.hear()
             (destination_cpu_s,) = destination.hear()
             peak_bytes = (0, 0) if peaks is None else peaks()
         memories.check()
-        return Moved(seconds, (source_cpu_s, destination_cpu_s), peak_bytes)
+        return Moved(seconds, (source_cpu_s, destination_cpu_s), peak_bytes, tuple(more))
 
 
 # ---- the processes ----
@@ -201,28 +145,24 @@ def _run(pipe: Connection, work: Callable[[Connection], None]) -> None:
     try:
         work(pipe)
     except BaseException as error:  # noqa: BLE001  # nobody is above us; the parent is told
-        pipe.send(f"{type(error).__name__}: {error}")
+        first = gravest(error)
+        pipe.send(f"{type(first).__name__}: {first}")
 
 
-def _mapped(file: MemoryFile) -> memoryview:
-    memory = file.map()
-    memory.populate(0, memory.size_bytes)
-    return memory.view
-
-
-def _sender(send: Send, file: MemoryFile) -> AbstractContextManager[_Side]:
+def _sender(send: Send, memories: Memories) -> AbstractContextManager[_Side]:
     def work(pipe: Connection) -> None:
-        view = _mapped(file)
+        view = memories.map_source()
         pipe.send(())
         port = pipe.recv()
         begin = time.process_time()
-        seconds = send(view, port)
-        pipe.send((seconds, time.process_time() - begin))
+        told = send(view, port)
+        told = told if isinstance(told, tuple) else (told,)
+        pipe.send((time.process_time() - begin, *told))
 
     return _forked("sender", work)
 
 
-def _receiver(receive: Receive, file: MemoryFile) -> AbstractContextManager[_Side]:
+def _receiver(receive: Receive, memories: Memories) -> AbstractContextManager[_Side]:
     def work(pipe: Connection) -> None:
         begin = 0.0
 
@@ -231,7 +171,7 @@ def _receiver(receive: Receive, file: MemoryFile) -> AbstractContextManager[_Sid
             pipe.send((port,))
             begin = time.process_time()
 
-        receive(_mapped(file), ready)
+        receive(memories.map_destination(), ready)
         pipe.send((time.process_time() - begin,))
 
     return _forked("receiver", work)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from sterna.limits import BATCH_BYTES
 from sterna.memory.pages import hash_chunks
-from sterna_interop.moving import Memories, Processes, Ready
+from sterna_interop.memories import Memories
+from sterna_interop.moving import Processes, Ready
 
 HOST: Final = "127.0.0.1"
 
@@ -31,6 +32,8 @@ class Contexts:
 # What a side does with its connected, blocking socket and its memory; the sender tells its seconds.
 SendOver: TypeAlias = Callable[[socket.socket, memoryview], float]
 ReceiveOver: TypeAlias = Callable[[socket.socket, memoryview], None]
+# Offset and length of each part of a memory that has content.
+Extents: TypeAlias = Sequence[tuple[int, int]]
 
 
 def over_sockets(send: SendOver, receive: ReceiveOver, memories: Memories) -> Processes:
@@ -55,36 +58,39 @@ def bare(memories: Memories, *, contexts: Contexts | None = None, hashed: bool =
     def send(sock: socket.socket, view: memoryview) -> float:
         begin = time.perf_counter()
         if contexts is None:
-            bare_send(sock, view, hashed=hashed)
+            bare_send(sock, view, memories.extents, hashed=hashed)
         else:
             with contexts.client.wrap_socket(sock) as tls_sock:
-                bare_send(tls_sock, view, hashed=hashed)
+                bare_send(tls_sock, view, memories.extents, hashed=hashed)
         return time.perf_counter() - begin
 
     def receive(sock: socket.socket, view: memoryview) -> None:
         if contexts is None:
-            bare_receive(sock, view, hashed=hashed)
+            bare_receive(sock, view, memories.extents, hashed=hashed)
         else:
             with contexts.server.wrap_socket(sock, server_side=True) as tls_sock:
-                bare_receive(tls_sock, view, hashed=hashed)
+                bare_receive(tls_sock, view, memories.extents, hashed=hashed)
 
     return over_sockets(send, receive, memories)
 
 
-def bare_send(sock: socket.socket, view: memoryview, *, hashed: bool = False) -> None:
+def bare_send(
+    sock: socket.socket, view: memoryview, extents: Extents | None = None, *, hashed: bool = False
+) -> None:
     """`sendall` batch by batch, and wait for the receiver's answer to the last byte."""
-    for offset in range(0, len(view), BATCH_BYTES):
-        batch = view[offset : offset + BATCH_BYTES]
+    for batch in _batches(view, extents):
         if hashed:
             hash_chunks(batch, [0], [len(batch)])
         sock.sendall(batch)
     sock.recv(1)
 
 
-def bare_receive(sock: socket.socket, view: memoryview, *, hashed: bool = False) -> None:
+def bare_receive(
+    sock: socket.socket, view: memoryview, extents: Extents | None = None, *, hashed: bool = False
+) -> None:
     """`recv_into` until each batch is there."""
-    for offset in range(0, len(view), BATCH_BYTES):
-        batch = rest = view[offset : offset + BATCH_BYTES]
+    for batch in _batches(view, extents):
+        rest = batch
         while len(rest):
             count = sock.recv_into(rest)
             if not count:
@@ -93,3 +99,10 @@ def bare_receive(sock: socket.socket, view: memoryview, *, hashed: bool = False)
         if hashed:
             hash_chunks(batch, [0], [len(batch)])
     sock.sendall(b"\0")
+
+
+def _batches(view: memoryview, extents: Extents | None) -> Iterator[memoryview]:
+    """What has content, cut as Sterna cuts it; None is all."""
+    for offset, length in [(0, len(view))] if extents is None else extents:
+        for begin in range(offset, offset + length, BATCH_BYTES):
+            yield view[begin : min(begin + BATCH_BYTES, offset + length)]

@@ -6,7 +6,8 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from sterna_interop.moving import Memories, Moved, path_of, watching
+from sterna_interop.memories import Memories, path_of
+from sterna_interop.moving import Moved, watching
 from sterna_interop.qemu import Machine, Settings, free_port
 
 
@@ -34,7 +35,7 @@ class QemuMoves:
                     )
                 )
                 for name, file, at_source in (
-                    ("source", memories.source, True),
+                    ("source", memories.backed_source, True),
                     ("destination", memories.destination, False),
                 )
             )

@@ -8,7 +8,7 @@ of the session, with its handshakes, page hashes and digest.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -17,12 +17,15 @@ import trio
 
 from sterna import Destination, EmbeddedGuest, Options, Outcome, Source
 from sterna.core.events import Result
+from sterna.core.policy import PolicySettings
 from sterna.errors import GuestError
+from sterna.guest.api import GuestDescription
 from sterna.net.connect import Address, connect
 from sterna.net.listen import listen
 from sterna.net.tls import TlsConfig
 from sterna.net.transport import Transport
-from sterna_interop.moving import Memories, Processes, Ready
+from sterna_interop.memories import Memories
+from sterna_interop.moving import Processes, Ready
 
 HOST: Final = "127.0.0.1"
 SOURCE: Final = "source"
@@ -39,12 +42,15 @@ class Security:
 
 PLAIN: Final = Security(None, None)
 
+# Nobody writes: there is nothing to wait for between the rounds, however slow the machine is.
+_OPTIONS: Final = Options(policy=PolicySettings(allowed_downtime_s=60.0))
 
-def sterna(memories: Memories, security: Security = PLAIN, options: Options | None = None) -> Processes:
+
+def sterna(memories: Memories, security: Security = PLAIN) -> Processes:
     """Sterna as a way of moving."""
 
     def send(view: memoryview, port: int) -> float:
-        return trio.run(_send, view, port, security.source, options)
+        return trio.run(_send, view, port, security.source)
 
     def receive(view: memoryview, ready: Ready) -> None:
         trio.run(_receive, view, ready, security.destination)
@@ -52,10 +58,60 @@ def sterna(memories: Memories, security: Security = PLAIN, options: Options | No
     return Processes(send, receive, memories)
 
 
-async def _send(view: memoryview, port: int, tls: TlsConfig | None, options: Options | None) -> float:
+def sterna_many(memories: Memories, sessions: int) -> Processes:
+    """So many sessions at once, each with its part of the memory; when the first and the last had ended."""
+
+    def send(view: memoryview, port: int) -> tuple[float, ...]:
+        return trio.run(_send_many, _parts(view, sessions), port)
+
+    def receive(view: memoryview, ready: Ready) -> None:
+        trio.run(_receive_many, _parts(view, sessions), ready)
+
+    return Processes(send, receive, memories)
+
+
+def _parts(view: memoryview, count: int) -> list[memoryview]:
+    size = len(view) // count
+    return [view[number * size : (number + 1) * size] for number in range(count)]
+
+
+async def _send_many(parts: Sequence[memoryview], port: int) -> tuple[float, ...]:
+    begin = time.perf_counter()
+    ends: list[float] = []
+
+    async def send_one(number: int) -> None:
+        transport = await connect(Address(HOST, port), tls=None)
+        check(await Source(EmbeddedGuest(parts[number], str(number)), transport, options=_OPTIONS).run())
+        ends.append(time.perf_counter() - begin)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(len(parts)):
+            nursery.start_soon(send_one, number)
+    return (max(ends), min(ends), max(ends))
+
+
+async def _receive_many(parts: Sequence[memoryview], ready: Callable[[int], None]) -> None:
+    results: list[Result] = []
+    async with trio.open_nursery() as nursery:
+
+        def room(description: GuestDescription) -> EmbeddedGuest:
+            return EmbeddedGuest(parts[int(description.name)])
+
+        async def take_in(transport: Transport) -> None:
+            results.append(await Destination(room, transport).run())
+            if len(results) == len(parts):
+                nursery.cancel_scope.cancel()
+
+        addresses = await nursery.start(partial(listen, Address(HOST, 0), take_in, tls=None))
+        ready(addresses[0].port)
+    for result in results:
+        check(result)
+
+
+async def _send(view: memoryview, port: int, tls: TlsConfig | None) -> float:
     begin = time.perf_counter()
     transport = await connect(Address(HOST, port), tls=tls, expected=DESTINATION)
-    result = await Source(EmbeddedGuest(view), transport, options=options).run()
+    result = await Source(EmbeddedGuest(view), transport, options=_OPTIONS).run()
     seconds = time.perf_counter() - begin
     check(result)
     return seconds

@@ -9,21 +9,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Final, Literal, TypeAlias
 
 from cyclopts import Parameter
 
+from sterna.cli.output import Output
 from sterna.core.words import rate_text
+from sterna_interop.benchmarks_file import write_section
+from sterna_interop.measured import Report
 from sterna_interop.measuring import BARE, COPY, QEMU, Bound, Measure, Taken, Turn, at_most, take
-from sterna_interop.moving import Memories, Moved, Way
-from sterna_interop.qemu import version
+from sterna_interop.memories import Memories
+from sterna_interop.moving import Moved, Way
+from sterna_interop.qemu import program, version
 
 GIB: Final = 1 << 30
 WATCHED_RUNS: Final = 3
 CPU_BOUND: Final = at_most(1.0, 0.7)
+MEMORY_BYTES: Final = 96 << 20
 
 Against: TypeAlias = Annotated[Literal["qemu"] | None, Parameter(show_default=False)]
 Write: TypeAlias = Annotated[str | None, Parameter(show_default=False)]
+
+
+def need(against: str | None) -> None:
+    """Before anything else is done: raise ConfigError unless that is there.
+
+    Raises:
+        ConfigError: it is to be measured, and is not installed.
+    """
+    if against == QEMU:
+        program()
 
 
 class Last:
@@ -74,9 +90,10 @@ class Transfers:
         """All measures."""
         lasts = {name: Last(way) for name, way in self.ways.items()}
         taken = take([self._principal(lasts), *self._cpu(lasts)], runs, say)
-        return taken + take(
-            self._memory(lasts), min(runs, WATCHED_RUNS), lambda text: say(f"memory: {text}"), warm=True
-        )
+        # Yardsticks do nothing that takes memory.
+        watched = {name: last for name, last in lasts.items() if not name.startswith(BARE)}
+        measures = memory_measures(watched, self.memories.size)
+        return taken + take(measures, min(runs, WATCHED_RUNS), lambda text: say(f"memory: {text}"), warm=True)
 
     def _principal(self, lasts: Mapping[str, Last]) -> Measure:
         size = self.memories.size
@@ -107,29 +124,37 @@ class Transfers:
             for name, (text, figure) in figures.items()
         ]
 
-    def _memory(self, lasts: Mapping[str, Last]) -> list[Measure]:
-        """Of those whose memory is of interest: the yardsticks do nothing that takes any."""
-        some = {name: last for name, last in lasts.items() if not name.startswith(BARE)}
-        at_most_bytes = (96 << 20) + self.memories.size // 100
-        return [
-            Measure(
-                name="memory_source",
-                text="memory, source",
-                ways={
-                    name: last.turn(lambda moved: moved.peak_bytes[0], watched=True)
-                    for name, last in some.items()
-                },
-                unit="bytes",
-                target=at_most_bytes,
-            ),
-            Measure(
-                name="memory_destination",
-                text="  destination",
-                ways={name: last.told(lambda moved: moved.peak_bytes[1]) for name, last in some.items()},
-                unit="bytes",
-                target=at_most_bytes,
-            ),
-        ]
+
+def memory_measures(lasts: Mapping[str, Last], guest_bytes: int) -> list[Measure]:
+    """What each side takes beyond the guest's memory, in turns of their own that are watched."""
+    target = MEMORY_BYTES + guest_bytes // 100
+
+    def peak(side: int) -> Callable[[Moved], float]:
+        return lambda moved: moved.peak_bytes[side]
+
+    return [
+        Measure(
+            name="memory_source",
+            text="memory, source",
+            ways={name: last.turn(peak(0), watched=True) for name, last in lasts.items()},
+            unit="bytes",
+            target=target,
+        ),
+        Measure(
+            name="memory_destination",
+            text="  destination",
+            ways={name: last.told(peak(1)) for name, last in lasts.items()},
+            unit="bytes",
+            target=target,
+        ),
+    ]
+
+
+def write_to(report: Report, path: str | None, output: Output) -> None:
+    """Show it, and put its table into a file if there is one."""
+    report.show(output)
+    if path is not None:
+        write_section(report, Path(path), output)
 
 
 def best_of_qemu(taken: Sequence[Taken], ways: Sequence[str]) -> tuple[list[Taken], str]:

@@ -7,7 +7,7 @@ import pytest
 from sterna.cli.main import main
 
 
-@pytest.mark.parametrize("name", ["memory", "tls"])
+@pytest.mark.parametrize("name", ["memory", "sparse", "tls"])
 def test_against_a_qemu_that_is_not_there(name, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "/nowhere")
     assert main(["bench", name, "--against", "qemu"]) == 2

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 
-import numpy as np
 import pytest
 from bench_support import run
 
-from sterna.errors import GuestError
-from sterna_interop.moving import Memories, beyond_guest_bytes, path_of
+from sterna_interop.memories import Memories
+from sterna_interop.moving import beyond_guest_bytes
 
 START = """
+from sterna_interop.memories import *
 from sterna_interop.moving import *
 memories = Memories(3 << 20)
 def receive(view, ready):
     view[:] = memories.sent
     ready(7)
+def fail_together(view, port):
+    raise ExceptionGroup("several", [ValueError("one of them")])
 def send(view, port):
     assert bytes(view[:8]) == bytes(memories.sent[:8])
     return float(port)
@@ -40,6 +42,7 @@ def test_both_sides_have_their_memory_and_the_sender_the_port():
         ("lambda *_: 1.0", "lambda view, ready: ready(1)", "what has arrived is not what was sent"),
         ("lambda *_: 1.0", "lambda *_: 1 / 0", "the receiver failed: ZeroDivisionError: division by zero"),
         ("lambda *_: 1 / 0", "lambda view, ready: ready(1)", "the sender failed: ZeroDivisionError"),
+        ("fail_together", "lambda view, ready: ready(1)", "the sender failed: ValueError: one of them"),
         ("lambda *_: os._exit(0)", "lambda view, ready: ready(1)", "the sender failed: it has ended"),
     ],
 )
@@ -55,6 +58,15 @@ def test_what_fails_is_told_and_leaves_no_child(send, receive, says):
 
 
 @pytest.mark.slow
+def test_what_else_the_sender_tells():
+    said = run(
+        START + "more = lambda view, port: (1.0, 2.0, 3.0)\n"
+        "moved = Processes(more, receive, memories).move(); print(moved.seconds, moved.more)"
+    )
+    assert said == "1.0 (2.0, 3.0)\n"
+
+
+@pytest.mark.slow
 def test_a_watched_turn_tells_what_each_side_has_taken():
     said = run(
         START + "def waste(view, port):\n"
@@ -66,26 +78,6 @@ def test_a_watched_turn_tells_what_each_side_has_taken():
     source, destination = (int(each) for each in said.split())
     assert 32 << 20 <= source < 64 << 20
     assert destination < 16 << 20
-
-
-def test_what_is_there_from_before_does_not_count():
-    memories = Memories(3 * 4096)
-    memories.arrived[:] = memories.sent
-    memories.check()
-    memories.clear()
-    with pytest.raises(GuestError, match="not what was sent"):
-        memories.check()
-    assert memories.copy() >= 0
-    memories.check()
-
-
-def test_memory_is_random_to_its_end_and_another_process_could_open_it():
-    memories = Memories((16 << 20) + 4096)
-    with open(path_of(memories.source), "rb") as file:
-        content = file.read()
-    assert content == bytes(memories.sent)
-    words = np.frombuffer(content, np.uint64)[::512]
-    assert len(np.unique(words)) == len(words)
 
 
 def test_shared_memory_is_the_guests_and_a_process_that_is_gone_has_none():

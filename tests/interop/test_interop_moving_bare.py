@@ -8,6 +8,7 @@ from bench_support import run
 START = """
 import tempfile
 from pathlib import Path
+from sterna_interop.memories import *
 from sterna_interop.moving import *
 from sterna_interop.moving_bare import *
 from sterna_interop.moving_tls import Certificates
@@ -26,6 +27,16 @@ def test_every_loop_moves_all_of_it():
         "            print(moved.seconds > 0, min(moved.cpu_s) > 0)"
     )
     assert said == "True True\n" * 4
+
+
+@pytest.mark.slow
+def test_what_was_never_written_is_not_moved():
+    said = run(
+        START + "memories = Memories(64 << 20, [(1 << 20, 5 << 20), (40 << 20, 1 << 20)])\n"
+        "bare(memories, hashed=True).move()\n"
+        "print(os.fstat(memories.source.fileno()).st_blocks * 512 >> 20)"
+    )
+    assert said == "6\n"
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from bench_support import run
 START = """
 import tempfile
 from pathlib import Path
+from sterna_interop.memories import *
 from sterna_interop.moving import *
 from sterna_interop.moving_qemu import *
 from sterna_interop.moving_tls import Certificates

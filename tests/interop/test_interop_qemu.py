@@ -10,7 +10,7 @@ import pytest
 
 from sterna.errors import ConfigError, GuestError
 from sterna.linux.memfd import MemoryFile
-from sterna_interop.moving import path_of
+from sterna_interop.memories import path_of
 from sterna_interop.qemu import Machine, Settings, Tls, free_port, process_clock, program, version
 
 SIZE_BYTES = 17 << 20

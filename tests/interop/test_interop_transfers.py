@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sterna_interop.measuring import BARE, COPY, OURS, QEMU, Taken, at_least
-from sterna_interop.moving import Memories, Moved
+from sterna_interop.memories import Memories
+from sterna_interop.moving import Moved
 from sterna_interop.transfers import GIB, Transfers, best_of_qemu
 
 

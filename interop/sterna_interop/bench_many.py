@@ -1,0 +1,83 @@
+"""`sterna bench many`: many sessions at once into one destination process, beside one of the same size.
+
+Each session has a connection and a guest of its own; the guests are parts of one memory. All begin together.
+How fair that was shows in how much later the last one has ended than the first one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from sterna.cli.output import Output
+from sterna.cli.units import Json, Size
+from sterna.core.words import size_text
+from sterna.errors import ConfigError
+from sterna_interop.bulk import SESSION
+from sterna_interop.measured import Report
+from sterna_interop.measuring import OURS, Measure, Runs, at_least, progress, take
+from sterna_interop.memories import Memories
+from sterna_interop.moving_sterna import sterna, sterna_many
+from sterna_interop.transfers import GIB, Last, Write, memory_measures, write_to
+
+SIZE_BYTES: Final = 1 << 30
+SESSIONS: Final = 32
+ONE: Final = "one"
+
+Sessions = Annotated[int, Parameter(validator=Number(gte=1, lte=64))]
+
+
+def many(
+    *, size: Size = SIZE_BYTES, sessions: Sessions = SESSIONS, runs: Runs = 5, write: Write = None,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Many sessions into one destination process, beside a single one that moves as much.
+
+    Args:
+        size: memory of all guests together.
+        sessions: how many there are.
+        runs: turns of each way; medians are shown.
+        write: file for the table, interop/BENCHMARKS.md; the benchmark's last one there is replaced.
+        json: one JSON object on stdout.
+    """
+    output = Output(json=json)
+    if size % (sessions << 12):
+        raise ConfigError(f"{size_text(size)} cannot be cut into {sessions} guests of whole pages")
+    memories = Memories(size)
+    all_of_them = sterna_many(memories, sessions)
+    ours, gib = Last(all_of_them), size / GIB
+    lasts = {OURS: ours, ONE: Last(sterna(memories))}
+    measures = [
+        Measure(
+            name="goodput",
+            text="goodput",
+            ways={name: last.turn(lambda moved: size / moved.seconds) for name, last in lasts.items()},
+            unit="bytes/s",
+            bounds={ONE: at_least(0.9, 0.95)},
+        ),
+        Measure(
+            name="cpu",
+            text="CPU, a GiB",
+            ways={name: last.told(lambda moved: sum(moved.cpu_s) / gib) for name, last in lasts.items()},
+        ),
+        Measure(name="first", text="first ended", ways={OURS: ours.told(lambda moved: moved.more[0])}),
+        Measure(name="last", text="last ended", ways={OURS: ours.told(lambda moved: moved.more[1])}),
+    ]
+    with progress(output) as say:
+        taken = take(measures, runs, say)
+        taken += take(memory_measures(lasts, size), 1, say, warm=True)
+    report = Report(
+        bench="many",
+        runs=runs,
+        taken=taken,
+        principal="goodput",
+        conditions={
+            "memory": f"{sessions} guests of {size_text(size // sessions)}, random; {ONE}: one of all of it",
+            "processes": "one for all sources, and one for all destinations",
+            "connection": "plain TCP over loopback",
+            "Sterna": SESSION,
+        },
+    )
+    write_to(report, write, output)
