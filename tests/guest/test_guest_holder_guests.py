@@ -430,29 +430,26 @@ async def test_a_holder_that_cannot(serve: Serve, monkeypatch: pytest.MonkeyPatc
         assert held.calls == ["reserve"]
 
 
-def has_entries(memory: MemoryMap) -> list[bool]:
-    """Of each page, as the kernel tells."""
-    with open("/proc/self/pagemap", "rb") as pagemap:
-        pagemap.seek(memory.address // 4096 * 8)
-        return [bool(top & 0x80) for top in pagemap.read(memory.size_bytes // 4096 * 8)[7::8]]
+@pytest.mark.needs("minor_faults")
+async def test_the_endpoints_mapping_is_prepared_where_pages_will_be_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    populated = []
 
+    async def note(_: MemoryMap, offset: int, length: int) -> None:
+        populated.append((offset // 4096, length // 4096))
 
-async def test_the_endpoints_mapping_is_prepared_too(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serve(with_guest=False) as (connection, held):
-        room = HolderDestinationGuest(connection)
-        await room.reserve(DESCRIPTION)
-        monkeypatch.setattr("sterna.guest.holder_guests._POPULATE_BYTES", 16 * 4096)
+    monkeypatch.setattr("sterna.guest.holder_guests.populate", note)
+    async with late_room(tmp_path / "holder") as (room, _):
         await room.prepare()
-        assert all(has_entries(room._maps[3]))
-
-        def refuse(*_: object) -> None:
-            raise MemoryError("populating memory: Cannot allocate memory")
-
-        monkeypatch.setattr("sterna.linux.memfd.MemoryMap.populate", refuse)
-        with pytest.raises(GuestError, match="Cannot allocate") as caught:
-            await room.prepare()
-        assert caught.value.code is ErrorCode.FULL
-        assert held.calls == ["reserve", "prepare", "prepare"]
+        await room.expect({3: PageBitmap(PAGES)})
+        assert populated == []
+        some = PageBitmap(PAGES)
+        some.set(2)
+        some.set(5)
+        for _ in range(2):
+            await room.expect({3: some, 5: PageBitmap(2)})
+        assert populated == [(2, 4)]
 
 
 async def test_notes_are_the_holders(serve: Serve) -> None:

@@ -20,6 +20,7 @@ from sterna.guest.holder_bitmaps import BitmapFile, read_bitmaps
 from sterna.guest.holder_client import SLOW_ANSWER_WITHIN_S, HolderConnection
 from sterna.guest.holder_frames import Frame
 from sterna.guest.late_endpoint import LateEndpoint
+from sterna.guest.populating import populate
 from sterna.guest.stale_pages import check_stale
 from sterna.guest.unwritten import pages_inside
 from sterna.linux.holes import file_holes
@@ -28,7 +29,6 @@ from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode, Transfer
 from sterna.wire.records import NO_ID, Region, Runner
 
-_POPULATE_BYTES: Final = 64 << 20  # at once: some 20 ms, for which a cancellation may have to wait
 _UNKNOWN: Final = ""  # a request was sent that changes the holder's state; its answer has not come
 
 
@@ -54,13 +54,6 @@ async def _map_memory(
     finally:
         answer.close()
     return maps
-
-
-def _populate(memory: MemoryMap, offset: int, size: int) -> None:
-    try:
-        memory.populate(offset, size)
-    except MemoryError as error:
-        raise GuestError(str(error), ErrorCode.FULL) from error
 
 
 def _fixed_size(descriptor: int) -> int:
@@ -282,19 +275,12 @@ class HolderDestinationGuest:
         return view.toreadonly() if self._has_run and self._late is None else view
 
     async def prepare(self) -> None:
-        """Every page is there when this returns, in both mappings.
-
-        Ours matters to a guest that waits for a page: 16 faults of ours would be a third of its time.
+        """Every page is there when this returns.
 
         Raises:
             GuestError: with FULL, there is not enough memory.
         """
         await self.connection.call("prepare", within_s=SLOW_ANSWER_WITHIN_S)
-        if self.can_post_copy:
-            for memory in self._maps.values():
-                for offset in range(0, memory.size_bytes, _POPULATE_BYTES):
-                    size = min(_POPULATE_BYTES, memory.size_bytes - offset)
-                    await trio.to_thread.run_sync(_populate, memory, offset, size)
 
     async def load_state(self, sections: Sequence[StateSection]) -> None:
         """Through a memory file."""
@@ -344,8 +330,10 @@ class HolderDestinationGuest:
         """The holder holds accesses, and passes what lets them go."""
         self._check_can()
         check_stale(stale, self._regions())
-        if not self._has_expected and not any(bitmap.any() for bitmap in stale.values()):
-            return  # as in every migration that stops and copies: not a question more in its blackout
+        if not self._has_expected:
+            if not any(bitmap.any() for bitmap in stale.values()):
+                return  # as in every migration that stops and copies: not a question more in its blackout
+            await self._populate(stale)
         self._has_expected = True
         file = BitmapFile(self._regions(), "sterna-stale")
         try:
@@ -354,6 +342,16 @@ class HolderDestinationGuest:
         finally:
             file.close()
         await self._open_late()
+
+    async def _populate(self, stale: Mapping[int, PageBitmap]) -> None:
+        """What will be written here, from the first of these pages to the last."""
+        for number, bitmap in stale.items():
+            starts, counts = bitmap.runs()
+            if len(starts):
+                memory, pages = self._maps[number], bitmap.bits
+                page_bytes = memory.size_bytes // pages
+                first, end = int(starts[0]), int(starts[-1] + counts[-1])
+                await populate(memory, first * page_bytes, (end - first) * page_bytes)
 
     async def faults(self) -> Sequence[PageRange]:
         """Straight from the kernel; the holder has no part in it."""

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from sterna.errors import GuestError
+from sterna.guest import populating
+from sterna.guest.populating import populate
+from sterna.linux.errors import CapabilityMissing
+from sterna.linux.memfd import PAGE_BYTES, MemoryFile, MemoryMap
+from sterna.registry import ErrorCode
+
+PAGES = 64
+
+
+@contextlib.contextmanager
+def mapped() -> Iterator[MemoryMap]:
+    """A mapping with two entries, of memory that is all there."""
+    with contextlib.closing(MemoryFile("test", PAGES * PAGE_BYTES)) as file:
+        other, memory = file.map(), file.map()
+        other.array[:] = 7
+        for page in (10, 20):
+            memory.touch(page * PAGE_BYTES)
+        try:
+            yield memory
+        finally:
+            other.close()
+            memory.close()
+
+
+def entries(memory: MemoryMap) -> list[bool]:
+    """Of each page, as the kernel tells."""
+    with open("/proc/self/pagemap", "rb") as pagemap:
+        pagemap.seek(memory.address // PAGE_BYTES * 8)
+        return [bool(top & 0x80) for top in pagemap.read(PAGES * 8)[7::8]]
+
+
+def no_scanner(*_: object) -> None:
+    raise CapabilityMissing("pagemap_scan", "there is none", "a newer kernel has it")
+
+
+@pytest.mark.parametrize("how", ["told", "not told", "too much told"])
+async def test_a_part_of_a_mapping_has_all_of_its_entries(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(populating, "STEP_BYTES", 16 * PAGE_BYTES)
+    if how == "not told":
+        monkeypatch.setattr(populating, "PagemapScanner", no_scanner)
+    elif how == "too much told":
+        monkeypatch.setattr(populating, "_RANGES_MAX", 0)
+    with mapped() as memory:
+        await populate(memory, 2 * PAGE_BYTES, 60 * PAGE_BYTES)
+        there = entries(memory)
+        assert all(there[2:62])
+        assert (memory.array == 7).all()
+        await populate(memory, 0, memory.size_bytes)
+        assert all(entries(memory))
+
+
+@pytest.mark.needs("pagemap_scan")
+async def test_what_has_its_entries_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    with mapped() as memory, monkeypatch.context() as patch:
+        for page in (10, 11, 12, 20):
+            memory.touch(page * PAGE_BYTES)
+        there = entries(memory)
+        patch.setattr(MemoryMap, "populate", lambda _, *part: asked.append(part))
+        await populate(memory, 0, memory.size_bytes)
+    pages = {
+        page for offset, size in asked for page in range(offset // PAGE_BYTES, (offset + size) // PAGE_BYTES)
+    }
+    assert pages == {page for page in range(PAGES) if not there[page]}
+
+
+async def test_memory_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError("populating memory: Cannot allocate memory")
+
+    with mapped() as memory, monkeypatch.context() as patch:
+        patch.setattr(MemoryMap, "populate", refuse)
+        with pytest.raises(GuestError, match="Cannot allocate") as caught:
+            await populate(memory, 0, memory.size_bytes)
+    assert caught.value.code is ErrorCode.FULL
