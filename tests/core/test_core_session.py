@@ -913,3 +913,16 @@ def test_calls_after_the_end(end):
 
 def test_regions_of_the_rig_are_those_of_the_tests():
     assert REGION.pages == 4
+
+
+def test_a_request_that_can_be_carried_out_at_once():
+    """Only in its turn: answers come in the order of the requests."""
+    rig = SourceRig()
+    assert rig.machine.prompt_request is None
+    rig.machine._ask(first := e.Pause())
+    rig.machine._ask(second := e.SaveState())
+    assert rig.machine.prompt_request is first
+    assert rig.machine.poll_request() is first
+    assert rig.machine.prompt_request is None
+    rig.machine._requests.answered(first)
+    assert rig.machine.prompt_request is second

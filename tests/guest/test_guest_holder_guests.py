@@ -13,7 +13,7 @@ from test_guest_holder_backend import DESCRIPTION, PAGES, STATE, FakeHeld
 from test_guest_holder_server import serving
 
 from sterna.errors import GuestError
-from sterna.guest.api import DestinationGuest, SourceGuest
+from sterna.guest.api import DestinationGuest, PromptGuest, SourceGuest
 from sterna.guest.holder_backend import HeldState
 from sterna.guest.holder_client import HolderConnection, connect_holder
 from sterna.guest.holder_engine import HolderEngine
@@ -385,6 +385,30 @@ async def test_pages_of_two_regions_come_later(tmp_path: Path) -> None:
             assert held.late is None
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.needs("minor_faults")
+async def test_who_need_not_wait_does_not(tmp_path: Path) -> None:
+    """[HOL-40] But the holder hears of the last page."""
+    async with late_room(tmp_path / "holder") as (room, held):
+        assert isinstance(room, PromptGuest)
+        assert room.waited_for() == ()
+        assert not room.let_go(5, 0, 2)
+        await room.expect(full())
+        await room.run(5, RUNNER)
+        assert room.waited_for() == []
+        thread = threading.Thread(target=held.maps[5].touch, args=(4096,))
+        thread.start()
+        while not (waited_for := room.waited_for()):
+            await trio.testing.wait_all_tasks_blocked()
+        assert waited_for == [PageRange(5, 1, 1)]
+        assert room.let_go(5, 1, 1)
+        await trio.to_thread.run_sync(thread.join)
+        assert room.let_go(3, 0, PAGES)
+        assert not room.let_go(5, 0, 1)
+        assert held.late is not None
+        await room.installed(5, 0, 1)
+        assert held.late is None
 
 
 @pytest.mark.needs("minor_faults")

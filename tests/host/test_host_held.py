@@ -132,6 +132,7 @@ async def test_a_guest_that_runs_before_its_pages_are_there(
         "the guest ran before all of its pages were here"
     ]
     assert [path.name for path in images(tmp_path)] == []
+    assert arriving.waited_for() == ()
     with pytest.raises(GuestError, match="does not run this session's guest: it is running"):
         await (other := ArrivingGuest(there[0], anything, image=bytes(16))).take_over()
     await other.leave()
@@ -141,6 +142,8 @@ async def test_a_guest_that_runs_before_its_pages_are_there(
     assert first in await arriving.faults()
     assert bytes(await arriving.notes()) == b"notes"
     arriving.memory(0)[:] = frozen
+    assert arriving.waited_for() == []
+    assert arriving.let_go(0, 0, 1)
     await arriving.installed(0, 0, PAGES)
     status = await arriving.status()
     assert status is not None

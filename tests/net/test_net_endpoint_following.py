@@ -58,6 +58,28 @@ async def test_auto_takes_the_bitmap_where_the_guest_is_too_fast(autojump_clock)
     assert done.guest.machine.throttle == 0.0
 
 
+async def test_a_guest_that_can_is_seen_to_between_two_receives(autojump_clock) -> None:
+    """[PCY-12] The last pages are for the performer."""
+    made, seen, let_gone = scene("post-copy"), [], []
+
+    def let_go(region: int, first: int, count: int) -> bool:
+        stale = made.room._expected()
+        stale.installed(region, first, count)
+        let_gone.append((first, count))
+        return stale.any
+
+    made.room.waited_for = lambda: ()
+    made.room.let_go = let_go
+    object.__setattr__(
+        made.destination._options, "on_request", lambda request, **_: seen.append(type(request))
+    )
+    done = await made.run()
+    assert done.outcomes == (Outcome.COMPLETED, Outcome.COMPLETED)
+    assert len(let_gone) > 10
+    assert seen.count(Installed) == 2  # before and after
+    assert done.room.workload.audit().errors == 0
+
+
 async def test_while_pages_follow_nobody_waits_long_for_a_turn(autojump_clock) -> None:
     for style, bytes_moved in (("post-copy", SOON_BYTES), ("stop-and-copy", YIELD_BYTES)):
         made = scene(style)

@@ -96,6 +96,11 @@ class Session(Connected):
         """The next request that the driver has to carry out."""
         return self._requests.take()
 
+    @property
+    def prompt_request(self) -> Request | None:
+        """What `poll_request` gives next, if nothing that it gave is unanswered."""
+        return None if self._requests.taken else next(iter(self._requests), None)
+
     def poll_event(self) -> Event | None:
         """The next event."""
         return self._events.popleft() if self._events else None

@@ -319,6 +319,31 @@ class OutlivingGuest(DestinationGuest, Protocol):
         ...
 
 
+@runtime_checkable
+class PromptGuest(Protocol):
+    """What a `DestinationGuest` that can post-copy may offer besides: the same without a wait.
+
+    An endpoint looks here whenever pages have come, rather than when the tasks that wait in `faults` and
+    `installed` get their turn: its guest's vCPUs wait as much less.
+    """
+
+    def waited_for(self) -> Sequence[PageRange]:
+        """What `faults` would return at once; empty if it would wait.
+
+        Raises:
+            GuestError: as `faults`.
+        """
+        ...
+
+    def let_go(self, region: int, first: int, count: int) -> bool:
+        """Do as much of `installed` as needs no wait; false if that has to be called all the same.
+
+        Raises:
+            GuestError: as `installed`.
+        """
+        ...
+
+
 class WithoutPostCopy:
     """The part of `DestinationGuest` that a guest needs which runs only with all of its pages there."""
 

@@ -377,6 +377,17 @@ class HolderDestinationGuest:
         else:
             await trio.lowlevel.checkpoint()
 
+    def waited_for(self) -> Sequence[PageRange]:
+        """What the kernel tells by now."""
+        return () if self._late is None else self._late.news()
+
+    def let_go(self, region: int, first: int, count: int) -> bool:
+        """All but what the holder has to hear."""
+        if self._late is None:
+            return False
+        self._late.installed(region, first, count)
+        return self._late.any_missing
+
     async def missing(self) -> Mapping[int, PageBitmap]:
         """As the shared bitmap has it."""
         return {} if self._late is None else self._late.missing()

@@ -98,7 +98,7 @@ class LateEndpoint:
         while True:
             if self._uffd.fileno() < 0:
                 raise trio.ClosedResourceError
-            if found := self._news():
+            if found := self.news():
                 return found
             await trio.lowlevel.wait_readable(self._uffd.fileno())
 
@@ -123,7 +123,12 @@ class LateEndpoint:
             trio.lowlevel.notify_closing(self._uffd.fileno())
         self._uffd.close()
 
-    def _news(self) -> list[PageRange]:
+    def news(self) -> list[PageRange]:
+        """Accesses to missing pages that were not told yet; does not wait.
+
+        Raises:
+            GuestError: the holder is gone, or tells nonsense.
+        """
         found: list[PageRange] = []
         for fault in self._uffd.read_faults():
             one = self._region_at(fault.address)

@@ -162,6 +162,14 @@ class ArrivingGuest:
         """Let the guest go on."""
         await self._here.installed(region, first, count)
 
+    def waited_for(self) -> Sequence[PageRange]:
+        """What the guest waits for by now."""
+        return () if self._guest is None else self._guest.waited_for()
+
+    def let_go(self, region: int, first: int, count: int) -> bool:
+        """Let the guest go on, at once if possible."""
+        return self._here.let_go(region, first, count)
+
     async def missing(self) -> Mapping[int, PageBitmap]:
         """What is not here yet."""
         return await self._here.missing()

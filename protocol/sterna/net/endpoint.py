@@ -40,7 +40,7 @@ from sterna.core.session import Session
 from sterna.core.source import SourceConfig, SourceMachine
 from sterna.core.tables import SourceState
 from sterna.errors import GuestError, LocalProtocolError, SternaError, TransportError
-from sterna.guest.api import DestinationGuest, GuestDescription, OutlivingGuest, SourceGuest
+from sterna.guest.api import DestinationGuest, GuestDescription, OutlivingGuest, PromptGuest, SourceGuest
 from sterna.memory.pages import PageSink
 from sterna.net.hosting import Host, LocalHost, Reopened
 from sterna.net.kept import KeptSession, Sessions
@@ -56,7 +56,7 @@ from sterna.net.options import (
 )
 from sterna.net.pump import FLUSH_STALL_S, UNDO_S, OnEvent, Perform, Pump
 from sterna.net.redial import RESUMPTIONS_MAX, Reconnect, dial_more, redial
-from sterna.net.room import Room, tell_faults
+from sterna.net.room import Prompt, Room, tell_faults
 from sterna.net.steady import SteadyPages
 from sterna.net.transport import Transport
 from sterna.registry import ERRORS, ErrorCode, Feature, Phase
@@ -488,6 +488,8 @@ class Destination(_Endpoint):
         guest = self.guest if self._owner is None else self._owner.guest
         assert guest is not None
         assert self._pump is not None
+        if isinstance(guest, PromptGuest):
+            self._pump.see_to_guest = Prompt(guest, self._machine, self._options.clock).see_to
         await tell_faults(guest, self._machine, self._pump.kick, self._options.clock)
 
     async def _reserve(self, record: Guest) -> PageSink:

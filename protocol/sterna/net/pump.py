@@ -77,6 +77,10 @@ class Pump:
     """One machine on one transport. `perform` carries out requests, `on_event` sees every event.
 
     An `on_event` that raises is logged and not called again: what shows a migration must not end it.
+
+    Attributes:
+        see_to_guest: called whenever the machine is looked at; may give it commands, and answer requests that
+            nobody has taken.
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class Pump:
         self._ended = trio.Event()
         self._carrying: trio.CancelScope | None = None
         self._given_up = False
+        self.see_to_guest: Callable[[], None] = lambda: None
 
     async def drive(self) -> Result:
         """Run until the machine has a result, and close the connections, unless they are another's then."""
@@ -185,6 +190,7 @@ class Pump:
         `stream`: where something has come, if it was not a command. Pages that have come are answered, if at
         all, on the control connection.
         """
+        self.see_to_guest()
         while (event := self.machine.poll_event()) is not None:
             if isinstance(event, PagesFollow):
                 for line in self._lines.values():

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Callable
 
 from sterna.core.destination import DestinationMachine
+from sterna.core.events import Installed
 from sterna.errors import GuestError
-from sterna.guest.api import DestinationGuest
+from sterna.guest.api import DestinationGuest, PromptGuest
 from sterna.memory.pages import PageSink
 from sterna.wire.records import PageRange, Pages
 
@@ -52,3 +53,43 @@ async def tell_faults(
             kick()
     except GuestError:
         _log.exception("the guest does not say any more what it waits for")
+
+
+class Prompt:
+    """Sees to a guest that waits for pages, whenever something has come and without a turn of any task."""
+
+    def __init__(self, guest: PromptGuest, machine: DestinationMachine, clock: Callable[[], float]) -> None:
+        self._guest = guest
+        self._machine = machine
+        self._clock = clock
+        self._silent = False
+
+    def see_to(self) -> None:
+        """Tell the machine what the guest waits for, and let it go on with what has come."""
+        self._tell()
+        while isinstance(request := self._machine.prompt_request, Installed) and self._install(request):
+            pass
+
+    def _tell(self) -> None:
+        if self._silent:
+            return
+        try:
+            for pages in self._guest.waited_for():
+                self._machine.fault(pages.region, pages.first, pages.count, self._clock())
+        except GuestError:
+            self._silent = True
+            _log.exception("the guest does not say any more what it waits for")
+
+    def _install(self, request: Installed) -> bool:
+        """False: somebody has to wait for it."""
+        try:
+            done = [self._guest.let_go(each.region, each.first, each.count) for each in request.pages]
+        except GuestError as error:
+            self._machine.poll_request()
+            self._machine.fail(request, error, self._clock())
+            return False
+        if not all(done):
+            return False
+        self._machine.poll_request()
+        self._machine.complete(request, None, self._clock())
+        return True
