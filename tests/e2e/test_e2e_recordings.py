@@ -92,3 +92,18 @@ async def test_what_the_kit_has_recorded(world: World) -> None:
         assert fault is None or fault.sender is at, (path, fault)  # the kit's own peer is at that side
         judged += 1
     assert judged == 24
+
+
+async def test_a_session_with_data_connections_is_verified(world: World) -> None:
+    """[STR-13] [RND-4] [REC-7] As one session, on whatever connection its pages were."""
+    path = world.directory / "streams.rec"
+    small = ["--memory", "16MiB", "--hot", "4MiB", "--dirty-rate", "8MiB/s", "--streams", "3"]
+    demo = await world.start("demo", "--json", *small, "--record", path)
+    assert await demo.end() == 0, demo.said()
+    code, found = await verdict(world, path)
+    assert code == 0, found
+    (session,) = found["sessions"]
+    assert session["outcome"] == "completed"
+    assert session["digest"] == demo.last["digest"]["source"]
+    assert [one["pages"] for one in session["rounds"]] == [one["pages"] for one in demo.last["rounds"]]
+    assert found["pages"] == session["pages"]

@@ -369,12 +369,28 @@ async def test_a_transport_that_goes_on_behind_its_end(path: Path, monkeypatch: 
 async def test_more_connections_than_a_recording_holds(path: Path) -> None:
     """[REC-8]"""
     told: list[str] = []
-    a, _ = memory_transport_pair()
     async with record(path, Side.DESTINATION, told.append) as recorder:
-        for _ in range(CONNECTIONS_MAX):
-            assert recorder.wrap(a) is not a
-        assert recorder.wrap(a) is a
-    assert "is not recorded" in told[0]
+        for _ in range(CONNECTIONS_MAX + 1):
+            near, far = memory_transport_pair()
+            await recorder.wrap(near).send([b"x"])
+            assert await far.receive_into(memoryview(bytearray(9))) == 1
+    (told_once,) = told
+    assert "is not recorded" in told_once
+    with path.open("rb") as file:
+        numbers = {item.connection for item in RecordingReader(file) if isinstance(item, Passed)}
+    assert numbers == set(range(1, CONNECTIONS_MAX + 1))
+
+
+async def test_connections_are_numbered_as_they_begin(path: Path) -> None:
+    """[REC-7]"""
+    pairs = [memory_transport_pair() for _ in range(2)]
+    async with record(path, Side.SOURCE, pytest.fail) as recorder:
+        first, second = (recorder.wrap(near) for near, _ in pairs)
+        await second.send([b"2"])
+        await first.send([b"1"])
+    with path.open("rb") as file:
+        items = [item for item in RecordingReader(file) if isinstance(item, Passed)]
+    assert [(item.connection, bytes(item.data)) for item in items] == [(1, b"2"), (2, b"1")]
 
 
 async def test_a_file_that_cannot_be_made(tmp_path: Path) -> None:

@@ -268,8 +268,10 @@ class _View:
         self._put(fields, lines)
 
     def _over(self, connection: int, follower: Follower) -> None:
-        fields: Fields = {"event": "session", **session_fields(connection, follower)}
-        self._put(fields, ["", *session_lines(connection, follower)])
+        kind = "session" if follower.session is None else "data_connection"
+        fields: Fields = {"event": kind, **session_fields(connection, follower)}
+        lines = session_lines(connection, follower) if follower.session is None else ()
+        self._put(fields, ["", *lines] if lines else [])
 
     def _put(self, fields: Fields, lines: Iterable[str]) -> None:
         """One event: a line for programs, or some for people."""

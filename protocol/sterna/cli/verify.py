@@ -142,6 +142,9 @@ class _Checked:
                 shown.stop()
 
     def _over(self, connection: int, follower: Follower) -> None:
+        if follower.session is not None:
+            self._data_over(connection, follower)
+            return
         summary, outcome = follower.summary, follower.outcome()
         fields = session_fields(connection, follower)
         unfinished = self.completed and outcome.ended is not Ended.COMPLETED
@@ -156,6 +159,14 @@ class _Checked:
         if len(self.sessions) < SESSIONS_TOLD:
             self.sessions.append({**fields, "ok": not wrong and not follower.trouble})
             self.output.say(f"connection {connection}: {_verdict(follower, unfinished=unfinished)}")
+
+    def _data_over(self, connection: int, follower: Follower) -> None:
+        """A data connection: its pages are those of its session."""
+        self.frames += sum(follower.summary.frames.values())
+        self.bad += follower.fault is not None
+        self.unjudged += bool(follower.trouble)
+        if follower.stopped:
+            self.output.say(f"connection {connection}, of data: {_verdict(follower, unfinished=False)}")
 
     def _lines(self, reader: RecordingReader) -> Iterable[str]:
         if self.count > len(self.sessions):

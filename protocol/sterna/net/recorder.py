@@ -91,12 +91,18 @@ class Recorder:
         """A transport that records what passes; the same one, if it cannot be recorded."""
         if self.failure:
             return transport
+        return _RecordedTransport(transport, _Line(self, self._own))
+
+    def begin(self) -> int | None:
+        """The number of a connection, at its first record: they are numbered in that order [REC-7].
+
+        None if it cannot be recorded.
+        """
         try:
-            number = self._writer.connect()
+            return self._writer.connect()
         except ConfigError as error:
             self._on_failure(f"a connection is not recorded: {error}")
-            return transport
-        return _RecordedTransport(transport, _Line(self, number, self._own))
+            return None
 
     @property
     def time_ns(self) -> int:
@@ -232,9 +238,10 @@ async def record(
 class _Line:
     """One connection in a recording: what its own side sends, and what it receives."""
 
-    def __init__(self, recorder: Recorder, number: int, own: Sender) -> None:
+    def __init__(self, recorder: Recorder, own: Sender) -> None:
         self._recorder = recorder
-        self._number = number
+        self._number: int | None = None
+        self._begun = False
         self._own = own
         self._ended: set[Sender] = set()
 
@@ -256,13 +263,20 @@ class _Line:
         await self._recorder.room()
 
     def _passed(self, sender: Sender, data: memoryview | bytes) -> None:
-        if sender not in self._ended:
-            self._recorder.passed(self._number, sender, data)
+        number = self._number if self._begun else self._begin()
+        if number is not None and sender not in self._ended:
+            self._recorder.passed(number, sender, data)
 
     def _end(self, sender: Sender, how: How, text: str) -> None:
-        if sender not in self._ended:
+        number = self._number if self._begun else self._begin()
+        if number is not None and sender not in self._ended:
             self._ended.add(sender)
-            self._recorder.ended(self._number, sender, how, text)
+            self._recorder.ended(number, sender, how, text)
+
+    def _begin(self) -> int | None:
+        self._begun = True
+        self._number = None if self._recorder.failure else self._recorder.begin()
+        return self._number
 
 
 class _RecordedTransport(Transport):

@@ -72,6 +72,7 @@ class Direction:
         offset: where the frame begins that is being read.
         bytes: that have come.
         keep_bytes: how much of each frame's raw bytes is kept.
+        announced: what its receiver takes.
         error: what ended it, if anything has: the bytes behind it are counted, and not looked at.
     """
 
@@ -83,14 +84,14 @@ class Direction:
         self.keep_bytes: Final = keep_bytes
         self.error: SternaError | None = None
         self._share: Final = share
-        self._announced = Limits()
+        self.announced = Limits()
         self._raw = bytearray()  # of the frame at `offset`, at most keep_bytes of it
         self._bulk = memoryview(bytearray())
         self._held_bytes = HANDSHAKE_BODY_BYTES  # of a body; this much everybody has
 
     def set_limits(self, announced: Limits) -> None:
         """The receiver has announced these."""
-        self._announced = announced
+        self.announced = announced
         control_bytes = min(announced.control_bytes, CONTROL_MAX_BYTES)
         self.reader.set_limits(replace(announced, control_bytes=control_bytes))
 
@@ -197,7 +198,7 @@ class Direction:
 
     def _judged(self, error: RemoteProtocolError) -> RemoteProtocolError | TooMuchError:
         """A limit of this reader's own is not the sender's fault."""
-        announced = self._announced.control_bytes
+        announced = self.announced.control_bytes
         if error.code is ErrorCode.LIMIT_CONTROL and announced > CONTROL_MAX_BYTES:
             return TooMuchError(f"a longer frame than this reader takes, {CONTROL_MAX_BYTES} bytes")
         return error

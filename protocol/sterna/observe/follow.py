@@ -12,7 +12,7 @@ reads a recording wants to see how the other side answered.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Final
 
@@ -27,7 +27,7 @@ from sterna.observe.recording import OTHER, How, RecordClock, Side
 from sterna.observe.summary import Summary
 from sterna.registry import FRAMES, ErrorCode, Sender
 from sterna.wire import Buffer
-from sterna.wire.records import Abort, Attach, Guest, Refuse, Welcome
+from sterna.wire.records import Abort, Attach, Attached, Guest, Pages, Refuse, Welcome
 
 _NS: Final = 1e-9
 # A region takes 24 bytes in GUEST, and about so many times more in memory.
@@ -81,6 +81,7 @@ class Follower:
         summary: what the session came to so far.
         directions: the bytes of each side.
         alone: whether only one side is known.
+        session: the follower of the session of which this is a data connection; None if it is none.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Follower:
         keep_bytes: int = 0,
         budget: Budget | None = None,
         alone: bool = False,
+        find: Callable[[bytes], Follower | None] = lambda _: None,
     ) -> None:
         """Begin.
 
@@ -101,6 +103,7 @@ class Follower:
             budget: for memory, of all sessions of the recording.
             alone: only one direction is known. Its frames are decoded, whatever the other side announced;
                 the conversation is not judged.
+            find: the follower of a session, by its id, for a connection that joins it.
         """
         self.fault: Fault | None = None
         self.trouble = ""
@@ -118,6 +121,8 @@ class Follower:
         self._signs: Final = Signs(side, set(), {}, {})
         self._timed: Final = clock is not RecordClock.NONE
         self._judging = True
+        self._find: Final = find
+        self.session: Follower | None = None
 
     @property
     def stopped(self) -> bool:
@@ -155,6 +160,8 @@ class Follower:
     def close(self) -> None:
         """The session is over: let go of what was kept to judge it. The outcome is still there."""
         self._judging = False
+        if self._judge is not None and self.session is None:
+            self._judge.over = True
         self._judge = None
         for direction in self.directions.values():
             direction.close()
@@ -191,12 +198,40 @@ class Follower:
     def _check(self, sender: Sender, frame: Frame, time_ns: int) -> None:
         if self._judge is None:
             return
+        now = time_ns * _NS if self._timed else math.inf
+
+        def blame(error: Exception) -> None:
+            self._blame(error, sender, frame, time_ns)
+
         try:
-            self._judge.check(sender, frame, time_ns * _NS if self._timed else math.inf)
-        except TooMuchError as error:
+            if isinstance(frame.record, Attach) and self.summary.hello is None:
+                self._join(frame.record)
+            if self.session is None:
+                self._judge.check(sender, frame, now, blame)
+            else:
+                self._judge.check_data(sender, frame, now, blame)
+        except (TooMuchError, RemoteProtocolError, BreachError) as error:
+            blame(error)
+
+    def _blame(self, error: Exception, sender: Sender, frame: Frame, time_ns: int) -> None:
+        if isinstance(error, TooMuchError):
             self._give_up(error)
-        except (RemoteProtocolError, BreachError) as error:
+        elif isinstance(error, RemoteProtocolError | BreachError):
             self._wrong(sender, error, (frame.offset, frame.header.sequence), time_ns)
+
+    def _join(self, attach: Attach) -> None:
+        """This is a data connection: what its session has agreed on holds here, and its judge judges."""
+        session = self._find(attach.session)
+        if session is None or session._judge is None or session.summary.guest is None:
+            return
+        self.session, self._judge = session, session._judge
+        for sender, direction in self.directions.items():
+            other = session.directions[sender]
+            direction.set_limits(other.announced)
+            bounds = other.reader.bounds
+            assert bounds.regions is not None
+            direction.reader.set_encodings(bounds.encodings)
+            direction.reader.set_regions(bounds.regions)
 
     def _learn(self, frame: Frame) -> None:
         """What frames tell about the frames to come."""
@@ -211,8 +246,12 @@ class Follower:
                 for sender, direction in self.directions.items():
                     direction.set_limits(limits[OTHER[sender]])
                     direction.reader.set_encodings(encodings)
-            case Attach(index=index):
-                self.directions[Sender.DESTINATION].reader.set_stream(index + 1)
+            case Attach() if self.summary.frames[Sender.SOURCE] == 0:
+                self.directions[Sender.DESTINATION].reader.set_stream(frame.header.stream)
+            case Attached(last_sequence=last) if self.session is not None:
+                self.directions[Sender.SOURCE].reader.go_on_from(last + 1)
+            case Pages() as table if self.session is not None:
+                self.session.summary.carry(table)
             case Guest() as guest if self.summary.guest is None:
                 self._share.take(frame.header.body_bytes * _KEPT_OF_GUEST, "the guest's description")
                 for direction in self.directions.values():
@@ -239,6 +278,8 @@ class Follower:
         judging, self._judging = self._judging, False
         if not judging:
             return
+        if self._judge is not None:
+            self._judge.over = True  # on the session's other connections, too
         coded = error if isinstance(error, RemoteProtocolError) else None
         self.fault = Fault(
             sender,

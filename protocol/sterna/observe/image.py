@@ -115,7 +115,7 @@ class Image:
         Raises:
             RemoteProtocolError: BAD_ROUND, COUNT_MISMATCH, or PAGE_HASH in the blackout.
         """
-        self.round.announce(record)
+        self.round.announce(record, frame.header.stream)
         sent = self._sent[record.region]
         first, count = record.runs["first"], record.runs["count"]
         before = sent.count()
@@ -124,7 +124,7 @@ class Image:
             raise wrong(ErrorCode.COUNT_MISMATCH, "a page twice in one round", "CON-27", record)
         self.pages += record.page_count
         self._memory.mark_stale(record.region, first, count)
-        self.round.take(record, frame.damaged, frame.header.sequence)
+        self.round.take(record, frame.damaged, frame.header.sequence, frame.header.stream)
         self._memory.record(record, frame.damaged)
 
     def end(self, record: RoundEnd, source: Limits) -> None:

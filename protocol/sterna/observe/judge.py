@@ -21,11 +21,12 @@ from sterna.core.heartbeat import Heartbeat
 from sterna.core.negotiate import check_room, check_welcome, usable_limits
 from sterna.core.style import check_batch, selected_styles
 from sterna.core.tables import DestinationState
-from sterna.errors import LocalProtocolError, SternaError, remote_error
+from sterna.errors import LocalProtocolError, RemoteProtocolError, SternaError, remote_error
 from sterna.limits import Limits
 from sterna.observe.budget import Share, TooMuchError
 from sterna.observe.direction import Frame
 from sterna.observe.image import Image
+from sterna.observe.lanes import Blame, Lanes, Waiting, is_ahead
 from sterna.observe.places import Places
 from sterna.observe.recording import OTHER
 from sterna.registry import ErrorCode, Feature, FrameType, Mode, Sender, Style
@@ -34,6 +35,7 @@ from sterna.wire.records import (
     Abort,
     Accept,
     Attach,
+    Attached,
     Complete,
     DirtyBitmap,
     Guest,
@@ -95,6 +97,7 @@ class Judge:
         self.places: Final = {side: Places(side) for side in OTHER}
         self.over = False
         self._share: Final = share
+        self._lanes: Lanes | None = None
         self._guest: Guest | None = None
         self._limits = dict.fromkeys(OTHER, Limits())
         self._attempt = 1
@@ -104,13 +107,14 @@ class Judge:
         self._last_words: dict[Sender, FrameType] = {}
         self._beats: Final = {side: _Beats() for side in OTHER}
 
-    def check(self, sender: Sender, frame: Frame, now: float) -> None:
-        """Judge the next frame. After an exception there is no use in asking again.
+    def check(self, sender: Sender, frame: Frame, now: float, blame: Blame = lambda _: None) -> None:
+        """Judge the next frame of the control connection. After an exception there is no use in asking again.
 
         Args:
             sender: whose it is.
             frame: a frame of known type.
             now: when, in seconds; infinite if nobody knows.
+            blame: told instead, if the frame has to wait and is found to be wrong later.
 
         Raises:
             RemoteProtocolError: what the receiver must answer it with.
@@ -134,10 +138,89 @@ class Judge:
             case Ping() | Pong() | Progress():
                 self._beat(sender, record, now)
             case _:
-                self._move(sender, record)
-                self._check_content(record, frame)
-                if isinstance(record, Welcome):
-                    self._select(now)
+                self._take_turn(Waiting(sender, frame, now, blame), record)
+
+    def check_data(self, sender: Sender, frame: Frame, now: float, blame: Blame) -> None:
+        """As `check`, for a frame of one of the session's data connections."""
+        record, lanes = frame.record, self._lanes
+        assert record is not None
+        assert self.welcome is not None
+        if self.over:
+            return
+        if lanes is None:
+            detail = "a data connection before ACCEPT, or of a session without any"
+            raise wrong(ErrorCode.UNEXPECTED_FRAME, detail, "STR-4", record)
+        check_sender(record.type, OTHER[sender])
+        match record:
+            case Attach():
+                lanes.attach(record, frame.header.stream, self.welcome)
+            case Attached():
+                lanes.attached(record, frame.header.stream)
+            case Pages() if self._is_ahead(record):
+                lanes.passed(frame)
+                lanes.keep(lanes.early, Waiting(sender, frame, now, blame))
+            case Pages():
+                lanes.passed(frame)
+                self._say(sender, record, frame)
+            case Abort():
+                pass  # it ends this connection; what it means for the session is said there
+            case _:
+                raise wrong(ErrorCode.UNEXPECTED_FRAME, "on a data connection", "STR-3", record)
+        self._go_on(lanes)
+
+    # ---- what has to wait ----
+
+    def _take_turn(self, waiting: Waiting, record: Record) -> None:
+        lanes = self._lanes
+        late = lanes is not None and (lanes.put_off or (isinstance(record, RoundEnd) and lanes.lacks(record)))
+        if lanes is not None and late:
+            if waiting.sender is Sender.DESTINATION:
+                detail = f"{record.type.name} before the pages that ROUND_END counts"
+                raise BreachError("RND-4", detail, record.type)
+            lanes.keep(lanes.put_off, waiting)
+            return
+        self._say(waiting.sender, record, waiting.frame)
+        if isinstance(record, Welcome):
+            self._select(waiting.now)
+        if lanes is not None and isinstance(record, Round) and self.image is not None:
+            for early in lanes.due(self._attempt, self.image.round.number):
+                self._say_late(early)
+
+    def _go_on(self, lanes: Lanes) -> None:
+        """What the lanes have reached may be acted on."""
+        while lanes.put_off:
+            first = lanes.put_off[0].frame.record
+            if isinstance(first, RoundEnd) and lanes.lacks(first):
+                return
+            self._say_late(lanes.put_off.popleft())
+
+    def _say_late(self, waiting: Waiting) -> None:
+        record = waiting.frame.record
+        assert record is not None
+        try:
+            self._say(waiting.sender, record, waiting.frame)
+        except (RemoteProtocolError, BreachError, TooMuchError) as error:
+            self.over = True  # the first thing that is wrong counts
+            waiting.blame(error)
+
+    def _say(self, sender: Sender, record: Record, frame: Frame) -> None:
+        if self._lanes is not None:
+            self._check_stream(self._lanes, record, frame)
+        self._move(sender, record)
+        self._check_content(record, frame)
+
+    def _check_stream(self, lanes: Lanes, record: Record, frame: Frame) -> None:
+        if isinstance(record, Round) and not lanes.all_attached:
+            raise BreachError("STR-2", "ROUND before ATTACHED on each data connection", record.type)
+        if isinstance(record, Pages) and not frame.header.stream and not self._running:
+            raise wrong(ErrorCode.UNEXPECTED_FRAME, "on the control connection", "STR-1", record)
+
+    def _is_ahead(self, record: Pages) -> bool:
+        return (
+            self.image is not None
+            and not self._running
+            and is_ahead(record, self._attempt, self.image.round.number)
+        )
 
     # ---- whose turn it is ----
 
@@ -285,7 +368,7 @@ class Judge:
         if record.data_streams > self._features.get(Feature.DATA_STREAMS, 0):
             raise wrong(ErrorCode.NOT_SELECTED, "more data streams than were selected", "ACC-3", record)
         if record.data_streams:
-            raise TooMuchError("a session whose pages travel on connections of their own")
+            self._lanes = Lanes(record.data_streams, self._share)
         limits = self._limits[Sender.DESTINATION]
         image = Image(self._guest, limits, self._share)
         if record.reserved_bytes < image.table.size_bytes:

@@ -108,18 +108,43 @@ class Sessions:
                 keep_bytes=self._keep_bytes,
                 budget=self._budget,
                 alone=self._alone,
+                find=self._find,
             )
         return follower
 
+    def _find(self, session: bytes) -> Follower | None:
+        """The follower of a session, for a data connection of it."""
+        for follower in self._open.values():
+            welcome = follower.summary.welcome
+            if welcome is not None and welcome.session == session:
+                return follower
+        return None
+
+    def _stopped(self, told: Follower, running: list[tuple[int, Follower]]) -> Iterator[Stopped]:
+        """What was found out about frames of other connections that had to wait."""
+        for number, follower in running:
+            if follower is not told and follower.stopped:
+                yield Stopped(number, follower)
+
+    def _running(self, follower: Follower) -> list[tuple[int, Follower]]:
+        """The connections of its session that are judged."""
+        session = follower.session or follower
+        return [
+            (number, each)
+            for number, each in self._open.items()
+            if not each.stopped and (each is session or each.session is session)
+        ]
+
     def _passed(self, item: Passed) -> Iterator[Step]:
         follower = self._follower(item.connection)
-        before = follower.stopped
+        before, running = follower.stopped, self._running(follower)
         told = False
         for seen in follower.feed(item.sender, item.data, item.time_ns):
             told |= seen.fault is not None
             yield Happened(item.connection, seen)
         if follower.stopped and not before and not told:
             yield Stopped(item.connection, follower)
+        yield from self._stopped(follower, running or self._running(follower))
 
     def _ended(self, item: DirectionEnded) -> Iterator[Step]:
         follower = self._follower(item.connection)

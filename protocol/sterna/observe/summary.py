@@ -74,6 +74,8 @@ class Summary:
     first_ns: int | None = None
     last_ns: int = 0
     _round: RoundSeen | None = None
+    _early_pages: int = 0
+    _early_bytes: int = 0
 
     def add(self, sender: Sender, frame: Frame, time_ns: int) -> None:
         """A frame has passed."""
@@ -92,11 +94,7 @@ class Summary:
             case Round(round=number):
                 self._begin(number, time_ns)
             case Pages() as table:
-                self.pages += table.page_count
-                self.bulk_bytes += table.bulk_bytes
-                if self._round is not None:
-                    self._round.pages += table.page_count
-                    self._round.bulk_bytes += table.bulk_bytes
+                self.carry(table)
             case RoundEnd() if self._round is not None:
                 self._round.ended_ns = time_ns
             case RoundAck(rejected=rejected) if self._round is not None:
@@ -111,6 +109,18 @@ class Summary:
             case _:
                 pass
 
+    def carry(self, table: Pages) -> None:
+        """Pages have passed, on whatever connection of the session; perhaps before their ROUND."""
+        self.pages += table.page_count
+        self.bulk_bytes += table.bulk_bytes
+        now = self._round
+        if self.running_ns is None and table.round == (0 if now is None else now.number) + 1:
+            self._early_pages += table.page_count
+            self._early_bytes += table.bulk_bytes
+        elif now is not None:
+            now.pages += table.page_count
+            now.bulk_bytes += table.bulk_bytes
+
     @property
     def blackout_ns(self) -> int | None:
         """From READY to RUNNING as they passed here; None if one of them did not."""
@@ -120,6 +130,8 @@ class Summary:
 
     def _begin(self, number: int, time_ns: int) -> None:
         self._round = RoundSeen(number, time_ns, last=self.ready_ns is not None)
+        self._round.pages, self._early_pages = self._early_pages, 0
+        self._round.bulk_bytes, self._early_bytes = self._early_bytes, 0
         self.round_count += 1
         if len(self.rounds) < ROUNDS_TOLD:
             self.rounds.append(self._round)
