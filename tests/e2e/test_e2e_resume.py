@@ -10,6 +10,9 @@ from commands import World
 from cutting import Relay
 from judge import judge_journal
 
+from sterna.host.lease_files import FileLeaseStore, create_file_store
+from sterna.host.slots import Slot
+
 pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
@@ -121,6 +124,30 @@ async def test_a_destination_process_that_was_started_anew(
     assert migrate.last["bytes_sent"] > 2 * 16 * MIB
     await world.check_runs("d")
     assert judge_journal(world.journal) == []
+
+
+async def test_a_destination_process_that_was_started_anew_claims_in_the_store(
+    world: World, nursery: trio.Nursery
+) -> None:
+    """[RES-16] [ONE-7] The session goes on with its store: the guest runs as whom its slot names."""
+    leases = world.directory / "leases"
+    create_file_store(leases)
+    await world.source("s", "--store", leases, *world.records("a"), "--host", "host-a")
+    await world.room()
+    serve, port = await world.serve("--store", leases)
+    relay = Relay(port, [])
+    await nursery.start(relay.listen)
+    migrate = await world.migrate(relay.port, "--bandwidth", "8MiB/s", "--resume", "30s", "--store", leases)
+    await migrate.until("round_finished")
+    serve.send(signal.SIGKILL)
+    await serve.end()
+    _, relay._target = await world.serve("--once", "--store", leases)
+    assert await migrate.end() == 0, migrate.said()
+    assert (migrate.last["outcome"], migrate.last["resumed"]) == ("completed", 1)
+    await world.check_runs("d")
+    status, (guest,) = await world.status("d"), (world.directory / "records-b").iterdir()
+    slot = await FileLeaseStore(leases).newest(bytes.fromhex(guest.name))
+    assert slot == Slot(2, status.runner)
 
 
 async def test_a_destination_process_that_knows_of_no_session(world: World, nursery: trio.Nursery) -> None:

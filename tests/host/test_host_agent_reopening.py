@@ -10,24 +10,30 @@ import pytest
 from test_host_agent import BY_ID, ID, NOBODY, OTHER_ID, PEERS, SENDER, STRANGER, take_over
 from test_host_openings import ASKING, HELLO, OPENING
 
-from sterna.core.records import Complete, HandBack, Released, Start
+from sterna.core.records import Claiming, Complete, HandBack, Released, SessionRecord, Side, Start
 from sterna.errors import RecordError, SternaError
 from sterna.host.agent import HostSession, PeerListHost
+from sterna.host.lease import LeaseStore
+from sterna.host.lease_memory import MemoryLeaseStore
 from sterna.host.openings import NAME
 from sterna.host.records_shelf import RecordsShelf
 from sterna.net.hosting import Reopened
 from sterna.net.transport import Peer
-from sterna.registry import ErrorCode, Owner
-from sterna.wire.records import Hello, Verdict
+from sterna.registry import ErrorCode, Feature, Owner
+from sterna.wire.records import FeatureChoice, FeatureOffer, Hello, Runner, Verdict
 
 EPOCH = HELLO.epoch
 CLAIMING = object()  # nothing behind it
 
 
 @pytest.fixture
-def process(tmp_path: Path) -> Callable[[], PeerListHost]:
+def process(tmp_path: Path) -> Callable[..., PeerListHost]:
     """A new process of this host."""
-    return lambda: PeerListHost("here", PEERS, shelf=RecordsShelf(tmp_path, "a test"))
+
+    def started(store: LeaseStore | None = None) -> PeerListHost:
+        return PeerListHost("here", PEERS, shelf=RecordsShelf(tmp_path, "a test"), store=store)
+
+    return started
 
 
 async def leave(host: PeerListHost, *records: object) -> Hello:
@@ -87,6 +93,79 @@ async def test_a_session_before_handover_is_found(process) -> None:
         assert (
             await refused_opening(host)
         ).code is ErrorCode.BUSY  # it is open here, and cannot be cancelled
+
+
+async def fill(store: LeaseStore, newest: int) -> None:
+    for epoch in range(1, newest + 1):
+        await store.claim(ID, epoch, HELLO.runner)
+
+
+async def leave_with_store(host: PeerListHost) -> Hello:
+    """A session in which `lease_store` was selected, of a process that is killed before HANDOVER."""
+    assert host.store is not None
+    await fill(host.store, EPOCH)
+    session = host.session()
+    opened = replace(HELLO, features=(*HELLO.features, FeatureOffer(Feature.LEASE_STORE, required=True)))
+    made = await session.admit(opened, SENDER)
+    assert not isinstance(made, Verdict)
+    features = (*OPENING.welcome.features, FeatureChoice(Feature.LEASE_STORE))
+    welcome = replace(OPENING.welcome, session=made.session, token=made.token, features=features)
+    opening = replace(OPENING, hello=opened, welcome=welcome, runner=made.runner)
+    await session.opened(opening)
+    await host.shelf.give_back(ID)
+    return opening.ticket.next_hello()
+
+
+async def test_the_next_process_asks_the_store_as_well(process) -> None:
+    """[RES-16] [ONE-7] [ONE-31] Its claim is the store's to decide, not its own."""
+    store = MemoryLeaseStore()
+    host = process(store)
+    hello = await leave_with_store(host)
+    async with process(store).session() as session:
+        assert isinstance(await session.reopen(hello, SENDER), Reopened)
+        assert session.admission is not None
+        winner = HELLO.runner
+        assert await store.claim(ID, EPOCH + 1, winner) == winner  # the source has claimed the guest back
+        assert await session.claim(EPOCH + 1, session.admission.runner) == winner
+    error = await refused(process(store), hello, SENDER)
+    assert error.code is ErrorCode.BAD_TOKEN  # that session has ended, and with it the opening
+
+
+@pytest.mark.parametrize(
+    "why", ["no store", "another store", "claimed meanwhile", "a store that was not asked"]
+)
+async def test_another_store_than_that_of_the_opening(process, why: str) -> None:
+    """[RES-16] [ONE-11] [ONE-55] It is refused before anything is touched: the opening stays."""
+    store = MemoryLeaseStore()
+    asked = why != "a store that was not asked"
+    hello = await (leave_with_store(process(store)) if asked else leave(process()))
+    if why in {"claimed meanwhile", "a store that was not asked"}:
+        await fill(store, EPOCH + 1)
+    next_store = {"no store": None, "another store": MemoryLeaseStore()}.get(why, store)
+    host = process(next_store)
+    stale = {"another store", "claimed meanwhile"}
+    error = await refused(host, hello, SENDER)
+    assert error.code is (ErrorCode.STALE_EPOCH if why in stale else ErrorCode.MISSING_FEATURE)
+    assert list(host.shelf.directory.glob(f"*/{NAME}"))
+
+
+@pytest.mark.parametrize("whose", ["another's", "its own"])
+async def test_a_session_that_the_records_know_better(process, whose: str) -> None:
+    """[ONE-12] [ONE-14] What may not be opened any more is not taken up again either."""
+    host = process()
+    hello = await leave(host)
+    async with host.shelf.opened(ID) as keeper:
+        assert keeper is not None
+        other = Runner("here", b"o" * 16)
+        peer = "by-id" if whose == "another's" else "sender"
+        await keeper.append(SessionRecord(b"o" * 16, EPOCH, Side.DESTINATION, b"t" * 32, peer))
+        if whose == "its own":
+            await keeper.append(Claiming(b"o" * 16, EPOCH + 1, other, b"o" * 16))
+    if whose == "its own":
+        async with process().session() as session:
+            assert isinstance(await session.reopen(hello, SENDER), Verdict)
+    else:
+        assert (await refused(process(), hello, SENDER)).code is ErrorCode.BUSY
 
 
 async def refused_opening(host: PeerListHost) -> SternaError:

@@ -15,7 +15,7 @@ Without one claims are won when they are made, and the grant is the commit as th
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
@@ -42,7 +42,7 @@ from sterna.net.kept import no_session
 from sterna.net.transport import Peer
 from sterna.registry import ERRORS, VERSION_DRAFT, VERSION_MAJOR, ErrorCode, Feature, Mode, Phase
 from sterna.wire import encode_frame, encode_preface
-from sterna.wire.records import NO_TOKEN, Abort, Hello, Refuse, Runner, Verdict
+from sterna.wire.records import NO_TOKEN, Abort, FeatureChoice, FeatureOffer, Hello, Refuse, Runner, Verdict
 
 # How long a new opening waits for the session that it replaces to give back what it had reserved.
 REPLACE_WITHIN_S: Final = 5.0
@@ -214,11 +214,9 @@ class HostSession:
         """
         self._check_may_bring(hello.guest, peer)
         self.peer, self._guest = peer, hello.guest
+        self._has_store = self._host.store is not None and _has_store(hello.features)
         await self._check_store(hello)
-        verdict = await self._check_records(hello)
-        if verdict is None:
-            await self._host.enter(self, hello.guest, hello.epoch, peer)
-            verdict = await self._check_records(hello)  # of what the session noted that this one replaces
+        verdict = await self._enter(hello)
         if verdict is not None:
             return verdict
         self.identity = peer.identity
@@ -244,7 +242,8 @@ class HostSession:
             The opening; or who owns the guest, if it was handed over and lacks no pages here.
 
         Raises:
-            LocalProtocolError: BAD_TOKEN; BUSY, another session of the guest does not end.
+            LocalProtocolError: BAD_TOKEN; BUSY, another session of the guest does not end; before HANDOVER
+                what `admit` raises.
             RecordError: BUSY, another process has the guest; RECORD_FAILED.
             TransportError: NOT_AUTHORISED.
         """
@@ -260,9 +259,15 @@ class HostSession:
             if opening is None or complete is not None or not isinstance(started, Start):
                 return await self.verdict(hello)
             self._handed_over = True
+            await self._host.enter(self, hello.guest, hello.epoch, peer)
         elif opening is None:
             raise no_session()
-        await self._host.enter(self, hello.guest, hello.epoch, peer)
+        else:
+            self._has_store = _has_store(opening.welcome.features)
+            await self._check_store(hello)
+            verdict = await self._enter(hello)
+            if verdict is not None:
+                return verdict
         self.identity, self.admission, self._is_noted = peer.identity, opening.admission, True
         return Reopened(opening, runs=self._handed_over)
 
@@ -276,16 +281,25 @@ class HostSession:
 
     async def _check_store(self, hello: Hello) -> None:
         """The newest slot is the one that the opening shows, of the same store [ONE-11] [ONE-55]."""
-        store = self._host.store
-        if store is None:
+        if self._host.store is None:
+            if self._has_store:  # an earlier process had it
+                detail = "the session has a lease store, and this process was started without"
+                raise LocalProtocolError(ErrorCode.MISSING_FEATURE, detail, clause="RES-16")
             return
-        self._has_store = any(each.id == Feature.LEASE_STORE for each in hello.features)
         newest = await self._newest(ErrorCode.REFUSED)
         if newest is not None and not self._has_store:
             detail = f"the guest has slot {newest.epoch} in a lease store, and the source has no store"
             raise LocalProtocolError(ErrorCode.MISSING_FEATURE, detail, clause="ONE-55")
         if self._has_store and newest != Slot(hello.epoch, hello.runner):
             raise _stale(hello, newest)
+
+    async def _enter(self, hello: Hello) -> Verdict | None:
+        """Be the guest's one session, if nothing on record stands in its way; else who owns the guest."""
+        verdict = await self._check_records(hello)
+        if verdict is None:
+            await self._host.enter(self, hello.guest, hello.epoch, self.peer)
+            verdict = await self._check_records(hello)  # of what the session noted that this one replaces
+        return verdict
 
     async def _check_records(self, hello: Hello) -> Verdict | None:
         """What this host has noted of the guest stands in nobody's way, or says who owns it."""
@@ -351,9 +365,10 @@ class HostSession:
 
     async def claim(self, epoch: int, runner: Runner) -> Runner:
         """The runner in the slot, however long the store takes to say so [ONE-7] [ONE-31]."""
-        store = self._host.store
-        if store is None or not self._has_store:
+        if not self._has_store:
             return runner
+        store = self._host.store
+        assert store is not None
         return await claim_until_named(store, self._guest, epoch, runner, silent=self._host.silent)
 
     async def probe(self, epoch: int, runner: Runner) -> None:
@@ -447,6 +462,10 @@ async def hand_back(keeper: Keeper, session: SessionRecord, host: str) -> None:
         except RecordConflict:
             if keeper.history == before:
                 raise  # else another one has noted something meanwhile: look again
+
+
+def _has_store(features: Sequence[FeatureOffer] | Sequence[FeatureChoice]) -> bool:
+    return any(each.id == Feature.LEASE_STORE for each in features)
 
 
 def _is_anothers(session: SessionRecord, hello: Hello, identity: str) -> bool:
