@@ -89,7 +89,7 @@ async def test_a_virtual_machine_over_tls_with_evidence(world: World) -> None:
     result = await result_of(command)
     pages = (16 << 20) // 4096
     assert result["outcome"] == "completed"
-    assert (result["guest"], result["tracker"]) == ("kvm", "kvm")
+    assert (result["guest"], result["tracker"]) == ("kvm", "dirty_log")
     assert result["failures"] == []
     assert result["digest"]["equal"] is True
     assert result["audit"]["errors"] == 0

@@ -27,6 +27,7 @@ from sterna.linux.pagemap import PagemapScanner
 from sterna.linux.userfaultfd import WRITE_TRACKING, Feature, Mode, Userfaultfd, supported
 
 _KVM: Final = DEVICE
+_KVM_MODULES: Final = ("kvm_pvm", "kvm_intel", "kvm_amd")
 _TOOL_WITHIN_S: Final = 10.0
 _QEMU_NAMES: Final = ("qemu-system-x86_64", "/usr/libexec/qemu-kvm", "qemu-kvm")
 
@@ -107,7 +108,13 @@ def _kvm() -> str:
     """A machine with one processor."""
     with Kvm(_KVM) as kvm, kvm.create_machine() as machine, machine.create_vcpu(0):
         clears = "cleared by hand" if machine.manual_protection else "cleared when it is read"
-        return f"API version {API_VERSION}, dirty log {clears}"
+        by = next(
+            (each for each in _KVM_MODULES if os.path.isdir(f"/sys/module/{each}")), "an unknown module"
+        )
+        how = (
+            ", without the processor's help (slow at the higher privilege levels)" if by == "kvm_pvm" else ""
+        )
+        return f"API version {API_VERSION}, by {by}{how}, dirty log {clears}"
 
 
 def _tool(capability: str, names: tuple[str, ...], remedy: str) -> str:

@@ -23,6 +23,7 @@ from sterna.guest.kvm.description import describe
 from sterna.guest.kvm.guest import KvmGuest
 from sterna.guest.process import ProcessSettings
 from sterna.guest.schedule import WorkloadParameters
+from sterna.linux.errors import CapabilityMissing
 from sterna.linux.kvm_vcpu import KICK, REGISTERS, Register
 from sterna.registry import Architecture, ErrorCode
 from sterna.testing import check_guest
@@ -299,6 +300,15 @@ def test_memory_that_runs_out_while_it_is_populated(monkeypatch: pytest.MonkeyPa
         with pytest.raises(GuestError, match="none left") as caught:
             guest.prepare()
         assert caught.value.code is ErrorCode.FULL
+
+
+def test_there_is_no_room_where_there_is_no_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise CapabilityMissing("kvm", "no such file", "load it")
+
+    monkeypatch.setattr(module, "Kvm", missing)
+    with pytest.raises(CapabilityMissing, match="no such file; load it"):
+        room()
 
 
 def test_the_signal_that_ends_a_vcpus_turn_has_a_handler() -> None:

@@ -123,6 +123,25 @@ def test_a_pause_does_not_wait_for_a_page() -> None:
         assert REGISTERS.unpack(before)[15] < figure(there, "writes")
 
 
+def test_a_pause_does_not_wait_for_page_tables() -> None:
+    """[HOL-44] The kernel reads them for the guest, and no signal would end that."""
+    with on_its_way() as (here, there):
+        there.expect(everything(there))
+        there.load_state(here.save_state())
+        before = there._here.vcpus[0].registers()
+        there.run(2, THERE)
+        waited = 0
+        while figure(there, "writes") == figure(here, "writes"):
+            (fault,) = faults(there)
+            there.pause()
+            waited += there._here.vcpus[0].registers() == before
+            there.resume()
+            for number, one in there._here.maps.items():
+                if one.address <= fault.address < one.address + one.size_bytes:
+                    install(here, there, number, (fault.address - one.address) // PAGE_BYTES)
+        assert waited >= 5  # of one GiB four tables, and page 0
+
+
 def test_a_guest_that_waits_can_be_ended() -> None:
     with on_its_way() as (here, there):
         there.expect({RAM: PageBitmap.full(PAGES)})

@@ -59,6 +59,16 @@ def test_the_largest_memory_has_its_tables_in_the_region() -> None:
     assert system.size_bytes == layout._TABLES + (3 + 256) * PAGE_BYTES
 
 
+def test_what_a_kernel_reads_itself() -> None:
+    """Page 0, which permits the use of ports, and all tables, which are the last of the region."""
+    first, *tables = layout.read_for_the_guest(3 * GIB)
+    memory = filled(3 * GIB, 1)
+    assert not memory[first : first + PAGE_BYTES].any()
+    assert len(tables) == 3 + 3
+    assert tables[-1] + PAGE_BYTES == regions(3 * GIB)[SYSTEM].size_bytes
+    assert all(memory[page : page + PAGE_BYTES].any() for page in tables)
+
+
 def test_the_program_stands_at_its_place() -> None:
     code = program()
     assert filled(MIB, 1)[0x1000 : 0x1000 + len(code)].tobytes() == code

@@ -38,10 +38,14 @@ from sterna.wire.records import NO_RUNNER, Runner
 
 
 class KvmGuest(HeldGuest):
-    """Holds a machine. See `HeldGuest` for what may be called when. To be made in the main thread."""
+    """Holds a machine. See `HeldGuest` for what may be called when. To be made in the main thread.
+
+    Raises:
+        CapabilityMissing: there is no KVM here.
+    """
 
     kind = "kvm"
-    tracker = "kvm"
+    tracker = "dirty_log"
 
     def __init__(self, settings: ProcessSettings, available_bytes: Callable[[], int] | None = None) -> None:
         self._settings = settings
@@ -63,6 +67,8 @@ class KvmGuest(HeldGuest):
         self._journaled_count = -1
         self._journaled_epoch = 0  # of the last line that tells of writes
         self._event = ""  # what the next write is to be journaled as
+        with Kvm():  # or a guest would be on its way here before anybody finds out
+            pass
         if signal.getsignal(KICK) in {signal.SIG_DFL, signal.SIG_IGN, None}:
             signal.signal(
                 KICK, lambda number, frame: None
@@ -180,7 +186,8 @@ class KvmGuest(HeldGuest):
             if not self._runners:
                 vcpus = self._here.vcpus
                 rate = self._settings.rate_bytes_s / PAGE_BYTES / len(vcpus)
-                self._runners = tuple(VcpuRunner(vcpu, rate, self._progress) for vcpu in vcpus)
+                tables = None if self._late is None else self._here.wait_for_tables
+                self._runners = tuple(VcpuRunner(vcpu, rate, self._progress, tables) for vcpu in vcpus)
             self._go("run")
         except BaseException:
             self._epoch, self._who, self._granted = before

@@ -129,6 +129,15 @@ def shares(parameters_of: WorkloadParameters, vcpus: int) -> tuple[tuple[int, Wo
     return tuple(found)
 
 
+def read_for_the_guest(memory_bytes: int) -> tuple[int, ...]:
+    """Pages of region 1, by offset, that a kernel reads itself for an instruction of the guest.
+
+    The page tables. And page 0, the task state segment of a vCPU after a reset, which is asked whether a port
+    may be used: a software-assisted KVM does so whatever RFLAGS allow. It is zeros, and those permit it.
+    """
+    return 0, *range(_TABLES, regions(memory_bytes)[SYSTEM].size_bytes, PAGE_BYTES)
+
+
 def fill_system(
     memory: npt.NDArray[np.uint8],
     memory_bytes: int,

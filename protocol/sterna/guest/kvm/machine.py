@@ -114,6 +114,11 @@ class KvmMachine:
         numbers = range(len(self.vcpus))
         return tuple(layout.read_area(self._system.array, self.memory_bytes, number) for number in numbers)
 
+    def wait_for_tables(self) -> None:
+        """Wait, without the interpreter lock, until what the kernel reads for the guest is there."""
+        for offset in layout.read_for_the_guest(self.memory_bytes):
+            self._system.touch(offset)
+
     def start_tracking(self) -> None:
         """Protect every page; what was written before is forgotten."""
         self.stop_tracking()

@@ -4,7 +4,8 @@ The guest asks at its doorbell how much to write next. A token bucket on the mon
 time earns pages, and where too few are left the thread waits at the doorbell, on a condition, so that a pause
 wakes it. Between two doorbells the guest runs by itself; a pause ends that with a kick, at whichever
 instruction it is. Waiting for a page that comes later is such an instruction, too, and does not keep a pause
-waiting.
+waiting. Page tables are another matter: the kernel itself reads them for the guest, and no signal ends that.
+So the thread waits for those before the first instruction, and counts as parked there.
 
 The count of writes is in a register of the guest. It comes with each of its exits.
 """
@@ -46,6 +47,8 @@ class VcpuRunner:
         rate_pages_s: pages that it may write a second; 0 for as fast as it goes.
         on_progress: called in the runner's thread with the event that `run` named, after the first write
             since then, and with "beat" now and then.
+        wait_for_tables: called in the runner's thread before the first instruction; None if there is nothing
+            to wait for.
 
     Attributes:
         count: writes, as of the guest's last exit.
@@ -55,7 +58,13 @@ class VcpuRunner:
         failure: what ended the thread.
     """
 
-    def __init__(self, vcpu: Vcpu, rate_pages_s: float, on_progress: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        vcpu: Vcpu,
+        rate_pages_s: float,
+        on_progress: Callable[[str], None],
+        wait_for_tables: Callable[[], None] | None = None,
+    ) -> None:
         self.vcpu = vcpu
         self.first_write_ns = 0
         self.last_write_ns = 0
@@ -65,6 +74,7 @@ class VcpuRunner:
         self._rate_pages_s = rate_pages_s
         self._share = 0.0
         self._on_progress = on_progress
+        self._wait_for_tables = wait_for_tables
         self._condition = threading.Condition()
         self._wish = _Wish.PARK
         self._parked = False
@@ -140,7 +150,8 @@ class VcpuRunner:
     def _main(self) -> None:
         try:
             while self._wait_for_work():
-                self._run_until_told()
+                if self._enter():
+                    self._run_until_told()
         except BaseException as error:  # noqa: BLE001 - the other thread raises it
             self.failure = error
         with self._condition:
@@ -156,6 +167,21 @@ class VcpuRunner:
             # Under the same lock as the wish, so that it never takes back a later kick.
             self.vcpu.let_run()
             return self._wish is _Wish.RUN
+
+    def _enter(self) -> bool:
+        """See to it that there are page tables. False: it was parked meanwhile, and still is."""
+        if self._wait_for_tables is None:
+            return True
+        with self._condition:
+            self._parked = True
+            self._condition.notify_all()
+        self._wait_for_tables()
+        self._wait_for_tables = None
+        with self._condition:
+            if self._wish is not _Wish.RUN:
+                return False
+            self._parked = False
+            return True
 
     def _run_until_told(self) -> None:
         started = time.monotonic()
