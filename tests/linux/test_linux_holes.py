@@ -116,3 +116,14 @@ def test_private_pages_over_a_file_are_no_holes() -> None:
         file.flush()
         memory = mmap.mmap(file.fileno(), PAGE_BYTES, flags=mmap.MAP_PRIVATE)
         assert pages(memory_holes(address_of(memory), PAGE_BYTES)) == []
+
+
+def test_few_holes_are_not_looked_for(file: MemoryFile, mapped: MemoryMap) -> None:
+    mapped.array[:] = 1
+    mapped.unmap_pages(0, SIZE)
+    assert pages(file_holes(file.fileno(), 0, SIZE)) == []
+    with MemoryFile("test", SIZE) as other:
+        others = other.map()
+        others.array[: SIZE - SIZE // 64] = 1
+        assert pages(file_holes(other.fileno(), 0, SIZE)) == []
+        others.close()

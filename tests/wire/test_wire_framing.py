@@ -445,12 +445,18 @@ def test_page_bytes_go_straight_into_their_place():
     announced = made.next_event()
     assert announced == PagesAnnounced(announced.header, table)
     made.supply_bulk([memoryview(place)])
+    assert not made.is_filling  # what was read ahead has still to go there
     assert made.next_event() is None
     direct = made.get_buffer()
     assert direct.obj is place
     assert len(direct) == len(frame) - READ_AHEAD_BYTES
     direct[:] = frame[READ_AHEAD_BYTES:]
-    made.buffer_updated(len(direct))
+    made.buffer_updated(len(direct) - 1)
+    assert made.is_filling
+    assert made.next_event() is None
+    made.get_buffer()[0] = direct[-1]
+    made.buffer_updated(1)
+    assert not made.is_filling
     assert made.next_event() == PagesReceived(announced.header, table)
     assert made.next_event() is None
     assert place == bulk

@@ -121,12 +121,19 @@ class Connected(ABC):
             return memoryview(bytearray(_SCRATCH_BYTES))
         return lane.reader.get_buffer()
 
-    def buffer_updated(self, count: int, now: float, stream: int = 0) -> None:
-        """So many bytes were read into the buffer that `get_buffer` gave last for that connection."""
+    def buffer_updated(self, count: int, now: float, stream: int = 0) -> bool:
+        """So many bytes were read into the buffer that `get_buffer` gave last for that connection.
+
+        Returns:
+            Whether there may be anything new to be asked of this machine: not while pages are filled.
+        """
         lane = self._heard(count, now, stream)
         if lane is not None:
             lane.reader.buffer_updated(count)
+            if lane.reader.is_filling:
+                return False
             self._read(lane, now)
+        return True
 
     def receive_data(self, data: bytes | memoryview, now: float, stream: int = 0) -> None:
         """The other door: bytes that were received elsewhere."""

@@ -30,7 +30,8 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_128
 
-from sterna.memory.bitmap import PageBitmap, Positions, assign_runs, checked_runs, expand_runs
+from sterna.limits import GRANULE_MIN_LOG2
+from sterna.memory.bitmap import FEW_RUNS, PageBitmap, Positions, assign_runs, checked_runs, expand_runs
 from sterna.memory.regions import PageSets, RegionTable, chunk_pages
 from sterna.registry import Encoding
 from sterna.wire.records import Hashes, PageRange, Pages
@@ -43,6 +44,7 @@ STALE_INDEX: Final = 0xFE  # no verified current version: "not held" in the spec
 ENTRY_BYTES: Final = 9
 
 _HEAD: Final = struct.Struct("<IQ")
+_NUMBERS: Final = np.arange(chunk_pages(GRANULE_MIN_LOG2), dtype=np.uint8)
 _COUNT_BLOCK: Final = 1 << 18  # entries compared at a time: the temporary stays in the cache
 
 
@@ -123,12 +125,23 @@ class MemoryDigest:
         first, count = checked_runs(table.runs["first"], table.runs["count"], len(indexes))
         empty = (table.runs["encoding"] == Encoding.ZERO) | (table.runs["encoding"] == Encoding.ABSENT)
         full = ~empty & (count > 0)
-        lengths = _chunk_lengths(count[full], chunk_pages(self.table[table.region].granule_log2))
-        if len(lengths) != len(table.hashes):
-            raise ValueError(f"{len(table.hashes)} hashes for {len(lengths)} chunks")
-        pages = expand_runs(first[full], count[full])
-        hashes[pages] = np.repeat(table.hashes, lengths)
-        indexes[pages] = np.arange(len(pages)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        step = chunk_pages(self.table[table.region].granule_log2)
+        chunks = -(-count[full] // step)
+        if (total := int(chunks.sum())) != len(table.hashes):
+            raise ValueError(f"{len(table.hashes)} hashes for {total} chunks")
+        if len(chunks) <= FEW_RUNS:
+            at = 0
+            for start, pages, some in zip(
+                first[full].tolist(), count[full].tolist(), chunks.tolist(), strict=True
+            ):
+                _fill(hashes[start : start + pages], table.hashes[at : at + some], step)
+                _number(indexes[start : start + pages], step)
+                at += some
+        else:
+            lengths = _chunk_lengths(count[full], chunks, step)
+            numbers = expand_runs(first[full], count[full])
+            hashes[numbers] = np.repeat(table.hashes, lengths)
+            indexes[numbers] = np.arange(len(numbers)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         if np.count_nonzero(empty):
             self._forget(table.region, first[empty], count[empty], ZERO_INDEX)
         for item in rejected:
@@ -214,9 +227,22 @@ def _entries_in(
     return hashes, indexes
 
 
-def _chunk_lengths(counts: Positions, step: int) -> Positions:
+def _fill(entries: Hashes, chunks: Hashes, step: int) -> None:
+    """Each chunk's hash for its `step` pages; the last one may have fewer."""
+    whole = len(entries) // step
+    entries[: whole * step].reshape(whole, step)[:] = chunks[:whole, np.newaxis]
+    entries[whole * step :] = chunks[whole:]
+
+
+def _number(entries: Indexes, step: int) -> None:
+    """0, 1, 2 and so on, and from 0 again after each `step`."""
+    whole = len(entries) // step
+    entries[: whole * step].reshape(whole, step)[:] = _NUMBERS[:step]
+    entries[whole * step :] = _NUMBERS[: len(entries) - whole * step]
+
+
+def _chunk_lengths(counts: Positions, chunks: Positions, step: int) -> Positions:
     """Pages of every chunk of every run, in order: `step`, but for the last one of a run. No run is empty."""
-    chunks = -(-counts // step)
     ends = np.cumsum(chunks)
     lengths = np.full(int(chunks.sum()), step, dtype=np.int64)
     lengths[ends - 1] = counts - (chunks - 1) * step

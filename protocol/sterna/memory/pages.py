@@ -135,11 +135,9 @@ def hash_chunks(view: memoryview, offsets: Sequence[int], sizes: Sequence[int]) 
     """
     hashes: list[int] = []
     for offset, size in zip(offsets, sizes, strict=True):
-        at, end = offset, offset + size
-        while end - at > CHUNK_BYTES:
-            hashes.append(xxh3_64_intdigest(view[at : at + CHUNK_BYTES]))
-            at += CHUNK_BYTES
-        hashes.append(xxh3_64_intdigest(view[at:end]))
+        *whole, last = range(offset, offset + size, CHUNK_BYTES)
+        hashes += [xxh3_64_intdigest(view[at : at + CHUNK_BYTES]) for at in whole]
+        hashes.append(xxh3_64_intdigest(view[last : offset + size]))
     return hashes
 
 

@@ -143,7 +143,7 @@ class Line:
         """Receive until the peer's proper end."""
         with trio.CancelScope() as self._receiving:
             while await self._receive_some():
-                self._driver.kick(self.stream)
+                pass
             return
         self.memory_free.set()
         if self.stream or self._machine.state is DestinationState.JOINED:
@@ -156,8 +156,8 @@ class Line:
         while machine.is_held(stream):
             await self.to_receive.wait()
         count = await self.transport.receive_into(machine.get_buffer(stream))
-        if count:
-            machine.buffer_updated(count, self._driver.clock(), stream)
+        if count and machine.buffer_updated(count, self._driver.clock(), stream):
+            self._driver.kick(stream)
         return count
 
     async def _send(self) -> None:

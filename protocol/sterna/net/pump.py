@@ -106,6 +106,7 @@ class Pump:
         self._nursery: trio.Nursery | None = None
         self._to_perform = Signal()
         self._to_time = Signal()
+        self._wakes_at = -math.inf  # when the timekeeper does by itself
         self._left = Signal()  # bytes have left, or never will
         self._ended = trio.Event()
         self._carrying: trio.CancelScope | None = None
@@ -206,14 +207,14 @@ class Pump:
             if not stream or not line.stream:
                 line.to_send.set()
         self._hurry()
-        for signal in (self._to_perform, self._to_time):
-            signal.set()
+        self._to_perform.set()
+        self._look_at_time()
 
     # ---- what the connections tell ----
 
     def took(self) -> None:
         """See `Driver`."""
-        self._to_time.set()
+        self._look_at_time()
 
     def left(self) -> None:
         """See `Driver`."""
@@ -264,9 +265,16 @@ class Pump:
         self._left.set()
         self.kick()
 
+    def _look_at_time(self) -> None:
+        """Wake the timekeeper if it sleeps for too long. If it wakes too early, it sleeps on."""
+        at = self.machine.poll_timeout()
+        if at is not None and at < self._wakes_at:
+            self._to_time.set()
+
     async def _keep_time(self) -> None:
         while True:
             at = self.machine.poll_timeout()
+            self._wakes_at = math.inf if at is None else at
             if at is None:
                 await self._to_time.wait()
                 continue

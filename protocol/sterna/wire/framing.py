@@ -193,6 +193,11 @@ class FrameReader:
         """The size of the unit (preface, header or body) that has begun and is not whole yet; 0 if none."""
         return len(self._unit) if self._filled else 0
 
+    @property
+    def is_filling(self) -> bool:
+        """Whether a bulk part is coming in, and no event can come of what is here of it."""
+        return self._state is _State.BULK and self._left > 0 and not self._input
+
     # --- bytes in -------------------------------------------------------------------------------
 
     def receive_data(self, data: Buffer) -> None:
