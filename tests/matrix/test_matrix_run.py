@@ -27,6 +27,8 @@ def test_a_sample_follows_from_its_seed() -> None:
 def test_all_of_it() -> None:
     jobs = choose(MATRIX, [Way.REAL], full=True, seed=1)
     assert [job.cell for job in jobs] == [cell for cell in MATRIX.cells if real.can_show(cell)]
+    jobs = choose(MATRIX, [Way.REAL], full=True, seed=1, guest="kvm")
+    assert [job.cell for job in jobs] == [cell for cell in MATRIX.cells if real.can_show(cell, "kvm")]
 
 
 def test_cells_by_name() -> None:

@@ -64,7 +64,7 @@ def matrix(
     output = Output(json=json)
     seed = secrets.randbelow(_SEEDS) if seed is None else seed
     wanted = [way for way, wish in ((Way.VIRTUAL, virtual), (Way.REAL, real)) if wish]
-    chosen = choose(load(), wanted or list(Way), full=full, seed=seed, only=only)
+    chosen = choose(load(), wanted or list(Way), full=full, seed=seed, only=only, guest=guest)
     reports: list[Report] = []
     output.say(f"{len(chosen)} cells, seed {seed}")
 

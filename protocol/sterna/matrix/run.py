@@ -40,7 +40,13 @@ class Job:
 
 
 def choose(
-    matrix: Matrix, ways: Collection[Way], *, full: bool, seed: int, only: Sequence[str] = ()
+    matrix: Matrix,
+    ways: Collection[Way],
+    *,
+    full: bool,
+    seed: int,
+    only: Sequence[str] = (),
+    guest: str = "process",
 ) -> list[Job]:
     """The cells to carry out.
 
@@ -50,6 +56,7 @@ def choose(
         full: all that real processes can show, not a sample; in virtual time it is all in any case.
         seed: of the sample.
         only: names of cells, or globs; these are all carried out, whatever the sample would be.
+        guest: what kind of guest moves in real ones.
 
     Raises:
         ConfigError: there is none.
@@ -63,7 +70,7 @@ def choose(
     if Way.VIRTUAL in ways:
         jobs += [Job(each, Way.VIRTUAL) for each in cells]
     if Way.REAL in ways:
-        able = [each for each in cells if real.can_show(each)]
+        able = [each for each in cells if real.can_show(each, guest)]
         if not full and not only:
             able = random.Random(seed).sample(able, min(SAMPLE, len(able)))
         jobs += [Job(each, Way.REAL) for each in able]
