@@ -127,8 +127,6 @@ async def test_the_next_process_asks_the_store_as_well(process) -> None:
         winner = HELLO.runner
         assert await store.claim(ID, EPOCH + 1, winner) == winner  # the source has claimed the guest back
         assert await session.claim(EPOCH + 1, session.admission.runner) == winner
-    error = await refused(process(store), hello, SENDER)
-    assert error.code is ErrorCode.BAD_TOKEN  # that session has ended, and with it the opening
 
 
 @pytest.mark.parametrize(
@@ -166,6 +164,32 @@ async def test_a_session_that_the_records_know_better(process, whose: str) -> No
             assert isinstance(await session.reopen(hello, SENDER), Verdict)
     else:
         assert (await refused(process(), hello, SENDER)).code is ErrorCode.BUSY
+
+
+async def test_what_does_not_fit_the_opening_changes_nothing(process) -> None:
+    """[RES-2] [RES-16] Not even with the right token: the session of a guest that runs is found then."""
+    hello = await leave(process(), Start(EPOCH + 1))
+    host = process()
+    for changes in ({"epoch": EPOCH + 7}, {"epoch": EPOCH - 1}, {"features": ()}):
+        assert (await refused(host, replace(hello, **changes), SENDER)).code is ErrorCode.NOT_SELECTED
+    async with host.session() as session:
+        found = await session.reopen(hello, SENDER)
+        assert isinstance(found, Reopened)
+        assert found.runs
+
+
+async def test_an_opening_outlives_a_connection_that_makes_no_room(process) -> None:
+    """[RES-16] It was lost meanwhile, or the holder was busy: the next one finds the session still."""
+    hello = await leave(process())
+    host = process()
+    for _ in range(2):
+        async with host.session() as session:
+            found = await session.reopen(hello, SENDER)
+            assert isinstance(found, Reopened)
+    async with host.session() as session:
+        await session.reopen(hello, SENDER)
+        await session.opened(found.opening)  # there is room, and the session ends here
+    assert (await refused(host, hello, SENDER)).code is ErrorCode.BAD_TOKEN
 
 
 async def refused_opening(host: PeerListHost) -> SternaError:

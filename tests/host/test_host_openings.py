@@ -11,7 +11,7 @@ import pytest
 
 from sterna.core.negotiate import choices, offer, select
 from sterna.core.reopening import Opening
-from sterna.errors import RecordError
+from sterna.errors import RecordError, RemoteProtocolError
 from sterna.host.openings import NAME, OPENING_BYTES, Openings, decode_opening, encode_opening
 from sterna.host.sealed import seal, unseal
 from sterna.limits import Limits
@@ -47,6 +47,9 @@ async def test_what_is_put_is_found_by_whom_it_is_for(directory: Path) -> None:
     assert await openings.find(ASKING, "host-b") is None
     assert await openings.find(replace(ASKING, session=b"x" * 16), "host-a") is None
     assert await openings.find(replace(ASKING, token=b"x" * 32), "host-a") is None
+    for changes in ({"epoch": 4}, {"features": ()}, {"generation": 0}, {"limits": {}}):
+        with pytest.raises(RemoteProtocolError):  # [RES-1] [RES-2] [LIM-8]
+            await openings.find(replace(ASKING, **changes), "host-a")
     path = directory / ID.hex() / NAME
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
 

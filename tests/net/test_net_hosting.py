@@ -34,12 +34,13 @@ class Remembering(LocalHost):
         super().__init__("destination")
         self.runs = runs
         self.noted: dict[bytes, Opening] = {}
-        self.asked = 0
+        self.asked = self.opened_times = 0
         self.is_asked = trio.Event()
         self.verdict_instead = False
 
     async def opened(self, opening: Opening) -> None:
-        self.noted[opening.welcome.session] = opening
+        assert self.noted.setdefault(opening.welcome.session, opening) == opening
+        self.opened_times += 1
 
     async def reopen(self, hello: Hello, peer: Peer) -> Reopened | Verdict:
         self.asked += 1
@@ -111,6 +112,7 @@ async def test_another_process_makes_room_again(virtual_time: Clock) -> None:
     assert (source.outcome, source.resumed) == (Outcome.COMPLETED, 1)
     assert other.result is not None
     assert other.result.digest == source.digest
+    assert one.destination_host.opened_times == 2  # whoever has room, has the session
     assert one.room.running
     assert one.room.workload.audit().errors == 0
 

@@ -162,7 +162,7 @@ class HostSession:
         self._guest = b""
         self._keeper: Keeper | None = None
         self._handed_over = False
-        self._is_noted = False  # there is an opening of this session on the shelf
+        self._is_noted = False  # there is an opening on the shelf that ends with this session
         self._has_store = False
 
     async def __aenter__(self) -> Self:
@@ -244,6 +244,7 @@ class HostSession:
         Raises:
             LocalProtocolError: BAD_TOKEN; BUSY, another session of the guest does not end; before HANDOVER
                 what `admit` raises.
+            RemoteProtocolError: BAD_TOKEN, NOT_SELECTED, LIMIT_MISMATCH; nothing has changed.
             RecordError: BUSY, another process has the guest; RECORD_FAILED.
             TransportError: NOT_AUTHORISED.
         """
@@ -253,12 +254,12 @@ class HostSession:
         keeper, identity = await self._records(make=False), peer.identity or ""
         history = History(hello.guest) if keeper is None else keeper.history
         opening = await self._host.openings.find(hello, identity)
-        session, epoch = asked_for(history, hello, identity), hello.epoch + 1
-        if session is not None and any(each.session == session.session for each in history.claiming(epoch)):
-            started, complete = history.fate(epoch), history.complete(session.session)
+        session = asked_for(history, hello, identity)
+        if session is not None and _is_claimed(history, session):
+            started, complete = history.fate(session.epoch + 1), history.complete(session.session)
             if opening is None or complete is not None or not isinstance(started, Start):
                 return await self.verdict(hello)
-            self._handed_over = True
+            self._handed_over = self._is_noted = True
             await self._host.enter(self, hello.guest, hello.epoch, peer)
         elif opening is None:
             raise no_session()
@@ -268,7 +269,7 @@ class HostSession:
             verdict = await self._enter(hello)
             if verdict is not None:
                 return verdict
-        self.identity, self.admission, self._is_noted = peer.identity, opening.admission, True
+        self.identity, self.admission = peer.identity, opening.admission
         return Reopened(opening, runs=self._handed_over)
 
     def authorise(self, description: GuestDescription) -> None:
@@ -401,8 +402,7 @@ class HostSession:
         facts = await self._host.facts(hello.guest, session.epoch)
         if keeper is not None:
             # Who resumes a session that ended before HANDOVER has granted nothing, and comes again under n.
-            claims = (each.session for each in history.claiming(session.epoch + 1))
-            permitted = hello.mode is Mode.VERDICT or session.session in claims
+            permitted = hello.mode is Mode.VERDICT or _is_claimed(history, session)
             if permitted and judge(history, session.session, facts).step is Step.HAND_BACK:
                 await hand_back(keeper, session, self._host.name)
             history = keeper.history
@@ -466,6 +466,11 @@ async def hand_back(keeper: Keeper, session: SessionRecord, host: str) -> None:
 
 def _has_store(features: Sequence[FeatureOffer] | Sequence[FeatureChoice]) -> bool:
     return any(each.id == Feature.LEASE_STORE for each in features)
+
+
+def _is_claimed(history: History, session: SessionRecord) -> bool:
+    """Whether HANDOVER has come in this session."""
+    return any(each.session == session.session for each in history.claiming(session.epoch + 1))
 
 
 def _is_anothers(session: SessionRecord, hello: Hello, identity: str) -> bool:

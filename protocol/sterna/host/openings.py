@@ -97,14 +97,21 @@ class Openings:
             await trio.to_thread.run_sync(self._put, opening.hello.guest, line)
 
     async def find(self, hello: Hello, peer: str) -> Opening | None:
-        """The opening of the session that a HELLO asks for, if it may ask for it [RES-3]."""
+        """The opening of the session that a HELLO asks for, if it may ask for it [RES-3].
+
+        Raises:
+            RemoteProtocolError: BAD_TOKEN, NOT_SELECTED, LIMIT_MISMATCH: it does not fit the opening.
+        """
         if self._directory is None:
             return None
         line = await trio.to_thread.run_sync(self._read, hello.guest)
         found = None if line is None else decode_opening(line)
         if found is None or found[1] != peer or found[0].welcome.session != hello.session:
             return None
-        return found[0] if hmac.compare_digest(found[0].welcome.token, hello.token) else None
+        if not hmac.compare_digest(found[0].welcome.token, hello.token):
+            return None
+        found[0].ticket.check_hello(hello)
+        return found[0]
 
     async def drop(self, guest: bytes) -> None:
         """Nobody takes the session up any more. What cannot be removed is replaced by the next opening."""

@@ -542,12 +542,12 @@ class Destination(_Endpoint):
         if isinstance(found, Verdict):
             return found
         opening, clock = found.opening, self._options.clock
-        opening.ticket.check_hello(hello)
         self._hello = opening.hello
         description = GuestDescription.from_record(opening.guest, hello.guest)
         guest = self._make_guest(description)
         if not found.runs:
             self._room = Room(await reserve(guest, description))
+            await self._host.opened(opening)
             carry = opening.without_round(self._room, clock())
         elif isinstance(guest, OutlivingGuest):
             await guest.take_over()

@@ -39,6 +39,9 @@ class Host(Records, Protocol):
     async def opened(self, opening: Opening) -> None:
         """There is room for a guest, and its session can be taken up again: note it for the next process.
 
+        From here on the session ends with this endpoint, and then what was noted counts no longer. Before, as
+        long as an endpoint that was given a `Reopened` makes room, the next one finds it still.
+
         A host that cannot, or does not want to, raises nothing: then only this process can go on with it.
         """
         ...
@@ -46,6 +49,7 @@ class Host(Records, Protocol):
     async def reopen(self, hello: Hello, peer: Peer) -> Reopened | Verdict:
         """A session that no endpoint of this process has: what an earlier process has noted of it.
 
+        What is noted is compared with the HELLO (`Ticket.check_hello`) before anything is touched.
         A `Verdict` answers for one that was handed over and whose guest lacks no pages [RES-15].
 
         Raises:
