@@ -113,10 +113,12 @@ class Rig:
         """Let the machine receive these bytes."""
         self.machine.receive_data(data, self.now)
 
-    def drain(self, *, leave: bool = True) -> list[r.Record]:
-        """Take everything that the machine has to say; what was new."""
+    def drain(self, *, leave: bool = True, units: int | None = None) -> list[r.Record]:
+        """Take everything that the machine has to say, or some units of it; what was new."""
         before = len(self.heard)
-        while buffers := self.machine.poll_transmit(self.now):
+        for _ in range(units) if units is not None else iter(int, 1):
+            if not (buffers := self.machine.poll_transmit(self.now)):
+                break
             data = b"".join(bytes(buffer) for buffer in buffers)
             if leave:
                 self.machine.transmitted(len(data), self.now)

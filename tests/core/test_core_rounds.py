@@ -304,3 +304,20 @@ def test_the_rate_is_that_of_the_bytes(seconds, rate_bytes_s):
     table = r.Pages(1, 1, 3, make_runs([(0, 4, Encoding.RAW)], 12), np.zeros(1, np.uint64))
     round_.take(table, [], 1)
     assert round_.stats(seconds).receive_rate_bytes_s == rate_bytes_s
+
+
+def test_pages_that_were_not_given_out_can_be_left_out():
+    """[CON-29] [RND-3]"""
+    round_ = outgoing((1, 0, 6), (3, 2, 3))
+    region, starts, counts = round_.next_runs()
+    assert (region, starts.tolist(), counts.tolist()) == (1, [0], [4])
+    assert (round_.pages_left, round_.bytes_left) == (9, 5 * PAGE)
+    again = PageSets(TABLE)
+    again.add_ranges(ranges((1, 1, 4), (3, 3, 2)))
+    round_.skip(again)
+    assert (round_.pages_left, round_.bytes_left) == (6, 2 * PAGE)
+    left = [
+        (region, starts.tolist(), counts.tolist()) for region, starts, counts in iter(round_.next_runs, None)
+    ]
+    assert left == [(1, [5], [1]), (3, [2], [1])]
+    assert round_.is_given_out

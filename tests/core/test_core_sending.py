@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from core_support import PAGE
 
+from sterna.core import sending
 from sterna.core.sending import Sending
 from sterna.errors import GuestError, PeerMisbehaved
 from sterna.limits import ROUNDS_APART, Limits
@@ -239,3 +241,48 @@ def test_what_is_written_later_is_looked_at():
 def test_unwritten_pages_that_the_guest_does_not_have(answer):
     with pytest.raises(GuestError):
         Memory().sending.unwritten(answer)
+
+
+def test_a_page_that_is_written_before_its_turn_waits_for_the_next_round():
+    """[CON-28] [CON-34] [PCY-3] Whether it is known to be zero or not."""
+    memory = Memory()
+    memory.sending.unwritten({3: PageBitmap.from_mask(np.arange(8) >= 4)})
+    memory.sending.begin(1, Limits(), PAGE, 1e12, 0.0, last=False)
+    tables = [memory.sending.next_batch(10, zeros=True)[0]]
+    memory.sending.written_early(memory.write(1, 3, 5, 7))
+    while (batch := memory.sending.next_batch(10 + len(tables), zeros=True)) is not None:
+        tables.append(batch[0])
+    for table in tables:
+        memory.arrived.record(table)
+    sent = [
+        int(page)
+        for table in tables
+        for run in table.runs
+        for page in range(run["first"], run["first"] + run["count"])
+    ]
+    assert sent == [4, 5, 6, 7, 0, 2]
+    assert memory.sending.pages_missing == 4
+    assert memory.sending.ending().pages == 6
+    memory.arrived.mark_stale(3, [1, 3, 5, 7], [1, 1, 1, 1])
+    memory.sending.begin_empty(1, 0.0)
+    assert memory.sending.seal() == memory.arrived.value()
+
+
+def test_a_look_is_wanted_now_and_then_while_enough_is_left(monkeypatch):
+    monkeypatch.setattr(sending, "LOOK_BYTES", 2 * PAGE)
+    memory = Memory()
+    memory.bytes[:] = b"x" * len(memory.bytes)
+    memory.sending.begin(1, Limits(), PAGE, 1e12, 0.0, last=False)
+    wanted = []
+    while memory.sending.next_batch(10, zeros=True) is not None:
+        wanted.append(memory.sending.wants_look)
+        assert not memory.sending.wants_look  # one at a time
+        if wanted[-1]:
+            memory.sending.written_early({3: PageBitmap(8)})
+    assert wanted == [False, True, False, True, False, True, False, False]
+    memory.sending.written(memory.write(*range(8)))
+    memory.sending.begin(1, Limits(), PAGE, 1e12, 0.0, last=True)
+    while memory.sending.next_batch(10, zeros=True) is not None:
+        assert not memory.sending.wants_look
+    memory.sending.written_early(memory.write(0))
+    assert memory.sending.pages_missing == 1

@@ -25,6 +25,7 @@ from core_support import (
 )
 
 from sterna.core import events as e
+from sterna.core import sending
 from sterna.core.events import Outcome
 from sterna.core.negotiate import offer
 from sterna.core.policy import PolicySettings, RoundStats, decide
@@ -967,3 +968,36 @@ def test_session_opened_is_told():
     rig = SourceRig().until(S.DESCRIBING)
     (opened,) = rig.events(e.SessionOpened)
     assert (opened.session, opened.peer_agent) == (SESSION, "rig")
+
+
+def test_what_is_written_anew_before_its_turn_is_left_out_of_the_round(monkeypatch):
+    """[CON-28] [CON-29] [CON-34] It is in the next one, and so is what was sent and then written."""
+    monkeypatch.setattr(sending, "LOOK_BYTES", 2 * PAGE)
+    policy = PolicySettings(allowed_downtime_s=0.001)
+    rig = SourceRig(b"\x11" * 4 * PAGE, batch_bytes=PAGE, policy=policy).until(S.ROUND)
+    rig.drain(units=3)  # ROUND and two pages
+    look = rig.take(e.CollectDirty)
+    assert look.early
+    rig.machine.complete(look, rig.dirty(0, 3), rig.now)
+    assert rig.machine.state is S.ROUND
+    rig.drain()
+    tables = [each for each in rig.heard if isinstance(each, r.Pages)]
+    assert [int(run["first"]) for table in tables for run in table.runs] == [0, 1, 2]
+    assert (rig.heard[-1].type, rig.heard[-1].pages) == (FrameType.ROUND_END, 3)
+    rig.say(rig.ack())
+    look = rig.take(e.CollectDirty)
+    assert not look.early
+    rig.machine.complete(look, rig.clean(), rig.now)
+    (stats,) = (event.stats for event in rig.events(e.RoundFinished))
+    assert (stats.pages, stats.dirty_pages) == (3, 2)
+    rig.drain()
+    assert [(int(run["first"])) for run in rig.heard[-3].runs] == [0]
+
+
+def test_a_look_that_fails_ends_the_session(monkeypatch):
+    monkeypatch.setattr(sending, "LOOK_BYTES", PAGE)
+    rig = SourceRig(b"\x11" * 4 * PAGE, batch_bytes=PAGE).until(S.ROUND)
+    for _ in range(2):
+        rig.machine.poll_transmit(rig.now)
+    rig.break_(e.CollectDirty)
+    rolled_back(rig, ErrorCode.GUEST_FAILED)

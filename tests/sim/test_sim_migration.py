@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sterna.core import sending
 from sterna.core.events import Persist
 from sterna.core.policy import PolicySettings
 from sterna.errors import GuestError
@@ -48,6 +49,22 @@ def test_a_guest_that_is_too_fast_stays():
     assert len(found.rounds) == 3
     assert found.downtime_s is None
     assert migration.guest.running
+
+
+def test_what_is_written_again_before_its_turn_is_not_sent(monkeypatch):
+    """A guest that writes twice as fast as the link carries costs a third less, and moves sooner."""
+    link, policy = LinkSettings(125e6, 0.0002), PolicySettings(allowed_downtime_s=0.05)
+    found = []
+    for look_bytes in (1 << 60, MIB):
+        monkeypatch.setattr(sending, "LOOK_BYTES", look_bytes)
+        found.append(Migration(64 * MIB, Writes(250 * MIB, 32 * MIB), link, policy).run())
+    without, looking = found
+    assert without.moved
+    assert looking.moved
+    assert looking.stale_pages == 0
+    assert looking.carried_bytes < 0.75 * without.carried_bytes
+    assert looking.seconds < 0.75 * without.seconds
+    assert looking.downtime_s < 0.06
 
 
 def test_the_same_seed_gives_the_same_migration():

@@ -57,9 +57,13 @@ class OpenStreams:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CollectDirty:
-    """Collect and clear the writes. Answer: bitmaps by region id. `last`: the guest is paused."""
+    """Collect and clear the writes. Answer: bitmaps by region id.
+
+    `last`: the guest is paused. `early`: a round is under way, and need not send what is written anew.
+    """
 
     last: bool = False
+    early: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

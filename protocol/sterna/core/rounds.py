@@ -59,22 +59,35 @@ class _Share:
         self, pages: PageSets, batch: tuple[int, int], blank: PageSets | None, blank_bytes: int
     ) -> None:
         self.is_given_out = False
-        others = pages
-        if blank is not None and blank.any():
-            others = pages.copy()
-            others -= blank
-        self._blanks: Final = iter(()) if blank is None else blank.batches(blank_bytes, batch[1])
-        self._batches: Final = others.batches(*batch)
+        self._left: Final = pages.copy()
+        self._blank_left: Final = PageSets(pages.table) if blank is None else blank.copy()
+        self._left.__isub__(self._blank_left)
+        self._blanks: Final = iter(()) if blank is None else self._blank_left.batches(blank_bytes, batch[1])
+        self._batches: Final = self._left.batches(*batch)
 
     def next_blanks(self) -> tuple[int, Positions, Positions] | None:
         """The next batch of pages that are known to be zero, as `next_runs`; None after the last of them."""
-        return next(self._blanks, None)
+        return _given_out(self._blank_left, next(self._blanks, None))
 
     def next_runs(self) -> tuple[int, Positions, Positions] | None:
         """Region, starts and counts of the next batch of others; None when all have been given out."""
         runs = next(self._batches, None)
         self.is_given_out = runs is None
-        return runs
+        return _given_out(self._left, runs)
+
+    def skip(self, pages: PageSets) -> int:
+        """Leave these out as far as they have not been given out; how many that were."""
+        skipped = 0
+        for left in (self._left, self._blank_left):
+            skipped += left.count()
+            left -= pages  # noqa: PLW2901 - in place
+            skipped -= left.count()
+        return skipped
+
+    @property
+    def bytes_left(self) -> int:
+        """What `next_runs` will still give out."""
+        return self._left.size_bytes()
 
 
 class OutgoingRound:
@@ -82,7 +95,7 @@ class OutgoingRound:
 
     Attributes:
         number: of the round.
-        pages: the pages that it is to carry, fixed.
+        pages: the pages that it was to carry when it began, fixed.
         last: whether it is the one of the blackout.
         page_count: pages sent so far.
         bulk_bytes: their bytes on the wire.
@@ -122,7 +135,7 @@ class OutgoingRound:
         self._last_sequences: dict[int, int] = {}
         self._attempt: Final = attempt
         self._started: Final = now
-        self._intended: Final = pages.count()
+        self._intended = pages.count()
         self._shares: Final = {
             stream: _Share(share, batch, _both(blank, share, pages), blank_bytes)
             for stream, share in ({0: pages} if shares is None else shares).items()
@@ -151,6 +164,15 @@ class OutgoingRound:
         self.bulk_bytes += batch.bulk_bytes
         self._last_sequences[stream] = sequence
         return batch.table(self._attempt, self.number)
+
+    def skip(self, pages: PageSets) -> None:
+        """Do not send these any more where they have not been sent: they will be in the next round, too."""
+        self._intended -= sum(share.skip(pages) for share in self._shares.values())
+
+    @property
+    def bytes_left(self) -> int:
+        """Bytes of the pages that are still to be read and sent."""
+        return sum(share.bytes_left for share in self._shares.values())
 
     def ending(self) -> RoundEnd:
         """The frame that ends it."""
@@ -187,6 +209,16 @@ class OutgoingRound:
             receive_rate_bytes_s=0 if ack is None else ack.receive_rate_bytes_s,
             throttle=throttle,
         )
+
+
+def _given_out(
+    left: PageSets, batch: tuple[int, Positions, Positions] | None
+) -> tuple[int, Positions, Positions] | None:
+    """The batch, which is not left any more."""
+    if batch is not None:
+        region, starts, counts = batch
+        left[region].clear_runs(starts, counts)
+    return batch
 
 
 def _both(blank: PageSets | None, share: PageSets, pages: PageSets) -> PageSets | None:

@@ -27,6 +27,11 @@ from sterna.memory.pages import PageSource, zero_batch
 from sterna.memory.regions import PageSets, RegionTable
 from sterna.wire.records import Pages, Round, RoundAck, RoundEnd, Welcome
 
+# Between two looks at what the guest has written meanwhile lie so many bytes, and at least this share of what
+# is left of the round: a look costs about as much as sending a mebibyte or two.
+LOOK_BYTES: Final = 32 << 20
+LOOK_SHARE: Final = 1 / 8
+
 
 class Sending:
     """All copied regions of a guest. At first everything is pending.
@@ -48,6 +53,8 @@ class Sending:
         self._planned: dict[int, PageSets] = {}  # by round after that one
         self._declares = False  # what is pending in the blackout is declared stale
         self._round = self._no_round(0)
+        self._look_at = 0
+        self._looking = False
 
     @property
     def round(self) -> int:
@@ -97,6 +104,29 @@ class Sending:
         self._blank -= dirty
         self._lacks(dirty)
 
+    @property
+    def wants_look(self) -> bool:
+        """Whether a look at what the guest has written since may spare enough of the round under way.
+
+        Once it is, `written_early` is to follow.
+        """
+        if self._round.last or self._looking or self.bulk_bytes < self._look_at:
+            return False
+        self._plan_look()
+        self._looking = self._round.bytes_left >= LOOK_BYTES
+        return self._looking
+
+    def written_early(self, answer: Mapping[int, PageBitmap]) -> None:
+        """`written`, while a round is under way, which then need not send them.
+
+        Raises:
+            GuestError: the answer does not fit the regions.
+        """
+        self.written(answer)
+        self._looking = False
+        if not self._round.last:
+            self._round.skip(self._pending)
+
     def acknowledged(self, ack: RoundAck) -> None:
         """The destination has the newest round, but for what it rejects [MEM-9].
 
@@ -125,6 +155,7 @@ class Sending:
         self._confirmed = report.complete
         self._forget_planned(dirty, after=report.complete)
         self._round = self._no_round(self.round)
+        self._looking = False
 
     def begin(
         self, attempt: int, peer: Limits, batch_bytes: int, rate_bytes_s: float, now: float, *, last: bool
@@ -150,6 +181,7 @@ class Sending:
         )
         self._planned[self.round] = self._round.pages
         self._pending = PageSets(self.regions)
+        self._plan_look()
         self._declares = False
         return self._round.opening()
 
@@ -204,6 +236,9 @@ class Sending:
     def _lacks(self, pages: PageSets) -> None:
         self._pending |= pages
         self._digest.mark_sets_stale(pages)
+
+    def _plan_look(self) -> None:
+        self._look_at = self.bulk_bytes + max(LOOK_BYTES, int(self._round.bytes_left * LOOK_SHARE))
 
     def _forget_planned(self, pages: PageSets, after: int = 0) -> None:
         """These pages will be sent in a later round, and rounds up to `after` are of no interest."""

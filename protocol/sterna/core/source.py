@@ -286,6 +286,9 @@ class SourceMachine(Opening):
                 self._on_streams(count, now)
             case StartTracking():
                 self._on_tracking(answer, now)
+            case CollectDirty(early=True):
+                assert isinstance(answer, Mapping)
+                self._memory.written_early(answer)
             case CollectDirty():
                 self._on_collected(answer, now)
             case Pause():
@@ -489,6 +492,8 @@ class SourceMachine(Opening):
         batch = self._memory.next_batch(lane.outbox.writer.next_sequence, lane.stream, zeros=zeros)
         if batch is not None:
             self._send_on(lane, *batch)
+            if self._memory.wants_look:
+                self._ask(CollectDirty(early=True))
         return batch is not None
 
     def _send_on(self, lane: Lane, record: Record, buffers: Sequence[memoryview]) -> None:
