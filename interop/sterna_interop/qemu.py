@@ -1,9 +1,9 @@
-"""QEMU as the peer of a benchmark: machines without a guest's programs, whose memory is a file of ours.
+"""QEMU as the peer of a benchmark: machines whose memory is a file of ours.
 
-A source is never started, so what its memory holds is what was put into the file; a destination waits for
-it. Both map their files from the start and populate the mapping, so that no page is touched for the first
-time while the clock runs. Bandwidth is unlimited. The time is that from the command to the destination's
-event that says the machine is there and could run.
+A source without a program is never started, so what its memory holds is what was put into the file; a
+destination waits for it. Both map their files from the start and populate the mapping, so that no page is
+touched for the first time while the clock runs. Bandwidth is unlimited. The time is that from the command to
+the destination's event that says the machine is there and could run.
 """
 
 from __future__ import annotations
@@ -98,11 +98,20 @@ class Settings:
 
 
 class Machine:
-    """A QEMU that stands still, over the memory in `path`."""
+    """A QEMU over the memory in `path`."""
 
     def __init__(
-        self, directory: Path, name: str, path: str, size_bytes: int, settings: Settings, *, source: bool
+        self,
+        directory: Path,
+        name: str,
+        path: str,
+        size_bytes: int,
+        settings: Settings,
+        *,
+        source: bool,
+        kernel: Path | None = None,
     ) -> None:
+        """`kernel`: what runs in it, in the format of multiboot; without one it stands still."""
         self._name = name
         self._socket = directory / f"{name}.qmp"
         self._log = directory / f"{name}.log"
@@ -110,7 +119,8 @@ class Machine:
         self._events: list[Reply] = []
         self._stack = ExitStack()
         command = [
-            *(program(), "-nodefaults", "-display", "none", "-accel", "tcg", "-S"),
+            *(program(), "-nodefaults", "-display", "none", "-accel", "tcg"),
+            *(["-S"] if kernel is None else ["-kernel", str(kernel)]),
             *("-m", f"{size_bytes >> 10}k", "-machine", "pc,memory-backend=pc.ram"),
             "-object",
             f"memory-backend-file,id=pc.ram,size={size_bytes},mem-path={path},share=on,prealloc=on",

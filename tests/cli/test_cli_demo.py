@@ -153,6 +153,7 @@ def test_however_it_ends_it_leaves_nothing_behind(
         (["--nonsense"], "--nonsense"),
         (["--evidence", "/proc/nothing"], "cannot make the directory /proc/nothing"),
         (["--record", "/proc/nothing"], "cannot write /proc/nothing"),
+        (["--room", "--guest", "simulated"], "--room needs --guest process"),
     ],
 )
 def test_wrong_wishes_are_usage_errors(

@@ -259,6 +259,38 @@ def test_guests_that_are_not_taken(changes: dict[str, object], code: ErrorCode) 
         guest.reserve(description())
 
 
+def test_a_room_that_is_there_beforehand_is_for_the_first_guest_that_fits_it() -> None:
+    """Every page of it, and its file is the one that the guest gets."""
+    guest = room()
+    with closing(guest):
+        guest.make_room(MEMORY)
+        made = guest._room
+        assert made is not None
+        assert os.fstat(made.file.fileno()).st_blocks * 512 == MEMORY
+        guest.reserve(description())
+        assert guest._image is made
+        guest.discard()
+        guest.reserve(description())
+        assert guest._image is not made
+
+
+def test_a_room_of_another_size_is_given_back() -> None:
+    guest = room()
+    with closing(guest):
+        guest.make_room(2 * MEMORY)
+        guest.reserve(description())
+        assert guest._image is not None
+        assert guest._image.map.size_bytes == MEMORY
+        assert guest._room is None
+
+
+def test_no_memory_for_a_room() -> None:
+    guest = ProcessGuest(ProcessSettings(tracker="compare"), lambda: MEMORY - 1)
+    with closing(guest), pytest.raises(GuestError) as caught:
+        guest.make_room(MEMORY)
+    assert caught.value.code is ErrorCode.FULL
+
+
 def test_a_host_without_enough_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     full = ProcessGuest(ProcessSettings(tracker="compare"), lambda: MEMORY - 1)
     with closing(full), pytest.raises(GuestError) as caught:

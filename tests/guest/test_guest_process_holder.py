@@ -131,6 +131,8 @@ sys.stdin.read()
         ("--memory", str(MIB), "--name", "x" * 256),
         ("--memory", str(MIB), "--host", "a\nb"),
         ("--memory", str(MIB), "--guest", "kvm", "--tracker", "compare"),
+        ("--role", "destination", "--guest", "kvm", "--room", str(MIB)),
+        ("--role", "destination", "--room", str(1 << 40)),
         ("--memory", str(MIB), "--die-with-parent", str(os.getpid())),  # not the parent, any more
     ],
 )

@@ -54,6 +54,7 @@ def demo(
     switchover: Switchover = "stop-and-copy",
     downtime: Duration = 0.3,
     streams: Streams = None,
+    room: Flag = False,
     insecure: Flag = False,
     evidence: PathOption = None,
     record: PathOption = None,
@@ -78,6 +79,7 @@ def demo(
         switchover: how it is moved in the end; see `sterna migrate --help`.
         downtime: how long it may stand still.
         streams: connections on which pages travel; see `sterna migrate --help`.
+        room: the destination has memory for the guest before it comes; see sterna holder --help.
         insecure: plaintext instead of TLS.
         evidence: directory for source.img and destination.img (try `cmp`) and the guest's journal.
         record: file for everything that passes between the endpoints, for `sterna inspect`.
@@ -95,6 +97,7 @@ def demo(
         switchover=switchover,
         downtime_s=downtime,
         streams=streams,
+        room=room,
         insecure=insecure,
         evidence=None if evidence is None else _evidence(evidence, reporter),
         record=record,
@@ -109,6 +112,8 @@ def demo(
     kind = _choose(guest)
     if kind == "simulated" and (ownership.records is not None or ownership.store):
         raise ConfigError("--records and --store need --guest process or kvm: one process needs neither")
+    if kind != "process" and room:
+        raise ConfigError("--room needs --guest process")
     if kind == "simulated" and streams:
         raise ConfigError("--streams needs --guest process or kvm: one process has one connection")
     reporter.say(f"A guest with {size_text(memory)} of memory starts, and runs for a second before it moves.")

@@ -176,6 +176,8 @@ class ProcessDemo:
         await self._start(SOURCE_HOLDER, ["holder", "--socket", str(self._sockets[SOURCE]), *make, *common])
         # The rate belongs to the host: at the destination the guest shall write as fast as at the source.
         room = ["holder", "--socket", str(self._sockets[DESTINATION]), "--destination", *rate, *common]
+        if wishes.room:
+            room += ["--room", f"{wishes.memory_bytes}B"]
         await self._start(DESTINATION_HOLDER, room)
         for name in (SOURCE_HOLDER, DESTINATION_HOLDER):
             if await self._children[name].next_line() is None:

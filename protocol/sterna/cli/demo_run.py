@@ -25,7 +25,8 @@ class Wishes:
     """The command's arguments. Sizes in bytes, rates in bytes a second.
 
     `records` is where to keep the records of both hosts, None for no longer than the demo; `store` are the
-    options that name a lease store; `vcpus` are those of a virtual machine; `streams` is None for auto.
+    options that name a lease store; `vcpus` are those of a virtual machine; `streams` is None for auto; with
+    `room` the destination has the guest's memory beforehand.
     """
 
     memory_bytes: int
@@ -35,6 +36,7 @@ class Wishes:
     switchover: Switchover = "stop-and-copy"
     downtime_s: float = 0.3
     streams: int | None = None
+    room: bool = False
     insecure: bool
     evidence: Evidence | None
     record: Path | None = None

@@ -59,6 +59,7 @@ def holder(
     name: str = "process",
     tracker: Literal["auto", "userfaultfd", "compare"] = "auto",
     memory_limit: Annotated[Size | None, Parameter(show_default=False)] = None,
+    room: Annotated[Size | None, Parameter(show_default=False)] = None,
     no_post_copy: Flag = False,
     journal: PathOption = None,
     host: TextOption = "",
@@ -81,6 +82,8 @@ def holder(
         name: the guest's name.
         tracker: how its writes are followed.
         memory_limit: take no guest that is larger.
+        room: with --destination, have the memory for a guest of this size before it comes; otherwise its
+            pages are made while it arrives.
         no_post_copy: take no guest that runs before its pages are there; its endpoint would reach all memory
             of this process.
         journal: file to which the guest's journal is appended.
@@ -106,6 +109,7 @@ def holder(
         name=name,
         tracker=tracker,
         memory_limit=memory_limit or 0,
+        room=room or 0,
         no_post_copy=no_post_copy,
         journal=None if journal is None else str(journal),
     )

@@ -64,6 +64,7 @@ class ProcessGuest(HeldGuest):
         self._journal = Journal(settings.journal)
         self._description: GuestDescription | None = None
         self._image: GuestMemory | None = None
+        self._room: GuestMemory | None = None  # for the first guest of just this size
         self._workload: Workload | None = None
         self._runner: WorkloadRunner | None = None
         self._late: LatePages | None = None
@@ -89,6 +90,15 @@ class ProcessGuest(HeldGuest):
         self._description = guest
         self._workload = Workload(parameters, self._image.map.array)
         self._workload.fill()
+
+    def make_room(self, size_bytes: int) -> None:
+        """Have memory for a guest of this size, every page of it, before one comes.
+
+        Raises:
+            GuestError: with FULL.
+        """
+        self._room = self._new_memory(size_bytes)
+        self._room.wait_populated()
 
     @property
     def tracker(self) -> str:
@@ -158,17 +168,11 @@ class ProcessGuest(HeldGuest):
         limit = self._settings.memory_limit_bytes
         if limit and size > limit:
             raise GuestError(f"{size} bytes, the limit is {limit}", ErrorCode.FULL)
-        self._check_available(size)
-        try:
-            image = GuestMemory(size, self._settings.tracker)
-            try:
-                image.start_populating()
-            except BaseException:
-                image.free()
-                raise
-        except (MemoryError, OSError, RuntimeError) as error:  # the last one: no thread
-            raise GuestError(f"no memory: {error}", ErrorCode.FULL) from error
-        self._image = image
+        room, self._room = self._room, None
+        if room is not None and room.map.size_bytes != size:
+            room.free()
+            room = None
+        self._image = self._new_memory(size) if room is None else room
         self._description = description
 
     def prepare(self) -> None:
@@ -330,9 +334,11 @@ class ProcessGuest(HeldGuest):
             if not self._granted:
                 self._note("end")
         self._journal.close()
-        image, self._image = self._image, None
-        if image is not None:
-            image.free()
+        images = self._image, self._room
+        self._image = self._room = None
+        for image in images:
+            if image is not None:
+                image.free()
 
     @property
     def _here(self) -> GuestMemory:
@@ -343,6 +349,20 @@ class ProcessGuest(HeldGuest):
     def _running(self) -> WorkloadRunner:
         assert self._runner is not None
         return self._runner
+
+    def _new_memory(self, size_bytes: int) -> GuestMemory:
+        """Whose pages are on their way."""
+        self._check_available(size_bytes)
+        try:
+            image = GuestMemory(size_bytes, self._settings.tracker)
+            try:
+                image.start_populating()
+            except BaseException:
+                image.free()
+                raise
+        except (MemoryError, OSError, RuntimeError) as error:  # the last one: no thread
+            raise GuestError(f"no memory: {error}", ErrorCode.FULL) from error
+        return image
 
     def _check_available(self, size_bytes: int) -> None:
         # Before it is touched: where memory runs out, the kernel kills somebody.

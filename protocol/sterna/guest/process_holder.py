@@ -77,6 +77,13 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="source: the runner's 16 bytes; random if absent",
     )
     add("--memory-limit", type=int, default=0, metavar="BYTES", help="destination: the largest guest taken")
+    add(
+        "--room",
+        type=int,
+        default=0,
+        metavar="BYTES",
+        help="destination: memory that is there before a guest comes, for the first one of just this size",
+    )
     add("--journal", default=None, metavar="PATH", help="file for the guest's journal")
     add("--tracker", default="auto", choices=("auto", "userfaultfd", "compare"), help="dirty tracking")
     add(
@@ -109,6 +116,7 @@ def _check(options: argparse.Namespace) -> None:
         ("rate", 0, INTEGER_MAX),
         ("hot", 0, INTEGER_MAX),
         ("memory_limit", 0, INTEGER_MAX),
+        ("room", 0, INTEGER_MAX),
         ("epoch", 1, INTEGER_MAX - 1),  # there is one to be granted
     ):
         value = getattr(options, name)
@@ -152,6 +160,10 @@ def make_engine(options: argparse.Namespace) -> HolderEngine:
     else:
         guest = ProcessGuest(settings, available_bytes)
     if options.role == "destination":
+        if options.room:
+            if not isinstance(guest, ProcessGuest):
+                raise ValueError("room: only for process guests")
+            guest.make_room(options.room)
         return HolderEngine(guest)
     parameters = WorkloadParameters.for_memory(
         options.memory, options.hot or options.memory // 2, seed=options.seed, cold_every=options.cold_every

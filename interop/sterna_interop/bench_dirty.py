@@ -1,0 +1,145 @@
+"""`sterna bench dirty`: a guest that writes while it is moved, in all and while it stands still.
+
+Two rates at once, a modest and a high one. What counts is the whole migration's time, and the blackout of
+stop-and-copy; QEMU has the same limit for that as Sterna. Rates are those that were achieved: on a machine
+with other work a guest may write less than it was asked to, and beside the ratios stands by how much.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Final
+
+from cyclopts import Parameter
+
+from sterna.cli.output import Output
+from sterna.cli.units import Duration, Json, Rate, Size, format_rate
+from sterna.core.words import duration_text, size_text
+from sterna_interop.bulk import QEMU_CHANNELS, TCP
+from sterna_interop.measured import Report
+from sterna_interop.measuring import OURS, QEMU, Measure, Runs, Taken, Turn, at_most, progress, take
+from sterna_interop.moving_written import (
+    LESS_BYTES,
+    QemuWritten,
+    SternaWritten,
+    WritingWay,
+    Written,
+    WrittenMove,
+)
+from sterna_interop.qemu import Settings
+from sterna_interop.transfers import Against, Write, best_of_qemu, need, write_to
+
+SIZE_BYTES: Final = 1 << 30
+HOT_BYTES: Final = 256 << 20
+RATES_BYTES_S: Final = (100 << 20, 500 << 20)
+DOWNTIME_S: Final = 0.02
+TOTAL_BOUND: Final = at_most(1.0, 0.7)
+BLACKOUT_BOUND: Final = at_most(1.0, 0.5)
+
+AskedRate = Annotated[Rate | None, Parameter(show_default=False)]
+
+
+def dirty(
+    *, size: Size = SIZE_BYTES, hot: Size = HOT_BYTES, dirty_rate: AskedRate = None,
+    downtime: Duration = DOWNTIME_S, runs: Runs = 5, against: Against = None, write: Write = None,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """A guest that writes while it is moved, beside QEMU's: time in all, and blackout.
+
+    Args:
+        size: memory of the guest, at most 3GiB.
+        hot: the part of it that the guest writes to, a power of two.
+        dirty_rate: what it writes a second; by default once 100MiB/s and once 500MiB/s.
+        downtime: how long it may stand still, with Sterna as with QEMU.
+        runs: turns of each way; medians are shown.
+        against: measure QEMU as well, in its better one of one channel and multifd with two.
+        write: file for the table, interop/BENCHMARKS.md; the benchmark's last one there is replaced.
+        json: one JSON object on stdout.
+    """
+    need(against)
+    output = Output(json=json)
+    rates = RATES_BYTES_S if dirty_rate is None else (dirty_rate,)
+    conditions = {
+        "guest": f"{size_text(size)}, of which it writes {size_text(hot)} in blocks of 128 KiB",
+        "downtime": f"{duration_text(downtime)} allowed to both; stop-and-copy",
+        "connection": f"{TCP} over loopback",
+        "Sterna": "sterna demo --room: holders, endpoints and durable records; the guest writes whole pages, "
+        "is followed by the kernel and audited; blackout as its source saw it",
+    }
+    taken: list[Taken] = []
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sterna-bench-")))
+        say = stack.enter_context(progress(output))
+        for rate in rates:
+            written = Written(size, hot, rate, downtime)
+            ways: dict[str, WritingWay] = {OURS: SternaWritten(written)}
+            if against is not None:
+                for name, channels in QEMU_CHANNELS.items():
+                    settings = Settings(channels=channels, downtime_ms=max(1, round(downtime * 1000)))
+                    ways[name] = QemuWritten(written, directory, settings)
+            found = take(_measures(rate, ways), runs, _named(say, rate))
+            if against is not None:
+                found, text = best_of_qemu(found, list(QEMU_CHANNELS))
+                conditions[f"QEMU at {format_rate(rate)}"] = text
+            taken += found
+    if against is not None:
+        conditions["QEMU's guest"] = (
+            f"TCG, {LESS_BYTES} bytes less, or 7.2 loses writes; it writes a word of each page; blackout "
+            "from its event STOP to its event RESUME"
+        )
+    write_to(Report(bench="dirty", runs=runs, taken=taken, conditions=conditions), write, output)
+
+
+def _named(say: Callable[[str], None], rate: int) -> Callable[[str], None]:
+    return lambda text: say(f"{format_rate(rate)}: {text}")
+
+
+class _Last:
+    """A way, and what its last turn gave."""
+
+    def __init__(self, way: WritingWay) -> None:
+        self._way = way
+        self._moved = WrittenMove(0.0, 0.0, 0.0)
+
+    def total(self) -> float:
+        """Move; the seconds."""
+        self._moved = self._way.move()
+        return self._moved.seconds
+
+    def told(self, figure: Callable[[WrittenMove], float]) -> Turn:
+        """This of the last turn."""
+        return lambda: figure(self._moved)
+
+
+def _measures(rate: int, ways: dict[str, WritingWay]) -> list[Measure]:
+    lasts = {name: _Last(way) for name, way in ways.items()}
+    mark = f"{rate >> 20}"
+    return [
+        Measure(
+            name=f"time_{mark}",
+            text=f"{mark} MiB/s: time",
+            ways={name: last.total for name, last in lasts.items()},
+            bounds={QEMU: TOTAL_BOUND},
+        ),
+        Measure(
+            name=f"blackout_{mark}",
+            text="  blackout",
+            ways={name: last.told(lambda moved: moved.blackout_s) for name, last in lasts.items()},
+            bounds={QEMU: BLACKOUT_BOUND},
+        ),
+        Measure(
+            name=f"written_{mark}",
+            text="  written",
+            ways={name: last.told(lambda moved: moved.rate_bytes_s) for name, last in lasts.items()},
+            unit="bytes/s",
+        ),
+        Measure(
+            name=f"sent_{mark}",
+            text="  sent",
+            ways={name: last.told(lambda moved: moved.sent_bytes) for name, last in lasts.items()},
+            unit="bytes",
+        ),
+    ]

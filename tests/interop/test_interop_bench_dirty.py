@@ -1,0 +1,37 @@
+"""`sterna bench dirty`: one object, and QEMU beside Sterna where there is one."""
+
+from __future__ import annotations
+
+import pytest
+from bench_support import bench
+
+from sterna.cli.main import main
+
+SMALL = ("--size", "84MiB", "--hot", "16MiB", "--dirty-rate", "20MiB/s", "--downtime", "300ms")
+
+
+@pytest.mark.slow
+def test_one_object_and_a_table(tmp_path):
+    path = tmp_path / "BENCHMARKS.md"
+    found = bench("dirty", *SMALL, "--write", str(path))
+    assert set(found["measures"]) == {"time_20", "blackout_20", "written_20", "sent_20"}
+    assert found["ratios"] == {}
+    assert "## dirty, 1 run" in path.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.needs("qemu")
+def test_against_qemu():
+    found = bench("dirty", *SMALL, "--against", "qemu")
+    assert {"time_20_vs_qemu", "blackout_20_vs_qemu"} <= set(found["ratios"])
+
+
+def test_without_qemu_it_is_said_how_to_get_it(monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert main(["bench", "dirty", "--against", "qemu"]) == 2
+    assert "apt-get install" in capsys.readouterr().err
+
+
+def test_sizes_that_do_not_fit(capsys):
+    assert main(["bench", "dirty", "--size", "84MiB"]) == 2
+    assert "--size" in capsys.readouterr().err
