@@ -63,7 +63,6 @@ def door(stream: int, rest: bytes = b"") -> Lane:
         reader.next_event()
     lane = Lane(0, 0.0, reader=reader, outbox=Outbox())
     lane.outbox.take()
-    lane.held = reader.next_event()
     return lane
 
 

@@ -7,7 +7,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from core_support import EPOCH, PAGE
+from core_support import EPOCH, PAGE, plain_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lanes_support import SESSION, TOKEN, check_moved, door, encode, pair_of, run_to, said_on
@@ -25,7 +25,7 @@ from sterna.guest.workload import WorkloadParameters
 from sterna.limits import Limits
 from sterna.registry import GREASE_FIRST, Encoding, ErrorCode, FrameType, Phase, Style
 from sterna.testing.pair import Pair, resuming_pair
-from sterna.wire import FrameReader, FrameReceived, make_runs, unchecked
+from sterna.wire import FrameReader, make_runs, unchecked
 from sterna.wire import records as r
 
 
@@ -193,7 +193,7 @@ def test_the_machine_that_is_called_on_a_data_connection_asks_for_its_session():
     attach, lane = machine.door
     assert attach == ATTACH
     assert (lane, lane.reader.stream) == (machine.called, 3)
-    assert isinstance(lane.held, FrameReceived)
+    assert not lane.reader.is_drained
 
 
 def test_what_is_refused_is_told_on_its_connection():
@@ -456,6 +456,17 @@ def test_the_end_of_one_is_the_end_of_all(loser):
     pair.run()
     check_moved(pair)
     assert pair.source.result.resumed == 1
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+def test_a_connection_that_is_worn_out(resumes):
+    """[TLS-18] The session goes on with new ones, or ends, and the peer is told."""
+    pair = run_to(pair_of(2) if resumes else plain_pair(), DestinationState.RECEIVING)
+    error = TransportError(ErrorCode.UNSUPPORTED, "the key is used up")
+    pair.source.wear_out(error, pair.now)
+    state = SourceState.SUSPENDING if resumes else SourceState.ROLLING_BACK
+    assert pair.source.state is state
+    assert pair.source.has_unsent is not resumes
 
 
 def test_who_cannot_resume_tells_that_it_is_lost():

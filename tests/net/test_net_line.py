@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from endpoint_support import PARAMETERS
 from resume_net_support import Resuming
 from trio.abc import Clock
 
 from sterna.core import shares
 from sterna.core.events import Outcome, StreamAttached
+from sterna.errors import TransportError
+from sterna.net.memory import MemoryTransport
+from sterna.registry import ErrorCode
 
 NEVER = 1 << 40
 
@@ -39,3 +45,39 @@ async def test_a_migration_over_data_connections(virtual_time, streams):
     assert sorted(event.stream for event in attached) == list(range(1, streams + 1))
     assert [other.result.outcome for other in moved.others] == [Outcome.JOINED] * streams
     assert all(other.took_up for other in moved.others)
+
+
+async def test_connections_that_are_worn_out_are_replaced_in_the_middle_of_a_round(
+    virtual_time: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[TLS-18] [STR-15] [RES-9] All of them, again and again, and nothing that came is sent once more."""
+    error = TransportError(ErrorCode.UNSUPPORTED, "the key is used up")
+    worn = property(lambda self: error if self.bytes_sent > 100_000 else None)
+    monkeypatch.setattr(MemoryTransport, "worn", worn)
+    options = {"streams": 2, "batch_bytes": 16384}
+    moved = await migration(2, parameters=replace(PARAMETERS, pages=192), source_options=options).run()
+    moved.check_moved()
+    assert moved.source.result.resumed == moved.destination.result.resumed > 2
+    assert moved.source.result.bytes_sent < 2 * 192 * 4096
+    generations = [event.generation for event in moved.events if isinstance(event, StreamAttached)]
+    assert max(generations) == moved.source.result.resumed
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+async def test_a_data_connection_that_is_cut(virtual_time: Clock, stream: int) -> None:
+    """[STR-14] [STR-5] [STR-15]"""
+    cuts = [NEVER] * 3
+    cuts[stream] = 60_000
+    moved = await migration(2, cuts=(*cuts, NEVER)).run()
+    moved.check_moved()
+    assert moved.source.result.resumed == moved.destination.result.resumed == 1
+    assert [other.result.outcome for other in moved.others].count(Outcome.JOINED) == 4
+
+
+async def test_data_connections_that_cannot_be_made(virtual_time: Clock) -> None:
+    """The guest stays, and both sides know why."""
+    failed = await migration(3, refuse=1).run()
+    assert failed.source.result.outcome is Outcome.ROLLED_BACK
+    assert failed.source.result.code is ErrorCode.CONNECT_FAILED
+    assert failed.destination.result.code is ErrorCode.CONNECT_FAILED
+    assert failed.guest.running

@@ -64,7 +64,9 @@ def test_a_reader_may_be_told_what_its_connection_is_and_where_numbers_go_on():
     writer = FrameWriter(stream=2)
     writer.go_on_from(7)
     reader.receive_data(unchecked.preface() + b"".join(map(bytes, writer.frame(Ping(1)))))
+    assert not reader.is_drained
     reader.next_event()
     event = reader.next_event()
+    assert reader.is_drained
     assert (event.header.stream, event.header.sequence) == (2, 7)
     assert (reader.next_sequence, writer.next_sequence) == (8, 8)

@@ -112,7 +112,7 @@ class Connected(ABC):
     def is_held(self, stream: int = 0) -> bool:
         """Whether what comes next there has to wait: nothing is to be read from that connection for now."""
         lane = self._lanes.get(stream)
-        return lane is not None and lane.held is not None
+        return lane is not None and (lane.held is not None or not self._reads_on)
 
     def get_buffer(self, stream: int = 0) -> memoryview:
         """Where the next received bytes belong: a read buffer, or the guest's memory itself."""
@@ -193,6 +193,11 @@ class Connected(ABC):
     def _pages_received(self, event: PagesReceived, lane: Lane, now: float) -> None:  # noqa: B027
         """The bulk part is where it belongs."""
 
+    @property
+    def _reads_on(self) -> bool:
+        """Whether what follows is for this machine."""
+        return True
+
     def _is_early(self, event: WireEvent, lane: Lane) -> bool:
         """Whether something has to come on another connection before this one's time has come."""
         del event, lane
@@ -244,7 +249,11 @@ class Connected(ABC):
     def _read_on(self, lane: Lane, now: float) -> None:
         self._reading = lane
         try:
-            while not self._is_deaf and (event := lane.held or lane.reader.next_event()) is not None:
+            while (
+                self._reads_on
+                and not self._is_deaf
+                and (event := lane.held or lane.reader.next_event()) is not None
+            ):
                 lane.held = event if self._is_early(event, lane) else None
                 if lane.held is not None:
                     return

@@ -70,6 +70,11 @@ class Joining(Refusing):
         self._step(FrameType.ATTACH, now)
         self._ask(Join(record))
 
+    @property
+    def _reads_on(self) -> bool:
+        """What follows ATTACH is for the session's machine."""
+        return self._state is not DestinationState.JOINING
+
     def _on_joined(self, now: float) -> None:
         self._step(DestinationInput.JOINED, now)
         self._result = Result(Outcome.JOINED)
@@ -87,7 +92,7 @@ class Joining(Refusing):
         stream = door.reader.stream or 0
         self._ticket.check_attach(attach, stream, self._lanes.mark(stream))
         self._require(DestinationInput.STREAM_JOINS, FrameType.ATTACH)
-        if door.held is not None:
+        if not door.reader.is_drained:
             raise wrong(ErrorCode.BAD_SEQUENCE, "a frame between ATTACH and ATTACHED", "ATT-5", attach)
 
     def join(self, attach: Attach, door: Lane, now: float) -> int:
@@ -125,8 +130,6 @@ class Joining(Refusing):
     # ---- order ----
 
     def _is_early(self, event: WireEvent, lane: Lane) -> bool:
-        if self._state is DestinationState.JOINING:
-            return True  # it is for the session's machine
         if lane.stream:
             return isinstance(event, PagesAnnounced) and self._is_ahead(event.record)
         if self._put_off is None or not isinstance(event, FrameReceived):

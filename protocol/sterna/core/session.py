@@ -167,6 +167,16 @@ class Session(Connected):
         if self._state not in COMMITTED:
             self._fail(error, now)
 
+    def wear_out(self, error: SternaError, now: float) -> None:
+        """A connection is all but used up, and cannot be renewed: go on with new ones, or end [TLS-18].
+
+        A session that can be resumed is taken up again, with new keys on all of its connections.
+        """
+        if self._can_resume:
+            self.connection_lost(TransportError(error.code, str(error)), now)
+        else:
+            self.abandon(error, now)
+
     def complete(self, request: Request, answer: object, now: float) -> None:
         """A request was carried out; `answer` is what its class asks for.
 

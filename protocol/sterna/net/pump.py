@@ -232,7 +232,7 @@ class Pump:
 
     def worn(self, line: Line, error: TransportError) -> None:
         """See `Driver`."""
-        self.machine.abandon(error, self.clock())
+        self.machine.wear_out(error, self.clock())
         self.kick()
 
     def _tell(self, event: Event) -> None:

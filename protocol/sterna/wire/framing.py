@@ -189,6 +189,11 @@ class FrameReader:
         return self._last_sequence
 
     @property
+    def is_drained(self) -> bool:
+        """Whether everything that has come has been yielded as events."""
+        return not self._input and not self._filled
+
+    @property
     def held_bytes(self) -> int:
         """The size of the unit (preface, header or body) that has begun and is not whole yet; 0 if none."""
         return len(self._unit) if self._filled else 0
