@@ -62,6 +62,17 @@ def released(session: HostSession) -> Released:
     return Released(session.admission.session)
 
 
+def settling(host: PeerListHost) -> list[bytes]:
+    """The guests that are recovered from now on."""
+    settled = []
+
+    async def settle(guest: bytes) -> None:
+        settled.append(guest)
+
+    host.settle = settle
+    return settled
+
+
 async def refused(host: PeerListHost, hello: Hello, peer: Peer) -> SternaError:
     async with host.session() as session:
         with pytest.raises(SternaError) as caught:
@@ -74,6 +85,7 @@ async def test_a_session_before_handover_is_found(process) -> None:
     """[RES-7] [RES-16] By its own peer alone; whoever else asks disturbs nothing [RES-3]."""
     hello = await leave(process())
     host = process()
+    settled = settling(host)
     for changes, peer in (
         ({}, BY_ID),
         ({"token": b"x" * 32}, SENDER),
@@ -84,6 +96,7 @@ async def test_a_session_before_handover_is_found(process) -> None:
         assert error.code in {ErrorCode.BAD_TOKEN, ErrorCode.NOT_AUTHORISED}
     for peer in (STRANGER, NOBODY):
         assert (await refused(host, hello, peer)).code is ErrorCode.NOT_AUTHORISED
+    assert settled == []
     async with host.session() as session:
         found = await session.reopen(hello, SENDER)
         assert isinstance(found, Reopened)
@@ -202,13 +215,8 @@ async def refused_opening(host: PeerListHost) -> SternaError:
 async def test_a_session_whose_guest_was_started_is_gone_on_with(process) -> None:
     """[RES-13] [ONE-13] It has received HANDOVER: nobody takes its place."""
     hello = await leave(process(), Start(EPOCH + 1))
-    settled = []
     host = process()
-
-    async def settle(guest: bytes) -> None:
-        settled.append(guest)
-
-    host.settle = settle
+    settled = settling(host)
     async with host.session() as session:
         found = await session.reopen(hello, SENDER)
         assert isinstance(found, Reopened)

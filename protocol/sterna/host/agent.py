@@ -250,10 +250,12 @@ class HostSession:
         """
         self._check_may_bring(hello.guest, peer)
         self.peer, self._guest = peer, hello.guest
-        await self._host.settle(hello.guest)
         keeper, identity = await self._records(make=False), peer.identity or ""
-        history = History(hello.guest) if keeper is None else keeper.history
         opening = await self._host.openings.find(hello, identity)
+        if opening is None and (keeper is None or asked_for(keeper.history, hello, identity) is None):
+            raise no_session()  # nothing is done for whoever asks for anything
+        await self._host.settle(hello.guest)
+        history = History(hello.guest) if keeper is None else keeper.history
         session = asked_for(history, hello, identity)
         if session is not None and _is_claimed(history, session):
             started, complete = history.fate(session.epoch + 1), history.complete(session.session)
