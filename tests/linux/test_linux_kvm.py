@@ -11,6 +11,7 @@ from kvm_support import MEMORY_BYTES, Small, small_machine
 from sterna.linux import kvm
 from sterna.linux.errors import CapabilityMissing
 from sterna.linux.kvm import Extension, Kvm, MemorySlot
+from sterna.linux.kvm_vcpu import VcpuError
 from sterna.linux.memfd import PAGE_BYTES
 
 FIRST = 0x200000 // PAGE_BYTES  # a page that the program itself does not need
@@ -89,6 +90,15 @@ def test_what_a_vcpu_can_be() -> None:
 def test_memory_that_does_not_fit_is_refused() -> None:
     with small_machine() as small, pytest.raises(OSError, match="Invalid argument"):
         small.machine.set_memory(MemorySlot(1, 1 << 30, 100, small.memory.address))
+
+
+@pytest.mark.needs("kvm")
+def test_memory_that_is_taken_away_is_not_there() -> None:
+    with small_machine() as small:
+        small.write(0x200123)
+        small.machine.remove_memory(small.slot)
+        with pytest.raises(VcpuError):
+            small.write(0x200124)
 
 
 @pytest.mark.needs("kvm")

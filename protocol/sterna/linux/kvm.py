@@ -218,6 +218,11 @@ class Machine(Descriptor):
         )
         fcntl.ioctl(self._fd, _SET_USER_MEMORY_REGION, argument)
 
+    def remove_memory(self, slot: MemorySlot) -> None:
+        """Take this memory away again; what the kernel has mapped of it goes too."""
+        argument = _MEMORY_REGION.pack(slot.number, 0, slot.guest_address, 0, slot.host_address)
+        fcntl.ioctl(self._fd, _SET_USER_MEMORY_REGION, argument)
+
     def dirty_log(self, slot: MemorySlot, page_bytes: int) -> npt.NDArray[np.uint64]:
         """A bit for each page that was written since it was last forgotten; the slot has `log`."""
         words = np.zeros(-(-slot.size_bytes // page_bytes // 64), dtype=np.uint64)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.needs("kvm")
 MIB = 1 << 20
 MEMORY = 4 * MIB
 PARAMETERS = WorkloadParameters.for_memory(MEMORY, MIB, seed=9, cold_every=4)
-PAT = 0x277
+WALL_CLOCK = 0x4B564D00
 
 
 @pytest.fixture(autouse=True)
@@ -174,6 +174,8 @@ def test_a_state_goes_from_one_machine_to_another() -> None:
         for number, one in here.maps.items():
             there.maps[number].array[:] = one.array
         assert there.load(state) == there.load(state) > 400
+        there.attach()
+        there.attach()
         back = there.save()
         assert [replace(one, tsc=0) for one in back.vcpus] == [replace(one, tsc=0) for one in state.vcpus]
         for vcpu in there.vcpus:
@@ -198,6 +200,33 @@ def test_a_state_that_is_refused_leaves_the_one_before() -> None:
             there.load(replace(good, vcpus=(other,)))
         assert caught.value.code is ErrorCode.STATE_REJECTED
         assert there.vcpus[0].registers() == good.vcpus[0].registers
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_no_register_makes_the_kernel_touch_memory_while_it_is_loaded(attached: bool) -> None:
+    """A wall clock is written to memory when its register is set: to a page that comes later, perhaps."""
+    with machine(1) as here, machine(1) as there:
+        here.begin(PARAMETERS)
+        if attached:  # as after a `run` that failed
+            there.attach()
+        state = here.save()
+        values = dict(state.vcpus[0].msrs) | {WALL_CLOCK: 0x3000}
+        bad = replace(state.vcpus[0], msrs=tuple(sorted(values.items())))
+        with contextlib.suppress(GuestError):
+            there.load(replace(state, vcpus=(bad,)))
+        assert not there.maps[SYSTEM].array.any()
+
+
+def test_slots_that_the_kernel_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    with machine(1) as made:
+
+        def fail(*_: object) -> None:
+            raise OSError(12, "Cannot allocate memory")
+
+        monkeypatch.setattr(type(made._machine), "set_memory", fail)
+        with pytest.raises(GuestError, match="no memory slots") as caught:
+            made.attach()
+        assert caught.value.code is ErrorCode.FULL
 
 
 def test_a_state_that_is_refused_first_leaves_none() -> None:

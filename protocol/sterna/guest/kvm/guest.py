@@ -183,6 +183,7 @@ class KvmGuest(HeldGuest):
         before = self._epoch, self._who, self._granted
         self._epoch, self._who, self._granted = epoch, runner, False  # the first write is noted under these
         try:
+            self._here.attach()
             if not self._runners:
                 vcpus = self._here.vcpus
                 rate = self._settings.rate_bytes_s / PAGE_BYTES / len(vcpus)

@@ -1,4 +1,9 @@
-"""A KVM guest's machine: memory in memory files, slots, vCPUs, dirty log. It has no threads; runners do."""
+"""A KVM guest's machine: memory in memory files, slots, vCPUs, dirty log. It has no threads; runners do.
+
+A machine gets its memory when its guest is about to run. Until then the kernel has none to touch: some
+registers make it write to guest memory when they are set, and a state that comes from elsewhere could have it
+wait for a page that comes later, in the thread that everybody waits for.
+"""
 
 from __future__ import annotations
 
@@ -61,8 +66,6 @@ class KvmMachine:
                     number: MemorySlot(number, region.address, region.size_bytes, self.maps[number].address)
                     for number, region in enumerate(self.regions)
                 }
-                for slot in self._slots.values():
-                    self._machine.set_memory(slot)
                 self.vcpus = tuple(
                     stack.enter_context(self._machine.create_vcpu(number)) for number in range(vcpus)
                 )
@@ -74,6 +77,7 @@ class KvmMachine:
             self._cpuid = [_numbered(self._supported, number) for number in range(vcpus)]
             self._indices = self._kvm.msr_indices()
             self._loaded: sections.MachineState | None = None
+            self._attached = False
             self._resources = stack.pop_all()
 
     @property
@@ -104,6 +108,29 @@ class KvmMachine:
             vcpu.set_cpuid(self._cpuid[number])
             vcpu.set_system_registers(layout.first_system_registers(number, vcpu.system_registers()))
             vcpu.set_registers(layout.first_registers(number, work[number][1].seed))
+        self.attach()
+
+    def attach(self) -> None:
+        """Give the machine its memory; legal twice.
+
+        Raises:
+            GuestError: FULL.
+        """
+        if self._attached:
+            return
+        try:
+            for slot in self._slots.values():
+                self._machine.set_memory(slot)
+        except OSError as error:
+            self._detach()
+            raise GuestError(f"no memory slots: {error.strerror}", ErrorCode.FULL) from error
+        self._attached = True
+
+    def _detach(self) -> None:
+        for slot in self._slots.values():
+            with contextlib.suppress(OSError):  # there is none
+                self._machine.remove_memory(slot)
+        self._attached = False
 
     def areas(self) -> tuple[layout.Area, ...]:
         """What the vCPUs' areas say. Touches guest memory.
@@ -137,8 +164,9 @@ class KvmMachine:
 
     def stop_tracking(self) -> None:
         """Legal when there is none."""
-        for slot in self._slots.values():
-            self._machine.set_memory(slot)
+        if self._attached:
+            for slot in self._slots.values():
+                self._machine.set_memory(slot)
 
     def save(self) -> sections.MachineState:
         """The state; no vCPU runs."""
@@ -151,6 +179,8 @@ class KvmMachine:
             GuestError: with STATE_REJECTED, and what was loaded before, if anything was, still is.
         """
         before = self._loaded
+        if self._attached:
+            self._detach()
         try:
             checked = state.load(wanted, self._machine, self.vcpus)
         except GuestError:

@@ -75,7 +75,10 @@ def load(state: MachineState, machine: Machine, vcpus: Sequence[Vcpu]) -> int:
             checked += 1
             if there.get(name) != value:
                 raise _rejected(number, f"{name} does not take {value:#x}")
-    machine.set_clock_ns(state.clock_ns)
+    try:
+        machine.set_clock_ns(state.clock_ns)
+    except OSError as error:
+        raise GuestError(f"KVM_SET_CLOCK: {error.strerror}", ErrorCode.STATE_REJECTED) from error
     return checked
 
 
