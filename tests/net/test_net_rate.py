@@ -6,7 +6,13 @@ import pytest
 import trio
 import trio.testing
 
+from sterna.core.events import Outcome
+from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
+from sterna.guest.workload import WorkloadParameters
+from sterna.net.endpoint import Destination, Options, Source
+from sterna.net.memory import memory_transport_pair
 from sterna.net.rate import BURST_S, RateLimiter
+from sterna.testing import run_workload
 
 
 async def test_the_rate_is_exact(autojump_clock):
@@ -84,3 +90,35 @@ async def test_the_cap_can_be_changed_and_lifted(autojump_clock):
 def test_senseless_rates_are_refused(wrong):
     with pytest.raises(ValueError, match="positive"):
         RateLimiter(wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cap", [1e6, 25e6, 400e6])
+@pytest.mark.parametrize("writes_bytes_s", [0, 0.4])
+async def test_a_migration_keeps_to_its_cap_and_makes_use_of_it(autojump_clock, cap, writes_bytes_s):
+    """Within 5 %: every long round, whatever is a batch there, and of a guest that writes, too."""
+    size = 64 << 20 if cap > 1e6 else 4 << 20
+    guest = SimulatedSourceGuest(
+        WorkloadParameters.for_memory(size, size // 4), rate_bytes_s=writes_bytes_s * cap
+    )
+    room = SimulatedDestinationGuest()
+    ends = memory_transport_pair(capacity_bytes=64 << 20)
+    results = []
+
+    async def send():
+        options = Options(clock=trio.current_time, bandwidth_bytes_s=cap)
+        results.append(await Source(guest, ends[0], options=options).run())
+        nursery.cancel_scope.cancel()
+
+    start = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_workload, guest, 0.005)
+        nursery.start_soon(send)
+        await Destination(lambda _: room, ends[1], options=Options(clock=trio.current_time)).run()
+    (result,) = results
+    assert result.outcome is Outcome.COMPLETED
+    long = [stats for stats in result.rounds if stats.bulk_bytes > size / 4]
+    assert long
+    for stats in long:
+        assert stats.bulk_bytes / stats.seconds == pytest.approx(cap, rel=0.05)
+    assert ends[0].bytes_sent <= cap * (trio.current_time() - start + BURST_S)

@@ -11,7 +11,17 @@ from trio.testing import wait_all_tasks_blocked
 
 from sterna.errors import TransportError
 from sterna.net import tcp
-from sterna.net.tcp import IOV_MAX, SocketOptions, TcpTransport, connection_lost, format_address
+from sterna.net.tcp import (
+    FAST_BYTES_S,
+    FAST_UNSENT_BYTES,
+    IOV_MAX,
+    MEASURED_BYTES,
+    Backlog,
+    SocketOptions,
+    TcpTransport,
+    connection_lost,
+    format_address,
+)
 from sterna.net.transport import YIELD_BYTES, Transport
 from sterna.registry import ErrorCode
 
@@ -288,3 +298,32 @@ async def test_the_round_trip_is_the_kernel_s(pair):
     a, b = socket.socketpair()
     with a, b:
         assert tcp.round_trip_s(a) is None
+
+
+@pytest.mark.parametrize(
+    ("unsent_bytes", "fast"),
+    [(512 * 1024, FAST_UNSENT_BYTES), (2 * FAST_UNSENT_BYTES, 2 * FAST_UNSENT_BYTES), (None, -1)],
+)
+def test_a_fast_link_is_given_more_for_as_long_as_it_is_one(unsent_bytes, fast):
+    sock, other = socket_pair(unsent_bytes=unsent_bytes)
+    now = 0.0
+    backlog = Backlog(sock, lambda: now)
+
+    def after(rate_bytes_s):
+        nonlocal now
+        backlog.left(MEASURED_BYTES // 2)
+        now += MEASURED_BYTES / rate_bytes_s
+        backlog.left(MEASURED_BYTES // 2)
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+
+    usual = after(FAST_BYTES_S / 2)
+    assert usual == (-1 if unsent_bytes is None else unsent_bytes)
+    assert [after(FAST_BYTES_S * by) for by in (0.9, 1.1, 3, 0.9, 2)] == [usual, fast, fast, usual, fast]
+    sock.close()
+    other.close()
+
+
+def test_what_is_no_tcp_has_no_such_bound():
+    sock, other = socket.socketpair()
+    with sock, other:
+        Backlog(sock).left(10 * MEASURED_BYTES)
