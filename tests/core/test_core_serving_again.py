@@ -12,7 +12,6 @@ from resume_support import (
     RESUMED,
     FirstFetchingRig,
     FirstServingRig,
-    FirstSourceRig,
     SecondFetchingRig,
     SecondServingRig,
 )
@@ -61,11 +60,21 @@ def test_a_source_that_loses_its_link_keeps_what_it_serves():
     assert caught.value.code is ErrorCode.TOO_LATE
 
 
-def test_without_pages_that_follow_there_is_nothing_to_come_back_for():
-    """[CON-64]"""
-    rig = FirstSourceRig().until(S.MOVED)
+@pytest.mark.parametrize("moment", [D.RECORDING, D.CLAIMING, D.COMMITTING, D.STARTING])
+def test_a_destination_without_a_link_waits_for_the_source_once_the_guest_runs(moment):
+    """[RES-13] [ONE-30] [PCY-16] What it knows of the pages stays where it outlives the process."""
+    rig = FirstFetchingRig().until(moment)
+    place = bytearray(rig.machine._digest.size_bytes)
+    rig.machine._digest.move_to(place)
     rig.machine.connection_lost(None, rig.now)
-    assert (rig.machine.state, rig.machine.result.outcome) == (S.DEPARTED, Outcome.MOVED)
+    assert rig.machine.state is moment
+    while rig.machine.result is None:
+        request = rig.take()
+        rig.machine.complete(request, rig.answer(request), rig.now)
+    assert (rig.machine.state, rig.machine.result.outcome) == (D.PARTED, Outcome.SUSPENDED)
+    carry = rig.machine.carry
+    carry.digest.mark_stale(0, [0], [1])
+    assert place[8 * 4] == 0xFE
 
 
 def test_nothing_is_sent_again_that_is_installed():
@@ -98,6 +107,7 @@ def test_what_may_be_lost_is_sent_again_and_counted_once():
     assert pages_of(rig) == [(1, 2, 3)]
     serving = rig.machine._serving
     assert (serving.pushed, serving.repeated, serving.pages_left) == (2, 2, 0)
+    rig.do(e.Persist)  # RUNNING may have been lost
     rig.say(r.Complete(EPOCH + 1, rig.machine._memory.complete()))
     rig.do(e.ReleaseImage)
     rig.drain()

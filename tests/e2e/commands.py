@@ -207,7 +207,9 @@ class World:
         arguments = ["--to", f"127.0.0.1:{port}", "--holder", self.socket(holder), "--follow"]
         if "--resume" not in options:
             arguments += ["--resume", "2s"]  # the faults of most tests are for good
-        arguments += [*self.records(host), "--undecided-after", "500ms", "--die-with", os.getpid()]
+        if "--undecided-after" not in options:
+            arguments += ["--undecided-after", "500ms"]
+        arguments += [*self.records(host), "--die-with", os.getpid()]
         return await self.start("migrate", *arguments, *(security or usual), *options, stop=stop)
 
     async def status(self, holder: str = "s") -> HolderStatus:

@@ -21,6 +21,12 @@ class Relay:
         self.connections = 0
         self._target = target
         self._cuts = tuple(cuts)
+        self._scopes: set[trio.CancelScope] = set()
+
+    def cut(self) -> None:
+        """What is connected now is lost."""
+        for scope in self._scopes:
+            scope.cancel()
 
     async def listen(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled."""
@@ -39,8 +45,10 @@ class Relay:
             await near.aclose()
             return
         async with near, far, trio.open_nursery() as both:
+            self._scopes.add(both.cancel_scope)
             both.start_soon(self._pass_on, near, far, left, both.cancel_scope)
             both.start_soon(self._pass_on, far, near, None, both.cancel_scope)
+        self._scopes.discard(both.cancel_scope)
 
     async def _pass_on(
         self,

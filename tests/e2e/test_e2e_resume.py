@@ -172,6 +172,68 @@ async def test_a_destination_process_that_knows_of_no_session(world: World, nurs
     assert judge_journal(world.journal) == []
 
 
+@pytest.mark.needs("userfaultfd")
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("stored", [False, True])
+async def test_a_link_that_is_lost_before_the_source_knows_where_the_guest_runs(
+    world: World, nursery: trio.Nursery, stored: bool, killed: bool
+) -> None:
+    """[RES-13] [ONE-45] [RES-12] It asks, and then comes back for the pages, whoever is there by then."""
+    store: list[object] = []
+    if stored:
+        create_file_store(world.directory / "leases")
+        store = ["--store", world.directory / "leases"]
+    await world.source("s", *store, *(world.records("a") if stored else ()), "--host", "host-a")
+    await world.room()
+    serve, port = await world.serve(*store, "--once", stop="before RunGuest")
+    relay = Relay(port, [])
+    await nursery.start(relay.listen)
+    options = (*store, "--switchover", "post-copy", "--resume", "30s", "--undecided-after", "30s")
+    migrate = await world.migrate(relay.port, *options)
+    await serve.stops()
+    relay.cut()
+    await migrate.until("notice", lambda line: "asking" in line["text"])
+    if killed:
+        await serve.dies()
+        serve, relay._target = await world.serve(*store, "--once")
+    else:
+        serve.send(signal.SIGCONT)
+    assert await migrate.end() == 0, migrate.said()
+    assert (migrate.last["outcome"], migrate.last["resumed"]) == ("completed", 1), migrate.said()
+    assert await serve.end() == 0, serve.said()
+    assert serve.last["outcome"] == "completed"
+    assert serve.last["digest"] == migrate.last["digest"]
+    await world.check_runs("d")
+    assert judge_journal(world.journal) == []
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("switchover", ["stop-and-copy", "post-copy"])
+async def test_a_link_that_is_lost_with_the_last_word(
+    world: World, nursery: trio.Nursery, switchover: str, killed: bool
+) -> None:
+    """[ONE-38] [ONE-39] COMPLETE is lost; VERDICT repeats it, and the image is freed all the same."""
+    holder = await world.source()
+    await world.room()
+    serve, port = await world.serve(stop="after Persist:Complete")
+    relay = Relay(port, [])
+    await nursery.start(relay.listen)
+    migrate = await world.migrate(relay.port, "--resume", "30s", "--switchover", switchover)
+    await serve.stops()
+    relay.cut()
+    await migrate.until("link_lost")
+    if killed:
+        await serve.dies()
+        serve, relay._target = await world.serve()
+    else:
+        serve.send(signal.SIGCONT)
+    assert await migrate.end() == 0, migrate.said()
+    assert migrate.last["outcome"] == "completed", migrate.said()
+    assert await holder.end() == 0
+    await world.check_runs("d")
+    assert judge_journal(world.journal) == []
+
+
 async def test_ctrl_c_while_there_is_no_link(world: World) -> None:
     """[CON-71]"""
     await world.source()

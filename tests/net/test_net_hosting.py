@@ -147,7 +147,11 @@ async def test_what_another_process_cannot_go_on_with(virtual_time: Clock, why: 
     await one.run(then)
     source = one.results["source"]
     assert source.outcome is Outcome.MOVED
-    code = {"verdict": ErrorCode.STALE_EPOCH, "guest": ErrorCode.GUEST_LOST, "unknown": ErrorCode.BAD_TOKEN}
+    code = {
+        "verdict": ErrorCode.CONNECTION_LOST,
+        "guest": ErrorCode.GUEST_LOST,
+        "unknown": ErrorCode.BAD_TOKEN,
+    }
     assert source.code is code[why]
     assert not one.guest.released
     assert not one.guest.running

@@ -87,6 +87,7 @@ async def test_a_session_that_is_past_that_is_not_handed_over(virtual_time: Cloc
         perform=far._perform,
         on_event=lambda _: None,
     )
+    kept.detach(far._machine)
     assert await kept.hand_over(kept.ticket.next_hello()) is None
     sessions = Sessions()
     sessions.add(kept)

@@ -11,6 +11,7 @@ from typing import Annotated
 import trio
 from cyclopts import Parameter
 
+from sterna.cli.deciding import Deciding, interruptible
 from sterna.cli.endpoint import (
     INSECURE,
     Ending,
@@ -54,7 +55,7 @@ from sterna.host.recovery import HeldImage, Recovered, Recovery, attach_to, gues
 from sterna.host.slots import Slot
 from sterna.limits import RESUME_MOST_S, RESUME_S
 from sterna.net.connect import Address, connect, parse_address
-from sterna.net.endpoint import Options, Source
+from sterna.net.endpoint import Decide, Options, Source
 from sterna.net.identity import check_name
 from sterna.net.redial import Reconnect
 from sterna.net.streams import enough_streams
@@ -144,6 +145,14 @@ def migrate(
         return trio.run(job.run)
 
 
+@dataclass(frozen=True, slots=True)
+class _Links:
+    """How a session goes on that has lost its link."""
+
+    reconnect: Reconnect
+    decide: Decide
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
     """One call of the command."""
@@ -226,7 +235,7 @@ class _Job:
                 within_s=self.undecided_after_s,
                 tell=self.reporter.notice,
             )
-            recovered = await _interruptible(recovery, ending)
+            recovered = await interruptible(recovery, ending)
             if recovered is not None and not recovered.runs_here:
                 return self._settled(recovered)
             status = await connection.status()
@@ -237,14 +246,13 @@ class _Job:
             assert isinstance(departing, DepartingGuest)
             departing.evidence = self.evidence
             connect_ = partial(self._connect, tls, recording)
-            transport = await connect_()
+            transport, deciding = await connect_(), Deciding(recovery, ending)
+            links = _Links(connect_, deciding.is_elsewhere)
             try:
-                result = await self._migrate(departing, status, transport, host, ending, reconnect=connect_)
+                result = await self._migrate(departing, status, transport, host, ending, links=links)
             finally:
                 transport.abort()
-            recovered = None
-            if result.outcome is Outcome.UNDECIDED:
-                recovered = await _interruptible(recovery.anew(result.verdict), ending)
+            recovered = await deciding.in_the_end(result)
             return await self._conclude(departing, transport, result, recording, recovered)
 
     async def _attach(self, keeper: Keeper) -> HolderConnection:
@@ -296,7 +304,7 @@ class _Job:
         host: PeerListHost,
         ending: Ending,
         *,
-        reconnect: Reconnect,
+        links: _Links,
     ) -> Result:
         self._introduce(guest, transport)
         async with host.session(transport.peer, str(self.address)) as session:
@@ -307,7 +315,8 @@ class _Job:
                 runner=status.runner,
                 host=session,
                 options=replace(self.options, policy=self._policy(guest), streams=self._streams(transport)),
-                reconnect=reconnect,
+                reconnect=links.reconnect,
+                decide=links.decide,
             )
             ending.ask = partial(self._cancel, source)
             async with trio.open_nursery() as nursery:
@@ -385,7 +394,8 @@ class _Job:
         recording: Recording,
         recovered: Recovered | None,
     ) -> Exit:
-        if recovered is not None:
+        asked_last = result.verdict is not None and result.verdict.handed_back
+        if recovered is not None and (asked_last or result.outcome is Outcome.UNDECIDED):
             _check_lost(recovered)
             result = decided(result, recovered)
         figures: Fields | None
@@ -429,15 +439,6 @@ def _whole_seconds(resume: float) -> int:
 
 def _guest_fields(guest: DepartingGuest) -> Fields:
     return {"id": guest.description.id.hex(), "name": guest.description.name}
-
-
-async def _interruptible(recovery: Recovery, ending: Ending) -> Recovered | None:
-    """Run it; the first wish to end only ends its waiting."""
-    ending.ask = lambda _: recovery.stop()
-    try:
-        return await recovery.run()
-    finally:
-        ending.ask = None
 
 
 def _check_lost(recovered: Recovered) -> None:

@@ -156,9 +156,11 @@ class SourceCarry:
         account: goes on.
         not_ready: NOT_READY received so far.
         decision: the policy's last, None before the first.
-        serving: the pages that the guest lacks which runs at the destination; None while it runs here.
+        serving: the pages that the guest lacks which runs at the destination; None if it lacks none, and
+            while it runs here.
         sealed: digest of the pause image, if there is one.
         marks: of the data connections.
+        moved: whether the guest runs at the destination.
     """
 
     ticket: Ticket
@@ -170,6 +172,7 @@ class SourceCarry:
     serving: Serving | None = None
     sealed: bytes = b""
     marks: Mapping[int, Mark] = field(default_factory=dict)
+    moved: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -487,6 +487,8 @@ class DestinationMachine(Joining):
         if self._state is DestinationState.PARTING:  # the entries stay where they outlive this [PCY-16]
             self._rest(now)
             return
+        if self._goes_on:  # permission was given: claiming and starting go on, and the entries stay, too
+            return
         self._digest.move_home()  # the place may be freed next
         match self._state:
             case DestinationState.DISCARDING:
@@ -507,10 +509,9 @@ class DestinationMachine(Joining):
                 assert self._follows.fetching is not None
                 self._account.after = self._follows.fetching.stats()
                 self._finish(Outcome.STRANDED, now, epoch=self._epoch + 1, digest=self._sealed)
-            case DestinationState.CLOSED:
-                self._finish(Outcome.COMPLETED, now, epoch=self._epoch + 1, digest=self._sealed)
             case _:
-                pass  # permission was given: claiming and starting go on
+                assert self._state is DestinationState.CLOSED
+                self._finish(Outcome.COMPLETED, now, epoch=self._epoch + 1, digest=self._sealed)
 
     @property
     def _goes_on(self) -> bool:
@@ -529,8 +530,9 @@ class DestinationMachine(Joining):
         self._fetching = fetching
         self._account.guest_runs(now)
         self._emit(PagesFollow(fetching.groups.pages))
-        if self._over:
-            self._step(DestinationInput.LOST, now)
+        if self._over:  # the source comes back for them when it has learned where the guest runs [RES-13]
+            cut = DestinationInput.LINK_LOST
+            self._step(cut if self._can_resume else DestinationInput.LOST, now)
             self._after_loss(now)
             return
         self._send(Running(request.epoch, request.runner))

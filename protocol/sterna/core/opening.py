@@ -102,17 +102,20 @@ class Opening(Session):
         machine._not_ready, machine._decision = carry.not_ready, carry.decision
         machine._sealed, machine._serving = carry.sealed, carry.serving
         machine._lanes.marks = carry.marks
-        if carry.serving is None:
-            machine._attempt = carry.attempt + 1  # the loss has ended that one [RES-8]
-        else:
+        if carry.moved:
             machine._attempt = carry.attempt  # that of HANDOVER, for ever [PCY-8]
             machine._step(SourceInput.SERVES_ON, now)
+        else:
+            machine._attempt = carry.attempt + 1  # the loss has ended that one [RES-8]
         return machine
 
     @property
     def carry(self) -> SourceCarry:
         """What the next machine goes on with, of one that ended as SUSPENDED or PARTED."""
         assert self._state in {SourceState.SUSPENDED, SourceState.PARTED}
+        return self._carried()
+
+    def _carried(self) -> SourceCarry:
         assert self._ticket is not None
         return SourceCarry(
             self._ticket,
@@ -124,6 +127,7 @@ class Opening(Session):
             self._serving,
             self._sealed,
             {stream: self._lanes.mark(stream) for stream in range(1, self._ticket.streams + 1)},
+            moved=self._state is not SourceState.SUSPENDED,
         )
 
     @property
@@ -200,6 +204,8 @@ class Opening(Session):
     def _on_welcome_back(self, record: Welcome, now: float) -> None:
         ticket = self._ticket
         assert ticket is not None
+        if self._state is SourceState.RETURNING and self._serving is None:
+            raise wrong(ErrorCode.UNEXPECTED_FRAME, "no page was stale", "PCY-21", record)
         ticket.check_welcome(record, ticket.generation)
         served = self._memory if self._serving is None else self._serving
         self._report = served.report(record)

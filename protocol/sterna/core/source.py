@@ -12,14 +12,13 @@ from typing import Final
 
 from sterna.core.bitmap_frames import dirty_frames
 from sterna.core.conduct import check_epoch, wrong
+from sterna.core.departed import Departed
 from sterna.core.events import (
     CollectDirty,
     Decided,
     MarkGranted,
     OpenStreams,
     Outcome,
-    PagesFollow,
-    PagesFollowed,
     Pause,
     Persist,
     ProbeStore,
@@ -34,15 +33,15 @@ from sterna.core.events import (
     Throttle,
 )
 from sterna.core.lanes import Lane
-from sterna.core.opening import Opening, SourceConfig
+from sterna.core.opening import SourceConfig
 from sterna.core.policy import Action
 from sterna.core.records import Decided as OwnerDecided
 from sterna.core.records import Granted, SessionRecord, Side, Voided
-from sterna.core.serving import Serving, Window
+from sterna.core.serving import Serving
 from sterna.core.state import check_sections, fragments
 from sterna.core.style import decide_style, selected_styles
 from sterna.core.tables import SourceInput, SourceState
-from sterna.errors import LocalProtocolError, PeerAborted, SternaError
+from sterna.errors import LocalProtocolError, PeerAborted, SternaError, TransportError
 from sterna.memory.pages import PageSource
 from sterna.registry import Checksum, ErrorCode, Feature, FrameType, Owner, Style
 from sterna.wire import Header, state_digest
@@ -77,7 +76,7 @@ NOT_READY_MAX: Final = 3
 _U64_MAX: Final = (1 << 64) - 1
 
 
-class SourceMachine(Opening):
+class SourceMachine(Departed):
     """Sends a guest away. `pages` reads and encodes its memory.
 
     Commands: `start`, `cancel`. Requests: see sterna.core.events. Everything else: see sterna.core.session.
@@ -89,7 +88,6 @@ class SourceMachine(Opening):
         self._throttle = 0.0
         self._sections: Sequence[StateSection] | None = None
         self._last_part: Iterator[None] | None = None
-        self._window: Window | None = None
         self._styles = frozenset(Style)  # what may be tried
 
     # ---- frames ----
@@ -196,30 +194,19 @@ class SourceMachine(Opening):
     def _on_verdict(self, record: Verdict, now: float) -> None:
         """The answer to a question, or to an opening that comes too late [ONE-14]."""
         self._account.verdict = record
+        if self._state is SourceState.RETURNING and record.complete:
+            self._on_complete_told(record, now)
+            return
         if self._state is not SourceState.ASKING:
             detail = f"it was handed over there: {record.owner.name.lower()}, epoch {record.epoch}"
-            self._fail(PeerAborted(ErrorCode.STALE_EPOCH, detail), now, tell=False)
+            late: SternaError = PeerAborted(ErrorCode.STALE_EPOCH, detail)
+            if self._state is SourceState.RETURNING:
+                late = TransportError(ErrorCode.CONNECTION_LOST, f"{detail}, and not every page is there")
+            self._fail(late, now, tell=False)
             return
         self._step(FrameType.VERDICT, now)
         self._over = True
         self._finish(Outcome.ANSWERED, now, epoch=self._job.epoch)
-
-    def _on_running(self, record: Running, now: float) -> None:
-        check_epoch(record, self._job.epoch + 1, "RUN-1")
-        self._step(FrameType.RUNNING, now)
-        self._account.guest_runs(now)
-        session = self._account.session
-        self._ask(Persist(OwnerDecided(session, record.epoch, Owner.DESTINATION)))
-        if self._memory.stale.any():
-            assert self._selection is not None
-            peer, own = self._selection.limits, self._config.limits
-            self._serving = self._memory.serving(self._attempt, peer=peer, own=own)
-            self._open_window()
-            self._emit(PagesFollow(self._serving.groups.pages))
-
-    def _open_window(self) -> None:
-        rate_bytes_s = 0.0 if self._decision is None else self._decision.bandwidth_bytes_s
-        self._window = Window(rate_bytes_s, self.rtt_s or 0.0)
 
     def _go_on(self) -> None:
         if self._serving is None:
@@ -227,6 +214,7 @@ class SourceMachine(Opening):
         else:
             self._report = None
             self._open_window()
+            self._ask(Persist(self._decided_elsewhere()))  # RUNNING may have been lost
 
     @property
     def _needs_data_lanes(self) -> bool:
@@ -240,27 +228,6 @@ class SourceMachine(Opening):
                 return False
             case _:
                 return True
-
-    @property
-    def _can_resume(self) -> bool:
-        """In MOVED it depends on whether pages follow the guest [RES-13]."""
-        serves_nothing = self._state is SourceState.MOVED and self._serving is None
-        return super()._can_resume and not serves_nothing
-
-    def _on_complete(self, record: Complete, now: float) -> None:
-        check_epoch(record, self._job.epoch + 1, "CMP-4")
-        if self._serving is not None:
-            if self._serving.pages_left:  # until then the entries are those of SEAL
-                detail = f"{self._serving.pages_left} pages were never sent"
-                raise wrong(ErrorCode.MEMORY_MISMATCH, detail, "CMP-1", record)
-            self._sealed = self._memory.complete()
-        if record.digest != self._sealed:
-            raise wrong(ErrorCode.MEMORY_MISMATCH, "COMPLETE names another digest", "CMP-1", record)
-        self._step(FrameType.COMPLETE, now)
-        if self._serving is not None:
-            self._account.after = self._serving.stats(self._account.since_run(now))
-            self._emit(PagesFollowed(self._account.after))
-        self._ask(ReleaseImage())
 
     # ---- completions ----
 

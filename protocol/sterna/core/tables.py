@@ -119,6 +119,7 @@ class SourceInput(Enum):
     START_RESUME = "start() of a lost session"
     START_VERDICT = "start() with a question"
     SERVES_ON = "machine of a lost session whose guest runs at the destination"
+    COMPLETE_TOLD = "VERDICT that repeats COMPLETE"
     STREAMS_GRANTED = "data connections are to be opened"
     ATTACHED_ALL = "last ATTACHED"
     TRACKING = "tracking started"
@@ -257,6 +258,7 @@ SOURCE: Final[Table] = {
     (_S.RETURNING, F.WELCOME): Row(_S.CATCHING_UP, "compare what is held", "RES-13"),
     (_S.RETURNING, F.REFUSE): Row(_S.DEPARTED, "keep the image", "RES-3"),
     (_S.RETURNING, F.VERDICT): Row(_S.DEPARTED, "keep the image", "RES-15"),
+    (_S.RETURNING, _I.COMPLETE_TOLD): Row(_S.RELEASING, "free the image", "ONE-39"),
     (_S.CATCHING_UP, F.HELD): Row(_S.CATCHING_UP, "compare what is held", "RES-13"),
     (_S.CATCHING_UP, _I.COMPARED): Row(_S.MOVED, "send PAGES...", "RES-13"),
     (_S.RETURNING, _I.LINK_LOST): Row(_S.PARTED, "keep the image", "RES-13"),

@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 
 import trio
 
-from sterna.core.carry import DestinationCarry, Ticket
+from sterna.core.carry import DestinationCarry, SourceCarry, Ticket
 from sterna.core.destination import DestinationConfig, DestinationMachine
 from sterna.core.duties import pages_of, reserve, serve_destination, serve_source
 from sterna.core.events import (
@@ -87,6 +87,8 @@ __all__ = [
 _WITHOUT_LINK: Final = frozenset({SourceState.SUSPENDED, SourceState.PARTED})
 
 MakeGuest: TypeAlias = Callable[[GuestDescription], DestinationGuest]
+Decide: TypeAlias = Callable[[Result], Awaitable[bool]]
+"""Finds out who owns the guest of a session that ended undecided; whether it is the destination, for good."""
 
 
 class _Endpoint:
@@ -177,7 +179,8 @@ class Source(_Endpoint):
     """Sends `guest` to whoever is at the other end of `transport`, which it closes in any case.
 
     ``result = await Source(guest, transport).run()``; the outcome is in the result, not in an exception.
-    With `reconnect`, which dials the same host, a session whose link is lost is taken up again.
+    With `reconnect`, which dials the same host, a session whose link is lost is taken up again; and with
+    `decide` one whose end, whether the guest was started there, is not known.
 
     Raises:
         GuestError, ValueError: the guest's description or its memory makes no sense.
@@ -193,10 +196,12 @@ class Source(_Endpoint):
         host: Host | None = None,
         options: Options | None = None,
         reconnect: Reconnect | None = None,
+        decide: Decide | None = None,
     ) -> None:
         super().__init__(transport, host, options)
         self._guest = guest
         self._reconnect = reconnect
+        self._decide = decide
         self._waiting: trio.CancelScope | None = None
         options = self._options
         description = guest.description
@@ -231,35 +236,45 @@ class Source(_Endpoint):
             if machine.state is SourceState.IDLE:  # not cancelled meanwhile
                 machine.start(clock())
             result = await pump.drive()
-            return await self._go_on() if machine.state in _WITHOUT_LINK else result
+            while (carry := await self._carry(result)) is not None:
+                result = await self._go_on(carry)
+            return result
         finally:
             if self._machine.state in _WITHOUT_LINK:  # cancelled from outside
                 with trio.CancelScope(shield=True):  # requests have their own bounds
                     lost = TransportError(ErrorCode.CONNECTION_LOST, "the endpoint was cancelled")
-                    await self._give_up(lost)
+                    await self._give_up(self._machine.carry, lost)
             self.transport.abort()
             self._pages.close()
             self.result = self.result or self._machine.result
 
-    async def _go_on(self) -> Result:
+    async def _carry(self, result: Result) -> SourceCarry | None:
+        """What to go on with; None if the session is over for this side."""
+        machine = self._machine
+        if machine.state in _WITHOUT_LINK:
+            return machine.carry
+        if not machine.may_serve or self._decide is None or not await self._decide(result):
+            return None
+        return machine.moved(self._options.clock())
+
+    async def _go_on(self, carry: SourceCarry) -> Result:
         """Take the session up again as often as its link is lost."""
-        clock, machine = self._options.clock, self._machine
+        clock = self._options.clock
         resumed, until = -1, 0.0
-        while machine.state in _WITHOUT_LINK:
-            carry = machine.carry
+        while True:
             if carry.account.resumed > resumed:  # it was there in between
                 resumed = carry.account.resumed
                 until = clock() + carry.ticket.selection.features[Feature.RESUME]
             try:
                 self.transport = await self._connect_again(carry.account.losses, until - clock())
             except SternaError as error:
-                return await self._give_up(error)
-            machine = SourceMachine.resumed(self._config, self._pages, carry, clock())
+                return await self._give_up(carry, error)
+            self._machine = machine = SourceMachine.resumed(self._config, self._pages, carry, clock())
             machine.start(clock())
-            self._machine = machine
-            await self._pump_of(machine, self._perform, self._on_event).drive()
-        assert machine.result is not None
-        return machine.result
+            result = await self._pump_of(machine, self._perform, self._on_event).drive()
+            if machine.state not in _WITHOUT_LINK:
+                return result
+            carry = machine.carry
 
     async def _connect_again(self, losses: int, within_s: float) -> Transport:
         assert self._reconnect is not None
@@ -270,9 +285,8 @@ class Source(_Endpoint):
                 return await redial(self._reconnect, self.transport.peer, within_s)
         raise LocalProtocolError(ErrorCode.CANCELLED, self._cancelled or "", clause="CON-71")
 
-    async def _give_up(self, error: SternaError) -> Result:
+    async def _give_up(self, carry: SourceCarry, error: SternaError) -> Result:
         """Nobody takes the session up again: the guest runs on where it runs, for good."""
-        carry = self._machine.carry
         self._machine = SourceMachine.resumed(self._config, self._pages, carry, self._options.clock())
         self._machine.give_up(error, self._options.clock())
         return await self._pump_of(self._machine, self._perform, self._on_event).drive()

@@ -17,7 +17,7 @@ import trio
 from sterna.core.carry import DestinationCarry, Ticket
 from sterna.core.destination import DestinationMachine
 from sterna.core.lanes import Lane
-from sterna.core.tables import DESTINATION, DestinationInput, DestinationState
+from sterna.core.tables import DestinationState
 from sterna.errors import LocalProtocolError, TransportError
 from sterna.guest.api import DestinationGuest
 from sterna.net.pump import OnEvent, Perform, Pump
@@ -110,14 +110,14 @@ class KeptSession:
     async def hand_over(self, hello: Hello) -> DestinationCarry | None:
         """What a new connection goes on with; None if the session is past that [RES-15].
 
+        Where the permission to run the guest has come, that shows when it was used, or cannot be.
+
         Raises:
             RemoteProtocolError: BAD_TOKEN, NOT_SELECTED, LIMIT_MISMATCH; nothing has changed [RES-4].
         """
         async with self._handing_over:
             self.ticket.check_hello(hello)
-            if self._carry is None and self._machine.state not in _LETS_GO:
-                if (self._machine.state, DestinationInput.LINK_LOST) not in DESTINATION:
-                    return None
+            if self._carry is None and self._over is None and self._machine.state not in _LETS_GO:
                 self._pump.lose(TransportError(ErrorCode.CONNECTION_LOST, "a newer connection has come"))
             while self._carry is None and self._over is None:
                 await self._changed.wait()

@@ -47,6 +47,7 @@ _FAILURES: Final = frozenset(
 # A frame that comes as an input of its own, by what is in it.
 _VARIANTS: Final[Mapping[FrameType, Sequence[Input]]] = {
     FrameType.HELLO: (DestinationInput.HELLO_RESUME, DestinationInput.HELLO_VERDICT),
+    FrameType.VERDICT: (SourceInput.COMPLETE_TOLD,),
 }
 # And the ROUND of a next attempt, which the judge tells from others by its number.
 _ARRIVING: Final = frozenset(each for variants in _VARIANTS.values() for each in variants) | {

@@ -1,0 +1,90 @@
+"""The source of a guest that runs at the destination: what it still serves, and when it may free the image.
+
+RUNNING says so, or, if that was lost, whoever has asked. From there on nothing makes the guest run here
+again; losing ends the right to run, not the duty to serve pages [ONE-38]. The image is freed by COMPLETE with
+the digest that this side has computed, or by a VERDICT that repeats it [ONE-39].
+"""
+
+from __future__ import annotations
+
+from sterna.core.carry import SourceCarry
+from sterna.core.conduct import check_epoch, wrong
+from sterna.core.events import PagesFollow, PagesFollowed, Persist, ReleaseImage
+from sterna.core.opening import Opening, SourceConfig
+from sterna.core.records import Decided
+from sterna.core.serving import Window
+from sterna.core.tables import SourceInput, SourceState
+from sterna.memory.pages import PageSource
+from sterna.registry import ErrorCode, Feature, FrameType, Owner
+from sterna.wire.records import Complete, Running, Verdict
+
+
+class Departed(Opening):
+    """The part of a source's machine behind HANDOVER."""
+
+    def __init__(self, config: SourceConfig, pages: PageSource, now: float) -> None:
+        super().__init__(config, pages, now)
+        self._window: Window | None = None
+
+    def _on_running(self, record: Running, now: float) -> None:
+        check_epoch(record, self._job.epoch + 1, "RUN-1")
+        self._step(FrameType.RUNNING, now)
+        self._ask(Persist(self._decided_elsewhere()))
+        self._on_moved(now)
+
+    def _decided_elsewhere(self) -> Decided:
+        return Decided(self._account.session, self._job.epoch + 1, Owner.DESTINATION)
+
+    def _on_moved(self, now: float) -> None:
+        """It runs there, and may lack pages."""
+        self._account.guest_runs(now)
+        if self._memory.stale.any():
+            assert self._selection is not None
+            peer, own = self._selection.limits, self._config.limits
+            self._serving = self._memory.serving(self._attempt, peer=peer, own=own)
+            self._open_window()
+            self._emit(PagesFollow(self._serving.groups.pages))
+
+    @property
+    def may_serve(self) -> bool:
+        """Of one that ended as UNDECIDED: whether it can serve on, should the guest run there [RES-13]."""
+        resumes = self._selection is not None and self._selection.has(Feature.RESUME)
+        return resumes and self._state is SourceState.UNDECIDED
+
+    def moved(self, now: float) -> SourceCarry:
+        """The destination turns out to own the guest, of a machine that `may_serve`: to go on from there."""
+        self._on_moved(now)
+        self._account.suspended(self._outbox.sent_bytes)
+        return self._carried()
+
+    def _open_window(self) -> None:
+        rate_bytes_s = 0.0 if self._decision is None else self._decision.bandwidth_bytes_s
+        self._window = Window(rate_bytes_s, self.rtt_s or 0.0)
+
+    def _on_complete(self, record: Complete, now: float) -> None:
+        check_epoch(record, self._job.epoch + 1, "CMP-4")
+        self._check_complete(record)
+        self._step(FrameType.COMPLETE, now)
+        self._free_image(now)
+
+    def _on_complete_told(self, record: Verdict, now: float) -> None:
+        """COMPLETE was lost, and VERDICT repeats it [ONE-39]; behind it nothing is said any more."""
+        self._check_complete(record)
+        self._over = True
+        self._step(SourceInput.COMPLETE_TOLD, now)
+        self._free_image(now)
+
+    def _check_complete(self, record: Complete | Verdict) -> None:
+        if self._serving is not None:
+            if self._serving.pages_left:  # until then the entries are those of SEAL
+                detail = f"{self._serving.pages_left} pages were never sent"
+                raise wrong(ErrorCode.MEMORY_MISMATCH, detail, "CMP-1", record)
+            self._sealed = self._memory.complete()
+        if record.digest != self._sealed:
+            raise wrong(ErrorCode.MEMORY_MISMATCH, "COMPLETE names another digest", "CMP-1", record)
+
+    def _free_image(self, now: float) -> None:
+        if self._serving is not None:
+            self._account.after = self._serving.stats(self._account.since_run(now))
+            self._emit(PagesFollowed(self._account.after))
+        self._ask(ReleaseImage())
