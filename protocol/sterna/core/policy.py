@@ -7,8 +7,8 @@ The policy runs this recursion forward from the newest measurements and answers 
 
 - the predicted downtime fits: SWITCHOVER, unless one more cheap round would make it much shorter;
 - the rest will fit within the rounds that are left: CONTINUE;
-- it will not, and this has been so for `patience` rounds: THROTTLE, one step at a time, at least
-  `throttle_step` and half of the way to the least throttle at which the recursion ends in time;
+- it will not, and this has been so for `patience` rounds: THROTTLE, by `throttle_step` at least, to the least
+  throttle at which the recursion ends soon;
 - the rounds are used up, or the strongest throttle has not helped: what `on_exhausted` says.
 
 What makes an estimate worth deciding on:
@@ -23,6 +23,9 @@ What makes an estimate worth deciding on:
   throttle left to the guest: what it would write unthrottled can be extrapolated to another throttle.
 - *Predicted downtime* counts everything between the pause and the guest's next instruction: the pages, the
   state, the round trips, and `fixed_cost_s` for digest, durable records and the claim.
+
+*Soon* is within `SOON_ROUNDS`: a throttle that is only just strong enough is the dearest, because it lasts
+longest, and the guest loses more of its time than by a stronger one that is over soon.
 
 A guest's throttle is never loosened before the end: that would only write the pages again.
 Statistics may be degenerate or hostile (a peer's rate, a clock that stands still): every number is clamped
@@ -54,6 +57,7 @@ DIRTY_RATE_ROUNDS: Final = 4
 # Both rates are measured to some percent. A guest that writes nearly as fast as the link would look
 # convergent every other round, and use up the rounds without ever being slowed down.
 DIRTY_RATE_MARGIN: Final = 1.1
+SOON_ROUNDS: Final = 5  # in which a guest that is slowed down is to be moved
 # Last pages there, LOADED back, HANDOVER there: three times half a round trip.
 BLACKOUT_ROUND_TRIPS: Final = 1.5
 
@@ -309,13 +313,13 @@ def _hopeless_rounds(history: Sequence[RoundStats], view: View, settings: Policy
 
 
 def _next_throttle(view: View, remaining: float, left: int, settings: PolicySettings) -> float:
-    """One step up: what the guest does with less time is not known before it has been tried."""
-    now, most = view.throttle, settings.max_throttle
+    """What should be enough, as the guest writes now, and one step up at least."""
+    now, most, soon = view.throttle, settings.max_throttle, min(left, SOON_ROUNDS)
     enough = now
-    while enough < most and view.rounds_needed(remaining, enough, left) is None:
+    while enough < most and view.rounds_needed(remaining, enough, soon) is None:
         enough = min(most, enough + settings.throttle_step)
     step = now + settings.throttle_step if now > 0 else settings.throttle_start
-    return min(most, round(max(step, (now + enough) / 2), 6))
+    return min(most, round(max(step, enough), 6))
 
 
 @dataclass(frozen=True, slots=True)
