@@ -183,9 +183,13 @@ def test_running_comes_before_the_pages_and_complete_behind_them():
 
 def test_what_the_guest_waits_for_is_asked_for():
     """[PCY-9] [CMP-3]"""
-    rig = FetchingRig().until(D.FETCHING)
+    rig = FetchingRig()
+    assert not rig.machine.guest_waits
+    rig.until(D.FETCHING)
+    assert not rig.machine.guest_waits
     rig.machine.fault(0, 2, 1, rig.now)
     assert rig.last() == r.PageRequest(0, 1, 2, urgent=True)
+    assert rig.machine.guest_waits
     rig.machine.fault(0, 1, 1, rig.now)
     rig.machine.fault(0, 0, 1, rig.now)  # it is there
     assert rig.drain() == []

@@ -71,7 +71,9 @@ def test_a_fault_is_asked_for_once_with_its_group():
     room = Room((1, 3, 40))
     room.fetching.fault(1, 20, 1)
     room.fetching.fault(1, 21, 1)
+    assert not room.fetching.is_waited_for
     assert room.requests() == [PageRequest(1, 16, 16, urgent=True)]
+    assert room.fetching.is_waited_for
     room.fetching.fault(1, 15, 2)
     assert room.requests() == [PageRequest(1, 3, 13, urgent=True)]
     assert room.fetching.requests == 2

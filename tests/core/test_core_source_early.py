@@ -190,11 +190,13 @@ def test_a_loss_while_pages_follow_keeps_the_image():
 def test_what_nobody_asked_for_waits_for_the_reader():
     """[PCY-23] What is asked for does not."""
     rig = ServingRig().until(S.HANDED_OVER)
+    assert not rig.machine.guest_waits
     rig.say(r.Running(EPOCH + 1, THERE))
     rig.machine._window._ahead = 1 << 30
     rig.machine._window._size = 1 << 29
     assert [each for each in rig.drain() if isinstance(each, r.Pages)] == []
     rig.say(ASK)
+    assert rig.machine.guest_waits
     assert rig.machine._window.batch_bytes == 1 << 16
     (table,) = [each for each in rig.drain() if isinstance(each, r.Pages)]
     assert table.page_count == 2

@@ -10,13 +10,15 @@ import trio
 from trio.abc import Clock
 
 from sterna.core.events import Event, Finished, Outcome, Result
+from sterna.core.tables import SourceState
 from sterna.guest.api import GuestDescription, StateSection
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
 from sterna.memory.bitmap import PageBitmap
 from sterna.net.endpoint import Destination, Options, Source
+from sterna.net.line import Signal
 from sterna.net.memory import MemoryTransport, memory_transport_pair
-from sterna.net.pump import boottime
+from sterna.net.pump import MAKE_WAY_S, Pump, boottime
 from sterna.testing import run_workload
 from sterna.wire.records import Runner
 
@@ -248,3 +250,58 @@ async def test_a_callback_that_raises_does_not_end_a_migration(
 def test_the_clock_is_one_that_goes_on_while_the_host_sleeps() -> None:
     before = time.clock_gettime(time.CLOCK_BOOTTIME)
     assert before <= boottime() <= time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Idle:
+    """A machine that has nothing to say, and whose guest waits or does not."""
+
+    state = SourceState.MOVED
+    result = None
+
+    def __init__(self, *, guest_waits: bool) -> None:
+        self.guest_waits = guest_waits
+
+    def poll_event(self) -> None:
+        return None
+
+    def poll_timeout(self) -> None:
+        return None
+
+
+async def seconds_of(pump: Pump, until: Signal) -> float:
+    before = trio.current_time()
+    await pump.make_way(until)
+    return trio.current_time() - before
+
+
+async def test_data_connections_make_way_for_a_while(virtual_time: Clock) -> None:
+    """[PCY-9] [PCY-13]"""
+    machine, signal = Idle(guest_waits=False), Signal()
+    pump = Pump(machine, memory_transport_pair()[0], lambda _: None)
+    pump.kick()
+    assert await seconds_of(pump, signal) == 0
+    machine.guest_waits = True
+    pump.kick()
+    signal.set()  # for nothing
+    assert await seconds_of(pump, signal) == pytest.approx(MAKE_WAY_S)
+    pump.kick()
+    assert await seconds_of(pump, signal) == 0  # it has waited for so long
+
+
+@pytest.mark.parametrize("how", ["kick", "took"])
+async def test_they_go_on_when_the_guest_does(virtual_time: Clock, how: str) -> None:
+    machine = Idle(guest_waits=True)
+    pump = Pump(machine, memory_transport_pair()[0], lambda _: None)
+    pump.kick()
+    line, waited = pump._lines[0], []
+
+    async def make_way() -> None:
+        waited.append(await seconds_of(pump, line.to_send))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(make_way)
+        await trio.sleep(MAKE_WAY_S / 4)
+        pump.took()  # something else
+        machine.guest_waits = False
+        getattr(pump, how)()
+    assert waited == [pytest.approx(MAKE_WAY_S / 4)]

@@ -519,6 +519,11 @@ class DestinationMachine(Joining):
 
     # ---- pages that follow the guest ----
 
+    @property
+    def guest_waits(self) -> bool:
+        """See `Session.guest_waits`."""
+        return self._follows.fetching is not None and self._follows.fetching.is_waited_for
+
     def fault(self, region: int, first: int, count: int, now: float) -> None:
         """The guest waits for these pages. Harmless at any time, and for any pages."""
         if (fetching := self._follows.fetching) is not None:

@@ -89,6 +89,11 @@ class Fetching:
         """Whether every stale page is installed."""
         return not self._left
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether the guest waits for something that was asked for and has not come."""
+        return any(self._urgent[group] for group in self._outstanding)
+
     def stats(self, seconds: float | None = None) -> AfterStats:
         """How it went so far."""
         return AfterStats(

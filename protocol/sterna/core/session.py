@@ -97,6 +97,11 @@ class Session(Connected):
         return self._requests.take()
 
     @property
+    @abstractmethod
+    def guest_waits(self) -> bool:
+        """Whether the guest waits for pages that were asked for, and that are this side's to see to."""
+
+    @property
     def prompt_request(self) -> Request | None:
         """What `poll_request` gives next, if nothing that it gave is unanswered."""
         return None if self._requests.taken else next(iter(self._requests), None)

@@ -467,6 +467,11 @@ class SourceMachine(Departed):
         lane.sequence = lane.outbox.writer.next_sequence
         lane.outbox.send(record, buffers)
 
+    @property
+    def guest_waits(self) -> bool:
+        """See `Session.guest_waits`."""
+        return self._serving is not None and self._serving.is_asked
+
     def _serve(self, serving: Serving, lane: Lane, now: float) -> None:
         """Queue the next stale pages, unasked ones only as far as the destination can follow [PCY-23].
 

@@ -64,6 +64,9 @@ class Driver(Protocol):
     def idle(self, stream: int) -> None:
         """A connection has nothing to send."""
 
+    async def make_way(self, until: Signal) -> None:
+        """Let what the guest waits for go before what a data connection has; the signal wakes who does."""
+
     def worn(self, line: Line, error: TransportError) -> None:
         """A connection should come to its end as long as it still can."""
 
@@ -155,6 +158,8 @@ class Line:
         machine, stream = self._machine, self.stream
         while machine.is_held(stream):
             await self.to_receive.wait()
+        if stream:
+            await self._driver.make_way(self.to_receive)
         count = await self.transport.receive_into(machine.get_buffer(stream))
         if count and machine.buffer_updated(count, self._driver.clock(), stream):
             self._driver.kick(stream)
@@ -178,6 +183,8 @@ class Line:
         if not self._worn and (worn := self.transport.worn) is not None:
             self._worn = True
             driver.worn(self, worn)
+        if self.stream:
+            await driver.make_way(self.to_send)
         buffers = self._machine.poll_transmit(driver.clock(), self.stream)
         if not buffers:
             driver.idle(self.stream)

@@ -62,6 +62,9 @@ OVERTAKEN_S: Final = 5.0
 # How long setting the guest running again, or freeing it, may take. Holders answer in milliseconds; who gives
 # up here leaves a paused guest to an operator.
 UNDO_S: Final = 30.0
+# How long data connections stand back once a guest waits for a page, which travels on the control connection:
+# on a near link it is there by then, and on a far one that is little beside the time that it takes.
+MAKE_WAY_S: Final = 0.002
 
 _UNDOING: Final = DEAF - TERMINAL
 
@@ -111,6 +114,8 @@ class Pump:
         self._ended = trio.Event()
         self._carrying: trio.CancelScope | None = None
         self._given_up = False
+        self._guest_waited = False
+        self._way_until = -math.inf
         self.see_to_guest: Callable[[], None] = lambda: None
 
     async def drive(self) -> Result:
@@ -192,10 +197,12 @@ class Pump:
         all, on the control connection.
         """
         self.see_to_guest()
+        self._look_at_guest()
         while (event := self.machine.poll_event()) is not None:
             if isinstance(event, PagesFollow):
                 for line in self._lines.values():
-                    line.transport.yield_bytes = SOON_BYTES
+                    if line.stream or len(self._lines) == 1:  # where bulk travels
+                        line.transport.yield_bytes = SOON_BYTES
             self._tell(event)
         if self.machine.result is not None:
             self._ended.set()
@@ -214,6 +221,9 @@ class Pump:
 
     def took(self) -> None:
         """See `Driver`."""
+        if self._guest_waited and self._look_at_guest():
+            for line in self._lines.values():
+                line.to_send.set()
         self._look_at_time()
 
     def left(self) -> None:
@@ -229,6 +239,20 @@ class Pump:
         """See `Driver`."""
         if self._lines[line.stream] is line:
             self._lose(error, line.stream)
+
+    async def make_way(self, until: Signal) -> None:
+        """See `Driver`. The time is bounded: the push goes on, whatever becomes of the page."""
+        while (left := self._way_until - trio.current_time()) > 0:
+            with trio.move_on_after(left):
+                await until.wait()
+
+    def _look_at_guest(self) -> bool:
+        """Whether it has begun to wait for pages, or does not wait any more."""
+        changed = self.machine.guest_waits != self._guest_waited
+        if changed:
+            self._guest_waited = not self._guest_waited
+            self._way_until = trio.current_time() + MAKE_WAY_S if self._guest_waited else -math.inf
+        return changed
 
     def worn(self, line: Line, error: TransportError) -> None:
         """See `Driver`."""
