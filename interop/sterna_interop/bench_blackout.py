@@ -3,6 +3,9 @@
 A guest of the process kind is moved over mutual TLS on loopback, with durable records, while it writes; and
 in turns with it, in the same way, one that does not write. What both stand still for is what the endpoints
 have to say to each other, to their holders and to the disk; the rest is the price of the writes.
+
+With ``--against qemu`` everything is plain, and QEMU's machine with a program that writes as much is moved
+in turns with them: by post-copy where our guest goes by bitmap, since that is its shortest switchover.
 """
 
 from __future__ import annotations
@@ -10,20 +13,28 @@ from __future__ import annotations
 import json as json_module
 import subprocess
 import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from cyclopts import Parameter
 
 from sterna.cli.output import Output
-from sterna.cli.units import Json, Rate, Size
+from sterna.cli.units import Duration, Json, Rate, Size, format_duration
 from sterna.core.words import rate_text, size_text
 from sterna.errors import GuestError
 from sterna_interop.measured import Report
-from sterna_interop.measuring import OURS, Measure, Runs, at_most, progress, take
+from sterna_interop.measuring import OURS, QEMU, Measure, Runs, Turn, at_most, progress, take
+from sterna_interop.moving_written import Last, QemuWritten, Written
+from sterna_interop.qemu import Settings, version
+from sterna_interop.transfers import Against, Write, need, write_to
 
 MEMORY_BYTES: Final = 256 << 20
 RATE_BYTES_S: Final = 1 << 30
+DOWNTIME_S: Final = 0.3
 IDLE: Final = "idle"
+PLAIN: Final = ("--insecure", "--room")
 
 
 def blackout(
@@ -32,11 +43,13 @@ def blackout(
     memory: Size = MEMORY_BYTES,
     hot: Size = MEMORY_BYTES,
     dirty_rate: Rate = RATE_BYTES_S,
-    downtime: str = "300ms",
+    downtime: Duration = DOWNTIME_S,
     runs: Runs = 5,
+    against: Against = None,
+    write: Write = None,
     json: Json = False,
 ) -> None:
-    """How long a writing guest stands still, beside an idle one.
+    """How long a writing guest stands still, beside an idle one and QEMU's.
 
     Args:
         switchover: how it is moved in the end.
@@ -45,43 +58,52 @@ def blackout(
         dirty_rate: what the guest writes a second.
         downtime: how long it may stand still, for a switchover by stop-and-copy.
         runs: turns of each way; medians are shown.
+        against: measure QEMU as well; its guest needs 64MiB more than the power of two that it writes to.
+        write: file for the table, interop/BENCHMARKS.md; the benchmark's last one there is replaced.
         json: one JSON object on stdout.
     """
+    need(against)
     output = Output(json=json)
-    with progress(output) as say:
+    conditions = {"guest": f"{size_text(memory)}, of which it writes {size_text(hot)}, {switchover}"}
+    with ExitStack() as stack:
+        say = stack.enter_context(progress(output))
         command = ("--memory", f"{memory}B", "--hot", f"{hot}B", "--switchover", switchover)
-        writing, idle = (Moved((*command, "--downtime", downtime), rate) for rate in (dirty_rate, 0.0))
+        command += ("--downtime", format_duration(downtime), *(PLAIN if against else ()))
+        writing, idle = (Moved(command, rate) for rate in (dirty_rate, 0.0))
+        blackouts: dict[str, Turn] = {OURS: writing, IDLE: idle}
+        totals: dict[str, Turn] = {OURS: lambda: writing.total_s, IDLE: lambda: idle.total_s}
+        if against is not None:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sterna-bench-")))
+            qemu = Last(_qemu(Written(memory, hot, dirty_rate, downtime, switchover), directory))
+            blackouts[QEMU] = qemu.turn(lambda moved: moved.blackout_s)
+            totals[QEMU] = qemu.told(lambda moved: moved.seconds)
+            conditions |= {
+                "connection": "plain TCP over loopback; the destination's memory is there beforehand",
+                "QEMU": f"{version()}, TCG, {'post-copy' if switchover == 'bitmap' else 'pre-copy'}; "
+                "blackout from its event STOP to its event RESUME",
+            }
         measures = [
             Measure(
                 name="blackout",
-                text="from READY to RUNNING",
-                ways={OURS: writing, IDLE: idle},
-                bounds={IDLE: at_most(2.0, 1.5)},
+                text="blackout",
+                ways=blackouts,
+                bounds={IDLE: at_most(2.0, 1.5), QEMU: at_most(1.0, 0.5)},
             ),
-            Measure(
-                name="guest",
-                text="between two writes",
-                ways={OURS: lambda: writing.guest_s},
-            ),
-            Measure(
-                name="total",
-                text="the whole migration",
-                ways={OURS: lambda: writing.total_s, IDLE: lambda: idle.total_s},
-                detail=True,
-            ),
+            Measure(name="guest", text="between two writes", ways={OURS: lambda: writing.guest_s}),
+            Measure(name="total", text="the whole migration", ways=totals, detail=True),
         ]
         taken = take(measures, runs, say)
-    rate = writing.rate_bytes_s
-    Report(
-        bench="blackout",
-        runs=runs,
-        taken=taken,
-        principal="blackout",
-        conditions={
-            "guest": f"{size_text(memory)}, of which it writes {size_text(hot)}, {switchover}",
-            "written": f"{rate_text(rate)} in the last turn, {rate_text(dirty_rate)} asked for",
-        },
-    ).show(output)
+    conditions["written"] = (
+        f"{rate_text(writing.rate_bytes_s)} in the last turn, {rate_text(dirty_rate)} asked for"
+    )
+    report = Report(bench="blackout", runs=runs, taken=taken, principal="blackout", conditions=conditions)
+    write_to(report, write, output)
+
+
+def _qemu(written: Written, directory: Path) -> QemuWritten:
+    capabilities = ("postcopy-ram",) if written.switchover == "bitmap" else ()
+    downtime_ms = max(1, round(written.downtime_s * 1000))
+    return QemuWritten(written, directory, Settings(capabilities=capabilities, downtime_ms=downtime_ms))
 
 
 class Moved:

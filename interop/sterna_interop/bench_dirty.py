@@ -20,14 +20,14 @@ from sterna.cli.units import Duration, Json, Rate, Size, format_rate
 from sterna.core.words import duration_text, size_text
 from sterna_interop.bulk import QEMU_CHANNELS, TCP
 from sterna_interop.measured import Report
-from sterna_interop.measuring import OURS, QEMU, Measure, Runs, Taken, Turn, at_most, progress, take
+from sterna_interop.measuring import OURS, QEMU, Measure, Runs, Taken, at_most, progress, take
 from sterna_interop.moving_written import (
     LESS_BYTES,
+    Last,
     QemuWritten,
     SternaWritten,
     WritingWay,
     Written,
-    WrittenMove,
 )
 from sterna_interop.qemu import Settings
 from sterna_interop.transfers import Against, Write, best_of_qemu, need, write_to
@@ -97,31 +97,14 @@ def _named(say: Callable[[str], None], rate: int) -> Callable[[str], None]:
     return lambda text: say(f"{format_rate(rate)}: {text}")
 
 
-class _Last:
-    """A way, and what its last turn gave."""
-
-    def __init__(self, way: WritingWay) -> None:
-        self._way = way
-        self._moved = WrittenMove(0.0, 0.0, 0.0)
-
-    def total(self) -> float:
-        """Move; the seconds."""
-        self._moved = self._way.move()
-        return self._moved.seconds
-
-    def told(self, figure: Callable[[WrittenMove], float]) -> Turn:
-        """This of the last turn."""
-        return lambda: figure(self._moved)
-
-
 def _measures(rate: int, ways: dict[str, WritingWay]) -> list[Measure]:
-    lasts = {name: _Last(way) for name, way in ways.items()}
+    lasts = {name: Last(way) for name, way in ways.items()}
     mark = f"{rate >> 20}"
     return [
         Measure(
             name=f"time_{mark}",
             text=f"{mark} MiB/s: time",
-            ways={name: last.total for name, last in lasts.items()},
+            ways={name: last.turn(lambda moved: moved.seconds) for name, last in lasts.items()},
             bounds={QEMU: TOTAL_BOUND},
         ),
         Measure(

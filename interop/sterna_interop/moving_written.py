@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import resources
@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from sterna.errors import ConfigError, GuestError
 from sterna.linux.memfd import PAGE_BYTES
+from sterna_interop.measuring import Turn
 from sterna_interop.memories import Memories, path_of
 from sterna_interop.qemu import Machine, Reply, Settings, free_port
 
@@ -98,6 +99,27 @@ class WritingWay(Protocol):
     def move(self) -> WrittenMove:
         """Once."""
         ...
+
+
+class Last:
+    """A way of moving, and what its last turn gave."""
+
+    def __init__(self, way: WritingWay) -> None:
+        self._way = way
+        self._moved = WrittenMove(0.0, 0.0, 0.0)
+
+    def turn(self, figure: Callable[[WrittenMove], float]) -> Turn:
+        """Move, and tell this."""
+
+        def move() -> float:
+            self._moved = self._way.move()
+            return figure(self._moved)
+
+        return move
+
+    def told(self, figure: Callable[[WrittenMove], float]) -> Turn:
+        """Tell this of the last turn."""
+        return lambda: figure(self._moved)
 
 
 # ---- ours ----

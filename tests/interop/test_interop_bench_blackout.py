@@ -16,3 +16,16 @@ def test_one_object():
     assert found["ratios"]["vs_idle"]["at_most"] == 2.0
     assert found["measures"]["guest"]["sterna"]["median"] > 0
     assert writing < found["measures"]["total"]["sterna"]["median"]
+
+
+@pytest.mark.slow
+@pytest.mark.needs("userfaultfd", "qemu")
+def test_against_qemu(tmp_path):
+    path = tmp_path / "BENCHMARKS.md"
+    found = bench(
+        *("blackout", "--memory", "84MiB", "--hot", "16MiB", "--dirty-rate", "20MiB/s", "--against", "qemu"),
+        *("--write", str(path)),
+    )
+    assert found["ratios"]["vs_qemu"]["goal"] == 0.5
+    assert "post-copy" in found["conditions"]["QEMU"]
+    assert "## blackout, 1 run" in path.read_text()
