@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
+from trio.abc import Clock
 
 from holder_support import MEMORY_BYTES, holder
 from records_support import GUEST, ONE, OTHERS, OURS, RECEIVING, SENDING, TOKEN, TWO
@@ -24,7 +27,7 @@ from sterna.cli.taking_up import (
 )
 from sterna.core.events import Outcome, Result
 from sterna.core.history import History
-from sterna.core.records import Claiming, Granted, HandBack, SessionRecord, Side
+from sterna.core.records import Claiming, Granted, HandBack, Record, SessionRecord, Side, Start
 from sterna.core.verdict import Judgement, Step
 from sterna.errors import GuestError, TransportError
 from sterna.guest.holder_client import HolderStatus, connect_holder
@@ -32,6 +35,7 @@ from sterna.guest.holder_guests import HolderDestinationGuest
 from sterna.guest.process import describe
 from sterna.host.agent import PeerListHost
 from sterna.host.held import ArrivingGuest
+from sterna.host.lease_memory import MemoryLeaseStore
 from sterna.host.records_shelf import RecordsShelf
 from sterna.host.recovery import Recovered
 from sterna.net.connect import Address
@@ -39,6 +43,7 @@ from sterna.net.endpoint import Destination, LocalHost, Options
 from sterna.net.listen import listen
 from sterna.net.transport import Transport
 from sterna.registry import ErrorCode, Owner
+from sterna.testing.faulty_store import Fault, FaultyStore
 from sterna.wire.records import NO_RUNNER, Hello, Verdict
 
 BACK = Verdict(Owner.SOURCE, 1, OTHERS, handed_back=True)
@@ -163,6 +168,74 @@ async def test_a_claimed_image_is_kept_until_it_is_handed_back(tmp_path: Path, n
     (tmp_path / "records" / GUEST.hex() / "head").unlink()
     assert await taking_up.now(GUEST) is None
     assert any("is not taken up" in str(each) for each in reporter.told)
+
+
+def silent_store() -> FaultyStore:
+    return FaultyStore(MemoryLeaseStore(), itertools.repeat(Fault.OUTAGE))
+
+
+async def handed_over(shelf: RecordsShelf, *records: Record) -> None:
+    """HANDOVER has come for a guest, and this after it."""
+    async with shelf.opened(GUEST) as keeper:
+        assert keeper is not None
+        for record in (RECEIVING, Claiming(ONE, 2, OURS, ONE), *records):
+            await keeper.append(record)
+
+
+async def test_a_guest_that_runs_needs_no_store_to_get_its_pages(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    """[RES-13] Nothing has to be settled before its session is taken up again."""
+    store = silent_store()
+    host = PeerListHost("here", None, shelf=RecordsShelf(tmp_path / "records"), store=store)
+    taking_up = TakingUp(host, tmp_path / "h", Quiet(), nursery)
+    await handed_over(host.shelf, Start(2))
+    with holder(tmp_path / "h", with_guest=True, epoch=2) as engine:
+        engine.image = ONE
+        await taking_up.settle(GUEST)
+    assert store.calls == 0
+
+
+@pytest.mark.parametrize("image", ["none", "another's", "not begun"])
+async def test_a_silent_store_keeps_nobody_from_the_holder(
+    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, image: str
+) -> None:
+    """[ONE-33] What waits for it has neither the holder nor the turn; a resumption waits a moment only."""
+    monkeypatch.setattr("sterna.cli.taking_up.SETTLE_WITHIN_S", 0.0)
+    store = silent_store()
+    host = PeerListHost("here", None, shelf=RecordsShelf(tmp_path / "records"), store=store)
+    reporter = Quiet()
+    taking_up = TakingUp(host, tmp_path / "h", reporter, nursery)
+    await handed_over(host.shelf, *([Start(2)] if image == "not begun" else []))
+    with (
+        holder(tmp_path / "h", with_guest=image == "another's", epoch=2) if image != "none" else nullcontext()
+    ):
+        taking_up.soon(GUEST)
+        while not any("asking on" in str(each) for each in reporter.told):
+            await trio.lowlevel.checkpoint()
+        await taking_up.settle(GUEST)
+        assert not taking_up._turn.locked()
+        if image != "none":
+            async with await connect_holder(tmp_path / "h", epoch=2) as connection:  # it is free
+                await connection.detach()
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_store_that_falls_silent_is_asked_again(
+    tmp_path: Path, nursery: trio.Nursery, autojump_clock: Clock
+) -> None:
+    """[ONE-31] However long it takes: the claim is repeated until the store names somebody."""
+    inner = MemoryLeaseStore()
+    await inner.claim(GUEST, 1, OTHERS)
+    store = FaultyStore(inner, [Fault.NONE, Fault.NONE, *[Fault.OUTAGE] * 20])
+    host = PeerListHost("here", None, shelf=RecordsShelf(tmp_path / "records"), store=store)
+    taking_up = TakingUp(host, tmp_path / "nobody", Quiet(), nursery)
+    await handed_over(host.shelf)
+    recovered = await taking_up.now(GUEST)
+    assert recovered is not None
+    assert recovered.judgement.clause == "ONE-37"  # won, and handed back: there is no image
+    assert await inner.read(GUEST, 2) == OURS
+    assert store.calls > 22
 
 
 @pytest.mark.parametrize(

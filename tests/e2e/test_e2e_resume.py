@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
 import trio
@@ -10,6 +11,7 @@ from commands import World
 from cutting import Relay
 from judge import judge_journal
 
+from etcd_support import etcd
 from sterna.host.lease_files import FileLeaseStore, create_file_store
 from sterna.host.slots import Slot
 
@@ -96,6 +98,32 @@ async def test_a_destination_process_that_dies_while_pages_follow_the_guest(
     assert serve.last["digest"] == migrate.last["digest"]
     await world.check_runs("d")
     assert judge_journal(world.journal) == []
+
+
+@pytest.mark.needs("etcd")
+@pytest.mark.needs("userfaultfd")
+async def test_a_store_that_is_frozen_keeps_no_page_from_a_guest_that_runs(
+    world: World, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    """[RES-13] The destination's next process goes on at once: START is recorded, and what runs, runs."""
+    with etcd(tmp_path) as server:
+        first = ("--store", server.name, *world.records("a"), "--host", "host-a")
+        await world.holder("s", "--memory", "16MiB", "--hot", "12MiB", "--dirty-rate", "400MiB/s", *first)
+        await world.room()
+        serve, port = await world.serve("--store", server.name)
+        relay = Relay(port, [])
+        await nursery.start(relay.listen)
+        options = ("--switchover", "post-copy", "--max-rounds", "1", "--bandwidth", "4MiB/s", *SLOWLY[2:])
+        migrate = await world.migrate(relay.port, *options, "--store", server.name)
+        await world.wait_for("d", lambda status: 0 < status.missing < 3000)
+        serve.send(signal.SIGKILL)
+        await serve.end()
+        server.pause()
+        serve, relay._target = await world.serve("--store", server.name)
+        assert await migrate.end() == 0, migrate.said()
+        assert (migrate.last["outcome"], migrate.last["resumed"]) == ("completed", 1)
+        await world.check_runs("d")
+        assert judge_journal(world.journal) == []
 
 
 @pytest.mark.parametrize("holder", ["lives", "is another one"])

@@ -213,7 +213,7 @@ class _Job:
         with self._scope:
             async with trio.open_nursery() as nursery:
                 self._taking_up = TakingUp(host, self.holder, self.reporter, nursery)
-                host.settle = self._taking_up.now
+                host.settle = self._taking_up.settle
                 accept = partial(
                     accept_peers,
                     self.address,

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -14,21 +15,32 @@ from sterna.cli.events import Fields
 from sterna.cli.follow import Reporter
 from sterna.core.events import Outcome, Result
 from sterna.core.history import History
-from sterna.core.records import Claiming, HandBack, SessionRecord, Side
-from sterna.core.recovery import open_session
-from sterna.core.verdict import Judgement
+from sterna.core.records import Claiming, HandBack, SessionRecord, Side, Start
+from sterna.core.recovery import Image, open_session
+from sterna.core.verdict import Facts, Judgement, Step
 from sterna.errors import RecordError, SternaError, TransportError
-from sterna.guest.holder_client import HolderStatus
+from sterna.guest.holder_client import HolderStatus, connect_holder
 from sterna.host.agent import PeerListHost, rejection
 from sterna.host.records_keeper import peek
 from sterna.host.records_shelf import Keeper, RecordsShelf
-from sterna.host.recovery import Ask, Recovered, Recovery, held_image
+from sterna.host.recovery import Ask, Recovered, Recovery, Seen, held_image, situation
+from sterna.host.slots_behind import slots_behind
 from sterna.net.connect import Address, connect, parse_address
 from sterna.net.endpoint import Options
+from sterna.net.pauses import Pauses
 from sterna.net.question import ask_who_owns
 from sterna.net.tls import TlsConfig
 from sterna.registry import ErrorCode, Owner
 from sterna.wire.records import Runner, Verdict
+
+# How long a resumption waits for what has to be settled first: its source waits for an answer.
+SETTLE_WITHIN_S: Final = 5.0
+# How long one recovery waits for a store that has just answered, before it lets others have the holder.
+_STORE_WITHIN_S: Final = 5.0
+
+_FIRST_PAUSE_S: Final = 0.2
+_LONGEST_PAUSE_S: Final = 5.0
+_WAITS: Final = frozenset({Step.WAIT_FOR_STORE, Step.REPEAT_CLAIM})
 
 
 def asker(guest: bytes, tls: TlsConfig | None, options: Options, places: Sequence[Address] = ()) -> Ask:
@@ -124,15 +136,30 @@ class TakingUp:
         self._nursery.start_soon(self.now, guest)
 
     async def now(self, guest: bytes) -> Recovered | None:
-        """The same, until it has come to an end."""
+        """The same, until it has come to an end; for a store that is silent it waits as long as it takes."""
+        pauses = Pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         try:
-            async with self._turn, self._host.shelf.opened(guest, make=False) as keeper:
-                session = None if keeper is None else open_session(keeper.history)
-                if keeper is not None and session is not None and _is_unfinished(keeper.history, session):
-                    return await self._recover(keeper)
+            async with self._host.shelf.opened(guest, make=False) as keeper:
+                while keeper is not None and (session := _unfinished(keeper.history)) is not None:
+                    # Nobody waits for a store while it has the holder, or its turn: others may need none.
+                    if await self._store_answers(session, guest):
+                        async with self._turn:
+                            recovered = await self._recover(keeper)
+                        if recovered is None or recovered.judgement.step not in _WAITS:
+                            return recovered
+                    await pauses.next()
         except SternaError as error:
             self._reporter.notice(f"guest {guest.hex()} is not taken up: {error}")
         return None
+
+    async def settle(self, guest: bytes) -> None:
+        """What has to be done before a session of the guest is taken up again, if it is done in a moment.
+
+        Where the guest was started and runs there is nothing: it waits for its pages, not for a store.
+        """
+        if not await self._runs(guest):
+            with trio.move_on_after(SETTLE_WITHIN_S):
+                await self.now(guest)
 
     async def keeps(self, image: bytes) -> bool:
         """Whether an image that has not run may still have to: it is claimed, and not handed back."""
@@ -146,10 +173,35 @@ class TakingUp:
                     return True
         return False
 
+    async def _runs(self, guest: bytes) -> bool:
+        """Whether the guest was started in its last session, and that one's image runs in the holder."""
+        with suppress(SternaError):
+            async with self._host.shelf.opened(guest, make=False) as keeper:
+                session = None if keeper is None else open_session(keeper.history)
+                if keeper is None or session is None or session.side is not Side.DESTINATION:
+                    return False
+                async with await connect_holder(self._holder, role="observer") as observer:
+                    seen = Seen(guest, observer.attached)  # the id of its image tells whose it is [ONE-52]
+                image = situation(keeper.history, session, seen, Facts(self._host.name)).image
+                return isinstance(keeper.history.fate(session.epoch + 1), Start) and image is Image.RUNS
+        return False
+
+    async def _store_answers(self, session: SessionRecord, guest: bytes) -> bool:
+        found = await slots_behind(self._host.store, guest, session.epoch)
+        if found is None or found.answers:
+            return True
+        self._reporter.notice(f"guest {guest.hex()}: the lease store does not answer; asking on")
+        return False
+
     async def _recover(self, keeper: Keeper) -> Recovered | None:
         async with held_image(self._holder, partial(newest_epoch, keeper.history)) as image:
             recovery = Recovery(
-                self._host.name, keeper, image, store=self._host.store, tell=self._reporter.notice
+                self._host.name,
+                keeper,
+                image,
+                store=self._host.store,
+                within_s=_STORE_WITHIN_S,
+                tell=self._reporter.notice,
             )
             recovered = await recovery.run()
         if recovered is None:
@@ -160,11 +212,13 @@ class TakingUp:
         return recovered
 
 
-def _is_unfinished(history: History, session: SessionRecord) -> bool:
-    """Whether a destination may have something left to do: COMPLETE is noted when the guest runs."""
-    if session.side is not Side.DESTINATION:
-        return False
-    return history.complete(session.session) is None and not history.released(session.session)
+def _unfinished(history: History) -> SessionRecord | None:
+    """The session in which a destination may have something left to do: COMPLETE is noted when it has not."""
+    session = open_session(history)
+    if session is None or session.side is not Side.DESTINATION:
+        return None
+    over = history.complete(session.session) is not None or history.released(session.session)
+    return None if over else session
 
 
 def decided(result: Result, recovered: Recovered) -> Result:

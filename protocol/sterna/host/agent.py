@@ -71,7 +71,7 @@ class PeerListHost:
 
     Attributes:
         settle: brings what an earlier process has left of a guest to its end, before its session is taken up
-            again.
+            again; it returns within a moment, done or not.
     """
 
     def __init__(
