@@ -102,3 +102,30 @@ async def test_nobody_comes(virtual_time: Clock) -> None:
     await migration.run()
     assert 7 <= migration.seconds < 12
     assert trio.current_time() > 0
+
+
+async def test_one_connection_at_a_time_looks_for_a_session(nursery: trio.Nursery) -> None:
+    """However many come, and also while the turn goes from one to the next."""
+    sessions, inside, most = Sessions(), 0, 0
+    leave, entered = [trio.Event() for _ in range(4)], [trio.Event() for _ in range(4)]
+
+    async def look(number: int) -> None:
+        nonlocal inside, most
+        async with sessions.turn(b"s"):
+            inside += 1
+            most = max(most, inside)
+            entered[number].set()
+            await leave[number].wait()
+            inside -= 1
+
+    nursery.start_soon(look, 0)
+    await entered[0].wait()
+    for number in (1, 2, 3):
+        nursery.start_soon(look, number)  # it waits, or finds the turn with the one before
+        await trio.testing.wait_all_tasks_blocked()
+        leave[number - 1].set()
+        await entered[number].wait()
+    assert most == 1
+    leave[3].set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert not sessions._turns

@@ -232,7 +232,8 @@ class Sessions:
             async with lock:
                 yield
         finally:
-            if not lock.statistics().tasks_waiting:
+            # Who waited for it has it by now, and those who come later must find it.
+            if not lock.locked():
                 self._turns.pop(session, None)
 
 
