@@ -56,6 +56,18 @@ class Bench:
         return before == after
 
 
+def test_with_more_connections_a_shorter_pause_shows_a_slow_link() -> None:
+    """Each has a batch under way while the others are encoded."""
+    copied = []
+    for connections in (1, 4):
+        bench = Bench()
+        bench.steady = SteadyPages(bench.plain, lambda bench=bench: bench.now, connections)
+        bench.warm_up()
+        bench.now += GAP_S / 2
+        copied.append(bench.is_copied(bench.encode()))
+    assert copied == [False, True]
+
+
 def finished(pages: int, rejected: int) -> RoundFinished:
     return RoundFinished(RoundStats(1, pages, pages * PAGE, 1.0, 0, 0, rejected_pages=rejected))
 

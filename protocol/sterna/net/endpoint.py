@@ -221,7 +221,7 @@ class Source(_Endpoint):
             batch_bytes=batch_bytes(options),
             features=offer(options, policy.switchover, dials=reconnect is not None),
         )
-        self._pages = SteadyPages(pages, options.clock)
+        self._pages = SteadyPages(pages, options.clock, max(options.streams, 1))
 
     async def run(self) -> Result:
         """Migrate, once. Returns when it is decided who runs the guest, or that nobody can know."""

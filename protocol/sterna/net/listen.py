@@ -50,13 +50,14 @@ class ListenOptions:
     Attributes:
         handshake_deadline_s: how long a TLS handshake may take.
         strangers_max: handshakes under way; each holds a socket and OpenSSL's buffers, some 100 KiB.
-        sessions_max: handlers that run; a further peer is refused with `FULL`.
+        sessions_max: handlers that run, one a connection, of which a session may have 17; a further peer is
+            refused with `FULL`.
         socket_options: of the accepted sockets.
     """
 
     handshake_deadline_s: float = 10.0
     strangers_max: int = 64
-    sessions_max: int = 64
+    sessions_max: int = 512
     socket_options: SocketOptions = DEFAULT_OPTIONS
 
 

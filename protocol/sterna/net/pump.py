@@ -211,7 +211,7 @@ class Pump:
             if deaf:
                 line.hush()
             line.to_receive.set()
-            if not stream or not line.stream:
+            if line.stream in {0, stream} or not stream:
                 line.to_send.set()
         self._hurry()
         self._to_perform.set()

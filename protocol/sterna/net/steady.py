@@ -8,7 +8,8 @@ where the gap is long, or many pages were rejected, a batch is copied first and 
 copy: what arrives then always matches. A copy costs a tenth of a millisecond a mebibyte, which no slow link
 notices.
 
-How long the gap is shows in how long the batch before took: the next one is encoded when it has left.
+How long the gap is shows in how long the batch before took: the next one is encoded when it has left. With
+several connections it is as many times as long, since each of them has one under way.
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ REJECTED_SHARE: Final = 0.01
 class SteadyPages:
     """A `PageSource` over another one; see the module's text."""
 
-    def __init__(self, pages: PageSource, clock: Callable[[], float]) -> None:
+    def __init__(self, pages: PageSource, clock: Callable[[], float], connections: int = 1) -> None:
+        """`connections`: on which batches are under way at the same time."""
         self._pages: PageSource | None = pages
         self._clock = clock
+        self._gap_s = GAP_S / connections
         self._unmeasured_bytes = UNMEASURED_BYTES
         self._encoded_at: float | None = None
         self._rejected = False
@@ -63,7 +66,7 @@ class SteadyPages:
     ) -> EncodedBatch:
         """See `PageSource.encode`."""
         assert self._pages is not None
-        slow = self._encoded_at is None or self._clock() - self._encoded_at > GAP_S
+        slow = self._encoded_at is None or self._clock() - self._encoded_at > self._gap_s
         batch = self._pages.encode(region, starts, counts, zeros=zeros, whole=whole)
         if batch.bulk_bytes and not self._paused and (slow or self._rejected or self._unmeasured_bytes > 0):
             batch = _copied(batch)
