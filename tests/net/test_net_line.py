@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import trio
 from endpoint_support import PARAMETERS
 from resume_net_support import Resuming
 from trio.abc import Clock
+from trio.testing import wait_all_tasks_blocked
 
 from sterna.core import shares
 from sterna.core.events import Outcome, StreamAttached
 from sterna.errors import TransportError
+from sterna.net.line import HURRY_BYTES, Line
 from sterna.net.memory import MemoryTransport
 from sterna.registry import ErrorCode
 
@@ -81,3 +84,83 @@ async def test_data_connections_that_cannot_be_made(virtual_time: Clock) -> None
     assert failed.source.result.code is ErrorCode.CONNECT_FAILED
     assert failed.destination.result.code is ErrorCode.CONNECT_FAILED
     assert failed.guest.running
+
+
+class Taking:
+    """A transport that takes a little at once, or what it is told to; and remembers how."""
+
+    def __init__(self) -> None:
+        self.worn = None
+        self.owes = False
+        self.takes = True
+        self.taken: list[str] = []
+
+    def send_now(self, buffers, on_sent) -> bool:
+        if self.takes:
+            self.taken.append(f"now {b''.join(buffers)[:9].decode()}")
+            on_sent(sum(map(len, buffers)))
+        return self.takes
+
+    async def send(self, buffers, on_sent=None) -> None:
+        self.owes = False
+        self.taken.append(f"sent {b''.join(buffers)[:9].decode()}")
+
+
+class Talking:
+    """A machine that has these units to say, and its driver."""
+
+    limiter = None
+
+    def __init__(self) -> None:
+        self.machine = self
+        self.units: list[bytes] = []
+        self.sent = 0
+
+    def clock(self) -> float:
+        return 0.0
+
+    def poll_transmit(self, now, stream) -> list[bytes]:
+        return [self.units.pop(0)] if self.units else []
+
+    def transmitted(self, count, now, stream) -> None:
+        self.sent += count
+
+    def took(self) -> None:
+        pass
+
+    left = took
+
+    def idle(self, stream) -> None:
+        pass
+
+
+async def test_what_is_urgent_and_little_needs_no_turn():
+    driver, transport = Talking(), Taking()
+    line = Line(driver, 0, transport)
+    driver.units.append(b"waits")
+    line.hurry()  # the sender is not idle: it may be in the middle of something
+    assert transport.taken == []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(line.tasks[1])
+        await wait_all_tasks_blocked()
+        assert transport.taken == ["sent waits"]
+        driver.units += [b"soon", bytes(HURRY_BYTES + 1)]
+        line.hurry()
+        assert (transport.taken[-1], driver.sent) == ("now soon", 4)
+        line.hurry()  # too much: the sender has it
+        driver.units.append(b"behind")
+        line.hurry()
+        line.to_send.set()
+        await wait_all_tasks_blocked()
+        assert transport.taken[-2:] == ["sent " + "\0" * 9, "sent behind"]
+        driver.units.append(b"no room")
+        transport.takes, transport.owes = False, True
+        line.hurry()
+        line.to_send.set()
+        await wait_all_tasks_blocked()
+        assert transport.taken[-1] == "sent no room"
+        transport.owes = True
+        line.to_send.set()
+        await wait_all_tasks_blocked()
+        assert (transport.taken[-1], transport.owes) == ("sent ", False)
+        nursery.cancel_scope.cancel()

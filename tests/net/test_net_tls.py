@@ -97,6 +97,39 @@ async def test_memory_that_changes_between_two_tries_of_a_write(tls_pair):
     assert border >= RECORD_BYTES
 
 
+async def test_a_little_is_sent_at_once(tls_pair):
+    a, b = tls_pair
+    assert a.send_now([b"a", b"bc"])
+    assert not a.send_now([bytes(RECORD_BYTES + 1)])
+    await a.send([b"d"])
+    assert await receive_exactly(b, 4) == b"abcd"
+    assert (a.records_sent, a.owes) == (2, False)
+
+
+async def test_what_a_full_socket_did_not_take_goes_first(tls_pair):
+    a, b = tls_pair
+    count = 0
+    while not a.owes:
+        assert a.send_now([count.to_bytes(4096, "little")])
+        count += 1
+    assert not a.send_now([b"x"])
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.send, [])
+            received = await receive_exactly(b, count * 4096)
+    assert not a.owes
+    assert received == b"".join(number.to_bytes(4096, "little") for number in range(count))
+    await a.send([b"d"])
+    assert await receive_exactly(b, 1) == b"d"
+
+
+async def test_what_cannot_be_sent_at_once_is_told_by_the_next_send(tls_pair):
+    a, _ = tls_pair
+    a._sock = Stub(a._sock, send=[ConnectionResetError()] * 2)
+    assert not a.send_now([b"a"])
+    assert (await error_of(a.send, [b"a"])).code == ErrorCode.CONNECTION_LOST
+
+
 async def test_both_directions_at_once(tls_pair):
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:

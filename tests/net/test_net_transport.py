@@ -91,6 +91,25 @@ async def test_others_get_a_turn_after_so_many_bytes():
         nursery.cancel_scope.cancel()
 
 
+async def test_a_little_is_sent_at_once_or_not_at_all():
+    sink, sent = Sink(), []
+    assert not sink.send_now([b"ab"], sent.append)  # nobody can unless it says so
+    assert not sink.owes
+    sink._send_now = lambda data: sink.data.extend(data) is None
+    assert sink.send_now([b"ab", memoryview(b"c")], sent.append)
+    assert sink.send_now([b"d"])
+    assert (bytes(sink.data), sent, sink.bytes_sent) == (b"abcd", [3], 4)
+    assert not sink.send_now([b""])
+    sink.blocked = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sink.send, [b"x"])
+        await wait_all_tasks_blocked()
+        assert not sink.send_now([b"e"])  # another one is at it
+        nursery.cancel_scope.cancel()
+    assert not sink.send_now([b"e"])  # half a frame may be out
+    assert bytes(sink.data) == b"abcd"
+
+
 async def test_a_failed_send_tears():
     sink = Sink()
     sink.error = TransportError(ErrorCode.CONNECTION_LOST)

@@ -17,10 +17,13 @@ from sterna.core.session import Session
 from sterna.core.tables import DestinationState
 from sterna.errors import TransportError
 from sterna.net.rate import RateLimiter
-from sterna.net.transport import Transport
+from sterna.net.transport import Buffer, Transport
 
 # How long after a failed send the receiver may look for what the peer said last.
 LAST_WORDS_S: Final = 1.0
+
+# What is worth to be sent at once: some requests for pages.
+HURRY_BYTES: Final = 1024
 
 # What a transport may raise.
 NO_BUG: Final = (TransportError, trio.ClosedResourceError, trio.Cancelled)
@@ -97,6 +100,8 @@ class Line:
         self._receiving = trio.CancelScope()
         self._heard_all: Final = trio.Event()
         self._worn = False
+        self._idle = False  # the sender waits for something to send
+        self._unit: list[Buffer] = []  # what was taken for it
 
     @property
     def tasks(self) -> tuple[Callable[[], Awaitable[None]], ...]:
@@ -185,15 +190,29 @@ class Line:
             driver.worn(self, worn)
         if self.stream:
             await driver.make_way(self.to_send)
-        buffers = self._machine.poll_transmit(driver.clock(), self.stream)
-        if not buffers:
+        buffers, self._unit = self._unit or self._machine.poll_transmit(driver.clock(), self.stream), []
+        if not buffers and self.transport.owes:
+            await self.transport.send(())
+        elif not buffers:
             driver.idle(self.stream)
+            self._idle = True
             await self.to_send.wait()
+            self._idle = False
+        if not buffers:
             return
         driver.took()
         if driver.limiter is not None:
             await driver.limiter.wait(sum(len(buffer) for buffer in buffers))
         await self.transport.send(buffers, self._sent)
+
+    def hurry(self) -> None:
+        """Send what there is without a turn of the sender, if that is idle and it is little."""
+        driver = self._driver
+        if not self._idle or self._unit or driver.limiter is not None:
+            return
+        unit = self._machine.poll_transmit(driver.clock(), self.stream)
+        if sum(map(len, unit)) > HURRY_BYTES or not self.transport.send_now(unit, self._sent):
+            self._unit = unit
 
     def _sent(self, count: int) -> None:
         self._machine.transmitted(count, self._driver.clock(), self.stream)

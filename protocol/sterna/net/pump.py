@@ -206,6 +206,8 @@ class Pump:
             self._tell(event)
         if self.machine.result is not None:
             self._ended.set()
+        if self._guest_waited:
+            self._lines[0].hurry()
         deaf = self.machine.state in DEAF
         for line in self._lines.values():
             if deaf:

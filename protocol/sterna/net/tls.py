@@ -128,6 +128,7 @@ class TlsTransport(Transport):
         self._server = server
         self._stage = memoryview(bytearray(RECORD_BYTES))
         self._failed: TransportError | None = None  # of a receive; OpenSSL does not repeat itself
+        self._owed = b""  # sent without a wait, and not wholly taken
         self._early = b""  # received while looking for the reason of a failed send
         self._waiting: dict[bool, trio.Event] = {}  # writable?: ends when the task that waits for it wakes
 
@@ -141,6 +142,11 @@ class TlsTransport(Transport):
         """See `Transport.worn` [TLS-18]."""
         return _used_up() if self._key_lacks(KEY_RECORDS_LAST) else None
 
+    @property
+    def owes(self) -> bool:
+        """See `Transport.owes`."""
+        return bool(self._owed)
+
     def _before_send(self, size: int) -> None:
         records = -(-size // RECORD_BYTES)
         if self._key_lacks(records + (KEY_RECORDS_RESERVE if records > 1 else 0)):
@@ -152,10 +158,25 @@ class TlsTransport(Transport):
         return self.records_sent + records > KEY_RECORDS_MAX and "AES" in self.tls.cipher
 
     async def _send(self, views: list[memoryview], sent: OnSent) -> None:
+        if self._owed:
+            await self._write(memoryview(self._owed))
+            self._owed = b""
         for piece in self._pieces(views):
             await self._write(piece)
             self.records_sent += -(-piece.nbytes // RECORD_BYTES)
             sent(piece.nbytes)
+
+    def _send_now(self, data: bytes) -> bool:
+        if self._owed or len(data) > RECORD_BYTES:
+            return False
+        try:
+            self._sock.send(data)
+        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            self._owed = data  # OpenSSL has encrypted it, and is to be called with the same bytes
+        except OSError:
+            return False  # `send` finds out why
+        self.records_sent += 1
+        return True
 
     def _pieces(self, views: list[memoryview]) -> Iterator[memoryview]:
         """Cut `views` into whole records: a header alone in a record costs as much as 16 KiB of pages.

@@ -160,6 +160,31 @@ class Transport(ABC):
                 raise
             self._torn = False
 
+    def send_now(self, buffers: Sequence[Buffer], on_sent: OnSent | None = None) -> bool:
+        """Send a little without a turn of any task; false, and nothing has happened, if that cannot be.
+
+        What the layer below has taken and could not pass on is owed: it goes with the next `send`, even an
+        empty one.
+
+        Raises:
+            TransportError: its key is used up (`UNSUPPORTED`, TLS).
+        """
+        data = b"".join(buffers)
+        if self._sending.held or self._closed or self._torn or not data:
+            return False
+        self._before_send(len(data))
+        if not self._send_now(data):
+            return False
+        self.bytes_sent += len(data)
+        if on_sent is not None:
+            on_sent(len(data))
+        return True
+
+    def _send_now(self, data: bytes) -> bool:
+        """Send `data` if that needs no wait."""
+        del data
+        return False
+
     async def receive_into(self, buffer: memoryview) -> int:
         """Receive at least one byte, at most as many as `buffer` holds.
 
@@ -226,6 +251,11 @@ class Transport(ABC):
     def rtt_s(self) -> float | None:
         """How long the network takes to the peer and back; None if the layer below does not know."""
         return None
+
+    @property
+    def owes(self) -> bool:
+        """Whether something that `send_now` took waits for the next `send`."""
+        return False
 
     @property
     def worn(self) -> TransportError | None:
