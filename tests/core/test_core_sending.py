@@ -200,7 +200,7 @@ def unwritten(*pages):
     return {3: bitmap}
 
 
-def test_what_was_never_written_goes_first_and_nobody_looks():
+def test_what_was_never_written_goes_without_a_look():
     """[MEM-9] [PGS-21] In long runs, of which only the receiver's limit makes more than one."""
     memory = Memory()
     memory.sending.unwritten(unwritten(1, 4, 5, 6))  # page 1 is not zero, which only a look would show
@@ -286,3 +286,21 @@ def test_a_look_is_wanted_now_and_then_while_enough_is_left(monkeypatch):
         assert not memory.sending.wants_look
     memory.sending.written_early(memory.write(0))
     assert memory.sending.pages_missing == 1
+
+
+@pytest.mark.parametrize(
+    ("blank", "order"), [((4, 5, 6, 7), "zzzrzrrr"), ((0, 1, 2, 3, 4, 5, 6), "zzzrzzzz"), (range(8), "z" * 8)]
+)
+def test_zeros_take_turns_with_what_fills_the_sockets(blank, order):
+    """In a round that has both; nothing is left out, and nothing is sent twice."""
+    memory = Memory()
+    memory.bytes[:] = b"x" * len(memory.bytes)
+    memory.sending.unwritten(unwritten(*blank))
+    memory.sending.begin(1, Limits(bulk_bytes=PAGE), PAGE, 1e12, 0.0, last=False)
+    tables = []
+    while (batch := memory.sending.next_batch(len(tables), zeros=True)) is not None:
+        assert not memory.sending.is_given_out
+        tables.append(batch[0])
+    assert memory.sending.is_given_out
+    assert "".join("zr"[table.bulk_bytes > 0] for table in tables) == order
+    assert sorted(int(table.runs["first"][0]) for table in tables) == list(range(8))

@@ -26,6 +26,9 @@ _ACK_HEAD, _RANGE_BYTES = 32, 24
 
 _BATCH_S: Final = 0.05  # what is behind a batch, heartbeats and ABORT among it, waits for so long
 _BATCH_FLOOR_BYTES: Final = 256 * 1024  # below that, what a batch costs beside its bytes begins to show
+# A batch of zeros is a frame of some bytes, and work for the receiver: with many of them in a row the sockets
+# would hold seconds of it, and what is behind them, such as PING, would wait. Others between them take room.
+_BLANKS_IN_A_ROW: Final = 3
 _CLOCK_S: Final = 1e-6  # a shorter round tells nothing about the rate
 _U64_MAX: Final = (1 << 64) - 1
 
@@ -59,6 +62,8 @@ class _Share:
         self, pages: PageSets, batch: tuple[int, int], blank: PageSets | None, blank_bytes: int
     ) -> None:
         self.is_given_out = False
+        self._is_dry = False  # there is nothing left but blanks
+        self._blanks_in_a_row = 0
         self._left: Final = pages.copy()
         self._blank_left: Final = PageSets(pages.table) if blank is None else blank.copy()
         self._left.__isub__(self._blank_left)
@@ -66,13 +71,17 @@ class _Share:
         self._batches: Final = self._left.batches(*batch)
 
     def next_blanks(self) -> tuple[int, Positions, Positions] | None:
-        """The next batch of pages that are known to be zero, as `next_runs`; None after the last of them."""
+        """The next batch of pages that are known to be zero, as `next_runs`; None if it is others' turn."""
+        if self._blanks_in_a_row >= _BLANKS_IN_A_ROW and not self._is_dry:
+            return None
+        self._blanks_in_a_row += 1
         return _given_out(self._blank_left, next(self._blanks, None))
 
     def next_runs(self) -> tuple[int, Positions, Positions] | None:
-        """Region, starts and counts of the next batch of others; None when all have been given out."""
+        """Region, starts and counts of the next batch of others; None when there are no more of these."""
         runs = next(self._batches, None)
-        self.is_given_out = runs is None
+        self._blanks_in_a_row, self._is_dry = 0, runs is None
+        self.is_given_out = runs is None and not self._blank_left.any()
         return _given_out(self._left, runs)
 
     def skip(self, pages: PageSets) -> int:
@@ -123,7 +132,7 @@ class OutgoingRound:
             batch: the most bytes and runs of a batch.
             now: the time.
             last: whether it is the one of the blackout.
-            blank: which of the pages are known to be zero: they go first, and nobody looks at them.
+            blank: which of the pages are known to be zero: they go between the others, unread.
             blank_bytes: the most bytes of a batch of these.
             shares: the pages of each stream; by default all of them travel on stream 0 [STR-7].
         """

@@ -195,10 +195,13 @@ class Sending:
         self, sequence: int, stream: int = 0, *, zeros: bool
     ) -> tuple[Pages, tuple[memoryview, ...]] | None:
         """Encode a stream's next batch, to be queued as the frame of this number; None if it has no more."""
-        if (blanks := self._round.next_blanks(stream)) is not None:
+        current = self._round
+        if (blanks := current.next_blanks(stream)) is not None:
             batch = zero_batch(*blanks)
-        elif (runs := self._round.next_runs(stream)) is not None:
+        elif (runs := current.next_runs(stream)) is not None:
             batch = self._pages.encode(*runs, zeros=zeros)
+        elif (blanks := current.next_blanks(stream)) is not None:
+            batch = zero_batch(*blanks)
         else:
             return None
         table = self._round.sent(batch, sequence, stream)
