@@ -145,7 +145,7 @@ def _ratio_fields(taken: Taken, way: str) -> dict[str, object]:
 
 def _narrow(shown: Sequence[Taken]) -> tuple[list[str], list[list[str]], list[str]]:
     yardsticks = list(dict.fromkeys(each.measure.yardstick for each in shown))
-    columns = ["measure", "median", "min to max", BARE, "ratio"]
+    columns = ["measure", "median", "min-max", BARE, "ratio"]
     rows = [
         [
             each.measure.text,
@@ -163,7 +163,7 @@ def _narrow(shown: Sequence[Taken]) -> tuple[list[str], list[list[str]], list[st
 
 
 def _wide(shown: Sequence[Taken]) -> tuple[list[str], list[list[str]], list[str]]:
-    columns = ["measure", "by", "median", "min to max", "ratio", "target"]
+    columns = ["measure", "by", "median", "min-max", "ratio", "target"]
     rows = []
     notes = ["ratio: the median of Sterna's by the other's, turn by turn"]
     for each in shown:
@@ -193,10 +193,9 @@ def _name(way: str) -> str:
 
 def _values(taken: Taken, way: str) -> list[str]:
     unit, values = taken.measure.unit, taken.values[way]
-    low, high = _text(min(values), unit), _text(max(values), unit)
-    number, _, scale = low.partition(" ")
-    spread = f"{number if high.endswith(f' {scale}') else low} to {high}"
-    return [_text(taken.median(way), unit), high if low == high else spread]
+    (scale, name), low, high = _scale(max(values), unit), min(values), max(values)
+    spread = [f"{value / scale:.3g}" for value in (low, high)]
+    return [_text(taken.median(way), unit), f"{'-'.join(dict.fromkeys(spread))} {name}"]
 
 
 def _target(taken: Taken) -> str:
@@ -206,6 +205,10 @@ def _target(taken: Taken) -> str:
 
 def _text(value: float, unit: str) -> str:
     """Three digits, whatever the size."""
-    scales = _SCALES[unit]
-    scale, name = next((each for each in scales if value < 999.5 * each[0]), scales[-1])
+    scale, name = _scale(value, unit)
     return f"{value / scale:.3g} {name}"
+
+
+def _scale(value: float, unit: str) -> tuple[float, str]:
+    scales = _SCALES[unit]
+    return next((each for each in scales if value < 999.5 * each[0]), scales[-1])
