@@ -102,8 +102,7 @@ def blackout(
 
 def _qemu(written: Written, directory: Path) -> QemuWritten:
     capabilities = ("postcopy-ram",) if written.switchover == "bitmap" else ()
-    downtime_ms = max(1, round(written.downtime_s * 1000))
-    return QemuWritten(written, directory, Settings(capabilities=capabilities, downtime_ms=downtime_ms))
+    return QemuWritten(written, directory, Settings(capabilities=capabilities))
 
 
 class Moved:
