@@ -47,6 +47,14 @@ async def test_a_virtual_machine_that_its_holder_sets_running_again(directory: P
     assert report.runs == "source"
 
 
+@pytest.mark.needs("minor_faults")
+async def test_a_destination_that_is_killed_while_pages_follow_the_guest(directory: Path) -> None:
+    """[RES-13] [PCY-16] The next one goes on with the guest, and the source serves it to the end."""
+    report = await carry_out("fetching/destination_killed/bitmap/no_store", directory)
+    assert report.runs == "destination"
+    assert report.told == {"source": "completed"}
+
+
 async def test_an_endpoint_that_stands_still(directory: Path) -> None:
     report = await carry_out("paused/source_frozen/stop_and_copy/no_store", directory)
     assert report.runs == "source"
@@ -85,7 +93,8 @@ async def test_a_guest_whose_pages_follow_it_from_a_dead_holder(directory: Path)
 
 
 def test_what_only_virtual_time_can_show() -> None:
-    assert not can_show(CELLS["fetching/cut/post_copy/store"])
+    assert not can_show(CELLS["fetching/source_killed/post_copy/store"])
+    assert can_show(CELLS["fetching/destination_killed/post_copy/store"])
     assert can_show(CELLS["fetching/source_record/post_copy/store"])
     for step, fits in (("saved", False), ("loaded", True)):
         cell = CELLS[f"{step}/destination_record/stop_and_copy/store"]

@@ -18,6 +18,7 @@ from typing import Final
 
 import trio
 
+from sterna.core.events import Outcome
 from sterna.errors import GuestError
 from sterna.guest.holder_client import HolderStatus, connect_holder
 from sterna.host.failpoint import VARIABLE
@@ -33,7 +34,7 @@ SOURCE: Final = Survivor.SOURCE
 DESTINATION: Final = Survivor.DESTINATION
 HOSTS: Final = {SOURCE: "host-a", DESTINATION: "host-b"}
 
-SERVES_AGAIN: Final = "RES-13"  # cells run without `resume`
+SERVES_AGAIN: Final = "RES-13"
 
 JOURNAL: Final = "journal.ndjson"
 AFTER: Final = "after.json"
@@ -47,6 +48,7 @@ _PATIENT: Final = "20s"
 _POLL_S: Final = 0.01
 _WRITES_SEEN: Final = 100
 _UNDECIDED_AFTER: Final = "10s"
+_RESUME: Final = "30s"
 _RUNS_WITHIN_S: Final = 5.0
 _TRIES: Final = 3
 _BEFORE_LOADED: Final = frozenset({"describe", "round", "prepare", "paused", "saved", "loading"})
@@ -58,14 +60,19 @@ _PEERS: Final = "".join(
 
 
 def can_show(cell: Cell, guest: str = "process") -> bool:
-    """Whether real processes can carry this cell out: not what needs a source that comes back for pages.
+    """Whether real processes can carry this cell out: not what needs another source that has the pages.
 
     Nor records that cannot grow, as long as the state of a virtual machine has to go through a memory file of
     the same process: it is larger than they are, and it is the state that fails then.
     """
     if guest == "kvm" and cell.fault.name == "destination_record" and cell.step.name in _BEFORE_LOADED:
         return False
-    return cell.style is Style.STOP_AND_COPY or SERVES_AGAIN not in cell.expected.clauses
+    return cell.style is Style.STOP_AND_COPY or not _needs_pages(cell) or cell.expected.resumes
+
+
+def _needs_pages(cell: Cell) -> bool:
+    """Whether the guest needs a source that comes back to serve pages."""
+    return SERVES_AGAIN in cell.expected.clauses
 
 
 def make_hosts(directory: Path) -> None:
@@ -167,7 +174,8 @@ class _Run:
 
     async def _migrate(self, port: int, environment: Mapping[str, str] | None = None) -> None:
         arguments: list[object] = ["migrate", "--to", f"127.0.0.1:{port}", "--peer", HOSTS[DESTINATION]]
-        arguments += [*self._common(SOURCE), "--undecided-after", _UNDECIDED_AFTER, "--resume", "0s"]
+        arguments += [*self._common(SOURCE), "--undecided-after", _UNDECIDED_AFTER]
+        arguments += ["--resume", _RESUME if self.cell.expected.resumes else "0s"]
         # The cable between them is one connection.
         arguments += ["--streams", "0", "--switchover", self.cell.style.name.lower().replace("_", "-")]
         self.endpoints[SOURCE] = await self._start("source", arguments, environment)
@@ -245,10 +253,11 @@ class _Run:
             await self._first[SOURCE].end()
 
     def _knows(self, line: Line) -> bool:
-        """Whether a side has come to the session's end, or waits for a store that is gone."""
+        """Whether a side has come to the session's end, or waits for store or peer."""
         if self.cell.fault.name == "store_gone" and "store does not answer" in str(line.get("text")):
             return True
-        return _is_finished(line)
+        lost = line.get("event") == "link_lost" or "who owns the guest" in str(line.get("text"))
+        return _is_finished(line) or (self.cell.expected.resumes and lost)
 
     def _is_told(self, side: Survivor) -> bool:
         expected = self.cell.expected
@@ -277,6 +286,9 @@ class _Run:
             if self._is_told(side):
                 line = await self._first[side].until(_is_finished, "the session's end")
                 self.done.told[side] = (str(line.get("outcome")), _text(line.get("code")))
+                # The destination may have had all pages when the link was lost: for it the session ends then.
+                if self.cell.expected.resumes and side is SOURCE and line.get("outcome") != Outcome.COMPLETED:
+                    self.done.failures.append("the source has not served its pages to the end")
         await self.endpoints[SOURCE].end()
         survivors = self.cell.expected.runs - {Survivor.LOST}
         for _ in range(_TRIES):

@@ -96,6 +96,7 @@ class Expected:
         runs: who may run the guest in the end; if there are several, a race decides.
         source: how the session may end there; empty if its endpoint was killed.
         destination: likewise.
+        resumes: with real processes sessions are opened with `resume`, and end as completed.
     """
 
     runs: frozenset[Survivor]
@@ -103,6 +104,7 @@ class Expected:
     destination: tuple[Told, ...]
     recovery: Recovery
     clauses: tuple[str, ...]
+    resumes: bool = False
 
     def accepts(self, side: Survivor, outcome: str, code: str | None) -> bool:
         """Whether a session may have ended so at this side."""
@@ -232,6 +234,7 @@ class _Rule:
             _told(fields["destination"], groups),
             Recovery(fields["recovery"]),
             tuple(fields["clauses"]),
+            resumes=fields.get("resume", False),
         )
         return cls(
             where,

@@ -253,9 +253,12 @@ class Source(_Endpoint):
         machine = self._machine
         if machine.state in _WITHOUT_LINK:
             return machine.carry
-        if not machine.may_serve or self._decide is None or not await self._decide(result):
+        if not machine.may_serve or self._decide is None:
             return None
-        return machine.moved(self._options.clock())
+        if await self._decide(result):
+            return machine.moved(self._options.clock())
+        self._tell(Finished(result))
+        return None
 
     async def _go_on(self, carry: SourceCarry) -> Result:
         """Take the session up again as often as its link is lost."""
@@ -298,6 +301,11 @@ class Source(_Endpoint):
             self._waiting.cancel()
 
     def _on_event(self, event: Event) -> None:
+        waits = isinstance(event, Finished) and self._decide is not None and self._machine.may_serve
+        if not waits:  # else it may not be the end
+            self._tell(event)
+
+    def _tell(self, event: Event) -> None:
         self._pages.on_event(event)
         self._options.on_event(event)
 
