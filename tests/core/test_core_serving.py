@@ -302,6 +302,19 @@ def test_a_guest_that_waits_again_and_again_finds_little_before_its_pages():
     assert opened(window).batch_bytes == PUSH_BYTES
 
 
+def test_batches_grow_where_nothing_waits_behind_them():
+    """On data connections, which need no window; a request makes them small again."""
+    window = Window(0.0, 0.0)
+    sizes = []
+    for _ in range(100):
+        sizes.append(window.batch_bytes)
+        window.open(window.batch_bytes)
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (CHUNK_BYTES, PUSH_BYTES)
+    window.close()
+    assert window.batch_bytes == CHUNK_BYTES
+
+
 def test_a_long_link_is_kept_full_and_half_full_for_a_guest_that_waits():
     """[PCY-23]"""
     window = Window(1e8, 0.05)

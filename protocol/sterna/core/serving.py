@@ -74,8 +74,12 @@ class Window:
         while self._marks and not waits_for(self._marks[0][0]):
             read = self._marks.popleft()[1]
             self._ahead -= read
-            self._size = min(self._size + read // _OPENING, self._most)
+            self.open(read)
         return self._ahead + self.batch_bytes <= self._size
+
+    def open(self, read_bytes: int) -> None:
+        """So much was read, or need not be waited for: on a connection of its own."""
+        self._size = min(self._size + read_bytes // _OPENING, self._most)
 
     @property
     def batch_bytes(self) -> int:

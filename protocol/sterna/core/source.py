@@ -492,7 +492,9 @@ class SourceMachine(Departed):
         self._send_on(lane, *batch)
         self._memory.bulk_bytes += batch[0].bulk_bytes
         self._watch.entered = now  # COMPLETE is due when all of them are there
-        if not apart and self._window.pushed(batch[0].bulk_bytes):
+        if lane.stream:
+            self._window.open(batch[0].bulk_bytes)
+        elif not apart and self._window.pushed(batch[0].bulk_bytes):
             ping = self._heartbeat.ask(now)
             self._send(ping)
             self._window.marked(ping.id)
