@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from core_support import EPOCH, HERE
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from sterna.core.destination import DestinationMachine
 from sterna.core.duties import NoRecords, pages_of, reserve
 from sterna.core.events import Outcome, SessionResumed
+from sterna.core.image_notes import ImageNotes
 from sterna.core.policy import PolicySettings
 from sterna.core.records import Complete
 from sterna.core.reopening import Opening
@@ -17,6 +20,7 @@ from sterna.core.tables import DestinationState
 from sterna.errors import GuestError
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
+from sterna.memory.regions import PageSets, RegionTable
 from sterna.registry import Style
 from sterna.testing import pair as pairs
 from sterna.testing.pair import ADMISSION, RUNNER, Pair, resuming_pair, run_now
@@ -172,6 +176,24 @@ def test_notes_of_another_image_are_none():
     pages = pages_of(pair.destination_guest, pair.source_guest.description)
     with pytest.raises(GuestError, match="notes"):
         opening_of(pair).with_guest(pages, memoryview(bytes(4096)), {}, pair.now)
+
+
+def test_pages_that_are_missing_and_never_were_stale():
+    """[PCY-16] The notes are of another attempt than the bitmap: nobody can tell what such a page is."""
+    pair = migration("post-copy")
+    pair.start()
+    while pair.destination.state is not DestinationState.FETCHING:
+        assert pair.step(chunk=100_000)
+    pages = pages_of(pair.destination_guest, pair.source_guest.description)
+    place, missing = run_now(pair.destination_guest.notes()), run_now(pair.destination_guest.missing())
+    opening = opening_of(pair)
+    notes = ImageNotes.read(place, RegionTable(opening.guest.regions))
+    region = next(iter(missing))
+    stale = replace(notes, stale=PageSets(notes.stale.table))
+    stale.move_to(place)
+    with pytest.raises(GuestError, match="which are missing"):
+        opening.with_guest(pages, place, missing, pair.now)
+    assert missing[region].any()
 
 
 @pytest.mark.slow

@@ -15,8 +15,10 @@ from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription
 from sterna.net.endpoint import LocalHost, Reopened
 from sterna.net.kept import Sessions, no_session
+from sterna.net.memory import memory_transport_pair
 from sterna.net.transport import Peer
-from sterna.registry import ErrorCode, Owner
+from sterna.registry import VERSION_DRAFT, VERSION_MAJOR, ErrorCode, Owner
+from sterna.wire import encode_frame, encode_preface
 from sterna.wire.records import Hello, Verdict
 
 BYTES = 64 * 4096
@@ -129,6 +131,29 @@ async def test_whoever_comes_while_another_process_is_asked_finds_what_it_finds(
     await one.run(twice)
     assert one.results["source"].outcome is Outcome.COMPLETED
     assert one.destination_host.asked == 1
+
+
+async def test_a_guest_that_has_all_its_pages_is_told_of(virtual_time: Clock) -> None:
+    """[RES-15] Its process has died before COMPLETE was recorded: the next one has a guest, and no notes."""
+    one = migration("stop-and-copy")
+    host = one.destination_host
+    assert isinstance(host, Remembering)
+    one.room = Outliving(rate_bytes_s=one.rate_bytes_s, journal=one.journal)
+    await one.run()
+    assert one.room.running
+    host.runs = True
+    (opening,) = host.noted.values()
+    one.sessions = Sessions()
+    near, far = memory_transport_pair(**one.link)
+    other = one.destination_of(far)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other.run)
+        preface = encode_preface(VERSION_MAJOR, VERSION_DRAFT)
+        await near.send([preface, *encode_frame(opening.ticket.next_hello(), 0)])
+    assert other.result is not None
+    assert other.result.outcome is Outcome.ANSWERED
+    assert other.guest is None
+    assert one.room.taken_over == 1
 
 
 @pytest.mark.parametrize("why", ["verdict", "guest", "unknown"])

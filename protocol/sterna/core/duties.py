@@ -183,6 +183,8 @@ async def serve_destination(guest: DestinationGuest, records: Records, request: 
                 await guest.expect(stale)
             if stale:
                 notes.move_to(await guest.notes(notes.size_bytes))
+            elif guest.can_post_copy:
+                await guest.notes(0)  # those of an attempt before are of another image
         case Installed(pages=ranges):
             for pages in ranges:
                 await guest.installed(pages.region, pages.first, pages.count)

@@ -23,6 +23,7 @@ from sterna.core.fetching import Fetching
 from sterna.core.holdings import Holdings
 from sterna.core.image_notes import ImageNotes
 from sterna.core.negotiate import Selection, usable_limits
+from sterna.errors import GuestError
 from sterna.memory.bitmap import PageBitmap
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import PageSink
@@ -79,9 +80,14 @@ class Opening:
             now: the time.
 
         Raises:
-            GuestError: these are no notes of this guest.
+            GuestError: these are no notes of this guest, or not of this image.
         """
         notes = ImageNotes.read(place, RegionTable(self.guest.regions))
+        for region, pages in missing.items():
+            never_stale = pages.copy()
+            never_stale -= notes.stale[region]
+            if never_stale.any():
+                raise GuestError("the notes of the image say that pages are there which are missing")
         position, limits = (notes.attempt, notes.round + 1), self.ticket.selection.limits
         fetching = Fetching(notes.stale, sink, notes.digest, position, limits.page_requests)
         fetching.take_over(missing)

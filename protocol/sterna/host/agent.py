@@ -388,7 +388,7 @@ class HostSession:
         Raises:
             RecordError: BUSY, another process has the records [ONE-60].
         """
-        self._guest = hello.guest
+        self._guest, self.admission = hello.guest, None  # who is told that brings nothing
         try:
             async with self._host.shelf.opened(hello.guest, make=False) as keeper:
                 return await self._answer(keeper, hello)

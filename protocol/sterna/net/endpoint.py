@@ -573,8 +573,11 @@ class Destination(_Endpoint):
             carry = opening.without_round(self._room, clock())
         elif isinstance(guest, OutlivingGuest):
             await guest.take_over()
+            notes = await guest.notes() if guest.can_post_copy else b""
+            if not notes:  # it has run with all of its pages
+                return await self._host.verdict(hello)
             self._room = Room(pages_of(guest, description))
-            carry = opening.with_guest(self._room, await guest.notes(), await guest.missing(), clock())
+            carry = opening.with_guest(self._room, memoryview(notes), await guest.missing(), clock())
         else:
             raise GuestError("this guest has not outlived the process that took it in", ErrorCode.GUEST_LOST)
         self.guest, self.description = guest, description
