@@ -44,13 +44,15 @@ _ORDER: Final = (
     Phase.AFTER,
 )
 
-# It never stays in DECIDING; the others are not on the way of a stop-and-copy that nothing happens to.
+# It never stays in DECIDING; the others are not on the way of a stop-and-copy, over one connection, that
+# nothing happens to.
 _OFF_THE_WAY: Final[frozenset[State]] = frozenset(
     {
         SourceState.DECIDING, SourceState.ASKING, SourceState.RESUMING, SourceState.COMPARING,
         DestinationState.ANSWERING, DestinationState.HANDING_BACK, DestinationState.FETCHING,
         DestinationState.RESUMING, DestinationState.RESUMED,
         SourceState.APART, SourceState.RETURNING, SourceState.CATCHING_UP,
+        SourceState.ATTACHING, SourceState.REATTACHING, DestinationState.JOINING,
     }
 )  # fmt: skip
 

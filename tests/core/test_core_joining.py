@@ -482,7 +482,7 @@ def test_who_cannot_resume_tells_that_it_is_lost():
 
 @pytest.mark.parametrize(
     "state",
-    [SourceState.HANDED_OVER, SourceState.MOVED, DestinationState.RUNNING],
+    [SourceState.HANDED_OVER, SourceState.MOVED, SourceState.CLOSING, DestinationState.RUNNING],
     ids=lambda each: each.name,
 )
 def test_where_no_page_travels_any_more_it_is_no_loss(state):
