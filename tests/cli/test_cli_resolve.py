@@ -98,6 +98,40 @@ def test_a_source_s_guest_that_is_left_to_the_destination(
     assert (code, fields["error"]["code"]) == (Exit.FAILED, "too_late")
 
 
+def test_an_image_that_nobody_needs_any_more_is_freed(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
+) -> None:
+    """[ONE-38] By an operator, of a guest that is decided to be elsewhere, and of no other."""
+    note(directory, SENDING)
+    with holder(tmp_path / "h", with_guest=True) as engine:
+        mark(tmp_path / "h", engine)
+        note(directory, Granted(ONE, 2))
+        free = ["--free-image", "--holder", tmp_path / "h"]
+        note(directory, Decided(ONE, 2, Owner.DESTINATION))
+        code, fields = resolve(capsys, directory, "destination", "--free-image")
+        assert code == Exit.USAGE
+        assert "--holder" in fields["error"]["text"]
+        assert engine.state == "granted"
+        code, fields = resolve(capsys, directory, "destination", *free)
+        assert (code, fields["recorded"], fields["owner"]) == (Exit.OK, None, "destination")
+        assert engine.state == "released"
+
+
+def test_an_image_that_may_have_to_run_is_not_freed(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
+) -> None:
+    """[ONE-38] Whoever means the other side is told so, and nothing is lost."""
+    note(directory, SENDING)
+    with holder(tmp_path / "h", with_guest=True) as engine:
+        mark(tmp_path / "h", engine)
+        note(directory, Granted(ONE, 2))
+        free = ["--i-have-fenced", "there", "--free-image", "--holder", tmp_path / "h"]
+        code, fields = resolve(capsys, directory, "source", *free)
+        assert code == Exit.USAGE
+        assert "--owner destination" in fields["error"]["text"]
+        assert engine.state == "granted"
+
+
 def test_a_destination_s_guest_is_started_by_an_operator(
     capsys: pytest.CaptureFixture[str], directory: Path
 ) -> None:

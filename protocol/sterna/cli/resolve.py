@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal
 
-from sterna.cli.endpoint import PathOption, Security
+from sterna.cli.endpoint import Flag, PathOption, Security
 from sterna.cli.events import Fields
 from sterna.cli.exits import Exit
 from sterna.cli.lease import guest_id
@@ -25,7 +25,7 @@ from sterna.cli.taking_up import (
 )
 from sterna.cli.units import Duration, Json
 from sterna.core.records import HandBack, Record, Resolved, SessionRecord, Side, Start
-from sterna.core.recovery import open_session
+from sterna.core.recovery import Image, open_session
 from sterna.core.verdict import Facts, Judgement, Step, judge
 from sterna.errors import ConfigError, LocalProtocolError
 from sterna.host.lease import LeaseStore
@@ -48,6 +48,7 @@ async def resolve(
     ownership: Ownership = Ownership(),  # noqa: B008 - frozen
     security: Security = Security(),  # noqa: B008 - frozen
     undecided_after: Duration = UNDECIDED_AFTER_S,
+    free_image: Flag = False,
     json: Json = False,
 ) -> int:
     """Decide, as the operator, who owns a guest whose handover has come to no end.
@@ -57,6 +58,9 @@ async def resolve(
     any more, neither an endpoint (which may only be frozen) nor one that is started later beside its holder.
     Switch that host off, or end endpoint and holder there.
 
+    A source that has lost its guest keeps the image, for pages of it may still be needed. Where the
+    destination has them all, or is gone for good, --owner destination --free-image gives the memory back.
+
     Args:
         guest: its id, 32 hexadecimal digits.
         owner: the side of the session that shall have it.
@@ -65,8 +69,11 @@ async def resolve(
         ownership: where records and store are.
         security: this host's --name.
         undecided_after: wait no longer than this for the lease store.
+        free_image: end the --holder here, and with it the image of a guest that is the destination's.
         json: one JSON object on stdout.
     """
+    if free_image and (owner != "destination" or holder is None):
+        raise ConfigError("--free-image goes with --owner destination, and the --holder that has the image")
     identity, name = guest_id(guest), security.own_name
     output = Output(json=json)
     shelf = RecordsShelf(ownership.directory(name), "sterna resolve")
@@ -87,6 +94,9 @@ async def resolve(
             recovery = Recovery(name, keeper, image, store=store, within_s=undecided_after, tell=output.say)
             recovered = await recovery.run()
         judgement = await case.judgement() if recovered is None else recovered.judgement
+        if free_image:
+            await case.free(judgement)
+            output.say("the image is freed, and its holder ends")
     _tell(case, noted, judgement, recovered, output)
     if recovered is not None and recovered.lost:
         return Exit.LOST
@@ -148,6 +158,24 @@ class _Case:
         record = _decision(session, owner, fenced)
         await self.keeper.append(record)
         return record
+
+    async def free(self, judgement: Judgement) -> None:
+        """Release the image that this host, the source, has kept [ONE-38].
+
+        Raises:
+            ConfigError: there is none, or it is not certain that the guest is the destination's.
+        """
+        session, status = await self.session(), await self.image.status()
+        seen = Seen(self.image.guest, status)
+        found = situation(self.keeper.history, session, seen, Facts(self.host)).image
+        left = session.side is Side.SOURCE and judgement.owner is Owner.DESTINATION
+        if not left or self.keeper.history.decision(session.session) is None:
+            raise ConfigError(
+                "--free-image is for a guest that is decided to be the destination's, at its source"
+            )
+        if found is not Image.STOPPED or status is None or status.state != "granted":
+            raise ConfigError("--free-image: that --holder has no image of this session")
+        await self.image.release()
 
 
 def _check_fenced(session: SessionRecord, fenced: str) -> None:

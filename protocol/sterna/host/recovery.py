@@ -153,6 +153,10 @@ class HeldImage:
         """It never ran here, and never will."""
         await self._call("discard")
 
+    async def release(self) -> None:
+        """It runs elsewhere, and nobody needs its pages any more [ONE-38]."""
+        await self._call("release")
+
     async def _call(self, operation: str, fields: JsonObject | None = None) -> None:
         if self._connection is None:
             raise GuestError(f"{operation}: the guest's holder is gone")
