@@ -8,8 +8,10 @@ the destination's event that says the machine is there and could run.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -25,6 +27,9 @@ from sterna.errors import ConfigError, GuestError
 PROGRAM: Final = "qemu-system-x86_64"
 UNLIMITED_BYTES_S: Final = 1 << 40
 ANSWER_WITHIN_S: Final = 60.0
+
+_PR_SET_PDEATHSIG: Final = 1
+_libc = ctypes.CDLL(None)
 
 Reply: TypeAlias = Mapping[str, object]
 
@@ -135,7 +140,13 @@ class Machine:
         if not source:
             command += ["-incoming", "defer"]
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509  # benchmarks fork, and so have no threads
+            )
         self._stack.callback(self._end)
         try:
             self._connection = self._stack.enter_context(self._connect())
@@ -237,6 +248,11 @@ class Machine:
         self._process.kill()
         self._process.wait()
         self._socket.unlink(missing_ok=True)
+
+
+def _die_with_parent() -> None:
+    """A benchmark that is killed leaves no machine behind."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def process_clock(pid: int) -> int:

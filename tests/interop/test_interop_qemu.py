@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -78,3 +82,24 @@ class TestMachine:
     def test_one_that_does_not_start_says_why(self, tmp_path):
         with pytest.raises(GuestError, match=r"has ended: .*nowhere|does not start: .*nowhere"):
             Machine(tmp_path, "m", "/nowhere/at/all", SIZE_BYTES, Settings(), source=True)
+
+    def test_one_whose_parent_is_killed_ends_as_well(self, tmp_path):
+        code = f"""
+import os, signal
+from pathlib import Path
+from sterna_interop.memories import Memories, path_of
+from sterna_interop.qemu import Machine, Settings
+memories = Memories({SIZE_BYTES})
+path = path_of(memories.source)
+machine = Machine(Path({str(tmp_path)!r}), "m", path, {SIZE_BYTES}, Settings(), source=True)
+print(machine.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == -signal.SIGKILL
+        try:
+            pidfd = os.pidfd_open(int(done.stdout))
+        except ProcessLookupError:
+            return  # it has ended already, and nobody remembers it
+        with os.fdopen(pidfd) as gone:
+            assert select.select([gone], [], [], 60)[0]
