@@ -195,7 +195,7 @@ async def test_a_link_that_is_cut_while_pages_follow_comes_back(virtual_time: Cl
 
 async def test_what_the_guest_waits_for_meanwhile_is_asked_for_again(virtual_time: Clock) -> None:
     """[RES-13] [PCY-9] No fault is lost, however long the link is away."""
-    migration = following((BYTES // 3,), refuse=4)
+    migration = following((BYTES // 5,), refuse=4)  # inside of the first group, at which it stands
     await migration.run()
     check_whole(migration)
     assert migration.results["source"].after.requests > 0
