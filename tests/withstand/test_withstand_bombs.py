@@ -363,7 +363,7 @@ def test_a_flood_of_pings_from_a_peer_that_reads(role: str) -> None:
 def test_a_flood_of_pings_from_a_peer_that_does_not_read(role: str) -> None:
     """[CON-79] In one read, with no chance to answer between them."""
     victim = Victim(role).until(MIDDLE[role]).settle()
-    first = victim.machine._reader.next_sequence
+    first = victim.machine._lanes.control.reader.next_sequence
     body = unchecked.body(r.Ping(1))
     flood = b"".join(unchecked.frame(F.PING, body, sequence=first + n) for n in range(500))
     victim.attack(flood)

@@ -60,7 +60,7 @@ class Siege:
         for record in records:
             if self.machine.result is not None:
                 break
-            sequence = self.machine._reader.next_sequence
+            sequence = self.machine._lanes.control.reader.next_sequence
             body = unchecked.body(record)
             self.machine.receive_data(
                 unchecked.frame(record.type, body, bulk, sequence=sequence), self.pair.now
@@ -136,7 +136,7 @@ def test_everything_is_asked_for_without_reading_an_answer() -> None:
     for request in requests:
         if siege.machine.result is not None:
             break
-        sequence = siege.machine._reader.next_sequence
+        sequence = siege.machine._lanes.control.reader.next_sequence
         frame = unchecked.frame(request.type, unchecked.body(request), sequence=sequence)
         siege.machine.receive_data(frame, siege.pair.now)
     siege.settle()

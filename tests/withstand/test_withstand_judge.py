@@ -162,7 +162,7 @@ def test_a_source_that_runs_after_handover_is_found() -> None:
 def test_another_exception_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here swallows one."""
 
-    def broken(self: Session, now: float) -> None:
+    def broken(self: Session, lane: object, now: float) -> None:
         raise IndexError
 
     victim = Victim("source").until(SourceState.ACKING)

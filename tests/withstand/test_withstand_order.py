@@ -86,7 +86,7 @@ def test_every_frame_in_every_state(role: str, state: State, coming: int | None)
     for frame in FrameType:
         victim = Victim(role).until(state, coming)
         row = TABLES[role].get((state, frame))
-        regions = victim.machine._reader.bounds.regions
+        regions = victim.machine._lanes.control.reader.bounds.regions
         limits = victim.machine._greeted
         say(victim, frame)
         if frame is F.PAGES and not limits:
@@ -120,7 +120,7 @@ def test_attempts_that_never_were(role: str, state: State, coming: int | None) -
     for frame in (frame for side, frame in NUMBERED if side == role):
         for attempt in 0, 2, (1 << 32) - 1:
             victim = Victim(role).until(state, coming)
-            if frame is F.PAGES and victim.machine._reader.bounds.regions is None:
+            if frame is F.PAGES and victim.machine._lanes.control.reader.bounds.regions is None:
                 continue  # it is refused before
             begins = (
                 frame is F.ROUND and attempt == 2 and (state, DestinationInput.NEW_ATTEMPT) in DESTINATION

@@ -5,6 +5,8 @@ generations made up, other frames said first, and connections left standing in t
 must never come of it: a session that is disturbed, a connection of it that is closed, or pages of somebody
 else in the guest's memory.
 
+Published bugs of this class: none known.
+
 [ATT-1] [ATT-2] [ATT-3] [STR-3] [STR-4] [STR-5] [HDR-5] [CON-65]
 """
 

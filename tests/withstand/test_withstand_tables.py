@@ -260,7 +260,7 @@ def test_the_honest_page_is_overwritten() -> None:
     assert victim.machine.result is None
     end = decode_body(F.ROUND_END, victim.recorded["destination"][victim.next].body)
     assert isinstance(end, r.RoundEnd)
-    sequence = victim.machine._reader.next_sequence - 1
+    sequence = victim.machine._lanes.control.reader.next_sequence - 1
     honest = replace(
         end, pages=end.pages + 1, bulk_bytes=end.bulk_bytes + PAGE, last_sequences=((0, sequence),)
     )

@@ -129,7 +129,8 @@ def split(stream: bytes) -> list[Said]:
     found = list(scan(stream))
     for number, said in enumerate(found):
         _, flags, connection, reserved, sequence, _, _, body_crc, crc = _HEADER.unpack_from(said.raw)
-        assert (flags, connection, reserved, sequence) == (0, 0, 0, number)
+        assert (flags, reserved, sequence) == (0, 0, number)
+        assert connection in {0, 1}  # 1 behind ATTACH alone
         assert (body_crc, crc) == (crc32(said.body), crc32(said.raw[: HEADER_BYTES - 4]))
     return found
 
@@ -314,7 +315,9 @@ class Victim:
 
     def frame(self, kind: int, body: bytes = b"", bulk: bytes = b"", **header: int) -> bytes:
         """The peer's next frame, of any content; the sequence number is right unless given."""
-        header.setdefault("sequence", self.machine._reader.next_sequence)
+        header.setdefault("sequence", self.machine._lanes.control.reader.next_sequence)
+        if kind == FrameType.ATTACH and self.machine.state is DestinationState.IDLE:
+            header.setdefault("stream", 1)
         return unchecked.frame(kind, body, bulk, **header)  # type: ignore[arg-type]
 
     def record(self, record: r.Record, bulk: bytes = b"", counts: Mapping[str, int] | None = None) -> bytes:

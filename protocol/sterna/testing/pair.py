@@ -25,7 +25,7 @@ from sterna import limits as bounds
 from sterna.core.carry import DestinationCarry
 from sterna.core.destination import DestinationConfig, DestinationMachine
 from sterna.core.duties import NoRecords, pages_of, reserve, serve_destination, serve_source
-from sterna.core.events import Admission, Admit, Event, OpenStreams, Readmit, Request, Reserve
+from sterna.core.events import Admission, Admit, Event, Join, OpenStreams, Readmit, Request, Reserve
 from sterna.core.negotiate import BASE_FEATURES
 from sterna.core.policy import PolicySettings
 from sterna.core.session import Session
@@ -274,6 +274,8 @@ class Pair:
         match request:
             case Admit():
                 return ADMISSION
+            case Join():
+                raise LocalProtocolError(ErrorCode.BAD_TOKEN, "no such session", clause="STR-4")
             case Readmit():
                 kept, self.kept = self.kept, None
                 if kept is None:
