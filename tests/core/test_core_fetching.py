@@ -336,3 +336,19 @@ def test_what_was_coming_on_a_connection_that_is_gone_is_missing_again():
     assert room.requests() == []
     room.receive(frame((BLOCK, BLOCK)))
     assert room.fetching.is_complete
+
+
+def test_what_an_endpoint_before_has_installed_is_not_asked_for():
+    """[RES-13] [HOL-41] Regions of which nothing is missing any more may be left out."""
+    room = Room((1, 3, 40))
+    missing = room.stale[1].copy()
+    missing.clear(3, 13)  # the first group
+    room.fetching.take_over({1: missing})
+    room.fetching.fault(1, 3, 40)
+    assert room.requests() == [PageRequest(1, 16, 16, urgent=True), PageRequest(1, 32, 11, urgent=True)]
+    assert room.fetching.held()[1].count() == room.fetching.pushed == 13
+    assert not room.fetching.is_complete
+    room = Room((1, 3, 40))
+    room.fetching.take_over({})
+    assert room.fetching.is_complete
+    assert room.fetching.stats().pushed == 40
