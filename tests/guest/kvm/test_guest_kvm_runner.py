@@ -180,6 +180,32 @@ def test_one_that_does_not_stop_is_told_of(watched: Watched, monkeypatch: pytest
     watched.runner.wait_parked()
 
 
+def test_one_that_was_let_go_on_before_it_had_parked_goes_on(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kick was of a wish that is taken back: it must not end every turn from then on."""
+    seen, go_on, run = threading.Event(), threading.Event(), Vcpu.run
+
+    def kicked(self: Vcpu) -> PortAccess | None:
+        access = run(self)
+        if access is None:
+            seen.set()
+            go_on.wait(WITHIN_S)
+        return access
+
+    monkeypatch.setattr(Vcpu, "run", kicked)
+    watched.runner.run("run")
+    assert watched.told.wait(WITHIN_S)
+    watched.vcpu.kick(watched.runner._thread)
+    assert seen.wait(WITHIN_S)
+    watched.runner.tell_to_park()
+    watched.runner.run()
+    before = watched.runner.count
+    go_on.set()
+    watched.until(lambda: watched.runner.count > before + 4 * GRANT_PAGES)
+    watched.park()
+
+
 def test_stopping_ends_the_thread(machine: KvmMachine) -> None:
     watched = Watched(machine)
     watched.runner.run("run")

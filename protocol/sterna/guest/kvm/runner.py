@@ -194,6 +194,8 @@ class VcpuRunner:
         first, access = True, None
         while self._wish is _Wish.RUN:
             access = self.vcpu.run()
+            if access is None:
+                self._heed_kick()
             self._note(self.vcpu.exit_registers())
             self._tick()
             if access is not None and not access.is_out:
@@ -207,6 +209,12 @@ class VcpuRunner:
         self._next_beat = math.inf
         self._tick()
         self._sample()
+
+    def _heed_kick(self) -> None:
+        """A wish to park may have been taken back meanwhile; then the kick must not end each further turn."""
+        with self._condition:
+            if self._wish is _Wish.RUN:
+                self.vcpu.let_run()
 
     def _tick(self) -> float:
         """Let its running time go on, and tell of it now and then; the present moment."""
