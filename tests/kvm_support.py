@@ -49,7 +49,9 @@ def small_machine(*, manual: bool | None = None) -> Iterator[Small]:
     with Kvm() as kvm, kvm.create_machine() as made:
         machine = made
         if manual is False:
-            machine = Machine(made.fileno(), run_bytes=made._run_bytes, xsave_bytes=0, manual=False)
+            machine = Machine(
+                made.fileno(), run_bytes=made._run_bytes, xsave_bytes=0, manual=False, scales_tsc=False
+            )
         slot = MemorySlot(0, 0, MEMORY_BYTES, memory.address)
         machine.set_memory(slot)
         with machine.create_vcpu(0) as vcpu:

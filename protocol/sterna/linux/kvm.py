@@ -80,6 +80,7 @@ class Extension(IntEnum):
     DEBUGREGS = 50
     XSAVE = 55
     XCRS = 56
+    TSC_CONTROL = 60
     GET_TSC_KHZ = 61
     SYNC_REGS = 74
     IMMEDIATE_EXIT = 136
@@ -181,6 +182,7 @@ class Kvm(Descriptor):
             run_bytes=fcntl.ioctl(self._fd, _GET_VCPU_MMAP_SIZE, 0),
             xsave_bytes=self.extension(Extension.XSAVE2),
             manual=bool(self.extension(Extension.MANUAL_DIRTY_LOG_PROTECT2) & _MANUAL_PROTECT_ENABLE),
+            scales_tsc=bool(self.extension(Extension.TSC_CONTROL)),
         )
 
 
@@ -189,13 +191,16 @@ class Machine(Descriptor):
 
     Attributes:
         manual_protection: `clear_dirty_log` is what forgets dirty pages, not `dirty_log`.
+        scales_tsc: `Vcpu.set_tsc_khz` changes how fast the guest's counter counts. Where it does not, a
+            kernel takes a higher frequency all the same, and has the counter catch up at exits, if at all.
     """
 
-    def __init__(self, fd: int, *, run_bytes: int, xsave_bytes: int, manual: bool) -> None:
+    def __init__(self, fd: int, *, run_bytes: int, xsave_bytes: int, manual: bool, scales_tsc: bool) -> None:
         super().__init__(fd)
         self._run_bytes = run_bytes
         self._xsave_bytes = xsave_bytes
         self.manual_protection = manual
+        self.scales_tsc = scales_tsc
         if manual:
             argument = _ENABLE_CAP.pack(
                 Extension.MANUAL_DIRTY_LOG_PROTECT2, 0, _MANUAL_PROTECT_ENABLE, 0, 0, 0

@@ -51,6 +51,7 @@ DEBUG_BYTES: Final = 128
 EVENTS_BYTES: Final = 64
 # struct kvm_mp_state { u32 mp_state }
 _MP_STATE: Final = struct.Struct("=I")
+_TSC_KHZ_MAX: Final = (1 << 31) - 1  # what the call takes as a number
 _XSAVE_BYTES: Final = 4096  # struct kvm_xsave of kernels without KVM_CAP_XSAVE2
 
 # struct kvm_run
@@ -318,7 +319,9 @@ class Vcpu(Descriptor):
         return fcntl.ioctl(self._fd, _GET_TSC_KHZ, 0)
 
     def set_tsc_khz(self, khz: int) -> None:
-        """Likewise."""
+        """Likewise; `Machine.scales_tsc` says whether it is more than a number."""
+        if khz > _TSC_KHZ_MAX:
+            raise OSError(errno.EINVAL, "no counter is so fast", "KVM_SET_TSC_KHZ")
         self._call(_SET_TSC_KHZ, "KVM_SET_TSC_KHZ", khz)
 
     def msrs(self, indices: Iterable[int]) -> dict[int, int]:

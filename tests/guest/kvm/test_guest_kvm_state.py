@@ -119,19 +119,27 @@ def test_the_clock_goes_on_from_what_was_sent(small: Small, there: Small) -> Non
 
 
 def test_frequencies(small: Small, there: Small, monkeypatch: pytest.MonkeyPatch) -> None:  # [XCP-10]
+    """Where the counter can be scaled, the kernel is asked to; what it then says is compared."""
     state = saved(small)
     khz = state.vcpus[0].tsc_khz
     asked: list[int] = []
-
-    def scale(self: object, khz: int) -> None:
-        asked.append(khz)
-        raise OSError(22, "Invalid argument", "KVM_SET_TSC_KHZ")
-
-    monkeypatch.setattr(type(small.vcpu), "set_tsc_khz", scale)
+    monkeypatch.setattr(type(small.vcpu), "set_tsc_khz", lambda self, khz: asked.append(khz))
+    there.machine.scales_tsc = True
     load(changed(state, tsc_khz=khz + khz // 5000), there.machine, [there.vcpu])
     assert asked == []
-    assert "KVM_SET_TSC_KHZ" in refused(there, changed(state, tsc_khz=khz * 2))
+    assert f"a counter of {khz * 2} kHz, and it has {khz}" in refused(there, changed(state, tsc_khz=khz * 2))
     assert asked == [khz * 2]
+    monkeypatch.undo()
+    assert "KVM_SET_TSC_KHZ" in refused(there, changed(state, tsc_khz=(1 << 32) - 1))
+
+
+def test_a_frequency_where_the_counter_cannot_be_scaled(small: Small, there: Small) -> None:  # [XCP-10]
+    """Kernels take a higher one all the same, and say that it is what the counter has."""
+    state = saved(small)
+    there.machine.scales_tsc = False
+    for khz in (state.vcpus[0].tsc_khz * 2, state.vcpus[0].tsc_khz // 2, (1 << 32) - 1):
+        assert f"a counter of {khz} kHz" in refused(there, changed(state, tsc_khz=khz))
+    load(state, there.machine, [there.vcpu])
 
 
 def test_nothing_that_counts_on_is_compared() -> None:

@@ -66,10 +66,12 @@ def load(state: MachineState, machine: Machine, vcpus: Sequence[Vcpu]) -> int:
     checked = 0
     for number, (wanted, vcpu) in enumerate(zip(state.vcpus, vcpus, strict=True)):
         try:
-            _load_vcpu(wanted, vcpu)
+            _load_vcpu(wanted, vcpu, scales_tsc=machine.scales_tsc)
             found = _save_vcpu(vcpu, wanted.cpuid, [index for index, _ in wanted.msrs])
         except OSError as error:
             raise _rejected(number, f"{error.filename}: {error.strerror}") from error
+        if _is_other_frequency(found.tsc_khz, wanted.tsc_khz):
+            raise _rejected(number, f"a counter of {wanted.tsc_khz} kHz, and it has {found.tsc_khz}")
         there = dict(compared(found))
         for name, value in compared(wanted):
             checked += 1
@@ -82,7 +84,7 @@ def load(state: MachineState, machine: Machine, vcpus: Sequence[Vcpu]) -> int:
     return checked
 
 
-def _load_vcpu(wanted: VcpuState, vcpu: Vcpu) -> None:
+def _load_vcpu(wanted: VcpuState, vcpu: Vcpu, *, scales_tsc: bool) -> None:
     """Each part after those that it depends on."""
     vcpu.set_cpuid(wanted.cpuid)
     vcpu.set_system_registers(wanted.system)
@@ -92,13 +94,16 @@ def _load_vcpu(wanted: VcpuState, vcpu: Vcpu) -> None:
     # One that has its value is left alone: some take only what they have, and some not even that.
     here = vcpu.msrs([index for index, _ in wanted.msrs])
     vcpu.set_msrs([(index, value) for index, value in wanted.msrs if here.get(index) != value])
-    khz = vcpu.tsc_khz()
-    if abs(khz - wanted.tsc_khz) > wanted.tsc_khz * _TSC_TOLERANCE:
+    if scales_tsc and _is_other_frequency(vcpu.tsc_khz(), wanted.tsc_khz):
         vcpu.set_tsc_khz(wanted.tsc_khz)
     vcpu.set_msrs([(TSC, wanted.tsc)])
     vcpu.set_events(wanted.events)
     vcpu.set_debug_registers(wanted.debug.ljust(DEBUG_BYTES, b"\0"))
     vcpu.set_mp_state(wanted.mp_state)
+
+
+def _is_other_frequency(khz: int, wanted_khz: int) -> bool:
+    return abs(khz - wanted_khz) > wanted_khz * _TSC_TOLERANCE  # [XCP-10]
 
 
 def _fit(area: bytes, size: int) -> bytes:
