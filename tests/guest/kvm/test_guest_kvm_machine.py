@@ -18,7 +18,8 @@ from sterna.guest.kvm.machine import KvmMachine
 from sterna.guest.schedule import PAGE_BYTES, WorkloadParameters
 from sterna.guest.workload import Workload
 from sterna.linux.errors import CapabilityMissing
-from sterna.linux.kvm_vcpu import KICK, REGISTERS, Vcpu
+from sterna.linux.kvm import Machine
+from sterna.linux.kvm_vcpu import KICK, REGISTERS, CpuidEntry, Vcpu
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode
 
@@ -227,6 +228,43 @@ def test_slots_that_the_kernel_does_not_take(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(GuestError, match="no memory slots") as caught:
             made.attach()
         assert caught.value.code is ErrorCode.FULL
+
+
+def test_features_that_the_description_has_not_named() -> None:  # [XCP-4] [XCP-3]
+    """A kernel lets CPUID answer anything."""
+    with machine(1) as here, machine(1) as there:
+        here.begin(PARAMETERS)
+        state = here.save()
+        lies = CpuidEntry(0x7, 0, 1, 0, 0, 0, 1 << 24)  # a matrix unit
+        cpuid = tuple(lies if (one.leaf, one.subleaf) == (7, 0) else one for one in state.vcpus[0].cpuid)
+        there._supported = tuple(one for one in there._supported if one.leaf != 7)
+        with pytest.raises(GuestError, match="missing here: amx_tile") as caught:
+            there.load(replace(state, vcpus=(replace(state.vcpus[0], cpuid=cpuid),)))
+        assert caught.value.code is ErrorCode.STATE_REJECTED
+        assert there._loaded is None
+
+
+def test_whatever_goes_wrong_leaves_what_was_loaded_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # [XCP-3]
+    with machine(1) as here, machine(1) as there:
+        here.begin(PARAMETERS)
+        good = here.save()
+        there.load(good)
+        other = list(REGISTERS.unpack(good.vcpus[0].registers))
+        other[0] ^= 1
+        vcpu = replace(good.vcpus[0], registers=REGISTERS.pack(*other))
+        take, wrong = Machine.set_clock_ns, [ValueError("of another kind")]
+
+        def fail_once(self: Machine, clock_ns: int) -> None:
+            if wrong:
+                raise wrong.pop()
+            take(self, clock_ns)
+
+        monkeypatch.setattr(Machine, "set_clock_ns", fail_once)
+        with pytest.raises(ValueError, match="of another kind"):
+            there.load(replace(good, vcpus=(vcpu,)))
+        assert there.vcpus[0].registers() == good.vcpus[0].registers
 
 
 def test_a_state_that_is_refused_first_leaves_none() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from sterna.errors import GuestError
-from sterna.guest.kvm import layout, sections, state
+from sterna.guest.kvm import features, layout, sections, state
 from sterna.guest.kvm.layout import RAM, SYSTEM
 from sterna.guest.process_memory import GuestMemory
 from sterna.guest.schedule import WorkloadParameters
@@ -178,12 +178,19 @@ class KvmMachine:
         Raises:
             GuestError: with STATE_REJECTED, and what was loaded before, if anything was, still is.
         """
+        for number, vcpu in enumerate(wanted.vcpus):
+            # The kernel takes any answer of CPUID, and the description may not have named them all.
+            if lacking := features.missing(features.features(vcpu.cpuid), self._supported):
+                raise GuestError(
+                    f"vCPU {number} has CPU features that are missing here: {', '.join(lacking)}",
+                    ErrorCode.STATE_REJECTED,
+                )
         before = self._loaded
         if self._attached:
             self._detach()
         try:
             checked = state.load(wanted, self._machine, self.vcpus)
-        except GuestError:
+        except BaseException:
             if before is not None:
                 state.load(before, self._machine, self.vcpus)
             raise
