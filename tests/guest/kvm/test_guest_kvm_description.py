@@ -46,3 +46,11 @@ def test_regions_that_are_not_a_guests(change: dict[str, object], code: ErrorCod
     with pytest.raises(GuestError) as caught:
         check_description(replace(wanted, regions=(first, replace(second, **change))))  # type: ignore[arg-type]
     assert caught.value.code is code
+
+
+def test_memory_that_is_not_whole_pages() -> None:
+    wanted = describe("test", GUEST_ID, MEMORY, 2)
+    first, second = wanted.regions
+    with pytest.raises(GuestError, match="not whole pages") as caught:
+        check_description(replace(wanted, regions=(replace(first, size_bytes=MEMORY - 1), second)))
+    assert caught.value.code is ErrorCode.REFUSED

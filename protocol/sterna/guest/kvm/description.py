@@ -8,6 +8,7 @@ from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription
 from sterna.guest.kvm import features
 from sterna.guest.kvm.layout import MEMORY_MAX, VCPUS_MAX, regions
+from sterna.guest.schedule import PAGE_BYTES
 from sterna.linux.kvm import Kvm
 from sterna.registry import Architecture, ErrorCode
 
@@ -29,6 +30,8 @@ def check_description(description: GuestDescription) -> None:
         raise GuestError("a guest without disks and network interfaces only", ErrorCode.REFUSED)
     if len(description.regions) != 2 or description.regions[0].size_bytes > MEMORY_MAX:
         raise GuestError(f"two regions, the first of at most {MEMORY_MAX} bytes", ErrorCode.REFUSED)
+    if description.regions[0].size_bytes % PAGE_BYTES:
+        raise GuestError(f"memory that is not whole pages of {PAGE_BYTES} bytes", ErrorCode.REFUSED)
     for found, right in zip(description.regions, regions(description.regions[0].size_bytes), strict=True):
         if (found.kind, found.transfer) != (right.kind, right.transfer):
             raise GuestError("regions that are not copied RAM", ErrorCode.REGION_KIND)
