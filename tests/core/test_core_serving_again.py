@@ -160,6 +160,18 @@ def test_a_destination_that_takes_no_more_ends_it(answer):
     assert rig.wishes == []
 
 
+@pytest.mark.parametrize("code", [ErrorCode.BUSY, ErrorCode.FULL])
+def test_a_refusal_that_passes_is_a_lost_connection(code):
+    """[RES-18] [REF-2] Who has the guest's records or its holder is done with them in a moment."""
+    rig = SecondServingRig().until(S.RETURNING)
+    rig.say(r.Refuse(code, 2500, (), "not now"))
+    result = rig.machine.result
+    assert (rig.machine.state, result.outcome, result.code) == (S.PARTED, Outcome.SUSPENDED, code)
+    assert result.error.retry_after_ms == 2500
+    assert rig.machine.carry.account.losses == 2
+    assert rig.wishes == []
+
+
 def test_a_source_that_gives_up_keeps_the_image():
     """[CON-64] [ONE-38]"""
     rig = SecondServingRig()

@@ -195,6 +195,25 @@ async def test_a_holder_that_has_a_guest_refuses_another(tmp_path: Path) -> None
             assert connection.attached.state == "running"
 
 
+async def test_a_guest_that_is_to_be_started_yet_is_not_taken_over(there: tuple[Path, HolderEngine]) -> None:
+    """[ONE-33] [RES-18] START may be on record, and the guest wait for the store; its source comes again."""
+    first = ArrivingGuest(there[0], anything, image=b"i" * 16)
+    await first.reserve(DESCRIPTION)
+    await first.leave()
+    for state, image, code in (
+        (HeldState.RESERVED, b"i" * 16, ErrorCode.REFUSED),
+        (HeldState.LOADED, b"i" * 16, ErrorCode.BUSY),
+        (HeldState.LOADED, b"j" * 16, ErrorCode.REFUSED),
+    ):
+        there[1].state = state
+        second = ArrivingGuest(there[0], anything, image=image)
+        with pytest.raises(GuestError) as caught:
+            await second.take_over()
+        assert caught.value.code is code
+        await second.leave()
+    there[1].state = HeldState.RESERVED
+
+
 async def test_what_an_earlier_endpoint_left_half_way_is_no_guest(there: tuple[Path, HolderEngine]) -> None:
     first = ArrivingGuest(there[0], anything)
     await first.reserve(DESCRIPTION)

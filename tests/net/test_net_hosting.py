@@ -11,7 +11,7 @@ from trio.abc import Clock
 from sterna.core.events import Outcome
 from sterna.core.policy import PolicySettings
 from sterna.core.reopening import Opening
-from sterna.errors import GuestError
+from sterna.errors import GuestError, LocalProtocolError
 from sterna.guest.api import GuestDescription
 from sterna.net.endpoint import LocalHost, Reopened
 from sterna.net.kept import Sessions, no_session
@@ -39,6 +39,7 @@ class Remembering(LocalHost):
         self.asked = self.opened_times = 0
         self.is_asked = trio.Event()
         self.verdict_instead = False
+        self.busy_times = 0
 
     async def opened(self, opening: Opening) -> None:
         assert self.noted.setdefault(opening.welcome.session, opening) == opening
@@ -48,6 +49,9 @@ class Remembering(LocalHost):
         self.asked += 1
         self.is_asked.set()
         await trio.sleep(0.5)  # others come meanwhile
+        if self.busy_times:
+            self.busy_times -= 1
+            raise LocalProtocolError(ErrorCode.BUSY, "an operator looks at the records")
         if self.verdict_instead:
             return Verdict(Owner.DESTINATION, hello.epoch + 1, hello.runner)
         if peer.identity != NAMES[0] or hello.session not in self.noted:
@@ -154,6 +158,25 @@ async def test_a_guest_that_has_all_its_pages_is_told_of(virtual_time: Clock) ->
     assert other.result.outcome is Outcome.ANSWERED
     assert other.guest is None
     assert one.room.taken_over == 1
+
+
+async def test_a_host_that_is_busy_is_asked_again_later(virtual_time: Clock) -> None:
+    """[RES-18] [REF-2] Its guest runs, and waits for its pages."""
+    one = migration("post-copy")
+    host = one.destination_host
+    assert isinstance(host, Remembering)
+    one.room = Outliving(rate_bytes_s=one.rate_bytes_s, journal=one.journal)
+
+    async def then() -> None:
+        await die(one)
+        host.busy_times = 3
+
+    await one.run(then)
+    source = one.results["source"]
+    assert (source.outcome, source.resumed) == (Outcome.COMPLETED, 1)
+    assert host.asked == 4
+    assert [other.result.code for other in one.others if other.result] == [*3 * [ErrorCode.BUSY], None]
+    assert one.room.workload.audit().errors == 0
 
 
 @pytest.mark.parametrize("why", ["verdict", "guest", "unknown"])

@@ -56,6 +56,17 @@ async def test_it_does_not_dial_for_ever_nor_too_often(virtual_time: Clock) -> N
     assert 60 / LONGEST_WAIT_S < len(line.times) < 30
 
 
+async def test_a_host_that_asks_for_a_pause_has_it(virtual_time: Clock) -> None:
+    """[REF-2] And where it asks for more than there is, nobody dials any more."""
+    line = Line("host-d")
+    started = trio.current_time()
+    assert await redial(line.dial, PEER, 60, after_s=5) is line.made[0]
+    assert line.times == [started + 5]
+    with pytest.raises(TransportError, match="no connection again"):
+        await redial(line.dial, PEER, 60, after_s=61)
+    assert len(line.times) == 1
+
+
 async def test_time_that_is_up_already() -> None:
     line = Line(BUSY)
     with pytest.raises(TransportError):

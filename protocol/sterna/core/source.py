@@ -75,6 +75,9 @@ NOT_READY_MAX: Final = 3
 
 _U64_MAX: Final = (1 << 64) - 1
 
+# What a destination refuses for may be over in a moment.
+_PASSES: Final = frozenset({ErrorCode.BUSY, ErrorCode.FULL})
+
 
 class SourceMachine(Departed):
     """Sends a guest away. `pages` reads and encodes its memory.
@@ -100,7 +103,8 @@ class SourceMachine(Departed):
         match record:
             case Refuse():
                 error = PeerAborted(record.code, record.text, record.retry_after_ms, record.items)
-                self._fail(error, now, tell=False)
+                passes = self._state is SourceState.RETURNING and error.code in _PASSES  # [RES-18]
+                self._fail(error, now, tell=False, cut=passes)
             case Welcome() if self._state in {SourceState.RESUMING, SourceState.RETURNING}:
                 self._on_welcome_back(record, now)
             case Welcome():

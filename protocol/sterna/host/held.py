@@ -103,6 +103,9 @@ class ArrivingGuest:
         """
         self._connection = connection = await attach_to(self._path, lambda status: status.epoch)
         state, image = connection.attached.state, connection.attached.image
+        if state == "loaded" and image == self._image:
+            text = f"the guest in the holder at {os.fspath(self._path)} is started first"
+            raise GuestError(text, ErrorCode.BUSY)
         if state in ROOM or self._image not in {None, image}:
             text = f"the holder at {os.fspath(self._path)} does not run this session's guest: it is {state}"
             raise GuestError(text, ErrorCode.REFUSED)

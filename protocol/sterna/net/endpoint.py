@@ -39,7 +39,7 @@ from sterna.core.reopening import Opening
 from sterna.core.session import Session
 from sterna.core.source import SourceConfig, SourceMachine
 from sterna.core.tables import SourceState
-from sterna.errors import GuestError, LocalProtocolError, SternaError, TransportError
+from sterna.errors import GuestError, LocalProtocolError, PeerAborted, SternaError, TransportError
 from sterna.guest.api import DestinationGuest, GuestDescription, OutlivingGuest, PromptGuest, SourceGuest
 from sterna.memory.pages import PageSink
 from sterna.net.hosting import Host, LocalHost, Reopened
@@ -263,13 +263,13 @@ class Source(_Endpoint):
     async def _go_on(self, carry: SourceCarry) -> Result:
         """Take the session up again as often as its link is lost."""
         clock = self._options.clock
-        resumed, until = -1, 0.0
+        resumed, until, after_s = -1, 0.0, 0.0
         while True:
             if carry.account.resumed > resumed:  # it was there in between
                 resumed = carry.account.resumed
                 until = clock() + carry.ticket.selection.features[Feature.RESUME]
             try:
-                self.transport = await self._connect_again(carry.account.losses, until - clock())
+                self.transport = await self._connect_again(carry.account.losses, until - clock(), after_s)
             except SternaError as error:
                 return await self._give_up(carry, error)
             self._machine = machine = SourceMachine.resumed(self._config, self._pages, carry, clock())
@@ -278,14 +278,15 @@ class Source(_Endpoint):
             if machine.state not in _WITHOUT_LINK:
                 return result
             carry = machine.carry
+            after_s = result.error.retry_after_ms / 1000 if isinstance(result.error, PeerAborted) else 0.0
 
-    async def _connect_again(self, losses: int, within_s: float) -> Transport:
+    async def _connect_again(self, losses: int, within_s: float, after_s: float) -> Transport:
         assert self._reconnect is not None
         if losses > RESUMPTIONS_MAX:
             raise TransportError(ErrorCode.CONNECTION_LOST, f"lost {losses} times")
         with trio.CancelScope() as self._waiting:
             if self._cancelled is None:
-                return await redial(self._reconnect, self.transport.peer, within_s)
+                return await redial(self._reconnect, self.transport.peer, within_s, after_s=after_s)
         raise LocalProtocolError(ErrorCode.CANCELLED, self._cancelled or "", clause="CON-71")
 
     async def _give_up(self, carry: SourceCarry, error: SternaError) -> Result:

@@ -22,13 +22,14 @@ LONGEST_WAIT_S: Final = 3.0
 RESUMPTIONS_MAX: Final = 100
 
 
-async def redial(reconnect: Reconnect, peer: Peer, within_s: float) -> Transport:
+async def redial(reconnect: Reconnect, peer: Peer, within_s: float, *, after_s: float = 0.0) -> Transport:
     """Dial until the host answers that was there before.
 
     Args:
         reconnect: dials, once.
         peer: who was at the other end. The session's token is for nobody else [RES-1] [SEC-5].
         within_s: how long to go on.
+        after_s: of it, how long to leave the host alone first, because it has said so [REF-2].
 
     Raises:
         TransportError: CONNECTION_LOST; the cause is why the last call was in vain.
@@ -36,6 +37,7 @@ async def redial(reconnect: Reconnect, peer: Peer, within_s: float) -> Transport
     last: SternaError | None = None
     pauses = Pauses(FIRST_WAIT_S, LONGEST_WAIT_S)
     with trio.move_on_after(max(within_s, 0.0)):
+        await trio.sleep(after_s)
         while True:
             try:
                 return await _dial(reconnect, peer)
