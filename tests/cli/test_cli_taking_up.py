@@ -27,7 +27,7 @@ from sterna.cli.taking_up import (
 )
 from sterna.core.events import Outcome, Result
 from sterna.core.history import History
-from sterna.core.records import Claiming, Granted, HandBack, Record, SessionRecord, Side, Start
+from sterna.core.records import Claiming, Complete, Granted, HandBack, Record, SessionRecord, Side, Start
 from sterna.core.verdict import Judgement, Step
 from sterna.errors import GuestError, TransportError
 from sterna.guest.holder_client import HolderStatus, connect_holder
@@ -36,6 +36,7 @@ from sterna.guest.process import describe
 from sterna.host.agent import PeerListHost
 from sterna.host.held import ArrivingGuest
 from sterna.host.lease_memory import MemoryLeaseStore
+from sterna.host.openings import Openings
 from sterna.host.records_shelf import RecordsShelf
 from sterna.host.recovery import Recovered
 from sterna.net.connect import Address
@@ -194,6 +195,33 @@ async def test_a_guest_that_runs_needs_no_store_to_get_its_pages(
         engine.image = ONE
         await taking_up.settle(GUEST)
     assert store.calls == 0
+
+
+class Dropping(Openings):
+    """Keeps nothing but what is dropped."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.dropped: list[tuple[bytes, bytes]] = []
+
+    async def drop(self, guest: bytes, session: bytes) -> None:
+        self.dropped.append((guest, session))
+
+
+async def test_an_opening_goes_when_nothing_is_left_to_be_done(tmp_path: Path, nursery: trio.Nursery) -> None:
+    """[RES-16] The process that had the session died behind COMPLETE."""
+    host = PeerListHost("here", None, shelf=RecordsShelf(tmp_path / "records"))
+    host.openings = openings = Dropping()
+    taking_up = TakingUp(host, tmp_path / "nobody", Quiet(), nursery)
+    assert await taking_up.now(GUEST) is None
+    await handed_over(host.shelf, Start(2))
+    assert await taking_up.now(GUEST) is not None
+    assert openings.dropped == []
+    async with host.shelf.opened(GUEST) as keeper:
+        assert keeper is not None
+        await keeper.append(Complete(ONE, 2, bytes(16)))
+    assert await taking_up.now(GUEST) is None
+    assert openings.dropped == [(GUEST, ONE)]
 
 
 @pytest.mark.parametrize("image", ["none", "another's", "not begun"])

@@ -52,7 +52,7 @@ async def ended(command: Command, *codes: int) -> dict:
 
 async def verdict(world: World, host: str, holder: str, *options: object) -> tuple[int, dict]:
     """What a host says of the guest, by its records and its holder."""
-    (guest,) = (each.name for each in (world.directory / f"records-{host}").iterdir())
+    (guest,) = (each.name for each in (world.directory / f"records-{host}").glob("?" * 32))
     command = await world.start(
         "verdict", guest, *world.records(host), "--name", f"host-{host}", "--holder", world.socket(holder),
         "--json", *options,

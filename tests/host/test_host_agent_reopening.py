@@ -15,7 +15,7 @@ from sterna.errors import RecordError, SternaError
 from sterna.host.agent import HostSession, PeerListHost
 from sterna.host.lease import LeaseStore
 from sterna.host.lease_memory import MemoryLeaseStore
-from sterna.host.openings import NAME
+from sterna.host.openings import SUFFIX
 from sterna.host.records_shelf import RecordsShelf
 from sterna.net.hosting import Reopened
 from sterna.net.transport import Peer
@@ -34,6 +34,10 @@ def process(tmp_path: Path) -> Callable[..., PeerListHost]:
         return PeerListHost("here", PEERS, shelf=RecordsShelf(tmp_path, "a test"), store=store)
 
     return started
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
 
 
 async def leave(host: PeerListHost, *records: object) -> Hello:
@@ -157,7 +161,7 @@ async def test_another_store_than_that_of_the_opening(process, why: str) -> None
     stale = {"another store", "claimed meanwhile"}
     error = await refused(host, hello, SENDER)
     assert error.code is (ErrorCode.STALE_EPOCH if why in stale else ErrorCode.MISSING_FEATURE)
-    assert list(host.shelf.directory.glob(f"*/{NAME}"))
+    assert list(host.shelf.directory.glob(f"*{SUFFIX}"))
 
 
 @pytest.mark.parametrize("whose", ["another's", "its own"])
@@ -225,7 +229,7 @@ async def test_a_session_whose_guest_was_started_is_gone_on_with(process) -> Non
         assert not session.replace()
         await session.persist(complete(session))
         await session.persist(released(session))
-    assert not list(host.shelf.directory.glob(f"*/{NAME}"))
+    assert not list(host.shelf.directory.glob(f"*{SUFFIX}"))
 
 
 @pytest.mark.parametrize("ends", ["complete", "handed back", "undecided", "opening lost"])
@@ -239,10 +243,12 @@ async def test_one_that_was_handed_over_is_told_of_otherwise(process, ends: str,
     }[ends]
     hello = await leave(process(), *left)
     if ends == "opening lost":
-        (tmp_path / ID.hex() / NAME).unlink()
+        (tmp_path / f"{ID.hex()}{SUFFIX}").unlink()
     async with process().session() as session:
         found = await session.reopen(hello, SENDER)
     assert isinstance(found, Verdict)
+    if ends == "complete":  # RELEASE has not come, and the token is needed no more
+        assert names(tmp_path) == [ID.hex()]
     assert found.complete == (ends == "complete")
     started = ends in {"complete", "opening lost"}
     assert found.owner is (Owner.DESTINATION if started else Owner.SOURCE)
@@ -257,10 +263,26 @@ async def test_an_opening_is_dropped_with_a_session_that_came_to_nothing(process
         assert not isinstance(made, Verdict)
         welcome = replace(OPENING.welcome, session=made.session, token=made.token)
         await session.opened(replace(OPENING, welcome=welcome, runner=made.runner))
-        assert list(host.shelf.directory.glob(f"*/{NAME}"))
-    assert not list(host.shelf.directory.glob(f"*/{NAME}"))
+        assert list(host.shelf.directory.glob(f"*{SUFFIX}"))
+    assert not list(host.shelf.directory.glob(f"*{SUFFIX}"))
     asking = replace(ASKING, session=made.session, token=made.token)
     assert (await refused(host, asking, SENDER)).code is ErrorCode.BAD_TOKEN
+
+
+async def test_who_only_begins_to_send_guests_leaves_nothing_and_locks_nothing(
+    process, tmp_path: Path
+) -> None:
+    """[RES-16] Neither records nor openings: any number of guests may be named."""
+    host, other = process(), RecordsShelf(tmp_path, "a command")
+    for number in range(3):
+        guest = bytes([number]) * 16
+        async with host.session() as session:
+            made = await session.admit(replace(HELLO, guest=guest), SENDER)
+            assert not isinstance(made, Verdict)
+            welcome = replace(OPENING.welcome, session=made.session, token=made.token)
+            await session.opened(replace(OPENING, hello=replace(HELLO, guest=guest), welcome=welcome))
+            assert await other.take(guest, make=False) is None
+    assert names(tmp_path) == []
 
 
 async def test_an_opening_that_cannot_be_noted_ends_nothing(process, monkeypatch) -> None:

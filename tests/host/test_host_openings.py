@@ -12,7 +12,7 @@ import pytest
 from sterna.core.negotiate import choices, offer, select
 from sterna.core.reopening import Opening
 from sterna.errors import RecordError, RemoteProtocolError
-from sterna.host.openings import NAME, OPENING_BYTES, Openings, decode_opening, encode_opening
+from sterna.host.openings import OPENING_BYTES, SUFFIX, Openings, decode_opening, encode_opening
 from sterna.host.sealed import seal, unseal
 from sterna.limits import Limits
 from sterna.registry import Feature, Mode
@@ -32,8 +32,7 @@ ASKING = replace(HELLO, mode=Mode.RESUME, session=SESSION, token=TOKEN, generati
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    (tmp_path / ID.hex()).mkdir()
-    return tmp_path
+    return tmp_path / "records"  # nothing is there yet
 
 
 async def test_what_is_put_is_found_by_whom_it_is_for(directory: Path) -> None:
@@ -50,7 +49,7 @@ async def test_what_is_put_is_found_by_whom_it_is_for(directory: Path) -> None:
     for changes in ({"epoch": 4}, {"features": ()}, {"generation": 0}, {"limits": {}}):
         with pytest.raises(RemoteProtocolError):  # [RES-1] [RES-2] [LIM-8]
             await openings.find(replace(ASKING, **changes), "host-a")
-    path = directory / ID.hex() / NAME
+    path = directory / f"{ID.hex()}{SUFFIX}"
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
 
 
@@ -60,15 +59,27 @@ async def test_the_newest_counts_until_it_is_dropped(directory: Path) -> None:
     await openings.put(OPENING, "host-a")
     assert await openings.find(ASKING, "host-a") == OPENING
     for _ in range(2):
-        await openings.drop(ID)
+        await openings.drop(ID, SESSION)
         assert await openings.find(ASKING, "host-a") is None
+
+
+async def test_a_session_drops_its_own_opening_alone(directory: Path) -> None:
+    """It may end later than the one that has taken its place; what is damaged is nobody's."""
+    openings = Openings(directory)
+    await openings.put(OPENING, "host-a")
+    await openings.drop(ID, b"o" * 16)
+    assert await openings.find(ASKING, "host-a") == OPENING
+    path = directory / f"{ID.hex()}{SUFFIX}"
+    path.write_bytes(b"damaged")
+    await openings.drop(ID, b"o" * 16)
+    assert not path.exists()
 
 
 async def test_without_a_directory_nothing_is_kept() -> None:
     openings = Openings(None)
     await openings.put(OPENING, "host-a")
     assert await openings.find(ASKING, "host-a") is None
-    await openings.drop(ID)
+    await openings.drop(ID, SESSION)
 
 
 @pytest.mark.parametrize("name", ["hello", "welcome", "guest", "runner", "peer", "sterna_opening", "more"])
@@ -90,13 +101,13 @@ def test_another_line_is_none(name: str) -> None:
 async def test_one_that_is_damaged_is_none(directory: Path) -> None:
     openings = Openings(directory)
     await openings.put(OPENING, "host-a")
-    path = directory / ID.hex() / NAME
+    path = directory / f"{ID.hex()}{SUFFIX}"
     path.write_bytes(path.read_bytes()[:-20])
     assert await openings.find(ASKING, "host-a") is None
     path.unlink()
     path.mkdir()
     assert await openings.find(ASKING, "host-a") is None
-    with pytest.raises(RecordError, match=NAME):
+    with pytest.raises(RecordError, match=SUFFIX):
         await openings.put(OPENING, "host-a")
 
 

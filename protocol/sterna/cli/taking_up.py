@@ -148,6 +148,9 @@ class TakingUp:
                         if recovered is None or recovered.judgement.step not in _WAITS:
                             return recovered
                     await pauses.next()
+                if keeper is not None and (session := open_session(keeper.history)) is not None:
+                    # The process that had it died before RELEASE; another session's opening stays.
+                    await self._host.openings.drop(guest, session.session)
         except SternaError as error:
             self._reporter.notice(f"guest {guest.hex()} is not taken up: {error}")
         return None

@@ -172,7 +172,7 @@ class HostSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._is_noted and not self._handed_over:
-            await self._host.openings.drop(self._guest)
+            await self._drop_opening()
         self._host.leave(self)
         self.ended.set()
         if self._keeper is not None:
@@ -228,7 +228,6 @@ class HostSession:
     async def opened(self, opening: Opening) -> None:
         """Note what the next process would have to know; without it only this one can go on."""
         try:
-            await self._records()
             await self._host.openings.put(opening, self.peer.identity or "")
         except RecordError as error:
             self._host.tell(f"if this process ends, the session is not taken up again: {error}")
@@ -259,6 +258,8 @@ class HostSession:
         session = asked_for(history, hello, identity)
         if session is not None and _is_claimed(history, session):
             started, complete = history.fate(session.epoch + 1), history.complete(session.session)
+            if complete is not None:
+                await self._host.openings.drop(hello.guest, session.session)
             if opening is None or complete is not None or not isinstance(started, Start):
                 return await self.verdict(hello)
             self._handed_over = self._is_noted = True
@@ -364,7 +365,7 @@ class HostSession:
         assert keeper is not None
         await keeper.append(record)
         if isinstance(record, Released) and self._is_noted:
-            await self._host.openings.drop(self._guest)
+            await self._drop_opening()
 
     async def claim(self, epoch: int, runner: Runner) -> Runner:
         """The runner in the slot, however long the store takes to say so [ONE-7] [ONE-31]."""
@@ -411,6 +412,10 @@ class HostSession:
         return answer(history, hello, identity, facts)
 
     # ---- inside ----
+
+    async def _drop_opening(self) -> None:
+        assert self.admission is not None
+        await self._host.openings.drop(self._guest, self.admission.session)
 
     async def _newest(self, code: ErrorCode) -> Slot | None:
         """The guest's newest slot; without an answer there is no handover, and nothing is in doubt [ONE-16].

@@ -1,6 +1,6 @@
 """What was agreed on at a session's opening, for the endpoint that takes it up again after this one has died.
 
-A file beside the guest's records, spec/records.md section 5. No rule of ownership rests on it: it lets a
+A file beside the guest's records, spec/records.md 2.1. No rule of ownership rests on it: it lets a
 resumption be held to the opening, and its guest be made room for. So it may be missing, or damaged, and then
 the session cannot be taken up by another process; it is replaced without ceremony, and dropped at the end.
 """
@@ -19,13 +19,14 @@ from sterna.core.reopening import Opening
 from sterna.errors import LocalProtocolError, RecordError, SternaError
 from sterna.host.durable import Files, OsFiles
 from sterna.host.records_log import MODE, folder
+from sterna.host.records_shelf import make_directory
 from sterna.host.sealed import seal, unseal
 from sterna.limits import Limits
 from sterna.registry import FrameType
 from sterna.wire import decode_body, encode_body
 from sterna.wire.records import Guest, Hello, Runner, Welcome
 
-NAME: Final = "opening"
+SUFFIX: Final = ".opening"
 VERSION: Final = 1
 
 # Three bodies that keep to the limit of a control frame that every endpoint has, in hexadecimal digits.
@@ -72,7 +73,7 @@ def decode_opening(line: bytes) -> tuple[Opening, str] | None:
 
 
 class Openings:
-    """The openings of all guests of a host. Who calls has the guest's records locked.
+    """The openings of all guests of a host: of each guest the newest one.
 
     Args:
         directory: of the records of all guests; None keeps nothing.
@@ -82,6 +83,7 @@ class Openings:
     def __init__(self, directory: str | os.PathLike[str] | None, files: Files | None = None) -> None:
         self._directory = None if directory is None else Path(directory)
         self._files = files or OsFiles()
+        self._turn = trio.Lock()
 
     async def put(self, opening: Opening, peer: str) -> None:
         """In the place of the guest's last one, of which nothing has come.
@@ -94,7 +96,8 @@ class Openings:
         except LocalProtocolError as error:  # the session's limits may be wider than those of a file
             raise RecordError(f"an opening that is too long: {error}") from error
         if self._directory is not None:
-            await trio.to_thread.run_sync(self._put, opening.hello.guest, line)
+            async with self._turn:
+                await trio.to_thread.run_sync(self._put, opening.hello.guest, line)
 
     async def find(self, hello: Hello, peer: str) -> Opening | None:
         """The opening of the session that a HELLO asks for, if it may ask for it [RES-3].
@@ -113,17 +116,20 @@ class Openings:
         found[0].ticket.check_hello(hello)
         return found[0]
 
-    async def drop(self, guest: bytes) -> None:
-        """Nobody takes the session up any more. What cannot be removed is replaced by the next opening."""
+    async def drop(self, guest: bytes, session: bytes) -> None:
+        """Nobody takes this session up any more. What cannot be removed is replaced by the next opening."""
         if self._directory is not None:
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(self._remove, guest)
+                async with self._turn:
+                    await trio.to_thread.run_sync(self._drop, guest, session)
 
     def _path(self, guest: bytes) -> str:
-        return f"{folder(os.fspath(self._directory or ''), guest)}/{NAME}"
+        return f"{folder(os.fspath(self._directory or ''), guest)}{SUFFIX}"
 
     def _put(self, guest: bytes, line: bytes) -> None:
         path = self._path(guest)
+        assert self._directory is not None
+        make_directory(self._directory)
         self._remove(guest)
         try:
             self._files.create(path, line, MODE)
@@ -136,6 +142,13 @@ class Openings:
             return self._files.read(self._path(guest), OPENING_BYTES)
         except OSError:
             return None
+
+    def _drop(self, guest: bytes, session: bytes) -> None:
+        """Not if a newer session of the guest has put its own there."""
+        line = self._read(guest)
+        found = None if line is None else decode_opening(line)
+        if found is None or found[0].welcome.session == session:
+            self._remove(guest)
 
     def _remove(self, guest: bytes) -> None:
         with suppress(OSError):

@@ -29,8 +29,12 @@ from sterna.host.records_log import DIRECTORY_MODE, folder
 _FOLDER: Final = re.compile("[0-9a-f]{32}", re.ASCII)
 
 
-def _make(directory: Path) -> None:
-    """The directory of all guests, durably: with it would go everything that was reported durable."""
+def make_directory(directory: Path) -> None:
+    """The directory of all guests, durably: with it would go everything that was reported durable.
+
+    Raises:
+        RecordError: it cannot be made.
+    """
     try:
         missing = [each for each in (directory, *directory.parents) if not each.exists()]
         directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
@@ -127,7 +131,7 @@ class RecordsShelf:
                 if not make and not await place.exists():
                     return None
                 if make:
-                    await trio.to_thread.run_sync(_make, self.directory)
+                    await trio.to_thread.run_sync(make_directory, self.directory)
                 taken = _Taken(await open_records(self.directory, guest, purpose=self._purpose))
                 self._taken[guest] = taken
             taken.users += 1
