@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import trio
 from endpoint_support import DestinationGuest
@@ -13,6 +15,7 @@ from sterna.core.policy import PolicySettings
 from sterna.core.reopening import Opening
 from sterna.errors import GuestError, LocalProtocolError
 from sterna.guest.api import GuestDescription
+from sterna.limits import Limits
 from sterna.net.endpoint import LocalHost, Reopened
 from sterna.net.kept import Sessions, no_session
 from sterna.net.memory import memory_transport_pair
@@ -158,6 +161,26 @@ async def test_a_guest_that_has_all_its_pages_is_told_of(virtual_time: Clock) ->
     assert other.result.outcome is Outcome.ANSWERED
     assert other.guest is None
     assert one.room.taken_over == 1
+
+
+@pytest.mark.parametrize("what", ["memory", "styles"])
+async def test_another_process_takes_no_more_than_at_an_opening(virtual_time: Clock, what: str) -> None:
+    """[RES-16] [GST-9] It was started with other options: nothing is reserved, and the guest runs on."""
+    one = migration("auto")
+
+    async def then() -> None:
+        await die(one)
+        if what == "memory":
+            one.destination_options["limits"] = replace(Limits(), memory_bytes=BYTES // 2)
+        else:
+            one.destination_options["post_copy"] = False
+
+    await one.run(then)
+    source = one.results["source"]
+    code = ErrorCode.LIMIT_MEMORY if what == "memory" else ErrorCode.MISSING_FEATURE
+    assert (source.outcome, source.code) == (Outcome.ROLLED_BACK, code)
+    assert one.guest.running
+    assert one.room.description is None
 
 
 async def test_a_host_that_is_busy_is_asked_again_later(virtual_time: Clock) -> None:

@@ -42,7 +42,7 @@ from sterna.core.tables import SourceState
 from sterna.errors import GuestError, LocalProtocolError, PeerAborted, SternaError, TransportError
 from sterna.guest.api import DestinationGuest, GuestDescription, OutlivingGuest, PromptGuest, SourceGuest
 from sterna.memory.pages import PageSink
-from sterna.net.hosting import Host, LocalHost, Reopened
+from sterna.net.hosting import Host, LocalHost, Reopened, check_takes
 from sterna.net.kept import KeptSession, Sessions
 from sterna.net.options import (
     OnRequest,
@@ -569,6 +569,7 @@ class Destination(_Endpoint):
         description = GuestDescription.from_record(opening.guest, hello.guest)
         guest = self._make_guest(description)
         if not found.runs:
+            check_takes(opening, self._options)
             self._room = Room(await reserve(guest, description))
             await self._host.opened(opening)
             carry = opening.without_round(self._room, clock())

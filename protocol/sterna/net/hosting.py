@@ -9,9 +9,12 @@ from typing import Protocol
 from sterna.core.duties import NoRecords, Records
 from sterna.core.events import Admission
 from sterna.core.reopening import Opening
+from sterna.errors import LocalProtocolError
 from sterna.guest.api import GuestDescription
 from sterna.net.kept import no_session
+from sterna.net.options import Options, supported
 from sterna.net.transport import Peer
+from sterna.registry import ErrorCode, Feature
 from sterna.wire.records import NO_ID, NO_TOKEN, Hello, Runner, Verdict
 
 
@@ -64,6 +67,22 @@ class Reopened:
 
     opening: Opening
     runs: bool
+
+
+def check_takes(opening: Opening, options: Options) -> None:
+    """Whether a process takes a guest that has not come: it may have other options than the one before it.
+
+    Raises:
+        LocalProtocolError: MISSING_FEATURE, LIMIT_MEMORY.
+    """
+    lacking = opening.ticket.selection.features.keys() - supported(options, finds=True)
+    if lacking:
+        detail = ", ".join(sorted(Feature(each).name.lower() for each in lacking))
+        raise LocalProtocolError(ErrorCode.MISSING_FEATURE, f"selected before: {detail}", clause="RES-16")
+    memory_bytes = sum(region.size_bytes for region in opening.guest.regions)
+    if memory_bytes > options.limits.memory_bytes:
+        detail = f"{memory_bytes} bytes of memory, and {options.limits.memory_bytes} are taken here"
+        raise LocalProtocolError(ErrorCode.LIMIT_MEMORY, detail, clause="RES-16")
 
 
 class LocalHost(NoRecords):
