@@ -25,6 +25,20 @@ def test_names_stand_at_their_bits() -> None:
     )  # fmt: skip
 
 
+def test_names_that_a_guest_would_use_registers_by() -> None:
+    """SPEC_CTRL and its like: a guest that has seen them writes them, and dies where they are not."""
+    assert features([CpuidEntry(0x7, 0, 1, 0, 0, 0, 1 << 26 | 1 << 27 | 1 << 31)]) == (
+        "ibrs", "stibp", "ssbd",
+    )  # fmt: skip
+    amd = 1 << 12 | 1 << 14 | 1 << 15 | 1 << 24 | 1 << 25
+    assert features([CpuidEntry(0x80000008, 0, 0, 0, amd, 0, 0)]) == (
+        "ibpb", "ibrs", "stibp", "ssbd", "virt_ssbd",
+    )  # fmt: skip
+    assert features([CpuidEntry(0x6, 0, 0, 1 << 2, 0, 0, 0)]) == ("arat",)
+    assert features([CpuidEntry(0x7, 1, 1, 1 << 17 | 1 << 26, 0, 0, 0)]) == ("fred", "lam")
+    assert features([CpuidEntry(0x80000007, 0, 0, 0, 0, 0, 1 << 8)]) == ("nonstop_tsc",)
+
+
 def test_other_leaves_have_no_names() -> None:
     assert features([CpuidEntry(0x2, 0, 0, -1, -1, -1, -1), CpuidEntry(0x7, 2, 1, -1, -1, -1, -1)]) == ()
 
