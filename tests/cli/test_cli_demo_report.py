@@ -115,7 +115,7 @@ def test_pages_that_followed_and_how_long_the_guest_waited() -> None:
 
 
 def test_what_was_looked_at_of_a_virtual_machine() -> None:
-    run = replace(RUN, cpu={"sections": 21, "registers_checked": 900, "mismatches": 0})
+    run = replace(RUN, cpu={"sections": 21, "registers_checked": 900, "mismatches": 0, "time_backwards": 0})
     expected = ("processors", "21 sections of state, 900 registers compared, 0 differ")
     assert expected in rows(run, WISHES)
     assert "processors" not in dict(rows(RUN, WISHES))

@@ -312,6 +312,7 @@ def _cpu(status: HolderStatus, audit: Mapping[str, object]) -> Mapping[str, int]
         "sections": int(status.figure("sections")),
         "registers_checked": int(status.figure("registers_checked")) + looked,
         "mismatches": _count(audit, "register_mismatches"),
+        "time_backwards": _count(audit, "time_backwards"),
     }
 
 

@@ -78,6 +78,10 @@ def rows(run: DemoRun, wishes: Wishes) -> list[tuple[str, str]]:
         if run.cpu is not None:
             compared = f"{run.cpu['registers_checked']} registers compared, {run.cpu['mismatches']} differ"
             found.append(("processors", f"{run.cpu['sections']} sections of state, {compared}"))
+            if run.cpu["time_backwards"]:
+                found.append(
+                    ("", f"the guest has seen its time run backwards: {run.cpu['time_backwards']} times")
+                )
         found.append(("pages written", f"{run.writes_before} before, {run.writes_after} after"))
     return found
 

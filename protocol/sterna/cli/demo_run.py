@@ -65,7 +65,8 @@ class DemoRun:
         faults: what the guest measured at the destination of its waits for pages: `count`, `p50_s`, `p99_s`,
             `max_s`; None if it has not waited.
         cpu: what was looked at of a virtual machine's processors: state `sections` that were loaded,
-            `registers_checked` by host and guest, `mismatches` that they found; None for other guests.
+            `registers_checked` by host and guest, `mismatches` that they found, how often the guest has seen
+            `time_backwards`; None for other guests.
         processes: process ids by role; None where a role has no process of its own.
         failures: what else went wrong, for people.
     """
@@ -106,6 +107,15 @@ class DemoRun:
         return 0 if self.audit is None else self.audit["errors"]
 
     @property
+    def same_processors(self) -> bool:
+        """Whether a virtual machine's were looked at and had what they should; both are on one host here."""
+        cpu = self.cpu
+        if cpu is None:
+            return True
+        looked = cpu["sections"] and cpu["registers_checked"]
+        return bool(looked) and not cpu["mismatches"] and not cpu["time_backwards"]
+
+    @property
     def equal(self) -> bool:
         """Whether both digests are there and equal."""
         source, destination = self.digests
@@ -120,7 +130,7 @@ class DemoRun:
             failed = exit_of_outcome(Outcome(self.outcome), known)
             return failed or Exit.FAILED
         good = self.equal and self.audit is not None and not self.errors and self.writes_after > 0
-        return Exit.OK if good and not self.failures else Exit.FAILED
+        return Exit.OK if good and self.same_processors and not self.failures else Exit.FAILED
 
     def fields(self, wishes: Wishes) -> Fields:
         """The object of `--json`."""

@@ -104,6 +104,7 @@ async def audited(connection: HolderConnection) -> int:
     """The guest's writes, of which none has found an error."""
     found = await connection.audit()
     assert found["errors"] == found["errors_while_running"] == found["register_mismatches"] == 0, found
+    assert found["time_backwards"] == 0
     assert found["pages_checked"] == 4 * MIB // 4096
     writes = found["writes"]
     assert isinstance(writes, int)
