@@ -173,13 +173,14 @@ class Kvm(Descriptor):
         Raises:
             CapabilityMissing: the kernel makes none; another hypervisor may have the processor's extensions.
         """
+        run_bytes = fcntl.ioctl(self._fd, _GET_VCPU_MMAP_SIZE, 0)
         try:
             fd = fcntl.ioctl(self._fd, _CREATE_VM, 0)
         except OSError as error:
             raise CapabilityMissing("kvm", f"KVM_CREATE_VM: {error.strerror}", _REMEDY) from error
         return Machine(
             fd,
-            run_bytes=fcntl.ioctl(self._fd, _GET_VCPU_MMAP_SIZE, 0),
+            run_bytes=run_bytes,
             xsave_bytes=self.extension(Extension.XSAVE2),
             manual=bool(self.extension(Extension.MANUAL_DIRTY_LOG_PROTECT2) & _MANUAL_PROTECT_ENABLE),
             scales_tsc=bool(self.extension(Extension.TSC_CONTROL)),

@@ -21,6 +21,7 @@ from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
 from sterna.guest.kvm import guest as module
 from sterna.guest.kvm.description import describe
 from sterna.guest.kvm.guest import KvmGuest
+from sterna.guest.kvm.runner import GRANT_PAGES, VcpuRunner
 from sterna.guest.process import ProcessSettings
 from sterna.guest.schedule import WorkloadParameters
 from sterna.linux.errors import CapabilityMissing
@@ -131,6 +132,7 @@ def test_a_guest_moves_and_finds_nothing_wrong(tmp_path: Path) -> None:
         wait_for_writes(there, before)
         found = there.audit()
         assert found["errors"] == found["errors_while_running"] == found["register_mismatches"] == 0
+        assert found["time_backwards"] == 0
         assert found["pages_checked"] == MEMORY // 4096
         assert found["writes"] == found["generations"] or found["registers_good"]
         status = there.status()
@@ -269,6 +271,41 @@ def test_a_run_that_fails_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> 
         assert guest._epoch == 0
 
 
+def test_a_thread_that_cannot_be_had_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    guest, made = source(), []
+    real = module.VcpuRunner
+
+    def second_fails(*arguments: object) -> VcpuRunner:
+        if made:
+            raise RuntimeError("can't start new thread")
+        made.append(real(*arguments))  # type: ignore[arg-type]
+        return made[0]
+
+    with closing(guest):
+        monkeypatch.setattr(module, "VcpuRunner", second_fails)
+        with pytest.raises(RuntimeError):
+            guest.run(1, HERE)
+        assert not made[0]._thread.is_alive()
+        monkeypatch.undo()
+        guest.run(1, HERE)
+        wait_for_writes(guest)
+
+
+def test_time_that_runs_backwards_is_told_of_by_the_audit() -> None:
+    guest = source()
+    with closing(guest):
+        guest.run(1, HERE)
+        wait_for_writes(guest)
+        guest.pause()
+        assert guest.audit()["time_backwards"] == 0
+        words = guest._here.maps[1].array.view("<u8")
+        words[(0x10000 >> 3) + 13] = 1 << 63  # as if the first vCPU had seen that already
+        guest.resume()
+        wait_for_writes(guest, int(figure(guest, "writes")) + 2 * GRANT_PAGES)
+        guest.pause()
+        assert guest.audit()["time_backwards"] == 1
+
+
 def test_memory_that_makes_no_sense_is_told_of_by_the_audit() -> None:
     guest = source()
     with closing(guest):
@@ -300,6 +337,19 @@ def test_memory_that_runs_out_while_it_is_populated(monkeypatch: pytest.MonkeyPa
         with pytest.raises(GuestError, match="none left") as caught:
             guest.prepare()
         assert caught.value.code is ErrorCode.FULL
+
+
+def test_a_kernel_that_does_not_say_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = describe("test", GUEST_ID, MEMORY, 1)
+    guest = room()
+
+    def fail(self: object) -> None:
+        raise OSError(7, "Argument list too long")
+
+    monkeypatch.setattr(module.Kvm, "supported_cpuid", fail)
+    with closing(guest), pytest.raises(GuestError, match="Argument list too long") as caught:
+        guest.reserve(wanted)
+    assert caught.value.code is ErrorCode.REFUSED
 
 
 def test_there_is_no_room_where_there_is_no_kvm(monkeypatch: pytest.MonkeyPatch) -> None:

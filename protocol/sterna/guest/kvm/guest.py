@@ -157,8 +157,11 @@ class KvmGuest(HeldGuest):
         limit, size = self._settings.memory_limit_bytes, description.regions[RAM].size_bytes
         if limit and size > limit:
             raise GuestError(f"{size} bytes, the limit is {limit}", ErrorCode.FULL)
-        with Kvm() as kvm:
-            lacking = features.missing(description.cpu_features, kvm.supported_cpuid())
+        try:
+            with Kvm() as kvm:
+                lacking = features.missing(description.cpu_features, kvm.supported_cpuid())
+        except OSError as error:
+            raise GuestError(f"KVM does not say what it can: {error.strerror}", ErrorCode.REFUSED) from error
         if lacking:
             raise GuestError(
                 f"CPU features that are missing here: {', '.join(lacking)}", ErrorCode.CPU_FEATURES
@@ -185,10 +188,9 @@ class KvmGuest(HeldGuest):
         try:
             self._here.attach()
             if not self._runners:
-                vcpus = self._here.vcpus
-                rate = self._settings.rate_bytes_s / PAGE_BYTES / len(vcpus)
+                rate = self._settings.rate_bytes_s / PAGE_BYTES / len(self._here.vcpus)
                 tables = None if self._late is None else self._here.wait_for_tables
-                self._runners = tuple(VcpuRunner(vcpu, rate, self._progress, tables) for vcpu in vcpus)
+                self._runners = self._start(rate, tables)
             self._go("run")
         except BaseException:
             self._epoch, self._who, self._granted = before
@@ -339,6 +341,16 @@ class KvmGuest(HeldGuest):
         if self._available_bytes is not None and size > self._available_bytes():
             raise GuestError(f"{size} bytes are not available", ErrorCode.FULL)
         return KvmMachine(size, description.vcpus)
+
+    def _start(self, rate: float, tables: Callable[[], None] | None) -> tuple[VcpuRunner, ...]:
+        """A thread for each vCPU, or none."""
+        with contextlib.ExitStack() as stack:
+            found = []
+            for vcpu in self._here.vcpus:
+                found.append(VcpuRunner(vcpu, rate, self._progress, tables))
+                stack.callback(found[-1].stop)
+            stack.pop_all()
+        return tuple(found)
 
     def _look_at_areas(self) -> tuple[Area, ...]:
         try:
