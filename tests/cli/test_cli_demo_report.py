@@ -118,6 +118,9 @@ def test_what_was_looked_at_of_a_virtual_machine() -> None:
     run = replace(RUN, cpu={"sections": 21, "registers_checked": 900, "mismatches": 0, "time_backwards": 0})
     expected = ("processors", "21 sections of state, 900 registers compared, 0 differ")
     assert expected in rows(run, WISHES)
+    backwards = {"sections": 21, "registers_checked": 900, "mismatches": 0, "time_backwards": 2}
+    told = [text for _, text in rows(replace(RUN, cpu=backwards), WISHES)]
+    assert "the guest has seen its time run backwards: 2 times" in told
     assert "processors" not in dict(rows(RUN, WISHES))
 
 
