@@ -10,7 +10,7 @@ from kvm_support import Small, small_machine
 from sterna.errors import GuestError
 from sterna.guest.kvm.sections import TSC, MachineState, VcpuState, from_sections, to_sections
 from sterna.guest.kvm.state import compared, load, save
-from sterna.linux.kvm_vcpu import REGISTERS
+from sterna.linux.kvm_vcpu import REGISTERS, Vcpu
 from sterna.registry import ErrorCode
 
 pytestmark = pytest.mark.needs("kvm")
@@ -73,6 +73,37 @@ def test_every_part_is_compared(small: Small) -> None:
         assert list(compared(replace(state, **{name: value}))) != before, name
     names = [name for name, _ in before]
     assert len(set(names)) == len(names)
+
+
+def test_every_part_is_set(small: Small, there: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    """[XCP-3] Of CPUID, the counter, and what is as after a reset, a comparison would not tell."""
+    found: dict[str, object] = {}
+
+    def watch(name: str) -> None:
+        take = getattr(Vcpu, name)
+
+        def set_part(self: Vcpu, value: object) -> None:
+            found[name] = value
+            take(self, value)
+
+        monkeypatch.setattr(Vcpu, name, set_part)
+
+    for name in ("cpuid", "extended_control", "events", "debug_registers", "mp_state", "msrs"):
+        watch(f"set_{name}")
+    state = saved(small)
+    debug = struct.pack("<6Q", 0x1000, 0x2000, 0x3000, 0x4000, 0xFFFF0FF0, 0x400)
+    state = changed(state, debug=debug, cpuid=state.vcpus[0].cpuid[:-1])
+    load(state, there.machine, [there.vcpu])
+    wanted = state.vcpus[0]
+    assert found == {
+        "set_cpuid": wanted.cpuid,
+        "set_extended_control": wanted.xcr,
+        "set_events": wanted.events,
+        "set_debug_registers": debug + bytes(80),
+        "set_mp_state": wanted.mp_state,
+        "set_msrs": [(TSC, wanted.tsc)],
+    }
+    assert there.vcpu.debug_registers()[:48] == debug
 
 
 def test_a_value_that_a_kernel_does_not_take_is_refused(
