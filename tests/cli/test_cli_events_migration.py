@@ -114,6 +114,7 @@ def test_every_field_of_a_result_is_said() -> None:
         "seconds": "seconds_total",
         "blackout_s": "seconds_blackout",
         "items": "missing",
+        "streams": "data_streams",
     }
     for one in fields(Result):
         assert renamed.get(one.name, one.name) in said
