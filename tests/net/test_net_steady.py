@@ -14,6 +14,7 @@ from sterna.core.events import Outcome, Result, RoundFinished, RoundStarted
 from sterna.core.policy import RoundStats
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
+from sterna.memory import pages as pages_module
 from sterna.memory.pages import EncodedBatch, RegionPages, hash_chunks
 from sterna.memory.regions import RegionTable
 from sterna.net import steady
@@ -175,3 +176,25 @@ async def test_without_copies_nearly_all_of_it_would_be_rejected(
     monkeypatch.setattr(steady, "GAP_S", math.inf)
     result = await migrate_a_hot_guest()
     assert result.code is ErrorCode.TOO_MANY_REJECTED
+
+
+def test_a_batch_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one that is copied only the copy is hashed, which is as much as the whole batch costs otherwise."""
+    sizes: list[int] = []
+
+    def counting(view: memoryview, offsets: list[int], lengths: list[int]) -> list[int]:
+        sizes.extend(lengths)
+        return hash_chunks(view, offsets, lengths)
+
+    monkeypatch.setattr(steady, "hash_chunks", counting)
+    monkeypatch.setattr(pages_module, "hash_chunks", counting)
+    bench = Bench()
+    copied = bench.encode()
+    assert bench.is_copied(copied)
+    assert sum(sizes) == copied.bulk_bytes
+    bench.warm_up()
+    sizes.clear()
+    plain = bench.encode()
+    assert not bench.is_copied(plain)
+    assert sum(sizes) == plain.bulk_bytes
+    assert plain.hashes.tolist() == copied.hashes.tolist()

@@ -178,9 +178,10 @@ class RegionPages:
         *,
         zeros: bool = True,
         whole: bool = False,
+        hashed: bool = True,
     ) -> EncodedBatch:
-        """See `PageSource.encode`."""
-        return self._memory[region].encode(starts, counts, zeros=zeros, whole=whole)
+        """See `PageSource.encode`. Without `hashed` there are no hashes: for a caller that makes its own."""
+        return self._memory[region].encode(starts, counts, zeros=zeros, whole=whole, hashed=hashed)
 
     def targets(self, table: Pages) -> list[memoryview]:
         """See `PageSink.targets`. Raises ValueError if the memory is read-only."""
@@ -211,7 +212,7 @@ class _Memory:
         return self._view.readonly
 
     def encode(
-        self, starts: npt.ArrayLike, counts: npt.ArrayLike, *, zeros: bool, whole: bool
+        self, starts: npt.ArrayLike, counts: npt.ArrayLike, *, zeros: bool, whole: bool, hashed: bool
     ) -> EncodedBatch:
         first, count = checked_runs(starts, counts, self._region.pages)
         if np.count_nonzero(first[1:] < (first + count)[:-1]):
@@ -230,7 +231,7 @@ class _Memory:
         return EncodedBatch(
             region=self._region.id,
             runs=runs,
-            hashes=np.array(hash_chunks(view, offsets, sizes), dtype=np.uint64),
+            hashes=np.array(hash_chunks(view, offsets, sizes) if hashed else (), dtype=np.uint64),
             buffers=tuple([view[at : at + length] for at, length in zip(offsets, sizes, strict=True)]),
             page_count=int(count.sum()),
             bulk_bytes=sum(sizes),

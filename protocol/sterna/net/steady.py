@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sterna.core.events import Event, RoundFinished, RoundStarted
-from sterna.memory.pages import EncodedBatch, PageSource, hash_chunks
+from sterna.memory.pages import EncodedBatch, RegionPages, hash_chunks
 
 # A core that does nothing else rewrites 64 MiB in this time: a gap half as long spoils half of them, which in
 # a first round of a few hundred mebibytes is tolerable, and after it `REJECTED_SHARE` decides.
@@ -33,11 +33,11 @@ REJECTED_SHARE: Final = 0.01
 
 
 class SteadyPages:
-    """A `PageSource` over another one; see the module's text."""
+    """A `PageSource` over a guest's memory; see the module's text."""
 
-    def __init__(self, pages: PageSource, clock: Callable[[], float], connections: int = 1) -> None:
+    def __init__(self, pages: RegionPages, clock: Callable[[], float], connections: int = 1) -> None:
         """`connections`: on which batches are under way at the same time."""
-        self._pages: PageSource | None = pages
+        self._pages: RegionPages | None = pages
         self._clock = clock
         self._gap_s = GAP_S / connections
         self._unmeasured_bytes = UNMEASURED_BYTES
@@ -67,8 +67,9 @@ class SteadyPages:
         """See `PageSource.encode`."""
         assert self._pages is not None
         slow = self._encoded_at is None or self._clock() - self._encoded_at > self._gap_s
-        batch = self._pages.encode(region, starts, counts, zeros=zeros, whole=whole)
-        if batch.bulk_bytes and not self._paused and (slow or self._rejected or self._unmeasured_bytes > 0):
+        copies = not self._paused and (slow or self._rejected or self._unmeasured_bytes > 0)
+        batch = self._pages.encode(region, starts, counts, zeros=zeros, whole=whole, hashed=not copies)
+        if copies and batch.bulk_bytes:
             batch = _copied(batch)
         self._unmeasured_bytes -= batch.bulk_bytes
         self._encoded_at = self._clock()
@@ -80,7 +81,7 @@ class SteadyPages:
 
 
 def _copied(batch: EncodedBatch) -> EncodedBatch:
-    """The batch with bytes that nobody changes any more.
+    """The batch with bytes that nobody changes any more, and their hashes.
 
     Into memory of its own: the batch before may still be waiting to be sent.
     """
