@@ -163,15 +163,14 @@ def _label(what: Input | State) -> str:
 
 def _transitions(rows: Table) -> str:
     """One line for each transition; those that differ in the state alone are joined."""
-    joined: dict[tuple[str, str, str, str, bool], list[str]] = {}
+    joined: dict[tuple[str, str, str, str], list[str]] = {}
     for (state, what), row in rows.items():
         following = "the same" if row.next is state else row.next.name
-        key = (_label(what), following, row.does, row.clause, row.reserved)
+        key = (_label(what), following, row.does, row.clause)
         joined.setdefault(key, []).append(state.name)
     lines = []
-    for (label, following, does, clause, reserved), names in joined.items():
-        cells = [", ".join(names), label, following, does, clause]
-        lines.append([f"*{cell}*" for cell in cells] if reserved else cells)
+    for (label, following, does, clause), names in joined.items():
+        lines.append([", ".join(names), label, following, does, clause])
     return table(("state", "input", "next state", "what the side does", "clause"), lines)
 
 
@@ -181,7 +180,6 @@ def _diagram(rows: Table, ends: Iterable[str]) -> str:
     for (state, what), row in rows.items():
         if what.name != "LOST" and row.next is not state:
             label = re.sub(r"[{}:]+", " ", _label(what)).strip()  # these mean something to mermaid
-            note = " (reserved)" if row.reserved else ""
-            lines.append(f"    {state.name} --> {row.next.name} : {label}{note}")
+            lines.append(f"    {state.name} --> {row.next.name} : {label}")
     lines += [f"    {name} --> [*]" for name in ends]
     return "\n".join([*lines, "```", ""])

@@ -60,10 +60,7 @@ WAY_STEPS: Final = 60
 WAY: Final[tuple[State, ...]] = tuple(
     state
     for state in (*SourceState, *DestinationState)
-    if any(
-        row.next is state and not row.reserved
-        for row in (*SOURCE_TABLE.values(), *DESTINATION_TABLE.values())
-    )
+    if any(row.next is state for row in (*SOURCE_TABLE.values(), *DESTINATION_TABLE.values()))
     and state not in DEAF | _OFF_THE_WAY
 )
 

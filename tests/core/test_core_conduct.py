@@ -10,7 +10,6 @@ from sterna.core.tables import (
     SOURCE,
     DestinationInput,
     DestinationState,
-    Row,
     SourceInput,
     SourceState,
 )
@@ -56,15 +55,6 @@ def test_a_frame_that_the_state_does_not_allow():
 def test_a_call_that_the_state_does_not_allow_is_this_side_s_fault():
     with pytest.raises(LocalProtocolError, match=r"start\(\) while done"):
         row_of(SOURCE, SourceState.ENDED, SourceInput.START)
-
-
-RESERVED = DestinationState.WELCOMED
-
-
-def test_a_reserved_transition_is_unsupported():
-    with pytest.raises(RemoteProtocolError, match="ATTACH") as caught:
-        row_of({(RESERVED, FrameType.ATTACH): Row(RESERVED, "", "CON-5", True)}, RESERVED, FrameType.ATTACH)
-    assert (caught.value.code, caught.value.frame) == (ErrorCode.UNSUPPORTED, FrameType.ATTACH)
 
 
 def test_a_frame_of_what_was_not_selected():

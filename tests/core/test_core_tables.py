@@ -21,7 +21,7 @@ from sterna.core.tables import (
     SourceInput,
     SourceState,
 )
-from sterna.errors import LocalProtocolError, PeerIncompatible, PeerMisbehaved
+from sterna.errors import LocalProtocolError, PeerMisbehaved
 from sterna.registry import FRAMES, IMPLEMENTED_FRAMES, ErrorCode, FrameType, Phase, Sender
 
 TABLES = {SourceState: SOURCE, DestinationState: DESTINATION}
@@ -38,14 +38,13 @@ REJOINS = {
 ROLES = pytest.mark.parametrize("role", [SourceState, DestinationState])
 
 
-def reachable(role, start, without=(), *, reserved):
+def reachable(role, start, without=()):
     """States that rows lead to, `start` included, with the rows in `without` taken out."""
     found, new = {start}, [start]
     while new:
         state = new.pop()
         for (here, what), row in TABLES[role].items():
-            open_ = reserved or not row.reserved
-            if here is state and open_ and (here, what) not in without and row.next not in found:
+            if here is state and (here, what) not in without and row.next not in found:
                 found.add(row.next)
                 new.append(row.next)
     return found
@@ -60,7 +59,7 @@ def test_what_rows_send():
     )
     assert DESTINATION[DestinationState.RECORDING, DestinationInput.RECORDED].sends == ()  # record, not send
     for role, sender in ((SourceState, Sender.SOURCE), (DestinationState, Sender.DESTINATION)):
-        frames = {frame for row in sent[role] for frame, _ in row.sends if not row.reserved}
+        frames = {frame for row in sent[role] for frame, _ in row.sends}
         own = {frame for frame in IMPLEMENTED_FRAMES if FRAMES[frame].sender in {sender, Sender.BOTH}}
         anywhere = {FrameType.PING, FrameType.PONG, FrameType.PROGRESS, FrameType.ABORT}
         # What ends a session is in no row, nor is what is said on data connections.
@@ -69,7 +68,7 @@ def test_what_rows_send():
 
 @pytest.mark.parametrize("state", STATES, ids=str)
 def test_every_input_in_every_state(state):
-    """[CON-3] [CON-5] What is in the table happens; reserved is `unsupported`; the rest is an error."""
+    """[CON-3] What is in the table happens; the rest is an error."""
     role = type(state)
     for what in (*INPUTS[role], *FrameType):
         machine = RIGS[role]().machine
@@ -82,42 +81,32 @@ def test_every_input_in_every_state(state):
         elif row is None:
             with pytest.raises(LocalProtocolError):
                 machine._step(what, 0.0)
-        elif row.reserved:
-            with pytest.raises(PeerIncompatible) as caught:
-                machine._step(what, 0.0)
-            assert (caught.value.code, caught.value.clause) == (ErrorCode.UNSUPPORTED, row.clause)
         else:
             machine._step(what, 0.0)
-            state_after = row.next
-        good = row is not None and not row.reserved
-        assert machine.state is (state_after if good else state)
+        assert machine.state is (state if row is None else row.next)
 
 
 @ROLES
 def test_every_state_can_be_reached(role):
-    assert reachable(role, role.IDLE, reserved=True) == set(role)
+    assert reachable(role, role.IDLE) == set(role)
 
 
 @ROLES
-def test_every_implemented_state_is_reached_by_a_rig_or_is_an_end(role):
+def test_every_state_is_reached_by_a_rig_or_is_an_end(role):
     """So that tests which are parametrised over the rigs' states leave none out."""
-    implemented = reachable(role, role.IDLE, reserved=False)
     seen = {state for rig, state in BOTH if issubclass(rig, RIGS[role])}
     seen |= {state for _, state in RESUMED if isinstance(state, role)}
     transient = {SourceState.DECIDING}  # the policy answers at once
     # Of more connections than one: tests/core/test_core_joining.py.
     transient |= {SourceState.ATTACHING, SourceState.REATTACHING, DestinationState.JOINING}
-    assert implemented - seen - transient <= TERMINAL | DEAF
-    assert seen <= implemented
+    assert set(role) - seen - transient <= TERMINAL | DEAF
 
 
 @ROLES
 def test_every_state_has_a_way_out_to_an_end(role):
     for state in role:
         if state not in TERMINAL:
-            assert reachable(role, state, reserved=True) & TERMINAL
-        if state in reachable(role, role.IDLE, reserved=False):
-            assert reachable(role, state, reserved=False) & TERMINAL
+            assert reachable(role, state) & TERMINAL
 
 
 def test_the_end_has_no_rows():
@@ -133,8 +122,8 @@ def test_what_is_deaf_takes_no_frame():
 @ROLES
 def test_a_loss_is_defined_wherever_the_peer_is_heard(role):
     lost = INPUTS[role].LOST
-    for state in reachable(role, role.IDLE, reserved=False) - DEAF:
-        assert not TABLES[role][state, lost].reserved
+    for state in reachable(role, role.IDLE) - DEAF:
+        assert (state, lost) in TABLES[role]
 
 
 @ROLES
@@ -148,10 +137,10 @@ def test_clauses_exist(role):
 def test_frames_come_from_the_other_side(role):
     """[CON-4]"""
     mine = Sender.SOURCE if role is SourceState else Sender.DESTINATION
-    for (_, what), row in TABLES[role].items():
+    for _, what in TABLES[role]:
         if isinstance(what, FrameType):
             assert FRAMES[what].sender is not mine
-            assert row.reserved or what in IMPLEMENTED_FRAMES
+            assert what in IMPLEMENTED_FRAMES
 
 
 def test_what_is_legal_everywhere_stands_nowhere():
@@ -164,7 +153,7 @@ def test_what_is_legal_everywhere_stands_nowhere():
 def test_every_state_that_waits_or_works_has_its_phase(role):
     assert {state for state in role if state not in DEAF} == {each for each in PHASES if each in role}
     assert Phase.ANY not in PHASES.values()
-    assert {state for state in WAITS if state in role} <= reachable(role, role.IDLE, reserved=False) - DEAF
+    assert {state for state in WAITS if state in role} <= reachable(role, role.IDLE) - DEAF
 
 
 # ---- exactly one runner, as far as tables can tell ----
@@ -172,7 +161,7 @@ def test_every_state_that_waits_or_works_has_its_phase(role):
 
 def test_a_source_that_may_have_handed_over_never_runs_the_guest_by_itself():
     """[ONE-20] ROLLING_BACK is where it is set running again; implemented rows do not lead there."""
-    after = reachable(SourceState, SourceState.HANDED_OVER, reserved=False)
+    after = reachable(SourceState, SourceState.HANDED_OVER)
     assert SourceState.ROLLING_BACK not in after
     assert after <= COMMITTED
 
@@ -182,7 +171,7 @@ def test_a_source_that_has_not_handed_over_always_runs_the_guest_again():
     handover = (SourceState.RECORDING, SourceInput.RECORDED)
     asks = (SourceState.IDLE, SourceInput.START_VERDICT)
     serves = (SourceState.IDLE, SourceInput.SERVES_ON)  # handed over long ago [RES-13]
-    before = reachable(SourceState, SourceState.IDLE, without={handover, asks, serves}, reserved=False)
+    before = reachable(SourceState, SourceState.IDLE, without={handover, asks, serves})
     assert not before & COMMITTED - {SourceState.UNDECIDED}
     assert before & TERMINAL <= {SourceState.ENDED, SourceState.SUSPENDED, SourceState.UNDECIDED}
     for state in before - DEAF:
@@ -192,23 +181,23 @@ def test_a_source_that_has_not_handed_over_always_runs_the_guest_again():
     # If the grant can be voided, always.
     cannot = (SourceState.VOIDING, SourceInput.LOST)
     without = {handover, asks, serves, cannot}
-    runs = reachable(SourceState, SourceState.IDLE, without=without, reserved=False)
+    runs = reachable(SourceState, SourceState.IDLE, without=without)
     assert runs & TERMINAL == {SourceState.ENDED, SourceState.SUSPENDED}  # in both it runs
 
 
 def test_a_grant_is_void_before_the_guest_runs_again():
     """[ONE-19] From the order to mark on, there is no way to ROLLING_BACK but by the record VOIDED."""
     voided = (SourceState.VOIDING, SourceInput.RECORDED)
-    without = reachable(SourceState, SourceState.GRANTING, without={voided}, reserved=False)
+    without = reachable(SourceState, SourceState.GRANTING, without={voided})
     assert SourceState.ROLLING_BACK not in without
-    assert SourceState.ROLLING_BACK in reachable(SourceState, SourceState.GRANTING, reserved=False)
+    assert SourceState.ROLLING_BACK in reachable(SourceState, SourceState.GRANTING)
 
 
 @ROLES
 def test_a_question_changes_nothing(role):
     """[ONE-15] [ONE-60] Whoever asks, or is asked, neither runs the guest nor frees it."""
     asked = SourceState.ASKING if role is SourceState else DestinationState.ANSWERING
-    assert reachable(role, asked, reserved=False) == {asked, role.ANSWERED, role.UNANSWERED}
+    assert reachable(role, asked) == {asked, role.ANSWERED, role.UNANSWERED}
 
 
 def test_a_destination_runs_the_guest_only_with_handover_and_its_records():
@@ -219,7 +208,7 @@ def test_a_destination_runs_the_guest_only_with_handover_and_its_records():
         (DestinationState.CLAIMING, DestinationInput.CLAIM_WON),
         (DestinationState.COMMITTING, DestinationInput.RECORDED),
     ):
-        without = reachable(DestinationState, DestinationState.IDLE, without={key, *REJOINS}, reserved=False)
+        without = reachable(DestinationState, DestinationState.IDLE, without={key, *REJOINS})
         assert not without & {DestinationState.STARTING, DestinationState.RUNNING}
 
 
@@ -231,7 +220,7 @@ def test_a_destination_without_handover_frees_everything():
     verdict = (DestinationState.RESUMING, DestinationInput.ANSWERED)  # handed over long ago [RES-15]
     joins = (DestinationState.IDLE, FrameType.ATTACH)  # of another machine's session
     without = {handover, asked, late, verdict, joins, *REJOINS}
-    before = reachable(DestinationState, DestinationState.IDLE, without=without, reserved=False)
+    before = reachable(DestinationState, DestinationState.IDLE, without=without)
     assert before & TERMINAL == {DestinationState.ENDED, DestinationState.SUSPENDED}
     assert not before & COMMITTED
     for state in before - DEAF:
@@ -243,7 +232,7 @@ def test_a_destination_without_handover_frees_everything():
 
 def test_a_guest_that_is_handed_back_is_never_run():
     """[ONE-26] [ONE-27] [ONE-35] One of START and HANDBACK; the latter is sent when it is durable."""
-    back = reachable(DestinationState, DestinationState.HANDING_BACK, reserved=False)
+    back = reachable(DestinationState, DestinationState.HANDING_BACK)
     assert not back & {DestinationState.STARTING, DestinationState.COMPLETING, DestinationState.RUNNING}
     recorded = (DestinationState.HANDING_BACK, DestinationInput.RECORDED)
     sending = [key for key, row in DESTINATION.items() if (FrameType.HANDBACK, False) in row.sends]
@@ -258,5 +247,5 @@ def test_complete_is_sent_when_it_is_recorded():
 
 def test_a_loss_takes_no_permission_back():
     """[ONE-30] [CON-64]"""
-    for state in reachable(DestinationState, DestinationState.RECORDING, reserved=False) - DEAF:
+    for state in reachable(DestinationState, DestinationState.RECORDING) - DEAF:
         assert DESTINATION[state, DestinationInput.LOST].next in COMMITTED

@@ -7,7 +7,7 @@ from copy import copy
 import pytest
 
 from observe_support import OTHER, D, S, migration
-from sterna.core.tables import DESTINATION, DestinationState, Row, SourceState
+from sterna.core.tables import DestinationState, SourceState
 from sterna.observe.places import Places
 from sterna.registry import FRAMES, FrameType, Sender
 
@@ -196,13 +196,3 @@ def test_a_blackout_without_pages_and_state() -> None:
         assert both[D].hears(frame)
         assert both[S].sends(frame)
     assert both[S].hears(F.LOADED)
-
-
-def test_what_is_reserved_is_known(monkeypatch) -> None:
-    """[CON-5]"""
-    row = Row(DestinationState.WELCOMED, "", "CON-5", reserved=True)
-    monkeypatch.setitem(DESTINATION, (DestinationState.WELCOMED, F.END), row)
-    assert after(F.WELCOME)[D].knows_reserved(F.END)
-    assert not after(F.ROUND_END)[D].knows_reserved(F.DIRTY_BITMAP)
-    assert not after(F.HANDOVER)[S].knows_reserved(F.HANDBACK)
-    assert not after(F.READY)[D].knows_reserved(F.HELD)

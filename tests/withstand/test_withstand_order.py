@@ -99,8 +99,6 @@ def test_every_frame_in_every_state(role: str, state: State, coming: int | None)
             check_any_time(victim, frame)
         elif row is None:
             judge(victim, C.UNEXPECTED_FRAME, clause="CON-3")
-        elif row.reserved:
-            judge(victim, C.UNSUPPORTED, clause=row.clause)
         else:
             judge_any(victim)
 
@@ -260,12 +258,10 @@ def test_the_whole_conversation_again_after_a_failure(role: str, state: State, c
 
 
 def test_the_states_of_this_file_are_all_that_there_are() -> None:
-    """What is left out is an end, cannot be rested in, is reserved, or of another conversation."""
+    """What is left out is an end, cannot be rested in, or is of another conversation."""
     for role, states_of in ("source", SourceState), ("destination", DestinationState):
-        reserved = {row.next for row in TABLES[role].values() if row.reserved}
-        implemented = {row.next for row in TABLES[role].values() if not row.reserved}
         passed = UNVISITED | {SourceState.DECIDING}  # where the policy answers at once
-        assert set(states_of) - set(states(role)) <= DEAF | (reserved - implemented) | passed
+        assert set(states_of) - set(states(role)) <= DEAF | passed
 
 
 def test_no_wait_is_longer_than_a_judge_waits() -> None:

@@ -407,7 +407,7 @@ def at_home(role: str, frame: FrameType) -> Victim:
     """A victim in a state whose table has this frame: where the recording has it too, if it has it."""
     table = SOURCE if role == "source" else DESTINATION
     known = [(state, coming) for state, coming in itinerary(role) if (state, frame) in table]
-    for state, coming in sorted(known, key=lambda one: (one[1] != frame, table[one[0], frame].reserved)):
+    for state, coming in sorted(known, key=lambda one: one[1] != frame):
         return Victim(role).until(state, coming)
     return Victim(role).until(ELSEWHERE[role])
 

@@ -34,7 +34,7 @@ def row_of(table: Table, state: State, what: Input, frame: FrameType | None = No
         frame: the frame that it is about, if it is none itself.
 
     Raises:
-        RemoteProtocolError: a frame that the state does not allow, or a reserved transition.
+        RemoteProtocolError: a frame that the state does not allow.
         LocalProtocolError: a call that the state does not allow.
     """
     frame = what if isinstance(what, FrameType) else frame
@@ -44,9 +44,6 @@ def row_of(table: Table, state: State, what: Input, frame: FrameType | None = No
             raise LocalProtocolError(ErrorCode.INTERNAL, f"{what.value} while {state.value}")
         detail = f"{frame.name} while {state.value}"
         raise PeerMisbehaved(ErrorCode.UNEXPECTED_FRAME, detail, clause="CON-3", frame=frame)
-    if row.reserved:
-        detail = f"{what.name} while {state.value}"
-        raise remote_error(ErrorCode.UNSUPPORTED, detail, clause=row.clause, frame=frame)
     return row
 
 

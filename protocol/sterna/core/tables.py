@@ -7,8 +7,7 @@ spec/build.py, which draws the specification's tables and diagrams from it.
 
 An input is a frame that arrived, or a `Source`/`Destination` happening: a command, the completion of a
 request, or the loss of the session. A pair that is not in a table is an error: `unexpected_frame` if it was
-a frame of the peer, a `LocalProtocolError` if it was a call. A row that is *reserved* is specified but not
-implemented in this release: it raises `unsupported`, and the endpoints offer nothing that leads there.
+a frame of the peer, a `LocalProtocolError` if it was a call.
 
 PING, PONG, PROGRESS and ABORT are legal in every state and change none [CON-1], so they stand in no row;
 ABORT is the happening LOST.
@@ -183,7 +182,6 @@ class Row:
     next: State
     does: str
     clause: str
-    reserved: bool = False
 
     @property
     def sends(self) -> tuple[tuple[FrameType, bool], ...]:

@@ -236,12 +236,8 @@ class Judge:
             self.over = True  # whom a destination does not want it need not hear first [CON-8]
             return
         if not self.places[receiver].hears(record.type):
-            reserved = self.places[receiver].knows_reserved(record.type)
             where = f"{record.type.name} while the {receiver.name.lower()} is: {self.places[receiver].name}"
-            code, clause = ErrorCode.UNEXPECTED_FRAME, "CON-3"
-            if reserved:
-                code, clause = ErrorCode.UNSUPPORTED, "CON-5"
-            raise wrong(code, where, clause, record)
+            raise wrong(ErrorCode.UNEXPECTED_FRAME, where, "CON-3", record)
         check_selected(record.type, self._features)
         if isinstance(record, Refuse):
             self.over = True

@@ -57,12 +57,12 @@ _NEW_ROUND: Final = SOURCE[SourceState.DECIDING, SourceInput.ROUND_CHOSEN]
 
 
 def _local(*tables: Table) -> Mapping[State, Sequence[Row]]:
-    """The rows of events that are no frames, failures and what is reserved left out."""
+    """The rows of events that are no frames, and failures left out."""
     rows: defaultdict[State, list[Row]] = defaultdict(list)
     for table in tables:
         for (state, what), row in table.items():
             local = not isinstance(what, FrameType) and what not in _ARRIVING
-            if local and what not in _FAILURES and not row.reserved:
+            if local and what not in _FAILURES:
                 rows[state].append(row)
     return dict(rows)
 
@@ -117,7 +117,7 @@ class Places:
 
     def hears(self, frame: FrameType) -> bool:
         """This frame has arrived at the side. False, and nothing changes, if its state does not allow it."""
-        return self._move(_Place(row.next, row.sends) for row in self._rows_of(frame) if not row.reserved)
+        return self._move(_Place(row.next, row.sends) for row in self._rows_of(frame))
 
     def voids(self) -> bool:
         """A ROUND of the next attempt has arrived [CON-59]. False, and nothing changes, if it may not."""
@@ -128,10 +128,6 @@ class Places:
     def takes_back(self) -> None:
         """The side has sent that ROUND, wherever it was [CON-58]."""
         self._places = frozenset({_Place(_NEW_ROUND.next, _NEW_ROUND.sends[1:])})
-
-    def knows_reserved(self, frame: FrameType) -> bool:
-        """Whether the frame would be legal for an implementation of what is reserved."""
-        return any(row.reserved for row in self._rows_of(frame))
 
     def _move(self, places: Iterable[_Place]) -> bool:
         moved = frozenset(places)
