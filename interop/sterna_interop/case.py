@@ -79,9 +79,21 @@ class Wire(StrEnum):
 class Line:
     """The connection between `play` and the endpoint."""
 
-    def __init__(self, transport: Transport, on_bytes: Callable[[bool, bytes], None] | None = None) -> None:
-        """`on_bytes` is told everything that passes; its first argument is True for what we send."""
+    def __init__(
+        self,
+        transport: Transport,
+        on_bytes: Callable[[bool, bytes], None] | None = None,
+        another: Another | None = None,
+    ) -> None:
+        """What passes, and what to do with it.
+
+        Args:
+            transport: of the connection.
+            on_bytes: is told everything that passes; its first argument is True for what we send.
+            another: makes `another`; None where a case has but one connection.
+        """
         self.transport = transport
+        self._another = another
         self.sent = 0
         self.received = 0
         self._buffer = memoryview(bytearray(RECEIVE_BYTES))
@@ -109,6 +121,16 @@ class Line:
         self.received += count
         self._on_bytes(False, data)
         return data
+
+    async def another(self, wire: Wire | None = None) -> Line:
+        """A further connection to the same endpoint; what lies between is that of the case, if not given.
+
+        Raises:
+            TransportError: there is none, or its TLS handshake failed.
+            trio.TooSlowError: it has not come in time.
+        """
+        assert self._another is not None
+        return await self._another(wire)
 
     async def until_end(self) -> bytes:
         """What comes until the connection ends, in whatever way; more than 64 KiB are dropped."""
@@ -175,6 +197,7 @@ def completed(role: Role) -> Ends:
     return Ends(frozenset({Outcome.COMPLETED}), frozenset({""}), frozenset({guest}))
 
 
+Another = Callable[[Wire | None], Awaitable[Line]]
 Play = Callable[[Line, Params], Awaitable[None]]
 
 
@@ -194,6 +217,7 @@ class Case:
         limits: what the endpoint is told to announce, by the registry's names.
         deadline_s: what the endpoint is told about waiting; well below `timeout_s` where `play` is silent.
         timeout_s: when the case has failed, and everything is killed.
+        streams: data connections that the endpoint is told of.
     """
 
     id: str
@@ -212,3 +236,4 @@ class Case:
     epoch: int = 7
     deadline_s: float = 0.0
     timeout_s: float = 20.0
+    streams: int = 0

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from sterna.registry import FrameType
+from sterna_interop.cases_streams import STREAMS
 from sterna_interop.cases_told import TOLD
 from sterna_interop.contract import Outcome
 from sterna_interop.matrix import BOTH, COMPLETED, PLAIN, ROLLED_BACK, TLS, Scenario, clean
@@ -356,4 +357,4 @@ FAULTS: Final[tuple[Scenario, ...]] = (
     ),
 )
 
-SCENARIOS: Final[tuple[Scenario, ...]] = (*FAULTS, *TOLD)
+SCENARIOS: Final[tuple[Scenario, ...]] = (*FAULTS, *TOLD, *STREAMS)

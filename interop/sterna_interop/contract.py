@@ -114,6 +114,8 @@ class Params:
         epoch, runner, runner_host: the source shows them in HELLO.
         limits: what the endpoint shall announce, by the registry's names; others have the defaults.
         deadline_s: for every wait for the peer, its silence and a stalled connection; 0: as usual.
+        streams: data connections: a source asks for so many, a destination takes as many. Only what is not 0
+            stands in the file.
     """
 
     case: str
@@ -128,6 +130,7 @@ class Params:
     order: Order = field(default_factory=Order)
     limits: Mapping[str, int] = field(default_factory=dict)
     deadline_s: float = 0.0
+    streams: int = 0
 
     def to_json(self) -> str:
         """The file's text."""
@@ -159,6 +162,8 @@ class Params:
             "limits": dict(self.limits),
             "deadline_s": self.deadline_s,
         }
+        if self.streams:
+            parts["streams"] = self.streams
         return json.dumps(parts, indent=1)
 
     @classmethod
@@ -196,6 +201,7 @@ class Params:
             order=Order(**parts["order"]),
             limits=parts["limits"],
             deadline_s=parts["deadline_s"],
+            streams=parts.get("streams", 0),
         )
 
 

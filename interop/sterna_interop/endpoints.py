@@ -6,7 +6,8 @@ import secrets
 import socket
 import ssl
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 import trio
@@ -16,9 +17,11 @@ from sterna.net.handshake import accept_tls, dial_tls
 from sterna.net.tcp import TcpTransport
 from sterna.net.transport import Transport
 from sterna.observe.recording import Side
+from sterna.registry import ErrorCode
 from sterna_interop.case import Case, Line, NotStrict, Unexpected, Wire
 from sterna_interop.contract import Exit, Order, Params, Role
 from sterna_interop.credentials import STRANGER, Credentials
+from sterna_interop.door import Door
 from sterna_interop.guest import GuestSpec
 from sterna_interop.implementations import Implementation
 from sterna_interop.matrix import judge_side
@@ -56,6 +59,7 @@ class _Conversation:
     blank: CaseResult
     unexpected: Unexpected | None = None
     no_tls: str = ""
+    door: Door = field(default_factory=Door)
 
     async def run(self) -> CaseResult:
         case = self.case
@@ -72,13 +76,16 @@ class _Conversation:
             order=case.order,
             limits=case.limits,
             deadline_s=case.deadline_s,
+            streams=case.streams,
         )
 
         async def serve(sock: socket.socket) -> None:
             await self._serve(sock, params)
 
         start = self.settings.starts(self.implementation)
-        ended = await run_shim(start, params, directory, serve, timeout_s=case.timeout_s)
+        more = self.door.come if case.streams else None
+        ended = await run_shim(start, params, directory, serve, timeout_s=case.timeout_s, more=more)
+        self.door.close()
         return self._verdict(ended)
 
     async def _serve(self, sock: socket.socket, params: Params) -> None:
@@ -98,7 +105,7 @@ class _Conversation:
             transport.abort()
             return
         with recording:
-            line = Line(transport, recording.on_peer)
+            line = Line(transport, recording.first.on_peer, partial(self._another, recording))
             try:
                 await case.play(line, params)
                 await line.end()
@@ -108,6 +115,17 @@ class _Conversation:
                 pass  # the endpoint has ended the connection; what it makes of that is in its report
             finally:
                 line.cut()
+
+    async def _another(self, recording: CaseRecording, wire: Wire | None) -> Line:
+        """A further connection of the case."""
+        with trio.fail_after(HANDSHAKE_S):
+            sock = await self.door.next()
+        if sock is None:
+            raise TransportError(ErrorCode.CONNECTION_LOST, "the shim makes no further connection")
+        with suppress(OSError):
+            sock.send(GO)
+        case = self.case if wire is None else replace(self.case, wire=wire)
+        return Line(await _wrap(sock, case, self.settings.credentials), recording.another().on_peer)
 
     def _verdict(self, ended: Ended) -> CaseResult:
         case, sides = self.case, {self.case.role: ended}

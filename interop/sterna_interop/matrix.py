@@ -57,6 +57,9 @@ class Scenario:
         guest: its seed is the run's.
         deadline_s: what both endpoints are told about waiting; 0: as usual.
         severity: what it would cost if a pair got this wrong.
+        streams: data connections that both are told of.
+        data_fault: that of one of them: its number in the order in which they come, from 1, and what makes
+            the fault.
     """
 
     id: str
@@ -73,6 +76,14 @@ class Scenario:
     deadline_s: float = 0.0
     timeout_s: float = 20.0
     severity: Severity = Severity.DATA_LOSS
+    streams: int = 0
+    data_fault: tuple[int, Callable[[int], Fault]] | None = None
+
+    def fault_on(self, number: int, seed: int) -> Fault:
+        """What happens to a connection; number 0 is the control connection."""
+        if number and (self.data_fault is None or self.data_fault[0] != number):
+            return Clean()
+        return (self.fault if self.data_fault is None or not number else self.data_fault[1])(seed)
 
 
 def judge(scenario: Scenario, guest: GuestSpec, source: Report, destination: Report) -> Unexpected | None:

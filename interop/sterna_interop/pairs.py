@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import trio
 
+from sterna.errors import ConfigError
+from sterna_interop.case import Unexpected
 from sterna_interop.contract import Order, Params, Role
+from sterna_interop.door import Door
 from sterna_interop.guest import GuestSpec
 from sterna_interop.implementations import Implementation
 from sterna_interop.matrix import Scenario, Transport, judge
 from sterna_interop.process import GO, Ended, run_shim
-from sterna_interop.recording import CaseRecording
+from sterna_interop.recording import CaseRecording, Recorded
 from sterna_interop.relay import relay
 from sterna_interop.results import CaseResult, Kind, Verdict
 from sterna_interop.runner import RECORDING, Cell, Settings, artifacts, judged, not_judged
@@ -52,6 +57,8 @@ class _Pair:
     source: Implementation
     destination: Implementation
     blank: CaseResult
+    connections: int = 0
+    unexpected: Unexpected | None = None
 
     @property
     def guest(self) -> GuestSpec:
@@ -59,27 +66,25 @@ class _Pair:
         return replace(self.scenario.guest, seed=self.settings.seed)
 
     async def run(self) -> CaseResult:
-        send, receive = trio.open_memory_channel[tuple[Role, socket.socket | None]](4)
+        doors = {role: Door() for role in Role}
         ends: dict[Role, Ended] = {}
 
         async def one(role: Role, implementation: Implementation) -> None:
-            async def serve(sock: socket.socket) -> None:
-                await send.send((role, sock))
-
             directory = self.settings.place(self.blank) / role
             directory.mkdir(parents=True)
+            door = doors[role]
             ends[role] = await run_shim(
                 self.settings.starts(implementation),
                 self._params(role),
                 directory,
-                serve,
+                door.come,
                 timeout_s=self.scenario.timeout_s,
+                more=door.come if self.scenario.streams else None,
             )
-            if not ends[role].dialled:
-                await send.send((role, None))
+            door.close()
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._between, receive)
+            nursery.start_soon(self._between, doors[Role.SOURCE], doors[Role.DESTINATION])
             async with trio.open_nursery() as shims:
                 shims.start_soon(one, Role.SOURCE, self.source)
                 shims.start_soon(one, Role.DESTINATION, self.destination)
@@ -102,41 +107,78 @@ class _Pair:
             epoch=self.scenario.epoch,
             limits=self.scenario.limits.get(role, {}),
             deadline_s=self.scenario.deadline_s,
+            streams=self.scenario.streams,
         )
 
-    async def _between(self, receive: trio.MemoryReceiveChannel[tuple[Role, socket.socket | None]]) -> None:
-        """Wait for both, then relay."""
-        sockets: dict[Role, socket.socket] = {}
-        alone = False
+    async def _between(self, calls: Door, waits: Door) -> None:
+        """Relay between the connections of both, each pair as soon as it is there."""
         try:
-            while len(sockets) < 2:
-                role, arrived = await receive.receive()
-                alone |= arrived is None
-                if arrived is not None:
-                    sockets[role] = arrived
-                for sock in sockets.values() if alone else ():
-                    sock.close()  # the other one has ended without coming here: this one need not wait
-        except trio.Cancelled:
-            for sock in sockets.values():
+            pair = await _both(calls, waits)
+            if pair is None:
+                return
+            with self._recorded() as recording:
+                async with trio.open_nursery() as nursery:
+                    while pair is not None:
+                        fault = self.scenario.fault_on(self.connections, self.settings.seed)
+                        on_bytes = None if recording is None else recording(self.connections).on_relay
+                        self.connections += 1
+                        nursery.start_soon(partial(relay, *pair, fault, on_bytes=on_bytes))
+                        pair = await _both(calls, waits)
+        except ConfigError as error:
+            for sock in pair or ():
                 sock.close()
-            raise
-        for sock in sockets.values():
-            with suppress(OSError):  # it may have gone again
-                sock.send(GO)  # both are there, so neither has waited for the other one's start
-        fault = self.scenario.fault(self.settings.seed)
-        ends = sockets[Role.SOURCE], sockets[Role.DESTINATION]
+            self.unexpected = Unexpected(f"nothing of a shim's named {RECORDING}", str(error))
+        finally:
+            calls.close()
+            waits.close()
+
+    @contextmanager
+    def _recorded(self) -> Iterator[Callable[[int], Recorded] | None]:
+        """Where a connection is recorded; nothing under TLS."""
         if self.transport is Transport.TLS:
-            await relay(*ends, fault)
+            yield None
             return
         with CaseRecording(self.settings.place(self.blank) / RECORDING) as recording:
-            await relay(*ends, fault, on_bytes=recording.on_relay)
+            yield lambda number: recording.another() if number else recording.first
 
     def _verdict(self, sides: dict[Role, Ended]) -> CaseResult:
         result = replace(self.blank, artifacts=artifacts(sides, self.settings.place(self.blank)))
+        if self.unexpected is not None:
+            return judged(result, self.unexpected)
         if (nothing := not_judged(result, sides)) is not None:
             return nothing
         source, destination = sides[Role.SOURCE].report, sides[Role.DESTINATION].report
         assert source is not None
         assert destination is not None
         code = source.code or destination.code or ""
-        return judged(replace(result, code=code), judge(self.scenario, self.guest, source, destination))
+        difference = judge(self.scenario, self.guest, source, destination)
+        if difference is None and self.connections < min(self.scenario.streams, 1) + 1:
+            difference = Unexpected("data connections", "none")
+        return judged(replace(result, code=code), difference)
+
+
+async def _both(calls: Door, waits: Door) -> tuple[socket.socket, socket.socket] | None:
+    """A connection of each; None, and whichever has come is closed, if one of them comes no more."""
+    came: dict[Door, socket.socket] = {}
+    try:
+        async with trio.open_nursery() as nursery:
+
+            async def one(door: Door) -> None:
+                sock = await door.next()
+                if sock is None:
+                    nursery.cancel_scope.cancel()
+                else:
+                    came[door] = sock
+
+            nursery.start_soon(one, calls)
+            nursery.start_soon(one, waits)
+    finally:
+        if len(came) < 2:
+            for sock in came.values():
+                sock.close()
+    if len(came) < 2:
+        return None
+    for sock in came.values():
+        with suppress(OSError):  # it may have gone again
+            sock.send(GO)  # both are there, so neither has waited for the other one's start
+    return came[calls], came[waits]

@@ -31,6 +31,7 @@ TEXT_BYTES_MAX: Final = 16 * 1024  # kept of each of stdout and stderr
 GO: Final = b"\x01"  # what the kit answers to the token when the peer is there: the session begins
 TOKEN_S: Final = 5.0  # for who has connected; another shim may be waiting
 GRACE_S: Final = 2.0  # for the kit's side of the connection, when the shim has ended
+MORE_MAX: Final = 64  # connections beside the first one; a case with data connections needs a few
 
 Serve = Callable[[socket.socket], Awaitable[None]]
 
@@ -77,7 +78,15 @@ class Ended:
                 return True, f"exit code {code}, which the contract does not have"
 
 
-async def run_shim(start: Start, params: Params, directory: Path, serve: Serve, *, timeout_s: float) -> Ended:
+async def run_shim(
+    start: Start,
+    params: Params,
+    directory: Path,
+    serve: Serve,
+    *,
+    timeout_s: float,
+    more: Serve | None = None,
+) -> Ended:
     """Run a shim once.
 
     Args:
@@ -87,6 +96,7 @@ async def run_shim(start: Start, params: Params, directory: Path, serve: Serve, 
         serve: called with the connection when the token has come; owns it, and sends `GO`. It is cancelled
             `GRACE_S` after the shim has ended.
         timeout_s: for all of it.
+        more: called as `serve` is, with each connection that comes after the first; None: nothing else may.
 
     Raises:
         OSError: the command cannot be started.
@@ -98,7 +108,7 @@ async def run_shim(start: Start, params: Params, directory: Path, serve: Serve, 
         params = replace(params, connect=f"127.0.0.1:{port}", token=token)
         (directory / PARAMS).write_text(params.to_json())
         process = await start(["--params", str(directory / PARAMS), "--out", str(directory)])
-        run = _Run(process, token, serve)
+        run = _Run(process, token, serve, more)
         try:
             with trio.move_on_after(timeout_s):
                 await run.drive(listener)
@@ -110,10 +120,12 @@ async def run_shim(start: Start, params: Params, directory: Path, serve: Serve, 
 
 
 class _Run:
-    def __init__(self, process: Started, token: bytes, serve: Serve) -> None:
+    def __init__(self, process: Started, token: bytes, serve: Serve, more: Serve | None) -> None:
         self._process = process
         self._token = token
         self._serve = serve
+        self._more = more
+        self._more_left = 0 if more is None else MORE_MAX
         self._texts = [bytearray(), bytearray()]
         self._dialled = False
         self._served = trio.Event()
@@ -136,7 +148,7 @@ class _Run:
             nursery.cancel_scope.cancel()
 
     async def _door(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
-        while not self._dialled:
+        while not self._dialled or self._more_left:
             nursery.start_soon(self._meet, await listener.accept())
 
     async def _meet(self, stream: trio.SocketStream) -> None:
@@ -145,6 +157,10 @@ class _Run:
         except BaseException:
             stream.socket.close()
             raise
+        if self._dialled and known and self._more is not None and self._more_left:
+            self._more_left -= 1
+            await self._more(take_socket(stream, DEFAULT_OPTIONS))
+            return
         if self._dialled or not known:
             stream.socket.close()
             return

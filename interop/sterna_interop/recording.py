@@ -19,11 +19,17 @@ _SENDERS: Final = {Way.TO_DESTINATION: Sender.SOURCE, Way.TO_SOURCE: Sender.DEST
 
 
 class CaseRecording:
-    """A file with one connection. Use it as a context manager around the connection's life.
+    """A file with the connections of a case. Use it as a context manager around their lives.
 
     Args:
         path: where to; an earlier file there is replaced.
         side: where the bytes are seen.
+
+    Attributes:
+        first: the first connection.
+
+    Raises:
+        ConfigError: there is something else with that name.
     """
 
     def __init__(self, path: Path, side: Side = Side.BETWEEN) -> None:
@@ -31,7 +37,8 @@ class CaseRecording:
         self._file: Final = create(path)
         self._started_ns: Final = _now_ns()
         self._writer: Final = RecordingWriter(self._file, side, started_ns=time.time_ns())
-        self._connection: Final = self._writer.connect()
+        self._all: Final[list[Recorded]] = []
+        self.first: Final = self.another()
 
     def __enter__(self) -> Self:
         return self
@@ -39,10 +46,25 @@ class CaseRecording:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for sender in OTHER:
-            self._writer.ended(self._connection, sender, How.CLOSED_HERE, self._time_ns)
-        self._writer.close(self._time_ns)
+        for each in self._all:
+            each.end()
+        self._writer.close(_now_ns() - self._started_ns)
         self._file.close()
+
+    def another(self) -> Recorded:
+        """One connection more."""
+        self._all.append(Recorded(self._writer, self._own, self._started_ns))
+        return self._all[-1]
+
+
+class Recorded:
+    """One connection in a recording."""
+
+    def __init__(self, writer: RecordingWriter, own: Sender, started_ns: int) -> None:
+        self._writer: Final = writer
+        self._own: Final = own
+        self._started_ns: Final = started_ns
+        self._connection: Final = writer.connect()
 
     def on_relay(self, way: Way, data: bytes) -> None:
         """For `relay(on_bytes=...)`."""
@@ -51,6 +73,11 @@ class CaseRecording:
     def on_peer(self, ours: bool, data: bytes) -> None:
         """For a peer of the kit's own, at the side that was given: whether it has sent or received `data`."""
         self._writer.passed(self._connection, self._own if ours else OTHER[self._own], data, self._time_ns)
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        for sender in OTHER:
+            self._writer.ended(self._connection, sender, How.CLOSED_HERE, self._time_ns)
 
     @property
     def _time_ns(self) -> int:

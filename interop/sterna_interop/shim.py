@@ -8,10 +8,12 @@ what the order says, and tells in `result.json` what has become of the guest.
 from __future__ import annotations
 
 import argparse
+import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -23,8 +25,9 @@ from sterna.errors import SternaError, TransportError
 from sterna.host.agent import refusal, rejection
 from sterna.limits import Limits
 from sterna.net.connect import take_socket
-from sterna.net.endpoint import Destination, LocalHost, Options, Source
+from sterna.net.endpoint import Destination, LocalHost, MakeGuest, Options, Source
 from sterna.net.handshake import accept_tls, dial_tls
+from sterna.net.kept import Sessions
 from sterna.net.tcp import DEFAULT_OPTIONS, TcpTransport
 from sterna.net.tls import TlsConfig
 from sterna.net.transport import Transport
@@ -86,14 +89,30 @@ async def dial(params: Params) -> Transport:
 
     Raises:
         TransportError: the TLS handshake failed, or the peer is another one than we were told.
-        OSError: nobody listens.
+        OSError: nobody listens, or the kit has no use for the connection.
     """
+    return await secure(await dial_plain(params), params)
+
+
+async def dial_plain(params: Params) -> socket.socket:
+    """Dial, show the token, and wait for the kit's sign. Raises OSError as `dial` does."""
     host, _, port = params.connect.rpartition(":")
     stream = await trio.open_tcp_stream(host, int(port))
-    await stream.send_all(params.token)
-    if not await stream.receive_some(1):  # the kit's sign that the peer is there
+    sign = b""
+    try:
+        with suppress(trio.BrokenResourceError):
+            await stream.send_all(params.token)
+            sign = await stream.receive_some(1)  # when the peer is there
+    finally:
+        if not sign:
+            stream.socket.close()
+    if not sign:
         raise ConnectionError("the kit has closed the connection")
-    sock = take_socket(stream, DEFAULT_OPTIONS)
+    return take_socket(stream, DEFAULT_OPTIONS)
+
+
+async def secure(sock: socket.socket, params: Params) -> Transport:
+    """What the parameters say of TLS. Raises TransportError as `dial` does."""
     if (files := params.tls) is None:
         return TcpTransport(sock)
 
@@ -128,6 +147,8 @@ def options(params: Params, rounds: Rounds) -> Options:
         policy=policy,
         deadlines=deadlines(params.deadline_s),
         on_event=rounds.on_event,
+        streams=params.streams,
+        resume_s=0,  # the kit's relay cuts for good
     )
 
 
@@ -144,13 +165,66 @@ async def migrate(params: Params) -> Report:
         return report(params, Result(Outcome.ROLLED_BACK, code, epoch=params.epoch), guest, 0)
     if params.role is Role.SOURCE:
         runner = Runner(params.runner_host, params.runner)
-        rounds.endpoint = Source(
-            source, transport, epoch=params.epoch, runner=runner, options=options(params, rounds)
+        rounds.endpoint = endpoint = Source(
+            source,
+            transport,
+            epoch=params.epoch,
+            runner=runner,
+            options=options(params, rounds),
+            reconnect=partial(dial_again, params) if params.streams else None,
         )
-    else:
+        return report(params, await endpoint.run(), guest, rounds.counted)
+    welcome = Visitors(params, options(params, rounds), lambda _: room)
+    return report(params, await welcome.first(transport), guest, rounds.counted)
+
+
+async def dial_again(params: Params) -> Transport:
+    """One data connection."""
+    try:
+        return await dial(params)
+    except (OSError, trio.TooSlowError) as error:
+        raise TransportError(ErrorCode.CONNECTION_LOST, str(error)) from error
+
+
+class Visitors:
+    """A destination that takes further connections for its session: it dials for them, one ahead.
+
+    Args:
+        params: what was told.
+        options: of the endpoint.
+        make_guest: the room, for the session of the first connection.
+    """
+
+    def __init__(self, params: Params, options: Options, make_guest: MakeGuest) -> None:
+        self._params = params
+        self._options = options
+        self._make_guest = make_guest
+        self._sessions = Sessions() if params.streams else None
+
+    async def first(self, transport: Transport) -> Result:
+        """The session that comes on this connection, to its end."""
+        async with trio.open_nursery() as nursery:
+            if self._sessions is not None:
+                nursery.start_soon(self._dial_ahead, nursery)
+            result = await self._endpoint(transport).run()
+            nursery.cancel_scope.cancel()
+        return result
+
+    def _endpoint(self, transport: Transport) -> Destination:
         host = LocalHost("interop-destination")
-        rounds.endpoint = Destination(lambda _: room, transport, host=host, options=options(params, rounds))
-    return report(params, await rounds.endpoint.run(), guest, rounds.counted)
+        return Destination(
+            self._make_guest, transport, host=host, options=self._options, sessions=self._sessions
+        )
+
+    async def _dial_ahead(self, nursery: trio.Nursery) -> None:
+        """Whenever somebody has come, wait for the next one."""
+        with suppress(OSError):
+            while True:
+                nursery.start_soon(self._receive, await dial_plain(self._params))
+
+    async def _receive(self, sock: socket.socket) -> None:
+        with suppress(TransportError, trio.TooSlowError):  # whoever it was, the session does not mind
+            await self._endpoint(await secure(sock, self._params)).run()
 
 
 def report(params: Params, result: Result, guest: ScriptedSource | RoomForGuest, rounds: int) -> Report:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +50,12 @@ def changed(**fields: object) -> bytes:
 
 def test_parameters_come_back() -> None:
     assert Params.from_json(PARAMS.to_json()) == PARAMS
+
+
+def test_data_connections_stand_in_the_file_only_where_there_are_some() -> None:
+    assert "streams" not in json.loads(PARAMS.to_json())
+    asked = replace(PARAMS, streams=3)
+    assert Params.from_json(asked.to_json()) == asked
 
 
 def test_parameters_of_another_schema_are_not_for_us() -> None:

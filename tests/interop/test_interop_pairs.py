@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from interop_support import implementation, settings
 
+from sterna.observe.recording import Passed, RecordingReader
 from sterna_interop.cases_matrix import SCENARIOS
 from sterna_interop.guest import GuestSpec, state_hash
-from sterna_interop.matrix import Transport
+from sterna_interop.matrix import PLAIN, ROLLED_BACK, Scenario, Transport, clean
 from sterna_interop.pairs import matrix_cell
 from sterna_interop.results import CaseResult, Verdict
 
@@ -54,6 +55,54 @@ async def test_they_meet_and_their_reports_are_compared(tmp_path: Path) -> None:
 async def test_memory_is_recomputed_and_not_believed(tmp_path: Path) -> None:
     result = await run(GUESSED + LIAR, GUESSED + LIAR, tmp_path)
     assert (result.verdict, result.actual) == (Verdict.FAIL, "another memory")
+
+
+# Each opens three connections, and says on the nth of them, if its peer is at the other end, what it should.
+SEVERAL = """
+for number in range(3):
+    sock = dial()
+    sock.sendall(bytes([number]))
+    assert sock.recv(1) == bytes([number])
+say(outcome="rolled_back", guest="running" if told["role"] == "source" else "none", code="connection_lost",
+    memory=MEMORY if told["role"] == "source" else None)
+"""
+
+
+def scenario(**more: object) -> Scenario:
+    return Scenario(
+        id="matrix-999",
+        title="a test",
+        clauses=(),
+        transports=PLAIN,
+        fault=clean,
+        ends=ROLLED_BACK,
+        streams=2,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+async def several(code: str, directory: Path) -> CaseResult:
+    mine, other = implementation(KNOWN + code, "mine"), implementation(KNOWN + code, "other")
+    return await matrix_cell(settings(directory), scenario(), Transport.PLAIN, mine, other).run()
+
+
+async def test_connections_meet_in_the_order_in_which_they_come(tmp_path: Path) -> None:
+    result = await several(SEVERAL, tmp_path)
+    assert result.verdict is Verdict.PASS, result
+    with (tmp_path / "cases" / "matrix-999-mine-other-plain" / "recording").open("rb") as file:
+        assert len({each.connection for each in RecordingReader(file) if isinstance(each, Passed)}) == 3
+
+
+async def test_who_makes_no_data_connection_has_not_done_what_it_was_told(tmp_path: Path) -> None:
+    result = await several(SEVERAL.replace("range(3)", "range(1)"), tmp_path)
+    assert (result.verdict, result.expected) == (Verdict.FAIL, "data connections")
+
+
+async def test_what_a_shim_puts_in_the_recording_s_place_is_its_failure(tmp_path: Path) -> None:
+    in_the_way = "os.mkdir(os.path.join(arguments['--out'], '..', 'recording'));" + LIAR
+    result = await run(in_the_way, LIAR.replace("dial()", "dial()", 1), tmp_path)
+    assert result.verdict is Verdict.FAIL
+    assert result.expected == "nothing of a shim's named recording"
 
 
 @pytest.mark.parametrize(

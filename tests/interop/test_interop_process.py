@@ -53,6 +53,28 @@ async def test_a_shim_that_does_not(code: str, crash: bool, text: str, tmp_path:
     assert (trouble[0], text in trouble[1]) == (crash, True), trouble[1]
 
 
+async def test_further_connections_are_for_those_who_want_them(tmp_path: Path) -> None:
+    came: list[str] = []
+
+    async def first(sock: socket.socket) -> None:
+        came.append("first")
+        sock.send(GO)
+        sock.close()
+
+    async def more(sock: socket.socket) -> None:
+        came.append("more")
+        sock.send(GO)
+        sock.close()
+
+    code = "[dial() for _ in range(3)]; say(outcome='completed', guest='none')"
+    start = program(shim(code))
+    for each, count in ((more, 3), (None, 1)):
+        came.clear()
+        ended = await run_shim(start, params(), tmp_path, first, timeout_s=20.0, more=each)
+        assert came == ["first", "more", "more"][:count]
+        assert (ended.report is not None) == (each is not None)
+
+
 async def test_not_supported_is_no_trouble_to_be_told(tmp_path: Path) -> None:
     assert not (await run("sys.exit(89)", tmp_path)).supported
 

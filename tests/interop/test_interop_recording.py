@@ -22,7 +22,7 @@ def test_what_a_relay_passes_on(tmp_path: Path) -> None:
     path = tmp_path / "x.rec"
     with CaseRecording(path) as recording:
         for unit in TAPE:
-            recording.on_relay(Way.TO_DESTINATION if unit.sender is S else Way.TO_SOURCE, unit.raw)
+            recording.first.on_relay(Way.TO_DESTINATION if unit.sender is S else Way.TO_SOURCE, unit.raw)
     assert path.stat().st_mode & 0o777 == 0o600
     with path.open("rb") as file:
         reader = RecordingReader(file)
@@ -37,8 +37,8 @@ def test_what_a_relay_passes_on(tmp_path: Path) -> None:
 def test_what_a_peer_of_the_kit_sends_and_receives(tmp_path: Path) -> None:
     for side, own in ((Side.SOURCE, S), (Side.DESTINATION, D)):
         with CaseRecording(tmp_path / "x.rec", side) as recording:
-            recording.on_peer(True, b"ours")
-            recording.on_peer(False, b"theirs")
+            recording.first.on_peer(True, b"ours")
+            recording.first.on_peer(False, b"theirs")
         with (tmp_path / "x.rec").open("rb") as file:
             first, second, *_ = RecordingReader(file)
         assert isinstance(first, Passed)
@@ -48,13 +48,23 @@ def test_what_a_peer_of_the_kit_sends_and_receives(tmp_path: Path) -> None:
         assert second.time_ns >= first.time_ns
 
 
+def test_several_connections_in_one_file(tmp_path: Path) -> None:
+    with CaseRecording(tmp_path / "x.rec") as recording:
+        for number, each in enumerate((recording.first, recording.another(), recording.another())):
+            each.on_relay(Way.TO_SOURCE, bytes([number]))
+    with (tmp_path / "x.rec").open("rb") as file:
+        passed = [item for item in RecordingReader(file) if isinstance(item, Passed)]
+    assert len({item.connection for item in passed}) == 3
+    assert [bytes(item.data) for item in passed] == [b"\0", b"\1", b"\2"]
+
+
 async def test_with_the_relay_itself(tmp_path: Path) -> None:
     (near, inward), (outward, far) = socket.socketpair(), socket.socketpair()
     for sock in (near, inward, outward, far):
         sock.setblocking(False)
     with CaseRecording(tmp_path / "x.rec") as recording:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(relay, inward, outward, Clean(), on_bytes=recording.on_relay))
+            nursery.start_soon(partial(relay, inward, outward, Clean(), on_bytes=recording.first.on_relay))
             near.send(b"over")
             await trio.lowlevel.wait_readable(far)
             assert far.recv(10) == b"over"

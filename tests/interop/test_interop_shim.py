@@ -49,6 +49,11 @@ def test_an_unknown_limit_is_not_ignored() -> None:
     assert not supported(replace(params(), limits={"wishes": 3}))
 
 
+def test_data_connections_are_asked_for_and_nothing_is_resumed() -> None:
+    made = options(replace(params(), streams=3), Rounds(params()))
+    assert (made.streams, made.resume_s) == (3, 0)
+
+
 def test_deadlines_and_limits_are_what_was_told() -> None:
     made = options(replace(params(), deadline_s=2.0, limits={"regions": 3}), Rounds(params()))
     assert (made.deadlines.round_s, made.deadlines.silence_s, made.deadlines.heartbeat_s) == (2, 2, 0.5)

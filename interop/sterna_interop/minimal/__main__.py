@@ -25,6 +25,11 @@ ORDERS: Final = {
 }
 IDENTITY: Final = re.compile(r"sterna:host:([a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?)")
 
+KNOWN: Final = {
+    *("schema", "case", "role", "connect", "token", "tls", "guest", "epoch", "runner"),
+    *("order", "limits", "deadline_s"),
+}
+
 Fields = dict[str, Any]
 
 
@@ -54,6 +59,7 @@ def supported(told: Fields) -> bool:
     order = told["order"]
     return (
         told["schema"] == 1
+        and told.keys() <= KNOWN
         and order["do"] in ORDERS.get(told["role"], ())
         and told["limits"].keys() <= DEFAULT_LIMITS.keys()
         and (order["do"] != "refuse" or order["code"] in NUMBERS)
