@@ -143,8 +143,8 @@ def _forked(name: str, work: Callable[[Connection], None]) -> Iterator[_Side]:
 
 
 def _run(pipe: Connection, work: Callable[[Connection], None]) -> None:
-    # A collection would write into every object that the parent has made, and each page of them be copied then:
-    # 35 ms of CPU time in each turn, for what no endpoint has that was not forked.
+    # A collection would write into every object that the parent has made, and each page of them be copied
+    # then: 35 ms of CPU time in each turn, for what no endpoint has that was not forked.
     gc.freeze()
     try:
         work(pipe)

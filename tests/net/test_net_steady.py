@@ -20,13 +20,14 @@ from sterna.memory.regions import RegionTable
 from sterna.net import steady
 from sterna.net.endpoint import Destination, Options, Source
 from sterna.net.memory import memory_transport_pair
-from sterna.net.steady import GAP_S, UNMEASURED_BYTES, SteadyPages
+from sterna.net.steady import GAP_MAX_S, UNMEASURED_BYTES, SteadyPages, tolerable_gap_s
 from sterna.registry import ErrorCode
 from sterna.testing import run_workload
 from sterna.wire.records import Region
 
 PAGES = 1024
 PAGE = 4096
+GAP_S = tolerable_gap_s(PAGES * PAGE)
 
 
 class Bench:
@@ -67,6 +68,11 @@ def test_with_more_connections_a_shorter_pause_shows_a_slow_link() -> None:
         bench.now += GAP_S / 2
         copied.append(bench.is_copied(bench.encode()))
     assert copied == [False, True]
+
+
+def test_what_a_large_guest_bears_spoils_a_small_one() -> None:
+    """So that no guest, however hot, comes near what RAK-5 takes for a broken sender."""
+    assert tolerable_gap_s(64 << 20) < tolerable_gap_s(256 << 20) < GAP_MAX_S == tolerable_gap_s(1 << 40)
 
 
 def finished(pages: int, rejected: int) -> RoundFinished:
@@ -173,7 +179,8 @@ async def test_without_copies_nearly_all_of_it_would_be_rejected(
 ) -> None:
     """What the copies are for: a destination cannot tell such a guest from a broken sender [RAK-5]."""
     monkeypatch.setattr(steady, "UNMEASURED_BYTES", 0)
-    monkeypatch.setattr(steady, "GAP_S", math.inf)
+    monkeypatch.setattr(steady, "GAP_MAX_S", math.inf)
+    monkeypatch.setattr(steady, "SPOILED_SHARE", math.inf)
     result = await migrate_a_hot_guest()
     assert result.code is ErrorCode.TOO_MANY_REJECTED
 

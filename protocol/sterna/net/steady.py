@@ -9,7 +9,9 @@ copy: what arrives then always matches. A copy costs a tenth of a millisecond a 
 notices.
 
 How long the gap is shows in how long the batch before took: the next one is encoded when it has left. With
-several connections it is as many times as long, since each of them has one under way.
+several connections it is as many times as long, since each of them has one under way. How long it may be
+depends on the guest's size: what is written meanwhile must be a small share of the first round. After that
+round `REJECTED_SHARE` decides.
 """
 
 from __future__ import annotations
@@ -24,11 +26,14 @@ import numpy.typing as npt
 from sterna.core.events import Event, RoundFinished, RoundStarted
 from sterna.memory.pages import EncodedBatch, RegionPages, hash_chunks
 
-# A core that does nothing else rewrites 64 MiB in this time: a gap half as long spoils half of them, which in
-# a first round of a few hundred mebibytes is tolerable, and after it `REJECTED_SHARE` decides.
-GAP_S: Final = 0.02
-# Nothing is known of the link before so much has passed: small hot guests are copied from the start.
-UNMEASURED_BYTES: Final = 64 << 20
+# What a core writes that does nothing else, and what it may spoil of a guest: half of what RAK-5 takes.
+WRITTEN_BYTES_S: Final = 3.2e9
+SPOILED_SHARE: Final = 1 / 8
+# From here on the link is slow, and copies cost nothing.
+GAP_MAX_S: Final = 0.02
+# Nothing is known of the link before so much has passed: several times what the kernel holds, which leaves at
+# no rate at all. Guests as small as that are copied from the start.
+UNMEASURED_BYTES: Final = 16 << 20
 REJECTED_SHARE: Final = 0.01
 
 
@@ -39,7 +44,7 @@ class SteadyPages:
         """`connections`: on which batches are under way at the same time."""
         self._pages: RegionPages | None = pages
         self._clock = clock
-        self._gap_s = GAP_S / connections
+        self._gap_s = tolerable_gap_s(pages.table.size_bytes) / connections
         self._unmeasured_bytes = UNMEASURED_BYTES
         self._encoded_at: float | None = None
         self._rejected = False
@@ -78,6 +83,11 @@ class SteadyPages:
     def close(self) -> None:
         """Let go of the memory, so that its owner can free it. Nothing can be encoded any more."""
         self._pages = None
+
+
+def tolerable_gap_s(guest_bytes: int) -> float:
+    """How long a guest of this size may write between a page's hash and its departure."""
+    return min(guest_bytes * SPOILED_SHARE / WRITTEN_BYTES_S, GAP_MAX_S)
 
 
 def _copied(batch: EncodedBatch) -> EncodedBatch:
