@@ -6,12 +6,12 @@ It reads an address from a port, writes its lowest byte there, says so at anothe
 from __future__ import annotations
 
 import signal
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sterna.linux.kvm import Kvm, Machine, MemorySlot
+from sterna.linux.kvm_long_mode import RFLAGS, system_registers
 from sterna.linux.kvm_vcpu import KICK, REGISTERS, PortAccess, Register, Vcpu
 from sterna.linux.memfd import MemoryFile, MemoryMap
 
@@ -19,8 +19,6 @@ ASK, TELL = 0x13, 0x10
 PROGRAM = bytes([0xE5, ASK, 0x88, 0x00, 0xE7, TELL, 0xEB, 0xF8])  # in, mov [rax], al, out, jump back
 PROGRAM_AT = 0x10000
 MEMORY_BYTES = (4 << 20) + 3 * 4096  # not a multiple of what a word of the dirty log stands for
-SEGMENT = struct.Struct("=QIH10B")
-CONTROL = struct.Struct("=8Q")
 
 
 @dataclass
@@ -71,14 +69,7 @@ def _boot(memory: MemoryMap, vcpu: Vcpu) -> None:
     words[0x1000 // 8], words[0x2000 // 8] = 0x2027, 0x3027  # present, writable, user, accessed
     for number in range(4):
         words[0x3000 // 8 + number] = number << 21 | 0xE7  # and dirty, 2 MiB
-    system = bytearray(vcpu.system_registers())
-    code = SEGMENT.pack(0, 0xFFFFFFFF, 0x33, 11, 1, 3, 0, 1, 1, 1, 0, 0, 0)
-    data = SEGMENT.pack(0, 0xFFFFFFFF, 0x2B, 3, 1, 3, 1, 1, 0, 1, 0, 0, 0)
-    system[: 6 * SEGMENT.size] = code + 5 * data
-    CONTROL.pack_into(
-        system, 224, 0x80050033, 0, 0x1000, 0x620, 0, 0x500, *CONTROL.unpack_from(system, 224)[6:]
-    )
-    vcpu.set_system_registers(bytes(system))
+    vcpu.set_system_registers(system_registers(vcpu.system_registers(), 0x1000))
     registers = [0] * 18
-    registers[Register.RIP], registers[Register.RFLAGS] = PROGRAM_AT, 0x3002  # ports for everybody
+    registers[Register.RIP], registers[Register.RFLAGS] = PROGRAM_AT, RFLAGS
     vcpu.set_registers(REGISTERS.pack(*registers))

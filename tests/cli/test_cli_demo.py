@@ -12,7 +12,8 @@ import pytest
 from cli_support import only_object
 
 from sterna.cli import demo as module
-from sterna.cli.demo import _choose, _make_pki, _security, _tls
+from sterna.cli import demo_guest
+from sterna.cli.demo import _make_pki, _security, _tls
 from sterna.cli.demo_run import DemoRun, Wishes
 from sterna.cli.main import main
 from sterna.errors import ConfigError, GuestError
@@ -69,10 +70,15 @@ def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stage:
     stage = Stage()
     for name, kind in (("ProcessDemo", "process"), ("SimulatedDemo", "simulated")):
         monkeypatch.setattr(module, name, stage.kind(kind))
+    monkeypatch.setattr(demo_guest, "try_machine", no_machine)
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     return stage
+
+
+def no_machine() -> bool:
+    raise CapabilityMissing("kvm", "no such file", "load it")
 
 
 def left(tmp_path: Path) -> list[Path]:
@@ -83,7 +89,12 @@ def test_a_good_run(stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["demo", "--memory", "1MiB", "--json"]) == 0
     out, err = capsys.readouterr()
     assert only_object(out)["outcome"] == "completed"
-    assert err == "A guest with 1 MiB of memory starts, and runs for a second before it moves.\n"
+    why, start = err.splitlines()
+    assert why.startswith(
+        "A process moves, because no virtual machine runs here: no such file; its writes are"
+    )
+    assert why.removesuffix(".").endswith(only_object(out)["guest_reason"])
+    assert start == "A guest with 1 MiB of memory starts, and runs for a second before it moves."
     assert stage.kinds == ["process"]
     assert stage.wishes is not None
     assert stage.wishes.hot_bytes == MIB  # of a guest that is smaller than the usual hot set
@@ -204,29 +215,7 @@ def test_evidence_that_cannot_be_replaced_is_a_usage_error(
     assert "cannot replace" in only_object(capsys.readouterr().out)["error"]["text"]
 
 
-# ---- which guest, and how it is secured ----
-
-
-def test_which_guest(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [_choose(wish) for wish in ("auto", "process", "simulated")] == ["process", "process", "simulated"]
-    monkeypatch.delattr(module.os, "memfd_create")
-    assert [_choose(wish) for wish in ("auto", "simulated")] == ["simulated", "simulated"]
-    with pytest.raises(ConfigError, match="try --guest simulated"):
-        _choose("process")
-
-
-@pytest.mark.needs("kvm")
-def test_a_virtual_machine_where_there_can_be_one() -> None:
-    assert _choose("kvm") == "kvm"
-
-
-def test_a_virtual_machine_where_there_is_no_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lacking() -> None:
-        raise CapabilityMissing("kvm", "no such file", "load kvm_amd")
-
-    monkeypatch.setattr(module, "Kvm", lacking)
-    with pytest.raises(ConfigError, match="--guest kvm: no such file: load kvm_amd, or try --guest process"):
-        _choose("kvm")
+# ---- how it is secured ----
 
 
 def test_the_throw_away_authority_lets_each_do_its_part_alone(tmp_path: Path) -> None:

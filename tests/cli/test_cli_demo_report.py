@@ -157,6 +157,8 @@ def test_a_picture_of_nothing() -> None:
 
 def test_remarks(tmp_path: Path) -> None:
     wishes = replace(WISHES, evidence=Evidence(tmp_path))
+    for name in ("source.img", "destination.img", "source-1.img", "destination-1.img"):
+        (tmp_path / name).touch()
     run = replace(RUN, failures=("source.img: No space left on device",))
     assert remarks(run, wishes) == [
         "source.img: No space left on device",
@@ -164,7 +166,10 @@ def test_remarks(tmp_path: Path) -> None:
             "The guest wrote faster than its pages could be sent, and was slowed down by up to "
             "40 % until it could be caught up with."
         ),
-        f"Compare the images yourself: cmp {tmp_path}/source.img {tmp_path}/destination.img",
+        (
+            f"Compare the images yourself: cmp {tmp_path}/source.img {tmp_path}/destination.img; "
+            f"cmp {tmp_path}/source-1.img {tmp_path}/destination-1.img"
+        ),
     ]
     assert remarks(replace(RUN, source={"rounds": "nonsense"}), WISHES) == []
 

@@ -1,6 +1,7 @@
 """A judge of a migration's evidence. It imports nothing of what it judges.
 
-    python judge.py DIRECTORY            source.img, destination.img and journal.ndjson in DIRECTORY
+    python judge.py DIRECTORY            source.img, destination.img and journal.ndjson in DIRECTORY, and
+                                         source-N.img and destination-N.img of each further region of memory
     python judge.py --journal FILE...    journals alone
 
 Two questions: is the destination's memory at its first instruction, byte for byte, the source's at the pause?
@@ -26,6 +27,7 @@ from pathlib import Path
 
 RUNNING = {"run", "resume", "beat"}
 STOPPED = {"pause", "granted", "revoked", "end"}
+SIDES = ("source", "destination")
 STEP_BYTES = 1 << 20
 
 
@@ -104,9 +106,12 @@ def _compare(before: tuple[int, int, str, str], line: tuple[int, int, str, str])
 def judge(directory: Path) -> list[str]:
     """Everything that is wrong with a directory of evidence."""
     found = []
-    difference = images_differ(directory / "source.img", directory / "destination.img")
-    if difference is not None:
-        found.append(f"images: {difference}")
+    parts = {path.name.removeprefix(side) for side in SIDES for path in directory.glob(f"{side}-*.img")}
+    for part in (".img", *sorted(parts)):
+        source, destination = (directory / (side + part) for side in SIDES)
+        difference = images_differ(source, destination)
+        if difference is not None:
+            found.append(f"images: {difference}")
     return found + judge_journal(directory / "journal.ndjson")
 
 

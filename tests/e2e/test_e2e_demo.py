@@ -13,6 +13,7 @@ from judge import judge
 
 pytestmark = pytest.mark.slow
 
+KVM = pytest.param("kvm", marks=pytest.mark.needs("kvm"))
 SMALL = ("--memory", "16MiB", "--hot", "4MiB", "--dirty-rate", "8MiB/s")
 
 
@@ -41,7 +42,8 @@ def check(result: dict, *, guest: str, memory_bytes: int) -> None:
     assert audit["writes_after"] > 0
     rounds = result["rounds"]
     assert [one["round"] for one in rounds] == list(range(1, len(rounds) + 1))
-    assert rounds[0]["pages"] == memory_bytes // 4096
+    # A page that was seen to be written again is left to the next round, and a machine has more than memory.
+    assert rounds[0]["pages"] == memory_bytes // 4096 or guest == "kvm"
     assert rounds[-1]["dirty_pages"] == 0
     for one in rounds:
         assert {"round", "pages", "bytes", "seconds", "dirty_pages"} <= one.keys()
@@ -53,7 +55,9 @@ def check(result: dict, *, guest: str, memory_bytes: int) -> None:
 async def test_a_process_guest_over_tls_with_evidence(world: World) -> None:
     """The demo's own evidence, judged by somebody who knows nothing of it."""
     evidence = world.directory / "evidence"
-    result = await result_of(await world.start("demo", "--json", *SMALL, "--evidence", evidence))
+    result = await result_of(
+        await world.start("demo", "--json", "--guest", "process", *SMALL, "--evidence", evidence)
+    )
     check(result, guest="process", memory_bytes=16 << 20)
     assert result["tracker"] in {"userfaultfd", "compare"}
     assert result["tls"]["version"] == "TLSv1.3"
@@ -85,20 +89,22 @@ async def test_a_simulated_guest(world: World) -> None:
 @pytest.mark.needs("kvm")
 async def test_a_virtual_machine_over_tls_with_evidence(world: World) -> None:
     evidence = world.directory / "evidence"
-    command = await world.start("demo", "--json", "--guest", "kvm", *SMALL, "--evidence", evidence)
-    result = await result_of(command)
+    result = await result_of(await world.start("demo", "--json", *SMALL, "--evidence", evidence))
     pages = (16 << 20) // 4096
     assert result["outcome"] == "completed"
     assert (result["guest"], result["tracker"]) == ("kvm", "dirty_log")
+    assert result["guest_reason"] == "/dev/kvm runs one here"  # nobody has asked for it
     assert result["failures"] == []
     assert result["digest"]["equal"] is True
     assert result["audit"]["errors"] == 0
-    assert result["audit"]["pages_checked"] == pages < result["rounds"][0]["pages"]
+    assert result["audit"]["pages_checked"] == pages
     assert result["audit"]["writes_after"] > 0
     assert result["cpu"]["sections"] == 1 + 2 * 10
     assert result["cpu"]["registers_checked"] > 1000
     assert result["cpu"]["mismatches"] == result["cpu"]["time_backwards"] == 0
     assert judge(evidence) == []
+    assert (evidence / "source.img").stat().st_size == 16 << 20
+    assert (evidence / "source-1.img").stat().st_size > 0
 
 
 @pytest.mark.needs("kvm", "minor_faults")
@@ -113,7 +119,7 @@ async def test_a_virtual_machine_whose_pages_follow_it(world: World, style: str)
     assert result["failures"] == []
 
 
-@pytest.mark.parametrize("guest", ["process", "simulated"])
+@pytest.mark.parametrize("guest", ["process", "simulated", KVM])
 async def test_a_tiny_guest_that_does_not_write(world: World, guest: str) -> None:
     options = ["--guest", guest, "--memory", "4MiB", "--dirty-rate", "0B/s", "--insecure"]
     result = await result_of(await world.start("demo", "--json", *options))
@@ -125,10 +131,11 @@ async def test_a_tiny_guest_that_does_not_write(world: World, guest: str) -> Non
     assert result["seconds_blackout_guest"] is None
 
 
-async def test_a_guest_that_writes_as_fast_as_it_can(world: World) -> None:
+@pytest.mark.parametrize("guest", ["process", KVM])
+async def test_a_guest_that_writes_as_fast_as_it_can(world: World, guest: str) -> None:
     options = ["--memory", "64MiB", "--hot", "64MiB", "--dirty-rate", "100GiB/s"]
-    result = await result_of(await world.start("demo", "--json", *options))
-    check(result, guest="process", memory_bytes=64 << 20)
+    result = await result_of(await world.start("demo", "--json", "--guest", guest, *options))
+    check(result, guest=guest, memory_bytes=64 << 20)
 
 
 async def test_for_people(world: World) -> None:

@@ -49,14 +49,15 @@ def open_umask() -> object:
     os.umask(before)
 
 
-async def test_an_image_is_the_copied_regions_in_the_order_of_their_ids(tmp_path: Path) -> None:
+async def test_an_image_is_a_file_for_each_copied_region(tmp_path: Path) -> None:
     """[SEC-14] And it is for its owner alone, whatever the umask is."""
     memory = memory_of(TWO)
     evidence = Evidence(tmp_path / "a" / "b")
     await evidence.keep_image(SOURCE_IMAGE, TWO, memory.__getitem__)
-    image = evidence.path(SOURCE_IMAGE)
-    assert image.read_bytes() == bytes(memory[2]) + bytes(memory[7])
-    assert mode_of(image) == 0o600
+    assert evidence.image(SOURCE_IMAGE) == [evidence.path(name) for name in (SOURCE_IMAGE, "source-7.img")]
+    for image, number in zip(evidence.image(SOURCE_IMAGE), (2, 7), strict=True):
+        assert image.read_bytes() == bytes(memory[number])
+        assert mode_of(image) == 0o600
     assert mode_of(evidence.directory) == 0o700
     assert evidence.failures == []
 
@@ -68,7 +69,25 @@ async def test_an_image_larger_than_one_write(tmp_path: Path, monkeypatch: pytes
     memory = memory_of(TWO)
     evidence = Evidence(tmp_path)
     await evidence.keep_image(SOURCE_IMAGE, TWO, memory.__getitem__)
-    assert evidence.path(SOURCE_IMAGE).read_bytes() == bytes(memory[2]) + bytes(memory[7])
+    assert evidence.path(SOURCE_IMAGE).read_bytes() == bytes(memory[2])
+
+
+def test_what_is_removed_is_an_image_and_nothing_else(tmp_path: Path) -> None:
+    evidence = Evidence(tmp_path)
+    names = [
+        "source.img",
+        "source-1.img",
+        "source-10.img",
+        "source-x.img",
+        "destination-1.img",
+        "source-1.imgs",
+    ]
+    for name in names:
+        evidence.path(name).write_text("earlier")
+    assert [path.name for path in evidence.image(SOURCE_IMAGE)] == names[:3]
+    evidence.remove_image(SOURCE_IMAGE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[3:])
+    assert evidence.image(SOURCE_IMAGE) == []
 
 
 @given(
@@ -91,10 +110,13 @@ def test_both_images_of_the_same_memory_are_the_same(
         await evidence.keep_image(SOURCE_IMAGE, description, memory.__getitem__)
         await evidence.keep_copy(DESTINATION_IMAGE, copy)
         assert evidence.failures == []
-        one, other = (evidence.path(name).read_bytes() for name in (SOURCE_IMAGE, DESTINATION_IMAGE))
-        assert one == other
-        copied = sum(pages for pages, how in regions.values() if how is Transfer.COPY)
-        assert len(one) == copied * PAGE_BYTES
+        images = (evidence.image(name) for name in (SOURCE_IMAGE, DESTINATION_IMAGE))
+        sizes = []
+        for one, other in zip(*images, strict=True):
+            assert one.read_bytes() == other.read_bytes()
+            sizes.append(one.stat().st_size)
+        copied = [pages * PAGE_BYTES for _, (pages, how) in sorted(regions.items()) if how is Transfer.COPY]
+        assert sizes == (copied or [0])
 
     import tempfile
 
@@ -150,14 +172,14 @@ async def test_an_earlier_image_is_replaced_and_who_has_it_open_keeps_it(tmp_pat
         await evidence.keep_image(SOURCE_IMAGE, TWO, memory_of(TWO).__getitem__)
         assert reader.read() == b"earlier"
     assert mode_of(image) == 0o600
-    assert image.stat().st_size == 4 * PAGE_BYTES
+    assert image.stat().st_size == 3 * PAGE_BYTES
 
 
 def test_an_earlier_image_can_be_removed_before(tmp_path: Path) -> None:
     evidence = Evidence(tmp_path)
     evidence.path(SOURCE_IMAGE).write_text("earlier")
     for _ in range(2):
-        evidence.remove(SOURCE_IMAGE)
+        evidence.remove_image(SOURCE_IMAGE)
         assert not evidence.path(SOURCE_IMAGE).exists()
 
 
@@ -177,7 +199,8 @@ async def test_a_disk_that_is_full_half_way(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(module.os, "write", full)
     descriptors = len(os.listdir("/proc/self/fd"))
     await evidence.keep_image(SOURCE_IMAGE, TWO, memory_of(TWO).__getitem__)
-    assert evidence.failures == [f"{evidence.path(SOURCE_IMAGE)}: No space left on device"]
+    files = (SOURCE_IMAGE, "source-7.img")
+    assert evidence.failures == [f"{evidence.path(name)}: No space left on device" for name in files]
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
@@ -186,8 +209,9 @@ def test_a_directory_or_file_that_cannot_be_made_is_the_operator_s_to_mend(tmp_p
     with pytest.raises(ConfigError, match=r"cannot make the directory .*: (File exists|Not a directory)"):
         Evidence(tmp_path / "file")
     evidence = Evidence(tmp_path)
-    evidence.path("journal.ndjson").mkdir()
+    for name in ("journal.ndjson", SOURCE_IMAGE):
+        evidence.path(name).mkdir()
     with pytest.raises(ConfigError, match=r"cannot write .*journal\.ndjson: Is a directory"):
         evidence.new_file("journal.ndjson")
-    with pytest.raises(ConfigError, match=r"cannot replace .*journal\.ndjson: Is a directory"):
-        evidence.remove("journal.ndjson")
+    with pytest.raises(ConfigError, match=r"cannot replace .*source\.img: Is a directory"):
+        evidence.remove_image(SOURCE_IMAGE)

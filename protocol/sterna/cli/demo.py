@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
 import trio
 
+from sterna.cli.demo_guest import Demands, choose_guest
 from sterna.cli.demo_processes import DESTINATION, SOURCE, ProcessDemo
 from sterna.cli.demo_report import tell
 from sterna.cli.demo_run import DemoRun, Wishes
 from sterna.cli.demo_simulated import SimulatedDemo
 from sterna.cli.endpoint import INSECURE, Ending, Flag, PathOption, Security
 from sterna.cli.follow import Reporter
-from sterna.cli.holder import HOT_BYTES, MEMORY_BYTES, RATE_BYTES_S, Vcpus, check_size, check_vcpus
+from sterna.cli.holder import HOT_BYTES, MEMORY_BYTES, RATE_BYTES_S, Vcpus, check_size
 from sterna.cli.output import Output
 from sterna.cli.ownership import Ownership
 from sterna.cli.scratch import scratch
 from sterna.cli.units import Duration, Json, Rate, Size, Streams
 from sterna.core.policy import Switchover
 from sterna.core.words import size_text
-from sterna.errors import ConfigError
 from sterna.host.evidence import DESTINATION_IMAGE, JOURNAL, SOURCE_IMAGE, WARNING, Evidence
 from sterna.host.peers import PeerList
 from sterna.host.pki import init_ca, issue
-from sterna.linux.errors import CapabilityMissing
-from sterna.linux.kvm import Kvm
 from sterna.net.tls import TlsConfig
 from sterna.observe.recording import create
+
+_NAMES: Final = {
+    "kvm": "A virtual machine moves",
+    "process": "A process moves",
+    "simulated": "A simulated guest moves",
+}
 
 _PEERS: Final = f"""\
 [[peer]]
@@ -70,8 +73,9 @@ def demo(
     Without --records the records of both hosts are gone when the demo ends.
 
     Args:
-        guest: process: a real process with real time; kvm: a virtual machine, on /dev/kvm; simulated: one
-            process, for machines without the means; auto: process where that works.
+        guest: kvm: a virtual machine, on /dev/kvm; process: a real process with real time; simulated: one
+            process, for machines without the means; auto: the first of these that works here and can do
+            what is asked for.
         vcpus: of a virtual machine; 2 by default.
         memory: size of the guest.
         dirty_rate: what it writes a second; 0B/s is one page and then nothing.
@@ -81,7 +85,8 @@ def demo(
         streams: connections on which pages travel; see `sterna migrate --help`.
         room: the destination has memory for the guest before it comes; see sterna holder --help.
         insecure: plaintext instead of TLS.
-        evidence: directory for source.img and destination.img (try `cmp`) and the guest's journal.
+        evidence: directory for source.img and destination.img (try `cmp`) and the guest's journal; of a
+            virtual machine also source-1.img and destination-1.img, the memory of its program.
         record: file for everything that passes between the endpoints, for `sterna inspect`.
         ownership: what says who owns the guest.
         json: one JSON object on stdout.
@@ -89,8 +94,17 @@ def demo(
     # At both sides at once, and evidence is copied before it is written.
     check_size(memory, copies=2 if evidence is None else 3)
     reporter = Reporter(Output(json=json))
+    demands = Demands(
+        memory_bytes=memory,
+        vcpus=vcpus,
+        switchover=switchover,
+        room=room,
+        records=ownership.records is not None or bool(ownership.store),
+        streams=bool(streams),
+    )
+    choice = choose_guest(guest, demands)
     wishes = Wishes(
-        vcpus=check_vcpus(vcpus, guest, 2),
+        vcpus=choice.vcpus,
         memory_bytes=memory,
         rate_bytes_s=dirty_rate,
         hot_bytes=min(hot, memory),
@@ -109,45 +123,21 @@ def demo(
     if record is not None:
         create(record).close()  # trouble with it is for now, not for when the guest runs
         reporter.notice(f"{record} {WARNING}")
-    kind = _choose(guest)
-    if kind == "simulated" and (ownership.records is not None or ownership.store):
-        raise ConfigError("--records and --store need --guest process or kvm: one process needs neither")
-    if kind != "process" and room:
-        raise ConfigError("--room needs --guest process")
-    if kind == "simulated" and streams:
-        raise ConfigError("--streams needs --guest process or kvm: one process has one connection")
+    if guest == "auto":
+        reporter.say(f"{_NAMES[choice.kind]}, because {choice.reason}.")
     reporter.say(f"A guest with {size_text(memory)} of memory starts, and runs for a second before it moves.")
     with scratch("sterna-demo-") as directory, reporter:
-        run = trio.run(partial(_run, kind, wishes, reporter, directory))
+        run = trio.run(partial(_run, choice.kind, wishes, reporter, directory))
+    run = replace(run, reason=choice.reason)
     reporter.result(run.fields(wishes))
     tell(run, wishes, reporter.output)
     return run.exit_code
 
 
-def _choose(guest: str) -> str:
-    """The process guest where there are memory files and Unix sockets: any Linux of these years."""
-    able = hasattr(os, "memfd_create") and hasattr(socket, "AF_UNIX")
-    if guest == "auto":
-        return "process" if able else "simulated"
-    if guest == "kvm":
-        try:
-            with Kvm() as kvm, kvm.create_machine():
-                return guest
-        except CapabilityMissing as missing:
-            raise ConfigError(
-                f"--guest kvm: {missing.reason}: {missing.remedy}, or try --guest process"
-            ) from None
-    if guest == "process" and not able:
-        raise ConfigError(
-            "--guest process needs memory files, which this system lacks: try --guest simulated"
-        )
-    return guest
-
-
 def _evidence(directory: Path, reporter: Reporter) -> Evidence:
     evidence = Evidence(directory)
     for name in (SOURCE_IMAGE, DESTINATION_IMAGE):
-        evidence.remove(name)
+        evidence.remove_image(name)
     evidence.new_file(JOURNAL)
     reporter.notice(f"{directory} {WARNING}")
     return evidence

@@ -10,6 +10,7 @@ from sterna.cli.exits import Exit
 from sterna.cli.output import Output
 from sterna.cli.units import format_rate
 from sterna.core.words import duration_text, rate_text, share_text, size_text
+from sterna.host.evidence import DESTINATION_IMAGE, SOURCE_IMAGE
 
 _BAR_CELLS: Final = 40
 
@@ -111,8 +112,10 @@ def remarks(run: DemoRun, wishes: Wishes) -> list[str]:
             f"{share_text(throttle)} until it could be caught up with."
         )
     if wishes.evidence is not None and run.equal:
-        directory = wishes.evidence.directory
-        found.append(f"Compare the images yourself: cmp {directory}/source.img {directory}/destination.img")
+        images = (wishes.evidence.image(name) for name in (SOURCE_IMAGE, DESTINATION_IMAGE))
+        pairs = "; ".join(f"cmp {one} {other}" for one, other in zip(*images, strict=False))
+        if pairs:
+            found.append(f"Compare the images yourself: {pairs}")
     if text := run.source.get("text"):
         found.append(str(text))
     return found

@@ -69,6 +69,7 @@ class DemoRun:
             `time_backwards`; None for other guests.
         processes: process ids by role; None where a role has no process of its own.
         failures: what else went wrong, for people.
+        reason: why it is this kind of guest.
     """
 
     guest: str
@@ -83,6 +84,7 @@ class DemoRun:
     audit: Mapping[str, int] | None
     processes: Mapping[str, int | None]
     failures: Sequence[str] = field(default=())
+    reason: str = ""
     faults: Mapping[str, float] | None = None
     cpu: Mapping[str, int] | None = None
 
@@ -141,6 +143,7 @@ class DemoRun:
             "outcome": self.outcome,
             "code": self.source.get("code"),
             "guest": self.guest,
+            "guest_reason": self.reason,
             "tracker": self.tracker,
             "tls": self.source.get("tls"),
             "memory_bytes": wishes.memory_bytes,

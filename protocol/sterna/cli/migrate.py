@@ -107,7 +107,7 @@ def migrate(
             does. auto: as many as a link of this delay needs, and one at least if pages may follow the guest,
             so that those that it waits for wait for no others. The destination may allow fewer.
         resume: how long a lost session is taken up again, if the connection breaks; 0s for not at all.
-        evidence: directory for source.img, the guest's memory at the pause.
+        evidence: directory for source.img, the guest's memory at the pause; source-N.img is that of region N.
         record: file for everything that passes on the connection; `sterna inspect` reads it.
         follow: every event as a line of JSON on stdout.
         die_with: cancel when the process of this number ends.

@@ -91,7 +91,8 @@ def serve(
         streams: the most connections besides the first on which a source may send pages.
         patience: wait no longer than this for the other side, in any phase; by default 5s to 60s, by the
             phase.
-        evidence: directory for destination.img, the guest's memory at its first instruction.
+        evidence: directory for destination.img, the guest's memory at its first instruction;
+            destination-N.img is that of region N.
         record: file for everything that passes on all connections; `sterna inspect` reads it.
         follow: every event as a line of JSON on stdout.
         die_with: end when the process of this number ends.

@@ -1,7 +1,8 @@
 """Images and journals kept for judges: what a migration really moved, for anybody's `cmp`.
 
-An image is the memory of all copied regions, in ascending order of their ids, as one file. The source's is
-taken when the guest is released: it has been frozen since the pause, so this costs no downtime. The
+An image is the memory of all copied regions, each in a file of its own: ``source.img`` is that of the region
+with the lowest id, ``source-7.img`` that of region 7, if there is one more. The source's image is taken when
+the guest is released: it has been frozen since the pause, so this costs no downtime. The
 destination's is what is in memory when the state has been loaded: a copy is made then, into memory that was
 made ready before the pause, and written when the guest runs. So the blackout is longer by the copy alone.
 
@@ -13,7 +14,9 @@ whoever asks for them is told. Evidence never endangers a guest: a file that can
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -70,33 +73,44 @@ class Evidence:
             raise ConfigError(f"cannot write {path}: {error.strerror}") from error
         return path
 
-    def remove(self, name: str) -> None:
+    def image(self, name: str) -> list[Path]:
+        """The files of the image of this name that there are, in the order of their regions."""
+        others = {
+            int(found[1]): path for path in self.directory.iterdir() if (found := _other(name, path.name))
+        }
+        first = self.path(name)
+        return [*([first] if os.path.lexists(first) else []), *(others[number] for number in sorted(others))]
+
+    def remove_image(self, name: str) -> None:
         """Remove an earlier migration's: what is found afterwards is this one's.
 
         Raises:
             ConfigError: it cannot be removed.
         """
-        path = self.path(name)
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cannot replace {path}: {error.strerror}") from error
+        for path in self.image(name):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise ConfigError(f"cannot replace {path}: {error.strerror}") from error
 
     async def keep_image(self, name: str, description: GuestDescription, memory: Memory) -> None:
         """Write an image. The memory must not change meanwhile."""
-        views = [memory(number) for number in _copied(description)]
-        await self._attempt(name, lambda: _write(self.path(name), views))
+        await self._keep(name, {number: memory(number) for number in _copied(description)})
 
     async def keep_copy(self, name: str, copy: ImageCopy) -> None:
         """Write an image that was copied before; nothing if none was."""
         if copy.taken:
-            await self._attempt(name, lambda: _write(self.path(name), [copy.data.data]))
+            await self._keep(name, copy.regions())
 
-    async def _attempt(self, name: str, write: Callable[[], None]) -> None:
-        try:
-            await trio.to_thread.run_sync(write)
-        except OSError as error:
-            self.failures.append(f"{self.path(name)}: {error.strerror}")
+    async def _keep(self, name: str, regions: Mapping[int, memoryview]) -> None:
+        first, *others = regions or {0: memoryview(b"")}
+        stem, dot, suffix = name.partition(".")
+        names = {first: name} | {number: f"{stem}-{number}{dot}{suffix}" for number in others}
+        for number, file in names.items():
+            try:
+                await trio.to_thread.run_sync(_write, self.path(file), regions.get(number, memoryview(b"")))
+            except OSError as error:
+                self.failures.append(f"{self.path(file)}: {error.strerror}")
 
 
 class ImageCopy:
@@ -108,8 +122,8 @@ class ImageCopy:
     """
 
     def __init__(self, description: GuestDescription) -> None:
-        self._ids = _copied(description)
-        self._size_bytes = sum(one.size_bytes for one in description.regions if one.id in set(self._ids))
+        sizes = {one.id: one.size_bytes for one in description.regions}
+        self._sizes = {number: sizes[number] for number in _copied(description)}
         self.data = np.empty(0, np.uint8)
         self.taken = False
 
@@ -119,15 +133,23 @@ class ImageCopy:
         Raises:
             MemoryError: there is none.
         """
-        self.data = np.empty(self._size_bytes, np.uint8)
+        self.data = np.empty(sum(self._sizes.values()), np.uint8)
         await trio.to_thread.run_sync(self.data.fill, 0)
 
     async def take(self, memory: Memory) -> None:
         """Copy. The memory must not change meanwhile."""
-        views = [np.frombuffer(memory(number), np.uint8) for number in self._ids]
+        views = [np.frombuffer(memory(number), np.uint8) for number in self._sizes]
         if views:
             await trio.to_thread.run_sync(lambda: np.concatenate(views, out=self.data))
         self.taken = True
+
+    def regions(self) -> Mapping[int, memoryview]:
+        """The copy of each region, by its id."""
+        ends = accumulate(self._sizes.values())
+        return {
+            number: self.data[end - self._sizes[number] : end].data
+            for number, end in zip(self._sizes, ends, strict=True)
+        }
 
 
 def _copied(description: GuestDescription) -> list[int]:
@@ -141,12 +163,16 @@ def _new(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
 
-def _write(path: Path, views: list[memoryview]) -> None:
+def _other(image: str, name: str) -> re.Match[str] | None:
+    """Whether this is the name of a file of the image, of a region that is not its first."""
+    stem, _, suffix = image.partition(".")
+    return re.fullmatch(rf"{re.escape(stem)}-(\d+)\.{re.escape(suffix)}", name)
+
+
+def _write(path: Path, rest: memoryview) -> None:
     descriptor = _new(path)
     try:
-        for whole in views:
-            rest = whole
-            while rest.nbytes:
-                rest = rest[os.write(descriptor, rest[:_STEP_BYTES]) :]
+        while rest.nbytes:
+            rest = rest[os.write(descriptor, rest[:_STEP_BYTES]) :]
     finally:
         os.close(descriptor)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from sterna.linux.errors import CapabilityMissing
-from sterna.linux.kvm import API_VERSION, DEVICE, Kvm
+from sterna.linux.kvm import API_VERSION, DEVICE
+from sterna.linux.kvm_probe import try_machine
 from sterna.linux.memfd import PAGE_BYTES, MemoryFile
 from sterna.linux.memory import (
     SHARED_HUGE_PAGES,
@@ -105,16 +106,11 @@ def _pagemap_scan() -> str:
 
 
 def _kvm() -> str:
-    """A machine with one processor."""
-    with Kvm(_KVM) as kvm, kvm.create_machine() as machine, machine.create_vcpu(0):
-        clears = "cleared by hand" if machine.manual_protection else "cleared when it is read"
-        by = next(
-            (each for each in _KVM_MODULES if os.path.isdir(f"/sys/module/{each}")), "an unknown module"
-        )
-        how = (
-            ", without the processor's help (slow at the higher privilege levels)" if by == "kvm_pvm" else ""
-        )
-        return f"API version {API_VERSION}, by {by}{how}, dirty log {clears}"
+    """A machine whose processor runs some instructions."""
+    clears = "cleared by hand" if try_machine(_KVM) else "cleared when it is read"
+    by = next((each for each in _KVM_MODULES if os.path.isdir(f"/sys/module/{each}")), "an unknown module")
+    how = ", without the processor's help (slow at the higher privilege levels)" if by == "kvm_pvm" else ""
+    return f"API version {API_VERSION}, by {by}{how}, a vCPU runs, dirty log {clears}"
 
 
 def _tool(capability: str, names: tuple[str, ...], remedy: str) -> str:

@@ -65,7 +65,7 @@ _GET_CLOCK: Final = ior(_KVMIO, 0x7C, _CLOCK.size)
 _ENABLE_CAPABILITY: Final = iow(_KVMIO, 0xA3, _ENABLE_CAP.size)
 _CLEAR_LOG: Final = iowr(_KVMIO, 0xC0, _CLEAR_DIRTY_LOG.size)
 
-_REMEDY: Final = "load kvm_intel or kvm_amd, or switch on nested virtualisation; give this user /dev/kvm"
+REMEDY: Final = "load kvm_intel or kvm_amd, or switch on nested virtualisation; give this user /dev/kvm"
 
 
 class Extension(IntEnum):
@@ -129,7 +129,7 @@ class Kvm(Descriptor):
         try:
             super().__init__(os.open(path, os.O_RDWR | os.O_CLOEXEC))
         except OSError as error:
-            raise CapabilityMissing("kvm", f"{path}: {error.strerror}", _REMEDY) from error
+            raise CapabilityMissing("kvm", f"{path}: {error.strerror}", REMEDY) from error
         try:
             self._check(path)
         except BaseException:
@@ -140,7 +140,7 @@ class Kvm(Descriptor):
         try:
             version = fcntl.ioctl(self._fd, _GET_API_VERSION, 0)
         except OSError as error:
-            raise CapabilityMissing("kvm", f"{path}: {error.strerror}", _REMEDY) from error
+            raise CapabilityMissing("kvm", f"{path}: {error.strerror}", REMEDY) from error
         if version != API_VERSION:
             raise CapabilityMissing(
                 "kvm", f"API version {version} instead of {API_VERSION}", "use a kernel from this century"
@@ -177,7 +177,7 @@ class Kvm(Descriptor):
         try:
             fd = fcntl.ioctl(self._fd, _CREATE_VM, 0)
         except OSError as error:
-            raise CapabilityMissing("kvm", f"KVM_CREATE_VM: {error.strerror}", _REMEDY) from error
+            raise CapabilityMissing("kvm", f"KVM_CREATE_VM: {error.strerror}", REMEDY) from error
         return Machine(
             fd,
             run_bytes=run_bytes,

@@ -8,8 +8,8 @@ import pytest
 
 from sterna.errors import GuestError
 from sterna.guest.api import StateSection
-from sterna.guest.kvm.layout import SEGMENT
 from sterna.guest.kvm.sections import MachineState, VcpuState, canonical, from_sections, to_sections
+from sterna.linux.kvm_long_mode import SEGMENT
 from sterna.linux.kvm_vcpu import EVENTS_BYTES, REGISTERS, SYSTEM_BYTES, CpuidEntry
 from sterna.registry import Architecture, ErrorCode, StateKind
 from sterna.wire.records import NO_VCPU

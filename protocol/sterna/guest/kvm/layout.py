@@ -4,10 +4,9 @@ Two regions. Region 0 is what the workload writes: each vCPU has a share of it, 
 it a workload of its own, so that two vCPUs never write one page. Region 1 is what the program needs: itself,
 an area for each vCPU (parameters, figures, a stack), page tables. Both are copied RAM like any other.
 
-Virtual addresses are physical ones, by pages of 2 MiB that everybody may use. A vCPU begins in long mode at
-the least privileged level, with the right to use ports, and stays there: the program has no use for more, and
-a software-assisted KVM lets the processor itself run code at that level only. There are no descriptor tables,
-so an exception ends the guest, which is right: there should be none.
+Virtual addresses are physical ones, by pages of 2 MiB that everybody may use. A vCPU begins as
+`sterna.linux.kvm_long_mode` says, and stays there: the program has no use for more. An exception ends the
+guest, which is right: there should be none.
 """
 
 from __future__ import annotations
@@ -22,6 +21,13 @@ import numpy.typing as npt
 
 from sterna.guest.schedule import PAGE_BYTES, WorkloadParameters
 from sterna.guest.workload import registers_at
+from sterna.linux.kvm_long_mode import (
+    LARGE_PAGE_BYTES,
+    PAGE_ENTRY,
+    RFLAGS,
+    TABLE_ENTRY,
+    system_registers,
+)
 from sterna.linux.kvm_vcpu import REGISTERS, Register
 from sterna.wire.records import Region
 
@@ -43,26 +49,10 @@ MEMORY_MAX: Final = 256 * _GIB  # of region 0: one table of the third level has 
 # struct area of program.c
 _AREA: Final = struct.Struct("<16Q")
 
-# Bits of page table entries: present, writable, for everybody, accessed; of the last level also dirty, large.
-# Accessed and dirty from the beginning, so that no processor has to write them.
-_TABLE_ENTRY: Final = 0x27
-_PAGE_ENTRY: Final = 0xE7
-_LARGE_BYTES: Final = 2 << 20
-
-SEGMENT: Final = struct.Struct("<QIH10B")
-CONTROL: Final = struct.Struct("<8Q")  # CR0, CR2, CR3, CR4, CR8, EFER, APIC base, flags
-CONTROL_AT: Final = 224
 # Where program.c keeps the workload's state.
 COUNT: Final = Register.R15
 ERRORS: Final = Register.R14
 WORKLOAD_REGISTERS: Final = (Register.RBX, Register.RBP, Register.R12, Register.R13)
-
-_CODE: Final = (0x33, 11)  # selector and type
-_DATA: Final = (0x2B, 3)
-_CR0: Final = 0x80050033  # paging, protection, what numeric errors and write protection need
-_CR4: Final = 0x620  # physical address extension, SSE
-_EFER: Final = 0x500  # long mode, active
-_RFLAGS: Final = 0x3002  # ports for everybody; bit 1 is always set
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +152,13 @@ def fill_system(
         _AREA.pack_into(memory.data, area, area, *fields, start, gap, other, 0, 0, 0, 0, 0, 0)
         words[other // 8] = other
     top, third, last = _TABLES, _TABLES + PAGE_BYTES, _TABLES + 2 * PAGE_BYTES
-    words[top // 8] = third | _TABLE_ENTRY
+    words[top // 8] = third | TABLE_ENTRY
     places = [0, *range(_RAM_ADDRESS, _RAM_ADDRESS + _gib(memory_bytes) * _GIB, _GIB)]
     for number, address in enumerate(places):
         table = last + number * PAGE_BYTES
-        words[third // 8 + address // _GIB] = table | _TABLE_ENTRY
-        large = np.arange(PAGE_BYTES // 8, dtype=np.uint64) * np.uint64(_LARGE_BYTES)
-        words[table // 8 : table // 8 + len(large)] = large + np.uint64(address | _PAGE_ENTRY)
+        words[third // 8 + address // _GIB] = table | TABLE_ENTRY
+        large = np.arange(PAGE_BYTES // 8, dtype=np.uint64) * np.uint64(LARGE_PAGE_BYTES)
+        words[table // 8 : table // 8 + len(large)] = large + np.uint64(address | PAGE_ENTRY)
 
 
 def read_area(memory: npt.NDArray[np.uint8], memory_bytes: int, number: int) -> Area:
@@ -191,7 +181,7 @@ def first_registers(number: int, seed: int) -> bytes:
     registers = [0] * 18
     for place, value in zip(WORKLOAD_REGISTERS, registers_at(seed, 0), strict=True):
         registers[place] = value
-    registers[Register.RIP], registers[Register.RFLAGS] = _PROGRAM, _RFLAGS
+    registers[Register.RIP], registers[Register.RFLAGS] = _PROGRAM, RFLAGS
     # As after a call, of which the return address is never used.
     registers[Register.RSP] = _AREAS + (number + 1) * _AREA_BYTES - 8
     return REGISTERS.pack(*registers)
@@ -199,19 +189,8 @@ def first_registers(number: int, seed: int) -> bytes:
 
 def first_system_registers(number: int, after_reset: bytes) -> bytes:
     """Segments and control registers with which a vCPU begins, made of those after a reset."""
-    system = bytearray(after_reset)
     area = _AREAS + number * _AREA_BYTES
-    code, data = _segment(*_CODE, 0, long=1), _segment(*_DATA, 0, long=0)
-    fs, gs = _segment(*_DATA, area, long=0), _segment(*_DATA, area + PAGE_BYTES, long=0)
-    system[: 6 * SEGMENT.size] = b"".join((code, data, data, fs, gs, data))
-    _, _, _, _, _, _, apic_base, flags = CONTROL.unpack_from(system, CONTROL_AT)
-    CONTROL.pack_into(system, CONTROL_AT, _CR0, 0, _TABLES, _CR4, 0, _EFER, apic_base, flags)
-    return bytes(system)
-
-
-def _segment(selector: int, kind: int, base: int, *, long: int) -> bytes:
-    """One of all addresses, at the least privileged level."""
-    return SEGMENT.pack(base, 0xFFFFFFFF, selector, kind, 1, 3, 1 - long, 1, long, 1, 0, 0, 0)
+    return system_registers(after_reset, _TABLES, fs=area, gs=area + PAGE_BYTES)
 
 
 def _gib(memory_bytes: int) -> int:

@@ -12,7 +12,7 @@ from typing import Final, NoReturn, TypeVar
 
 from sterna.errors import GuestError
 from sterna.guest.api import NO_VCPU, StateSection
-from sterna.guest.kvm.layout import CONTROL_AT, SEGMENT
+from sterna.linux.kvm_long_mode import CONTROL_AT, SEGMENT
 from sterna.linux.kvm_vcpu import EVENTS_BYTES, REGISTERS, SYSTEM_BYTES, XCRS, CpuidEntry, Register
 from sterna.registry import Architecture, ErrorCode, StateKind
 

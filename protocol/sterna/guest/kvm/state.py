@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from sterna.errors import GuestError
-from sterna.guest.kvm.layout import CONTROL, CONTROL_AT
 from sterna.guest.kvm.sections import DEBUG_WORDS, TSC, MachineState, VcpuState, segments
 from sterna.linux.kvm import Machine
+from sterna.linux.kvm_long_mode import CONTROL, CONTROL_AT
 from sterna.linux.kvm_vcpu import DEBUG_BYTES, REGISTERS, CpuidEntry, Register, Vcpu
 from sterna.registry import ErrorCode
 
