@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_core_serving import BLOCK, PAGE, TABLE, Image
 
+from sterna.core import fetching
 from sterna.core.fetching import MISMATCHES_MAX, Fetching
 from sterna.core.serving import Serving
 from sterna.errors import RemoteProtocolError
@@ -17,6 +18,14 @@ from sterna.memory.pages import RegionPages
 from sterna.memory.regions import PageSets
 from sterna.registry import ErrorCode
 from sterna.wire.records import PageRange, PageRequest, Pages
+
+
+@pytest.fixture(autouse=True, scope="module", params=[fetching.FEW_RUNS, 0], ids=["few", "many"])
+def few_runs(request):
+    """Every test, with tables looked at in both ways."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fetching, "FEW_RUNS", request.param)
+        yield
 
 
 class Room:

@@ -149,6 +149,22 @@ def test_whole_runs_are_zero_if_all_of_them_is():
     assert rows(source.encode(5, [0], [2], zeros=False, whole=True)) == [(0, 2, raw)]
 
 
+@pytest.mark.parametrize("first", [0, 2, 3])
+@pytest.mark.parametrize("zeros", [True, False])
+def test_one_whole_run_is_encoded_as_among_others(first, zeros):
+    """What a guest waits for is one run, and takes a shorter way."""
+    memory = random_memory(8 * PAGE)
+    memory[: 3 * PAGE] = bytes(3 * PAGE)
+    source, _, _ = pair(memory)
+    alone = source.encode(5, [first], [2], zeros=zeros, whole=True)
+    among = source.encode(5, [first, 7], [2, 1], zeros=zeros, whole=True)
+    assert rows(alone) == rows(among)[:1]
+    assert alone.hashes.tolist() == among.hashes.tolist()[:-1]
+    assert (alone.page_count, alone.bulk_bytes) == (2, among.bulk_bytes - PAGE)
+    assert list(alone.buffers) == list(among.buffers[:-1])
+    assert alone.runs.dtype == RUN_DTYPE
+
+
 def test_zero_pages_travel_as_bytes_where_the_encoding_was_not_selected():
     """[NEG-7] [PGS-9]"""
     memory = random_memory(8 * PAGE)
@@ -204,6 +220,8 @@ def test_a_run_longer_than_a_table_can_say(monkeypatch):
     assert source.encode(5, [0, 4], [4, 4]).page_count == 8
     with pytest.raises(ValueError, match="too long"):
         source.encode(5, [0], [5])
+    with pytest.raises(ValueError, match="too long"):
+        source.encode(5, [0], [5], whole=True)
 
 
 def test_memory_that_does_not_fit():

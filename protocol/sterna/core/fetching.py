@@ -7,12 +7,15 @@ read into a place where it harms nobody [STR-11].
 
 Bytes of a missing group go straight to their place in guest memory. That is safe because the guest's accesses
 to it are held until it is installed, and it is installed only when the bytes have matched their hash.
+
+What the guest waits for comes in a table of one group or of a few, and then numpy's calls are what takes the
+time. So tables of a few runs are looked at by plain loops, longer ones by numpy; both come to the same.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -20,8 +23,9 @@ import numpy.typing as npt
 
 from sterna.core.conduct import wrong
 from sterna.core.serving import AfterStats
+from sterna.errors import RemoteProtocolError
 from sterna.limits import CHUNK_BYTES
-from sterna.memory.bitmap import PageBitmap, Positions
+from sterna.memory.bitmap import FEW_RUNS, PageBitmap, Positions
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.groups import Groups
 from sterna.memory.pages import PageSink
@@ -82,7 +86,7 @@ class Fetching:
         self._queue: Final[deque[int]] = deque()
         self._left = count
         self._scratch: memoryview | None = None
-        self._coming: Final[dict[int, tuple[Pages, Positions]]] = {}  # by stream
+        self._coming: Final[dict[int, tuple[Pages, Sequence[int] | Positions]]] = {}  # by stream
 
     @property
     def is_complete(self) -> bool:
@@ -125,9 +129,8 @@ class Fetching:
                 continue
             self._outstanding.add(group)
             self.requests += 1
-            starts, counts = self.groups.runs(slice(group, group + 1))
             region = self.groups.region_of(group)
-            return PageRequest(region, int(starts[0]), int(counts[0]), urgent=bool(self._urgent[group]))
+            return PageRequest(region, *self.groups.run(group), urgent=bool(self._urgent[group]))
         return None
 
     # ---- a lost link ----
@@ -173,7 +176,7 @@ class Fetching:
     def drop(self, stream: int) -> None:
         """What was coming there never will: the connection is gone."""
         if stream in self._coming:
-            _, numbers = self._coming.pop(stream)
+            numbers = np.asarray(self._coming.pop(stream)[1], dtype=np.int64)
             self._state[numbers] = _MISSING
             self._queue.extend(numbers[self._wanted[numbers]].tolist())
 
@@ -188,27 +191,59 @@ class Fetching:
         if (table.attempt, table.round) != self._position:
             detail = f"pages of round {table.round}, expected {self._position[1]}"
             raise wrong(ErrorCode.BAD_ROUND, detail, "PCY-8", table)
+        numbers, fresh = (self._few if len(table.runs) <= FEW_RUNS else self._many)(table)
+        wanted = table if len(numbers) == len(table.runs) else _only(table, np.asarray(fresh))
+        self._coming[stream] = wanted, numbers
+        self._state[numbers] = _COMING
+        if not table.bulk_bytes:
+            return []
+        places = self._sink.targets(wanted)
+        return places if wanted is table else list(self._targets(table, places, np.asarray(fresh)))
+
+    def _few(self, table: Pages) -> tuple[list[int], list[bool]]:
+        """The groups of a table that are missing, and which runs they are; the rest is counted.
+
+        Raises:
+            RemoteProtocolError: BAD_VALUE for what is no whole group.
+        """
+        step = chunk_pages(self.groups.table[table.region].granule_log2)
+        numbers, fresh = [], []
+        for first, count, *_ in table.runs.tolist():
+            groups = self.groups.covering(table.region, first, count)
+            whole = len(groups) == 1 and self.groups.run(groups.start) == (first, count)
+            if (groups and not whole) or first // step != (first + count - 1) // step:
+                raise _no_group(table)
+            fresh.append(whole and self._state[groups.start] == _MISSING)
+            if fresh[-1]:
+                numbers.append(groups.start)
+            elif whole:
+                self.repeated += count
+            else:
+                self.outside += count
+        return numbers, fresh
+
+    def _many(self, table: Pages) -> tuple[Positions, npt.NDArray[np.bool_]]:
+        """The same for many runs."""
         first, count = table.runs["first"].astype(np.int64), table.runs["count"].astype(np.int64)
         numbers, bad = self.groups.find(table.region, first, count)
         step = chunk_pages(self.groups.table[table.region].granule_log2)
         if bool(np.any(bad | (first // step != (first + count - 1) // step))):
-            raise wrong(ErrorCode.BAD_VALUE, "a run that is not one whole group", "PCY-7", table)
+            raise _no_group(table)
         known = numbers >= 0
         fresh = known.copy()
         fresh[known] = self._state[numbers[known]] == _MISSING
         self.outside += int(count[~known].sum())
         self.repeated += int(count[known & ~fresh].sum())
-        wanted = _only(table, fresh)
-        self._coming[stream] = wanted, numbers[fresh]
-        self._state[numbers[fresh]] = _COMING
-        return list(self._targets(table, wanted, fresh)) if table.bulk_bytes else []
+        return numbers[fresh], fresh
 
-    def _targets(self, table: Pages, wanted: Pages, fresh: npt.NDArray[np.bool_]) -> Iterator[memoryview]:
+    def _targets(
+        self, table: Pages, places: Sequence[memoryview], fresh: npt.NDArray[np.bool_]
+    ) -> Iterator[memoryview]:
         """A place for each run with bytes: guest memory for what is missing, nowhere for the rest."""
-        places = iter(self._sink.targets(wanted))
+        rest = iter(places)
         raw = carries_bytes(table.runs)
         for size, missing in zip(table.runs["size_bytes"][raw].tolist(), fresh[raw].tolist(), strict=True):
-            yield next(places) if missing else self._nowhere(size)
+            yield next(rest) if missing else self._nowhere(size)
 
     def _nowhere(self, size_bytes: int) -> memoryview:
         """A chunk's room for bytes that nobody reads; all of them may lie on top of each other."""
@@ -228,13 +263,19 @@ class Fetching:
         self._state[numbers] = _MISSING
         rejected = self._sink.commit(table)
         self._digest.record(table, rejected)
+        if rejected:
+            numbers = self._without(np.asarray(numbers), rejected, table)
+        return self._arrived(table.region, numbers)
+
+    def _without(self, numbers: Positions, rejected: Sequence[PageRange], table: Pages) -> Positions:
+        """The groups that have matched their hash; the others are asked for (again)."""
         good = np.ones(len(numbers), dtype=np.bool_)
         for pages in rejected:
             covered = self.groups.covering(pages.region, pages.first, pages.count)
             good &= (numbers < covered.start) | (numbers >= covered.stop)
         for group in numbers[~good].tolist():
             self._again(group, table)
-        return self._arrived(table.region, numbers[good])
+        return numbers[good]
 
     def _again(self, group: int, table: Pages) -> None:
         """A group does not match its hash: ask for it (again) [MEM-5]."""
@@ -247,27 +288,27 @@ class Fetching:
         self._wanted[group] = True
         self._queue.appendleft(group)
 
-    def _arrived(self, region: int, numbers: Positions) -> tuple[PageRange, ...]:
-        starts, counts = self.groups.runs(numbers)
-        asked = self._wanted[numbers]
-        self.demanded += int(counts[asked].sum())
-        self.pushed += int(counts[~asked].sum())
+    def _arrived(self, region: int, numbers: Sequence[int] | Positions) -> tuple[PageRange, ...]:
         self._state[numbers] = _ARRIVED
-        # Neighbours in one range: where a range ends another page than the next one begins with.
-        apart = np.flatnonzero(starts[1:] != (starts + counts)[:-1]) + 1
-        firsts = starts[np.concatenate(([0], apart))] if len(starts) else starts
-        ends = (starts + counts)[np.concatenate((apart - 1, [len(starts) - 1]))] if len(starts) else starts
-        return tuple(
-            PageRange(region, first, end - first)
-            for first, end in zip(firsts.tolist(), ends.tolist(), strict=True)
-        )
+        if len(numbers) <= FEW_RUNS:
+            runs = [self.groups.run(int(group)) for group in numbers]
+            demanded = sum(run[1] for group, run in zip(numbers, runs, strict=True) if self._wanted[group])
+            total = sum(count for _, count in runs)
+        else:
+            starts, counts = self.groups.runs(np.asarray(numbers))
+            demanded, total = int(counts[self._wanted[numbers]].sum()), int(counts.sum())
+            runs = list(zip(*_joined(starts, counts), strict=True))
+        self.demanded += demanded
+        self.pushed += total - demanded
+        return tuple(_ranges(region, runs))
 
     def installed(self, pages: PageRange) -> None:
         """The guest may touch these pages now."""
         groups = self.groups.covering(pages.region, pages.first, pages.count)
         state = self._state[groups.start : groups.stop]
-        self._left -= int(np.count_nonzero(state == _ARRIVED))
-        state[state == _ARRIVED] = _INSTALLED
+        arrived = state == _ARRIVED
+        self._left -= int(np.count_nonzero(arrived))
+        state[arrived] = _INSTALLED
         self._outstanding.difference_update(groups)
 
 
@@ -275,3 +316,28 @@ def _only(table: Pages, rows: npt.NDArray[np.bool_]) -> Pages:
     """A table of some of the runs, each of which has at most one chunk."""
     hashes = table.hashes[rows[carries_bytes(table.runs)]]
     return Pages(table.attempt, table.round, table.region, table.runs[rows], hashes)
+
+
+def _joined(starts: Positions, counts: Positions) -> tuple[list[int], list[int]]:
+    """Runs, neighbours in one: where one ends another page than the next one begins with."""
+    ends = starts + counts
+    apart = np.flatnonzero(starts[1:] != ends[:-1]) + 1
+    firsts = starts[np.concatenate(([0], apart))]
+    return firsts.tolist(), (ends[np.concatenate((apart - 1, [-1]))] - firsts).tolist()
+
+
+def _ranges(region: int, runs: Iterable[tuple[int, int]]) -> Iterator[PageRange]:
+    """The same of a few runs, of a region."""
+    first = end = -1
+    for start, count in runs:
+        if start != end:
+            if end >= 0:
+                yield PageRange(region, first, end - first)
+            first = start
+        end = start + count
+    if end >= 0:
+        yield PageRange(region, first, end - first)
+
+
+def _no_group(table: Pages) -> RemoteProtocolError:
+    return wrong(ErrorCode.BAD_VALUE, "a run that is not one whole group", "PCY-7", table)

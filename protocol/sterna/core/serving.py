@@ -297,23 +297,20 @@ class Serving:
     def _take_asked(self, queue: deque[range]) -> Positions:
         """Groups of the requests that wait longest, of one region, ascending."""
         region = self.groups.of(self.groups.region_of(queue[0].start))
-        taken: list[range] = []
+        taken: set[int] = set()
         room = min(DEMAND_BYTES, self._most_bytes)
-        runs = self._most_runs
-        while queue and queue[0].start in region and room > 0 and runs > 0:
+        while queue and queue[0].start in region and room > 0 and len(taken) < self._most_runs:
             groups = queue.popleft()
-            fits = self._fitting(groups.start, groups.stop, runs, room)
-            if not fits and taken:
-                queue.appendleft(groups)
-                break
-            fits = max(fits, 1)
-            if fits < len(groups):
-                queue.appendleft(groups[fits:])
-            taken.append(groups[:fits])
-            runs -= fits
-            room -= self._bytes(groups[:fits])
-        self._cursor = taken[-1].stop
-        return np.unique(np.concatenate([np.arange(each.start, each.stop) for each in taken]))
+            for group in groups:
+                size = self._bytes(group)
+                if taken and (size > room or len(taken) >= self._most_runs):
+                    queue.appendleft(range(group, groups.stop))
+                    room = 0
+                    break
+                taken.add(group)
+                room -= size
+                self._cursor = group + 1
+        return np.array(sorted(taken), dtype=np.int64)
 
     def _take_unsent(self, push_bytes: int) -> Positions | None:
         """The next groups that were never sent, of one region, ascending."""
@@ -331,26 +328,19 @@ class Serving:
         self._cursor = int(groups[-1]) + 1
         return groups
 
-    def _fitting(self, low: int, high: int, runs: int, room: int) -> int:
-        """How many groups from `low` on fit."""
-        counts = self.groups.runs(slice(low, min(high, low + runs)))[1]
-        sizes = np.cumsum(counts) << self._granule_log2(low)
-        return int(np.searchsorted(sizes, room, side="right"))
-
-    def _bytes(self, groups: range) -> int:
-        counts = self.groups.runs(slice(groups.start, groups.stop))[1]
-        return int(counts.sum()) << self._granule_log2(groups.start)
+    def _bytes(self, group: int) -> int:
+        return self.groups.page_count(group) << self._granule_log2(group)
 
     def _granule_log2(self, group: int) -> int:
         return self.groups.table[self.groups.region_of(group)].granule_log2
 
     def _count(self, groups: Positions, *, asked: bool) -> None:
-        counts, fresh = self.groups.runs(groups)[1], self._unsent[groups]
-        new = int(counts[self._new[groups]].sum())
-        self.repeated += int(counts.sum()) - new
+        counts, new = self.groups.runs(groups)[1], self._new[groups]
+        total, first = int(counts.sum()), int(counts[new].sum())
+        self.repeated += total - first
         if asked:
-            self.demanded += new
+            self.demanded += first
         else:
-            self.pushed += new
-        self._left -= int(np.count_nonzero(fresh))
+            self.pushed += first
+        self._left -= int(np.count_nonzero(self._unsent[groups]))
         self._unsent[groups] = self._new[groups] = False

@@ -43,6 +43,7 @@ STALE_INDEX: Final = 0xFE  # no verified current version: "not held" in the spec
 
 ENTRY_BYTES: Final = 9
 
+_EMPTY: Final = (Encoding.ZERO, Encoding.ABSENT)
 _HEAD: Final = struct.Struct("<IQ")
 _NUMBERS: Final = np.arange(chunk_pages(GRANULE_MIN_LOG2), dtype=np.uint8)
 _COUNT_BLOCK: Final = 1 << 18  # entries compared at a time: the temporary stays in the cache
@@ -121,31 +122,43 @@ class MemoryDigest:
             IndexError: a run reaches outside of its region.
             ValueError: the number of hashes does not follow from the runs.
         """
+        (self._record_few if len(table.runs) <= FEW_RUNS else self._record_many)(table)
+        for item in rejected:
+            self.mark_stale(item.region, [item.first], [item.count])
+
+    def _record_few(self, table: Pages) -> None:
+        """For a few runs, such as those that a guest waits for, numpy's calls are what takes the time."""
+        hashes, indexes = self._hashes[table.region], self._indexes[table.region]
+        step = chunk_pages(self.table[table.region].granule_log2)
+        runs = [(first, first + count, encoding) for first, count, _, encoding, _ in table.runs.tolist()]
+        if any(end > len(indexes) for _, end, _ in runs):
+            raise IndexError(f"a run reaches outside of 0..{len(indexes)}")
+        chunks = [0 if encoding in _EMPTY else -((first - end) // step) for first, end, encoding in runs]
+        _check_hashes(table, sum(chunks))
+        at = 0
+        for (first, end, encoding), some in zip(runs, chunks, strict=True):
+            if encoding in _EMPTY:
+                hashes[first:end] = 0
+                indexes[first:end] = ZERO_INDEX
+                continue
+            _fill(hashes[first:end], table.hashes[at : at + some], step)
+            _number(indexes[first:end], step)
+            at += some
+
+    def _record_many(self, table: Pages) -> None:
         hashes, indexes = self._hashes[table.region], self._indexes[table.region]
         first, count = checked_runs(table.runs["first"], table.runs["count"], len(indexes))
         empty = (table.runs["encoding"] == Encoding.ZERO) | (table.runs["encoding"] == Encoding.ABSENT)
         full = ~empty & (count > 0)
         step = chunk_pages(self.table[table.region].granule_log2)
         chunks = -(-count[full] // step)
-        if (total := int(chunks.sum())) != len(table.hashes):
-            raise ValueError(f"{len(table.hashes)} hashes for {total} chunks")
-        if len(chunks) <= FEW_RUNS:
-            at = 0
-            for start, pages, some in zip(
-                first[full].tolist(), count[full].tolist(), chunks.tolist(), strict=True
-            ):
-                _fill(hashes[start : start + pages], table.hashes[at : at + some], step)
-                _number(indexes[start : start + pages], step)
-                at += some
-        else:
-            lengths = _chunk_lengths(count[full], chunks, step)
-            numbers = expand_runs(first[full], count[full])
-            hashes[numbers] = np.repeat(table.hashes, lengths)
-            indexes[numbers] = np.arange(len(numbers)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        _check_hashes(table, int(chunks.sum()))
+        lengths = _chunk_lengths(count[full], chunks, step)
+        numbers = expand_runs(first[full], count[full])
+        hashes[numbers] = np.repeat(table.hashes, lengths)
+        indexes[numbers] = np.arange(len(numbers)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         if np.count_nonzero(empty):
             self._forget(table.region, first[empty], count[empty], ZERO_INDEX)
-        for item in rejected:
-            self.mark_stale(item.region, [item.first], [item.count])
 
     def mark_stale(self, region: int, starts: npt.ArrayLike, counts: npt.ArrayLike) -> None:
         """Runs of pages have no verified current version any more: written since, or rejected.
@@ -227,8 +240,16 @@ def _entries_in(
     return hashes, indexes
 
 
+def _check_hashes(table: Pages, chunks: int) -> None:
+    if chunks != len(table.hashes):
+        raise ValueError(f"{len(table.hashes)} hashes for {chunks} chunks")
+
+
 def _fill(entries: Hashes, chunks: Hashes, step: int) -> None:
     """Each chunk's hash for its `step` pages; the last one may have fewer."""
+    if len(chunks) == 1:
+        entries[:] = chunks
+        return
     whole = len(entries) // step
     entries[: whole * step].reshape(whole, step)[:] = chunks[:whole, np.newaxis]
     entries[whole * step :] = chunks[whole:]
@@ -236,6 +257,9 @@ def _fill(entries: Hashes, chunks: Hashes, step: int) -> None:
 
 def _number(entries: Indexes, step: int) -> None:
     """0, 1, 2 and so on, and from 0 again after each `step`."""
+    if len(entries) <= step:
+        entries[:] = _NUMBERS[: len(entries)]
+        return
     whole = len(entries) // step
     entries[: whole * step].reshape(whole, step)[:] = _NUMBERS[:step]
     entries[whole * step :] = _NUMBERS[: len(entries) - whole * step]

@@ -57,19 +57,23 @@ class Groups:
         """First pages and page counts of these groups."""
         return self._starts[groups], self._counts[groups]
 
+    def run(self, group: int) -> tuple[int, int]:
+        """First page and page count of this group."""
+        return self._starts.item(group), self._counts.item(group)
+
     def page_count(self, group: int) -> int:
         """Pages of a group."""
-        return int(self._counts[group])
+        return self._counts.item(group)
 
     def covering(self, region: int, first: int, count: int) -> range:
         """The groups with at least one of these pages; of a region that is not copied, none."""
         low, high = self._bounds.get(region, (0, 0))
         starts = self._starts[low:high]
         # Only the group that begins last before `first` can reach into the pages from there.
-        begin = low + int(np.searchsorted(starts, first, side="right")) - 1
-        if begin < low or int(self._starts[begin] + self._counts[begin]) <= first:
+        begin = low + int(starts.searchsorted(first, side="right")) - 1
+        if begin < low or sum(self.run(begin)) <= first:
             begin += 1
-        return range(begin, low + int(np.searchsorted(starts, first + count)))
+        return range(begin, low + int(starts.searchsorted(first + count)))
 
     def find(
         self, region: int, starts: Positions, counts: Positions

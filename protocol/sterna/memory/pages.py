@@ -29,6 +29,7 @@ from xxhash import xxh3_64_intdigest
 
 from sterna.limits import CHUNK_BYTES
 from sterna.memory.bitmap import (
+    FEW_RUNS,
     LONG_RUN,
     PageBitmap,
     Positions,
@@ -42,6 +43,7 @@ from sterna.registry import Encoding
 from sterna.wire.records import RUN_DTYPE, Hashes, PageRange, Pages, Region, Runs
 
 _SIZE_MAX: Final = (1 << 32) - 1  # size_bytes and count of a run are 32 bits wide
+_RESERVED: Final = (0,) * 7
 _ZERO_TEST_PAGES: Final = 256  # 1 MiB a step: bounds the copy where candidates do not follow each other
 
 
@@ -215,6 +217,8 @@ class _Memory:
         self, starts: npt.ArrayLike, counts: npt.ArrayLike, *, zeros: bool, whole: bool, hashed: bool
     ) -> EncodedBatch:
         first, count = checked_runs(starts, counts, self._region.pages)
+        if len(first) == 1 and (whole or not zeros) and count[0]:
+            return self._encode_one(first.item(), count.item(), zeros=zeros, hashed=hashed)
         if np.count_nonzero(first[1:] < (first + count)[:-1]):
             raise ValueError("runs overlap or are not in order")
         first, count, zero = self._split(first, count, zeros=zeros, whole=whole)
@@ -235,6 +239,25 @@ class _Memory:
             buffers=tuple([view[at : at + length] for at, length in zip(offsets, sizes, strict=True)]),
             page_count=int(count.sum()),
             bulk_bytes=sum(sizes),
+        )
+
+    def _encode_one(self, first: int, count: int, *, zeros: bool, hashed: bool) -> EncodedBatch:
+        """One run that is not cut: a guest may wait for it, and numpy's calls take longer than its bytes."""
+        granule = self._region.granule_log2
+        offset, size = first << granule, count << granule
+        if size > _SIZE_MAX:
+            raise ValueError("a run is too long for a page table")
+        if zeros and not self._words[first, 0] and not self._words[first : first + count].any():
+            runs = np.array([(first, count, 0, Encoding.ZERO, _RESERVED)], dtype=RUN_DTYPE)
+            return EncodedBatch(self._region.id, runs, np.empty(0, np.uint64), (), count, 0)
+        hashes = hash_chunks(self._view, (offset,), (size,)) if hashed else ()
+        return EncodedBatch(
+            region=self._region.id,
+            runs=np.array([(first, count, size, Encoding.RAW, _RESERVED)], dtype=RUN_DTYPE),
+            hashes=np.array(hashes, dtype=np.uint64),
+            buffers=(self._view[offset : offset + size],),
+            page_count=count,
+            bulk_bytes=size,
         )
 
     def _split(
@@ -279,30 +302,38 @@ class _Memory:
         """See `PageSink.targets`."""
         if self.readonly:
             raise ValueError(f"the memory of region {self._region.id} is read-only")
-        raw = _carries(table)
-        runs = table.runs[raw]
-        self._touched.set_runs(runs["first"], runs["count"])
-        offsets, sizes = self._ranges(runs)
+        offsets, sizes = self._ranges(table)
+        granule = self._region.granule_log2
+        if len(offsets) <= FEW_RUNS:
+            for at, size in zip(offsets, sizes, strict=True):
+                self._touched.set(at >> granule, size >> granule)
+        else:
+            runs = table.runs[_carries(table)]
+            self._touched.set_runs(runs["first"], runs["count"])
         return [self._view[at : at + size] for at, size in zip(offsets, sizes, strict=True)]
 
     def commit(self, table: Pages) -> list[PageRange]:
         """See `PageSink.commit`."""
-        raw = _carries(table)
-        self._zero_fill(table.runs[~raw])
-        runs = table.runs[raw]
-        hashed = hash_chunks(self._view, *self._ranges(runs))
-        return _mismatches(table, runs, hashed, self._region.granule_log2)
+        offsets, sizes = self._ranges(table)
+        if len(offsets) < len(table.runs):
+            self._zero_fill(table.runs[~_carries(table)])
+        hashed = hash_chunks(self._view, offsets, sizes)
+        if hashed == table.hashes.tolist():
+            return []
+        return _mismatches(table, table.runs[_carries(table)], hashed, self._region.granule_log2)
 
-    def _ranges(self, runs: Runs) -> tuple[list[int], list[int]]:
-        """Offsets and sizes in bytes of the runs' pages."""
+    def _ranges(self, table: Pages) -> tuple[list[int], list[int]]:
+        """Offsets and sizes in bytes of the pages of runs with bytes; of a few runs without numpy's help."""
         granule = self._region.granule_log2
-        first, count = runs["first"].tolist(), runs["count"].tolist()
+        if len(table.runs) <= FEW_RUNS:
+            runs = [each[:2] for each in table.runs.tolist() if each[3] == Encoding.RAW]
+            return [page << granule for page, _ in runs], [pages << granule for _, pages in runs]
+        some = table.runs[_carries(table)]
+        first, count = some["first"].tolist(), some["count"].tolist()
         return [page << granule for page in first], [pages << granule for pages in count]
 
     def _zero_fill(self, runs: Runs) -> None:
         """Write zeros where these runs may hold something else."""
-        if not len(runs):
-            return
         first, count = runs["first"].astype(np.int64), runs["count"].astype(np.int64)
         long = count >= LONG_RUN
         pages = expand_runs(first[~long], count[~long])

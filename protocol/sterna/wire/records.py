@@ -253,7 +253,8 @@ class Pages:
     @property
     def bulk_bytes(self) -> int:
         """Length of the bulk part that this table describes."""
-        return int(self.runs["size_bytes"].sum(dtype=np.uint64))
+        sizes = self.runs["size_bytes"]
+        return sizes.item() if len(sizes) == 1 else int(sizes.sum(dtype=np.uint64))
 
     @property
     def page_count(self) -> int:
