@@ -13,6 +13,7 @@ from sterna_interop.misbehaviours_destination import of_destination
 from sterna_interop.misbehaviours_ends import of_ends
 from sterna_interop.misbehaviours_pages import of_pages
 from sterna_interop.misbehaviours_source import of_source
+from sterna_interop.misbehaviours_streams import of_granted_streams, of_streams
 from sterna_interop.misbehaviours_takeover import of_takeover
 from sterna_interop.peer_play import Script
 
@@ -22,10 +23,12 @@ MISBEHAVIOURS: Final = (
     *of_pages(),
     *of_blackout(),
     *of_ends(Role.SOURCE),
+    *of_streams(),
     *of_any(Role.DESTINATION),
     *of_destination(),
     *of_takeover(),
     *of_ends(Role.DESTINATION),
+    *of_granted_streams(),
 )
 
 _KEPT: Final = frozenset({GuestState.PAUSED, GuestState.NONE})  # as the endpoint sees an image that it keeps
@@ -47,6 +50,7 @@ def case_of(row: Misbehaviour) -> Case:
         named=row.named,
         optional=row.optional or row.legal,
         completes=not row.codes,
+        lanes=row.lanes,
     )
     return Case(
         id=row.case,
@@ -63,6 +67,8 @@ def case_of(row: Misbehaviour) -> Case:
         guest=row.guest,
         limits=row.limits,
         deadline_s=row.deadline_s,
+        wire=row.wire,
+        streams=0 if row.lanes is None else row.lanes.count,
     )
 
 

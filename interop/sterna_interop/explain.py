@@ -49,6 +49,8 @@ def _endpoint(case: Case) -> Iterator[str]:
     names = ("round", "rounds", "times", "code")
     order = [f"{name} {value}" for name in names if (value := getattr(case.order, name))]
     yield f"The shim is told: {' '.join([case.order.do, *order])}."
+    if case.streams:
+        yield f"Data connections: {case.streams}."
     if case.limits:
         yield f"Its limits: {', '.join(f'{name} {value}' for name, value in case.limits.items())}."
     yield f"Right is {_ends(case.expect)}; all within {case.timeout_s:g} s."
@@ -68,6 +70,8 @@ def _ends(ends: Ends) -> str:
 
 def _matrix(scenario: Scenario) -> Iterator[str]:
     yield f"Any source and any destination, through the relay: {' and '.join(scenario.transports)}."
+    if scenario.streams:
+        yield f"Data connections: {scenario.streams}."
     ends = sorted(f"{source} / {destination}" for source, destination in scenario.ends)
     yield f"Right is {' or '.join(ends)} (source / destination); all within {scenario.timeout_s:g} s."
     if scenario.codes:

@@ -15,9 +15,10 @@ from typing import Final, TypeAlias
 from sterna.registry import GREASE_FIRST, ErrorCode, FrameType, Phase
 from sterna.wire import Abort, Bye, Pong, Progress, Region, unchecked
 from sterna_interop import peer_acts as do
-from sterna_interop.case import Severity
+from sterna_interop.case import Severity, Wire
 from sterna_interop.contract import Order, Role
 from sterna_interop.guest import GuestSpec
+from sterna_interop.peer_lanes import LanePlan
 from sterna_interop.peer_steps import Act, Ear, End, Manner, Place, Raw, Say, Wait
 
 E = ErrorCode
@@ -66,6 +67,8 @@ class Misbehaviour:
         legal: an endpoint may know what is done, and then completes; the codes are of one that does not.
         plan, manner: what is changed of the honest conversation.
         guest, order, limits, deadline_s: what the endpoint is told.
+        lanes: what is done with data connections; without any the session has none.
+        wire: what lies between the endpoint and the peer.
     """
 
     case: str
@@ -91,6 +94,8 @@ class Misbehaviour:
     order: Order = field(default_factory=Order)
     limits: dict[str, int] = field(default_factory=dict)
     deadline_s: float = 0.0
+    lanes: LanePlan | None = None
+    wire: Wire = Wire.PLAIN
 
 
 _HEAD: Final = re.compile(r"([a-z]+-\d{3}) ([a-z0-9-]+): (.+) \[([A-Z0-9 -]+)\]")

@@ -25,6 +25,7 @@ from sterna.errors import RemoteProtocolError, TransportError
 from sterna.registry import GREASE_FIRST, Encoding, ErrorCode
 from sterna.wire import (
     Abort,
+    Attach,
     Bye,
     Complete,
     FrameReader,
@@ -44,11 +45,12 @@ from sterna.wire import (
     Welcome,
     unchecked,
 )
-from sterna_interop.case import Line
+from sterna_interop.case import Line, Wire
 from sterna_interop.peer_steps import (
     Account,
     Act,
     Breach,
+    Call,
     Ear,
     End,
     Manner,
@@ -91,17 +93,34 @@ class Peer:
         manner: how to speak.
         place: where the act sets in.
         act: what happens there instead of, or after, what is honest.
+        stream: number of the connection; None where the endpoint's first frame tells.
+
+    Attributes:
+        line: the connection.
+        nursery: for what goes on beside a conversation.
+        welcome: what the endpoint has answered to HELLO.
+        lanes: data connections of the session.
     """
 
     def __init__(
-        self, line: Line, manner: Manner, place: Place | None = None, act: Act | None = None
+        self,
+        line: Line,
+        manner: Manner,
+        place: Place | None = None,
+        act: Act | None = None,
+        *,
+        stream: int | None = 0,
     ) -> None:
+        self.line: Final = line
         self.manner: Final = manner
+        self.stream = stream or 0
+        self.nursery: trio.Nursery | None = None
+        self.welcome: Welcome | None = None
+        self.lanes: list[Peer] = []
         self.account: Final = Account()
         self.greeted = False  # WELCOME has gone over
         self._welcomed = False  # or is about to
         self.reports = False  # PROGRESS was selected
-        self._line = line
         self._place = place
         self._act = act
         self._passed: dict[Place, int] = {}
@@ -110,7 +129,8 @@ class Peer:
         self._said_at = trio.current_time()
         self._quiet = False  # an End has been reached
         self._last = False  # nothing may follow what has been said [PNG-3] [ABT-1]
-        self._reader = FrameReader()
+        self._reader = FrameReader(stream=stream)
+        self._terms: list[Callable[[FrameReader], None]] = []
         self._heard_all = trio.Event()
         self._gone = trio.Event()  # the connection takes no more, or all has been heard
         self._deaf = False
@@ -128,9 +148,10 @@ class Peer:
 
         The line is left open, unless the act or the endpoint has ended it.
         """
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as self.nursery:
+            nursery = self.nursery
             nursery.start_soon(self._keep_alive)
-            nursery.start_soon(self._listen)
+            nursery.start_soon(self.listen)
             with trio.move_on_after(patience_s) as talking:
                 await self._talk(conversation)
             if talking.cancelled_caught and not self._quiet:
@@ -143,7 +164,7 @@ class Peer:
 
     async def _talk(self, conversation: Conversation) -> None:
         try:
-            await self._send(Raw(lambda _: unchecked.preface(), 0), None)
+            await self.open()
             await conversation(self)
         except Breach as breach:
             self.account.breach = self.account.breach or str(breach)
@@ -175,10 +196,44 @@ class Peer:
             self._welcomed = True
         if isinstance(record, Release | Complete):
             self._due = set(self._pinged)  # the endpoint has had these when it says its last
-        number = await self._send(Say(record, bulk), record)
+        number = await self._send(Say(record, bulk, self.stream), record)
         if isinstance(record, Bye | Refuse | Abort):
             self._last = True
         return number
+
+    async def open(self) -> None:
+        """Say the preface."""
+        await self._send(Raw(lambda _: unchecked.preface(), 0), None)
+
+    def go_on_from(self, number: int) -> None:
+        """Number of the next frame, where an earlier connection of this stream has said some [ATT-5]."""
+        self._sequence = number
+
+    async def another(self, wire: Wire | None = None) -> Line:
+        """A further connection.
+
+        Raises:
+            Over: the endpoint has ended the session before it was there.
+            TransportError: it could not be made.
+        """
+        made: list[Line | TransportError] = []
+
+        async def make() -> None:
+            try:
+                made.append(await self.line.another(wire))
+            except TransportError as error:
+                made.append(error)
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(make)
+            await self._gone.wait()
+            nursery.cancel_scope.cancel()
+        if not made:
+            raise Over
+        if isinstance(made[0], TransportError):
+            raise made[0]
+        return made[0]
 
     async def ping(self) -> None:
         """Say PING, which is to be answered."""
@@ -216,6 +271,8 @@ class Peer:
                     raise Over
             case Ear():
                 self._deaf = True
+            case Call(run):
+                await run(self)
             case End():
                 await self._end(step)
                 raise Over
@@ -243,7 +300,7 @@ class Peer:
         else:
             size = self.manner.piece_bytes or max(len(data), 1)
             for at in range(0, len(data), size):
-                await self._line.send(data[at : at + size])
+                await self.line.send(data[at : at + size])
         self._said_at = trio.current_time()
         return last
 
@@ -252,15 +309,15 @@ class Peer:
             with trio.move_on_after(interval_s):
                 await self._gone.wait()
                 raise Over
-            await self._line.send(data[at : at + 1])
+            await self.line.send(data[at : at + 1])
 
     async def _end(self, how: End) -> None:
         self._quiet = True
         async with self._sending:
             if how is End.PROPER:
-                await self._line.end()
+                await self.line.end()
             elif how is End.RESET:
-                self._line.cut()
+                self.line.cut()
 
     @property
     def _done_talking(self) -> bool:
@@ -304,23 +361,39 @@ class Peer:
             await self._step(step)
         return heard
 
+    @property
+    def heard_on(self) -> int:
+        """The stream that stands in the endpoint's frames."""
+        return self._reader.stream or 0
+
     def announced(self) -> None:
         """The peer's own limits have been announced: the endpoint is held to them [LIM-1]."""
-        self._reader.set_limits(self.manner.limits)
+        self._agreed(lambda reader: reader.set_limits(self.manner.limits))
 
     def selected(self, encodings: frozenset[Encoding]) -> None:
         """The page encodings that the endpoint may use [PGS-9]."""
-        self._reader.set_encodings(encodings)
+        self._agreed(lambda reader: reader.set_encodings(encodings))
 
     def described(self, guest: Guest) -> None:
         """The regions of the session [PGS-2]."""
-        self._reader.set_regions({region.id: region for region in guest.regions})
+        regions = {region.id: region for region in guest.regions}
+        self._agreed(lambda reader: reader.set_regions(regions))
 
-    async def _listen(self) -> None:
+    def lend(self, lane: Peer) -> None:
+        """What was announced, selected and described here holds on a data connection, too."""
+        for term in self._terms:
+            lane._agreed(term)
+
+    def _agreed(self, term: Callable[[FrameReader], None]) -> None:
+        self._terms.append(term)
+        term(self._reader)
+
+    async def listen(self) -> None:
+        """Hear the endpoint, to its end."""
         bulk = bytearray()
         async with self._inbox_in:
             try:
-                while data := await self._line.receive():
+                while data := await self.line.receive():
                     if self._deaf:
                         await trio.sleep_forever()
                     self._reader.receive_data(data)
@@ -384,7 +457,7 @@ class Peer:
     def _check_moment(self, record: Record) -> None:
         """What may not come yet, whatever the conversation."""
         spoken = any(name.isupper() for name in self.account.said)
-        if not spoken and not isinstance(record, Hello | Abort | Refuse):
+        if not spoken and not isinstance(record, Hello | Attach | Abort | Refuse):
             raise Breach(f"{record.type.name} before anything was said [CON-7] [CON-8]")
         if isinstance(record, Welcome):
             self._welcomed = True

@@ -33,7 +33,7 @@ def alter(kind: type[R], how: Callable[[R], R]) -> Act:
 
 
 def _again(moment: Moment, record: Record) -> Say:
-    return Say(record, honest(moment).bulk)
+    return replace(honest(moment), record=record)
 
 
 def before(*steps: Step) -> Act:
@@ -150,7 +150,7 @@ def run(number: int, **columns: int) -> Act:
 
 def bulk_cut(count: int) -> Act:
     """PAGES with so many bytes of bulk less, in the header too."""
-    return lambda moment: [Say(honest(moment).record, honest(moment).bulk[:-count])]
+    return lambda moment: [replace(honest(moment), bulk=honest(moment).bulk[:-count])]
 
 
 def wrong_hash(*numbers: int) -> Act:

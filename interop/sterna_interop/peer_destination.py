@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -36,7 +37,7 @@ from sterna.wire import (
 )
 from sterna.wire.header import VERSION
 from sterna_interop.guest import GuestSpec
-from sterna_interop.peer import AGENT, Peer
+from sterna_interop.peer import AGENT, Frame, Peer
 from sterna_interop.peer_image import Image, LastSequences, PageName, pages_of
 from sterna_interop.peer_steps import Breach, Over
 
@@ -121,6 +122,10 @@ class Destination:
             raise Breach("GUEST describes another guest than the parameters")
         await self._refuse(peer, self._plan.refuse_guest)
         self._image = Image(guest.regions)
+        await self._accept(peer)
+
+    async def _accept(self, peer: Peer) -> None:
+        """There is room for the guest."""
         await peer.say(Accept(self._image.size_bytes))
 
     async def _refuse(self, peer: Peer, refusal: Refuse | None) -> None:
@@ -164,23 +169,27 @@ class Destination:
         seen: set[PageName] = set()
         wrong: set[PageName] = set()
         bulk_bytes = 0
-        last: LastSequences = ()
-        while True:
-            frame = await peer.hear_frame(Pages, RoundEnd)
-            heard = frame.record
-            assert isinstance(heard, Pages | RoundEnd)
-            if (heard.attempt, heard.round) != (self._attempt, self._round):
-                raise Breach(f"{heard.type.name} of another round or attempt [CON-21]")
-            if isinstance(heard, RoundEnd):
-                break
-            names = _names(heard)
-            if seen & names:
-                raise Breach(f"pages {sorted(seen & names)[:3]} twice in a round [CON-27]")
-            seen |= names
-            wrong |= {name for each in self._image.take(heard, frame.bulk) for name in pages_of(each)}
-            bulk_bytes += len(frame.bulk)
-            last = ((0, frame.sequence),)
-        stated = heard.pages, heard.bulk_bytes, heard.last_sequences
+        sequences: dict[int, int] = {}
+        heard: RoundEnd | None = None
+        async with aclosing(self._frames(peer)) as frames:
+            async for stream, frame in frames:
+                record = frame.record
+                assert isinstance(record, Pages | RoundEnd)
+                if (record.attempt, record.round) != (self._attempt, self._round):
+                    raise Breach(f"{record.type.name} of another round or attempt [CON-21]")
+                if isinstance(record, RoundEnd):
+                    heard = record
+                    continue
+                names = _names(record)
+                if seen & names:
+                    raise Breach(f"pages {sorted(seen & names)[:3]} twice in a round [CON-27]")
+                seen |= names
+                wrong |= {name for each in self._image.take(record, frame.bulk) for name in pages_of(each)}
+                bulk_bytes += len(frame.bulk)
+                sequences[stream] = frame.sequence
+        assert heard is not None
+        last: LastSequences = tuple(sorted(sequences.items()))
+        stated = heard.pages, heard.bulk_bytes, tuple(sorted(heard.last_sequences))
         if stated != (len(seen), bulk_bytes, last):
             raise Breach(
                 f"ROUND_END states {stated}, heard were {(len(seen), bulk_bytes, last)} [RND-3] [STR-8]"
@@ -190,6 +199,14 @@ class Destination:
         rejected = tuple(ranges_of(wrong))
         self._image.forget(rejected)
         return heard, rejected
+
+    async def _frames(self, peer: Peer) -> AsyncGenerator[tuple[int, Frame], None]:
+        """PAGES of a round and its ROUND_END, with the streams on which they came."""
+        while True:
+            frame = await peer.hear_frame(Pages, RoundEnd)
+            yield 0, frame
+            if isinstance(frame.record, RoundEnd):
+                return
 
     # ---- switchover ----
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from sterna.registry import ErrorCode, FrameType
-from sterna.wire import Abort, Refuse, Runner
+from sterna.registry import ErrorCode, Feature, FrameType
+from sterna.wire import Abort, FeatureOffer, Refuse, Runner
 from sterna_interop.case import Line, NotStrict, Unexpected
 from sterna_interop.contract import Params, Role
 from sterna_interop.peer import Conversation, Peer
 from sterna_interop.peer_destination import Destination, DestinationPlan
+from sterna_interop.peer_lanes import LanePlan, StreamDestination, StreamSource
 from sterna_interop.peer_source import Source, SourcePlan
 from sterna_interop.peer_steps import Account, Act, Manner, Place, code_of
 
@@ -34,6 +35,7 @@ class Script:
         hears: a frame that the endpoint should have sent.
         completes: the whole conversation must be had.
         patience_s: how long the endpoint may take for the conversation, and then for the end.
+        lanes: what is done with data connections, where there are any.
     """
 
     role: Role
@@ -50,6 +52,7 @@ class Script:
     hears: FrameType | None = None
     completes: bool = False
     patience_s: float = PATIENCE_S
+    lanes: LanePlan | None = None
 
     async def __call__(self, line: Line, told: Params) -> None:
         """Play, and judge what the endpoint said.
@@ -60,19 +63,32 @@ class Script:
         manner = self.manner
         if told.deadline_s:
             manner = replace(manner, heartbeat_s=min(manner.heartbeat_s, told.deadline_s / 8))
+        if self.lanes is not None:
+            manner = replace(manner, limits=replace(manner.limits, data_streams=self.lanes.count))
         peer = Peer(line, manner, self.place, self.act)
-        account = await peer.converse(self._conversation(told), self.patience_s)
+        try:
+            account = await peer.converse(self._conversation(told), self.patience_s)
+        finally:
+            for lane in peer.lanes:
+                lane.line.cut()  # the control connection has ended, and that was what mattered
         self.judge(account)
         if self.completes and told.tls is not None and account.end != "proper":
             raise Unexpected("close_notify after BYE [TLS-20]", f"the end: {account.end or 'none'}")
 
     def _conversation(self, told: Params) -> Conversation:
         runner = Runner(told.runner_host, told.runner)
+        facts: dict[str, object] = {"guest": told.guest, "epoch": told.epoch, "runner": runner}
         if self.role is Role.SOURCE:
-            facts: dict[str, object] = {"guest": told.guest, "epoch": told.epoch, "runner": runner}
-            return Source(SourcePlan(**facts | self.plan))  # type: ignore[arg-type]
-        facts = {"guest": told.guest, "epoch": told.epoch, "runner": runner}
-        return Destination(DestinationPlan(**facts | self.plan))  # type: ignore[arg-type]
+            plan = SourcePlan(**facts | self.plan)  # type: ignore[arg-type]
+            if self.lanes is None:
+                return Source(plan)
+            offer = FeatureOffer(Feature.DATA_STREAMS, parameter=self.lanes.count)
+            return StreamSource(replace(plan, features=(*plan.features, offer)), self.lanes)
+        taking = DestinationPlan(**facts | self.plan)  # type: ignore[arg-type]
+        if self.lanes is None:
+            return Destination(taking)
+        taking = replace(taking, features=(*taking.features, Feature.DATA_STREAMS))
+        return StreamDestination(taking, self.lanes)
 
     def judge(self, account: Account) -> None:
         """Whether the endpoint's part was right.

@@ -159,6 +159,7 @@ class Source:
         welcome = await peer.hear(Welcome)
         peer.greeted = True
         self._check_welcome(hello, welcome)
+        peer.welcome = welcome
         self._limits = Limits.from_wire(welcome.limits)
         peer.reports = any(each.id == Feature.PROGRESS for each in welcome.features)
         await peer.say(self._plan.guest.description.to_record())
@@ -167,6 +168,10 @@ class Source:
             raise Breach(
                 f"ACCEPT reserves {accept.reserved_bytes} of {self._image.size_bytes} bytes [CON-17]"
             )
+        await self._accepted(peer, accept)
+
+    async def _accepted(self, peer: Peer, accept: Accept) -> None:
+        """What follows ACCEPT, before the first round."""
         if accept.data_streams:
             raise Breach("ACCEPT asks for data connections, which were not selected [ACC-3]")
 

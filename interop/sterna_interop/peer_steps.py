@@ -5,7 +5,7 @@ Also what comes of it: the `Account` of a conversation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias
@@ -24,10 +24,12 @@ class Say:
 
     record: Record
     bulk: bytes = b""
+    stream: int = 0
 
     def encode(self, sequence: int) -> bytes:
         """The frame under its number."""
-        return unchecked.frame(self.record.type, unchecked.body(self.record), self.bulk, sequence=sequence)
+        body = unchecked.body(self.record)
+        return unchecked.frame(self.record.type, body, self.bulk, sequence=sequence, stream=self.stream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,13 @@ class Wait:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Do something beside this connection. It may raise what the conversation may."""
+
+    run: Callable[[Peer], Awaitable[None]]
+
+
 class End(Enum):
     """Say no more: after a proper end, after none, or without any end, not even a PING."""
 
@@ -65,7 +74,7 @@ class Ear(Enum):
     DEAF = "deaf"
 
 
-Step: TypeAlias = Say | Raw | Wait | End | Ear
+Step: TypeAlias = Say | Raw | Wait | Call | End | Ear
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from sterna.net.endpoint import Destination, LocalHost, Options, Source
+from sterna.net.kept import Sessions
 from sterna.net.memory import memory_transport_pair
 from sterna.net.transport import Transport
 from sterna.wire.records import Runner
@@ -47,20 +48,56 @@ def params_of(case: Case) -> Params:
         order=case.order,
         limits=case.limits,
         deadline_s=case.deadline_s,
+        streams=case.streams,
     )
 
 
-async def endpoint(params: Params, transport: Transport) -> Report:
+class Calls:
+    """Further connections: those that the endpoint makes, and those that it takes."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._send, self._receive = trio.open_memory_channel[Transport](16)
+        self.take: Callable[[Transport], Awaitable[object]] | None = None
+
+    async def dial(self) -> Transport:
+        """By the endpoint."""
+        near, far = memory_transport_pair()
+        await self._send.send(far)
+        return near
+
+    async def another(self, _wire: Wire | None) -> Line:
+        """By the kit."""
+        if self.take is None:
+            return Line(await self._receive.receive())
+        near, far = memory_transport_pair()
+        self._nursery.start_soon(self.take, near)
+        return Line(far)
+
+
+async def endpoint(params: Params, transport: Transport, calls: Calls) -> Report:
     """What the shim does once the connection stands; without dice, so that a run can be repeated."""
     rounds = shim.Rounds(params)
     options: Options = replace(shim.options(params, rounds), clock=trio.current_time, grease=False)
     source, room = ScriptedSource(params.guest), RoomForGuest(params.order)
     if params.role is Role.SOURCE:
         runner = Runner(params.runner_host, params.runner)
-        rounds.endpoint = Source(source, transport, epoch=params.epoch, runner=runner, options=options)
+        rounds.endpoint = Source(
+            source,
+            transport,
+            epoch=params.epoch,
+            runner=runner,
+            options=options,
+            reconnect=calls.dial if params.streams else None,
+        )
     else:
-        host = LocalHost("interop-destination")
-        rounds.endpoint = Destination(lambda _: room, transport, host=host, options=options)
+        host, sessions = LocalHost("interop-destination"), Sessions() if params.streams else None
+
+        def taken(transport: Transport) -> Destination:
+            return Destination(lambda _: room, transport, host=host, options=options, sessions=sessions)
+
+        calls.take = lambda other: taken(other).run()
+        rounds.endpoint = taken(transport)
     guest = source if params.role is Role.SOURCE else room
     return shim.report(params, await rounds.endpoint.run(), guest, rounds.counted)
 
@@ -71,13 +108,14 @@ async def play(case: Case) -> Played:
     near, far = memory_transport_pair()
     began = trio.current_time()
 
-    async def run() -> None:
-        played.report = await endpoint(params, near)
+    async def run(calls: Calls) -> None:
+        played.report = await endpoint(params, near, calls)
 
     with trio.move_on_after(BOUND_S) as whole:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(run)
-            line = Line(far)
+            calls = Calls(nursery)
+            nursery.start_soon(run, calls)
+            line = Line(far, another=calls.another)
             try:
                 await case.play(line, params)
             except NotStrict:

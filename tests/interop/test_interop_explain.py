@@ -28,6 +28,11 @@ def test_a_scenario() -> None:
     assert "[ONE-49]" in said
 
 
+def test_data_connections_are_told_of() -> None:
+    assert "Data connections: 2." in text("stream-011")
+    assert "Data connections: 16." in text("matrix-041")
+
+
 def test_a_vector() -> None:
     said = text("ping/basic")
     assert "Bytes (body): 0807060504030201" in said
