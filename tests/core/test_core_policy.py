@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from sterna.core.policy import (
     DEFAULT_SETTINGS,
+    NOTICEABLE_S,
+    PAGES_SHARE,
     SOON_ROUNDS,
     UNMEASURED_BANDWIDTH_BYTES_S,
     Action,
@@ -109,6 +111,20 @@ def test_bandwidth_above_dirty_rate_ends_in_bounded_rounds(data: st.DataObject) 
     assert decisions[-1].action is Action.SWITCHOVER
     assert decisions[-1].predicted_downtime_s <= settings.allowed_downtime_s
     assert len(history) <= settings.max_rounds
+
+
+@given(st.data())
+def test_a_guest_half_as_fast_as_the_link_is_left_alone_and_soon_gone(data: st.DataObject) -> None:
+    """Each round leaves the dirtied share of the one before; from the allowed downtime to where no round pays
+    is a few halvings more."""
+    model, settings = model_and_settings(data.draw, st.floats(0, 0.5))
+    share = max(model.writes_bytes_s / model.bandwidth_bytes_s, 0.01)
+    room_s = PAGES_SHARE * settings.allowed_downtime_s
+    copies_s = max(model.memory_bytes / model.bandwidth_bytes_s / room_s, 1)
+    history, decisions = model.run(settings)
+    assert decisions[-1].action is Action.SWITCHOVER
+    assert len(history) <= 2 + math.log(copies_s) / -math.log(share) + math.log2(room_s / NOTICEABLE_S)
+    assert not any(entry.throttle for entry in history)
 
 
 @given(st.data())
@@ -245,6 +261,24 @@ def test_a_cheap_round_that_halves_the_downtime_is_made() -> None:
     assert eager.action is Action.SWITCHOVER
 
 
+@pytest.mark.parametrize(
+    ("left", "writes_bytes_s", "fixed_cost_s", "action"),
+    [
+        (MIB // 2, 1e7, 0.05, Action.SWITCHOVER),  # to a ninth, but the pages are not what takes long
+        (MIB // 2, 1e7, 0.01, Action.CONTINUE),
+        (MIB // 20, 1e6, 0.0, Action.SWITCHOVER),  # half a millisecond
+        (8 * MIB, 1e7, 0.05, Action.CONTINUE),
+        (8 * MIB, 8e7, 0.05, Action.SWITCHOVER),  # hardly less would be left
+    ],
+)
+def test_a_round_is_worth_what_it_takes_off_the_pages(
+    left: int, writes_bytes_s: float, fixed_cost_s: float, action: Action
+) -> None:
+    history = [stats(GIB, GIB / 1e8, int(writes_bytes_s * GIB / 1e8), receive_rate_bytes_s=1e8)]
+    settings = PolicySettings(fixed_cost_s=fixed_cost_s)
+    assert decide(history, left, 0, RTT_S, settings).action is action
+
+
 @pytest.mark.parametrize(("rounds", "throttle"), [(16, 0.0), (1, 0.3)])
 def test_late_or_throttled_the_first_opportunity_is_taken(rounds: int, throttle: float) -> None:
     history = [stats(GIB, 10.0, 20 * MIB, receive_rate_bytes_s=GIB / 10, throttle=throttle)] * rounds
@@ -278,6 +312,14 @@ def test_a_short_odd_round_does_not_move_the_bandwidth() -> None:
     before = decide([long], MIB, 0, RTT_S).bandwidth_bytes_s
     after = decide([long, odd], MIB, 0, RTT_S).bandwidth_bytes_s
     assert after == pytest.approx(before, rel=0.05)
+
+
+def test_first_touch_of_memory_is_no_slow_link() -> None:
+    first = stats(10**9, 1.0, 10**9, receive_rate_bytes_s=1e9)
+    for seconds, bandwidth in ((0.2, 2e9), (0.1, 1.1e9)):  # too little is measured in the second one
+        second = stats(int(2e9 * seconds), seconds, MIB, receive_rate_bytes_s=2e9)
+        found = decide([first, second], MIB, 0, 0.0).bandwidth_bytes_s
+        assert found == pytest.approx(bandwidth, rel=0.05)
 
 
 def test_a_link_that_became_slow_is_noticed_at_once() -> None:
@@ -354,10 +396,26 @@ def test_exhausted_rounds_end_as_the_operator_asked() -> None:
 
 
 def test_a_fixed_cost_above_the_allowed_downtime_throttles_nobody() -> None:
-    decision = decide(steady(0.001, 5), 10**6, 0, 0.4)
+    decision = decide(steady(0.001, 5), 10**6, 0, RTT_S, PolicySettings(fixed_cost_s=0.4))
     assert decision.action is Action.CONTINUE
     assert decision.throttle == 0
     assert "the fixed cost alone is too much" in decision.verdict
+
+
+@given(rtt_s=st.floats(0, 10))
+def test_round_trips_keep_no_guest_from_moving(rtt_s: float) -> None:
+    """What no round can change is foreseen, but decides nothing once the pages are few."""
+    decision = decide(steady(0.001, 16), 10**6, 0, rtt_s)
+    assert decision.action is Action.SWITCHOVER
+    assert decision.predicted_downtime_s == pytest.approx(0.02 + 0.01 + 1.5 * rtt_s)
+    late = decision.predicted_downtime_s > DEFAULT_SETTINGS.allowed_downtime_s
+    assert ("that no round changes" in decision.verdict) == late
+
+
+def test_round_trips_leave_a_share_of_the_downtime_to_the_pages() -> None:
+    within = int(PAGES_SHARE * DEFAULT_SETTINGS.allowed_downtime_s * 1e8)
+    for left, action in ((within, Action.SWITCHOVER), (2 * within, Action.CONTINUE)):
+        assert decide(steady(0.1, 16), left, 0, 0.4).action is action
 
 
 def test_a_slow_search_for_zero_pages_in_the_first_round_is_forgotten() -> None:

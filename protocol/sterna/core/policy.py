@@ -5,7 +5,7 @@ pages at the rate D, a round that begins with `x` bytes takes ``x / B + c`` seco
 collecting) and leaves ``D * (x / B + c)``. Below D = B that shrinks to a small rest, above it never does.
 The policy runs this recursion forward from the newest measurements and answers one of four things:
 
-- the predicted downtime fits: SWITCHOVER, unless one more cheap round would make it much shorter;
+- the predicted downtime fits: SWITCHOVER, unless one more cheap round would make it noticeably shorter;
 - the rest will fit within the rounds that are left: CONTINUE;
 - it will not, and this has been so for `patience` rounds: THROTTLE, by `throttle_step` at least, to the least
   throttle at which the recursion ends soon;
@@ -22,7 +22,11 @@ What makes an estimate worth deciding on:
   `patience` rounds, a lull is not trusted at once. Each round is divided by the running time that its
   throttle left to the guest: what it would write unthrottled can be extrapolated to another throttle.
 - *Predicted downtime* counts everything between the pause and the guest's next instruction: the pages, the
-  state, the round trips, and `fixed_cost_s` for digest, durable records and the claim.
+  state, the round trips, and `fixed_cost_s` for digest, durable records and the claim. Rounds make the first
+  of these smaller and nothing else. So whether one more pays is asked of the time for the pages; and round
+  trips that take most of what is allowed, measured perhaps where all processors were busy, are told to the
+  operator, but keep nobody waiting for rounds that cannot help: `PAGES_SHARE` of what is allowed is for pages
+  in any case.
 
 *Soon* is within `SOON_ROUNDS`: a throttle that is only just strong enough is the dearest, because it lasts
 longest, and the guest loses more of its time than by a stronger one that is over soon.
@@ -45,6 +49,9 @@ from sterna.errors import LocalProtocolError
 from sterna.registry import ErrorCode, Style
 
 BANDWIDTH_WINDOW_S: Final = 2.0
+# The first round also pays for memory that is touched for the first time. It is left out once others have
+# carried pages for so long.
+FIRST_ROUND_WITHIN_S: Final = 0.15
 # Gigabit Ethernet is assumed for what transmission lacks of `MEASURED_S`: less is mostly latency, and would
 # make a nearly empty round look like a slow link. The error is harmless: all memory went in that time.
 UNMEASURED_BANDWIDTH_BYTES_S: Final = 125e6
@@ -58,6 +65,11 @@ DIRTY_RATE_ROUNDS: Final = 4
 # convergent every other round, and use up the rounds without ever being slowed down.
 DIRTY_RATE_MARGIN: Final = 1.1
 SOON_ROUNDS: Final = 5  # in which a guest that is slowed down is to be moved
+# A round that shortens the downtime by less than this share, or time, is not worth its own.
+NOTICEABLE: Final = 0.1
+NOTICEABLE_S: Final = 0.001
+# Of the allowed downtime, what pages may take whatever the round trips do.
+PAGES_SHARE: Final = 0.25
 # Last pages there, LOADED back, HANDOVER there: three times half a round trip.
 BLACKOUT_ROUND_TRIPS: Final = 1.5
 
@@ -126,7 +138,7 @@ class PolicySettings:
         throttle_step: the least increase of a throttle; from 0.01.
         patience: rounds in a row that must look hopeless before the guest is slowed down (further).
         worthwhile_gain: with the downtime already allowed, another round is still made if it is expected
-            to cut the downtime by this share; 1 switches over at the first opportunity.
+            to cut the pages' part of it by this share; 1 switches over at the first opportunity.
         fixed_cost_s: downtime that does not depend on the bytes that are left, without round trips and
             state; `estimate_fixed_cost_s` gives a figure.
         on_exhausted: "abort" leaves the guest at the source, "switch" moves it at any downtime.
@@ -144,7 +156,7 @@ class PolicySettings:
     throttle_start: float = 0.2
     throttle_step: float = 0.1
     patience: int = 2
-    worthwhile_gain: float = 0.5
+    worthwhile_gain: float = 0.25
     fixed_cost_s: float = 0.02
     on_exhausted: Literal["abort", "switch"] = "abort"
     switchover: Switchover = "stop-and-copy"
@@ -243,7 +255,9 @@ def _choose(
         f"{duration_text(view.fixed_s)} of fixed cost the guest would stop for "
         f"{duration_text(view.downtime_s(remaining))} (allowed {allowed})"
     )
-    if view.downtime_s(remaining) <= settings.allowed_downtime_s:
+    if view.fits(remaining):
+        if view.downtime_s(remaining) > settings.allowed_downtime_s:
+            facts += f", with round trips of {duration_text(view.rtt_s)} that no round changes"
         following = view.after_another_round(remaining)
         if throttle > 0 or used > settings.max_rounds // 2 or not _worthwhile(view, remaining, settings):
             return Action.SWITCHOVER, throttle, f"{facts}: switch over"
@@ -251,9 +265,9 @@ def _choose(
         return Action.CONTINUE, throttle, f"{facts}; another round should bring that to {hope}: go on"
     if not left:
         return _exhausted(f"{facts} and all {used} rounds are used up", throttle, settings)
-    if view.fixed_s >= settings.allowed_downtime_s:
-        # Slowing the guest down would not help, and a round trip time may be a passing one.
-        why = "the fixed cost alone is too much, which only a shorter round trip or less state would change"
+    if view.room_s <= 0:
+        # Slowing the guest down would not help; what is left when the rounds end decides.
+        why = "the fixed cost alone is too much, which only faster records or less state would change"
         return Action.CONTINUE, throttle, f"{facts}; {why}: go on"
     writes = f"the guest writes {rate_text(view.dirty_rate(throttle))}"
     if throttle > 0:
@@ -292,9 +306,10 @@ def _rounds(count: int) -> str:
 
 
 def _worthwhile(view: View, remaining: float, settings: PolicySettings) -> bool:
-    """Whether one more round is expected to cut the downtime by the share that makes it worth the time."""
-    following = view.downtime_s(view.after_another_round(remaining))
-    return following <= view.downtime_s(remaining) * (1 - settings.worthwhile_gain)
+    """Whether one more round is expected to cut the pages' part enough, and that is enough of it all."""
+    now, then = remaining, view.after_another_round(remaining)
+    much = then <= now * (1 - settings.worthwhile_gain)
+    return much and (now - then) / view.bandwidth >= max(NOTICEABLE_S, NOTICEABLE * view.downtime_s(now))
 
 
 def _hopeless_rounds(history: Sequence[RoundStats], view: View, settings: PolicySettings) -> int:
@@ -327,7 +342,8 @@ class View:
     """What the rounds so far say, in clamped numbers.
 
     `writing_rate` is the dirty rate of the unthrottled guest, `round_cost_s` what a round takes besides
-    its bytes, `fixed_s` the downtime that does not depend on the remaining pages.
+    its bytes, `fixed_s` the downtime that does not depend on the remaining pages, and `room_s` what of the
+    allowed downtime is left for these.
     """
 
     bandwidth: float
@@ -335,7 +351,7 @@ class View:
     round_cost_s: float
     throttle: float
     fixed_s: float
-    allowed_s: float
+    room_s: float
     state_bytes: float
     rtt_s: float
 
@@ -351,14 +367,18 @@ class View:
             max(0.0, _seconds(stats) - _clamp(stats.bulk_bytes, 0, _BYTES_MAX) / bandwidth)
             for stats in history[-3:]
         ]
+        certain = settings.fixed_cost_s + state / bandwidth
+        room = settings.allowed_downtime_s - certain
         return cls(
             bandwidth=bandwidth,
             writing_rate=_writing_rate(history),
             # The least of a few: a stall, or the first round's search for zero pages, is not the rule.
             round_cost_s=min(costs, default=0.0),
             throttle=_share(history[-1].throttle) if history else 0.0,
-            fixed_s=settings.fixed_cost_s + BLACKOUT_ROUND_TRIPS * rtt + state / bandwidth,
-            allowed_s=settings.allowed_downtime_s,
+            fixed_s=certain + BLACKOUT_ROUND_TRIPS * rtt,
+            room_s=max(
+                room - BLACKOUT_ROUND_TRIPS * rtt, min(room, PAGES_SHARE * settings.allowed_downtime_s)
+            ),
             state_bytes=state,
             rtt_s=rtt,
         )
@@ -366,6 +386,10 @@ class View:
     def downtime_s(self, remaining: float) -> float:
         """Seconds from pause to the next instruction with so many bytes to send."""
         return min(_SECONDS_MAX, self.fixed_s + remaining / self.bandwidth)
+
+    def fits(self, remaining: float) -> bool:
+        """Whether so many bytes may be sent while the guest stands still."""
+        return remaining / self.bandwidth <= self.room_s
 
     def dirty_rate(self, throttle: float) -> float:
         """Bytes a second that the guest would dirty under `throttle`."""
@@ -379,7 +403,7 @@ class View:
     def rounds_needed(self, remaining: float, throttle: float, most: int) -> int | None:
         """Rounds until the rest fits the allowed downtime; None if more than `most` or never."""
         for rounds in range(most + 1):
-            if self.downtime_s(remaining) <= self.allowed_s:
+            if self.fits(remaining):
                 return rounds
             following = self.after_another_round(remaining, throttle)
             if following >= remaining:
@@ -391,7 +415,9 @@ class View:
 def _bandwidth(history: Sequence[RoundStats], rtt_s: float) -> float:
     """Mean rate over the last `BANDWIDTH_WINDOW_S` of transmission, bytes a second."""
     carried, window = 0.0, 0.0
-    for stats in reversed(history):
+    for index, stats in reversed(list(enumerate(history))):
+        if index == 0 and window >= FIRST_ROUND_WITHIN_S:
+            break
         bulk = _clamp(stats.bulk_bytes, 0, _BYTES_MAX)
         rate = _round_rate(stats, bulk, rtt_s)
         taken = min(bulk / rate, BANDWIDTH_WINDOW_S - window)

@@ -55,7 +55,7 @@ def decide_style(
         return _switch(decision, view, remaining_bytes, facts, Style.POST_COPY)
     if settings.switchover == "bitmap" and Style.BITMAP in styles and history:
         return _after_rounds(decision, view, remaining_bytes, len(history), settings)
-    if settings.switchover == "auto" and _is_stuck(decision, settings):
+    if settings.switchover == "auto" and _is_stuck(decision, view, remaining_bytes):
         if Style.BITMAP not in styles:
             verdict = f"{decision.verdict} (the destination does not take a switchover by bitmap)"
             return replace(decision, verdict=verdict)
@@ -101,10 +101,10 @@ def check_batch(selection: Selection) -> None:
         raise remote_error(ErrorCode.LIMIT_MISMATCH, detail, clause="PCY-20", frame=FrameType.WELCOME)
 
 
-def _is_stuck(decision: Decision, settings: PolicySettings) -> bool:
-    """Whether it cannot go on in rounds without slowing the guest down, or misses the downtime."""
+def _is_stuck(decision: Decision, view: View, remaining: int) -> bool:
+    """Whether it cannot go on in rounds without slowing the guest down, or too much is left to be sent."""
     if decision.action is Action.SWITCHOVER:
-        return decision.predicted_downtime_s > settings.allowed_downtime_s
+        return not view.fits(remaining)
     return decision.action in {Action.THROTTLE, Action.GIVE_UP}
 
 
