@@ -66,6 +66,11 @@ ALL_FEATURES = tuple(r.FeatureChoice(each.id, each.parameter) for each in offer(
 _SENDING = {SourceState.ROUND, SourceState.BLACKOUT}  # there, what is taken leads on
 
 
+def is_early(request: e.Request) -> bool:
+    """Whether it is a record that is not needed yet."""
+    return isinstance(request, e.Persist) and request.early
+
+
 class Rig:
     """A machine and whoever is at the other end of its connection.
 
@@ -147,8 +152,9 @@ class Rig:
     # ---- the driver ----
 
     def take(self, kind: type | None = None) -> e.Request:
-        """The next request, which must be of this kind."""
-        request = self.machine.poll_request()
+        """The next request, which must be of this kind; a record that is noted early is noted."""
+        while (request := self.machine.poll_request()) is not None and is_early(request):
+            self.machine.complete(request, None, self.now)
         assert request is not None
         assert kind is None or isinstance(request, kind), request
         self.asked.append(request)
@@ -168,8 +174,8 @@ class Rig:
 
     @property
     def wishes(self) -> list[type]:
-        """Classes of the requests that nobody has taken."""
-        return [type(request) for request in self.machine._requests]
+        """Classes of the requests that nobody has taken, without records that are noted early."""
+        return [type(request) for request in self.machine._requests if not is_early(request)]
 
     def events(self, kind: type | None = None) -> list:
         """The events that came since, of one kind or all."""

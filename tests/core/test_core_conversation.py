@@ -42,6 +42,7 @@ from sterna.registry import (
     Feature,
     FrameType,
     Owner,
+    Phase,
     StateKind,
     Transfer,
 )
@@ -678,7 +679,7 @@ def cannot_write(pair, kind):
     written = []
 
     async def performing(request):
-        if isinstance(request, e.Persist):
+        if isinstance(request, e.Persist) and not request.early:
             written.append(request.record.kind)
             if request.record.kind == kind and written.count(kind) == 1:
                 raise GuestError("disk full", ErrorCode.RECORD_FAILED)
@@ -687,6 +688,26 @@ def cannot_write(pair, kind):
     pair._destination = performing
     pair.run()
     return written
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_session_is_noted_before_it_must_be(fails):
+    """If that fails it is not the end: the switchover asks for it again."""
+    pair = tiny()
+    carry_out, noted = pair._destination, []
+
+    async def performing(request):
+        if isinstance(request, e.Persist) and request.record.kind == "session":
+            noted.append((pair.destination.phase, request.early))
+            if fails and request.early:
+                raise GuestError("disk full", ErrorCode.RECORD_FAILED)
+        return await carry_out(request)
+
+    pair._destination = performing
+    pair.run()
+    assert noted == [(Phase.ROUNDS, True), (Phase.PREPARE, False)]
+    completed(pair)
+    same_memory(pair)
 
 
 def test_a_session_that_the_destination_cannot_record():

@@ -22,6 +22,7 @@ from core_support import (
     AskingRig,
     SourceRig,
     code_of,
+    is_early,
 )
 
 from sterna.core import events as e
@@ -622,6 +623,25 @@ def test_the_session_is_on_record_before_the_pause():
     assert rig.wishes == [e.Persist, e.Pause]
     record = rig.take(e.Persist).record
     assert record == SessionRecord(SESSION, EPOCH, Side.SOURCE, TOKEN, "")
+
+
+def test_the_session_is_noted_while_the_second_round_travels():
+    """If that fails it is not the end: the switchover asks for it again."""
+    policy = PolicySettings(allowed_downtime_s=0.1, fixed_cost_s=0, max_throttle=0)
+    rig = SourceRig(policy=policy).until(S.ACKING)
+    noted = 0
+    for _ in range(2):
+        rig.now += 0.1
+        rig.acknowledge()
+        rig.do(e.CollectDirty, rig.dirty(0, 1, 2, 3))
+        rig.drain()
+        for request in rig.machine._requests:
+            assert is_early(request)
+            assert request.record == SessionRecord(SESSION, EPOCH, Side.SOURCE, TOKEN, "")
+            noted += 1
+        while (request := rig.machine.poll_request()) is not None:
+            rig.machine.fail(request, GuestError("no", ErrorCode.RECORD_FAILED), rig.now)
+    assert (noted, rig.machine.state) == (1, S.ACKING)
 
 
 @pytest.mark.parametrize("kind", [e.Persist, e.ProbeStore])

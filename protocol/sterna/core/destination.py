@@ -87,7 +87,6 @@ from sterna.wire.records import (
     Record,
     Release,
     Round,
-    RoundAck,
     RoundEnd,
     Runner,
     Running,
@@ -257,9 +256,9 @@ class DestinationMachine(Joining):
         self._account.round_over(stats)
         self._emit(RoundFinished(stats))
         if not self._round.last:
-            pages = stats.pages - stats.rejected_pages
-            rate_bytes_s = int(stats.receive_rate_bytes_s)
-            self._send(RoundAck(self._attempt, stats.round, pages, rate_bytes_s, rejected))
+            self._send(self._round.acknowledgement(self._attempt, stats, rejected))
+            if stats.round == 1:  # the first record of a guest takes the longest, and the guest writes on
+                self._ask(Persist(self._session_record(), early=True))
 
     def _on_switchover(self, record: Switchover, now: float) -> None:
         assert self._selection is not None
@@ -298,7 +297,7 @@ class DestinationMachine(Joining):
         if self._state in {DestinationState.SUSPENDING, DestinationState.PARTING}:
             self._while_suspending(request, answer, now)
             return
-        if (self._is_deaf and not self._goes_on) or request in self._void:
+        if (self._is_deaf and not self._goes_on) or self._is_void(request):
             return
         match request:
             case Admit():
@@ -345,7 +344,7 @@ class DestinationMachine(Joining):
             self._account.error = error
             self._step(DestinationInput.LOST, now)
             self._after_loss(now)
-        elif self._is_deaf or request in self._void or self._state is DestinationState.RELEASED:
+        elif self._is_deaf or self._is_void(request) or self._state is DestinationState.RELEASED:
             return  # RELEASED that is not recorded makes the session be kept a while longer
         elif isinstance(request, Readmit):
             self._do_not_readmit(error, now)

@@ -264,9 +264,13 @@ class Persist:
     """Make a record durable. Answer: None.
 
     Of a `SessionRecord` the peer's identity and address are the driver's to fill in.
+
+    Attributes:
+        early: it is not needed yet, and will be asked for again: then it is there and costs nothing.
     """
 
     record: Record
+    early: bool = False
 
 
 Request: TypeAlias = (

@@ -16,7 +16,7 @@ from typing import cast
 from sterna.core.bitmap_frames import held_frames
 from sterna.core.carry import DestinationCarry, Ticket
 from sterna.core.conduct import wrong
-from sterna.core.events import Admission, Installed, Outcome, Readmit, Request, SessionResumed
+from sterna.core.events import Admission, Installed, Outcome, Persist, Readmit, Request, SessionResumed
 from sterna.core.fetching import Fetching
 from sterna.core.following import Following
 from sterna.core.holdings import Holdings
@@ -111,6 +111,10 @@ class Readmission(Session):
         self._void = self._requests.taken
         self._requests.withdraw()
         self._open_round(record, now)
+
+    def _is_void(self, request: Request) -> bool:
+        """Whether nothing hangs on its answer: its attempt is over, or it will be asked for again."""
+        return request in self._void or (isinstance(request, Persist) and request.early)
 
     def _expect_state(self) -> None:
         """None of it has come."""

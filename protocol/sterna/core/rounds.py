@@ -378,6 +378,11 @@ class IncomingRound:
             raise wrong(ErrorCode.TOO_MANY_REJECTED, detail, "RAK-5", record)
         return ranges
 
+    def acknowledgement(self, attempt: int, stats: RoundStats, rejected: tuple[PageRange, ...]) -> RoundAck:
+        """The answer to ROUND_END."""
+        pages = stats.pages - stats.rejected_pages
+        return RoundAck(attempt, self.number, pages, int(stats.receive_rate_bytes_s), rejected)
+
     def stats(self, now: float) -> RoundStats:
         """What it measured; what the guest has written meanwhile only the source knows."""
         seconds = now - self._started

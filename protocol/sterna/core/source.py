@@ -228,10 +228,8 @@ class SourceMachine(Departed):
                 return self._memory.stale.any()
             case SourceState.MOVED:
                 return self._serving is not None
-            case SourceState.RELEASING | SourceState.CLOSING:
-                return False
             case _:
-                return True
+                return self._state not in {SourceState.RELEASING, SourceState.CLOSING}
 
     # ---- completions ----
 
@@ -290,8 +288,8 @@ class SourceMachine(Departed):
                 self._account.error = error
                 self._step(SourceInput.LOST, now)
                 self._after_loss(now)
-            case Persist(record=OwnerDecided()):
-                pass  # whoever reads the records later has to ask once more
+            case Persist(record=OwnerDecided()) | Persist(early=True):
+                pass  # whoever reads the records later has to ask once more; what is early is asked for again
             case ReleaseImage():
                 self._on_released(now)  # the guest lives there all the same; only memory here is not freed
             case CollectDirty() | RunOn() if self._state is SourceState.SUSPENDING:
@@ -417,24 +415,26 @@ class SourceMachine(Departed):
                     self._ask(Throttle(decision.throttle))
                 self._step(SourceInput.ROUND_CHOSEN, now)
                 self._begin_round(now, last=False)
+                if len(self._account.rounds) == 1:  # while pages travel, the guest does not wait for a disk
+                    self._note_session(early=True)
 
-    def _note_session(self) -> None:
+    def _note_session(self, *, early: bool = False) -> None:
         """What whoever has to ask must know is durable, and the store answers, before the pause [ONE-61]."""
         job = self._job
         assert self._selection is not None
-        self._ask(Persist(SessionRecord(self._account.session, job.epoch, Side.SOURCE, self._token, "")))
-        if self._selection.has(Feature.LEASE_STORE):
+        record = SessionRecord(self._account.session, job.epoch, Side.SOURCE, self._token, "")
+        self._ask(Persist(record, early=early))
+        if not early and self._selection.has(Feature.LEASE_STORE):
             self._ask(ProbeStore(job.epoch, job.runner))
 
     def _begin_round(self, now: float, *, last: bool) -> None:
         assert self._selection is not None
         assert self._decision is not None
-        peer, rate_bytes_s = self._selection.limits, self._decision.bandwidth_bytes_s
+        bounds = self._selection.limits, self._job.batch_bytes, self._decision.bandwidth_bytes_s
         if last and self._account.style is not Style.STOP_AND_COPY:
             opening = self._memory.begin_empty(self._attempt, now)
         else:
-            batch_bytes = self._job.batch_bytes
-            opening = self._memory.begin(self._attempt, peer, batch_bytes, rate_bytes_s, now, last=last)
+            opening = self._memory.begin(self._attempt, *bounds, now, last=last)
         self._emit(RoundStarted(opening.round, opening.pages, last))
         self._send(opening)
 
@@ -528,8 +528,7 @@ class SourceMachine(Departed):
         assert self._sections is not None
         self._sealed = self._memory.seal()
         count, total = len(self._sections), sum(len(section.data) for section in self._sections)
-        last = self._memory.last_sequences
-        state = state_digest(self._sections)
+        state, last = state_digest(self._sections), self._memory.last_sequences
         self._send(Seal(self._attempt, Checksum.XXH3_128, self._sealed, state, count, total, last))
         self._step(SourceInput.SEAL_SENT, now)
         self._note_round(now, None)
