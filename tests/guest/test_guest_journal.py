@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sterna.guest.journal import Journal, boottime_ns
+from sterna.guest.journal import GuestJournal, Journal, boottime_ns
 from sterna.wire.records import Runner
 
 RUNNER = Runner("here", bytes(range(16)))
@@ -85,3 +85,68 @@ def test_what_is_no_journal(tmp_path: Path, kind: str) -> None:
         os.close(reader)
         with pytest.raises(OSError, match="No such device or address"):
             Journal(str(path))
+
+
+class Guest:
+    """One that writes when a test says so."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+        self.journal = GuestJournal(str(path), lambda: self.count)
+
+    def writes(self, event: str) -> None:
+        self.count += 1
+        self.journal.progress(event)
+
+    def lines(self) -> list[tuple[int, int, str]]:
+        found = [json.loads(line) for line in self.path.read_text().splitlines()]
+        return [(line[0], line[1], line[4]) for line in found]
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Guest:
+    return Guest(tmp_path / "journal")
+
+
+def test_a_guests_life(guest: Guest) -> None:
+    with guest.journal.running(1, RUNNER):
+        guest.journal.expect("run")
+    guest.journal.progress("beat")  # it has not written
+    guest.writes("run")
+    guest.journal.progress("run")  # in another of its threads
+    guest.journal.progress("beat")  # not a write since
+    guest.writes("beat")
+    guest.journal.note("pause")
+    guest.journal.grant()
+    guest.journal.grant(revoked=True)
+    guest.journal.end()
+    assert guest.lines() == [
+        (1, 1, "run"), (2, 1, "beat"), (2, 1, "pause"), (2, 1, "granted"), (2, 1, "revoked"), (2, 1, "end")
+    ]  # fmt: skip
+    guest.journal.close()
+
+
+def test_one_that_was_granted_has_no_end(guest: Guest) -> None:
+    with guest.journal.running(1, RUNNER):
+        guest.journal.expect("run")
+    guest.writes("run")
+    guest.journal.grant()
+    guest.journal.end()
+    assert [line[2] for line in guest.lines()] == ["run", "granted"]
+
+
+def test_what_happens_before_the_first_write_of_an_epoch_is_told_by_nobody(guest: Guest) -> None:
+    """Its count is that of the host before, which has told it under its own epoch."""
+    with guest.journal.running(2, RUNNER):
+        guest.journal.expect("run")
+    guest.journal.note("pause")
+    guest.journal.expect("resume")
+    guest.writes("resume")
+    assert guest.lines() == [(1, 2, "run")]  # what was not told yet goes first
+
+
+def test_a_run_that_fails_is_not_remembered(guest: Guest) -> None:
+    with pytest.raises(ZeroDivisionError), guest.journal.running(5, RUNNER):
+        raise ZeroDivisionError
+    assert (guest.journal.epoch, guest.journal.granted) == (0, False)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from sterna.errors import GuestError
-from sterna.guest import process_runner
+from sterna.guest import guest_thread
+from sterna.guest.guest_thread import Wish
 from sterna.guest.journal import boottime_ns
 from sterna.guest.process_runner import WorkloadRunner
 from sterna.guest.schedule import PAGE_BYTES, WorkloadParameters
@@ -118,7 +119,7 @@ def test_the_rate_is_what_was_asked_for(
 ) -> None:
     """In virtual time, so that a loaded machine does not matter."""
     clock = Clock()
-    monkeypatch.setattr(process_runner, "time", clock)
+    monkeypatch.setattr(guest_thread, "time", clock)
     rig = Rig(rate)
     seconds = 20.0 if rate < MIB else 1.0
 
@@ -126,7 +127,7 @@ def test_the_rate_is_what_was_asked_for(
         assert duration >= 0
         clock.now += duration
         if clock.now >= 100.0 + seconds:
-            rig.runner._wish = process_runner._Wish.PARK
+            rig.runner._wish = Wish.PARK
 
     monkeypatch.setattr(rig.runner, "_sleep", sleep)
     rig.runner.throttle(share)
@@ -143,7 +144,7 @@ def test_the_rate_is_what_was_asked_for(
 
 def test_a_held_up_thread_catches_up_on_a_tenth_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(process_runner, "time", clock)
+    monkeypatch.setattr(guest_thread, "time", clock)
     rig = Rig(8 * MIB)
     counts: list[int] = []
 
@@ -151,7 +152,7 @@ def test_a_held_up_thread_catches_up_on_a_tenth_of_a_second(monkeypatch: pytest.
         counts.append(rig.workload.count)
         clock.now += 5.0  # held up for seconds
         if len(counts) == 3:
-            rig.runner._wish = process_runner._Wish.PARK
+            rig.runner._wish = Wish.PARK
 
     monkeypatch.setattr(rig.runner, "_sleep", sleep)
     rig.runner.run("run")
@@ -176,7 +177,7 @@ def test_a_workload_that_fails(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_workload_that_does_not_stop_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """[HOL-10]: a pause that was refused does not happen later, when nobody would resume it."""
-    monkeypatch.setattr(process_runner, "_STOP_WITHIN_S", 0.001)
+    monkeypatch.setattr(guest_thread, "_STOP_WITHIN_S", 0.001)
     rig = Rig(0)
     entered, go = threading.Event(), threading.Event()
     write = rig.workload.write
@@ -193,7 +194,7 @@ def test_a_workload_that_does_not_stop_runs_on(monkeypatch: pytest.MonkeyPatch) 
         rig.runner.park()
     go.set()
     rig.watch.wait("beat", 2)
-    monkeypatch.setattr(process_runner, "_STOP_WITHIN_S", WITHIN_S)
+    monkeypatch.setattr(guest_thread, "_STOP_WITHIN_S", WITHIN_S)
     rig.runner.park()
     rig.runner.stop()
     assert not rig.runner._thread.is_alive()

@@ -16,14 +16,17 @@ is a fork.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import stat
+import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import Final
 
-from sterna.wire.records import Runner
+from sterna.wire.records import NO_RUNNER, Runner
 
 
 def boottime_ns() -> int:
@@ -70,6 +73,78 @@ class Journal:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+class GuestJournal(Journal):
+    """The journal of one guest on one host: which lines there are, and under whose name.
+
+    Several threads may write the guest; the first that has written after `expect` tells of it.
+
+    Attributes:
+        count: tells how much the guest has written, as far as is known.
+        epoch: under which it runs; 0 before it did.
+        granted: it has been granted to another host, and not been won back.
+    """
+
+    def __init__(self, path: str | None, count: Callable[[], int]) -> None:
+        super().__init__(path)
+        self.count = count
+        self.epoch = 0
+        self.granted = False
+        self._who = NO_RUNNER
+        self._lock = threading.Lock()
+        self._event = ""  # what the next write is to be told as
+        self._told_count = -1
+        self._told_epoch = 0  # of the last line that tells of writes
+
+    @contextlib.contextmanager
+    def running(self, epoch: int, runner: Runner) -> Iterator[None]:
+        """What is begun within runs under this epoch, and its first write is told so; not if it fails."""
+        before = self.epoch, self._who, self.granted
+        self.epoch, self._who, self.granted = epoch, runner, False
+        try:
+            yield
+        except BaseException:
+            self.epoch, self._who, self.granted = before
+            raise
+
+    def expect(self, event: str) -> None:
+        """The next write is to be told as this, empty for nothing; what was not told yet goes first."""
+        self._event = self._event or event
+
+    def progress(self, event: str) -> None:
+        """It has written: the first time since `expect`, or ("beat") once more."""
+        with self._lock:
+            if event == "beat":
+                # None before the first write since it was run: it may wait for a page, or for its rate.
+                due = not self._event and self.count() > self._told_count
+            else:
+                event, self._event = self._event, ""
+                due = bool(event)
+            if due:
+                self._told_epoch = self.epoch
+                self._tell(event)
+
+    def note(self, event: str) -> None:
+        """Something has happened to it while nothing of it runs."""
+        with self._lock:
+            # Stopped before its first write in this epoch: the count is that of a line of the epoch before.
+            if self._told_epoch == self.epoch:
+                self._tell(event)
+
+    def grant(self, *, revoked: bool = False) -> None:
+        """It was granted to another host, which is the last line from here; or that was taken back."""
+        self.note("revoked" if revoked else "granted")
+        self.granted = not revoked
+
+    def end(self) -> None:
+        """It ends here, which is told if it cannot run elsewhere by now."""
+        if not self.granted:
+            self.note("end")
+
+    def _tell(self, event: str) -> None:
+        self._told_count = self.count()
+        self.append(self._told_count, self.epoch, self._who, event)
 
 
 def _open(path: str) -> int:

@@ -15,7 +15,7 @@ from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription, StateSection
 from sterna.guest.holder_backend import HeldGuest
 from sterna.guest.holder_frames import JsonObject
-from sterna.guest.journal import Journal
+from sterna.guest.journal import GuestJournal
 from sterna.guest.late_pages import LatePages, why_no_late_pages
 from sterna.guest.process_gate import FaultGate, Times
 from sterna.guest.process_memory import GuestMemory
@@ -27,7 +27,7 @@ from sterna.linux.errors import CapabilityMissing
 from sterna.linux.memfd import MemoryFile
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import Architecture, ErrorCode, RegionKind, StateKind, Transfer
-from sterna.wire.records import NO_RUNNER, Region, Runner
+from sterna.wire.records import Region, Runner
 
 REGION: Final = 0
 _GRANULE_LOG2: Final = PAGE_BYTES.bit_length() - 1
@@ -61,7 +61,7 @@ class ProcessGuest(HeldGuest):
     def __init__(self, settings: ProcessSettings, available_bytes: Callable[[], int] | None = None) -> None:
         self._settings = settings
         self._available_bytes = available_bytes
-        self._journal = Journal(settings.journal)
+        self._journal = GuestJournal(settings.journal, self._count)
         self._description: GuestDescription | None = None
         self._image: GuestMemory | None = None
         self._room: GuestMemory | None = None  # for the first guest of just this size
@@ -70,12 +70,7 @@ class ProcessGuest(HeldGuest):
         self._late: LatePages | None = None
         self._gate: FaultGate | None = None
         self._fault_times: Times | None = None
-        self._epoch = 0
-        self._who = NO_RUNNER
         self._paused = False
-        self._granted = False
-        self._journaled_count = -1
-        self._journaled_epoch = 0  # of the last line that tells of writes
 
     def create(self, guest: GuestDescription, parameters: WorkloadParameters) -> None:
         """A new guest, filled, not yet running.
@@ -135,10 +130,11 @@ class ProcessGuest(HeldGuest):
         """Between two blocks of writes."""
         self._running.park()
         self._paused = True
-        self._note("pause")
+        self._journal.note("pause")
 
     def resume(self) -> None:
         """With the next block."""
+        self._journal.expect("resume")
         self._running.run("resume")
         self._paused = False
 
@@ -153,13 +149,11 @@ class ProcessGuest(HeldGuest):
 
     def mark_granted(self, epoch: int) -> None:
         """A line in the journal, the last one from here unless the guest is won back."""
-        self._note("granted")
-        self._granted = True
+        self._journal.grant()
 
     def revoke_grant(self, epoch: int) -> None:
         """A line in the journal."""
-        self._note("revoked")
-        self._granted = False
+        self._journal.grant(revoked=True)
 
     def reserve(self, description: GuestDescription) -> None:
         """Check the guest against what a workload can be, and make its memory; its pages come meanwhile."""
@@ -198,17 +192,13 @@ class ProcessGuest(HeldGuest):
     def run(self, epoch: int, runner: Runner) -> None:
         """Start the thread, or let the one go on that was stopped here."""
         assert self._workload is not None
-        before = self._epoch, self._who, self._granted
-        self._epoch, self._who, self._granted = epoch, runner, False  # the first write is noted under these
-        try:
+        with self._journal.running(epoch, runner):
             if self._runner is None:
                 rate = self._settings.rate_bytes_s
                 self._fault_times = None if self._gate is None else self._gate.times
-                self._runner = WorkloadRunner(self._workload, rate, self._progress, self._gate)
+                self._runner = WorkloadRunner(self._workload, rate, self._journal.progress, self._gate)
+            self._journal.expect("run")
             self._runner.run("run")
-        except BaseException:
-            self._epoch, self._who, self._granted = before
-            raise
         self._paused = False
 
     @property
@@ -331,8 +321,7 @@ class ProcessGuest(HeldGuest):
         self.complete()  # lets the thread go where it waits; it does nothing with what it finds
         if self._runner is not None:
             self._runner.stop()
-            if not self._granted:
-                self._note("end")
+            self._journal.end()
         self._journal.close()
         images = self._image, self._room
         self._image = self._room = None
@@ -369,19 +358,8 @@ class ProcessGuest(HeldGuest):
         if self._available_bytes is not None and size_bytes > self._available_bytes():
             raise GuestError(f"{size_bytes} bytes are not available", ErrorCode.FULL)
 
-    def _progress(self, event: str) -> None:
-        assert self._workload is not None
-        if event != "beat" or self._workload.count > self._journaled_count:
-            self._journaled_epoch = self._epoch
-            self._note(event)
-
-    def _note(self, event: str) -> None:
-        assert self._workload is not None
-        # Stopped before its first write in this epoch: the count is that of a line of the epoch before.
-        if self._journaled_epoch != self._epoch:
-            return
-        self._journaled_count = self._workload.count
-        self._journal.append(self._workload.count, self._epoch, self._who, event)
+    def _count(self) -> int:
+        return 0 if self._workload is None else self._workload.count
 
 
 def _check_description(description: GuestDescription) -> None:

@@ -5,7 +5,7 @@ import itertools
 import json
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
 from sterna.guest.kvm import guest as module
 from sterna.guest.kvm.description import describe
 from sterna.guest.kvm.guest import KvmGuest
-from sterna.guest.kvm.runner import GRANT_PAGES, VcpuRunner
+from sterna.guest.kvm.runner import VcpuRunner
 from sterna.guest.process import ProcessSettings
 from sterna.guest.schedule import WorkloadParameters
 from sterna.linux.errors import CapabilityMissing
@@ -57,14 +57,18 @@ def figure(guest: KvmGuest, name: str) -> int | float:
     return value
 
 
-def wait_for_writes(guest: KvmGuest, above: int = 0) -> None:
-    """Poll its count with a bound in steps, not in luck."""
+def wait_until(satisfied: Callable[[], bool]) -> None:
+    """Poll with a bound in steps, not in luck."""
     done = threading.Event()
     for _ in range(int(WITHIN_S / 0.001)):
-        if figure(guest, "writes") > above:
+        if satisfied():
             return
         done.wait(0.001)
-    raise AssertionError("the guest does not write")
+    raise AssertionError("the guest does not come to that")
+
+
+def wait_for_writes(guest: KvmGuest, above: int = 0) -> None:
+    wait_until(lambda: figure(guest, "writes") > above)
 
 
 @contextlib.contextmanager
@@ -246,11 +250,7 @@ def test_a_vcpu_that_fails_is_told_of() -> None:
     with closing(guest):
         guest._here.maps[1].array[0x1000:0x1002] = [0x0F, 0x0B]
         guest.run(1, HERE)
-        pause = threading.Event()
-        for _ in range(int(WITHIN_S / 0.001)):
-            if guest.status()["failure"]:
-                break
-            pause.wait(0.001)
+        wait_until(lambda: bool(guest.status()["failure"]))
         assert "exit 8: shutdown" in str(guest.status()["failure"])
         with pytest.raises(GuestError, match="a vCPU failed"):
             guest.pause()
@@ -268,7 +268,7 @@ def test_a_run_that_fails_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(module, "VcpuRunner", fail)
         with pytest.raises(RuntimeError):
             guest.run(5, HERE)
-        assert guest._epoch == 0
+        assert guest._journal.epoch == 0
 
 
 def test_a_thread_that_cannot_be_had_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,9 +299,10 @@ def test_time_that_runs_backwards_is_told_of_by_the_audit() -> None:
         guest.pause()
         assert guest.audit()["time_backwards"] == 0
         words = guest._here.maps[1].array.view("<u8")
-        words[(0x10000 >> 3) + 13] = 1 << 63  # as if the first vCPU had seen that already
+        stamp = (0x10000 >> 3) + 13
+        words[stamp] = 1 << 63  # as if the first vCPU had seen that already
         guest.resume()
-        wait_for_writes(guest, int(figure(guest, "writes")) + 2 * GRANT_PAGES)
+        wait_until(lambda: words[stamp] != 1 << 63)
         guest.pause()
         assert guest.audit()["time_backwards"] == 1
 
@@ -375,10 +376,10 @@ def test_a_guest_that_waits_before_its_first_write_has_no_line_in_the_journal(tm
     journal = tmp_path / "journal"
     guest = source(journal=journal)
     with closing(guest):
-        guest._event = "run"
-        guest._progress("beat")
+        guest._journal.expect("run")
+        guest._journal.progress("beat")
         assert journal.read_bytes() == b""
-        guest._progress("run")
-        guest._progress("run")  # of another vCPU
-        guest._progress("beat")  # without a write since
+        guest._journal.progress("run")
+        guest._journal.progress("run")  # of another vCPU
+        guest._journal.progress("beat")  # without a write since
         assert [json.loads(line)[4] for line in journal.read_text().splitlines()] == ["run"]

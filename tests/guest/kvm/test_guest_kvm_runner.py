@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from sterna.errors import GuestError
-from sterna.guest.kvm import runner as module
+from sterna.guest import guest_thread
+from sterna.guest.guest_thread import GRANT_PAGES, Wish
 from sterna.guest.kvm.layout import BEAT, DOORBELL
 from sterna.guest.kvm.machine import KvmMachine
-from sterna.guest.kvm.runner import GRANT_PAGES, VcpuRunner
+from sterna.guest.kvm.runner import VcpuRunner
 from sterna.guest.schedule import WorkloadParameters
 from sterna.linux.kvm_vcpu import KICK, REGISTERS, PortAccess, Register, Vcpu
 
@@ -166,12 +167,12 @@ def test_a_guest_that_fails_says_how(machine: KvmMachine) -> None:
 
 
 def test_one_that_does_not_stop_is_told_of(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_STOP_WITHIN_S", 0.01)
+    monkeypatch.setattr(guest_thread, "_STOP_WITHIN_S", 0.01)
     watched.runner.run("run")
     assert watched.told.wait(WITHIN_S)
     monkeypatch.setattr(Vcpu, "kick", lambda self, thread: None)
     monkeypatch.setattr(
-        VcpuRunner, "_wish", property(lambda self: module._Wish.RUN, lambda self, wish: None), raising=False
+        VcpuRunner, "_wish", property(lambda self: Wish.RUN, lambda self, wish: None), raising=False
     )
     with pytest.raises(GuestError, match="does not stop"):
         watched.park()

@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import signal
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription, StateSection
 from sterna.guest.holder_backend import HeldGuest
 from sterna.guest.holder_frames import JsonObject
-from sterna.guest.journal import Journal
+from sterna.guest.journal import GuestJournal
 from sterna.guest.kvm import features, sections
 from sterna.guest.kvm.audit import audit
 from sterna.guest.kvm.description import check_description
@@ -34,7 +33,7 @@ from sterna.linux.memfd import MemoryFile
 from sterna.linux.userfaultfd import supported
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode
-from sterna.wire.records import NO_RUNNER, Runner
+from sterna.wire.records import Runner
 
 
 class KvmGuest(HeldGuest):
@@ -50,8 +49,7 @@ class KvmGuest(HeldGuest):
     def __init__(self, settings: ProcessSettings, available_bytes: Callable[[], int] | None = None) -> None:
         self._settings = settings
         self._available_bytes = available_bytes
-        self._journal = Journal(settings.journal)
-        self._journaling = threading.Lock()  # vCPUs progress at the same time
+        self._journal = GuestJournal(settings.journal, self._count)
         self._description: GuestDescription | None = None
         self._machine: KvmMachine | None = None
         self._runners: tuple[VcpuRunner, ...] = ()
@@ -60,13 +58,7 @@ class KvmGuest(HeldGuest):
         self._saved: tuple[StateSection, ...] | None = None
         self._registers_checked = 0
         self._sections = 0
-        self._epoch = 0
-        self._who = NO_RUNNER
         self._paused = False
-        self._granted = False
-        self._journaled_count = -1
-        self._journaled_epoch = 0  # of the last line that tells of writes
-        self._event = ""  # what the next write is to be journaled as
         with Kvm():  # or a guest would be on its way here before anybody finds out
             pass
         if signal.getsignal(KICK) in {signal.SIG_DFL, signal.SIG_IGN, None}:
@@ -123,7 +115,7 @@ class KvmGuest(HeldGuest):
         self._park()
         self._paused = True
         self._saved = None
-        self._note("pause")
+        self._journal.note("pause")
 
     def resume(self) -> None:
         """With the next instruction."""
@@ -143,13 +135,11 @@ class KvmGuest(HeldGuest):
 
     def mark_granted(self, epoch: int) -> None:
         """A line in the journal, the last one from here unless the guest is won back."""
-        self._note("granted")
-        self._granted = True
+        self._journal.grant()
 
     def revoke_grant(self, epoch: int) -> None:
         """A line in the journal."""
-        self._note("revoked")
-        self._granted = False
+        self._journal.grant(revoked=True)
 
     def reserve(self, description: GuestDescription) -> None:
         """Check the guest against what this host's processors are, and make its machine."""
@@ -183,18 +173,13 @@ class KvmGuest(HeldGuest):
 
     def run(self, epoch: int, runner: Runner) -> None:
         """Start the threads, or let those go on that were stopped here."""
-        before = self._epoch, self._who, self._granted
-        self._epoch, self._who, self._granted = epoch, runner, False  # the first write is noted under these
-        try:
+        with self._journal.running(epoch, runner):
             self._here.attach()
             if not self._runners:
                 rate = self._settings.rate_bytes_s / PAGE_BYTES / len(self._here.vcpus)
                 tables = None if self._late is None else self._here.wait_for_tables
                 self._runners = self._start(rate, tables)
             self._go("run")
-        except BaseException:
-            self._epoch, self._who, self._granted = before
-            raise
         self._paused = False
         self._look_if_whole()
 
@@ -258,7 +243,7 @@ class KvmGuest(HeldGuest):
     def _figures(self) -> JsonObject:
         runners = self._runners
         figures: JsonObject = {
-            "writes": self._count,
+            "writes": self._count(),
             "errors": sum(runner.errors for runner in runners),
             "hot_set_bytes": sum(area.parameters.hot_pages for area in self._areas) * PAGE_BYTES,
             "vcpus": len(runners),
@@ -322,8 +307,8 @@ class KvmGuest(HeldGuest):
             runner.tell_to_stop()
         self.complete()  # lets the threads go where they wait; a guest that has gone on does no harm any more
         self._end()
-        if had and not self._granted:
-            self._note("end")
+        if had:
+            self._journal.end()
         self._journal.close()
 
     @property
@@ -331,7 +316,6 @@ class KvmGuest(HeldGuest):
         assert self._machine is not None
         return self._machine
 
-    @property
     def _count(self) -> int:
         return sum(runner.count for runner in self._runners)
 
@@ -347,7 +331,7 @@ class KvmGuest(HeldGuest):
         with contextlib.ExitStack() as stack:
             found = []
             for vcpu in self._here.vcpus:
-                found.append(VcpuRunner(vcpu, rate, self._progress, tables))
+                found.append(VcpuRunner(vcpu, rate, self._journal.progress, tables))
                 stack.callback(found[-1].stop)
             stack.pop_all()
         return tuple(found)
@@ -378,7 +362,7 @@ class KvmGuest(HeldGuest):
             raise
 
     def _go(self, event: str) -> None:
-        self._event = event or self._event
+        self._journal.expect(event)
         for runner in self._runners:
             runner.run(event)
 
@@ -390,29 +374,6 @@ class KvmGuest(HeldGuest):
         machine, self._machine = self._machine, None
         if machine is not None:
             machine.close()
-
-    def _progress(self, event: str) -> None:
-        """A vCPU has written; the first of them after `run` and `resume` tells of that."""
-        with self._journaling:
-            if event == "beat":
-                # None before the first write since it was run: it may wait for a page, or at its doorbell.
-                due = not self._event and self._count > self._journaled_count
-            else:
-                event, self._event = self._event, ""
-                due = bool(event)
-            if due:
-                self._journaled_epoch = self._epoch
-                self._append(event)
-
-    def _note(self, event: str) -> None:
-        with self._journaling:
-            # Stopped before its first write in this epoch: the count is that of a line of the epoch before.
-            if self._journaled_epoch == self._epoch:
-                self._append(event)
-
-    def _append(self, event: str) -> None:
-        self._journaled_count = self._count
-        self._journal.append(self._journaled_count, self._epoch, self._who, event)
 
 
 @functools.cache
