@@ -152,8 +152,13 @@ class Rig:
     # ---- the driver ----
 
     def take(self, kind: type | None = None) -> e.Request:
-        """The next request, which must be of this kind; a record that is noted early is noted."""
-        while (request := self.machine.poll_request()) is not None and is_early(request):
+        """The next request, which must be of this kind; a record that is noted early is noted.
+
+        By itself nobody here keeps notes.
+        """
+        while (request := self.machine.poll_request()) is not None and (
+            is_early(request) or (isinstance(request, e.KeepNotes) and kind not in {None, e.KeepNotes})
+        ):
             self.machine.complete(request, None, self.now)
         assert request is not None
         assert kind is None or isinstance(request, kind), request

@@ -100,6 +100,50 @@ async def test_a_destination_process_that_dies_while_pages_follow_the_guest(
     assert judge_journal(world.journal) == []
 
 
+@pytest.mark.needs("userfaultfd")
+@pytest.mark.parametrize(("switchover", "times"), [("bitmap", 1), ("post-copy", 2)])
+async def test_a_source_process_that_dies_while_pages_follow_the_guest(
+    world: World, switchover: str, times: int
+) -> None:
+    """[RES-19] [RES-13] [ONE-38] The next one serves on what is missing, as often as that happens."""
+    await world.holder("s", "--memory", "16MiB", "--hot", "12MiB", "--dirty-rate", "400MiB/s")
+    await world.room()
+    serve, port = await world.serve("--once")
+    options = ("--switchover", switchover, "--max-rounds", "1", "--bandwidth", "4MiB/s", *SLOWLY[2:])
+    for most in (3000, 1500)[-times:]:  # of some 3000 or 4096 that are stale
+        migrate = await world.migrate(port, *options)
+        await world.wait_for("d", lambda status, most=most: 0 < status.missing < most)
+        migrate.send(signal.SIGKILL)
+        await migrate.end()
+        left = (await world.status("d")).missing
+        assert left > 0
+        assert (await world.status("s")).state == "granted"
+    migrate = await world.migrate(port, *options)
+    assert await migrate.end() == 0, migrate.said()
+    assert await serve.end() == 0, serve.said()
+    assert (migrate.last["outcome"], serve.last["outcome"]) == ("completed", "completed")
+    assert serve.last["resumed"] == times
+    assert serve.last["digest"] == migrate.last["digest"]
+    assert 0 < migrate.last["after"]["pushed_pages"] <= left
+    await world.check_runs("d")
+    assert judge_journal(world.journal) == []
+
+
+async def test_an_image_that_nobody_needs_any_more_is_freed_by_the_next_process(world: World) -> None:
+    """[RES-19] [RES-17] [ONE-38] COMPLETE had come, with the right digest, and is repeated."""
+    await world.source("s")
+    await world.room()
+    _, port = await world.serve()
+    await (await world.migrate(port, stop="before ReleaseImage")).dies()
+    assert (await world.status("s")).state == "granted"
+    migrate = await world.migrate(port)
+    assert await migrate.end() == 0, migrate.said()
+    assert (migrate.last["outcome"], migrate.last["recovered"]["owner"]) == ("completed", "destination")
+    assert migrate.last["holder"]["state"] == "released"
+    await world.check_runs("d")
+    assert judge_journal(world.journal) == []
+
+
 @pytest.mark.needs("etcd")
 @pytest.mark.needs("userfaultfd")
 async def test_a_store_that_is_frozen_keeps_no_page_from_a_guest_that_runs(

@@ -38,6 +38,7 @@ from sterna.cli.follow import Reporter
 from sterna.cli.hints import hinted
 from sterna.cli.output import Output
 from sterna.cli.ownership import UNDECIDED_AFTER_S, Ownership
+from sterna.cli.serving_on import TOO_LATE, ServingOn
 from sterna.cli.taking_up import asker, decided, judgement_text, newest_epoch, recovered_fields
 from sterna.cli.units import Duration, Json, Rate, Streams
 from sterna.core.events import Outcome, Result
@@ -237,7 +238,13 @@ class _Job:
             )
             recovered = await interruptible(recovery, ending)
             if recovered is not None and not recovered.runs_here:
-                return self._settled(recovered)
+                serving = ServingOn(self.address, tls, self.options, recording, self.reporter, ending)
+                end = await serving.of(recovered, connection, host, self.evidence)
+                return (
+                    self._settled(recovered)
+                    if end is None
+                    else await self._conclude(*end, recording, recovered)
+                )
             status = await connection.status()
             if status.state not in {"running", "paused"}:
                 raise _not_here(status)
@@ -361,7 +368,7 @@ class _Job:
         try:
             source.cancel(why)
         except LocalProtocolError:
-            self.reporter.notice("too late to cancel: the guest has been handed over, wait for the end")
+            self.reporter.notice(TOO_LATE)
         else:
             self.reporter.notice("cancelling: the guest runs on here")
 

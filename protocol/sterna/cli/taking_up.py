@@ -30,6 +30,7 @@ from sterna.net.endpoint import Options
 from sterna.net.pauses import Pauses
 from sterna.net.question import ask_who_owns
 from sterna.net.tls import TlsConfig
+from sterna.net.transport import Transport
 from sterna.registry import ErrorCode, Owner
 from sterna.wire.records import Runner, Verdict
 
@@ -54,37 +55,45 @@ def asker(guest: bytes, tls: TlsConfig | None, options: Options, places: Sequenc
     """
 
     async def ask(session: SessionRecord, runner: Runner) -> Verdict:
-        if tls is None and session.peer:
-            # Anybody could answer, and would be believed; and the token would be read by everybody [SEC-5].
-            raise TransportError(
-                ErrorCode.NOT_AUTHORISED, f"{session.peer} is asked over TLS alone: say --pki, not --insecure"
-            )
-        trouble = TransportError(ErrorCode.CONNECT_FAILED, "no address of the destination is known")
-        recorded = [parse_address(session.address)] if session.address else []
-        for place in dict.fromkeys([*places, *recorded]):
-            try:
-                transport = await connect(
-                    place,
-                    tls=tls,
-                    # The token is for the session's peer alone [SEC-5].
-                    expected=session.peer or None,
-                    farewell=None if tls is None else rejection,
-                )
-            except TransportError as error:
-                trouble = error
-                continue
-            return await ask_who_owns(
-                transport,
-                guest=guest,
-                epoch=session.epoch,
-                session=session.session,
-                token=session.token,
-                runner=runner,
-                options=replace(options, on_event=lambda _: None),
-            )
-        raise trouble
+        return await ask_who_owns(
+            await dial_peer(session, tls, places),
+            guest=guest,
+            epoch=session.epoch,
+            session=session.session,
+            token=session.token,
+            runner=runner,
+            options=replace(options, on_event=lambda _: None),
+        )
 
     return ask
+
+
+async def dial_peer(
+    session: SessionRecord, tls: TlsConfig | None, places: Sequence[Address] = ()
+) -> Transport:
+    """A connection to the destination of a session; arguments as for `asker`.
+
+    Raises:
+        TransportError: nobody answers there, or not the session's peer.
+    """
+    if tls is None and session.peer:
+        # Anybody could answer, and would be believed; and the token would be read by everybody [SEC-5].
+        raise TransportError(
+            ErrorCode.NOT_AUTHORISED, f"{session.peer} is asked over TLS alone: say --pki, not --insecure"
+        )
+    trouble = TransportError(ErrorCode.CONNECT_FAILED, "no address of the destination is known")
+    recorded = [parse_address(session.address)] if session.address else []
+    for place in dict.fromkeys([*places, *recorded]):
+        try:
+            return await connect(
+                place,
+                tls=tls,
+                expected=session.peer or None,  # the token is for the session's peer alone [SEC-5]
+                farewell=None if tls is None else rejection,
+            )
+        except TransportError as error:
+            trouble = error
+    raise trouble
 
 
 def newest_epoch(history: History, status: HolderStatus) -> int:

@@ -1,4 +1,4 @@
-"""The source of a guest that runs at the destination: what it still serves, and when it may free the image.
+"""The source of a guest that leaves: what it notes before, what it serves after, when it frees the image.
 
 RUNNING says so, or, if that was lost, whoever has asked. From there on nothing makes the guest run here
 again; losing ends the right to run, not the duty to serve pages [ONE-38]. The image is freed by COMPLETE with
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from sterna.core.carry import SourceCarry
 from sterna.core.conduct import check_epoch, wrong
-from sterna.core.events import PagesFollow, PagesFollowed, Persist, ReleaseImage
+from sterna.core.departure import Departure
+from sterna.core.events import KeepNotes, PagesFollow, PagesFollowed, Persist, ProbeStore, ReleaseImage
 from sterna.core.opening import Opening, SourceConfig
-from sterna.core.records import Decided
+from sterna.core.records import Decided, SessionRecord, Side
 from sterna.core.serving import Window
 from sterna.core.tables import SourceInput, SourceState
 from sterna.memory.pages import PageSource
@@ -25,6 +26,41 @@ class Departed(Opening):
     def __init__(self, config: SourceConfig, pages: PageSource, now: float) -> None:
         super().__init__(config, pages, now)
         self._window: Window | None = None
+        self._room_for_notes: memoryview | None = None
+
+    # ---- before ----
+
+    def _note_session(self, *, early: bool = False) -> None:
+        """What whoever has to ask must know is durable, and the store answers, before the pause [ONE-61]."""
+        job = self._job
+        assert self._selection is not None
+        record = SessionRecord(self._account.session, job.epoch, Side.SOURCE, self._token, "")
+        self._ask(Persist(record, early=early))
+        if early:
+            return
+        if self._selection.has(Feature.LEASE_STORE):
+            self._ask(ProbeStore(job.epoch, job.runner))
+        self._room_for_notes = None  # what lies there is of an attempt before
+        if self._selection.has(Feature.RESUME):
+            self._ask(KeepNotes(self._departure.size_bytes))
+
+    @property
+    def _departure(self) -> Departure:
+        assert self._ticket is not None
+        image = self._memory.notes(self._attempt, self._account.style, self._sealed)
+        return Departure(self._ticket, image)
+
+    def _on_room_for_notes(self, answer: object) -> None:
+        if isinstance(answer, memoryview):
+            self._room_for_notes = answer
+            self._departure.prepare(answer)
+
+    def _note_departure(self) -> None:
+        """What the next process would have to know, before the guest may run elsewhere [RES-19]."""
+        if self._room_for_notes is not None:
+            self._departure.write(self._room_for_notes)
+
+    # ---- after ----
 
     def _on_running(self, record: Running, now: float) -> None:
         check_epoch(record, self._job.epoch + 1, "RUN-1")

@@ -15,6 +15,7 @@ from sterna.core.events import (
     Discard,
     Expect,
     Installed,
+    KeepNotes,
     LoadState,
     MarkGranted,
     Pause,
@@ -33,7 +34,7 @@ from sterna.core.events import (
 )
 from sterna.core.records import Record, Voided
 from sterna.errors import GuestError
-from sterna.guest.api import DestinationGuest, GuestDescription, KnowsUnwritten, SourceGuest
+from sterna.guest.api import DestinationGuest, GuestDescription, KeepsNotes, KnowsUnwritten, SourceGuest
 from sterna.memory.pages import RegionPages
 from sterna.memory.regions import RegionTable
 from sterna.registry import ErrorCode, Owner, Style
@@ -137,6 +138,8 @@ async def serve_source(guest: SourceGuest, records: Records, request: Request) -
             await guest.pause()
         case SaveState():
             return await guest.save_state()
+        case KeepNotes(size_bytes=size_bytes):
+            return await _room_for_notes(guest, size_bytes)
         case MarkGranted(epoch=epoch):
             await guest.mark_granted(epoch)
         case Persist(record=record):
@@ -153,6 +156,11 @@ async def serve_source(guest: SourceGuest, records: Records, request: Request) -
         case _:
             raise GuestError(f"{type(request).__name__} is not for a source")
     return None
+
+
+async def _room_for_notes(guest: SourceGuest, size_bytes: int) -> memoryview | None:
+    room = await guest.notes(size_bytes) if isinstance(guest, KeepsNotes) else memoryview(b"")
+    return room if len(room) else None
 
 
 async def _roll_back(guest: SourceGuest, voided: Voided | None) -> None:

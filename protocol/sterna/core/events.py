@@ -84,6 +84,16 @@ class SaveState:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class KeepNotes:
+    """Make room for notes that live as long as the image does. Answer: that room, None if there is none.
+
+    It is `size_bytes` long and full of zeros, and the machine's to write until the next one is asked for.
+    """
+
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class MarkGranted:
     """Mark the holder, durably: `epoch` is granted to the destination. Answer: None."""
 
@@ -274,9 +284,9 @@ class Persist:
 
 
 Request: TypeAlias = (
-    StartTracking | CollectDirty | Throttle | Pause | SaveState | MarkGranted | RollBack | ReleaseImage
-    | RunOn | OpenStreams | Admit | Readmit | Join | Reserve | Prepare | Expect | Installed | LoadState
-    | Claim | TakeStorage | RunGuest | Discard
+    StartTracking | CollectDirty | Throttle | Pause | SaveState | KeepNotes | MarkGranted | RollBack
+    | ReleaseImage | RunOn | OpenStreams | Admit | Readmit | Join | Reserve | Prepare | Expect | Installed
+    | LoadState | Claim | TakeStorage | RunGuest | Discard
     | AnswerVerdict | ProbeStore | Persist
 )  # fmt: skip
 
@@ -306,6 +316,9 @@ def check_answer(request: Request, answer: object) -> None:
             good, wanted = isinstance(answer, Runner), "the runner in the slot"
         case AnswerVerdict():
             good, wanted = isinstance(answer, Verdict), "a Verdict"
+        case KeepNotes(size_bytes=size):
+            room = isinstance(answer, memoryview) and not answer.readonly and len(answer) >= size
+            good, wanted = room or answer is None, "as many bytes as were asked for, or None"
         case _:
             pass
     if not good:

@@ -1,8 +1,9 @@
-"""What is kept beside the memory of a guest that runs before its pages are there, for the next endpoint.
+"""What is kept beside the memory of a guest whose pages follow it, for the next endpoint of either side.
 
 The entries of its pages cannot be made again once the guest writes [PCY-16], and the groups in which pages
 come follow from all that were stale, not from those that still are [PCY-7]. So both lie where the memory is,
-with the place in the session that PAGES have to name. The holder does not look into it.
+with the place in the session that PAGES have to name. The holder does not look into it. What was sent by
+stop-and-copy has no such pages: then the place in the session and the digest are all.
 """
 
 from __future__ import annotations
@@ -47,8 +48,24 @@ class ImageNotes:
     @property
     def size_bytes(self) -> int:
         """Bytes that they take."""
-        words = sum(len(self.stale[region].words) for region in self.stale)
-        return _HEAD.size + 8 * words + self.digest.size_bytes
+        return _HEAD.size + (self._stale_bytes + self.digest.size_bytes if self._follows else 0)
+
+    @property
+    def _follows(self) -> bool:
+        return self.style is not Style.STOP_AND_COPY
+
+    @property
+    def _stale_bytes(self) -> int:
+        return 8 * sum(len(self.stale[region].words) for region in self.stale)
+
+    def move_entries_to(self, place: memoryview) -> None:
+        """Keep the entries there from now on, where `move_to` is to write the rest.
+
+        Raises:
+            ValueError: it has fewer than `size_bytes` bytes.
+        """
+        if self._follows:
+            self.digest.move_to(place[_HEAD.size + self._stale_bytes :])
 
     def move_to(self, place: memoryview | bytearray) -> None:
         """Write them there; the entries are kept there from now on.
@@ -57,11 +74,11 @@ class ImageNotes:
             ValueError: it has fewer than `size_bytes` bytes.
         """
         view, at = memoryview(place), _HEAD.size
-        for region in self.stale:
+        for region in self.stale if self._follows else ():
             data = self.stale[region].words.tobytes()
             view[at : at + len(data)] = data
             at += len(data)
-        self.digest.move_to(view[at:])
+        self.move_entries_to(view)
         _HEAD.pack_into(view, 0, _MAGIC, self.attempt, self.round, self.style, self.sealed)
 
     @classmethod
@@ -75,6 +92,8 @@ class ImageNotes:
             raise GuestError("there are no notes of the image")
         try:
             _, attempt, number, style, sealed = _HEAD.unpack_from(place)
+            if Style(style) is Style.STOP_AND_COPY:
+                return cls(MemoryDigest(table), PageSets(table), attempt, number, Style(style), sealed)
             stale, at = {}, _HEAD.size
             for region in table.copied:
                 words = np.frombuffer(place, "<u8", (region.pages + 63) // 64, at)

@@ -12,9 +12,10 @@ to carry, and none of a later one. In a session without a loss that is the round
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Self
 
 from sterna import limits as bounds
+from sterna.core.image_notes import ImageNotes
 from sterna.core.policy import RoundStats
 from sterna.core.resuming import HeldReport, dirty_after_resume
 from sterna.core.rounds import OutgoingRound, batch_bounds
@@ -25,6 +26,7 @@ from sterna.memory.bitmap import PageBitmap
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import PageSource, zero_batch
 from sterna.memory.regions import PageSets, RegionTable
+from sterna.registry import Style
 from sterna.wire.records import Pages, Round, RoundAck, RoundEnd, Welcome
 
 # Between two looks at what the guest has written meanwhile lie so many bytes, and at least this share of what
@@ -46,7 +48,7 @@ class Sending:
         self.regions: Final = regions
         self.bulk_bytes = 0
         self._pages: Final = pages
-        self._digest: Final = MemoryDigest(regions)
+        self._digest = MemoryDigest(regions)
         self._pending = PageSets.full(regions)
         self._blank = PageSets(regions)  # read as zeros, without a look
         self._confirmed = 0  # the last round that the destination is known to have had complete
@@ -55,6 +57,15 @@ class Sending:
         self._round = self._no_round(0)
         self._look_at = 0
         self._looking = False
+
+    @classmethod
+    def sealed(cls, image: ImageNotes, pages: PageSource) -> Self:
+        """What another process has sealed, and handed over; its entries stay where they are kept [RES-19]."""
+        sending = cls(image.digest.table, pages)
+        sending._digest, sending._pending = image.digest, image.stale.copy()
+        sending._declares = True
+        sending._round = sending._no_round(image.round)
+        return sending
 
     @property
     def round(self) -> int:
@@ -226,6 +237,10 @@ class Sending:
         """The digest of the pause image; what is not declared stale has been sent by now [MEM-10]."""
         assert self._digest.stale_pages == self.stale.count()
         return self._digest.value()
+
+    def notes(self, attempt: int, style: Style, sealed: bytes) -> ImageNotes:
+        """What is to be kept of the image, once it is sealed; before that its size is the same."""
+        return ImageNotes(self._digest, self.stale, attempt, self.round, style, sealed)
 
     def serving(self, attempt: int, *, peer: Limits, own: Limits) -> Serving:
         """What follows after RUNNING, with the limits that the peer and this side have announced."""

@@ -170,6 +170,7 @@ class Serving:
         self._new: Final[npt.NDArray[np.bool_]] = np.ones(len(self.groups), dtype=np.bool_)  # never sent
         self._asked: Final[npt.NDArray[np.uint8]] = np.zeros(len(self.groups), dtype=np.uint8)
         self._left = len(self.groups)
+        self._pages_left = self.groups.pages
         self._cursor = 0
         self._urgent: deque[range] = deque()
         self._patient: deque[range] = deque()
@@ -181,8 +182,8 @@ class Serving:
 
     @property
     def pages_left(self) -> int:
-        """Pages that were never sent."""
-        return self.groups.pages - self.demanded - self.pushed
+        """Pages that were never sent, by whatever process."""
+        return self._pages_left
 
     def stats(self, seconds: float | None = None) -> AfterStats:
         """How it went so far."""
@@ -217,6 +218,17 @@ class Serving:
             raise wrong(ErrorCode.LIMIT_RATE, detail, "PCY-18", record)
         asked += 1
         (self._urgent if record.urgent else self._patient).append(groups)
+
+    # ---- a lost process ----
+
+    def take_over(self) -> None:
+        """Another process has sent some of them: those that have entries, which it took first [RES-19]."""
+        starts, counts = self.groups.runs(slice(None))
+        for region in self.groups.table.copied:
+            mine = self.groups.of(region.id)
+            groups = slice(mine.start, mine.stop)
+            self._new[groups] = self._digest.stale(region.id).has(starts[groups])
+        self._pages_left = int(counts[self._new].sum())
 
     # ---- a lost link ----
 
@@ -338,6 +350,7 @@ class Serving:
         counts, new = self.groups.runs(groups)[1], self._new[groups]
         total, first = int(counts.sum()), int(counts[new].sum())
         self.repeated += total - first
+        self._pages_left -= first
         if asked:
             self.demanded += first
         else:

@@ -16,12 +16,12 @@ from sterna.core.departed import Departed
 from sterna.core.events import (
     CollectDirty,
     Decided,
+    KeepNotes,
     MarkGranted,
     OpenStreams,
     Outcome,
     Pause,
     Persist,
-    ProbeStore,
     ReleaseImage,
     Request,
     RollBack,
@@ -36,7 +36,7 @@ from sterna.core.lanes import Lane
 from sterna.core.opening import SourceConfig
 from sterna.core.policy import Action
 from sterna.core.records import Decided as OwnerDecided
-from sterna.core.records import Granted, SessionRecord, Side, Voided
+from sterna.core.records import Granted, Voided
 from sterna.core.serving import Serving
 from sterna.core.state import check_sections, fragments
 from sterna.core.style import decide_style, selected_styles
@@ -266,6 +266,8 @@ class SourceMachine(Departed):
                 self._ask(SaveState())
             case SaveState():
                 self._on_saved(answer)
+            case KeepNotes():
+                self._on_room_for_notes(answer)
             case MarkGranted(epoch=epoch):
                 self._step(SourceInput.GRANTED, now)
                 self._ask(Persist(Granted(self._account.session, epoch)))
@@ -402,10 +404,10 @@ class SourceMachine(Departed):
         self._emit(Decided(decision))
         match decision.action:
             case Action.SWITCHOVER:
+                self._account.style = decision.style
                 self._note_session()
                 self._step(SourceInput.SWITCHOVER_CHOSEN, now)
                 downtime_us = min(int(decision.predicted_downtime_s * 1e6), _U64_MAX)
-                self._account.style = decision.style
                 self._send(Switchover(self._attempt, decision.style, downtime_us))
             case Action.GIVE_UP:
                 self._fail(LocalProtocolError(ErrorCode.NOT_CONVERGING, decision.verdict), now)
@@ -417,15 +419,6 @@ class SourceMachine(Departed):
                 self._begin_round(now, last=False)
                 if len(self._account.rounds) == 1:  # while pages travel, the guest does not wait for a disk
                     self._note_session(early=True)
-
-    def _note_session(self, *, early: bool = False) -> None:
-        """What whoever has to ask must know is durable, and the store answers, before the pause [ONE-61]."""
-        job = self._job
-        assert self._selection is not None
-        record = SessionRecord(self._account.session, job.epoch, Side.SOURCE, self._token, "")
-        self._ask(Persist(record, early=early))
-        if not early and self._selection.has(Feature.LEASE_STORE):
-            self._ask(ProbeStore(job.epoch, job.runner))
 
     def _begin_round(self, now: float, *, last: bool) -> None:
         assert self._selection is not None
@@ -527,6 +520,7 @@ class SourceMachine(Departed):
     def _seal(self, now: float) -> None:
         assert self._sections is not None
         self._sealed = self._memory.seal()
+        self._note_departure()
         count, total = len(self._sections), sum(len(section.data) for section in self._sections)
         state, last = state_digest(self._sections), self._memory.last_sequences
         self._send(Seal(self._attempt, Checksum.XXH3_128, self._sealed, state, count, total, last))

@@ -193,6 +193,15 @@ class KnowsUnwritten(Protocol):
         ...
 
 
+@runtime_checkable
+class KeepsNotes(Protocol):
+    """A `SourceGuest` that outlives its endpoint, and keeps notes for the next one as long as the image."""
+
+    async def notes(self, size_bytes: int | None = None) -> memoryview:
+        """As `DestinationGuest.notes`. Empty for a size that it was asked for: it cannot keep any."""
+        ...
+
+
 class DestinationGuest(Protocol):
     """Room for a guest that is on its way here."""
 

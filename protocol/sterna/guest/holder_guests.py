@@ -80,6 +80,20 @@ class _Bitmaps:
         return {region: PageBitmap.from_words(*bitmap) for region, bitmap in self._bitmaps.items()}
 
 
+async def _notes_in(connection: HolderConnection, size_bytes: int | None) -> MemoryMap | None:
+    """New notes of that size, or those that there are; None for none."""
+    answer = await connection.call("notes", {} if size_bytes is None else {"bytes": size_bytes})
+    try:
+        if not answer.descriptors:
+            return None
+        (descriptor,) = answer.descriptors
+        return MemoryMap(descriptor, _fixed_size(descriptor))
+    except (ValueError, OSError) as error:
+        raise GuestError(f"the holder's notes make no sense: {error}") from error
+    finally:
+        answer.close()
+
+
 class HolderSourceGuest:
     """`SourceGuest` over a holder. Make it with `open`."""
 
@@ -96,6 +110,7 @@ class HolderSourceGuest:
         self._maps = maps
         self._bitmaps: _Bitmaps | None = None
         self._collected = True  # the last collect's answer has come; what it told is not lost
+        self._notes: MemoryMap | None = None
 
     @classmethod
     async def open(cls, connection: HolderConnection) -> HolderSourceGuest:
@@ -196,6 +211,16 @@ class HolderSourceGuest:
     async def revoke_grant(self, epoch: int) -> None:
         """Only over the connection that granted it."""
         await self.connection.call("revoke", {"epoch": epoch})
+
+    async def notes(self, size_bytes: int | None = None) -> memoryview:
+        """A memory file that the holder keeps; empty for a holder that knows of no such thing."""
+        try:
+            self._notes = await _notes_in(self.connection, size_bytes)
+        except GuestError as error:
+            if error.code is not ErrorCode.UNSUPPORTED:
+                raise
+            self._notes = None
+        return memoryview(bytearray()) if self._notes is None else self._notes.view
 
     async def release(self) -> None:
         """Free the image; views of it read as zeros from then on."""
@@ -394,17 +419,8 @@ class HolderDestinationGuest:
 
     async def notes(self, size_bytes: int | None = None) -> memoryview:
         """A memory file that the holder keeps."""
-        answer = await self.connection.call("notes", {} if size_bytes is None else {"bytes": size_bytes})
-        try:
-            if not answer.descriptors:
-                return memoryview(bytearray())
-            (descriptor,) = answer.descriptors
-            self._notes = MemoryMap(descriptor, _fixed_size(descriptor))
-        except (ValueError, OSError) as error:
-            raise GuestError(f"the holder's notes make no sense: {error}") from error
-        finally:
-            answer.close()
-        return self._notes.view
+        self._notes = await _notes_in(self.connection, size_bytes)
+        return memoryview(bytearray()) if self._notes is None else self._notes.view
 
     def _regions(self) -> tuple[Region, ...]:
         if self.description is None:

@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 import trio
 
 from sterna.core.carry import DestinationCarry, SourceCarry, Ticket
+from sterna.core.departure import Departure
 from sterna.core.destination import DestinationConfig, DestinationMachine
 from sterna.core.duties import pages_of, reserve, serve_destination, serve_source
 from sterna.core.events import (
@@ -33,7 +34,6 @@ from sterna.core.events import (
     Reserve,
     Result,
 )
-from sterna.core.outbox import Outbox
 from sterna.core.policy import PolicySettings, estimate_fixed_cost_s
 from sterna.core.reopening import Opening
 from sterna.core.session import Session
@@ -42,7 +42,7 @@ from sterna.core.tables import SourceState
 from sterna.errors import GuestError, LocalProtocolError, PeerAborted, SternaError, TransportError
 from sterna.guest.api import DestinationGuest, GuestDescription, OutlivingGuest, PromptGuest, SourceGuest
 from sterna.memory.pages import PageSink
-from sterna.net.hosting import Host, LocalHost, Reopened, check_takes
+from sterna.net.hosting import Host, LocalHost, Reopened, check_takes, declined
 from sterna.net.kept import KeptSession, Sessions
 from sterna.net.options import (
     OnRequest,
@@ -54,15 +54,14 @@ from sterna.net.options import (
     offer,
     supported,
 )
-from sterna.net.pump import FLUSH_STALL_S, UNDO_S, OnEvent, Perform, Pump
+from sterna.net.pump import UNDO_S, OnEvent, Perform, Pump
 from sterna.net.redial import RESUMPTIONS_MAX, Reconnect, dial_more, redial
 from sterna.net.room import Prompt, Room, tell_faults
 from sterna.net.steady import SteadyPages
 from sterna.net.transport import Transport
-from sterna.registry import ERRORS, ErrorCode, Feature, Phase
+from sterna.registry import ErrorCode, Feature, Phase
 from sterna.wire.records import (
     NO_RUNNER,
-    Abort,
     Attach,
     Guest,
     Hello,
@@ -229,10 +228,11 @@ class Source(_Endpoint):
         self._machine = machine = SourceMachine(self._config, self._pages, clock())
         pump = self._begin(machine, self._perform, self._on_event)
         try:
-            refused = await self._refused()
+            description = self._guest.description
+            refused = await declined(self._host, description, self.transport, self._config.epoch)
             if refused is not None:
-                self.result = await self._decline(refused)
-                return self.result
+                self.result = refused
+                return refused
             if machine.state is SourceState.IDLE:  # not cancelled meanwhile
                 machine.start(clock())
             result = await pump.drive()
@@ -240,13 +240,29 @@ class Source(_Endpoint):
                 result = await self._go_on(carry)
             return result
         finally:
-            if self._machine.state in _WITHOUT_LINK:  # cancelled from outside
-                with trio.CancelScope(shield=True):  # requests have their own bounds
-                    lost = TransportError(ErrorCode.CONNECTION_LOST, "the endpoint was cancelled")
-                    await self._give_up(self._machine.carry, lost)
-            self.transport.abort()
-            self._pages.close()
-            self.result = self.result or self._machine.result
+            await self._end()
+
+    async def serve_on(self, departure: Departure) -> Result:
+        """Instead of `run`: take up a session of a process that has died, whose guest was handed over.
+
+        It runs at the destination; until that has every page, they are sent. `transport` is the first try.
+        """
+        clock = self._options.clock
+        carry = departure.carry(self._pages, clock())
+        self._machine = SourceMachine.resumed(self._config, self._pages, carry, clock())
+        try:
+            return await self._go_on(carry, dial=False)
+        finally:
+            await self._end()
+
+    async def _end(self) -> None:
+        if self._machine.state in _WITHOUT_LINK:  # cancelled from outside
+            with trio.CancelScope(shield=True):  # requests have their own bounds
+                lost = TransportError(ErrorCode.CONNECTION_LOST, "the endpoint was cancelled")
+                await self._give_up(self._machine.carry, lost)
+        self.transport.abort()
+        self._pages.close()
+        self.result = self.result or self._machine.result
 
     async def _carry(self, result: Result) -> SourceCarry | None:
         """What to go on with; None if the session is over for this side."""
@@ -260,8 +276,8 @@ class Source(_Endpoint):
         self._tell(Finished(result))
         return None
 
-    async def _go_on(self, carry: SourceCarry) -> Result:
-        """Take the session up again as often as its link is lost."""
+    async def _go_on(self, carry: SourceCarry, *, dial: bool = True) -> Result:
+        """Take the session up again as often as its link is lost; the first time without `dial`ling."""
         clock = self._options.clock
         resumed, until, after_s = -1, 0.0, 0.0
         while True:
@@ -269,9 +285,11 @@ class Source(_Endpoint):
                 resumed = carry.account.resumed
                 until = clock() + carry.ticket.selection.features[Feature.RESUME]
             try:
-                self.transport = await self._connect_again(carry.account.losses, until - clock(), after_s)
+                if dial:
+                    self.transport = await self._connect_again(carry.account.losses, until - clock(), after_s)
             except SternaError as error:
                 return await self._give_up(carry, error)
+            dial = True
             self._machine = machine = SourceMachine.resumed(self._config, self._pages, carry, clock())
             machine.start(clock())
             result = await self._pump_of(machine, self._perform, self._on_event).drive()
@@ -309,26 +327,6 @@ class Source(_Endpoint):
     def _tell(self, event: Event) -> None:
         self._pages.on_event(event)
         self._options.on_event(event)
-
-    async def _refused(self) -> SternaError | None:
-        """Why this host does not let the guest go there, None if it does."""
-        try:
-            await self._host.may_send(self._guest.description, self.transport.peer)
-        except SternaError as error:
-            return error
-        return None
-
-    async def _decline(self, error: SternaError) -> Result:
-        """End before the session has begun: a word for the peer, and nothing for the guest."""
-        words = Outbox()
-        words.send(Abort(error.code, Phase.HANDSHAKE, 0, 0, 0, ERRORS[error.code].text))
-        buffers = [buffer for unit in iter(words.take, []) for buffer in unit]
-        with trio.move_on_after(FLUSH_STALL_S), suppress(TransportError):
-            await self.transport.send(buffers)
-            await self.transport.close()
-        return Result(
-            Outcome.ROLLED_BACK, error.code, error=error, phase=Phase.HANDSHAKE, epoch=self._config.epoch
-        )
 
     async def _perform(self, request: Request) -> object:
         if isinstance(request, ReleaseImage):

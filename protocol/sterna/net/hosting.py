@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+import trio
+
 from sterna.core.duties import NoRecords, Records
-from sterna.core.events import Admission
+from sterna.core.events import Admission, Outcome, Result
+from sterna.core.outbox import Outbox
 from sterna.core.reopening import Opening
-from sterna.errors import LocalProtocolError
+from sterna.errors import LocalProtocolError, SternaError, TransportError
 from sterna.guest.api import GuestDescription
 from sterna.net.kept import no_session
 from sterna.net.options import Options, supported
-from sterna.net.transport import Peer
-from sterna.registry import ErrorCode, Feature
-from sterna.wire.records import NO_ID, NO_TOKEN, Hello, Runner, Verdict
+from sterna.net.pump import FLUSH_STALL_S
+from sterna.net.transport import Peer, Transport
+from sterna.registry import ERRORS, ErrorCode, Feature, Phase
+from sterna.wire.records import NO_ID, NO_TOKEN, Abort, Hello, Runner, Verdict
 
 
 class Host(Records, Protocol):
@@ -83,6 +88,26 @@ def check_takes(opening: Opening, options: Options) -> None:
     if memory_bytes > options.limits.memory_bytes:
         detail = f"{memory_bytes} bytes of memory, and {options.limits.memory_bytes} are taken here"
         raise LocalProtocolError(ErrorCode.LIMIT_MEMORY, detail, clause="RES-16")
+
+
+async def declined(
+    host: Host, description: GuestDescription, transport: Transport, epoch: int
+) -> Result | None:
+    """None if a guest may leave for whoever is at the other end; else how it has ended before it began.
+
+    The peer is told, and the guest is not touched.
+    """
+    try:
+        await host.may_send(description, transport.peer)
+    except SternaError as error:
+        words = Outbox()
+        words.send(Abort(error.code, Phase.HANDSHAKE, 0, 0, 0, ERRORS[error.code].text))
+        buffers = [buffer for unit in iter(words.take, []) for buffer in unit]
+        with trio.move_on_after(FLUSH_STALL_S), suppress(TransportError):
+            await transport.send(buffers)
+            await transport.close()
+        return Result(Outcome.ROLLED_BACK, error.code, error=error, phase=Phase.HANDSHAKE, epoch=epoch)
+    return None
 
 
 class LocalHost(NoRecords):
