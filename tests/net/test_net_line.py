@@ -113,6 +113,7 @@ class Talking:
 
     def __init__(self) -> None:
         self.machine = self
+        self.guest_waits = True
         self.units: list[bytes] = []
         self.sent = 0
 
@@ -144,15 +145,23 @@ async def test_what_is_urgent_and_little_needs_no_turn():
         nursery.start_soon(line.tasks[1])
         await wait_all_tasks_blocked()
         assert transport.taken == ["sent waits"]
-        driver.units += [b"soon", bytes(HURRY_BYTES + 1)]
+        driver.units += [b"soon", b"next"]
         line.hurry()
-        assert (transport.taken[-1], driver.sent) == ("now soon", 4)
+        assert (transport.taken[-2:], driver.sent) == (["now soon", "now next"], 8)
+        driver.units.append(bytes(HURRY_BYTES + 1))
         line.hurry()  # too much: the sender has it
         driver.units.append(b"behind")
         line.hurry()
         line.to_send.set()
         await wait_all_tasks_blocked()
         assert transport.taken[-2:] == ["sent " + "\0" * 9, "sent behind"]
+        driver.units.append(b"nobody")
+        driver.guest_waits = False
+        line.hurry()
+        line.to_send.set()
+        await wait_all_tasks_blocked()
+        assert transport.taken[-1] == "sent nobody"
+        driver.guest_waits = True
         driver.units.append(b"no room")
         transport.takes, transport.owes = False, True
         line.hurry()

@@ -100,25 +100,29 @@ async def test_memory_that_changes_between_two_tries_of_a_write(tls_pair):
 async def test_a_little_is_sent_at_once(tls_pair):
     a, b = tls_pair
     assert a.send_now([b"a", b"bc"])
-    assert not a.send_now([bytes(RECORD_BYTES + 1)])
     await a.send([b"d"])
     assert await receive_exactly(b, 4) == b"abcd"
     assert (a.records_sent, a.owes) == (2, False)
+    group = bytes(range(256)) * 256 + b"table"
+    assert a.send_now([group])  # more than a record
+    assert await receive_exactly(b, len(group)) == group
+    assert a.records_sent == 2 + 5
 
 
-async def test_what_a_full_socket_did_not_take_goes_first(tls_pair):
+@pytest.mark.parametrize("size", [4096, 4 * RECORD_BYTES + 88])
+async def test_what_a_full_socket_did_not_take_goes_first(tls_pair, size):
     a, b = tls_pair
     count = 0
     while not a.owes:
-        assert a.send_now([count.to_bytes(4096, "little")])
+        assert a.send_now([count.to_bytes(size, "little")])
         count += 1
     assert not a.send_now([b"x"])
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(a.send, [])
-            received = await receive_exactly(b, count * 4096)
+            received = await receive_exactly(b, count * size)
     assert not a.owes
-    assert received == b"".join(number.to_bytes(4096, "little") for number in range(count))
+    assert received == b"".join(number.to_bytes(size, "little") for number in range(count))
     await a.send([b"d"])
     assert await receive_exactly(b, 1) == b"d"
 

@@ -16,14 +16,15 @@ import trio
 from sterna.core.session import Session
 from sterna.core.tables import DestinationState
 from sterna.errors import TransportError
+from sterna.limits import CHUNK_BYTES
 from sterna.net.rate import RateLimiter
 from sterna.net.transport import Buffer, Transport
 
 # How long after a failed send the receiver may look for what the peer said last.
 LAST_WORDS_S: Final = 1.0
 
-# What is worth to be sent at once: some requests for pages.
-HURRY_BYTES: Final = 1024
+# What is worth to be sent at once: some requests for pages, or one group of pages with its table.
+HURRY_BYTES: Final = CHUNK_BYTES + 4096
 
 # What a transport may raise.
 NO_BUG: Final = (TransportError, trio.ClosedResourceError, trio.Cancelled)
@@ -206,13 +207,14 @@ class Line:
         await self.transport.send(buffers, self._sent)
 
     def hurry(self) -> None:
-        """Send what there is without a turn of the sender, if that is idle and it is little."""
+        """Send what the guest waits for without a turn of the sender, if that is idle and it is little."""
         driver = self._driver
-        if not self._idle or self._unit or driver.limiter is not None:
-            return
-        unit = self._machine.poll_transmit(driver.clock(), self.stream)
-        if sum(map(len, unit)) > HURRY_BYTES or not self.transport.send_now(unit, self._sent):
-            self._unit = unit
+        while self._idle and not self._unit and driver.limiter is None and self._machine.guest_waits:
+            unit = self._machine.poll_transmit(driver.clock(), self.stream)
+            if not unit:
+                return
+            if sum(map(len, unit)) > HURRY_BYTES or not self.transport.send_now(unit, self._sent):
+                self._unit = unit
 
     def _sent(self, count: int) -> None:
         self._machine.transmitted(count, self._driver.clock(), self.stream)

@@ -167,15 +167,15 @@ class TlsTransport(Transport):
             sent(piece.nbytes)
 
     def _send_now(self, data: bytes) -> bool:
-        if self._owed or len(data) > RECORD_BYTES:
+        if self._owed:
             return False
         try:
             self._sock.send(data)
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            self._owed = data  # OpenSSL has encrypted it, and is to be called with the same bytes
+            self._owed = data  # OpenSSL has encrypted some of it, and is to be called with the same bytes
         except OSError:
             return False  # `send` finds out why
-        self.records_sent += 1
+        self.records_sent += -(-len(data) // RECORD_BYTES)
         return True
 
     def _pieces(self, views: list[memoryview]) -> Iterator[memoryview]:

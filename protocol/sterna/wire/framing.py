@@ -32,6 +32,7 @@ from typing import Final, NoReturn, TypeAlias
 
 from sterna.errors import LocalProtocolError, RemoteProtocolError, remote_error
 from sterna.limits import (
+    CHUNK_BYTES,
     HANDSHAKE_BODY_BYTES,
     HEADER_BYTES,
     PREFACE_BYTES,
@@ -46,8 +47,9 @@ from sterna.wire.integrity import Buffer, crc32
 from sterna.wire.records import Pages, Record, Region
 from sterna.wire.rules import Bounds
 
-# One read takes many small frames. Larger would only copy more of each bulk part's start.
-READ_AHEAD_BYTES: Final = 64 * 1024
+# One read takes many small frames, or one that answers a request for pages: a chunk with its table. Larger
+# would only copy more of each bulk part's start.
+READ_AHEAD_BYTES: Final = CHUNK_BYTES + 4096
 
 _KNOWN: Final = frozenset(int(frame) for frame in FrameType)
 _NOTHING: Final = memoryview(b"")
