@@ -115,11 +115,15 @@ def test_pages_that_followed_and_how_long_the_guest_waited() -> None:
 
 
 def test_what_was_looked_at_of_a_virtual_machine() -> None:
-    run = replace(RUN, cpu={"sections": 21, "registers_checked": 900, "mismatches": 0, "time_backwards": 0})
+    cpu = {"sections": 21, "registers_checked": 900, "mismatches": 0, "time_backwards": 0}
+    cpu |= {"time_jump_s": 0.05, "stood_s": 0.06}
+    run = replace(RUN, cpu=cpu)
     expected = ("processors", "21 sections of state, 900 registers compared, 0 differ")
     assert expected in rows(run, WISHES)
-    backwards = {"sections": 21, "registers_checked": 900, "mismatches": 0, "time_backwards": 2}
-    told = [text for _, text in rows(replace(RUN, cpu=backwards), WISHES)]
+    assert ("", "while it moved 50 ms have passed for the guest, and 60 ms for the hosts") in rows(
+        run, WISHES
+    )
+    told = [text for _, text in rows(replace(RUN, cpu=cpu | {"time_backwards": 2}), WISHES)]
     assert "the guest has seen its time run backwards: 2 times" in told
     assert "processors" not in dict(rows(RUN, WISHES))
 

@@ -95,9 +95,22 @@ def test_a_guest_that_hardly_writes_cannot_measure_its_blackout() -> None:
 
 
 def test_what_was_looked_at_of_a_virtual_machine() -> None:
-    cpu = {"sections": 21, "registers_checked": 900, "mismatches": 0, "time_backwards": 0}
+    cpu = {
+        "sections": 21,
+        "registers_checked": 900,
+        "mismatches": 0,
+        "time_backwards": 0,
+        "time_jump_s": 0.2,
+        "stood_s": 0.1,
+    }
     assert replace(GOOD, cpu=cpu).fields(WISHES)["cpu"] == cpu
     assert GOOD.fields(WISHES)["cpu"] is None
     assert replace(GOOD, cpu=cpu).exit_code is Exit.OK
-    for wrong in ({"sections": 0}, {"registers_checked": 0}, {"mismatches": 1}, {"time_backwards": 1}):
+    for wrong in (
+        {"sections": 0},
+        {"registers_checked": 0},
+        {"mismatches": 1},
+        {"time_backwards": 1},
+        {"time_jump_s": 9.0},
+    ):
         assert replace(GOOD, cpu=cpu | wrong).exit_code is Exit.FAILED

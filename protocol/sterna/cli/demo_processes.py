@@ -252,7 +252,7 @@ class ProcessDemo:
             run,
             blackout_guest_s=stood_ns / 1e9,
             faults=_faults(status),
-            cpu=_cpu(status, audit) if self._kind == "kvm" else None,
+            cpu=_cpu(left, status, audit) if self._kind == "kvm" else None,
             audit={
                 "pages_checked": _count(audit, "pages_checked"),
                 "errors": _count(audit, "errors") + _count(audit, "errors_while_running"),
@@ -305,14 +305,19 @@ def _faults(status: HolderStatus) -> Mapping[str, float] | None:
     return {"count": count, **{name: status.figure(figure) / 1e9 for name, figure in names.items()}}
 
 
-def _cpu(status: HolderStatus, audit: Mapping[str, object]) -> Mapping[str, int]:
-    """What host and guest have looked at of the processors."""
+def _cpu(
+    left: Mapping[str, object], status: HolderStatus, audit: Mapping[str, object]
+) -> Mapping[str, float]:
+    """What host and guest have looked at of the processors, and of time while the guest moved."""
     looked = _count(audit, "registers_looked_at")
+    stood_ns = int(status.figure("all_ran_ns")) - _count(left, "idle_since_ns")
     return {
         "sections": int(status.figure("sections")),
         "registers_checked": int(status.figure("registers_checked")) + looked,
         "mismatches": _count(audit, "register_mismatches"),
         "time_backwards": _count(audit, "time_backwards"),
+        "time_jump_s": _count(audit, "time_jump_ns") / 1e9,
+        "stood_s": stood_ns / 1e9,
     }
 
 

@@ -77,13 +77,21 @@ def rows(run: DemoRun, wishes: Wishes) -> list[tuple[str, str]]:
         checked = f"{run.audit['pages_checked']} pages checked, {run.errors} errors"
         found.append(("audit", checked))
         if run.cpu is not None:
-            compared = f"{run.cpu['registers_checked']} registers compared, {run.cpu['mismatches']} differ"
-            found.append(("processors", f"{run.cpu['sections']} sections of state, {compared}"))
-            if run.cpu["time_backwards"]:
-                found.append(
-                    ("", f"the guest has seen its time run backwards: {run.cpu['time_backwards']} times")
-                )
+            found += _processors(run.cpu)
         found.append(("pages written", f"{run.writes_before} before, {run.writes_after} after"))
+    return found
+
+
+def _processors(cpu: Mapping[str, float]) -> list[tuple[str, str]]:
+    """What was looked at of a virtual machine's processors."""
+    compared = f"{cpu['registers_checked']:.0f} registers compared, {cpu['mismatches']:.0f} differ"
+    jump, stood = duration_text(cpu["time_jump_s"]), duration_text(cpu["stood_s"])
+    found = [
+        ("processors", f"{cpu['sections']:.0f} sections of state, {compared}"),
+        ("", f"while it moved {jump} have passed for the guest, and {stood} for the hosts"),
+    ]
+    if cpu["time_backwards"]:
+        found.append(("", f"the guest has seen its time run backwards: {cpu['time_backwards']:.0f} times"))
     return found
 
 

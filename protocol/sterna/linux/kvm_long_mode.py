@@ -27,10 +27,13 @@ _CODE: Final = (0x33, 11)  # selector and type
 _DATA: Final = (0x2B, 3)
 _CR0: Final = 0x80050033  # paging, protection, what numeric errors and write protection need
 _CR4: Final = 0x620  # physical address extension, SSE
+_CR4_XSAVE: Final = 1 << 18
 _EFER: Final = 0x500  # long mode, active
 
 
-def system_registers(after_reset: bytes, tables: int, *, fs: int = 0, gs: int = 0) -> bytes:
+def system_registers(
+    after_reset: bytes, tables: int, *, fs: int = 0, gs: int = 0, xsave: bool = False
+) -> bytes:
     """Segments and control registers, as struct kvm_sregs2 has them.
 
     Args:
@@ -38,13 +41,15 @@ def system_registers(after_reset: bytes, tables: int, *, fs: int = 0, gs: int = 
         tables: where the page tables begin, for CR3.
         fs: the base of that segment.
         gs: likewise.
+        xsave: whether the guest may use XSAVE, without which there is no AVX.
     """
     system = bytearray(after_reset)
     code, data = _segment(*_CODE, 0, long=1), _segment(*_DATA, 0, long=0)
     based = [_segment(*_DATA, base, long=0) for base in (fs, gs)]
     system[: 6 * SEGMENT.size] = b"".join((code, data, data, *based, data))
     *_, apic_base, flags = CONTROL.unpack_from(system, CONTROL_AT)
-    CONTROL.pack_into(system, CONTROL_AT, _CR0, 0, tables, _CR4, 0, _EFER, apic_base, flags)
+    cr4 = _CR4 | (_CR4_XSAVE if xsave else 0)
+    CONTROL.pack_into(system, CONTROL_AT, _CR0, 0, tables, cr4, 0, _EFER, apic_base, flags)
     return bytes(system)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sterna.guest.kvm.features import features, missing
+from sterna.guest.kvm.features import features, missing, unnamed
 from sterna.linux.kvm import Kvm
 from sterna.linux.kvm_vcpu import CpuidEntry
 
@@ -41,6 +41,12 @@ def test_names_that_a_guest_would_use_registers_by() -> None:
 
 def test_other_leaves_have_no_names() -> None:
     assert features([CpuidEntry(0x2, 0, 0, -1, -1, -1, -1), CpuidEntry(0x7, 2, 1, -1, -1, -1, -1)]) == ()
+
+
+def test_what_was_not_announced() -> None:  # [XCP-11]
+    cpuid = [CpuidEntry(1, 0, 0, 0, 0, 0, 1 << 25 | 1 << 26)]
+    assert unnamed(("sse", "sse2", "more"), cpuid) == ()
+    assert unnamed(("fpu",), cpuid) == ("sse", "sse2")
 
 
 def test_what_is_missing() -> None:  # [XCP-4]

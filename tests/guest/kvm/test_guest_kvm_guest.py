@@ -137,6 +137,9 @@ def test_a_guest_moves_and_finds_nothing_wrong(tmp_path: Path) -> None:
         found = there.audit()
         assert found["errors"] == found["errors_while_running"] == found["register_mismatches"] == 0
         assert found["time_backwards"] == 0
+        # The guest has measured by itself how long it stood, and what it says is between two looks of ours.
+        jump_ns = int(str(found["time_jump_ns"]))
+        assert 0 < jump_ns <= figure(there, "all_ran_ns") - figure(here, "idle_since_ns") + 10**9
         assert found["pages_checked"] == MEMORY // 4096
         assert found["writes"] == found["generations"] or found["registers_good"]
         status = there.status()

@@ -55,6 +55,24 @@ def put(offset: int, data: bytes) -> Callable[[bytes], bytes]:
     return lambda whole: whole[:offset] + data + whole[offset + len(data) :]
 
 
+def with_msr(index: int, value: int) -> Callable[[bytes], bytes]:
+    """One of the registers that are there has another value."""
+
+    def change(data: bytes) -> bytes:
+        entries = {index: value for index, _, value in struct.iter_unpack("<IIQ", data[8:])}
+        assert index in entries
+        entries[index] = value
+        return data[:8] + b"".join(struct.pack("<IIQ", *(one, 0, entries[one])) for one in sorted(entries))
+
+    return change
+
+
+def also_matrices(data: bytes) -> bytes:
+    """Another answer of CPUID, which says that there is a matrix unit (leaf 7, bit 24 of edx)."""
+    (count,) = struct.unpack_from("<I", data)
+    return struct.pack("<II", count + 1, 0) + data[8:] + struct.pack("<8I", 7, 0, 1, 0, 0, 0, 1 << 24, 0)
+
+
 async def attempt(guest: HolderSourceGuest, there: HolderConnection) -> list[Result]:
     status = await guest.connection.status()
     near, far = memory_transport_pair()
@@ -103,12 +121,29 @@ BAD: dict[str, tuple[Change, ErrorCode]] = {
         of(StateKind.X86_MSRS, lambda data: struct.pack("<II", 1, 0) + struct.pack("<IIQ", 0xDEAD0000, 0, 1)),
         ErrorCode.STATE_REJECTED,
     ),
+    "a value that no host takes": (
+        of(StateKind.X86_MSRS, with_msr(0xC0000082, 1 << 62)),  # where a system call goes: not canonical
+        ErrorCode.STATE_REJECTED,
+    ),
+    "a vCPU more": (
+        lambda sections: (*sections, *(replace(one, vcpu=2) for one in sections if one.vcpu == 1)),
+        ErrorCode.GUEST_FAILED,  # the source does not send it; what a destination says: [XCP-1], [STA-5]
+    ),
     "a vCPU less": (
         lambda sections: tuple(one for one in sections if one.vcpu != 1),
         ErrorCode.STATE_REJECTED,
     ),
     "an address that is not canonical": (
         of(StateKind.X86_REGISTERS, put(128, struct.pack("<Q", 1 << 50))),
+        ErrorCode.STATE_REJECTED,
+    ),
+    "a segment that begins nowhere": (
+        of(StateKind.X86_SYSTEM, put(4 * 24, struct.pack("<Q", 1 << 47))),
+        ErrorCode.STATE_REJECTED,
+    ),
+    "features that were not announced": (of(StateKind.X86_CPUID, also_matrices), ErrorCode.STATE_REJECTED),
+    "a counter that would run over": (
+        of(StateKind.X86_TSC, put(0, struct.pack("<Q", (1 << 64) - 1))),
         ErrorCode.STATE_REJECTED,
     ),
     "control registers that contradict each other": (
@@ -120,7 +155,7 @@ BAD: dict[str, tuple[Change, ErrorCode]] = {
 
 @pytest.mark.parametrize("name", BAD)
 async def test_a_bad_state_is_refused_and_the_guest_runs_on_where_it_was(name: str, tmp_path: Path) -> None:
-    """[XCP-1] [XCP-2] [XCP-3] [XCP-5] And a good one is taken by the same holder afterwards."""
+    """[XCP-1] [XCP-2] [XCP-3] [XCP-5] [XCP-6] [XCP-9] [XCP-11] [XCP-12] Then the holder takes a good one."""
     change, code = BAD[name]
     async with two_holders(tmp_path) as (here, there):
         guest = await Changing.open(here)

@@ -12,13 +12,15 @@ from sterna.guest.kvm.layout import (
     SYSTEM,
     fill_system,
     first_registers,
+    first_system_registers,
     program,
     read_area,
+    read_stamps,
     regions,
     shares,
 )
 from sterna.guest.schedule import PAGE_BYTES, WorkloadParameters
-from sterna.linux.kvm_vcpu import REGISTERS, Register
+from sterna.linux.kvm_vcpu import REGISTERS, SYSTEM_BYTES, Register
 
 MIB, GIB = 1 << 20, 1 << 30
 GAP = 1000
@@ -112,6 +114,21 @@ def test_an_area_reads_as_it_was_written() -> None:
         assert area.parameters.seed == 7 + number
         assert (area.first_page, area.parameters.pages) == (512 * number, 512)
         assert (area.checked, area.mismatches, area.backwards, area.longest) == (0, 0, 0, 0)
+
+
+def test_the_stamps_around_what_held_up_a_vcpu() -> None:
+    memory = filled(4 * MIB, 2)
+    words = memory.view("<u8")
+    start = (layout._AREAS + layout._AREA_BYTES) // 8
+    words[start + 16], words[start + 17] = 5, 9
+    assert (read_stamps(memory, 0), read_stamps(memory, 1)) == ((0, 0), (5, 9))
+
+
+def test_a_program_that_may_use_wide_registers() -> None:
+    after_reset = bytes(SYSTEM_BYTES)
+    narrow, wide = (first_system_registers(0, after_reset, wide=each) for each in (False, True))
+    (before,), (after,) = (struct.unpack_from("<Q", each, 224 + 24) for each in (narrow, wide))
+    assert after == before | 1 << 18
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from sterna.errors import GuestError
 from sterna.guest.api import StateSection
 from sterna.guest.kvm.sections import MachineState, VcpuState, canonical, from_sections, to_sections
+from sterna.guest.kvm.state import compared
 from sterna.linux.kvm_long_mode import SEGMENT
 from sterna.linux.kvm_vcpu import EVENTS_BYTES, REGISTERS, SYSTEM_BYTES, CpuidEntry
 from sterna.registry import Architecture, ErrorCode, StateKind
@@ -162,6 +163,28 @@ def test_model_specific_registers_that_are_not_a_list_of_them() -> None:  # [XCP
 def test_states_and_frequencies_that_do_not_exist() -> None:
     refused(changed(KIND.X86_MP_STATE, put(0, b"\5")), ErrorCode.STATE_REJECTED)
     refused(changed(KIND.X86_TSC, put(8, bytes(4))), ErrorCode.STATE_REJECTED)
+
+
+@pytest.mark.parametrize("value", [1 << 63, (1 << 64) - 1])
+def test_times_that_no_guest_comes_to(value: int) -> None:  # [XCP-12]
+    counter = changed(KIND.X86_TSC, put(0, struct.pack("<Q", value)))
+    assert "x86_tsc of vCPU 0 is at" in refused(counter, ErrorCode.STATE_REJECTED)
+    clock = tuple(
+        replace(one, data=struct.pack("<Qq", value, 0)) if one.kind == KIND.CLOCK else one for one in SECTIONS
+    )
+    assert "section clock is at" in refused(clock, ErrorCode.STATE_REJECTED)
+
+
+def test_the_area_of_a_processor_with_wide_registers() -> None:
+    """As one with AVX writes it: 832 bytes, of which no kernel here has any to give."""
+    header = struct.pack("<QQ48x", 7, 0)  # XSTATE_BV: x87, SSE, AVX; standard form
+    upper = struct.pack("<32Q", *(0xA5A5_0000 + number for number in range(32)))
+    area = bytes(512) + header + upper
+    wide = replace(STATE, vcpus=tuple(replace(one, xsave=area, xcr=((0, 7),)) for one in STATE.vcpus))
+    assert from_sections(to_sections(wide), 2) == wide
+    lost = replace(wide.vcpus[0], xsave=area[:576] + bytes(256))
+    differs = set(compared(wide.vcpus[0])) - set(compared(lost))
+    assert {name for name, value in differs if value} == {f"xsave[{number}]" for number in range(72, 104)}
 
 
 def test_canonical_addresses() -> None:

@@ -10,6 +10,7 @@ from kvm_support import Small, small_machine
 from sterna.errors import GuestError
 from sterna.guest.kvm.sections import TSC, MachineState, VcpuState, from_sections, to_sections
 from sterna.guest.kvm.state import compared, load, save
+from sterna.linux.kvm import Machine
 from sterna.linux.kvm_vcpu import REGISTERS, Vcpu
 from sterna.registry import ErrorCode
 
@@ -147,6 +148,15 @@ def test_the_clock_goes_on_from_what_was_sent(small: Small, there: Small) -> Non
     state = replace(saved(small), clock_ns=10**15)
     load(state, there.machine, [there.vcpu])
     assert 10**15 <= there.machine.clock_ns() < 10**15 + 60 * 10**9
+
+
+@pytest.mark.parametrize("found_ns", [4_999_999_999, 5_000_000_000 + 60 * 10**9])
+def test_a_clock_that_does_not_go_on_from_there(
+    found_ns: int, small: Small, there: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:  # [XCP-10]
+    state = replace(saved(small), clock_ns=5_000_000_000)
+    monkeypatch.setattr(Machine, "clock_ns", lambda self: found_ns)
+    assert f"the clock is at {found_ns} ns" in refused(there, state)
 
 
 def test_frequencies(small: Small, there: Small, monkeypatch: pytest.MonkeyPatch) -> None:  # [XCP-10]

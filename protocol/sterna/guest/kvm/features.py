@@ -67,6 +67,11 @@ def _found(cpuid: Sequence[CpuidEntry]) -> Iterator[str]:
                     yield name
 
 
+def unnamed(promised: Sequence[str], cpuid: Sequence[CpuidEntry]) -> tuple[str, ...]:
+    """Those that a processor with this CPUID has and that were not promised, in the order of their names."""
+    return tuple(sorted(set(features(cpuid)) - set(promised)))
+
+
 def missing(wanted: Sequence[str], cpuid: Sequence[CpuidEntry]) -> tuple[str, ...]:
     """Those of the wanted features that a processor with this CPUID lacks, in the order of their names."""
     return tuple(sorted(set(wanted) - set(features(cpuid))))

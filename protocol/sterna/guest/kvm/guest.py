@@ -15,7 +15,7 @@ from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription, StateSection
 from sterna.guest.holder_backend import HeldGuest
 from sterna.guest.holder_frames import JsonObject
-from sterna.guest.journal import GuestJournal
+from sterna.guest.journal import GuestJournal, boottime_ns
 from sterna.guest.kvm import features, sections
 from sterna.guest.kvm.audit import audit
 from sterna.guest.kvm.description import check_description
@@ -58,6 +58,8 @@ class KvmGuest(HeldGuest):
         self._saved: tuple[StateSection, ...] | None = None
         self._registers_checked = 0
         self._sections = 0
+        self._jumps_ns: dict[int, int] = {}  # of the guest's time while it came here, by vCPU
+        self._all_ran_ns = 0
         self._paused = False
         with Kvm():  # or a guest would be on its way here before anybody finds out
             pass
@@ -168,6 +170,13 @@ class KvmGuest(HeldGuest):
     def load_state(self, sections_: Sequence[StateSection]) -> None:
         """Checked whole, then set and compared."""
         state = sections.from_sections(sections_, self.description.vcpus)
+        for number, vcpu in enumerate(state.vcpus):
+            if lacking := features.unnamed(self.description.cpu_features, vcpu.cpuid):
+                raise GuestError(
+                    f"vCPU {number} has CPU features that the guest was not announced with: "
+                    f"{', '.join(lacking)}",
+                    ErrorCode.STATE_REJECTED,
+                )
         self._registers_checked = self._here.load(state)
         self._sections = len(sections_)
 
@@ -252,6 +261,9 @@ class KvmGuest(HeldGuest):
             "running_s": round(min(runner.running_s for runner in runners), 6),
             "first_write_ns": _first(runner.first_write_ns for runner in runners),
             "last_write_ns": max(runner.last_write_ns for runner in runners),
+            # The guest's time may jump by no more than from the one at the source to the other here.
+            "idle_since_ns": min(runner.last_write_ns for runner in runners),
+            "all_ran_ns": self._all_ran_ns,
             "failure": next((str(one.failure) for one in runners if one.failure is not None), ""),
         }
         rate = distinct = 0.0
@@ -298,6 +310,7 @@ class KvmGuest(HeldGuest):
             "registers_looked_at": sum(area.checked for area in self._areas),
             "register_mismatches": mismatches,
             "time_backwards": sum(area.backwards for area in self._areas),
+            "time_jump_ns": max(self._jumps_ns.values(), default=0),
         }
 
     def close(self) -> None:
@@ -330,11 +343,19 @@ class KvmGuest(HeldGuest):
         """A thread for each vCPU, or none."""
         with contextlib.ExitStack() as stack:
             found = []
-            for vcpu in self._here.vcpus:
-                found.append(VcpuRunner(vcpu, rate, self._journal.progress, tables))
+            for number, vcpu in enumerate(self._here.vcpus):
+                came = functools.partial(self._note_jump, number) if self._sections else None
+                found.append(VcpuRunner(vcpu, rate, self._journal.progress, tables, came))
                 stack.callback(found[-1].stop)
             stack.pop_all()
         return tuple(found)
+
+    def _note_jump(self, number: int) -> None:
+        """How much time has passed for a vCPU from its last instruction there to its first one here."""
+        before, after = self._here.stamps(number)
+        ticks = max(after - before, 0)  # backwards is what the guest itself counts
+        self._jumps_ns[number] = ticks * 1_000_000 // self._here.vcpus[number].tsc_khz()
+        self._all_ran_ns = boottime_ns()
 
     def _look_at_areas(self) -> tuple[Area, ...]:
         try:

@@ -47,7 +47,7 @@ _GIB: Final = 1 << 30
 MEMORY_MAX: Final = 256 * _GIB  # of region 0: one table of the third level has room for 512 GiB
 
 # struct area of program.c
-_AREA: Final = struct.Struct("<16Q")
+_AREA: Final = struct.Struct("<19Q")
 
 # Where program.c keeps the workload's state.
 COUNT: Final = Register.R15
@@ -133,6 +133,8 @@ def fill_system(
     memory_bytes: int,
     work: tuple[tuple[int, WorkloadParameters], ...],
     gap: int,
+    *,
+    wide: bool = False,
 ) -> None:
     """Write region 1 of a new guest.
 
@@ -141,6 +143,7 @@ def fill_system(
         memory_bytes: size of region 0.
         work: first page and parameters of each vCPU.
         gap: see `struct area` in program.c.
+        wide: likewise.
     """
     code = program()
     memory[_PROGRAM : _PROGRAM + len(code)] = np.frombuffer(code, np.uint8)
@@ -149,7 +152,7 @@ def fill_system(
         area = _AREAS + number * _AREA_BYTES
         fields = (p.seed, p.pages, p.hot_pages, p.zero_pages, p.block_pages, p.cold_every)
         start, other = _RAM_ADDRESS + first * PAGE_BYTES, area + PAGE_BYTES
-        _AREA.pack_into(memory.data, area, area, *fields, start, gap, other, 0, 0, 0, 0, 0, 0)
+        _AREA.pack_into(memory.data, area, area, *fields, start, gap, other, *[0] * 8, wide)
         words[other // 8] = other
     top, third, last = _TABLES, _TABLES + PAGE_BYTES, _TABLES + 2 * PAGE_BYTES
     words[top // 8] = third | TABLE_ENTRY
@@ -168,12 +171,19 @@ def read_area(memory: npt.NDArray[np.uint8], memory_bytes: int, number: int) -> 
         ValueError: it makes no sense.
     """
     words: tuple[int, ...] = _AREA.unpack_from(memory.data, _AREAS + number * _AREA_BYTES)
-    _, seed, pages, hot, zero, block, cold, start, _, _, _, checked, mismatches, _, backwards, longest = words
+    _, seed, pages, hot, zero, block, cold, start = words[:8]
+    checked, mismatches, _, backwards, longest = words[11:16]
     parameters = WorkloadParameters(seed, pages, hot, cold, block, zero)
     first, rest = divmod(start - _RAM_ADDRESS, PAGE_BYTES)
     if rest or first < 0 or first + pages > memory_bytes // PAGE_BYTES:
         raise ValueError(f"the workload of vCPU {number} is not in the guest's memory")
     return Area(parameters, first, checked, mismatches, backwards, longest)
+
+
+def read_stamps(memory: npt.NDArray[np.uint8], number: int) -> tuple[int, int]:
+    """The guest's time stamp counter before and after what held up a vCPU last: a doorbell, or a pause."""
+    before, after = _AREA.unpack_from(memory.data, _AREAS + number * _AREA_BYTES)[16:18]
+    return int(before), int(after)
 
 
 def first_registers(number: int, seed: int) -> bytes:
@@ -187,10 +197,16 @@ def first_registers(number: int, seed: int) -> bytes:
     return REGISTERS.pack(*registers)
 
 
-def first_system_registers(number: int, after_reset: bytes) -> bytes:
-    """Segments and control registers with which a vCPU begins, made of those after a reset."""
+def first_system_registers(number: int, after_reset: bytes, *, wide: bool = False) -> bytes:
+    """Segments and control registers with which a vCPU begins, made of those after a reset.
+
+    Args:
+        number: of the vCPU.
+        after_reset: as struct kvm_sregs2.
+        wide: whether the program uses AVX, for which the processor has to permit XSAVE.
+    """
     area = _AREAS + number * _AREA_BYTES
-    return system_registers(after_reset, _TABLES, fs=area, gs=area + PAGE_BYTES)
+    return system_registers(after_reset, _TABLES, fs=area, gs=area + PAGE_BYTES, xsave=wide)
 
 
 def _gib(memory_bytes: int) -> int:

@@ -1,5 +1,10 @@
 """A KVM guest's machine: memory in memory files, slots, vCPUs, dirty log. It has no threads; runners do.
 
+A state goes into processors that were never used: what a state does not name, a register of another host's
+for example, has the value of a reset there and not of a state that was tried before. So processors that have
+had a state are replaced for the next one, with the machine that they are of; and a state that is refused has
+touched nothing of the one before.
+
 A machine gets its memory when its guest is about to run. Until then the kernel has none to touch: some
 registers make it write to guest memory when they are set, and a state that comes from elsewhere could have it
 wait for a page that comes later, in the thread that everybody waits for.
@@ -19,15 +24,37 @@ from sterna.guest.process_memory import GuestMemory
 from sterna.guest.schedule import WorkloadParameters
 from sterna.guest.workload import Workload
 from sterna.linux.errors import CapabilityMissing
-from sterna.linux.kvm import Kvm, MemorySlot
-from sterna.linux.kvm_vcpu import CpuidEntry
+from sterna.linux.kvm import Kvm, Machine, MemorySlot
+from sterna.linux.kvm_vcpu import CpuidEntry, Vcpu
 from sterna.linux.memfd import MemoryFile, MemoryMap
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode
 
 _PAGE: Final = mmap.PAGESIZE
 _GAPS_S: Final = 1000  # a gap of so many parts of a second is one
+_XCR0_AVX: Final = 7  # x87, SSE, AVX
 _APIC_ID: Final = 24  # its first bit in EBX of leaf 1
+
+
+class _Hardware:
+    """A machine of the kernel's with its processors, as after a reset.
+
+    Raises:
+        CapabilityMissing: the kernel makes none.
+        OSError: no room for it.
+    """
+
+    def __init__(self, kvm: Kvm, vcpus: int) -> None:
+        with contextlib.ExitStack() as stack:
+            self.machine = stack.enter_context(kvm.create_machine())
+            self.vcpus = tuple(
+                stack.enter_context(self.machine.create_vcpu(number)) for number in range(vcpus)
+            )
+            self._resources = stack.pop_all()
+
+    def close(self) -> None:
+        """Free it; no vCPU runs. Legal twice."""
+        self._resources.close()
 
 
 class KvmMachine:
@@ -39,7 +66,6 @@ class KvmMachine:
 
     Attributes:
         ram: region 0. Its pages come in a thread.
-        vcpus: whoever uses them sees to it that they do not run.
 
     Raises:
         CapabilityMissing: no KVM, or not one that can do this.
@@ -51,7 +77,6 @@ class KvmMachine:
         self.regions = layout.regions(memory_bytes)
         with contextlib.ExitStack() as stack:
             self._kvm = stack.enter_context(Kvm())
-            self._machine = stack.enter_context(self._kvm.create_machine())
             try:
                 self.ram = GuestMemory(memory_bytes, "compare")
                 stack.callback(self.ram.free)
@@ -66,9 +91,8 @@ class KvmMachine:
                     number: MemorySlot(number, region.address, region.size_bytes, self.maps[number].address)
                     for number, region in enumerate(self.regions)
                 }
-                self.vcpus = tuple(
-                    stack.enter_context(self._machine.create_vcpu(number)) for number in range(vcpus)
-                )
+                self._hardware = _Hardware(self._kvm, vcpus)
+                stack.callback(self._close_hardware)
             except CapabilityMissing:
                 raise
             except (MemoryError, OSError, RuntimeError) as error:  # the last one: no thread
@@ -76,9 +100,14 @@ class KvmMachine:
             self._supported = self._kvm.supported_cpuid()
             self._cpuid = [_numbered(self._supported, number) for number in range(vcpus)]
             self._indices = self._kvm.msr_indices()
-            self._loaded: sections.MachineState | None = None
+            self._used = False  # the processors have had a state
             self._attached = False
             self._resources = stack.pop_all()
+
+    @property
+    def vcpus(self) -> tuple[Vcpu, ...]:
+        """The processors. Whoever uses them sees to it that they do not run."""
+        return self._hardware.vcpus
 
     @property
     def maps(self) -> Mapping[int, MemoryMap]:
@@ -101,12 +130,17 @@ class KvmMachine:
         """
         work = layout.shares(parameters, len(self.vcpus))
         gap = self.vcpus[0].tsc_khz() * 1000 // _GAPS_S
-        layout.fill_system(self._system.array, self.memory_bytes, work, gap)
+        wide = {"xsave", "avx"} <= set(features.features(self._supported))
+        layout.fill_system(self._system.array, self.memory_bytes, work, gap, wide=wide)
         for first, share in work:
             Workload(share, self.ram.map.array[first * _PAGE : (first + share.pages) * _PAGE]).fill()
+        self._used = True
         for number, vcpu in enumerate(self.vcpus):
             vcpu.set_cpuid(self._cpuid[number])
-            vcpu.set_system_registers(layout.first_system_registers(number, vcpu.system_registers()))
+            reset = vcpu.system_registers()
+            vcpu.set_system_registers(layout.first_system_registers(number, reset, wide=wide))
+            if wide:
+                vcpu.set_extended_control([(0, _XCR0_AVX)])
             vcpu.set_registers(layout.first_registers(number, work[number][1].seed))
         self.attach()
 
@@ -141,6 +175,10 @@ class KvmMachine:
         numbers = range(len(self.vcpus))
         return tuple(layout.read_area(self._system.array, self.memory_bytes, number) for number in numbers)
 
+    def stamps(self, number: int) -> tuple[int, int]:
+        """See `layout.read_stamps`. Touches guest memory that the vCPU has just written."""
+        return layout.read_stamps(self._system.array, number)
+
     def wait_for_tables(self) -> None:
         """Wait, without the interpreter lock, until what the kernel reads for the guest is there."""
         for offset in layout.read_for_the_guest(self.memory_bytes):
@@ -173,7 +211,7 @@ class KvmMachine:
         return state.save(self._machine, self.vcpus, self._cpuid, self._indices)
 
     def load(self, wanted: sections.MachineState) -> int:
-        """Set the state of vCPUs that have never run; how many registers were compared with what was sent.
+        """Set the state of processors that have had none; how many registers were compared with it.
 
         Raises:
             GuestError: with STATE_REJECTED, and what was loaded before, if anything was, still is.
@@ -185,22 +223,40 @@ class KvmMachine:
                     f"vCPU {number} has CPU features that are missing here: {', '.join(lacking)}",
                     ErrorCode.STATE_REJECTED,
                 )
-        before = self._loaded
-        if self._attached:
-            self._detach()
+        hardware = self._fresh(len(wanted.vcpus))
         try:
-            checked = state.load(wanted, self._machine, self.vcpus)
+            checked = state.load(wanted, hardware.machine, hardware.vcpus)
         except BaseException:
-            if before is not None:
-                state.load(before, self._machine, self.vcpus)
+            if hardware is not self._hardware:
+                hardware.close()
             raise
-        self._loaded = wanted
+        if hardware is not self._hardware:
+            self._hardware.close()
+            self._hardware, self._attached = hardware, False
         self._cpuid = [vcpu.cpuid for vcpu in wanted.vcpus]
         return checked
+
+    def _fresh(self, vcpus: int) -> _Hardware:
+        if not self._used and not self._attached:
+            self._used = True
+            return self._hardware
+        try:
+            return _Hardware(self._kvm, vcpus)
+        except CapabilityMissing:
+            raise
+        except OSError as error:
+            raise GuestError(f"no machine: {error.strerror}", ErrorCode.FULL) from error
+
+    def _close_hardware(self) -> None:
+        self._hardware.close()
 
     def close(self) -> None:
         """Free everything; no vCPU runs. Legal twice."""
         self._resources.close()
+
+    @property
+    def _machine(self) -> Machine:
+        return self._hardware.machine
 
     def _free_system(self) -> None:
         self._system.free_pages()

@@ -27,6 +27,7 @@ class VcpuRunner(GuestThread):
         on_progress: see `GuestThread`.
         wait_for_tables: called in the runner's thread before the first instruction; None if there is nothing
             to wait for.
+        at_first_exit: called there when the guest has come back for the first time; None for nothing.
 
     Attributes:
         count: writes, as of the guest's last exit.
@@ -39,12 +40,14 @@ class VcpuRunner(GuestThread):
         rate_pages_s: float,
         on_progress: Callable[[str], None],
         wait_for_tables: Callable[[], None] | None = None,
+        at_first_exit: Callable[[], None] | None = None,
     ) -> None:
         super().__init__("a vCPU", rate_pages_s, on_progress)
         self.vcpu = vcpu
         registers: tuple[int, ...] = REGISTERS.unpack(vcpu.registers())
         self.count, self.errors = registers[COUNT], registers[ERRORS]
         self._wait_for_tables = wait_for_tables
+        self._at_first_exit = at_first_exit
         self._thread.start()
 
     def _written(self) -> int:
@@ -70,6 +73,9 @@ class VcpuRunner(GuestThread):
             access = self.vcpu.run()
             if access is None:
                 self._heed_kick()
+            elif self._at_first_exit is not None:
+                self._at_first_exit()
+                self._at_first_exit = None
             self._note(self.vcpu.exit_registers())
             self._tick()
             if access is not None and not access.is_out:

@@ -39,6 +39,7 @@ _FLAG: Final = range(2)
 _SEGMENT_RANGES: Final = (range(16), _FLAG, range(4), *[_FLAG] * 6, range(1))
 _MP_STATES: Final = range(5)
 _CANONICAL_BITS: Final = 47
+_TIME_END: Final = 1 << 63  # nanoseconds or ticks: about a hundred years, and as many until it runs over
 _KINDS: Final = frozenset(
     kind for kind in StateKind if kind is StateKind.CLOCK or kind.name.startswith("X86_")
 )
@@ -118,6 +119,8 @@ def from_sections(sections: Sequence[StateSection], vcpus: int) -> MachineState:
     for kind, number in parts:
         _reject(kind, number, f"is of no vCPU of this guest, which has {vcpus}")
     clock_ns, wall_ns = _CLOCK.unpack(clock)
+    if clock_ns >= _TIME_END:
+        _reject(StateKind.CLOCK, NO_VCPU, f"is at {clock_ns} ns, which no guest comes to")
     return MachineState(clock_ns, wall_ns, found)
 
 
@@ -258,4 +261,6 @@ def _tsc(data: bytes) -> tuple[int, int]:
     counter, khz, res = _TSC.unpack(data)
     if not khz or res:
         raise ValueError("has no frequency, or reserved bits that are set")
+    if counter >= _TIME_END:
+        raise ValueError(f"is at {counter} ticks, which no guest comes to")
     return counter, khz

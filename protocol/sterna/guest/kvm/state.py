@@ -20,6 +20,7 @@ from sterna.registry import ErrorCode
 
 _DEBUG_SIZE: Final = 8 * DEBUG_WORDS
 _TSC_TOLERANCE: Final = 250e-6
+_CLOCK_TOLERANCE_NS: Final = 1_000_000  # two clocks of one kernel
 _SEGMENT_NAMES: Final = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 _CONTROL_NAMES: Final = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base", "flags")
 
@@ -77,11 +78,23 @@ def load(state: MachineState, machine: Machine, vcpus: Sequence[Vcpu]) -> int:
             checked += 1
             if there.get(name) != value:
                 raise _rejected(number, f"{name} does not take {value:#x}")
+    _load_clock(state.clock_ns, machine)
+    return checked
+
+
+def _load_clock(wanted_ns: int, machine: Machine) -> None:
+    """Have the clock go on from there, and look whether it does [XCP-10]."""
     try:
-        machine.set_clock_ns(state.clock_ns)
+        began_ns = time.monotonic_ns()
+        machine.set_clock_ns(wanted_ns)
+        found_ns = machine.clock_ns()
     except OSError as error:
         raise GuestError(f"KVM_SET_CLOCK: {error.strerror}", ErrorCode.STATE_REJECTED) from error
-    return checked
+    most_ns = wanted_ns + time.monotonic_ns() - began_ns + _CLOCK_TOLERANCE_NS
+    if not wanted_ns <= found_ns <= most_ns:
+        raise GuestError(
+            f"the clock is at {found_ns} ns after it was set to {wanted_ns} ns", ErrorCode.STATE_REJECTED
+        )
 
 
 def _load_vcpu(wanted: VcpuState, vcpu: Vcpu, *, scales_tsc: bool) -> None:

@@ -14,8 +14,8 @@
  *
  * It finds them there when it begins, too; layout.py has put them there.
  *
- * The compiler is kept away from SSE and the x87. They hold words that follow from the count at the last look,
- * FS and GS point to pages that hold their own addresses, rounding is set to what nobody has by default, and the
+ * The compiler is kept away from SSE, AVX and the x87. They hold words that follow from the count at the last
+ * look (AVX only where the host gives it to the guest), FS and GS point to pages that hold their own addresses, rounding is set to what nobody has by default, and the
  * time stamp counter is compared with itself. `look` checks all of it at every doorbell.
  *
  * A pause may fall between any two instructions. So that an audit can tell a page that is being written from a
@@ -27,7 +27,7 @@ typedef uint64_t u64;
 typedef uint32_t u32;
 
 enum { DOORBELL = 0x510, BEAT = 0x514 };
-enum { PAGE_WORDS = 512, XMM_WORDS = 16, LOOKS = XMM_WORDS + 5 };
+enum { PAGE_WORDS = 512, XMM_WORDS = 16, LOOKS = XMM_WORDS + 5, WIDE_LOOKS = XMM_WORDS };
 enum { MXCSR = 0x7f80, CONTROL_WORD = 0x0f7f }; /* all exceptions masked, round towards zero */
 
 struct sweep { u64 first, blocks, stride, shift; };
@@ -43,6 +43,8 @@ struct area {
     u64 checked, mismatches; /* registers looked at, and found to be wrong */
     u64 time, backwards;    /* the latest time stamp; how often the next one was smaller */
     u64 longest;            /* gap between two writes that no doorbell explains, in ticks */
+    u64 asked, answered;    /* the time stamps around the latest doorbell, or the latest such gap */
+    u64 wide;               /* whether it has AVX and may use it; set by layout.py */
     u64 mixed_seed;
     struct sweep hot, cold;
 };
@@ -189,6 +191,13 @@ static u64 time_stamp(struct area *a)
     return now;
 }
 
+/* The time that has passed for it while something held it up; the host looks at it after a migration. */
+static void held_up(struct area *a, u64 now)
+{
+    a->asked = a->time;
+    a->answered = now;
+}
+
 /* Word number i of SSE after a look at this count. */
 static u64 witness(const struct area *a, u64 stamp, u64 i)
 {
@@ -210,6 +219,25 @@ static u64 witness(const struct area *a, u64 stamp, u64 i)
                      :                                                                                       \
                      : "r"(witness(a, count, 2 * (number - 8))), "r"(witness(a, count, 2 * (number - 8) + 1)))
 
+/* Upper halves of the same registers, with witnesses of their own. SSE leaves them alone. */
+#define WIDE(number)                                                                                         \
+    do {                                                                                                     \
+        u64 low, high;                                                                                       \
+        __asm__ volatile("vextractf128 $1, %%ymm" #number ", %%xmm7; movq %%xmm7, %0; psrldq $8, %%xmm7; "   \
+                         "movq %%xmm7, %1"                                                                   \
+                         : "=r"(low), "=r"(high));                                                           \
+        bad += low != witness(a, a->stamp, XMM_WORDS + 2 * (number - 8));                                    \
+        bad += high != witness(a, a->stamp, XMM_WORDS + 2 * (number - 8) + 1);                               \
+        put_wide(number);                                                                                    \
+    } while (0)
+
+#define put_wide(number)                                                                                     \
+    __asm__ volatile("movq %0, %%xmm6; movq %1, %%xmm7; punpcklqdq %%xmm7, %%xmm6; "                         \
+                     "vinsertf128 $1, %%xmm6, %%ymm" #number ", %%ymm" #number                               \
+                     :                                                                                       \
+                     : "r"(witness(a, count, XMM_WORDS + 2 * (number - 8))),                                 \
+                       "r"(witness(a, count, XMM_WORDS + 2 * (number - 8) + 1)))
+
 /* Whether all that the compiler does not use is as it was left, and new values for the next time. */
 static void look(struct area *a)
 {
@@ -217,6 +245,10 @@ static void look(struct area *a)
     u32 mxcsr;
     uint16_t control_word;
     XMM(8); XMM(9); XMM(10); XMM(11); XMM(12); XMM(13); XMM(14); XMM(15);
+    if (a->wide) {
+        WIDE(8); WIDE(9); WIDE(10); WIDE(11); WIDE(12); WIDE(13); WIDE(14); WIDE(15);
+        a->checked += WIDE_LOOKS;
+    }
     __asm__ volatile("movq %%fs:0, %0; movq %%gs:0, %1" : "=r"(fs), "=r"(gs));
     bad += (fs != a->self) + (gs != a->other);
     __asm__ volatile("stmxcsr %0; fnstcw %1; fistpll %2" : "=m"(mxcsr), "=m"(control_word), "=m"(st));
@@ -237,6 +269,10 @@ static void begin(struct area *a)
     a->cold = sweep_over(a->hot_pages, (live - a->hot_pages) / a->block_pages, ~a->seed);
     a->stamp = 0;
     put_xmm(8); put_xmm(9); put_xmm(10); put_xmm(11); put_xmm(12); put_xmm(13); put_xmm(14); put_xmm(15);
+    if (a->wide) {
+        put_wide(8); put_wide(9); put_wide(10); put_wide(11); put_wide(12); put_wide(13); put_wide(14);
+        put_wide(15);
+    }
     __asm__ volatile("fninit; ldmxcsr %0; fldcw %1; fildll %2" : : "m"(mxcsr), "m"(control_word), "m"(a->stamp));
     a->time = 0;
 }
@@ -250,11 +286,14 @@ __attribute__((section(".text.start"), noreturn)) void _start(void)
         u32 pages, beat = 1;
         __asm__ volatile("inl %w1, %0" : "=a"(pages) : "d"(DOORBELL));
         look(a);
-        a->time = time_stamp(a); /* what the host kept it waiting is no gap */
+        u64 answered = time_stamp(a); /* what the host kept it waiting is no gap */
+        held_up(a, answered);
+        a->time = answered;
         for (; pages; pages--) {
             write_page(a);
             u64 now = time_stamp(a);
             if (now - a->time > a->gap) {
+                held_up(a, now);
                 __asm__ volatile("outl %0, %w1" : : "a"(beat), "d"(BEAT));
                 if (now > a->time && now - a->time > a->longest) a->longest = now - a->time;
             }
