@@ -10,7 +10,8 @@ from sterna.core.tables import DestinationState, SourceState
 from sterna.errors import TransportError
 from sterna.memory.pages import RegionPages
 from sterna.registry import ErrorCode
-from sterna.wire.records import Region
+from sterna.wire.framing import READ_AHEAD_BYTES
+from sterna.wire.records import Ping, Region
 
 
 def test_a_connection_that_is_not_there_has_nothing_and_takes_nothing():
@@ -27,16 +28,23 @@ def test_a_connection_that_is_not_there_has_nothing_and_takes_nothing():
         assert machine.result is None
 
 
-def test_while_pages_are_filled_there_is_nothing_new():
-    """Not before the last of their bytes, which a driver may know."""
+def test_while_pages_come_there_is_nothing_new():
+    """Unless something else comes, or somebody has to be told something: drivers need not look in vain."""
     size = 32 * PAGE
-    rig = DestinationRig(guest=replace(GUEST, regions=(Region(0, 0, size),)))
-    rig.image = bytearray(b"x" * size)
+    rig = DestinationRig(guest=replace(GUEST, regions=(Region(0, 0, 2 * size),)))
+    rig.image = bytearray(b"x" * 2 * size)
     rig.until(DestinationState.RECEIVING)  # with the round begun
-    batch = RegionPages(rig.table, {0: memoryview(rig.image)}).encode(0, [0], [32])
-    frame = rig.encode(batch.table(1, 1), bytes(rig.image))
-    rig.say_bytes(frame[:-size])
-    for count, is_new in ((PAGE, False), (size - PAGE - 1, False), (1, True)):
-        rig.machine.get_buffer()[:count] = b"x" * count
-        assert rig.machine.buffer_updated(count, rig.now) is is_new
+    pages = RegionPages(rig.table, {0: memoryview(rig.image)})
+    for first in (0, 32):
+        table = pages.encode(0, [first], [32]).table(1, 1)
+        rig.say_bytes(rig.encode(table, bytes(size))[:-size])
+        rig.drain()
+        rig.events()
+        for count in (PAGE, size - PAGE - 1, 1):
+            rig.machine.get_buffer()[:count] = b"x" * count
+            assert not rig.machine.buffer_updated(count, rig.now)
     assert rig.memory[0] == rig.image
+    for frame, bulk in (Ping(7), b""), (table, bytes(size)):  # more pages than there are
+        data = rig.encode(frame, bulk)[:READ_AHEAD_BYTES]
+        rig.machine.get_buffer()[: len(data)] = data
+        assert rig.machine.buffer_updated(len(data), rig.now)

@@ -62,6 +62,7 @@ class Connected(ABC):
         self._selection: Selection | None = None
         self._account = Account(now)
         self._over = False  # the session is lost; what the peer still sends does not matter
+        self._news = False  # more than pages has been acted on since bytes came
 
     @property
     def has_unsent(self) -> bool:
@@ -125,15 +126,17 @@ class Connected(ABC):
         """So many bytes were read into the buffer that `get_buffer` gave last for that connection.
 
         Returns:
-            Whether there may be anything new to be asked of this machine: not while pages are filled.
+            Whether there may be anything new to be asked of this machine: seldom while pages come.
         """
         lane = self._heard(count, now, stream)
-        if lane is not None:
-            lane.reader.buffer_updated(count)
-            if lane.reader.is_filling:
-                return False
-            self._read(lane, now)
-        return True
+        if lane is None:
+            return True
+        lane.reader.buffer_updated(count)
+        if lane.reader.is_filling:
+            return False
+        self._news = False
+        self._read(lane, now)
+        return self._news or self._has_words
 
     def receive_data(self, data: bytes | memoryview, now: float, stream: int = 0) -> None:
         """The other door: bytes that were received elsewhere."""
@@ -176,6 +179,11 @@ class Connected(ABC):
     @abstractmethod
     def _on_progress(self, record: Progress, now: float) -> None:
         """The peer tells how far it is."""
+
+    @property
+    @abstractmethod
+    def _has_words(self) -> bool:
+        """Whether an event, a request or a frame waits to be polled."""
 
     @property
     @abstractmethod
@@ -259,11 +267,13 @@ class Connected(ABC):
                     return
                 self._act_on(event, lane, now)
         except SternaError as error:
+            self._news = True
             self._fail(error, now)
 
     def _act_on(self, event: WireEvent, lane: Lane, now: float) -> None:
         match event:
             case FrameReceived(header, record):
+                self._news = True
                 self._dispatch(header, record, lane, now)
             case PagesAnnounced():
                 check_sender(FrameType.PAGES, self._role)

@@ -315,6 +315,10 @@ class Session(Connected):
     # ---- inside ----
 
     @property
+    def _has_words(self) -> bool:
+        return bool(self._events or self._outbox) or any(True for _ in self._requests)
+
+    @property
     def _is_deaf(self) -> bool:
         return self._over or self._state in DEAF
 

@@ -45,10 +45,17 @@ def checked_runs(starts: npt.ArrayLike, counts: npt.ArrayLike, size: int) -> Run
     count = np.asarray(counts).astype(np.int64, copy=False)
     if first.ndim != 1 or first.shape != count.shape:
         raise ValueError("starts and counts must be one-dimensional and of equal length")
-    start, length, end = first.view(np.uint64), count.view(np.uint64), np.uint64(size)
-    if np.count_nonzero((length > end) | (start > end - length)):
+    if not _are_inside(first, count, size):
         raise IndexError(f"a run reaches outside of 0..{size}")
     return first, count
+
+
+def _are_inside(first: Positions, count: Positions, size: int) -> bool:
+    if len(first) <= FEW_RUNS:
+        pairs = zip(first.tolist(), count.tolist(), strict=True)
+        return all(start >= 0 and 0 <= length <= size - start for start, length in pairs)
+    start, length, end = first.view(np.uint64), count.view(np.uint64), np.uint64(size)
+    return not np.count_nonzero((length > end) | (start > end - length))
 
 
 def expand_runs(starts: Positions, counts: Positions) -> Positions:
