@@ -415,6 +415,8 @@ IMPLEMENTED_FEATURES: Final[frozenset[Feature]] = frozenset(
         Feature.PROGRESS,
         Feature.HASH_XXH3_64,
         Feature.ENCODING_ZERO,
+        Feature.ENCODING_ZSTD,
+        Feature.ENCODING_DELTA,
     }
 )
 
@@ -422,6 +424,8 @@ IMPLEMENTED_ENCODINGS: Final[frozenset[Encoding]] = frozenset(
     {
         Encoding.RAW,
         Encoding.ZERO,
+        Encoding.ZSTD,
+        Encoding.DELTA,
     }
 )
 

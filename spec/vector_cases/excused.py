@@ -12,7 +12,7 @@ from typing import Final
 _STATE: Final = "depends on the state of the conversation"
 _SESSION: Final = "depends on what the session has said before"
 _SELECTED: Final = "depends on what was negotiated"
-_RESERVED: Final = "reserved in draft 1, and depends on decoded bytes"
+_CONTENT: Final = "about what the bytes of a run decode to, where the frame has been read already"
 
 EXCUSED: Final[dict[str, str]] = {
     "TXT-4": "a length byte cannot say more than 255; it binds who writes",
@@ -31,10 +31,10 @@ EXCUSED: Final[dict[str, str]] = {
     "RND-4": "depends on other connections",
     "PGS-13": "pages are rejected, the frame is read (pages/whole-hash-...); the code depends on the state",
     "PGS-15": _SESSION,
-    "PGS-16": _RESERVED,
-    "PGS-17": _RESERVED,
-    "PGS-18": _RESERVED,
-    "PGS-19": _RESERVED,
+    "PGS-16": _CONTENT,
+    "PGS-17": _CONTENT,
+    "PGS-19": _CONTENT,
+    "PGS-23": _SELECTED,
     "RAK-5": "depends on the round's pages",
     "SWI-1": _SELECTED,
     "SWI-2": _STATE,

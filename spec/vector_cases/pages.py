@@ -81,10 +81,11 @@ def pages() -> list[Group]:
         "pages",
         "body",
         "PAGES",
-        ["PGS-9", "PGS-11", "PGS-12"],
-        {**CONTEXT, "encodings": [RAW, ZERO, ZSTD, DELTA, ABSENT]},
+        ["PGS-9", "PGS-11", "PGS-12", "PGS-18"],
+        {**CONTEXT, "encodings": [RAW, ZERO, ZSTD, DELTA, ABSENT], "limits": {"expansion": PAGE // 2}},
     )
-    _reserved_encodings(every)
+    _optional_encodings(every)
+    _absent(every)
     return [group, small, early, plain_only, every]
 
 
@@ -415,30 +416,30 @@ def _limits(group: Group) -> None:
         group.wrong_value(f"limit-bulk-{name}-more", comment, "PGS-21", "limit_bulk", value, "Limit")
 
 
-def _reserved_encodings(group: Group) -> None:
-    """Tables of the encodings that are reserved; what their bytes decode to is not in a table."""
+def _optional_encodings(group: Group) -> None:
+    """Tables of the encodings that need not be implemented; what their bytes decode to is not in a table."""
     for number, word in ((ZSTD, "zstd"), (DELTA, "delta")):
         group.valid(
-            f"{word}-1",
-            f"{word}: one byte",
-            table((0, 1, 1, number), hashes=1),
+            f"{word}-2",
+            f"{word}: as few bytes as a page may shrink to",
+            table((0, 1, 2, number), hashes=1),
             "Boundary",
-            "ReservedFeature",
-            clause="PGS-11",
+            "OptionalFeature",
+            clause="PGS-18",
         )
         group.valid(
             f"{word}-page",
             f"{word}: as many bytes as the page has",
             table((0, 1, PAGE, number), hashes=1),
             "Boundary",
-            "ReservedFeature",
+            "OptionalFeature",
             clause="PGS-11",
         )
         group.valid(
             f"{word}-chunks",
             f"{word}: chunks are those of the decoded bytes",
-            table((0, 17, 9, number), hashes=2),
-            "ReservedFeature",
+            table((0, 17, 34, number), hashes=2),
+            "OptionalFeature",
             clause="PGS-12",
         )
         group.wrong_value(
@@ -448,7 +449,7 @@ def _reserved_encodings(group: Group) -> None:
             "bad_value",
             table((0, 1, 0, number), hashes=1),
             "Runs",
-            "ReservedFeature",
+            "OptionalFeature",
         )
         group.wrong_value(
             f"{word}-long",
@@ -457,7 +458,7 @@ def _reserved_encodings(group: Group) -> None:
             "bad_value",
             table((0, 1, PAGE + 1, number), hashes=1),
             "Runs",
-            "ReservedFeature",
+            "OptionalFeature",
         )
         group.wrong_value(
             f"{word}-hashes",
@@ -466,8 +467,34 @@ def _reserved_encodings(group: Group) -> None:
             "count_mismatch",
             table((0, 1, 9, number)),
             "Count",
-            "ReservedFeature",
+            "OptionalFeature",
         )
+        for name, comment, count, size in (
+            ("page", "one byte less than a page may shrink to", 1, 1),
+            ("chunk", "a byte less than 16 pages may shrink to", 16, 31),
+        ):
+            group.wrong_value(
+                f"{word}-expands-{name}",
+                f"{word}: {comment}",
+                "PGS-18",
+                "limit_expansion",
+                table((0, count, size, number), hashes=1),
+                "Limit",
+                "OptionalFeature",
+            )
+        group.wrong_value(
+            f"{word}-expands-first",
+            f"{word} that shrinks too much, without a hash: what it expands to comes first",
+            "PGS-18",
+            "limit_expansion",
+            table((0, 1, 1, number)),
+            "Order",
+            "OptionalFeature",
+        )
+
+
+def _absent(group: Group) -> None:
+    """Tables of the encoding that is reserved."""
     group.valid(
         "absent",
         "a page whose content does not matter",

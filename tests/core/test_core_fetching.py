@@ -16,7 +16,7 @@ from sterna.limits import Limits
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import RegionPages
 from sterna.memory.regions import PageSets
-from sterna.registry import ErrorCode
+from sterna.registry import Encoding, ErrorCode
 from sterna.wire.records import PageRange, PageRequest, Pages
 
 
@@ -361,3 +361,13 @@ def test_what_an_endpoint_before_has_installed_is_not_asked_for():
     room.fetching.take_over({})
     assert room.fetching.is_complete
     assert room.fetching.stats().pushed == 40
+
+
+def test_no_change_follows_the_guest():
+    """[PCY-17] What it would be a change of, only the guest knows."""
+    room = Room((1, 0, 2 * BLOCK))
+    table, _ = frame((0, BLOCK))
+    table.runs["encoding"][0] = Encoding.DELTA
+    with pytest.raises(RemoteProtocolError) as caught:
+        room.fetching.announce(table)
+    assert (caught.value.code, caught.value.clause) == (ErrorCode.NOT_SELECTED, "PCY-17")

@@ -39,6 +39,7 @@ from sterna.registry import (
 )
 from sterna.wire import records as r
 
+PACKED = {Feature.ENCODING_ZSTD: 18, Feature.ENCODING_DELTA: 1 << 20}
 REQUIRED = {Feature.STOP_AND_COPY, Feature.HASH_XXH3_64}
 
 
@@ -280,3 +281,31 @@ def test_the_encodings_of_a_selection():
         Encoding.RAW,
         Encoding.ZERO,
     }
+    packed = Selection(VERSION, {**some, **PACKED}, Limits())
+    assert packed.encodings == {Encoding.RAW, Encoding.ZSTD, Encoding.DELTA}
+    assert (packed.window_log2, Selection(VERSION, some, Limits()).window_log2) == (18, 0)
+
+
+@pytest.mark.parametrize(
+    ("offered", "selected"), [(9, None), (10, 10), (18, 18), (23, 23), (24, 23), (63, 23)]
+)
+def test_frames_look_back_as_far_as_this_side_likes(offered, selected):
+    """[PGS-23] [NEG-8] [SEC-11] If that is less than a frame can, there are none, and no changes."""
+    said = hello(features=offer(more={**PACKED, Feature.ENCODING_ZSTD: offered}))
+    features = select(said, BASE_FEATURES | PACKED.keys()).features
+    assert features.get(Feature.ENCODING_ZSTD) == selected
+    assert (Feature.ENCODING_DELTA in features) == (selected is not None)
+
+
+def test_no_changes_without_frames():
+    """[PGS-23] Neither side selects one without the other, or takes it."""
+    said = hello(features=offer(more={Feature.ENCODING_DELTA: 1 << 20}))
+    assert Feature.ENCODING_DELTA not in select(said, BASE_FEATURES | PACKED.keys()).features
+    said = hello(features=offer(more=PACKED))
+    both = tuple(r.FeatureChoice(*each) for each in PACKED.items())
+    answer = welcome(features=(*ALL_FEATURES, *both))
+    assert check_welcome(said, answer).has(Feature.ENCODING_DELTA)
+    check_welcome(said, welcome(features=(*ALL_FEATURES, both[0])))
+    with pytest.raises(PeerMisbehaved) as caught:
+        check_welcome(said, welcome(features=(*ALL_FEATURES, both[1])))
+    assert (caught.value.code, caught.value.clause) == (ErrorCode.UNSOLICITED, "PGS-23")

@@ -31,7 +31,8 @@ from sterna.wire.rules import Violation
 RAW, ZERO, ZSTD, DELTA, ABSENT = Encoding
 EVERY = frozenset(Encoding)
 SMALL = r.Region(1, 0, 200 << 12)
-SMALL_BOUNDS = Bounds(regions={1: SMALL}, encodings=EVERY)
+LAX = Limits(expansion=1 << 20)
+SMALL_BOUNDS = Bounds(regions={1: SMALL}, encodings=EVERY, limits=LAX)
 
 
 def oracle(body: bytes, bounds: Bounds) -> Table | tuple[str, ErrorCode]:
@@ -104,6 +105,7 @@ def test_the_schema_finds_the_same_faults(record, data):
             (
                 BOUNDS,
                 Bounds(regions=BOUNDS.regions, encodings=EVERY),
+                Bounds(regions=BOUNDS.regions, encodings=EVERY, limits=LAX),
                 Bounds(regions=BOUNDS.regions, limits=Limits(batch_runs=3)),
                 Bounds(regions=BOUNDS.regions, limits=Limits(bulk_bytes=1 << 20)),
                 Bounds(),
@@ -122,11 +124,18 @@ _ROWS = st.tuples(
 )
 
 
-@given(st.lists(_ROWS, max_size=90), st.integers(0, 4), st.booleans(), st.booleans())
-def test_the_schema_judges_any_rows_alike(rows, hashes, in_order, every):
+@given(
+    st.lists(_ROWS, max_size=90),
+    st.integers(0, 4),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from((0, 1, 2, 3, 4096, (1 << 64) - 1)),
+)
+def test_the_schema_judges_any_rows_alike(rows, hashes, in_order, every, expansion):
     rows = sorted(rows) if in_order else rows
     record = table(*(row(*one) for one in rows), hashes=hashes)
-    bounds = Bounds(regions={1: SMALL}, encodings=EVERY if every else frozenset({RAW, ZERO}))
+    limits = Limits(expansion=expansion)
+    bounds = Bounds(regions={1: SMALL}, encodings=EVERY if every else frozenset({RAW, ZERO}), limits=limits)
     body = unchecked.body(record)
     assert fast(body, bounds) == oracle(body, bounds)
 
@@ -221,7 +230,8 @@ def test_encodings_were_selected(before, encoding):
     """[PGS-9]"""
     right = [row(number, 1, 0, ZERO) for number in range(before)]
     wrong = table(*right, row(160, 2, 0, encoding))
-    refused(wrong, "PGS-9", ErrorCode.NOT_SELECTED, Bounds(regions={1: SMALL}))
+    bounds = Bounds(regions={1: SMALL}, encodings=frozenset({RAW, ZERO}))
+    refused(wrong, "PGS-9", ErrorCode.NOT_SELECTED, bounds)
 
 
 def test_not_even_zero_is_selected_by_itself():
@@ -249,7 +259,9 @@ def test_a_batch_has_at_most_the_announced_bytes(before, encoding):
     record = table(*right, row(100, 3, size, encoding), hashes=encoding in {RAW, ZSTD})
 
     def bounds(bulk_bytes: int) -> Bounds:
-        return Bounds(regions={1: SMALL}, encodings=EVERY, limits=Limits(bulk_bytes=bulk_bytes))
+        return Bounds(
+            regions={1: SMALL}, encodings=EVERY, limits=Limits(bulk_bytes=bulk_bytes, expansion=3 << 12)
+        )
 
     body = encode_body(record, bounds(before + 3 << 12))
     assert fast(body, bounds(before + 3 << 12)) == as_table(record)
@@ -263,7 +275,31 @@ def test_the_decoded_size_comes_before_the_count_of_hashes():
     refused(table(row(0, 2, 1, ZERO)), "PGS-11", ErrorCode.BAD_VALUE, bounds)
 
 
-def test_reserved_encodings_that_are_right():
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("encoding", [ZSTD, DELTA])
+def test_a_run_expands_as_far_as_announced(before, encoding):
+    """[PGS-18] [LIM-4] Known from the table, before a byte of the run is there."""
+    right = [row(number, 1, 4096, RAW) for number in range(before)]
+
+    def bounds(expansion: int) -> Bounds:
+        return Bounds(regions={1: SMALL}, encodings=EVERY, limits=Limits(expansion=expansion))
+
+    for size, least in ((100, 82), (8192, 1), (8191, 2)):
+        record = table(*right, row(160, 2, size, encoding), hashes=before + 1)
+        assert encode_body(record, bounds(least))
+        assert encode_body(record, bounds((1 << 64) - 1))
+        refused(record, "PGS-18", ErrorCode.LIMIT_EXPANSION, bounds(least - 1))
+
+
+def test_expansion_comes_before_the_count_of_hashes():
+    """[PGS-18] And behind the size of the batch."""
+    wrong = table(row(0, 2, 1, ZSTD), hashes=7)
+    refused(wrong, "PGS-18", ErrorCode.LIMIT_EXPANSION, Bounds(regions={1: SMALL}, encodings=EVERY))
+    limits = Limits(bulk_bytes=4096)
+    refused(wrong, "PGS-21", ErrorCode.LIMIT_BULK, Bounds(regions={1: SMALL}, encodings=EVERY, limits=limits))
+
+
+def test_packed_runs_that_are_right():
     """[PGS-11] [PGS-12]"""
     record = table(row(0, 17, 1, ZSTD), row(17, 1, 4096, DELTA), row(20, 80, 0, ABSENT), hashes=3)
     body = encode_body(record, SMALL_BOUNDS)

@@ -30,7 +30,7 @@ from sterna.memory.digest import MemoryDigest
 from sterna.memory.groups import Groups
 from sterna.memory.pages import PageSink
 from sterna.memory.regions import PageSets, chunk_pages
-from sterna.registry import ErrorCode
+from sterna.registry import Encoding, ErrorCode
 from sterna.wire import carries_bytes
 from sterna.wire.records import PageRange, PageRequest, Pages
 
@@ -186,11 +186,13 @@ class Fetching:
         What is coming on another connection already comes only there: two would write to one place.
 
         Raises:
-            RemoteProtocolError: BAD_ROUND, or BAD_VALUE for what is no whole group.
+            RemoteProtocolError: BAD_ROUND, BAD_VALUE for what is no whole group, NOT_SELECTED for a change.
         """
         if (table.attempt, table.round) != self._position:
             detail = f"pages of round {table.round}, expected {self._position[1]}"
             raise wrong(ErrorCode.BAD_ROUND, detail, "PCY-8", table)
+        if bool(np.any(table.runs["encoding"] == Encoding.DELTA)):
+            raise wrong(ErrorCode.NOT_SELECTED, "a change of pages that follow the guest", "PCY-17", table)
         numbers, fresh = (self._few if len(table.runs) <= FEW_RUNS else self._many)(table)
         wanted = table if len(numbers) == len(table.runs) else _only(table, np.asarray(fresh))
         self._coming[stream] = wanted, numbers

@@ -15,6 +15,7 @@ from typing import Final
 from sterna import limits as bounds
 from sterna.errors import LocalProtocolError, RemoteProtocolError, remote_error
 from sterna.limits import HANDSHAKE_BODY_BYTES, Limits
+from sterna.memory.zstd import WINDOW_LOG2_MAX, WINDOW_LOG2_MIN
 from sterna.registry import (
     IMPLEMENTED_FEATURES,
     Encoding,
@@ -34,11 +35,24 @@ _REQUIRED = frozenset({Feature.STOP_AND_COPY, Feature.HASH_XXH3_64})
 
 # What depends on more than the code: on a host's store, on what a guest can do, on what its owner wants.
 _CONDITIONAL = frozenset(
-    {Feature.BITMAP, Feature.POST_COPY, Feature.RESUME, Feature.LEASE_STORE, Feature.DATA_STREAMS}
+    {
+        Feature.BITMAP,
+        Feature.POST_COPY,
+        Feature.RESUME,
+        Feature.LEASE_STORE,
+        Feature.DATA_STREAMS,
+        Feature.ENCODING_ZSTD,
+        Feature.ENCODING_DELTA,
+    }
 )
 
 # What every endpoint of ours supports.
 BASE_FEATURES: Final[frozenset[Feature]] = IMPLEMENTED_FEATURES - _CONDITIONAL
+_ENCODINGS: Final = {
+    Feature.ENCODING_ZERO: Encoding.ZERO,
+    Feature.ENCODING_ZSTD: Encoding.ZSTD,
+    Feature.ENCODING_DELTA: Encoding.DELTA,
+}
 _NOTHING: Final[Mapping[Feature, int]] = MappingProxyType({})
 
 
@@ -57,8 +71,13 @@ class Selection:
     @property
     def encodings(self) -> frozenset[Encoding]:
         """The page encodings that may be used [PGS-9]."""
-        zero = {Encoding.ZERO} if self.has(Feature.ENCODING_ZERO) else set()
-        return frozenset({Encoding.RAW} | zero)
+        selected = {encoding for feature, encoding in _ENCODINGS.items() if self.has(feature)}
+        return frozenset({Encoding.RAW} | selected)
+
+    @property
+    def window_log2(self) -> int:
+        """How far back zstd frames may look, in bytes; 0 if there are none [PGS-16]."""
+        return self.features.get(Feature.ENCODING_ZSTD, 0)
 
 
 def offer(
@@ -111,11 +130,22 @@ def select(hello: Hello, supported: Collection[int] = BASE_FEATURES, *, data_str
         features[Feature.DATA_STREAMS] = min(features[Feature.DATA_STREAMS], data_streams, bounds.STREAMS_MAX)
         if not features[Feature.DATA_STREAMS]:
             del features[Feature.DATA_STREAMS]
+    _limit_window(features)
     lacking = [feature_name(feature) for feature in sorted(_REQUIRED) if feature not in features]
     if lacking:
         detail = f"the source does not offer {', '.join(lacking)}"
         raise _refusal(ErrorCode.MISSING_FEATURE, detail, "NEG-4", FrameType.HELLO)
     return Selection(VERSION, features, usable_limits(hello.limits, FrameType.HELLO))
+
+
+def _limit_window(features: dict[int, int]) -> None:
+    """Zstd frames of a size that this side takes, or none, and then no changes either [PGS-23]."""
+    window_log2 = min(features.get(Feature.ENCODING_ZSTD, 0), WINDOW_LOG2_MAX)
+    if window_log2 < WINDOW_LOG2_MIN:
+        features.pop(Feature.ENCODING_ZSTD, None)
+        features.pop(Feature.ENCODING_DELTA, None)
+    else:
+        features[Feature.ENCODING_ZSTD] = window_log2
 
 
 def check_first_epoch(hello: Hello, selection: Selection) -> None:
@@ -138,8 +168,8 @@ def check_welcome(hello: Hello, welcome: Welcome) -> Selection:
     """The source's check of what was selected.
 
     Raises:
-        RemoteProtocolError: UNSOLICITED if it was not offered, MISSING_FEATURE if it was required and is not
-            selected, LIMIT_MISMATCH for limits that no session fits.
+        RemoteProtocolError: UNSOLICITED if it was not offered or makes no sense, MISSING_FEATURE if it was
+            required and is not selected, LIMIT_MISMATCH for limits that no session fits.
     """
     if welcome.version not in hello.versions:
         raise _refusal(ErrorCode.UNSOLICITED, "a version that was not offered", "NEG-2", FrameType.WELCOME)
@@ -161,6 +191,9 @@ def check_welcome(hello: Hello, welcome: Welcome) -> Selection:
             "NEG-8",
             FrameType.WELCOME,
         )
+    if Feature.ENCODING_DELTA in selected and Feature.ENCODING_ZSTD not in selected:
+        detail = "encoding_delta without encoding_zstd"
+        raise _refusal(ErrorCode.UNSOLICITED, detail, "PGS-23", FrameType.WELCOME)
     missing = [each.id for each in hello.features if each.required and each.id not in selected]
     if missing:
         raise _refusal(

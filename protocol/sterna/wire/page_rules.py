@@ -84,7 +84,8 @@ class Table:
     hashes: tuple[int, ...]
 
 
-CARRIES_BYTES: Final = frozenset({Encoding.RAW, Encoding.ZSTD, Encoding.DELTA})
+PACKED: Final = frozenset({Encoding.ZSTD, Encoding.DELTA})
+CARRIES_BYTES: Final = PACKED | {Encoding.RAW}
 
 RUN_COUNT: tuple[Rule[int], ...] = (
     Rule("PGS-4", _BAD, "a batch without runs", lambda count, _: count > 0),
@@ -161,6 +162,16 @@ TABLE: tuple[Rule[Table], ...] = (
         ErrorCode.LIMIT_BULK,
         "a batch of more bytes than announced",
         lambda t, b: sum(_raw_bytes(run, _of(t, b)) for run in t.runs) <= b.limits.bulk_bytes,
+    ),
+    Rule(
+        "PGS-18",
+        ErrorCode.LIMIT_EXPANSION,
+        "a run that expands more than announced",
+        lambda t, b: all(
+            _raw_bytes(run, _of(t, b)) <= run.size_bytes * b.limits.expansion
+            for run in t.runs
+            if run.encoding in PACKED
+        ),
     ),
     Rule(
         "PGS-12",

@@ -34,6 +34,7 @@ _NO_BYTES: Final = bytes(7)
 _KNOWN: Final = np.zeros(256, bool)
 _KNOWN[[int(encoding) for encoding in Encoding]] = True
 _LOW: Final = np.uint64(0xFFFFFFFF)
+_NEVER: Final = np.uint64(1 << 63)  # more than a run has bytes
 _UP_TO: Final = ({Encoding.RAW}, {Encoding.RAW, Encoding.ZERO})
 _CARRIES: Final = np.zeros(256, bool)
 _CARRIES[[int(encoding) for encoding in CARRIES_BYTES]] = True
@@ -90,7 +91,7 @@ def parse(body: Buffer, bounds: Bounds) -> Pages:
     """The table of a PAGES body. The record's arrays are views of `body`, which must not change.
 
     Raises:
-        Violation: PGS-1 to PGS-12, PGS-21, FRM-1 to FRM-4, FRM-12.
+        Violation: PGS-1 to PGS-12, PGS-18, PGS-21, FRM-1 to FRM-4, FRM-12.
     """
     if len(body) < HEAD_BYTES:
         _short_head(body, bounds)
@@ -249,7 +250,7 @@ def _check_order(runs: Runs, bounds: Bounds) -> None:
 
 
 def _check_table(runs: Runs, hash_count: int, region: Region, bounds: Bounds) -> None:
-    """PGS-7 to PGS-12 and PGS-21, each over all rows."""
+    """PGS-7 to PGS-12, PGS-18 and PGS-21, each over all rows."""
     first, count = runs["first"], runs["count"].astype(np.uint64)
     pages = np.uint64(region.pages)
     inside = (first < pages) & (count <= pages - np.minimum(first, pages))
@@ -270,6 +271,15 @@ def _check_table(runs: Runs, hash_count: int, region: Region, bounds: Bounds) ->
     decoded_bytes = int(raw_bytes.sum())
     if decoded_bytes > bounds.limits.bulk_bytes:
         raise Violation(ErrorCode.LIMIT_BULK, "PGS-21", f"a batch of {decoded_bytes} bytes", HEAD_BYTES)
+    # A product with what a side announced might wrap; no run has more bytes than the bound here.
+    expansion = np.uint64(min(bounds.limits.expansion, 1 << 48))
+    least_bytes = (raw_bytes + (expansion - np.uint64(1))) // expansion if expansion else _NEVER
+    _require(
+        raw | ~carried | (size_bytes >= least_bytes),
+        ErrorCode.LIMIT_EXPANSION,
+        "PGS-18",
+        "a run that expands more than announced",
+    )
     chunks = chunk_count(runs, region.granule_log2)
     if chunks != hash_count:
         raise Violation(

@@ -234,7 +234,7 @@ class Round:
     pages: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Pages:
     """The table of a batch. The bytes themselves are the frame's bulk part and never in a record.
 
