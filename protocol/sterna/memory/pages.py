@@ -58,6 +58,7 @@ class EncodedBatch:
         buffers: the bulk part, in order, as views of guest memory. They change when the guest writes.
         page_count: pages of all runs.
         bulk_bytes: length of all buffers.
+        unpacked_bytes: what they stand for if they are packed, and hence no views; else 0.
     """
 
     region: int
@@ -66,6 +67,7 @@ class EncodedBatch:
     buffers: tuple[memoryview, ...]
     page_count: int
     bulk_bytes: int
+    unpacked_bytes: int = 0
 
     def table(self, attempt: int, round_: int) -> Pages:
         """The record of the PAGES frame."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from sterna.core.carry import Ticket
 from sterna.core.destination import DestinationMachine
 from sterna.core.events import Installed
 from sterna.errors import GuestError
 from sterna.guest.api import DestinationGuest, PromptGuest
-from sterna.memory.pages import PageSink
+from sterna.memory.pages import PageSink, RegionPages
+from sterna.memory.unpacking import Unpacking
 from sterna.wire.records import PageRange, Pages
 
 _log = logging.getLogger(__name__)
@@ -18,8 +20,10 @@ _log = logging.getLogger(__name__)
 class Room:
     """A `PageSink` that can let go of the memory, so that its owner can free it."""
 
-    def __init__(self, pages: PageSink) -> None:
-        self._pages: PageSink | None = pages
+    def __init__(self, pages: RegionPages, ticket: Ticket | None = None) -> None:
+        """`ticket`: of the session, which says whether pages may come packed."""
+        window_log2 = 0 if ticket is None else ticket.selection.window_log2
+        self._pages: PageSink | None = Unpacking(pages, window_log2) if window_log2 else pages
 
     def targets(self, table: Pages) -> list[memoryview]:
         """See `PageSink.targets`."""
