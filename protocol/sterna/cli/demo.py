@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import trio
+from cyclopts import Parameter
 
 from sterna.cli.demo_guest import Demands, choose_guest
 from sterna.cli.demo_processes import DESTINATION, SOURCE, ProcessDemo
@@ -21,7 +22,7 @@ from sterna.cli.holder import HOT_BYTES, MEMORY_BYTES, RATE_BYTES_S, Vcpus, chec
 from sterna.cli.output import Output
 from sterna.cli.ownership import Ownership
 from sterna.cli.scratch import scratch
-from sterna.cli.units import Duration, Json, Rate, Size, Streams
+from sterna.cli.units import Duration, Json, Packing, Rate, Size, Streams
 from sterna.core.policy import Switchover
 from sterna.core.words import size_text
 from sterna.host.evidence import DESTINATION_IMAGE, JOURNAL, SOURCE_IMAGE, WARNING, Evidence
@@ -57,6 +58,8 @@ def demo(
     switchover: Switchover = "stop-and-copy",
     downtime: Duration = 0.3,
     streams: Streams = None,
+    bandwidth: Annotated[Rate | None, Parameter(show_default=False)] = None,
+    compress: Packing = "off",
     room: Flag = False,
     insecure: Flag = False,
     evidence: PathOption = None,
@@ -83,6 +86,8 @@ def demo(
         switchover: how it is moved in the end; see `sterna migrate --help`.
         downtime: how long it may stand still.
         streams: connections on which pages travel; see `sterna migrate --help`.
+        bandwidth: the source sends no faster, for example 100MiB/s.
+        compress: what is sent packed; see `sterna migrate --help`.
         room: the destination has memory for the guest before it comes; see sterna holder --help.
         insecure: plaintext instead of TLS.
         evidence: directory for source.img and destination.img (try `cmp`) and the guest's journal; of a
@@ -101,6 +106,7 @@ def demo(
         room=room,
         records=ownership.records is not None or bool(ownership.store),
         streams=bool(streams),
+        link=bandwidth is not None or compress != "off",
     )
     choice = choose_guest(guest, demands)
     wishes = Wishes(
@@ -111,6 +117,8 @@ def demo(
         switchover=switchover,
         downtime_s=downtime,
         streams=streams,
+        bandwidth_bytes_s=bandwidth,
+        compress=compress,
         room=room,
         insecure=insecure,
         evidence=None if evidence is None else _evidence(evidence, reporter),

@@ -37,6 +37,7 @@ class Demands:
     room: bool = False
     records: bool = False
     streams: bool = False
+    link: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ def choose_guest(wish: str, demands: Demands) -> Choice:
     for needed, option, has in (
         (demands.records, "--records and --store need", "one process needs neither"),
         (demands.streams, "--streams needs", "one process has one connection"),
+        (demands.link, "--bandwidth and --compress need", "one process has no link"),
     ):
         if choice.kind == "simulated" and needed:
             raise ConfigError(f"{option} --guest process or kvm: {has}")

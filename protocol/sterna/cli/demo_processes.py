@@ -22,7 +22,7 @@ from sterna.cli.demo_run import AFTER_S, BEFORE_S, DemoRun, Wishes
 from sterna.cli.events import Fields
 from sterna.cli.follow import Reporter
 from sterna.cli.output import SCHEMA
-from sterna.cli.units import format_streams
+from sterna.cli.units import format_rate, format_streams
 from sterna.errors import ConfigError, GuestError
 from sterna.guest.holder_client import HolderStatus, connect_holder
 from sterna.host.evidence import JOURNAL
@@ -194,7 +194,9 @@ class ProcessDemo:
         """Send the guest, showing what the source says; its result, or its error."""
         command = ["migrate", "--to", f"127.0.0.1:{port}", "--holder", str(self._sockets[SOURCE])]
         command += ["--switchover", self._wishes.switchover, "--downtime", f"{self._wishes.downtime_s}s"]
-        command += ["--streams", format_streams(self._wishes.streams)]
+        command += ["--streams", format_streams(self._wishes.streams), "--compress", self._wishes.compress]
+        if self._wishes.bandwidth_bytes_s is not None:
+            command += ["--bandwidth", format_rate(self._wishes.bandwidth_bytes_s)]
         if self._wishes.record is not None:
             command += ["--record", str(self._wishes.record)]
         child = await self._start(SOURCE, [*command, *self._endpoint_options(SOURCE)])

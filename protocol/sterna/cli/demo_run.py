@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sterna.cli.events import Fields
 from sterna.cli.exits import Exit, exit_of_outcome
+from sterna.cli.units import Packing
 from sterna.core.events import Outcome
 from sterna.core.policy import Switchover
 from sterna.host.evidence import Evidence
@@ -39,6 +40,8 @@ class Wishes:
     switchover: Switchover = "stop-and-copy"
     downtime_s: float = 0.3
     streams: int | None = None
+    bandwidth_bytes_s: int | None = None
+    compress: Packing = "off"
     room: bool = False
     insecure: bool
     evidence: Evidence | None

@@ -40,7 +40,7 @@ from sterna.cli.output import Output
 from sterna.cli.ownership import UNDECIDED_AFTER_S, Ownership
 from sterna.cli.serving_on import TOO_LATE, ServingOn
 from sterna.cli.taking_up import asker, decided, judgement_text, newest_epoch, recovered_fields
-from sterna.cli.units import Duration, Json, Rate, Streams
+from sterna.cli.units import Duration, Json, Packing, Rate, Size, Streams
 from sterna.core.events import Outcome, Result
 from sterna.core.policy import PolicySettings, Switchover, estimate_fixed_cost_s
 from sterna.core.words import duration_text, size_text
@@ -58,6 +58,7 @@ from sterna.limits import RESUME_MOST_S, RESUME_S
 from sterna.net.connect import Address, connect, parse_address
 from sterna.net.endpoint import Decide, Options, Source
 from sterna.net.identity import check_name
+from sterna.net.options import VERSIONS_BYTES, Compress
 from sterna.net.redial import Reconnect
 from sterna.net.streams import enough_streams
 from sterna.net.tls import CheckPeer, TlsConfig
@@ -81,6 +82,8 @@ def migrate(
     undecided_after: Duration = UNDECIDED_AFTER_S,
     resume: Duration = float(RESUME_S),
     streams: Streams = None,
+    compress: Packing = "off",
+    versions: Size = VERSIONS_BYTES,
     evidence: PathOption = None,
     record: PathOption = None,
     follow: Flag = False,
@@ -107,6 +110,9 @@ def migrate(
         streams: connections on which pages travel, 0 to 16; with 0 they travel on the one on which all else
             does. auto: as many as a link of this delay needs, and one at least if pages may follow the guest,
             so that those that it waits for wait for no others. The destination may allow fewer.
+        compress: auto: send pages compressed, or as changes of what was sent before, where that is faster at
+            the rate of the link. always: wherever they become smaller by it.
+        versions: memory for pages that were sent, to send changes of them; 0B for none.
         resume: how long a lost session is taken up again, if the connection breaks; 0s for not at all.
         evidence: directory for source.img, the guest's memory at the pause; source-N.img is that of region N.
         record: file for everything that passes on the connection; `sterna inspect` reads it.
@@ -130,6 +136,8 @@ def migrate(
             bandwidth_bytes_s=bandwidth,
             deadlines=deadlines(patience),
             resume_s=_whole_seconds(resume),
+            compress=Compress(compress),
+            versions_bytes=versions,
             on_request=failpoint(),
         ),
         downtime_s=downtime,

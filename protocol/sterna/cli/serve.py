@@ -43,11 +43,12 @@ from sterna.host.failpoint import failpoint
 from sterna.host.held import ROOM, ArrivingGuest
 from sterna.host.peers import PeerList
 from sterna.host.records_shelf import RecordsShelf
-from sterna.limits import STREAMS_MAX, Limits
+from sterna.limits import STREAMS_MAX
 from sterna.net.connect import Address, parse_address
 from sterna.net.endpoint import Destination, Options
 from sterna.net.kept import Sessions
 from sterna.net.listen import listen as accept_peers
+from sterna.net.options import own_limits
 from sterna.net.tls import TlsConfig
 from sterna.net.transport import Transport
 from sterna.observe.recording import Side
@@ -112,7 +113,7 @@ def serve(
             lease_store=bool(ownership.store),
             deadlines=deadlines(patience),
             on_request=failpoint(),
-            limits=Limits() if memory_limit is None else Limits(memory_bytes=memory_limit),
+            limits=own_limits(memory_limit),
             post_copy=not whole,
             streams=streams,
         ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 from cyclopts import Parameter, Token
 
@@ -140,4 +140,5 @@ Size = Annotated[int, _parameter(parse_size, format_size, "SIZE")]
 Rate = Annotated[int, _parameter(parse_rate, format_rate, "RATE")]
 Duration = Annotated[float, _parameter(parse_duration, format_duration, "TIME")]
 Streams = Annotated[int | None, _parameter(parse_streams, format_streams, "N")]
+Packing = Literal["off", "auto", "always"]  # the values of `sterna.net.options.Compress`
 Json = Annotated[bool, Parameter(negative=(), show_default=False, help="One JSON object on stdout.")]

@@ -94,6 +94,11 @@ class _Share:
         return skipped
 
     @property
+    def has_more(self) -> bool:
+        """Whether `next_runs` will give out more."""
+        return not self._is_dry and self._left.any()
+
+    @property
     def bytes_left(self) -> int:
         """What `next_runs` will still give out."""
         return self._left.size_bytes()
@@ -141,10 +146,12 @@ class OutgoingRound:
         self.last: Final = last
         self.page_count = 0
         self.bulk_bytes = 0
+        self._unpacked_bytes = 0
         self._last_sequences: dict[int, int] = {}
         self._attempt: Final = attempt
         self._started: Final = now
         self._intended = pages.count()
+        self._jobs = 0  # batches that were given out and are being encoded
         self._shares: Final = {
             stream: _Share(share, batch, _both(blank, share, pages), blank_bytes)
             for stream, share in ({0: pages} if shares is None else shares).items()
@@ -156,8 +163,8 @@ class OutgoingRound:
 
     @property
     def is_given_out(self) -> bool:
-        """Whether every stream has asked for more in vain."""
-        return all(share.is_given_out for share in self._shares.values())
+        """Whether every stream has asked for more in vain, and nothing is being encoded."""
+        return not self._jobs and all(share.is_given_out for share in self._shares.values())
 
     def next_blanks(self, stream: int = 0) -> tuple[int, Positions, Positions] | None:
         """The next batch of a stream's pages that are known to be zero, as `next_runs`."""
@@ -167,10 +174,25 @@ class OutgoingRound:
         """Region, starts and counts of a stream's next batch of others; None if it has no more."""
         return self._shares[stream].next_runs() if stream in self._shares else None
 
+    def has_more(self, stream: int) -> bool:
+        """Whether `next_runs` will give out more."""
+        return stream in self._shares and self._shares[stream].has_more
+
+    def next_job(self, stream: int) -> tuple[int, Positions, Positions] | None:
+        """As `next_runs`, for somebody who comes back with `job_done`."""
+        runs = self.next_runs(stream)
+        self._jobs += runs is not None
+        return runs
+
+    def job_done(self) -> None:
+        """A batch given out as a job is about to be sent."""
+        self._jobs -= 1
+
     def sent(self, batch: EncodedBatch, sequence: int, stream: int = 0) -> Pages:
         """A batch goes out on a stream as the frame of this number; its table."""
         self.page_count += batch.page_count
         self.bulk_bytes += batch.bulk_bytes
+        self._unpacked_bytes += batch.unpacked_bytes or batch.bulk_bytes
         self._last_sequences[stream] = sequence
         return batch.table(self._attempt, self.number)
 
@@ -217,6 +239,7 @@ class OutgoingRound:
             rejected_pages=0 if ack is None else sum(pages.count for pages in ack.rejected),
             receive_rate_bytes_s=0 if ack is None else ack.receive_rate_bytes_s,
             throttle=throttle,
+            unpacked_bytes=self._unpacked_bytes,
         )
 
 

@@ -12,7 +12,10 @@ to carry, and none of a later one. In a session without a loss that is the round
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final, Self
+
+import numpy as np
 
 from sterna import limits as bounds
 from sterna.core.image_notes import ImageNotes
@@ -22,9 +25,9 @@ from sterna.core.rounds import OutgoingRound, batch_bounds
 from sterna.core.serving import Serving
 from sterna.core.shares import page_shares
 from sterna.limits import Limits
-from sterna.memory.bitmap import PageBitmap
+from sterna.memory.bitmap import PageBitmap, Positions, expand_runs
 from sterna.memory.digest import MemoryDigest
-from sterna.memory.pages import PageSource, zero_batch
+from sterna.memory.pages import EncodedBatch, PageSource, zero_batch
 from sterna.memory.regions import PageSets, RegionTable
 from sterna.registry import Style
 from sterna.wire.records import Pages, Round, RoundAck, RoundEnd, Welcome
@@ -33,6 +36,24 @@ from sterna.wire.records import Pages, Round, RoundAck, RoundEnd, Welcome
 # is left of the round: a look costs about as much as sending a mebibyte or two.
 LOOK_BYTES: Final = 32 << 20
 LOOK_SHARE: Final = 1 / 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """A batch that is encoded outside.
+
+    Attributes:
+        round: what it is of.
+        stream: the connection that it will travel on.
+        region, starts, counts, zeros: as `PageSource.encode` takes them.
+    """
+
+    round: OutgoingRound
+    stream: int
+    region: int
+    starts: Positions
+    counts: Positions
+    zeros: bool
 
 
 class Sending:
@@ -203,18 +224,45 @@ class Sending:
         return self._round.opening()
 
     def next_batch(
-        self, sequence: int, stream: int = 0, *, zeros: bool
+        self, sequence: int, stream: int = 0, *, zeros: bool, aside: bool = False
     ) -> tuple[Pages, tuple[memoryview, ...]] | None:
-        """Encode a stream's next batch, to be queued as the frame of this number; None if it has no more."""
+        """Encode a stream's next batch, to be queued as the frame of this number; None if it has no more.
+
+        `aside`: what is to be read is left to `next_job`.
+        """
         current = self._round
         if (blanks := current.next_blanks(stream)) is not None:
             batch = zero_batch(*blanks)
+        elif aside and current.has_more(stream):
+            return None
         elif (runs := current.next_runs(stream)) is not None:
             batch = self._pages.encode(*runs, zeros=zeros)
         elif (blanks := current.next_blanks(stream)) is not None:
             batch = zero_batch(*blanks)
         else:
             return None
+        return self._sent(batch, sequence, stream)
+
+    def next_job(self, stream: int = 0, *, zeros: bool) -> Job | None:
+        """The next batch of a stream that is to be read, for another to encode; None if it has no more."""
+        runs = self._round.next_job(stream)
+        return None if runs is None else Job(self._round, stream, *runs, zeros)
+
+    def wants(self, job: Job) -> bool:
+        """Whether it is of the round under way."""
+        return job.round is self._round
+
+    def job_done(self, job: Job, batch: EncodedBatch, sequence: int) -> tuple[Pages, tuple[memoryview, ...]]:
+        """As `next_batch`, for a job that was done meanwhile."""
+        job.round.job_done()
+        sent = self._sent(batch, sequence, job.stream)
+        # What was found to be written since it was read is not what the digest is about.
+        pages = expand_runs(job.starts, job.counts)
+        late = pages[self._pending[job.region].has(pages)]
+        self._digest.mark_stale(job.region, late, np.ones_like(late))
+        return sent
+
+    def _sent(self, batch: EncodedBatch, sequence: int, stream: int) -> tuple[Pages, tuple[memoryview, ...]]:
         table = self._round.sent(batch, sequence, stream)
         self._digest.record(table)
         self.bulk_bytes += batch.bulk_bytes

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
+from sterna.core.batches import Batches
 from sterna.core.bitmap_frames import dirty_frames
 from sterna.core.conduct import check_epoch, wrong
-from sterna.core.departed import Departed
 from sterna.core.events import (
     CollectDirty,
     Decided,
@@ -79,7 +79,7 @@ _U64_MAX: Final = (1 << 64) - 1
 _PASSES: Final = frozenset({ErrorCode.BUSY, ErrorCode.FULL})
 
 
-class SourceMachine(Departed):
+class SourceMachine(Batches):
     """Sends a guest away. `pages` reads and encodes its memory.
 
     Commands: `start`, `cancel`. Requests: see sterna.core.events. Everything else: see sterna.core.session.
@@ -449,21 +449,6 @@ class SourceMachine(Departed):
         if next(self._last_part, self) is self:
             self._seal(now)
 
-    def _send_batch(self, lane: Lane) -> bool:
-        """Queue the round's next batch on this connection; False if there is none."""
-        assert self._selection is not None
-        zeros = self._selection.has(Feature.ENCODING_ZERO)
-        batch = self._memory.next_batch(lane.outbox.writer.next_sequence, lane.stream, zeros=zeros)
-        if batch is not None:
-            self._send_on(lane, *batch)
-            if self._memory.wants_look:
-                self._ask(CollectDirty(early=True))
-        return batch is not None
-
-    def _send_on(self, lane: Lane, record: Record, buffers: Sequence[memoryview]) -> None:
-        lane.sequence = lane.outbox.writer.next_sequence
-        lane.outbox.send(record, buffers)
-
     @property
     def guest_waits(self) -> bool:
         """See `Session.guest_waits`."""
@@ -474,16 +459,14 @@ class SourceMachine(Departed):
 
         With data connections what was asked for goes on the control connection, where no push is [STR-16].
         """
-        assert self._selection is not None
         assert self._window is not None
         assert self._ticket is not None
         apart = self._ticket.streams > 0
         pushes = lane.attached if apart else self._window.is_open(self._heartbeat.waits_for)
         if not pushes and not (lane.stream == 0 and serving.is_asked):
             return
-        zeros = self._selection.has(Feature.ENCODING_ZERO)
         take = serving.next_push if lane.stream else serving.next_batch
-        batch = take(zeros=zeros, push_bytes=self._window.batch_bytes)
+        batch = take(zeros=self._zeros, push_bytes=self._window.batch_bytes)
         if batch is None:
             return
         self._send_on(lane, *batch)

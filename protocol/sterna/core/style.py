@@ -48,6 +48,7 @@ def decide_style(
         settings: what the operator wants.
         styles: those that were selected besides stop-and-copy.
     """
+    history = [stats.in_pages() for stats in history]  # what is left is pages, too
     decision = decide(history, remaining_bytes, state_bytes, rtt_s, settings)
     view = View.of(history, state_bytes, rtt_s, settings)
     if settings.switchover == "post-copy" and Style.POST_COPY in styles and not history:

@@ -54,10 +54,10 @@ from sterna.net.options import (
     offer,
     supported,
 )
+from sterna.net.packing import PackingPages, pages_to_send
 from sterna.net.pump import UNDO_S, OnEvent, Perform, Pump
 from sterna.net.redial import RESUMPTIONS_MAX, Reconnect, dial_more, redial
 from sterna.net.room import Prompt, Room, tell_faults
-from sterna.net.steady import SteadyPages
 from sterna.net.transport import Transport
 from sterna.registry import ErrorCode, Feature, Phase
 from sterna.wire.records import (
@@ -124,21 +124,10 @@ class _Endpoint:
             self._pump.cancel(reason)
         self._cancelled = reason
 
-    def _begin(
-        self,
-        machine: Session,
-        perform: Perform,
-        on_event: OnEvent,
-        beside: Callable[[], Awaitable[None]] | None = None,
-    ) -> Pump:
-        """The clocks of a session begin to run when this is called. `beside`: see `Pump`.
-
-        Raises:
-            LocalProtocolError: INTERNAL, the second time.
-        """
+    def _check_first(self) -> None:
+        """Raises LocalProtocolError, INTERNAL, the second time."""
         if self._pump is not None:
             raise LocalProtocolError(ErrorCode.INTERNAL, "an endpoint is for one session: run() comes once")
-        return self._pump_of(machine, perform, on_event, beside)
 
     def _pump_of(
         self,
@@ -147,7 +136,7 @@ class _Endpoint:
         on_event: OnEvent,
         beside: Callable[[], Awaitable[None]] | None = None,
     ) -> Pump:
-        """For the present connection."""
+        """For the present connection; the clocks of a session begin to run. `beside`: see `Pump`."""
         options, self._passed_before = self._options, self.passed
         self._pump = Pump(
             machine,
@@ -220,13 +209,14 @@ class Source(_Endpoint):
             batch_bytes=batch_bytes(options),
             features=offer(options, policy.switchover, dials=reconnect is not None),
         )
-        self._pages = SteadyPages(pages, options.clock, max(options.streams, 1))
+        self._pages = pages_to_send(pages, options)
 
     async def run(self) -> Result:
         """Migrate, once. Returns when it is decided who runs the guest, or that nobody can know."""
         clock = self._options.clock
+        self._check_first()
         self._machine = machine = SourceMachine(self._config, self._pages, clock())
-        pump = self._begin(machine, self._perform, self._on_event)
+        pump = self._pump_of(machine, self._perform, self._on_event, self._pack)
         try:
             description = self._guest.description
             refused = await declined(self._host, description, self.transport, self._config.epoch)
@@ -264,6 +254,11 @@ class Source(_Endpoint):
         self._pages.close()
         self.result = self.result or self._machine.result
 
+    async def _pack(self) -> None:
+        """What goes beside the pump where pages are packed."""
+        if isinstance(self._pages, PackingPages) and self._pump is not None:
+            await self._pages.run(self._machine, self._pump)
+
     async def _carry(self, result: Result) -> SourceCarry | None:
         """What to go on with; None if the session is over for this side."""
         machine = self._machine
@@ -292,7 +287,7 @@ class Source(_Endpoint):
             dial = True
             self._machine = machine = SourceMachine.resumed(self._config, self._pages, carry, clock())
             machine.start(clock())
-            result = await self._pump_of(machine, self._perform, self._on_event).drive()
+            result = await self._pump_of(machine, self._perform, self._on_event, self._pack).drive()
             if machine.state not in _WITHOUT_LINK:
                 return result
             carry = machine.carry
@@ -383,7 +378,8 @@ class Destination(_Endpoint):
             features=supported(options, finds=self._sessions is not None),
         )
         self._machine = machine = DestinationMachine(config, options.clock())
-        pump = self._begin(machine, self._perform, self._on_event, beside=self._tell_faults)
+        self._check_first()
+        pump = self._pump_of(machine, self._perform, self._on_event, beside=self._tell_faults)
         try:
             result = await pump.drive()
             if result.outcome is Outcome.JOINED:
@@ -518,8 +514,8 @@ class Destination(_Endpoint):
         description = GuestDescription.from_record(record, self._hello.guest)
         self.description = description
         self.guest = self._make_guest(description)
-        self._room = Room(await reserve(self.guest, description))
         ticket, runner = self._machine.ticket, self._machine.runner
+        self._room = Room(await reserve(self.guest, description), ticket)
         if self._sessions is not None and ticket is not None:
             if ticket.selection.has(Feature.RESUME):
                 await self._host.opened(Opening(ticket.hello, ticket.welcome, record, runner))
@@ -568,7 +564,7 @@ class Destination(_Endpoint):
         guest = self._make_guest(description)
         if not found.runs:
             check_takes(opening, self._options)
-            self._room = Room(await reserve(guest, description))
+            self._room = Room(await reserve(guest, description), opening.ticket)
             await self._host.opened(opening)
             carry = opening.without_round(self._room, clock())
         elif isinstance(guest, OutlivingGuest):
@@ -576,7 +572,7 @@ class Destination(_Endpoint):
             notes = await guest.notes() if guest.can_post_copy else b""
             if not notes:  # it has run with all of its pages
                 return await self._host.verdict(hello)
-            self._room = Room(pages_of(guest, description))
+            self._room = Room(pages_of(guest, description), opening.ticket)
             carry = opening.with_guest(self._room, memoryview(notes), await guest.missing(), clock())
         else:
             raise GuestError("this guest has not outlived the process that took it in", ErrorCode.GUEST_LOST)

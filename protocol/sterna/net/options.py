@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import Protocol
 
 from sterna import limits as bounds
@@ -16,6 +17,7 @@ from sterna.core.session import Grease
 from sterna.core.style import EARLY_FEATURES, offer_for
 from sterna.errors import ConfigError
 from sterna.limits import Limits
+from sterna.memory.zstd import WINDOW_LOG2
 from sterna.net.pump import Clock, OnEvent, boottime
 from sterna.net.rate import RateLimiter
 from sterna.registry import GREASE_FIRST, GREASE_LAST, Feature
@@ -23,10 +25,32 @@ from sterna.wire.records import FeatureOffer
 
 AGENT = "sterna"
 
+PACKED = frozenset({Feature.ENCODING_ZSTD, Feature.ENCODING_DELTA})
+
 _BATCH_S = 0.05
+# What QEMU sets aside for the same, unless it is told otherwise.
+VERSIONS_BYTES = 64 << 20
+
 _GREASE_FRAMES = 3
 _GREASE_WITHIN = 40
 _GREASE_BYTES = 64
+
+
+class Compress(Enum):
+    """Whether a source packs pages.
+
+    `AUTO` does where it pays at the rate of the link, `ALWAYS` wherever they become smaller.
+    """
+
+    OFF = "off"
+    AUTO = "auto"
+    ALWAYS = "always"
+
+
+def own_limits(memory_bytes: int | None = None) -> Limits:
+    """What this side announces. `memory_bytes`: of a guest at most, None for the default."""
+    limits = Limits(expansion=bounds.EXPANSION)
+    return limits if memory_bytes is None else replace(limits, memory_bytes=memory_bytes)
 
 
 class OnRequest(Protocol):
@@ -56,10 +80,12 @@ class Options:
         resume_s: how long a lost session is to be kept, for a source that can reconnect.
         streams: data connections, beside which the control connection carries no bulk: as a source, what is
             asked for, if it can dial; as a destination, the most that are taken.
+        compress: as a source: whether pages are packed. Destinations take what they can bound.
+        versions_bytes: memory for versions that were sent, to send changes of them; 0 for none.
         lease_store: whether the host has a lease store; a source does not go without then [ONE-55].
     """
 
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = field(default_factory=own_limits)
     deadlines: Deadlines = field(default_factory=Deadlines)
     policy: PolicySettings | None = None
     bandwidth_bytes_s: float | None = None
@@ -73,6 +99,8 @@ class Options:
     resume_s: int = bounds.RESUME_S
     lease_store: bool = False
     streams: int = 0
+    compress: Compress = Compress.OFF
+    versions_bytes: int = VERSIONS_BYTES
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a cap so low that a chunk would look stalled, or too many streams."""
@@ -86,6 +114,9 @@ class Options:
 def offer(options: Options, switchover: Switchover, *, dials: bool) -> tuple[FeatureOffer, ...]:
     """What a source offers, and what it cannot do without. `dials`: it can make more connections."""
     more = {Feature.RESUME: options.resume_s} if dials and options.resume_s else {}
+    if options.compress is not Compress.OFF:
+        more[Feature.ENCODING_ZSTD] = WINDOW_LOG2
+        more[Feature.ENCODING_DELTA] = options.versions_bytes
     if dials and options.streams:
         more[Feature.DATA_STREAMS] = options.streams
     if not options.lease_store:
@@ -98,7 +129,7 @@ def supported(options: Options, *, finds: bool) -> frozenset[Feature]:
     early = EARLY_FEATURES if options.post_copy else frozenset()
     store = {Feature.LEASE_STORE} if options.lease_store else frozenset()
     more = {Feature.RESUME, Feature.DATA_STREAMS} if finds else frozenset()
-    return BASE_FEATURES | early | store | more
+    return BASE_FEATURES | PACKED | early | store | more
 
 
 def batch_bytes(options: Options) -> int:

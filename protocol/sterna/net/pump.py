@@ -82,6 +82,7 @@ class Pump:
     An `on_event` that raises is logged and not called again: what shows a migration must not end it.
 
     Attributes:
+        to_pack: wakes who encodes batches, for a connection may want one.
         see_to_guest: called whenever the machine is looked at; may give it commands, and answer requests that
             nobody has taken.
     """
@@ -107,6 +108,7 @@ class Pump:
         self._lines = {0: Line(self, 0, transport)}
         self._replaced: list[Line] = []
         self._nursery: trio.Nursery | None = None
+        self.to_pack: Final = Signal()
         self._to_perform = Signal()
         self._to_time = Signal()
         self._wakes_at = -math.inf  # when the timekeeper does by itself
@@ -217,12 +219,14 @@ class Pump:
                 line.to_send.set()
         self._hurry()
         self._to_perform.set()
+        self.to_pack.set()
         self._look_at_time()
 
     # ---- what the connections tell ----
 
     def took(self) -> None:
         """See `Driver`."""
+        self.to_pack.set()
         if self._guest_waited and self._look_at_guest():
             for line in self._lines.values():
                 line.to_send.set()

@@ -1,0 +1,99 @@
+"""Batches on their way out, encoded when a connection asks for more, or *aside*: by the driver, meanwhile.
+
+Pages as they are cost next to nothing to encode, and the newest version of a page is the best, so a batch of
+these is made when the connection takes it. To pack pages takes longer than to send them. So where they are
+packed the driver takes a `Job`, has it done where nobody waits for it, and brings the batch; each connection
+has one job under way at most, and one batch that waits while another leaves.
+
+What a job is of has been given out [8.4]: no early look spares it. If the guest writes to it meanwhile, it is
+sent in a next round, as every page that is written after it was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from sterna.core.departed import Departed
+from sterna.core.events import CollectDirty
+from sterna.core.lanes import Lane
+from sterna.core.negotiate import Selection
+from sterna.core.opening import SourceConfig
+from sterna.core.sending import Job
+from sterna.core.tables import SourceState
+from sterna.memory.pages import EncodedBatch, PageSource
+from sterna.registry import Feature
+from sterna.wire.records import Record
+
+_SENDS: Final = {SourceState.ROUND, SourceState.BLACKOUT}
+
+
+class Batches(Departed):
+    """The part of a source's machine that sends a round's pages.
+
+    Attributes:
+        packs: whether batches are encoded aside. The driver may change it at any time.
+    """
+
+    def __init__(self, config: SourceConfig, pages: PageSource, now: float) -> None:
+        super().__init__(config, pages, now)
+        self.packs = False
+        self._packing: Final[set[int]] = set()  # connections that have a job under way
+
+    @property
+    def selection(self) -> Selection | None:
+        """What the two sides have agreed on; None before WELCOME."""
+        return self._selection
+
+    @property
+    def streams(self) -> tuple[int, ...]:
+        """The connections."""
+        return tuple(lane.stream for lane in self._lanes)
+
+    def next_job(self, stream: int = 0) -> Job | None:
+        """The next batch of a connection to be encoded aside, None if there is none for now."""
+        lane = self._lanes.get(stream)
+        if not self.packs or lane is None or lane.outbox or stream in self._packing:
+            return None
+        if self._state not in _SENDS or not self._can_speak:
+            return None
+        job = self._memory.next_job(stream, zeros=self._zeros)
+        if job is not None:
+            self._packing.add(stream)
+        return job
+
+    def job_done(self, job: Job, batch: EncodedBatch) -> bool:
+        """A batch was encoded; it is queued if somebody still wants it.
+
+        Returns:
+            Whether the connection had run out of pages to send.
+        """
+        self._packing.discard(job.stream)
+        lane = self._lanes.get(job.stream)
+        if lane is None or not self._can_speak or not self._memory.wants(job):
+            return False
+        starved = not lane.outbox.has_unsent
+        self._queue(lane, self._memory.job_done(job, batch, lane.outbox.writer.next_sequence))
+        return starved
+
+    def _send_batch(self, lane: Lane) -> bool:
+        """Queue the round's next batch on this connection; False if there is none."""
+        sequence = lane.outbox.writer.next_sequence
+        batch = self._memory.next_batch(sequence, lane.stream, zeros=self._zeros, aside=self.packs)
+        if batch is not None:
+            self._queue(lane, batch)
+        return batch is not None
+
+    def _queue(self, lane: Lane, batch: tuple[Record, Sequence[memoryview]]) -> None:
+        self._send_on(lane, *batch)
+        if self._memory.wants_look:
+            self._ask(CollectDirty(early=True))
+
+    def _send_on(self, lane: Lane, record: Record, buffers: Sequence[memoryview]) -> None:
+        lane.sequence = lane.outbox.writer.next_sequence
+        lane.outbox.send(record, buffers)
+
+    @property
+    def _zeros(self) -> bool:
+        assert self._selection is not None
+        return self._selection.has(Feature.ENCODING_ZERO)

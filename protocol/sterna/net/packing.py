@@ -1,0 +1,289 @@
+"""Pages packed in worker threads, where that pays: a source's pages for links that are slower than it is.
+
+As long as nothing says that packing pays, batches are encoded as they always are, when a connection asks
+for one; all that is added is a trial of some pages now and then (sterna.core.paying). Once it pays the
+machine leaves its batches to this module. The task here takes a job whenever a connection has one, has a
+thread do it, and brings the result. The compressor lets go of the interpreter, so that connections and clocks
+go on.
+
+Changes of versions that were sent cost a copy and a comparison of each page, whether or not it compresses.
+They are tried on links where that is little, and given up when two rounds in a row have gained nothing by it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import Final
+
+import numpy.typing as npt
+import trio
+
+from sterna.core.batches import Batches
+from sterna.core.events import Event, RoundFinished, RoundStarted, SessionResumed
+from sterna.core.negotiate import Selection
+from sterna.core.paying import LINK_BYTES, Paying
+from sterna.core.sending import Job
+from sterna.memory.packing import Measure, Packer
+from sterna.memory.pages import EncodedBatch, RegionPages
+from sterna.memory.recent import RecentPages
+from sterna.memory.zstd import Compressor
+from sterna.net.options import Compress, Options
+from sterna.net.pump import Pump
+from sterna.net.steady import SteadyPages
+from sterna.registry import Feature
+
+# What a socket takes at once, and so says nothing about the link.
+SOCKET_BYTES: Final = 4 << 20
+MEASURED_S: Final = 0.05
+# A copy, a comparison and two hashes of each byte: on a faster link changes are not worth a try.
+CHANGES_LINK_BYTES_S: Final = 400e6
+# What the changes have to save of a round's bytes, or they are useless; and how many such rounds are enough.
+CHANGES_GAIN: Final = 0.05
+USELESS_ROUNDS: Final = 2
+SAMPLE_BYTES: Final = 128 * 1024
+_FIRST_LEVEL: Final = 1
+
+
+class LinkMeter:
+    """What the link carries while there always is something to send."""
+
+    def __init__(self, paying: Paying) -> None:
+        self._paying = paying
+        self._skip_bytes = SOCKET_BYTES
+        self._bytes = 0
+        self._since = 0.0
+
+    def interrupted(self) -> None:
+        """There was nothing to send."""
+        self._skip_bytes = SOCKET_BYTES
+
+    def goes(self, count: int, now: float) -> None:
+        """So many bytes go now, and those before them have gone."""
+        if self._skip_bytes > 0:
+            self._skip_bytes -= count
+            self._bytes, self._since = count, now
+            return
+        if now - self._since >= MEASURED_S:
+            self._paying.carried(self._bytes, now - self._since, now)
+            self._bytes, self._since = 0, now
+        self._bytes += count
+
+
+class Changes:
+    """Whether changes of versions that were sent are worth their while.
+
+    Attributes:
+        recent: the versions; None if there is no room for them, or they are of no use.
+    """
+
+    def __init__(self, recent: RecentPages | None) -> None:
+        self.recent = recent
+        self._useless = 0
+        self._page_bytes = self._saved_bytes = 0
+        self._found = 0
+
+    def round_started(self) -> None:
+        """Another round begins."""
+        if self.recent is not None:
+            self.recent.next_round()
+
+    def packed(self, measure: Measure) -> None:
+        """A batch was packed."""
+        self._page_bytes += measure.page_bytes
+        self._saved_bytes += measure.change_bytes - measure.changed_bytes
+
+    def round_finished(self, rejected: int) -> None:
+        """A round is over. What was packed is rejected only if the base was another [PGS-20]."""
+        if self.recent is None:
+            return
+        if rejected:
+            self.recent.clear()
+        if self.recent.is_filled and self._page_bytes:
+            useless = self._saved_bytes < self._page_bytes * CHANGES_GAIN
+            self._useless = self._useless + 1 if useless else 0
+            if self._useless >= USELESS_ROUNDS:
+                self.recent = None
+        self._page_bytes = self._saved_bytes = 0
+
+
+class PackingPages(SteadyPages):
+    """A `PageSource` that packs what pays; see the module's text. `run` goes beside the session's pump."""
+
+    def __init__(self, pages: RegionPages, options: Options) -> None:
+        super().__init__(pages, options.clock, max(options.streams, 1))
+        self._table = pages.table
+        self._clock_s: Callable[[], float] = options.clock
+        self._always = options.compress is Compress.ALWAYS
+        self._workers = min(max(options.streams, 1), os.cpu_count() or 1)
+        self._paying = Paying(self._workers, options.bandwidth_bytes_s or math.inf)
+        self._meter = LinkMeter(self._paying)
+        self._changes = Changes(None)
+        self._packers: dict[int, Packer] = {}
+        self._compressors: dict[tuple[int, int], Compressor] = {}
+        self._bare_bytes = 0  # so many bytes go as they are, to learn about the link
+        self._sample: memoryview | None = None
+        self._trying = False
+        self._selection: Selection | None = None
+
+    def encode(
+        self,
+        region: int,
+        starts: npt.ArrayLike,
+        counts: npt.ArrayLike,
+        *,
+        zeros: bool = True,
+        whole: bool = False,
+    ) -> EncodedBatch:
+        """See `PageSource.encode`: as they are."""
+        batch = super().encode(region, starts, counts, zeros=zeros, whole=whole)
+        now = self._clock_s()
+        self._meter.goes(batch.bulk_bytes, now)
+        self._bare_bytes -= batch.bulk_bytes
+        if self._wants_sample and batch.buffers:
+            self._sample = memoryview(bytes(batch.buffers[0][:SAMPLE_BYTES]))
+        return batch
+
+    def on_event(self, event: Event) -> None:
+        """Learn what rounds came to."""
+        super().on_event(event)
+        match event:
+            case RoundStarted():
+                self._meter.interrupted()
+                self._changes.round_started()
+            case RoundFinished(stats):
+                self._changes.round_finished(stats.rejected_pages)
+            case SessionResumed() if self._changes.recent is not None:
+                self._changes.recent.clear()
+            case _:
+                pass
+
+    def close(self) -> None:
+        """See `SteadyPages.close`."""
+        super().close()
+        self._packers.clear()
+
+    async def run(self, machine: Batches, pump: Pump) -> None:
+        """Pack for a machine as long as it takes batches."""
+        limiter = trio.CapacityLimiter(self._workers)
+        async with trio.open_nursery() as nursery:
+            while True:
+                await pump.to_pack.wait()
+                if not self._knows(machine):
+                    continue
+                machine.packs = self._packs()
+                for stream in machine.streams:
+                    if (job := machine.next_job(stream)) is not None:
+                        nursery.start_soon(self._do, job, machine, pump, limiter)
+                if self._sample is not None:
+                    self._trying = True
+                    nursery.start_soon(self._try, self._sample, limiter)
+                    self._sample = None
+
+    def _knows(self, machine: Batches) -> bool:
+        """Whether it was agreed on that pages come packed."""
+        if self._selection is None and (selection := machine.selection) is not None:
+            if not selection.window_log2:
+                return False
+            self._selection = selection
+            room_bytes = selection.features.get(Feature.ENCODING_DELTA, 0)
+            self._changes.recent = RecentPages(self._table, room_bytes) if room_bytes else None
+        return self._selection is not None
+
+    def _packs(self) -> bool:
+        now = self._clock_s()
+        if self._always:
+            return True
+        if self._bare_bytes > 0:
+            return False
+        if self._paying.level is not None and self._paying.doubts_link(now):
+            self._bare_bytes = LINK_BYTES
+            return False
+        return self._paying.level is not None or self._tries_changes
+
+    @property
+    def _tries_changes(self) -> bool:
+        return self._changes.recent is not None and self._paying.link_bytes_s < CHANGES_LINK_BYTES_S
+
+    async def _do(self, job: Job, machine: Batches, pump: Pump, limiter: trio.CapacityLimiter) -> None:
+        packer, level = self._packer(job.stream), self._level
+        packer.recent = self._changes.recent if self._always or self._tries_changes else None
+        remember = self._remembers(job)
+
+        def pack() -> tuple[EncodedBatch, float]:
+            began = time.perf_counter()
+            compressor = None if level is None else self._compressor(job.stream, level)
+            runs = job.region, job.starts, job.counts
+            batch = packer.pack(*runs, compressor, zeros=job.zeros, remember=remember)
+            return batch, time.perf_counter() - began
+
+        batch, seconds = await trio.to_thread.run_sync(pack, limiter=limiter)
+        self._note(packer, level, seconds)
+        now = self._clock_s()
+        if machine.job_done(job, batch):
+            self._meter.interrupted()
+        else:
+            self._meter.goes(batch.bulk_bytes, now)
+        pump.kick(job.stream)
+
+    def _note(self, packer: Packer, level: int | None, seconds: float) -> None:
+        measure, now = packer.measure, self._clock_s()
+        self._changes.packed(measure)
+        if level is not None and measure.page_bytes:
+            sent = measure.page_bytes, measure.sent_bytes
+            self._paying.tried(level, *sent, seconds, now, trial=False)
+        if self._wants_sample and packer.sample:
+            self._sample = packer.sample[:SAMPLE_BYTES]
+
+    @property
+    def _wants_sample(self) -> bool:
+        known = self._selection is not None and not self._trying
+        return known and self._paying.is_trial_due(self._clock_s())
+
+    async def _try(self, sample: memoryview, limiter: trio.CapacityLimiter) -> None:
+        """Pack some pages for nothing but to see what comes of it."""
+        level = self._paying.trial()
+        compressor = self._compressor(-1, level)
+
+        def pack() -> tuple[int, float]:
+            began = time.perf_counter()
+            size = len(compressor.frame(sample))
+            return size, time.perf_counter() - began
+
+        size, seconds = await trio.to_thread.run_sync(pack, limiter=limiter)
+        self._trying = False
+        self._paying.tried(level, len(sample), min(size, len(sample)), seconds, self._clock_s())
+
+    @property
+    def _level(self) -> int | None:
+        return _FIRST_LEVEL if self._always and self._paying.level is None else self._paying.level
+
+    def _remembers(self, job: Job) -> bool:
+        """Whether pages of a round will be sent once more: those of the first will mostly not."""
+        assert self._selection is not None
+        room_bytes = self._selection.features.get(Feature.ENCODING_DELTA, 0)
+        fits = sum(region.size_bytes for region in self._table.copied) <= room_bytes
+        return not job.round.last and (fits or job.round.number > 1)
+
+    def _packer(self, stream: int) -> Packer:
+        if stream not in self._packers:
+            assert self._pages is not None
+            assert self._selection is not None
+            self._packers[stream] = Packer(self._pages, self._selection.limits.expansion)
+        return self._packers[stream]
+
+    def _compressor(self, stream: int, level: int) -> Compressor:
+        """One for each thread that may be at work at the same time."""
+        assert self._selection is not None
+        if (stream, level) not in self._compressors:
+            self._compressors[stream, level] = Compressor(level, self._selection.window_log2)
+        return self._compressors[stream, level]
+
+
+def pages_to_send(pages: RegionPages, options: Options) -> SteadyPages:
+    """What a source reads its guest's memory by."""
+    if options.compress is Compress.OFF:
+        return SteadyPages(pages, options.clock, max(options.streams, 1))
+    return PackingPages(pages, options)

@@ -1,0 +1,284 @@
+"""Pages that are packed beside a session: they arrive, and in fewer bytes where that can be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import trio
+
+from sterna.core.events import Event, Outcome, Result, RoundFinished, RoundStarted, SessionResumed
+from sterna.core.negotiate import VERSION, Selection
+from sterna.core.paying import LEVELS, LINK_AGE_S, LINK_BYTES, Paying
+from sterna.core.policy import RoundStats
+from sterna.guest.embedded import EmbeddedGuest
+from sterna.limits import EXPANSION, Limits
+from sterna.memory.packing import Measure
+from sterna.memory.pages import RegionPages
+from sterna.memory.recent import RecentPages
+from sterna.memory.regions import RegionTable
+from sterna.net.endpoint import Destination, Options, Source
+from sterna.net.memory import memory_transport_pair
+from sterna.net.options import Compress
+from sterna.net.packing import (
+    MEASURED_S,
+    SAMPLE_BYTES,
+    SOCKET_BYTES,
+    USELESS_ROUNDS,
+    Changes,
+    LinkMeter,
+    PackingPages,
+    pages_to_send,
+)
+from sterna.net.steady import SteadyPages
+from sterna.registry import Feature
+from sterna.wire.records import Region
+
+MIB = 1 << 20
+PAGE = 4096
+TEXT = (b"something that a guest might have written, more than once, and again: %d\n" * 60)[:PAGE]
+RANDOM = np.random.default_rng(3).bytes(2 * MIB)
+STATS = RoundStats(1, 256, MIB, 1.0, 0, 0, 0, 1e6, 0.0)
+
+
+class Quiet(EmbeddedGuest):
+    """Memory and nothing else; as long as it runs it writes a byte of some of its pages after each round."""
+
+    def __init__(self, memory: bytearray, rounds: int = 0) -> None:
+        super().__init__(memory, guest_id=b"q" * 16)
+        self.bytes, self.rounds = memory, rounds
+
+    def stop(self) -> None: ...
+
+    def start(self) -> None: ...
+
+    def save(self) -> bytes:
+        return b"state"
+
+    def load(self, state: bytes) -> None:
+        assert state == b"state"
+
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, RoundStarted) and not event.last and self.rounds:
+            self.rounds -= 1
+            for page in range(0, len(self.bytes) // PAGE, 2):
+                self.bytes[page * PAGE + 9] ^= 0x5A
+                self.wrote(page * PAGE + 9, 1)
+
+
+async def move(memory: bytearray, rounds: int = 0, **options: object) -> tuple[Result, Source]:
+    """Move a guest; it is there then, byte for byte."""
+    guest, there = Quiet(memory, rounds), bytearray(len(memory))
+    near, far = memory_transport_pair()
+    source = Source(guest, near, options=Options(on_event=guest.on_event, **options))
+    destination = Destination(lambda _: Quiet(there), far)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(destination.run)
+        result = await source.run()
+    assert result.outcome is Outcome.COMPLETED, result
+    assert destination.result is not None
+    assert destination.result.digest == result.digest
+    assert there == memory
+    return result, source
+
+
+def wire_bytes(result: Result) -> int:
+    return sum(stats.bulk_bytes for stats in result.rounds)
+
+
+@pytest.mark.parametrize("compress", [Compress.AUTO, Compress.ALWAYS])
+async def test_what_compresses_takes_fewer_bytes(compress) -> None:
+    """[PGS-16] [NEG-7] Over a link that is slow enough for anybody."""
+    result, _ = await move(bytearray(TEXT * 384), compress=compress, bandwidth_bytes_s=3e6)
+    assert wire_bytes(result) < 384 * PAGE * 0.8
+
+
+async def test_random_memory_goes_as_it_is() -> None:
+    result, _ = await move(bytearray(RANDOM), compress=Compress.ALWAYS)
+    assert wire_bytes(result) == len(RANDOM)
+
+
+async def test_without_being_asked_nothing_is_packed() -> None:
+    result, _ = await move(bytearray(TEXT * 256))
+    assert wire_bytes(result) == 256 * PAGE
+
+
+async def test_a_destination_that_cannot() -> None:
+    """[NEG-5] Then nothing is packed either."""
+    memory = bytearray(TEXT * 256)
+    guest, there = Quiet(memory), bytearray(len(memory))
+    near, far = memory_transport_pair()
+    source = Source(guest, near, options=Options(compress=Compress.ALWAYS))
+    destination = Destination(lambda _: Quiet(there), far)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sterna.net.options.PACKED", frozenset())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(destination.run)
+            result = await source.run()
+    assert (result.outcome, wire_bytes(result)) == (Outcome.COMPLETED, 256 * PAGE)
+    assert there == memory
+
+
+async def test_changes_of_random_pages_take_few_bytes() -> None:
+    """[PGS-19] Pages of which a byte was written in every round; the first sends them whole."""
+    result, _ = await move(bytearray(RANDOM), rounds=3, compress=Compress.ALWAYS)
+    assert len(result.rounds) > 1
+    assert wire_bytes(result) < len(RANDOM) * 1.1
+
+
+async def test_without_memory_for_versions_there_are_no_changes() -> None:
+    result, _ = await move(bytearray(RANDOM), rounds=1, compress=Compress.ALWAYS, versions_bytes=0)
+    assert wire_bytes(result) >= len(RANDOM) * 1.5
+
+
+# ---- the parts ----
+
+
+def test_the_link_is_measured_while_there_is_something_to_send() -> None:
+    paying = Paying()
+    meter = LinkMeter(paying)
+    now = 0.0
+    for _ in range(SOCKET_BYTES // MIB):  # the socket takes that at once
+        meter.goes(MIB, now)
+    assert paying.doubts_link(0.0)
+    for _ in range(30):
+        now += 0.01
+        meter.goes(MIB, now)
+    assert paying.link_bytes_s == pytest.approx(100 * MIB)
+    meter.interrupted()
+    now += 10
+    for _ in range(SOCKET_BYTES // MIB):
+        meter.goes(MIB, now)
+    now += MEASURED_S
+    meter.goes(MIB, now)
+    assert paying.link_bytes_s < 100 * MIB
+
+
+def some_pages() -> RecentPages:
+    recent = RecentPages(RegionTable((Region(1, 0, 16 * PAGE),)), MIB)
+    recent.sent(1, np.arange(4), np.zeros((4, PAGE), np.uint8))
+    return recent
+
+
+def test_useless_changes_are_given_up() -> None:
+    """After some rounds in a row, of which the first one with versions is the first."""
+    changes = Changes(some_pages())
+    useless = Measure(page_bytes=100 * PAGE, sent_bytes=100 * PAGE, change_bytes=PAGE, changed_bytes=PAGE)
+    useful = replace(useless, change_bytes=50 * PAGE)
+    changes.packed(useless)
+    changes.round_finished(0)  # there were none when it began
+    for measure in (useless, useful, useless):
+        changes.round_started()
+        changes.packed(measure)
+        changes.round_finished(0)
+        changes.round_started()
+        changes.round_finished(0)  # a round of nothing says nothing
+    assert changes.recent is not None
+    for _ in range(USELESS_ROUNDS - 1):
+        changes.round_started()
+        changes.packed(useless)
+        changes.round_finished(0)
+    assert changes.recent is None
+    changes.round_started()
+    changes.round_finished(0)
+
+
+def test_what_was_rejected_is_no_base() -> None:
+    """[PGS-20] Nor is anything else: what the destination holds is not what this side believes."""
+    changes = Changes(some_pages())
+    changes.round_started()
+    changes.round_finished(1)
+    assert changes.recent is not None
+    assert not changes.recent.known(1, np.arange(4)).any()
+
+
+class Bench:
+    """Pages to send, at a time that the test sets, and a selection."""
+
+    def __init__(self, **options: object) -> None:
+        self.now = 0.0
+        self.memory = bytearray(RANDOM)
+        table = RegionTable((Region(0, 0, len(self.memory)),))
+        pages = RegionPages(table, {0: memoryview(self.memory)})
+        self.options = Options(clock=lambda: self.now, **{"compress": Compress.AUTO, **options})
+        self.pages = pages_to_send(pages, self.options)
+        assert isinstance(self.pages, PackingPages)
+        self.features = {Feature.ENCODING_ZSTD: 18, Feature.ENCODING_DELTA: MIB}
+
+    @property
+    def selection(self) -> Selection:
+        return Selection(VERSION, self.features, Limits(expansion=EXPANSION))
+
+    def encode(self) -> None:
+        self.pages.encode(0, [0], [MIB // PAGE])
+
+
+def test_who_is_not_asked_to_pack_is_as_ever() -> None:
+    table = RegionTable((Region(0, 0, PAGE),))
+    pages = pages_to_send(RegionPages(table, {0: memoryview(bytes(PAGE))}), Options())
+    assert type(pages) is SteadyPages
+
+
+def test_a_sample_is_taken_when_one_is_due() -> None:
+    bench = Bench()
+    bench.encode()
+    assert bench.pages._sample is None  # nothing was agreed on
+    assert bench.pages._knows(bench)
+    bench.encode()
+    assert bench.pages._sample == RANDOM[:SAMPLE_BYTES]
+    bench.pages._sample = None
+    bench.pages._paying.tried(1, MIB, MIB, 1.0, bench.now)
+    bench.encode()
+    assert bench.pages._sample is None
+
+
+def test_the_bare_link_is_looked_at_when_it_is_doubted() -> None:
+    bench = Bench(versions_bytes=0)
+    bench.features[Feature.ENCODING_DELTA] = 0
+    pages = bench.pages
+    assert pages._knows(bench)
+    assert not pages._packs()
+    for level in LEVELS:
+        pages._paying.tried(level, MIB, MIB // 4, 0.001, 0.0)
+    pages._paying.carried(MIB, 0.1, 0.0)
+    assert pages._packs()
+    bench.now = LINK_AGE_S + 1
+    assert not pages._packs()
+    for _ in range(LINK_BYTES // MIB):
+        assert not pages._packs()
+        bench.encode()
+        bench.now += 0.1
+    assert pages._packs()  # the link has been seen again
+
+
+def test_changes_are_tried_on_slow_links_only() -> None:
+    for link_bytes_s, tried in ((100e6, True), (1e9, False)):
+        bench = Bench()
+        assert bench.pages._knows(bench)
+        assert not bench.pages._packs()  # nothing is known of the link
+        bench.pages._paying.carried(int(link_bytes_s), 1.0, 0.0)
+        assert bench.pages._packs() == tried
+
+
+def test_a_lost_link_forgets_the_versions() -> None:
+    bench = Bench()
+    bench.pages.on_event(SessionResumed(1, 0, 0))
+    assert bench.pages._knows(bench)
+    recent = bench.pages._changes.recent
+    assert recent is not None
+    recent.sent(0, np.arange(4), np.zeros((4, PAGE), np.uint8))
+    bench.pages.on_event(RoundStarted(1, 4, last=False))
+    bench.pages.on_event(RoundFinished(STATS))
+    assert recent.known(0, np.arange(4)).all()
+    bench.pages.on_event(SessionResumed(1, 0, 0))
+    assert not recent.known(0, np.arange(4)).any()
+
+
+def test_nothing_is_packed_unless_it_was_selected() -> None:
+    bench = Bench()
+    bench.features = {}
+    assert not bench.pages._knows(bench)
+    bench.features = {Feature.ENCODING_ZSTD: 18}
+    assert bench.pages._knows(bench)
+    assert bench.pages._changes.recent is None
