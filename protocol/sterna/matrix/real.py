@@ -43,8 +43,10 @@ AFTER: Final = "after.json"
 _GUEST: Final = ("--memory", "4MiB", "--hot", "1MiB", "--dirty-rate", "2MiB/s")
 _ROOM: Final = ("--destination", "--dirty-rate", "2MiB/s")
 # A side that stands still is given up after this; who only waits for the fault is not.
-_PATIENCE: Final = {"source_frozen": "1s", "destination_frozen": "1s", "store_gone": "2s"}
+_PATIENCE: Final = {"source_frozen": "3s", "destination_frozen": "3s", "store_gone": "2s"}
 _PATIENT: Final = "20s"
+# A machine that is busy makes every step of a migration slow; the cell is not about that.
+_DOWNTIME: Final = "10s"
 _POLL_S: Final = 0.01
 _WRITES_SEEN: Final = 100
 _UNDECIDED_AFTER: Final = "10s"
@@ -178,6 +180,7 @@ class _Run:
         arguments += ["--resume", _RESUME if self.cell.expected.resumes else "0s"]
         # The cable between them is one connection.
         arguments += ["--streams", "0", "--switchover", self.cell.style.name.lower().replace("_", "-")]
+        arguments += ["--downtime", _DOWNTIME]
         self.endpoints[SOURCE] = await self._start("source", arguments, environment)
 
     def _common(self, side: Survivor) -> list[object]:

@@ -127,7 +127,7 @@ BAD: dict[str, tuple[Change, ErrorCode]] = {
     ),
     "a vCPU more": (
         lambda sections: (*sections, *(replace(one, vcpu=2) for one in sections if one.vcpu == 1)),
-        ErrorCode.GUEST_FAILED,  # the source does not send it; what a destination says: [XCP-1], [STA-5]
+        ErrorCode.GUEST_FAILED,  # the source does not send it; what a destination says: [STA-9]
     ),
     "a vCPU less": (
         lambda sections: tuple(one for one in sections if one.vcpu != 1),
