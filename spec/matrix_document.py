@@ -25,8 +25,8 @@ differ, that chapter holds. `sterna matrix` carries the cells out.
 
 At a step one endpoint stops, at the very place that the first table names. Then the fault happens; then what
 had stopped goes on, if it is still alive; then, when the others have done what they can do without it, what
-had failed comes back. Sessions are opened without `resume`, but with real processes for those cells with
-RES-13 of which `completed` is told where somebody is left to be told.
+had failed comes back. Sessions are opened without `resume`, but for those cells with RES-13 of which
+`completed` is told where somebody is left to be told.
 
 `runs` is who runs the guest in the end. Of two, a race decides; it is exactly one in any case. `lost` is the
 `guest_lost` of ONE-42, or a guest that died with its holder as it would have without a migration. The columns
@@ -36,9 +36,8 @@ that it may bear; without codes any or none; a dash stands for an endpoint that 
 or there is `none`. Of the codes, {groups}.
 
 What has the clause RES-13 needs a source that comes back to serve pages. With `resume` it does, to whichever
-endpoint the destination has by then, and the session ends as `completed`; without, it ends as `moved` or
-`undecided`, and the guest waits at its faults. A source that is another process than the one that sent the
-guest does not come back: what that one had sent is not on record.
+endpoint the destination has by then, and from whichever the source has by then (RES-19), and the session ends
+as `completed`; without, it ends as `moved` or `undecided`, and the guest waits at its faults.
 """
 
 

@@ -12,7 +12,7 @@ from sterna.matrix.virtual import run_cell
 from sterna.registry import Style
 from sterna.sim.defects import Defect
 from sterna.sim.holder import Holder
-from sterna.sim.makers import Makers
+from sterna.sim.makers import LiveMakers, Makers
 from sterna.sim.world import World
 
 CELLS = load().cells
@@ -27,6 +27,16 @@ def test_what_must_come_of_a_fault_does(fault: str) -> None:
     assert len(reports) >= 45
     assert {report.cell.style for report in reports} == set(Style)
     assert [(report.cell.name, report.failures) for report in reports if not report.passed] == []
+
+
+@pytest.mark.parametrize("store", ["store", "no_store"])
+def test_a_source_that_is_started_again_serves_on(monkeypatch: pytest.MonkeyPatch, store: str) -> None:
+    """[RES-19] [ONE-38] And where it does not, the cell fails."""
+    cell = BY_NAME[f"running/source_killed/bitmap/{store}"]
+    assert all(run_cell(cell, seed).passed for seed in range(4))
+    monkeypatch.setattr(LiveMakers, "departed", lambda *_: None)
+    failed = [report for seed in range(4) if not (report := run_cell(cell, seed)).passed]
+    assert "served its pages to the end" in str([report.failures for report in failed])
 
 
 def test_pages_follow_in_cells_of_other_styles(monkeypatch: pytest.MonkeyPatch) -> None:

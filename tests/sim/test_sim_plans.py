@@ -7,13 +7,24 @@ from dataclasses import replace
 import pytest
 from sim_support import ALPHA, BETA, go, kinds, stands, world_of
 
-from sterna.core.events import Admit, AnswerVerdict, Claim, Persist, Readmit, RollBack, RunOn, Throttle
+from sterna.core.events import (
+    Admit,
+    AnswerVerdict,
+    Claim,
+    KeepNotes,
+    Persist,
+    Readmit,
+    RollBack,
+    RunOn,
+    Throttle,
+)
 from sterna.core.records import Claiming, HandBack, Start, Voided
 from sterna.core.tables import DestinationState, SourceState
 from sterna.registry import ErrorCode, Mode, Owner
 from sterna.sim.defects import Defect
 from sterna.sim.hosts import Hold, Process, Reach, Task, Write
-from sterna.sim.machines import Trouble
+from sterna.sim.machines import Kept, Trouble
+from sterna.sim.makers import RecallingMakers, Shape
 from sterna.sim.plans import Answered, plan, spare_runner
 from sterna.sim.tasks import effect
 from sterna.wire.records import Hello, Runner, Verdict
@@ -165,3 +176,26 @@ def test_a_session_that_nobody_has_kept_is_not_taken_up():
     hello = greeting(world, Mode.RESUME, b"s" * 16)
     assert planned(world, BETA, Readmit(hello)) == Trouble(ErrorCode.BUSY)
     assert planned(world, ALPHA, RunOn()) == Hold("resume", b"i" * 16)
+
+
+def test_notes_are_kept_by_the_holder_of_whoever_takes_one_way():
+    """[RES-19] A world that is explored in every direction keeps none."""
+    world = world_of()
+    here = world.hosts[ALPHA]
+    request = KeepNotes(64)
+    assert planned(world, ALPHA, request) == Hold("notes", b"i" * 16)
+    assert planned(world, ALPHA, request, here.holders[0]) == Answered(here.holders[0])
+    world.makers = RecallingMakers(Shape())
+    assert planned(world, ALPHA, request) == Answered()
+
+
+def test_a_session_is_not_taken_up_while_it_is_recovered():
+    """[RES-18]"""
+    world = world_of()
+    endpoint = world.hosts[BETA].endpoint
+    endpoint.tasks.append(Task(7, "recovery", image=b"s" * 16))
+    endpoint.kept[b"s" * 16] = Kept(None, bytearray())
+    hello = greeting(world, Mode.RESUME, b"s" * 16)
+    assert planned(world, BETA, Readmit(hello)) == Trouble(ErrorCode.BUSY)
+    endpoint.tasks.clear()
+    assert isinstance(planned(world, BETA, Readmit(hello)), Answered)

@@ -10,8 +10,9 @@ from sterna.registry import Owner
 from sterna.sim import seeded
 from sterna.sim.defects import Defect
 from sterna.sim.faults import Fault
+from sterna.sim.holder import Stage
 from sterna.sim.makers import Shape
-from sterna.sim.seeded import Mishap, Script, Tally, minimised, play, run_seed, script_of
+from sterna.sim.seeded import Mishap, Run, Script, Tally, minimised, play, run_seed, script_of
 
 
 def test_a_seed_is_always_the_same():
@@ -70,6 +71,24 @@ def test_a_link_that_is_lost_early_is_taken_up_again():
     tally = play(replace(SCRIPT, shape=Shape(store=False, resume=True), mishaps=(cut,)))
     assert (tally.resumed, tally.completed, tally.rolled_back, tally.failures) == (1, 1, 0, [])
     assert play(replace(SCRIPT, mishaps=(cut,))).resumed == 0
+
+
+@pytest.mark.parametrize("store", [True, False])
+@pytest.mark.parametrize("switchover", ["bitmap", "post-copy"])
+def test_a_source_that_is_killed_while_pages_follow_serves_on(store, switchover):
+    """[RES-19] [ONE-38] Nothing is missing in the end, and the image is free, if need be by a VERDICT."""
+    served = 0
+    for seed in range(12):
+        kills = tuple(Mishap(Fault.SOURCE_KILLED, 0, "S.MOVED", behind, 0, 1.0) for behind in (0, seed % 6))
+        shape = Shape(store=store, resume=True, switchover=switchover, max_rounds=1)
+        run = Run(Script(seed, shape, 1, kills))
+        run.play()
+        running = run.world.running()
+        assert running is not None
+        assert (running.host, running.missing) == ("beta", frozenset())
+        assert run.world.hosts[0].holders[0].stage is Stage.FREED
+        served += run.world.resumed
+    assert served > 0
 
 
 def test_frozen_processes_wake_or_are_killed():

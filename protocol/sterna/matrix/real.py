@@ -290,8 +290,9 @@ class _Run:
                 line = await self._first[side].until(_is_finished, "the session's end")
                 self.done.told[side] = (str(line.get("outcome")), _text(line.get("code")))
                 # The destination may have had all pages when the link was lost: for it the session ends then.
-                if self.cell.expected.resumes and side is SOURCE and line.get("outcome") != Outcome.COMPLETED:
-                    self.done.failures.append("the source has not served its pages to the end")
+                self._check_served(side, line)
+        if self.endpoints[SOURCE] is not self._first[SOURCE] and self.cell.expected.resumes:
+            self._check_served(SOURCE, await self.endpoints[SOURCE].until(_is_finished, "the session's end"))
         await self.endpoints[SOURCE].end()
         survivors = self.cell.expected.runs - {Survivor.LOST}
         for _ in range(_TRIES):
@@ -300,6 +301,10 @@ class _Run:
             if SOURCE in survivors:
                 await self._migrate(_NOBODY)
                 await self.endpoints[SOURCE].end()
+
+    def _check_served(self, side: Survivor, end: Line) -> None:
+        if self.cell.expected.resumes and side is SOURCE and end.get("outcome") != Outcome.COMPLETED:
+            self.done.failures.append("the source has not served its pages to the end")
 
     async def _comes_to_run(self, survivors: frozenset[Survivor]) -> bool:
         with trio.move_on_after(_RUNS_WITHIN_S):

@@ -96,7 +96,7 @@ class Expected:
         runs: who may run the guest in the end; if there are several, a race decides.
         source: how the session may end there; empty if its endpoint was killed.
         destination: likewise.
-        resumes: with real processes sessions are opened with `resume`, and end as completed.
+        resumes: sessions are opened with `resume`, and end as completed.
     """
 
     runs: frozenset[Survivor]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from sterna.core.events import Outcome
 from sterna.core.policy import Switchover
 from sterna.core.records import Claiming, Complete, Granted, Record, Start
 from sterna.errors import SternaError
@@ -38,6 +39,9 @@ _AFTERWARDS_S: Final = 120.0
 _SOON_S: Final = 0.001
 _RETRY_S: Final = 5.0
 _WRITES_A_STEP: Final = 2
+
+# A world's destination that is started again, or stands still, is not waited for: its source gives up.
+_RESUMED: Final = frozenset({"cut", "source_killed"})
 
 # What a request is in a world: the word to the holder, or the record.
 _HOLDS: Final = {
@@ -85,6 +89,8 @@ def run_cell(cell: Cell, seed: int) -> Report:
     except SternaError as error:
         done.failures.append(str(error))
     running = play.world.running()
+    if running is not None and running.missing and play.resumes:
+        done.failures.append("the source has not served its pages to the end")
     runs = "nobody" if running is None else SIDES[play.names.index(running.host)].value
     done.judged = {"runs": runs, "two_runners": two, "lost_writes": lost}
     done.told = dict(play.told())
@@ -93,7 +99,8 @@ def run_cell(cell: Cell, seed: int) -> Report:
 
 class _Play:
     def __init__(self, cell: Cell, seed: int) -> None:
-        shape = Shape(store=cell.store, switchover=_SWITCHOVERS[cell.style])
+        self.resumes: Final = cell.expected.resumes and cell.fault.name in _RESUMED
+        shape = Shape(store=cell.store, resume=self.resumes, switchover=_SWITCHOVERS[cell.style])
         self.world: World = World(LiveMakers(shape, lambda: self.world.now), store=cell.store)
         self.names: Final = [host.name for host in self.world.hosts]
         self._cell: Final = cell
@@ -115,12 +122,7 @@ class _Play:
             SternaError: it does not come to the cell's step.
         """
         self.world.begin(0)
-        for side, host in zip(SIDES, self.world.hosts, strict=True):
-            endpoint = host.endpoint
-            assert endpoint is not None
-            machine = endpoint.tasks[0].machine
-            assert machine is not None
-            self._machines[side] = machine
+        self._follow()
         self._run(lambda: self._stopped is not None, _AFTERWARDS_S)
         if self._stopped is None:
             raise SternaError(ErrorCode.INTERNAL, f"it does not come to {self._cell.step.stop}")
@@ -132,6 +134,19 @@ class _Play:
         self._run(lambda: False, _MEANWHILE_S)
         self._bring_back()
         self._run(lambda: False, _AFTERWARDS_S)
+
+    def _follow(self) -> None:
+        """The machines of the session: behind a lost link come others, of either side."""
+        for side, host in zip(SIDES, self.world.hosts, strict=True):
+            known = self._machines.get(side)
+            if known is not None and (known.result is None or known.result.outcome is not Outcome.SUSPENDED):
+                continue
+            for process in host.processes:
+                for task in process.tasks:
+                    # On a connection that only asks, a destination has no image.
+                    goes_on = known is None or side is SOURCE or task.image
+                    if task.kind == side.value and task.machine is not None and goes_on:
+                        self._machines[side] = task.machine
 
     def told(self) -> Iterator[tuple[Survivor, tuple[str, str | None]]]:
         """How the session ended at each side that has lived to see it."""
@@ -222,6 +237,7 @@ class _Play:
             self._pass_time(at)
             self._due.pop(step, None)
             self._take(step)
+            self._follow()
             self._steps += 1
             if self._steps > _STEPS_MAX:
                 raise Violation("one-runner", f"no rest after {_STEPS_MAX} steps")

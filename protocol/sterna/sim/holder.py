@@ -125,11 +125,12 @@ class Holder:
         missing: pages that are to follow the guest and are not there yet.
         paused_at: the count with which the guest came.
         faulted: the page that the guest waits for and the endpoint was told of, -1 for none.
+        notes: what a source keeps there for the next process, None for nothing [HOL-45].
     """
 
     __slots__ = (
         "collected", "controller", "count", "epoch", "faulted", "granter", "host", "image", "intact", "mark",
-        "missing", "paused_at", "runner", "stage",
+        "missing", "notes", "paused_at", "runner", "stage",
     )  # fmt: skip
 
     def __init__(self, host: str, image: bytes, stage: Stage = Stage.ROOM) -> None:
@@ -147,6 +148,7 @@ class Holder:
         self.missing: frozenset[int] = frozenset()
         self.paused_at = 0
         self.faulted = -1
+        self.notes: bytearray | None = None
 
     def copy(self) -> Holder:
         """One that goes its own way."""
@@ -230,4 +232,4 @@ class Holder:
 
     def free(self) -> None:
         """Let go of all of it."""
-        self.stage = Stage.FREED
+        self.stage, self.notes = Stage.FREED, None

@@ -54,6 +54,10 @@ def _do(world: World, process: Process, task: Task, holder: Holder, op: Hold) ->
         case "pause":
             if holder.stage is Stage.RUNS:
                 holder.stage = Stage.STOPPED
+        case "notes":
+            assert task.machine is not None
+            holder.notes = bytearray(getattr(task.machine.asked[0], "size_bytes", 0))
+            return holder
         case "mark":
             holder.set_mark(op.epoch, process.number)
         case "unmark":

@@ -16,7 +16,7 @@ from typing import Final, Protocol, TypeAlias
 
 from sterna.core.carry import DestinationCarry, SourceCarry
 from sterna.core.destination import DestinationMachine
-from sterna.core.events import CollectDirty, Readmit, Request, Reserve, Result, SaveState
+from sterna.core.events import CollectDirty, KeepNotes, Readmit, Request, Reserve, Result, SaveState
 from sterna.core.history import RecordConflict
 from sterna.core.records import Record
 from sterna.core.session import Session
@@ -24,7 +24,7 @@ from sterna.core.source import SourceMachine
 from sterna.core.tables import State
 from sterna.errors import GuestError, RecordError, SternaError, StoreUnavailable, TransportError
 from sterna.registry import ErrorCode
-from sterna.sim.holder import REGION, bitmap_of, new_room, state_of
+from sterna.sim.holder import REGION, Holder, bitmap_of, new_room, state_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +245,8 @@ class LiveMachine:
             case Reserve():
                 pages, self.room = new_room()
                 return pages
+            case KeepNotes() if isinstance(answer, Holder):
+                return None if answer.notes is None else memoryview(answer.notes)
             case Readmit() if isinstance(answer, Kept):
                 self.room = answer.room
                 return answer.carry

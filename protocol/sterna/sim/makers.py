@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from sterna.core.carry import SourceCarry
+from sterna.core.departure import Departure
 from sterna.core.destination import DestinationConfig, DestinationMachine
 from sterna.core.negotiate import BASE_FEATURES
 from sterna.core.policy import PolicySettings, Switchover
 from sterna.core.source import SourceConfig, SourceMachine
 from sterna.core.style import EARLY_FEATURES, offer_for
 from sterna.registry import Feature
-from sterna.sim.holder import GUEST, GUEST_ID, CountingPages, Holder
+from sterna.sim.holder import GUEST, GUEST_ID, REGIONS, CountingPages, Holder
 from sterna.sim.machines import Driven, Kept, LiveMachine, Recollection
 from sterna.wire.records import Runner
 
@@ -43,6 +44,11 @@ _RESUME_S: Final = 60  # for which a destination keeps what it has
 class Makers(Protocol):
     """Makes machines."""
 
+    @property
+    def keeps(self) -> bool:
+        """Whether sessions outlive connections, and processes."""
+        ...
+
     def source(self, holder: Holder) -> Driven:
         """One that sends away what is in this holder."""
         ...
@@ -58,6 +64,8 @@ class Makers(Protocol):
 
 class LiveMakers:
     """Machines for one run, at the time that `clock` tells."""
+
+    keeps: Final = True
 
     def __init__(self, shape: Shape, clock: Callable[[], float]) -> None:
         self._shape: Final = shape
@@ -77,6 +85,15 @@ class LiveMakers:
         """See `Makers`."""
         return LiveMachine(DestinationMachine(destination_config(self._shape, host), self._clock()))
 
+    def departed(self, holder: Holder, session: bytes) -> Kept | None:
+        """What a source process that has died has left of a session, in this holder [RES-19]."""
+        place = memoryview(holder.notes or b"")
+        found = Departure.read(place, REGIONS)
+        if found is None or found.ticket.session != session:
+            return None
+        carry = found.next_process(place).carry(CountingPages(holder), self._clock())
+        return Kept(carry, bytearray(), holder.image)
+
     def resumed(self, holder: Holder, kept: Kept) -> LiveMachine:
         """A source that takes up a session again."""
         assert isinstance(kept.carry, SourceCarry)
@@ -86,7 +103,9 @@ class LiveMakers:
 
 
 class RecallingMakers:
-    """Machines that can be taken in every direction."""
+    """Machines that can be taken in every direction. What they are made from cannot, so sessions end."""
+
+    keeps: Final = False
 
     def __init__(self, shape: Shape) -> None:
         self._shape: Final = shape

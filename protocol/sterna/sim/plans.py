@@ -21,6 +21,7 @@ from sterna.core.events import (
     Discard,
     Expect,
     Installed,
+    KeepNotes,
     LoadState,
     MarkGranted,
     Pause,
@@ -82,6 +83,8 @@ def plan(world: World, host: Host, process: Process, task: Task, request: Reques
     if verb is not None:
         return _once(task, Hold(verb, task.image))
     match request:
+        case KeepNotes() if world.makers.keeps:
+            return _once(task, Hold("notes", task.image))
         case MarkGranted(epoch=epoch):
             return _once(task, Hold("mark", task.image, epoch))
         case RollBack(voided=voided):
@@ -106,7 +109,7 @@ def plan(world: World, host: Host, process: Process, task: Task, request: Reques
         case AnswerVerdict(hello=hello):
             return _verdict(world, host, process, task, hello)
         case _:
-            return Answered()  # Throttle
+            return Answered()  # Throttle, and notes that nobody keeps
 
 
 def _once(task: Task, op: Op) -> Plan:
@@ -156,9 +159,14 @@ def _readmit(world: World, host: Host, process: Process, task: Task, hello: Hell
     """Take up a session that this process has kept; its older connection is closed first [RES-4]."""
     from sterna.sim.tasks import loses
 
-    for other in [each for each in process.tasks if each.image == hello.session and each is not task]:
+    others = [each for each in process.tasks if each.image == hello.session and each is not task]
+    if any(each.kind == "recovery" for each in others):
+        return Trouble(ErrorCode.BUSY)  # it has the records, and is done with them in a moment [RES-18]
+    for other in others:
         loses(world, host, process, other)
     kept = process.kept.pop(hello.session, None)
+    if kept is None and host.history.complete(hello.session) is not None:
+        return _verdict(world, host, process, task, hello)  # it lacks no page any more [RES-15]
     if kept is None or not world.locks(host, process):
         return Trouble(ErrorCode.BUSY)
     task.image = hello.session

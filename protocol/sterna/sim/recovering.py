@@ -33,6 +33,7 @@ from sterna.sim.holder import Stage
 from sterna.sim.holding import attach
 from sterna.sim.hosts import Hold, Host, Op, Process, Reach, Task, Write
 from sterna.sim.machines import Ask, Trouble
+from sterna.sim.makers import LiveMakers
 from sterna.sim.plans import spare_runner
 from sterna.wire.records import NO_RUNNER
 
@@ -154,12 +155,25 @@ def _settles(world: World, host: Host, process: Process, task: Task) -> None:
     session = host.history.session(task.session)
     assert session is not None
     process.looked = session.side is Side.SOURCE and process.rest == view_of(world, host, session)
+    _serves_on(world, host, process, task, session)
     if task.failed:
         process.rest = None
     elif host.settled is not None and host.settled.judgement.owner is not Owner.UNDECIDED:
         process.undecided = b""
     process.tasks.remove(task)
     host.rests(process)
+
+
+def _serves_on(world: World, host: Host, process: Process, task: Task, session: SessionRecord) -> None:
+    """A source whose guest is the destination's takes the session up, whatever process had it [RES-19]."""
+    holder, makers = host.holder(task.image), world.makers
+    gone = host.settled is not None and host.settled.judgement.owner is Owner.DESTINATION
+    frozen = holder is not None and holder.stage is Stage.STOPPED and holder.mark
+    if session.side is Side.SOURCE and gone and frozen and isinstance(makers, LiveMakers):
+        assert holder is not None
+        kept = makers.departed(holder, session.session)
+        if kept is not None:
+            process.kept[b""] = kept
 
 
 def situation_of(world: World, host: Host, task: Task) -> Situation:

@@ -334,13 +334,10 @@ class World:
         kept = process.kept.pop(b"")
         holder = here.holder(kept.image)
         process.tries += 1
-        if (
-            holder is None
-            or not holder.lives
-            or process.tries > RESUMES_MAX
-            or not isinstance(self.makers, LiveMakers)
-        ):
+        gone = holder is None or not holder.lives
+        if gone or process.tries > RESUMES_MAX or not isinstance(self.makers, LiveMakers):
             return
+        assert holder is not None
         self.locks(here, process)
         task = Task(process.next_number, "source", self.makers.resumed(holder, kept), holder.image)
         process.tasks.append(task)
