@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from sterna.errors import GuestError
 from sterna.guest import populating
-from sterna.guest.populating import populate
+from sterna.guest.populating import Ahead, populate
 from sterna.linux.errors import CapabilityMissing
 from sterna.linux.memfd import PAGE_BYTES, MemoryFile, MemoryMap
 from sterna.registry import ErrorCode
@@ -55,6 +56,48 @@ async def test_a_part_of_a_mapping_has_all_of_its_entries(how: str, monkeypatch:
         assert (memory.array == 7).all()
         await populate(memory, 0, memory.size_bytes)
         assert all(entries(memory))
+
+
+def test_entries_are_made_ahead() -> None:
+    with mapped() as memory:
+        ahead = Ahead([memory])
+        ahead.join()
+        assert all(entries(memory))
+        assert (memory.array == 7).all()
+        ahead.stop()
+        ahead.stop()
+
+
+@pytest.mark.parametrize("why", ["stopped", "no memory"])
+def test_no_entry_is_made_behind_the_end(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(populating, "AHEAD_BYTES", 8 * PAGE_BYTES)
+    reached, go_on = threading.Event(), threading.Event()
+    populate_some, join, begun = MemoryMap.populate, Ahead.join, []
+
+    def let_it_go_on(self: Ahead) -> None:
+        go_on.set()
+        join(self)
+
+    def populate_slowly(self: MemoryMap, offset: int, length: int) -> None:
+        begun.append(offset // PAGE_BYTES)
+        if offset:
+            if why == "no memory":
+                raise MemoryError
+            reached.set()
+            assert go_on.wait(10)
+        populate_some(self, offset, length)
+
+    monkeypatch.setattr(MemoryMap, "populate", populate_slowly)
+    monkeypatch.setattr(Ahead, "join", let_it_go_on)
+    with mapped() as memory:
+        ahead = Ahead([memory])
+        if why == "stopped":
+            assert reached.wait(10)
+            ahead.stop()
+        ahead.join()
+        assert begun == [0, 8]
+        assert all(entries(memory)[:8])
+        assert not any(entries(memory)[32:])
 
 
 @pytest.mark.needs("pagemap_scan")

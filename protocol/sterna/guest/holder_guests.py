@@ -20,7 +20,7 @@ from sterna.guest.holder_bitmaps import BitmapFile, read_bitmaps
 from sterna.guest.holder_client import SLOW_ANSWER_WITHIN_S, HolderConnection
 from sterna.guest.holder_frames import Frame
 from sterna.guest.late_endpoint import LateEndpoint
-from sterna.guest.populating import populate
+from sterna.guest.populating import Ahead, populate
 from sterna.guest.stale_pages import check_stale
 from sterna.guest.unwritten import pages_inside
 from sterna.linux.holes import file_holes
@@ -249,6 +249,7 @@ class HolderDestinationGuest:
         self._is_late = trio.Event()
         self._has_expected = False  # or may have: a request was sent
         self._notes: MemoryMap | None = None
+        self._ahead: Ahead | None = None
 
     @classmethod
     async def take_over(cls, connection: HolderConnection) -> HolderDestinationGuest:
@@ -287,6 +288,7 @@ class HolderDestinationGuest:
         self._state, self._has_run, self.description = "reserved", False, description
         self._has_expected = False
         self._maps = await _map_memory(self.connection, description, writable=True)
+        self._ahead = Ahead(self._maps.values())
 
     def memory(self, region: int) -> memoryview:
         """The guest's memory to be, writable; read-only from `run` on, or when no page is missing any more.
@@ -336,15 +338,22 @@ class HolderDestinationGuest:
         """Free everything; legal when there is nothing."""
         if await self._is_occupied():
             self._state = _UNKNOWN
+            self._stop_ahead()
             await self.connection.call("discard")
         self._state, self.description = "empty", None
         self.close()
 
     def close(self) -> None:
         """Give back what this process has of the guest; in the holder nothing changes. Legal twice."""
+        self._stop_ahead()
         self._maps = {}
         self._close_late()
         self._notes = None
+
+    def _stop_ahead(self) -> None:
+        """Memory that the holder gives back must not come again."""
+        if self._ahead is not None:
+            self._ahead.stop()
 
     @property
     def can_post_copy(self) -> bool:
