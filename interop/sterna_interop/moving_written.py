@@ -149,7 +149,7 @@ class SternaWritten:
             said = found.get("error") or found.get("code") or found.get("failures")
             raise GuestError(f"sterna demo has ended with exit code {done.returncode}: {said}")
         return WrittenMove(
-            seconds=_number(found, "seconds_total"),
+            seconds=_number(found, "seconds_until_run"),
             blackout_s=_number(found, "seconds_blackout"),
             rate_bytes_s=_number(found, "write_rate_achieved"),
             sent_bytes=int(_number(found, "bytes_sent")),

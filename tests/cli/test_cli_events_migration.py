@@ -113,6 +113,7 @@ def test_every_field_of_a_result_is_said() -> None:
         "error": "text",
         "seconds": "seconds_total",
         "blackout_s": "seconds_blackout",
+        "run_after_s": "seconds_until_run",
         "items": "missing",
         "streams": "data_streams",
     }

@@ -21,7 +21,7 @@ def test_a_completed_session():
     account.guest_runs(104.5)
     result = account.close(Outcome.COMPLETED, 106.0, **CLOSING)
     assert (result.outcome, result.code, result.error) == (Outcome.COMPLETED, None, None)
-    assert (result.seconds, result.blackout_s) == (6.0, 0.5)
+    assert (result.seconds, result.blackout_s, result.run_after_s) == (6.0, 0.5, 4.5)
     assert (result.bytes_sent, result.bytes_received) == (70, 30)
     assert (result.epoch, result.digest) == (3, b"digest")
 
@@ -60,5 +60,6 @@ def test_of_a_long_session_the_newest_rounds_are_remembered():
 
 def test_a_guest_that_did_not_stand_still():
     account = Account(0.0)
+    assert account.close(Outcome.ROLLED_BACK, 1.0, **CLOSING).run_after_s is None
     account.guest_runs(1.0)
     assert account.blackout_s is None

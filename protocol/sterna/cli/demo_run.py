@@ -167,6 +167,7 @@ class DemoRun:
             "bytes_sent": self.source.get("bytes_sent", 0),
             "seconds_total": self.source.get("seconds_total", 0.0),
             "seconds_blackout": self.source.get("seconds_blackout"),
+            "seconds_until_run": self.source.get("seconds_until_run"),
             # A guest that seldom writes cannot tell a pause from its own idleness.
             "seconds_blackout_guest": self.blackout_guest_s if wishes.writes_enough else None,
             "digest": {"source": source, "destination": destination, "equal": self.equal},

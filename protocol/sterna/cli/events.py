@@ -152,6 +152,7 @@ def result_fields(result: Result) -> Fields:
         "bytes_received": result.bytes_received,
         "seconds_total": result.seconds,
         "seconds_blackout": result.blackout_s,
+        "seconds_until_run": result.run_after_s,
         "style": style_name(result.style),
         "after": None if result.after is None else after_fields(result.after),
         "digest": result.digest.hex() or None,

@@ -96,6 +96,7 @@ class Account:
             bytes_received=self.bytes_received,
             seconds=now - self._started,
             blackout_s=self.blackout_s,
+            run_after_s=None if self._ran is None else self._ran - self._started,
             digest=digest,
             retry_after_ms=0 if peer is None else peer.retry_after_ms,
             items=() if peer is None else peer.items,

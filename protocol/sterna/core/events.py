@@ -428,6 +428,8 @@ class Result:
         rounds: in order; of a very long session the newest `ROUNDS_KEPT`.
         blackout_s: source: from the order to pause to RUNNING; destination: from READY to the guest's
             start. None where it was not reached.
+        run_after_s: from the session's begin until this side knew that the guest runs at the destination;
+            what comes behind, memory that is freed at the source, no guest waits for. None if it does not.
         digest: memory digest of the pause image, empty where it was not reached.
         session: its id, zeros if none was opened.
         verdict: what the destination has said of who owns the guest; a HANDBACK is one as well.
@@ -448,6 +450,7 @@ class Result:
     bytes_received: int = 0
     seconds: float = 0.0
     blackout_s: float | None = None
+    run_after_s: float | None = None
     digest: bytes = b""
     retry_after_ms: int = 0
     items: tuple[str, ...] = field(default=())
