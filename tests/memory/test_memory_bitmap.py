@@ -315,13 +315,30 @@ def test_batches_cover_the_set_once(case, max_pages, max_runs):
     assert seen == sorted(pages)
 
 
-def test_batches_start_where_told_and_see_what_is_ahead():
-    bitmap = PageBitmap.full(1000)
-    batches = bitmap.batches(100, 10, start=300)
-    assert listed(next(batches)) == [(300, 100)]
-    bitmap.clear(300, 650)
-    assert listed(next(batches)) == [(950, 50)]
-    assert list(batches) == []
+def test_batches_start_where_told():
+    batches = PageBitmap.full(1000).batches(300, 10, start=300)
+    assert [listed(batch) for batch in batches] == [[(300, 300)], [(600, 300)], [(900, 100)]]
+    with pytest.raises(ValueError, match="positive"):
+        next(PageBitmap(9).batches(0, 1))
+
+
+def test_batches_join_runs_across_windows(monkeypatch):
+    """However short the windows are: a run ends where it ends, or where the batch is full."""
+    monkeypatch.setattr(module, "_AHEAD_WORDS", 1)
+    pages = pages_of([(5, 3), (60, 10), (128, 64), (192, 400), (700, 1)])
+    bitmap = bitmap_of(1000, pages)
+    assert [listed(batch) for batch in bitmap.batches(1000, 2)] == [
+        [(5, 3), (60, 10)], [(128, 464), (700, 1)],
+    ]  # fmt: skip
+    assert listed(next(bitmap.batches(300, 9))) == [(5, 3), (60, 10), (128, 287)]
+
+
+def test_meets():
+    bitmap = bitmap_of(1000, {300})
+    assert bitmap.meets(300, 1)
+    assert bitmap.meets(200, 101)
+    assert not bitmap.meets(0, 250)
+    assert not bitmap.meets(384, 616)
 
 
 def test_a_run_longer_than_every_window():

@@ -67,8 +67,15 @@ class _Share:
         self._left: Final = pages.copy()
         self._blank_left: Final = PageSets(pages.table) if blank is None else blank.copy()
         self._left.__isub__(self._blank_left)
-        self._blanks: Final = iter(()) if blank is None else self._blank_left.batches(blank_bytes, batch[1])
-        self._batches: Final = self._left.batches(*batch)
+        self._batch: Final = batch
+        self._blank_bytes: Final = blank_bytes
+        self._look()
+
+    def _look(self) -> None:
+        """At what is left."""
+        some = self._blank_left.any()
+        self._blanks = self._blank_left.batches(self._blank_bytes, self._batch[1]) if some else iter(())
+        self._batches = self._left.batches(*self._batch)
 
     def next_blanks(self) -> tuple[int, Positions, Positions] | None:
         """The next batch of pages that are known to be zero, as `next_runs`; None if it is others' turn."""
@@ -91,6 +98,7 @@ class _Share:
             skipped += left.count()
             left -= pages  # noqa: PLW2901 - in place
             skipped -= left.count()
+        self._look()
         return skipped
 
     @property

@@ -219,8 +219,10 @@ class _Memory:
         self, starts: npt.ArrayLike, counts: npt.ArrayLike, *, zeros: bool, whole: bool, hashed: bool
     ) -> EncodedBatch:
         first, count = checked_runs(starts, counts, self._region.pages)
-        if len(first) == 1 and (whole or not zeros) and count[0]:
-            return self._encode_one(first.item(), count.item(), zeros=zeros, hashed=hashed)
+        if len(first) == 1 and count[0]:
+            start, pages = first.item(), count.item()
+            if whole or not zeros or self._words[start : start + pages, 0].all():
+                return self._encode_one(start, pages, zeros=zeros, hashed=hashed)
         if np.count_nonzero(first[1:] < (first + count)[:-1]):
             raise ValueError("runs overlap or are not in order")
         first, count, zero = self._split(first, count, zeros=zeros, whole=whole)
@@ -337,6 +339,8 @@ class _Memory:
     def _zero_fill(self, runs: Runs) -> None:
         """Write zeros where these runs may hold something else."""
         first, count = runs["first"].astype(np.int64), runs["count"].astype(np.int64)
+        if len(runs) <= FEW_RUNS and not any(map(self._touched.meets, first.tolist(), count.tolist())):
+            return
         long = count >= LONG_RUN
         pages = expand_runs(first[~long], count[~long])
         self._words[pages[self._touched.has(pages)]] = 0

@@ -172,7 +172,7 @@ class PageSets:
     def batches(self, batch_bytes: int, max_runs: int) -> Iterator[tuple[int, Positions, Positions]]:
         """The set in pieces of at most `batch_bytes` and `max_runs`: (region id, starts, counts).
 
-        Regions and pages ascend. Lazy: pages added ahead of the iterator are seen, behind it they are not.
+        Regions and pages ascend. See `PageBitmap.batches`.
         """
         for number, bitmap in self._bitmaps.items():
             pages = max(batch_bytes >> self.table[number].granule_log2, 1)

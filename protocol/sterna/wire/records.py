@@ -259,7 +259,8 @@ class Pages:
     @property
     def page_count(self) -> int:
         """Pages of all runs."""
-        return int(self.runs["count"].sum(dtype=np.uint64))
+        counts = self.runs["count"]
+        return counts.item() if len(counts) == 1 else int(counts.sum(dtype=np.uint64))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Pages):
