@@ -14,7 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 from sterna.core import shares
 from sterna.core.events import Outcome, StreamAttached
 from sterna.errors import TransportError
-from sterna.net.line import HURRY_BYTES, Line
+from sterna.net.line import HURRY_BYTES, LITTLE_BYTES, UNIT_BUFFERS, Line
 from sterna.net.memory import MemoryTransport
 from sterna.registry import ErrorCode
 
@@ -173,3 +173,15 @@ async def test_what_is_urgent_and_little_needs_no_turn():
         await wait_all_tasks_blocked()
         assert (transport.taken[-1], transport.owes) == ("sent ", False)
         nursery.cancel_scope.cancel()
+
+
+async def test_little_frames_leave_with_the_one_behind_them():
+    driver, transport = Talking(), Taking()
+    line = Line(driver, 0, transport)
+    much = b"x" * (LITTLE_BYTES + 1)
+    driver.units += [b"a", b"b", much, b"c", *([b"d"] * UNIT_BUFFERS)]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(line.tasks[1])
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert transport.taken == ["sent abxxxxxxx", "sent c" + "d" * (UNIT_BUFFERS - 1), "sent d"]

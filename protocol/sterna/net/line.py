@@ -23,6 +23,10 @@ from sterna.net.transport import Buffer, Transport
 # How long after a failed send the receiver may look for what the peer said last.
 LAST_WORDS_S: Final = 1.0
 
+# A frame of so many bytes leaves with the one behind it, as far as these are not too many.
+LITTLE_BYTES: Final = 2048
+UNIT_BUFFERS: Final = 8
+
 # What is worth to be sent at once: some requests for pages, or one group of pages with its table.
 HURRY_BYTES: Final = CHUNK_BYTES + 4096
 
@@ -191,7 +195,7 @@ class Line:
             driver.worn(self, worn)
         if self.stream:
             await driver.make_way(self.to_send)
-        buffers, self._unit = self._unit or self._machine.poll_transmit(driver.clock(), self.stream), []
+        buffers = self._next_unit()
         if not buffers and self.transport.owes:
             await self.transport.send(())
         elif not buffers:
@@ -205,6 +209,16 @@ class Line:
         if driver.limiter is not None:
             await driver.limiter.wait(sum(len(buffer) for buffer in buffers))
         await self.transport.send(buffers, self._sent)
+
+    def _next_unit(self) -> list[Buffer]:
+        """A frame, with those before it that are little: a call each would cost more than they do."""
+        unit, self._unit = self._unit, []
+        while not unit or (len(unit) < UNIT_BUFFERS and len(unit[-1]) <= LITTLE_BYTES):
+            more = self._machine.poll_transmit(self._driver.clock(), self.stream)
+            if not more:
+                break
+            unit += more
+        return unit
 
     def hurry(self) -> None:
         """Send what the guest waits for without a turn of the sender, if that is idle and it is little."""
