@@ -115,12 +115,13 @@ class Talking:
         self.machine = self
         self.guest_waits = True
         self.units: list[bytes] = []
-        self.sent = 0
+        self.sent = self.looked = 0
 
     def clock(self) -> float:
         return 0.0
 
     def poll_transmit(self, now, stream) -> list[bytes]:
+        self.looked += 1
         return [self.units.pop(0)] if self.units else []
 
     def transmitted(self, count, now, stream) -> None:
@@ -133,6 +134,28 @@ class Talking:
 
     def idle(self, stream) -> None:
         pass
+
+
+async def test_an_idle_sender_is_woken_only_for_something():
+    driver, transport = Talking(), Taking()
+    line = Line(driver, 0, transport)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(line.tasks[1])
+        await wait_all_tasks_blocked()
+        looked = driver.looked
+        line.look()
+        await wait_all_tasks_blocked()
+        assert driver.looked == looked + 1  # here, and no other time by the sender
+        driver.units.append(b"something")
+        line.look()
+        line.look()  # it has what it has to send
+        await wait_all_tasks_blocked()
+        assert transport.taken == ["sent something"]
+        transport.owes = True
+        line.look()
+        await wait_all_tasks_blocked()
+        assert transport.taken == ["sent something", "sent "]
+        nursery.cancel_scope.cancel()
 
 
 async def test_what_is_urgent_and_little_needs_no_turn():

@@ -257,6 +257,7 @@ class Idle:
 
     state = SourceState.MOVED
     result = None
+    prompt_request = None
 
     def __init__(self, *, guest_waits: bool) -> None:
         self.guest_waits = guest_waits

@@ -332,11 +332,11 @@ class Serving:
             self._cursor = 0
         first = self._cursor + int(np.argmax(self._unsent[self._cursor :]))
         region = self.groups.of(self.groups.region_of(first))
-        window = self._unsent[first : min(first + self._most_runs, region.stop)]
-        groups = first + np.flatnonzero(window)
-        sizes = np.cumsum(self.groups.runs(groups)[1]) << self._granule_log2(first)
-        room = min(push_bytes, self._most_bytes)
-        groups = groups[: max(1, int(np.searchsorted(sizes, room, side="right")))]
+        room = min(push_bytes, self._most_bytes) >> self._granule_log2(first)
+        most = max(1, min(self._most_runs, room))  # no group has less than a page
+        groups = first + np.flatnonzero(self._unsent[first : min(first + most, region.stop)])
+        pages = np.cumsum(self.groups.runs(groups)[1])
+        groups = groups[: max(1, int(pages.searchsorted(room, side="right")))]
         self._cursor = int(groups[-1]) + 1
         return groups
 

@@ -112,10 +112,10 @@ class LateEndpoint:
         if one is None or not 0 <= first <= first + count <= one.region.pages:
             raise GuestError(f"there are no pages {first}+{count} of region {region}", ErrorCode.BAD_VALUE)
         set_bits(one.words, first, count)
+        self._resolve(one, first, count)  # before the rest, for which nobody waits
         self._left -= bits_of(one.missing.words, first, count).bit_count()
         one.missing.clear(first, count)
         one.told.clear(first, count)
-        self._resolve(one, first, count)
 
     def close(self) -> None:
         """Give everything back. Legal twice."""

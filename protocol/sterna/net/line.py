@@ -220,6 +220,14 @@ class Line:
             unit += more
         return unit
 
+    def look(self) -> None:
+        """Wake the sender, if it is busy or there is something for it."""
+        if self._idle and not self._unit:
+            self._unit = self._machine.poll_transmit(self._driver.clock(), self.stream)
+            if not self._unit and not self.transport.owes:
+                return
+        self.to_send.set()
+
     def hurry(self) -> None:
         """Send what the guest waits for without a turn of the sender, if that is idle and it is little."""
         driver = self._driver

@@ -215,10 +215,13 @@ class Pump:
             if deaf:
                 line.hush()
             line.to_receive.set()
-            if line.stream in {0, stream} or not stream:
+            if not line.stream:
+                line.look()
+            elif line.stream == stream or not stream:
                 line.to_send.set()
         self._hurry()
-        self._to_perform.set()
+        if self.machine.prompt_request is not None:  # behind one that was taken it is taken anyway
+            self._to_perform.set()
         self.to_pack.set()
         self._look_at_time()
 

@@ -30,6 +30,7 @@ from typing import Final
 import trio
 
 from sterna.errors import TransportError
+from sterna.limits import CHUNK_BYTES
 
 Buffer = bytes | bytearray | memoryview
 OnSent = Callable[[int], None]
@@ -41,8 +42,8 @@ CLOSE_DEADLINE_S: Final = 2.0
 # How much may be moved between two turns of the other tasks: one or two milliseconds of TLS. A turn costs
 # some 30 us; after every 256 KiB it would be a fifth of the time that TLS takes.
 YIELD_BYTES: Final = 1024 * 1024
-# The same where somebody waits for what the other tasks do: a guest for its pages.
-SOON_BYTES: Final = 64 * 1024
+# The same where somebody waits for what the other tasks do, a guest for its pages: a chunk with its table.
+SOON_BYTES: Final = CHUNK_BYTES + 4096
 
 
 @dataclass(frozen=True, slots=True)

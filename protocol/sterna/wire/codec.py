@@ -16,10 +16,10 @@ from construct import ConstructError, TerminatedError
 from sterna.errors import LocalProtocolError, remote_error
 from sterna.limits import HEADER_BYTES
 from sterna.registry import ErrorCode, FrameType
-from sterna.wire import pages
+from sterna.wire import pages, requests
 from sterna.wire.header import VERSIONS
 from sterna.wire.integrity import Buffer
-from sterna.wire.records import Hello, Pages, Record
+from sterna.wire.records import Hello, PageRequest, Pages, Record
 from sterna.wire.rules import DEFAULT_BOUNDS, Bounds, Violation
 from sterna.wire.schema import BODIES, HELLO_OF_ANY_VERSION
 
@@ -58,6 +58,8 @@ def decode_body(frame_type: int, body: Buffer, bounds: Bounds = DEFAULT_BOUNDS) 
             return pages.parse(body, bounds)
         except Violation as violation:
             _blame(violation, frame_type)
+    if frame_type == FrameType.PAGE_REQUEST and (request := requests.parse(body, bounds)) is not None:
+        return request
     stream = io.BytesIO(body)
     try:
         if frame_type == FrameType.HELLO:
@@ -116,6 +118,8 @@ def encode_body(record: Record, bounds: Bounds = DEFAULT_BOUNDS) -> bytes:
     try:
         if isinstance(record, Pages):
             return pages.build(record, bounds)
+        if isinstance(record, PageRequest) and (body := requests.build(record, bounds)) is not None:
+            return body
         stream = io.BytesIO()
         BODIES[record.type].build_stream(record, stream, bounds=bounds)
         return stream.getvalue()
