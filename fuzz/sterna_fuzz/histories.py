@@ -52,7 +52,8 @@ _OFF_THE_WAY: Final[frozenset[State]] = frozenset(
         DestinationState.ANSWERING, DestinationState.HANDING_BACK, DestinationState.FETCHING,
         DestinationState.RESUMING, DestinationState.RESUMED,
         SourceState.APART, SourceState.RETURNING, SourceState.CATCHING_UP,
-        SourceState.ATTACHING, SourceState.REATTACHING, DestinationState.JOINING,
+        SourceState.ATTACHING, SourceState.REATTACHING, SourceState.REPLACING,
+        DestinationState.JOINING,
     }
 )  # fmt: skip
 

@@ -48,7 +48,8 @@ OWN_WORK = {
 
 def test_every_wait_for_the_peer_has_a_deadline():
     """[CON-74] And nothing that this side's own host does [CON-73]."""
-    states = {state for _, state in (*BOTH, *RESUMED)} | {SourceState.ATTACHING, SourceState.REATTACHING}
+    states = {state for _, state in (*BOTH, *RESUMED)}
+    states |= {SourceState.ATTACHING, SourceState.REATTACHING, SourceState.REPLACING}
     assert states - DEAF - OWN_WORK == set(WAITS)  # IDLE among them: whoever connects has to say HELLO
     assert not OWN_WORK & set(WAITS)
 

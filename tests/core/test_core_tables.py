@@ -98,7 +98,8 @@ def test_every_state_is_reached_by_a_rig_or_is_an_end(role):
     seen |= {state for _, state in RESUMED if isinstance(state, role)}
     transient = {SourceState.DECIDING}  # the policy answers at once
     # Of more connections than one: tests/core/test_core_joining.py.
-    transient |= {SourceState.ATTACHING, SourceState.REATTACHING, DestinationState.JOINING}
+    transient |= {SourceState.ATTACHING, SourceState.REATTACHING, SourceState.REPLACING}
+    transient |= {DestinationState.JOINING}
     assert set(role) - seen - transient <= TERMINAL | DEAF
 
 

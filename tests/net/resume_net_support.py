@@ -46,7 +46,8 @@ class Resuming(Migration):
         self.others: list[Destination] = []
         self.nears: list[MemoryTransport] = []  # the source's ends of their connections
         super().__post_init__()
-        self.near.cut_after(self.cuts[0])
+        if self.cuts:
+            self.near.cut_after(self.cuts[0])
         self.source = Source(
             self.guest,
             self.near,
@@ -79,7 +80,7 @@ class Resuming(Migration):
         if self.refuse:
             self.refuse -= 1
             raise TransportError(ErrorCode.CONNECT_FAILED, "nothing listens there")
-        near, far = memory_transport_pair(**self.link | {"identities": (self.caller, self.callee)})
+        near, far = await self.connection()
         made = len(self.others) + 1
         if made < len(self.cuts):
             near.cut_after(self.cuts[made])
@@ -88,6 +89,9 @@ class Resuming(Migration):
         self.nears.append(near)
         self.nursery.start_soon(other.run)
         return near
+
+    async def connection(self) -> tuple[Transport, Transport]:
+        return memory_transport_pair(**self.link | {"identities": (self.caller, self.callee)})
 
     async def run(self, meanwhile=None) -> Migration:
         async with trio.open_nursery() as self.nursery:

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 from endpoint_support import Migration, frames, until, welcome
 from net_support import shake_hands, tcp_pair
+from resume_net_support import Resuming
 
 from sterna.core.events import Outcome
 from sterna.guest.embedded import PAGE_BYTES, EmbeddedGuest
@@ -119,6 +120,41 @@ async def test_a_key_that_is_nearly_used_up_ends_the_session(
     for name, result in migration.results.items():
         assert (result.code, result.by_peer) == (ErrorCode.UNSUPPORTED, name != side)
     assert max(near.records_sent, far.records_sent) <= most
+
+
+@pytest.mark.slow
+async def test_data_connections_are_replaced_before_their_keys_are_used_up(
+    host_a: TlsConfig, host_b: TlsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[TLS-18] [STR-12] In the middle of a round, one after the other; no record was too many."""
+    most, streams = 100, 2
+    monkeypatch.setattr("sterna.net.tls.KEY_RECORDS_MAX", most)
+    monkeypatch.setattr("sterna.net.tls.KEY_RECORDS_LAST", 60)
+    monkeypatch.setattr("sterna.net.tls.KEY_RECORDS_RESERVE", 2)
+
+    class OverTls(Resuming):
+        async def connection(self) -> Ends:
+            return await shake_hands(host_b, host_a, "host-a", buffer_bytes=SMALL)
+
+    ends = await shake_hands(host_b, host_a, "host-a", buffer_bytes=SMALL)
+    for end in ends:
+        end.records_sent = -(1 << 20)  # the control connection's keys are as good as new
+    options = {"streams": streams, "batch_bytes": 128 * 1024}
+    migration = OverTls(
+        parameters=LARGE,
+        ends=ends,
+        rate_bytes_s=0,
+        virtual=False,
+        source_options=options,
+        destination_options={"streams": streams},
+    )
+    monkeypatch.setattr("sterna.core.shares.BLOCK_BYTES", 64 * 1024)
+    with trio.fail_after(60):
+        await migration.run()
+    migration.check_moved()
+    assert migration.results["source"].resumed == 0
+    assert len(migration.nears) > 2 * streams
+    assert 30 < max(near.records_sent for near in migration.nears) <= most
 
 
 async def test_a_worn_key_lets_a_committed_session_end(host_a: TlsConfig, host_b: TlsConfig) -> None:

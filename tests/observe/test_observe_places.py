@@ -118,7 +118,7 @@ def test_what_a_side_owes_comes_first() -> None:
 
 def test_local_events_may_have_happened() -> None:
     both = after(F.ROUND_ACK)
-    assert both[S].states == {SourceState.COLLECTING, SourceState.DECIDING}
+    assert both[S].states == {SourceState.COLLECTING, SourceState.DECIDING, SourceState.REPLACING}
     assert both[S].name == SourceState.COLLECTING.value
     both = after(F.LOADED)
     assert both[S].states == {SourceState.GRANTING, SourceState.RECORDING}
@@ -144,7 +144,8 @@ def test_a_session_that_is_taken_up_again() -> None:
     assert both[S].hears(F.HELD)
     assert both[D].sends(F.HELD)
     rounds = {SourceState.COMPARING, SourceState.REATTACHING, SourceState.COLLECTING, SourceState.DECIDING}
-    assert both[S].states == rounds | {SourceState.CATCHING_UP, SourceState.MOVED}
+    rounds |= {SourceState.REPLACING, SourceState.CATCHING_UP, SourceState.MOVED}
+    assert both[S].states == rounds
     assert both[D].states >= {DestinationState.RESUMED, DestinationState.FETCHING}
     assert not both[D].hears(F.SWITCHOVER)
     assert both[D].hears(F.ROUND)

@@ -378,7 +378,8 @@ def states(role: str) -> tuple[State, ...]:
 UNVISITED: Final[frozenset[State]] = frozenset(
     {
         SourceState.ASKING, SourceState.RESUMING, SourceState.COMPARING,
-        SourceState.ATTACHING, SourceState.REATTACHING, DestinationState.JOINING,
+        SourceState.ATTACHING, SourceState.REATTACHING, SourceState.REPLACING,
+        DestinationState.JOINING,
         SourceState.APART, SourceState.RETURNING, SourceState.CATCHING_UP,
         DestinationState.ANSWERING, DestinationState.HANDING_BACK, DestinationState.RESUMING,
         DestinationState.RESUMED, DestinationState.FETCHING,

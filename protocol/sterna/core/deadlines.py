@@ -53,6 +53,7 @@ WAITS: Final[Mapping[State, str]] = {
     SourceState.DESCRIBING: "describe_s",
     SourceState.ATTACHING: "handshake_s",
     SourceState.REATTACHING: "handshake_s",
+    SourceState.REPLACING: "handshake_s",
     SourceState.ACKING: "round_s",
     SourceState.PREPARING: "prepare_s",
     SourceState.SEALED: "blackout_s",

@@ -7,20 +7,25 @@ the digest that this side has computed, or by a VERDICT that repeats it [ONE-39]
 
 from __future__ import annotations
 
+from typing import Final
+
 from sterna.core.carry import SourceCarry
 from sterna.core.conduct import check_epoch, wrong
 from sterna.core.departure import Departure
 from sterna.core.events import KeepNotes, PagesFollow, PagesFollowed, Persist, ProbeStore, ReleaseImage
-from sterna.core.opening import Opening, SourceConfig
+from sterna.core.opening import SourceConfig
 from sterna.core.records import Decided, SessionRecord, Side
+from sterna.core.replacing import Replacing
 from sterna.core.serving import Window
 from sterna.core.tables import SourceInput, SourceState
 from sterna.memory.pages import PageSource
 from sterna.registry import ErrorCode, Feature, FrameType, Owner
-from sterna.wire.records import Complete, Running, Verdict
+from sterna.wire.records import Complete, Progress, Running, Verdict
+
+U64_MAX: Final = (1 << 64) - 1
 
 
-class Departed(Opening):
+class Departed(Replacing):
     """The part of a source's machine behind HANDOVER."""
 
     def __init__(self, config: SourceConfig, pages: PageSource, now: float) -> None:
@@ -124,3 +129,20 @@ class Departed(Opening):
             self._account.after = self._serving.stats(self._account.since_run(now))
             self._emit(PagesFollowed(self._account.after))
         self._ask(ReleaseImage())
+
+    # ---- for people ----
+
+    def _progress(self) -> Progress | None:
+        decision = self._decision
+        if decision is None:
+            return None
+        return Progress(
+            self.phase,
+            self._memory.round,
+            self._memory.regions.pages,
+            self._memory.pages_missing if self._serving is None else self._serving.pages_left,
+            self._memory.bulk_bytes,
+            int(decision.dirty_rate_bytes_s),
+            int(decision.bandwidth_bytes_s),
+            min(int(decision.predicted_downtime_s * 1e6), U64_MAX),
+        )

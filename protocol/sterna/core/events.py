@@ -49,10 +49,17 @@ class StartTracking:
 class OpenStreams:
     """Open so many connections more to the same peer. Answer: what they are is the driver's business.
 
-    From then on the machine has something to say on the connections 1 to `count`.
+    From then on the machine has something to say on the connections `streams`. One that has had such a number
+    before is to stay open, and unread, until `StreamAttached` tells that it is replaced [STR-14].
     """
 
     count: int
+    first: int = 1
+
+    @property
+    def streams(self) -> range:
+        """Their numbers."""
+        return range(self.first, self.first + self.count)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,6 +7,7 @@ account of it are what a carry is made of. What is done in a session is for the 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -245,9 +246,9 @@ class Opening(Session):
 
     # ---- data connections ----
 
-    def _on_streams(self, count: int, now: float) -> None:
+    def _on_streams(self, streams: Iterable[int], now: float) -> None:
         """They are there: each begins with ATTACH [STR-2]."""
-        for stream in range(1, count + 1):
+        for stream in streams:
             mark = self._lanes.mark(stream)
             lane = Lane(stream, now, mark=replace(mark, generation=mark.generation + 1))
             self._equip(lane)
@@ -271,10 +272,15 @@ class Opening(Session):
         self._step(FrameType.ATTACHED, now)
         self._emit(StreamAttached(lane.stream, lane.generation))
         if self._serving is None and all(each.attached for each in self._lanes.data):
-            opens = self._state is SourceState.ATTACHING
-            self._step(SourceInput.ATTACHED_ALL, now)
-            self._memory.share_out(len(self._lanes.data))
-            self._ask(StartTracking() if opens else CollectDirty())
+            self._all_attached(now)
+
+    def _all_attached(self, now: float) -> None:
+        """Pages may travel on every connection, before RUNNING."""
+        before = self._state
+        self._step(SourceInput.ATTACHED_ALL, now)
+        self._memory.share_out(len(self._lanes.data))
+        if before is not SourceState.REPLACING:
+            self._ask(StartTracking() if before is SourceState.ATTACHING else CollectDirty())
 
     @abstractmethod
     def _go_on(self) -> None:

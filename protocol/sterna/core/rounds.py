@@ -101,6 +101,13 @@ class _Share:
         self._look()
         return skipped
 
+    def leave(self) -> PageSets:
+        """Leave out all that has not been given out; what that was."""
+        left = self._left.copy()
+        left |= self._blank_left
+        self.skip(left)
+        return left
+
     @property
     def has_more(self) -> bool:
         """Whether `next_runs` will give out more."""
@@ -207,6 +214,12 @@ class OutgoingRound:
     def skip(self, pages: PageSets) -> None:
         """Do not send these any more where they have not been sent: they will be in the next round, too."""
         self._intended -= sum(share.skip(pages) for share in self._shares.values())
+
+    def leave_out(self, stream: int) -> PageSets:
+        """As `skip`, with all that has not been sent on a stream; what that was."""
+        left = self._shares[stream].leave()
+        self._intended -= left.count()
+        return left
 
     @property
     def bytes_left(self) -> int:

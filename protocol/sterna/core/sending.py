@@ -74,6 +74,7 @@ class Sending:
         self._blank = PageSets(regions)  # read as zeros, without a look
         self._confirmed = 0  # the last round that the destination is known to have had complete
         self._planned: dict[int, PageSets] = {}  # by round after that one
+        self._left_out = PageSets(regions)  # of the newest round: pending, but not since they were written
         self._declares = False  # what is pending in the blackout is declared stale
         self._round = self._no_round(0)
         self._look_at = 0
@@ -159,6 +160,11 @@ class Sending:
         if not self._round.last:
             self._round.skip(self._pending)
 
+    def leave_out(self, stream: int) -> None:
+        """What of the round under way has not been sent on this stream waits for the next round."""
+        self._left_out |= (left := self._round.leave_out(stream))
+        self._pending |= left
+
     def acknowledged(self, ack: RoundAck) -> None:
         """The destination has the newest round, but for what it rejects [MEM-9].
 
@@ -212,7 +218,7 @@ class Sending:
             shares=shares,
         )
         self._planned[self.round] = self._round.pages
-        self._pending = PageSets(self.regions)
+        self._pending, self._left_out = PageSets(self.regions), PageSets(self.regions)
         self._plan_look()
         self._declares = False
         return self._round.opening()
@@ -274,7 +280,9 @@ class Sending:
 
     def stats(self, now: float, throttle: float, ack: RoundAck | None) -> RoundStats:
         """What the round measured; `ack` is None for the one of the blackout."""
-        return self._round.stats(now, throttle, self._pending, ack)
+        dirty = self._pending.copy()
+        dirty -= self._left_out
+        return self._round.stats(now, throttle, dirty, ack)
 
     @property
     def stale(self) -> PageSets:

@@ -172,7 +172,7 @@ class Session(Connected):
         if self._state not in COMMITTED:
             self._fail(error, now)
 
-    def wear_out(self, error: SternaError, now: float) -> None:
+    def wear_out(self, error: SternaError, now: float, stream: int = 0) -> None:
         """A connection is all but used up, and cannot be renewed: go on with new ones, or end [TLS-18].
 
         A session that can be resumed is taken up again, with new keys on all of its connections.

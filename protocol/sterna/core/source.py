@@ -13,6 +13,7 @@ from typing import Final
 from sterna.core.batches import Batches
 from sterna.core.bitmap_frames import dirty_frames
 from sterna.core.conduct import check_epoch, wrong
+from sterna.core.departed import U64_MAX
 from sterna.core.events import (
     CollectDirty,
     Decided,
@@ -54,7 +55,6 @@ from sterna.wire.records import (
     Loaded,
     NotReady,
     PageRequest,
-    Progress,
     Ready,
     Record,
     Refuse,
@@ -72,8 +72,6 @@ __all__ = ["NOT_READY_MAX", "SourceConfig", "SourceMachine"]
 
 # A destination that is not ready after so many tries will not be.
 NOT_READY_MAX: Final = 3
-
-_U64_MAX: Final = (1 << 64) - 1
 
 # What a destination refuses for may be over in a moment.
 _PASSES: Final = frozenset({ErrorCode.BUSY, ErrorCode.FULL})
@@ -251,8 +249,8 @@ class SourceMachine(Batches):
         if self._is_deaf and not isinstance(request, ReleaseImage):
             return  # overtaken by a failure; the roll-back follows
         match request:
-            case OpenStreams(count=count):
-                self._on_streams(count, now)
+            case OpenStreams(streams=streams):
+                self._on_streams(streams, now)
             case StartTracking():
                 self._on_tracking(answer, now)
             case CollectDirty(early=True):
@@ -294,6 +292,8 @@ class SourceMachine(Batches):
                 pass  # whoever reads the records later has to ask once more; what is early is asked for again
             case ReleaseImage():
                 self._on_released(now)  # the guest lives there all the same; only memory here is not freed
+            case OpenStreams() if self._state is SourceState.REPLACING:
+                self.wear_out(error, now)
             case CollectDirty() | RunOn() if self._state is SourceState.SUSPENDING:
                 self._give_up(error, now)
             case _:
@@ -339,6 +339,8 @@ class SourceMachine(Batches):
         if self._ack is not None:
             self._note_round(now, self._ack)
             self._ack = None
+            if self._replaces(now):
+                return
         self._choose(now)
 
     def _on_saved(self, answer: object) -> None:
@@ -407,7 +409,7 @@ class SourceMachine(Batches):
                 self._account.style = decision.style
                 self._note_session()
                 self._step(SourceInput.SWITCHOVER_CHOSEN, now)
-                downtime_us = min(int(decision.predicted_downtime_s * 1e6), _U64_MAX)
+                downtime_us = min(int(decision.predicted_downtime_s * 1e6), U64_MAX)
                 self._send(Switchover(self._attempt, decision.style, downtime_us))
             case Action.GIVE_UP:
                 self._fail(LocalProtocolError(ErrorCode.NOT_CONVERGING, decision.verdict), now)
@@ -509,20 +511,3 @@ class SourceMachine(Batches):
         self._send(Seal(self._attempt, Checksum.XXH3_128, self._sealed, state, count, total, last))
         self._step(SourceInput.SEAL_SENT, now)
         self._note_round(now, None)
-
-    # ---- for people ----
-
-    def _progress(self) -> Progress | None:
-        decision = self._decision
-        if decision is None:
-            return None
-        return Progress(
-            self.phase,
-            self._memory.round,
-            self._memory.regions.pages,
-            self._memory.pages_missing if self._serving is None else self._serving.pages_left,
-            self._memory.bulk_bytes,
-            int(decision.dirty_rate_bytes_s),
-            int(decision.bandwidth_bytes_s),
-            min(int(decision.predicted_downtime_s * 1e6), _U64_MAX),
-        )

@@ -53,6 +53,7 @@ class SourceState(Enum):
     RESUMING = "taking up a lost session"
     COMPARING = "learning what the destination holds"
     REATTACHING = "opening data connections again"
+    REPLACING = "replacing a data connection at a barrier"
     SUSPENDING = "the link is lost; the guest is being set running"
     ASKING = "HELLO{verdict} sent, waiting for VERDICT"
     CLOSED = "done: the guest lives at the destination"
@@ -121,6 +122,7 @@ class SourceInput(Enum):
     COMPLETE_TOLD = "VERDICT that repeats COMPLETE"
     STREAMS_GRANTED = "data connections are to be opened"
     ATTACHED_ALL = "last ATTACHED"
+    STREAM_WORN = "a data connection is to be replaced"
     TRACKING = "tracking started"
     ROUND_CHOSEN = "policy: another round"
     SWITCHOVER_CHOSEN = "policy: switch over"
@@ -247,6 +249,9 @@ SOURCE: Final[Table] = {
     ),
     (_S.REATTACHING, F.ATTACHED): Row(_S.REATTACHING, "wait for the others", "STR-15"),
     (_S.REATTACHING, _I.ATTACHED_ALL): Row(_S.COLLECTING, "collect writes", "STR-15"),
+    (_S.DECIDING, _I.STREAM_WORN): Row(_S.REPLACING, "open it again, ATTACH there", "STR-12"),
+    (_S.REPLACING, F.ATTACHED): Row(_S.REPLACING, "close the older one", "STR-12"),
+    (_S.REPLACING, _I.ATTACHED_ALL): Row(_S.DECIDING, "go on", "STR-12"),
     (_S.SUSPENDING, _I.RUNS_ON): Row(_S.SUSPENDED, "close", "RES-11"),
     (_S.SUSPENDING, _I.LOST): Row(_S.ROLLING_BACK, "guest runs on", "CON-62"),
     (_S.RESUMING, F.VERDICT): Row(_S.ROLLING_BACK, "guest runs on", "RES-15"),
@@ -273,7 +278,7 @@ SOURCE: Final[Table] = {
 _ROLLS_BACK = (
     _S.IDLE, _S.GREETING, _S.DESCRIBING, _S.ATTACHING, _S.ARMING, _S.DECIDING, _S.ROUND, _S.ACKING,
     _S.COLLECTING, _S.PREPARING, _S.PAUSING, _S.FREEZING, _S.BLACKOUT, _S.SEALED,
-    _S.RESUMING, _S.COMPARING, _S.REATTACHING,
+    _S.RESUMING, _S.COMPARING, _S.REATTACHING, _S.REPLACING,
 )  # fmt: skip
 SOURCE.update({(state, _I.LOST): Row(_S.ROLLING_BACK, "guest runs on", "CON-62") for state in _ROLLS_BACK})
 
@@ -287,7 +292,7 @@ SOURCE[_S.VOIDING, _I.LOST] = Row(_S.UNDECIDED, "stay paused", "ONE-19")
 # While pages follow the guest it is none either, but then the guest runs there [RES-13].
 _RESUMES = (
     _S.IDLE, _S.DECIDING, _S.ROUND, _S.ACKING, _S.COLLECTING, _S.PREPARING, _S.PAUSING, _S.FREEZING,
-    _S.BLACKOUT, _S.SEALED, _S.RESUMING, _S.COMPARING, _S.REATTACHING,
+    _S.BLACKOUT, _S.SEALED, _S.RESUMING, _S.COMPARING, _S.REATTACHING, _S.REPLACING,
 )  # fmt: skip
 SOURCE.update({(state, _I.LINK_LOST): Row(_S.SUSPENDING, "guest runs on", "RES-11") for state in _RESUMES})
 
@@ -414,7 +419,11 @@ PHASES: Final[dict[State, Phase]] = {
     **dict.fromkeys((_S.DESCRIBING, _D.WELCOMED, _D.RESERVING), Phase.DESCRIBE),
     **dict.fromkeys((_S.ATTACHING, _D.JOINING), Phase.STREAMS),
     **dict.fromkeys(
-        (_S.ARMING, _S.DECIDING, _S.ROUND, _S.ACKING, _S.COLLECTING, _D.STANDBY, _D.RECEIVING), Phase.ROUNDS
+        (
+            *(_S.ARMING, _S.DECIDING, _S.ROUND, _S.ACKING, _S.COLLECTING, _S.REPLACING),
+            *(_D.STANDBY, _D.RECEIVING),
+        ),
+        Phase.ROUNDS,
     ),
     **dict.fromkeys((_S.PREPARING, _D.PREPARING), Phase.PREPARE),
     **dict.fromkeys(

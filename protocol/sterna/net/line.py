@@ -134,10 +134,14 @@ class Line:
 
     def close(self) -> None:
         """Another connection has taken its place."""
+        self.retire()
+        self.transport.abort()
+
+    def retire(self) -> None:
+        """Another connection is to take its place, and the peer does not know yet: leave it as it is."""
         self._closed = True
         for scope in self._running:
             scope.cancel()
-        self.transport.abort()
 
     async def _receive(self) -> None:
         try:

@@ -41,6 +41,7 @@ from sterna.core.events import (
     Result,
     RollBack,
     RunOn,
+    StreamAttached,
 )
 from sterna.core.session import Session
 from sterna.core.tables import DEAF, TERMINAL, SourceState
@@ -138,6 +139,7 @@ class Pump:
             if not self._is_handed_on:
                 for line in self._lines.values():
                     line.transport.abort()
+            self._close_replaced()
             await self._carry_out_rest()
         result = self.machine.result
         assert result is not None
@@ -165,14 +167,18 @@ class Pump:
         return result is not None and result.outcome is Outcome.JOINED
 
     def attach(self, stream: int, transport: Transport) -> trio.Event:
-        """A data connection has come; one that had the number before is closed.
+        """A data connection has come; one that had the number before is closed [STR-6].
 
         Returns:
             Set when this pump has done with it.
         """
         if (older := self._lines.get(stream)) is not None:
-            self._replaced.append(older)
             older.close()
+        return self._put(stream, transport)
+
+    def _put(self, stream: int, transport: Transport) -> trio.Event:
+        if (older := self._lines.get(stream)) is not None:
+            self._replaced.append(older)
         line = self._lines[stream] = Line(self, stream, transport)
         assert self._nursery is not None
         for task in line.tasks:
@@ -205,6 +211,8 @@ class Pump:
                 for line in self._lines.values():
                     if line.stream or len(self._lines) == 1:  # where bulk travels
                         line.transport.yield_bytes = SOON_BYTES
+            if isinstance(event, StreamAttached):
+                self._close_replaced()
             self._tell(event)
         if self.machine.result is not None:
             self._ended.set()
@@ -266,7 +274,7 @@ class Pump:
 
     def worn(self, line: Line, error: TransportError) -> None:
         """See `Driver`."""
-        self.machine.wear_out(error, self.clock())
+        self.machine.wear_out(error, self.clock(), line.stream)
         self.kick()
 
     def _tell(self, event: Event) -> None:
@@ -351,18 +359,24 @@ class Pump:
         try:
             self.machine.complete(request, answer, self.clock())
             if isinstance(request, OpenStreams):
-                self._connect(answer)
+                self._connect(request.streams, answer)
         except LocalProtocolError as error:
             self.machine.fail(request, GuestError(error.detail), self.clock())
         except Exception as error:  # noqa: BLE001  # nonsense of the right type
             self._broken(error)
 
-    def _connect(self, answer: object) -> None:
-        """The data connections are there."""
+    def _connect(self, streams: Sequence[int], answer: object) -> None:
+        """The data connections are there. One that is to be replaced ends when that is done [STR-14]."""
         assert isinstance(answer, Sequence)
-        for stream, transport in enumerate(answer, 1):
+        for stream, transport in zip(streams, answer, strict=True):
             assert isinstance(transport, Transport)
-            self.attach(stream, transport)
+            if (older := self._lines.get(stream)) is not None:
+                older.retire()
+            self._put(stream, transport)
+
+    def _close_replaced(self) -> None:
+        for line in self._replaced:
+            line.transport.abort()
 
     async def _shielded(self, request: Request) -> object:
         name = type(request).__name__

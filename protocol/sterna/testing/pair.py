@@ -17,7 +17,7 @@ there. Requests are carried out at once, in order; a test can hold them back (`p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -185,8 +185,8 @@ class Pair:
             return lane.to_source if name == "source" else lane.to_destination
         return self.to_source if name == "source" else self.to_destination
 
-    def _open_lanes(self, count: int) -> None:
-        for stream in range(1, count + 1):
+    def _open_lanes(self, streams: Iterable[int]) -> None:
+        for stream in streams:
             self.lanes[stream] = LanePipes(door=DestinationMachine(self._configs[1], self.now))
 
     def _tell_faults(self) -> None:
@@ -257,7 +257,7 @@ class Pair:
             else:
                 machine.complete(request, answer, self.now)
                 if isinstance(request, OpenStreams):
-                    self._open_lanes(request.count)
+                    self._open_lanes(request.streams)
         return moved
 
     def _events_of(self, name: str, machine: Session) -> None:

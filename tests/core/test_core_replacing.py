@@ -1,0 +1,123 @@
+"""Data connections that wear out are replaced at a barrier, and nothing is lost or sent twice."""
+
+from __future__ import annotations
+
+import pytest
+from lanes_support import PAGE, check_moved, pair_of, run_to
+
+from sterna.core import shares
+from sterna.core.events import OpenStreams, RoundFinished, StreamAttached
+from sterna.core.tables import DestinationState, SourceState
+from sterna.errors import TransportError
+from sterna.registry import ErrorCode, Feature
+from sterna.testing.pair import Pair
+
+WORN = TransportError(ErrorCode.UNSUPPORTED, "the key is used up")
+
+
+@pytest.fixture(autouse=True)
+def _short_blocks(monkeypatch):
+    monkeypatch.setattr(shares, "BLOCK_BYTES", 2 * PAGE)
+
+
+def attached(pair: Pair) -> list[tuple[int, int]]:
+    events = (event for event in pair.events["source"] if isinstance(event, StreamAttached))
+    return [(event.stream, event.generation) for event in events]
+
+
+def rounds(pair: Pair) -> list[int]:
+    return [event.stats.pages for event in pair.events["source"] if isinstance(event, RoundFinished)]
+
+
+def test_a_round_is_cut_short_for_it():
+    """[STR-12] [STR-5] [ATT-4] [ATT-5] What was not sent on that connection follows in the next round."""
+    pair = run_to(pair_of(2), DestinationState.RECEIVING)
+    before = pair.source.state
+    pair.source.wear_out(WORN, pair.now, 2)
+    assert pair.source.state is before is SourceState.ROUND
+    pair.run()
+    check_moved(pair)
+    assert attached(pair) == [(1, 0), (2, 0), (2, 1)]
+    assert pair.source.result.resumed == 0
+    first, second, *_ = rounds(pair)
+    assert first < 32 <= first + second
+
+
+@pytest.mark.parametrize("state", [SourceState.ACKING, SourceState.COLLECTING])
+def test_a_barrier_that_comes_by_itself_will_do(state):
+    """[STR-12]"""
+    pair = run_to(pair_of(2), state)
+    for stream in (1, 2):
+        pair.source.wear_out(WORN, pair.now, stream)
+    pair.run()
+    check_moved(pair)
+    assert attached(pair) == [(1, 0), (2, 0), (1, 1), (2, 1)]
+
+
+def test_another_one_may_wear_out_meanwhile():
+    """[STR-12]"""
+    pair = run_to(pair_of(3), SourceState.ACKING)
+    pair.source.wear_out(WORN, pair.now, 1)
+    run_to(pair, SourceState.REPLACING)
+    pair.source.wear_out(WORN, pair.now, 3)
+    pair.run()
+    check_moved(pair)
+    assert attached(pair)[3:] == [(1, 1), (3, 1)]
+
+
+def test_what_is_left_out_does_not_count_as_written():
+    """Else the policy would see a guest that writes faster than the link carries."""
+    pair = run_to(pair_of(2), DestinationState.RECEIVING)
+    pair.source.wear_out(WORN, pair.now, 1)
+    pair.run()
+    stats = [event.stats for event in pair.events["source"] if isinstance(event, RoundFinished)]
+    assert stats[0].dirty_pages < 32 - stats[0].pages
+
+
+@pytest.mark.parametrize("state", [SourceState.PREPARING, SourceState.SEALED, SourceState.REPLACING])
+def test_where_there_is_no_barrier_all_are_given_up(state):
+    """[TLS-18] Or it is a connection that is being replaced already, or the control connection."""
+    pair = pair_of(2)
+    if state is SourceState.REPLACING:
+        run_to(pair, SourceState.ACKING)
+        pair.source.wear_out(WORN, pair.now, 1)
+    run_to(pair, state)
+    pair.source.wear_out(WORN, pair.now, 0 if state is SourceState.REPLACING else 1)
+    assert pair.source.state is SourceState.SUSPENDING
+
+
+@pytest.mark.parametrize("stream", [1, 9])
+def test_one_that_is_not_attached_is_worn_at_once(stream):
+    """[TLS-18]"""
+    pair = run_to(pair_of(2), SourceState.ACKING)
+    pair.source.wear_out(WORN, pair.now, 1)
+    run_to(pair, SourceState.REPLACING)
+    pair.perform("source", pair.source)
+    pair.source.wear_out(WORN, pair.now, stream)
+    assert pair.source.state is SourceState.SUSPENDING
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+def test_one_that_cannot_be_opened(resumes):
+    """[TLS-18] [RES-11] The session is taken up again, if that can be."""
+    offered = pair_of(2).source._config.features
+    features = tuple(each for each in offered if resumes or each.id != Feature.RESUME)
+    pair = run_to(pair_of(2, features=features), SourceState.ACKING)
+    pair.fail_on[OpenStreams] = TransportError(ErrorCode.CONNECT_FAILED, "nothing listens there")
+    pair.source.wear_out(WORN, pair.now, 1)
+    end = SourceState.SUSPENDED if resumes else SourceState.ENDED
+    run_to(pair, end)
+    assert pair.source.result.code is ErrorCode.CONNECT_FAILED
+
+
+def test_the_link_may_be_lost_meanwhile():
+    """[RES-11] [STR-15]"""
+    pair = run_to(pair_of(2), SourceState.ACKING)
+    pair.source.wear_out(WORN, pair.now, 1)
+    run_to(pair, SourceState.REPLACING)
+    pair.cut()
+    pair.run()
+    pair.reconnect()
+    pair.run()
+    check_moved(pair)
+    assert pair.source.result.resumed == 1
