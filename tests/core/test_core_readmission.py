@@ -291,6 +291,18 @@ def test_a_source_that_does_not_converge_gives_up_after_a_loss_too():
     assert rig.machine.state in {S.ROUND, S.ROLLING_BACK}
 
 
+@pytest.mark.parametrize("code", [ErrorCode.BUSY, ErrorCode.FULL])
+def test_a_refusal_that_passes_is_a_lost_connection(code):
+    """[RES-18] [REF-2] The guest runs on here, and the session is taken up when the other side can."""
+    rig = SecondSourceRig().until(S.RESUMING)
+    rig.say(r.Refuse(code, 2500, (), "not now"))
+    rig.do(e.RunOn)
+    result = rig.machine.result
+    assert (rig.machine.state, result.outcome, result.code) == (S.SUSPENDED, Outcome.SUSPENDED, code)
+    assert result.error.retry_after_ms == 2500
+    assert rig.machine.carry.account.losses == 2
+
+
 def test_a_refused_resumption_ends_the_session():
     """[RES-3] [CON-62]"""
     rig = SecondSourceRig().until(S.RESUMING)

@@ -234,7 +234,7 @@ async def test_a_destination_that_is_too_small(world: World) -> None:
     assert await migrate.end() == 4, migrate.said()
     assert migrate.last["code"] in {"limit_memory", "limit_mismatch"}
     await world.check_runs("s")
-    _, full = await world.serve(insecure=True)
+    _, full = await world.serve(insecure=True, host="c")
     migrate = await world.migrate(full, insecure=True)
     assert await migrate.end() == 4, migrate.said()
     assert (migrate.last["code"], migrate.last["by_peer"]) == ("full", True)

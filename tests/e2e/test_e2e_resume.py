@@ -201,7 +201,10 @@ async def test_a_destination_process_that_was_started_anew(
 async def test_a_destination_process_that_was_started_anew_claims_in_the_store(
     world: World, nursery: trio.Nursery
 ) -> None:
-    """[RES-16] [ONE-7] The session goes on with its store: the guest runs as whom its slot names."""
+    """[RES-16] [RES-18] [ONE-7] The session goes on with its store, as soon as that answers again.
+
+    Until then the guest runs on at the source. It runs as whom its slot names.
+    """
     leases = world.directory / "leases"
     create_file_store(leases)
     await world.source("s", "--store", leases, *world.records("a"), "--host", "host-a")
@@ -213,7 +216,12 @@ async def test_a_destination_process_that_was_started_anew_claims_in_the_store(
     await migrate.until("round_finished")
     serve.send(signal.SIGKILL)
     await serve.end()
-    _, relay._target = await world.serve("--once", "--store", leases)
+    _, again = await world.serve("--once", "--store", leases)
+    aside = leases.rename(world.directory / "out-of-reach")
+    relay._target = again
+    await migrate.until("link_lost", lambda line: line["code"] == "busy")
+    assert (await world.status("s")).state == "running"
+    aside.rename(leases)
     assert await migrate.end() == 0, migrate.said()
     assert (migrate.last["outcome"], migrate.last["resumed"]) == ("completed", 1)
     await world.check_runs("d")

@@ -20,6 +20,7 @@ from sterna.host.records_shelf import RecordsShelf
 from sterna.net.hosting import Reopened
 from sterna.net.transport import Peer
 from sterna.registry import ErrorCode, Feature, Owner
+from sterna.testing.faulty_store import Fault, FaultyStore
 from sterna.wire.records import FeatureChoice, FeatureOffer, Hello, Runner, Verdict
 
 EPOCH = HELLO.epoch
@@ -162,6 +163,16 @@ async def test_another_store_than_that_of_the_opening(process, why: str) -> None
     error = await refused(host, hello, SENDER)
     assert error.code is (ErrorCode.STALE_EPOCH if why in stale else ErrorCode.MISSING_FEATURE)
     assert list(host.shelf.directory.glob(f"*{SUFFIX}"))
+
+
+async def test_a_store_that_is_silent_is_asked_when_the_source_comes_again(process) -> None:
+    """[RES-16] [RES-18] [ONE-16] Before HANDOVER: nothing is touched, and nothing is over."""
+    store = MemoryLeaseStore()
+    hello = await leave_with_store(process(store))
+    host = process(FaultyStore(store, faults=[Fault.OUTAGE]))
+    assert (await refused(host, hello, SENDER)).code is ErrorCode.BUSY
+    async with host.session() as session:
+        assert isinstance(await session.reopen(hello, SENDER), Reopened)
 
 
 @pytest.mark.parametrize("whose", ["another's", "its own"])

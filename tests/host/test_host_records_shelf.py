@@ -74,3 +74,22 @@ async def test_a_directory_that_cannot_be_made_or_read(tmp_path: Path) -> None:
         await shelf.take(GUEST)
     with pytest.raises(RecordError):
         RecordsShelf(tmp_path / "file").guests()
+
+
+async def test_one_process_takes_guests_in(tmp_path: Path) -> None:
+    """[LOG-7] The other one is told what to do; without a directory there is nothing to share."""
+    directory = tmp_path / "records"
+    one, other = RecordsShelf(directory, "sterna serve"), RecordsShelf(directory, "sterna serve")
+    async with one.alone():
+        with pytest.raises(RecordError, match="takes guests in with these records; end it, or") as caught:
+            async with other.alone():
+                pass
+        assert caught.value.code is ErrorCode.BUSY
+        assert other.guests() == []
+    async with other.alone(), RecordsShelf().alone(), RecordsShelf().alone():
+        pass
+    (directory / "serve.lock").unlink()
+    (directory / "serve.lock").symlink_to(directory / "elsewhere")
+    with pytest.raises(RecordError, match=r"serve\.lock"):
+        async with one.alone():
+            pass

@@ -166,7 +166,8 @@ class _Job:
                 name = self.security.own_name
                 shelf = RecordsShelf(self.ownership.directory(name), "sterna serve")
                 host = PeerListHost(name, peers, shelf=shelf, store=store, tell=self.reporter.notice)
-                await self._listen(ending, tls, host)
+                async with shelf.alone():
+                    await self._listen(ending, tls, host)
             nursery.cancel_scope.cancel()
         if ending.interrupted or (self.once and not self.sessions):
             raise KeyboardInterrupt

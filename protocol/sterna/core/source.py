@@ -101,7 +101,8 @@ class SourceMachine(Batches):
         match record:
             case Refuse():
                 error = PeerAborted(record.code, record.text, record.retry_after_ms, record.items)
-                passes = self._state is SourceState.RETURNING and error.code in _PASSES  # [RES-18]
+                resumes = self._state in {SourceState.RESUMING, SourceState.RETURNING}
+                passes = resumes and error.code in _PASSES  # [RES-18]
                 self._fail(error, now, tell=False, cut=passes)
             case Welcome() if self._state in {SourceState.RESUMING, SourceState.RETURNING}:
                 self._on_welcome_back(record, now)

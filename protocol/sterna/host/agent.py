@@ -241,8 +241,8 @@ class HostSession:
             The opening; or who owns the guest, if it was handed over and lacks no pages here.
 
         Raises:
-            LocalProtocolError: BAD_TOKEN; BUSY, another session of the guest does not end; before HANDOVER
-                what `admit` raises.
+            LocalProtocolError: BAD_TOKEN; BUSY, another session of the guest does not end, or the store does
+                not answer before HANDOVER; else then what `admit` raises.
             RemoteProtocolError: BAD_TOKEN, NOT_SELECTED, LIMIT_MISMATCH; nothing has changed.
             RecordError: BUSY, another process has the guest; RECORD_FAILED.
             TransportError: NOT_AUTHORISED.
@@ -268,7 +268,7 @@ class HostSession:
             raise no_session()
         else:
             self._has_store = _has_store(opening.welcome.features)
-            await self._check_store(hello)
+            await self._check_store(hello, ErrorCode.BUSY)  # it may answer when the source comes again
             verdict = await self._enter(hello)
             if verdict is not None:
                 return verdict
@@ -283,14 +283,14 @@ class HostSession:
         """
         self._authorise(description, self.peer, Direction.SEND)
 
-    async def _check_store(self, hello: Hello) -> None:
+    async def _check_store(self, hello: Hello, silent: ErrorCode = ErrorCode.REFUSED) -> None:
         """The newest slot is the one that the opening shows, of the same store [ONE-11] [ONE-55]."""
         if self._host.store is None:
             if self._has_store:  # an earlier process had it
                 detail = "the session has a lease store, and this process was started without"
                 raise LocalProtocolError(ErrorCode.MISSING_FEATURE, detail, clause="RES-16")
             return
-        newest = await self._newest(ErrorCode.REFUSED)
+        newest = await self._newest(silent)
         if newest is not None and not self._has_store:
             detail = f"the guest has slot {newest.epoch} in a lease store, and the source has no store"
             raise LocalProtocolError(ErrorCode.MISSING_FEATURE, detail, clause="ONE-55")

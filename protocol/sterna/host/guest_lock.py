@@ -1,4 +1,4 @@
-"""One process a guest and host: the lock of whoever has the guest's records.
+"""One process a guest and host: the lock of whoever has the guest's records. And one that takes guests in.
 
 flock(2) on a file beside them: the kernel lets go of it when the process is gone, however that came, and not
 before. So a lock file is never "stale", and there is nothing to clean up. The file tells who has it, for the
@@ -19,6 +19,7 @@ from sterna.registry import ErrorCode
 
 _MODE: Final = 0o600
 _TEXT_BYTES_MAX: Final = 4096
+_HAS_GUEST: Final = "has this guest; wait for it, or end it"
 
 
 class GuestLock:
@@ -27,13 +28,14 @@ class GuestLock:
     Args:
         path: the lock file; made if there is none, in a directory that exists.
         purpose: what this process does, for others to read.
+        what: what whoever holds it has or does, and what is to be done about that.
 
     Raises:
         RecordError: BUSY, and who has it.
         OSError: the file cannot be made.
     """
 
-    def __init__(self, path: str, purpose: str) -> None:
+    def __init__(self, path: str, purpose: str, what: str = _HAS_GUEST) -> None:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -42,7 +44,7 @@ class GuestLock:
         except BlockingIOError:
             holder = _holder(os.pread(self._descriptor, _TEXT_BYTES_MAX, 0))
             os.close(self._descriptor)
-            text = f"{path}: {holder} on {socket.gethostname()} has this guest; wait for it, or end it"
+            text = f"{path}: {holder} on {socket.gethostname()} {what}"
             raise RecordError(text, ErrorCode.BUSY) from None
         except BaseException:
             os.close(self._descriptor)

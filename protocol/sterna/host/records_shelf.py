@@ -23,9 +23,12 @@ from sterna.core.history import History
 from sterna.core.records import Record
 from sterna.errors import RecordError
 from sterna.host.durable import OsFiles
+from sterna.host.guest_lock import GuestLock
 from sterna.host.records_keeper import GuestRecords, open_records
 from sterna.host.records_log import DIRECTORY_MODE, folder
 
+SERVE_LOCK: Final = "serve.lock"
+_TAKES_GUESTS: Final = "takes guests in with these records; end it, or give --records of its own to each"
 _FOLDER: Final = re.compile("[0-9a-f]{32}", re.ASCII)
 
 
@@ -148,6 +151,29 @@ class RecordsShelf:
                 if not taken.users:
                     del self._taken[guest]
                     await taken.keeper.aclose()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Be the one process that takes guests in with these records, for as long as this lasts.
+
+        Two would overwrite each other's openings, and look for each other's guests in their own holders.
+
+        Raises:
+            RecordError: BUSY, another process does; RECORD_FAILED.
+        """
+        if self.directory is None:
+            yield
+            return
+        await trio.to_thread.run_sync(make_directory, self.directory)
+        path = os.fspath(self.directory / SERVE_LOCK)
+        try:
+            lock = GuestLock(path, self._purpose, _TAKES_GUESTS)
+        except OSError as error:
+            raise RecordError(f"{path}: {error.strerror}; give another --records") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     @asynccontextmanager
     async def opened(self, guest: bytes, *, make: bool = True) -> AsyncIterator[Keeper | None]:
