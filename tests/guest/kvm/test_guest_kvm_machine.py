@@ -9,6 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import trio
+import trio.lowlevel
 
 from sterna.errors import GuestError
 from sterna.guest.kvm import machine as module
@@ -16,13 +18,16 @@ from sterna.guest.kvm.audit import audit
 from sterna.guest.kvm.layout import BEAT, COUNT, DOORBELL, ERRORS, RAM, SYSTEM
 from sterna.guest.kvm.machine import KvmMachine
 from sterna.guest.kvm.sections import MachineState
+from sterna.guest.process import ProcessGuest, ProcessSettings, describe
 from sterna.guest.schedule import PAGE_BYTES, WorkloadParameters
+from sterna.guest.simulated import SimulatedSourceGuest
 from sterna.guest.workload import Workload
 from sterna.linux.errors import CapabilityMissing
 from sterna.linux.kvm import Machine
 from sterna.linux.kvm_vcpu import KICK, REGISTERS, CpuidEntry, Vcpu, VcpuError
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode
+from sterna.wire.records import Runner
 
 pytestmark = pytest.mark.needs("kvm")
 
@@ -90,6 +95,27 @@ def test_the_program_does_what_numpy_does(writes: int) -> None:
         assert (made.ram.map.array == memory).all()
         found = audit(PARAMETERS, made.ram.map.array, registers)
         assert (found.errors, found.registers_good) == (0, True)
+
+
+async def test_one_seed_gives_the_same_pages_in_every_kind_of_guest() -> None:
+    """As many writes of a process in real time, of a simulated guest, of a vCPU. [WKL-2] [WKL-3]"""
+    process = ProcessGuest(ProcessSettings(64 * MIB))
+    process.create(describe("same", bytes(16), MEMORY), PARAMETERS)
+    process.run(1, Runner("here", bytes(16)))
+    while not process.status()["writes"]:
+        await trio.lowlevel.checkpoint()
+    process.pause()
+    writes = process.status()["writes"]
+    assert isinstance(writes, int)
+    simulated = SimulatedSourceGuest(PARAMETERS, rate_bytes_s=PAGE_BYTES)
+    assert simulated.advance(writes) == writes
+    with machine(1) as made:
+        made.begin(PARAMETERS)
+        write(made.vcpus[0], writes)
+        assert stop(made.vcpus[0])[COUNT] == writes
+        pages = bytes(made.ram.map.array)
+    assert bytes(process._here.map.array) == bytes(simulated.memory(0)) == pages
+    process.close()
 
 
 def test_the_program_notices_a_page_that_is_not_what_it_wrote() -> None:  # [WKL-4] [WKL-5]
