@@ -42,8 +42,8 @@ def check(result: dict, *, guest: str, memory_bytes: int) -> None:
     assert audit["writes_after"] > 0
     rounds = result["rounds"]
     assert [one["round"] for one in rounds] == list(range(1, len(rounds) + 1))
-    # A page that was seen to be written again is left to the next round, and a machine has more than memory.
-    assert rounds[0]["pages"] == memory_bytes // 4096 or guest == "kvm"
+    # A page that was seen to be written meanwhile is left to the next round.
+    assert 0 < rounds[0]["pages"] <= sum(one["pages"] for one in rounds) >= memory_bytes // 4096
     assert rounds[-1]["dirty_pages"] == 0
     for one in rounds:
         assert {"round", "pages", "bytes", "seconds", "dirty_pages"} <= one.keys()
