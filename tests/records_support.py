@@ -48,7 +48,7 @@ EVERYTHING: tuple[Record, ...] = (
     Released(TWO),
     SessionRecord(b"3" * 16, 3, Side.SOURCE, TOKEN, "é 日本", "[2001:db8::1]:7000"),
     Granted(b"3" * 16, 4),
-    Resolved(b"3" * 16, 4, Owner.DESTINATION, 'i-have-fenced "there"'),
+    Resolved(b"3" * 16, 4, Owner.DESTINATION, 'i-have-fenced "there"', "root@here"),
     SessionRecord(b"4" * 16, 4, Side.DESTINATION, TOKEN, "there"),
     Claiming(b"4" * 16, 5, Runner("here", b"5" * 16), b"k" * 16),
     HandBack(5, "somebody"),

@@ -66,7 +66,8 @@ def test_a_source_s_guest_runs_here_once_the_destination_is_fenced(
         )
         assert (code, fields["recorded"], fields["owner"]) == (Exit.OK, "resolved", "source")
         assert (engine.state, engine.epoch) == ("running", 3)
-    assert Resolved(ONE, 2, Owner.SOURCE, "there") in history(directory).records
+    (resolved,) = history(directory).each(Resolved)
+    assert (resolved.owner, resolved.fenced, "@" in resolved.operator) == (Owner.SOURCE, "there", True)
 
 
 def test_without_the_holder_it_is_told_who_does_the_rest(

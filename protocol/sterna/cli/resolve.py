@@ -194,7 +194,7 @@ def _check_fenced(session: SessionRecord, fenced: str) -> None:
 def _decision(session: SessionRecord, owner: Owner, fenced: str) -> Record:
     epoch = session.epoch + 1
     if session.side is Side.SOURCE:
-        return Resolved(session.session, epoch, owner, fenced)
+        return Resolved(session.session, epoch, owner, fenced, _operator())
     kind = Start if owner is Owner.DESTINATION else HandBack
     return kind(epoch, _operator())
 

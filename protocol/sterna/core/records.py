@@ -117,6 +117,7 @@ class Resolved:
     Attributes:
         epoch: n + 1.
         fenced: the host that the operator vouches for, in the operator's words; empty where none was asked.
+        operator: who has decided it.
     """
 
     kind: ClassVar[str] = "resolved"
@@ -124,6 +125,7 @@ class Resolved:
     epoch: int
     owner: Owner
     fenced: str = ""
+    operator: str = ""
 
 
 @dataclass(frozen=True, slots=True)

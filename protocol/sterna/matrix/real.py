@@ -284,16 +284,27 @@ class _Run:
                 self.endpoints[DESTINATION].may_write(None)
 
     async def _settle(self) -> None:
-        """Both have come to the end; a source that was left undecided is started again."""
+        """Both have come to the end."""
         for side in HOSTS:
             if self._is_told(side):
                 line = await self._first[side].until(_is_finished, "the session's end")
                 self.done.told[side] = (str(line.get("outcome")), _text(line.get("code")))
-                # The destination may have had all pages when the link was lost: for it the session ends then.
-                self._check_served(side, line)
-        if self.endpoints[SOURCE] is not self._first[SOURCE] and self.cell.expected.resumes:
-            self._check_served(SOURCE, await self.endpoints[SOURCE].until(_is_finished, "the session's end"))
-        await self.endpoints[SOURCE].end()
+        serving, expected = self.endpoints[SOURCE], self.cell.expected
+        await serving.end()
+        if expected.resumes and expected.runs == {DESTINATION}:
+            # The destination may have had all pages when the link was lost: for it the session ends then.
+            end = serving.find(_is_finished) or {}
+            if end.get("outcome") != Outcome.COMPLETED:
+                self.done.failures.append("the source has not served its pages to the end")
+        await self._run_somewhere()
+        if expected.resumes and await self._lacks_pages():
+            await self._migrate(_NOBODY)
+            await self.endpoints[SOURCE].end()
+            if await self._lacks_pages():
+                self.done.failures.append("nor has the one that was started again")
+
+    async def _run_somewhere(self) -> None:
+        """Somebody runs the guest, if need be when a source that was left undecided is started again."""
         survivors = self.cell.expected.runs - {Survivor.LOST}
         for _ in range(_TRIES):
             if not survivors or await self._comes_to_run(survivors):
@@ -302,9 +313,8 @@ class _Run:
                 await self._migrate(_NOBODY)
                 await self.endpoints[SOURCE].end()
 
-    def _check_served(self, side: Survivor, end: Line) -> None:
-        if self.cell.expected.resumes and side is SOURCE and end.get("outcome") != Outcome.COMPLETED:
-            self.done.failures.append("the source has not served its pages to the end")
+    async def _lacks_pages(self) -> bool:
+        return bool(await self._runs(DESTINATION) and (await self._status(DESTINATION)).missing)
 
     async def _comes_to_run(self, survivors: frozenset[Survivor]) -> bool:
         with trio.move_on_after(_RUNS_WITHIN_S):
