@@ -191,7 +191,7 @@ class Fetching:
         if (table.attempt, table.round) != self._position:
             detail = f"pages of round {table.round}, expected {self._position[1]}"
             raise wrong(ErrorCode.BAD_ROUND, detail, "PCY-8", table)
-        if bool(np.any(table.runs["encoding"] == Encoding.DELTA)):
+        if (table.runs["encoding"] == Encoding.DELTA).any():
             raise wrong(ErrorCode.NOT_SELECTED, "a change of pages that follow the guest", "PCY-17", table)
         numbers, fresh = (self._few if len(table.runs) <= FEW_RUNS else self._many)(table)
         wanted = table if len(numbers) == len(table.runs) else _only(table, np.asarray(fresh))

@@ -308,13 +308,14 @@ class Serving:
 
     def _take_asked(self, queue: deque[range]) -> Positions:
         """Groups of the requests that wait longest, of one region, ascending."""
-        region = self.groups.of(self.groups.region_of(queue[0].start))
+        number = self.groups.region_of(queue[0].start)
+        region, granule_log2 = self.groups.of(number), self.groups.table[number].granule_log2
         taken: set[int] = set()
         room = min(DEMAND_BYTES, self._most_bytes)
         while queue and queue[0].start in region and room > 0 and len(taken) < self._most_runs:
             groups = queue.popleft()
             for group in groups:
-                size = self._bytes(group)
+                size = self.groups.page_count(group) << granule_log2
                 if taken and (size > room or len(taken) >= self._most_runs):
                     queue.appendleft(range(group, groups.stop))
                     room = 0
@@ -339,9 +340,6 @@ class Serving:
         groups = groups[: max(1, int(pages.searchsorted(room, side="right")))]
         self._cursor = int(groups[-1]) + 1
         return groups
-
-    def _bytes(self, group: int) -> int:
-        return self.groups.page_count(group) << self._granule_log2(group)
 
     def _granule_log2(self, group: int) -> int:
         return self.groups.table[self.groups.region_of(group)].granule_log2

@@ -25,7 +25,13 @@ from sterna.registry import FrameType, Phase
 F = FrameType
 
 
-class SourceState(Enum):
+class _Quick(Enum):
+    """An enum that is hashed by C: with every frame several are looked up, and Enum does it in Python."""
+
+    __hash__ = object.__hash__
+
+
+class SourceState(_Quick):
     """Where the side stands that sends the guest away."""
 
     IDLE = "nothing sent yet"
@@ -69,7 +75,7 @@ class SourceState(Enum):
     UNANSWERED = "done: no verdict has come"
 
 
-class DestinationState(Enum):
+class DestinationState(_Quick):
     """Where the side stands that receives the guest."""
 
     IDLE = "waiting for HELLO"
@@ -112,7 +118,7 @@ class DestinationState(Enum):
     UNANSWERED = "done: asked for the verdict, and not answered"
 
 
-class SourceInput(Enum):
+class SourceInput(_Quick):
     """What happens to a source besides frames."""
 
     START = "start()"
@@ -140,7 +146,7 @@ class SourceInput(Enum):
     LOST = "failure, ABORT, cancel(), deadline, lost connection"
 
 
-class DestinationInput(Enum):
+class DestinationInput(_Quick):
     """What happens to a destination besides frames."""
 
     HELLO_RESUME = "HELLO{resume}"
