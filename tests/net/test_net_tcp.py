@@ -16,9 +16,13 @@ from sterna.net.tcp import (
     FAST_UNSENT_BYTES,
     IOV_MAX,
     MEASURED_BYTES,
+    MUCH_BYTES,
+    OWED_BYTES,
+    PATIENCE_S,
     Backlog,
     SocketOptions,
     TcpTransport,
+    Wakes,
     connection_lost,
     format_address,
 )
@@ -327,3 +331,59 @@ def test_what_is_no_tcp_has_no_such_bound():
     sock, other = socket.socketpair()
     with sock, other:
         Backlog(sock).left(10 * MEASURED_BYTES)
+
+
+def threshold(sock: socket.socket) -> int:
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+
+
+async def test_where_much_is_owed_a_receiver_is_woken_for_much(autojump_clock):
+    a, b = socket_pair()
+    with a, b:
+        wakes = Wakes(b)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wakes.wait, 4 * MUCH_BYTES)
+            await wait_all_tasks_blocked()
+            assert threshold(b) == MUCH_BYTES
+            a.send(b"x")
+            nursery.cancel_scope.cancel()
+        await wakes.wait(OWED_BYTES - 1)  # what is there is enough
+        assert threshold(b) == 1
+
+
+async def test_a_slow_link_wakes_for_every_byte(autojump_clock):
+    """No byte is left lying for long, so that deadlines see the peer's progress."""
+    a, b = socket_pair()
+    with a, b:
+        transport = TcpTransport(b)
+        place = memoryview(bytearray(OWED_BYTES))
+        a.send(b"some")
+        assert await transport.receive_into(place) == 4
+        begin = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(transport.receive_into, place)
+            await wait_all_tasks_blocked()
+            assert threshold(b) == OWED_BYTES
+            a.send(b"and more")
+        assert trio.current_time() - begin == pytest.approx(PATIENCE_S)
+        begin = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(transport.receive_into, place)
+            await wait_all_tasks_blocked()
+            a.send(b"x")
+        assert trio.current_time() == begin
+        assert threshold(b) == 1
+
+
+async def test_a_link_that_brings_much_at_once_is_slow_no_more(autojump_clock):
+    a, b = socket_pair()
+    with a, b:
+        wakes = Wakes(b)
+        await wakes.wait(OWED_BYTES)
+        for count, low in ((OWED_BYTES - 1, 1), (OWED_BYTES, OWED_BYTES)):
+            wakes.came(count)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wakes.wait, OWED_BYTES)
+                await wait_all_tasks_blocked()
+                assert threshold(b) == low
+                nursery.cancel_scope.cancel()

@@ -38,6 +38,11 @@ FAST_UNSENT_BYTES: Final = 4 * 1024 * 1024  # a batch
 # What a rate is measured over: several times what the kernel holds, which leaves at no rate at all.
 MEASURED_BYTES: Final = 16 * 1024 * 1024
 
+# From here on a place to receive into is one for page bytes that were announced; read buffers are smaller.
+OWED_BYTES: Final = 512 * 1024
+MUCH_BYTES: Final = 1024 * 1024
+PATIENCE_S: Final = 0.05
+
 # Where struct tcp_info of linux/tcp.h has its smoothed round trip, in microseconds.
 _RTT_OFFSET: Final = 68
 _RTT: Final = struct.Struct("=I")
@@ -122,6 +127,42 @@ class Backlog:
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, wanted)
 
 
+class Wakes:
+    """When a receiver is woken: not for each segment while much is on its way.
+
+    A turn of the event loop costs as much as receiving some hundred kibibytes. So where the caller's place is
+    large, and the peer hence owes that many bytes, the kernel wakes it for `MUCH_BYTES` at once, by
+    SO_RCVLOWAT. What has come is not left lying for longer than `PATIENCE_S` on a link that is slower than
+    that, and from then on such a link wakes its receiver for every byte.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._low = 1
+        self._slow = False
+
+    async def wait(self, owed: int) -> None:
+        """Until something can be received; or not even that, after `PATIENCE_S`."""
+        patient = owed >= OWED_BYTES and not self._slow
+        self._set(min(owed, MUCH_BYTES) if patient else 1)
+        if not patient:
+            await trio.lowlevel.wait_readable(self._sock)
+            return
+        with trio.move_on_after(PATIENCE_S) as scope:
+            await trio.lowlevel.wait_readable(self._sock)
+        self._slow = scope.cancelled_caught
+
+    def came(self, count: int) -> None:
+        """So many bytes were received at once."""
+        if count >= OWED_BYTES:
+            self._slow = False
+
+    def _set(self, low: int) -> None:
+        if low != self._low:
+            self._low = low
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low)
+
+
 class TcpTransport(Transport):
     """A connected, non-blocking stream socket; owns it from here on."""
 
@@ -129,6 +170,7 @@ class TcpTransport(Transport):
         super().__init__(peer or Peer(peer_address(sock)))
         self._sock = sock
         self._backlog = Backlog(sock)
+        self._wakes = Wakes(sock)
 
     async def _send(self, views: list[memoryview], sent: OnSent) -> None:
         first = 0
@@ -152,11 +194,12 @@ class TcpTransport(Transport):
             try:
                 count = self._sock.recv_into(view)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._sock)
+                await self._wakes.wait(view.nbytes)
                 self._check_open()
             except OSError as error:
                 raise connection_lost(error) from error
             else:
+                self._wakes.came(count)
                 await self._yield_after(count)
                 return count
 
