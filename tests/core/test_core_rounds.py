@@ -8,6 +8,7 @@ from core_support import PAGE
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sterna.core import shares
 from sterna.core.rounds import IncomingRound, OutgoingRound, batch_bounds
 from sterna.errors import LimitExceeded, PeerMisbehaved
 from sterna.limits import CHUNK_BYTES, REJECTED_FLOOR_PAGES, Limits
@@ -320,4 +321,19 @@ def test_pages_that_were_not_given_out_can_be_left_out():
         (region, starts.tolist(), counts.tolist()) for region, starts, counts in iter(round_.next_runs, None)
     ]
     assert left == [(1, [5], [1]), (3, [2], [1])]
+    assert round_.is_given_out
+
+
+def test_what_lies_around_pages_that_were_written_comes_last(monkeypatch):
+    """The guest goes on where it has written, and what it writes before its turn is spared."""
+    monkeypatch.setattr(shares, "NEAR_BYTES", 2 * PAGE)
+    round_ = outgoing((1, 0, 6), (3, 0, 5))
+    written = PageSets(TABLE)
+    written.add_ranges(ranges((1, 1, 1), (3, 3, 1)))
+    round_.skip(written)
+    assert round_.bytes_left == 9 * PAGE
+    order = [
+        (region, starts.tolist(), counts.tolist()) for region, starts, counts in iter(round_.next_runs, None)
+    ]
+    assert order == [(1, [2], [4]), (3, [0, 4], [2, 1]), (1, [0], [1]), (3, [2], [1])]
     assert round_.is_given_out

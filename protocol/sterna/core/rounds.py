@@ -7,11 +7,13 @@ counts what comes. ROUND_END lets the destination compare the counts, ROUND_ACK 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Final
 
 from sterna import limits as bounds
 from sterna.core.conduct import wrong
 from sterna.core.policy import RoundStats
+from sterna.core.shares import around
 from sterna.limits import Limits
 from sterna.memory.bitmap import Positions
 from sterna.memory.pages import EncodedBatch
@@ -67,6 +69,7 @@ class _Share:
         self._left: Final = pages.copy()
         self._blank_left: Final = PageSets(pages.table) if blank is None else blank.copy()
         self._left.__isub__(self._blank_left)
+        self._later: Final = PageSets(pages.table)  # whose turn comes behind the others'
         self._batch: Final = batch
         self._blank_bytes: Final = blank_bytes
         self._look()
@@ -75,7 +78,10 @@ class _Share:
         """At what is left."""
         some = self._blank_left.any()
         self._blanks = self._blank_left.batches(self._blank_bytes, self._batch[1]) if some else iter(())
-        self._batches = self._left.batches(*self._batch)
+        sooner, later = self._left.copy(), self._left.copy()
+        sooner -= self._later
+        later &= self._later
+        self._batches = chain(sooner.batches(*self._batch), later.batches(*self._batch))
 
     def next_blanks(self) -> tuple[int, Positions, Positions] | None:
         """The next batch of pages that are known to be zero, as `next_runs`; None if it is others' turn."""
@@ -91,8 +97,10 @@ class _Share:
         self.is_given_out = runs is None and not self._blank_left.any()
         return _given_out(self._left, runs)
 
-    def skip(self, pages: PageSets) -> int:
-        """Leave these out as far as they have not been given out; how many that were."""
+    def skip(self, pages: PageSets, later: PageSets | None = None) -> int:
+        """Leave these out as far as they have not been given out; how many that were. See `OutgoingRound`."""
+        if later is not None:
+            self._later.__ior__(later)
         skipped = 0
         for left in (self._left, self._blank_left):
             skipped += left.count()
@@ -212,8 +220,13 @@ class OutgoingRound:
         return batch.table(self._attempt, self.number)
 
     def skip(self, pages: PageSets) -> None:
-        """Do not send these any more where they have not been sent: they will be in the next round, too."""
-        self._intended -= sum(share.skip(pages) for share in self._shares.values())
+        """Do not send these any more where they have not been sent: they will be in the next round, too.
+
+        What lies around them will be written as well, as guests are: its turn comes when the rest has been
+        sent, and much of it need not be sent then, either.
+        """
+        later = around(pages)
+        self._intended -= sum(share.skip(pages, later) for share in self._shares.values())
 
     def leave_out(self, stream: int) -> PageSets:
         """As `skip`, with all that has not been sent on a stream; what that was."""

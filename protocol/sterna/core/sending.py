@@ -36,6 +36,9 @@ from sterna.wire.records import Pages, Round, RoundAck, RoundEnd, Welcome
 # is left of the round: a look costs about as much as sending a mebibyte or two.
 LOOK_BYTES: Final = 32 << 20
 LOOK_SHARE: Final = 1 / 8
+# The first one of a round comes sooner, and what lies between two doubles from there: where the guest writes
+# is best known before much of that place has been sent.
+FIRST_LOOK_BYTES: Final = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +80,7 @@ class Sending:
         self._left_out = PageSets(regions)  # of the newest round: pending, but not since they were written
         self._declares = False  # what is pending in the blackout is declared stale
         self._round = self._no_round(0)
-        self._look_at = 0
+        self._look_at = self._look_step = 0
         self._looking = False
 
     @classmethod
@@ -219,6 +222,7 @@ class Sending:
         )
         self._planned[self.round] = self._round.pages
         self._pending, self._left_out = PageSets(self.regions), PageSets(self.regions)
+        self._look_step = FIRST_LOOK_BYTES
         self._plan_look()
         self._declares = False
         return self._round.opening()
@@ -312,7 +316,9 @@ class Sending:
         self._digest.mark_sets_stale(pages)
 
     def _plan_look(self) -> None:
-        self._look_at = self.bulk_bytes + max(LOOK_BYTES, int(self._round.bytes_left * LOOK_SHARE))
+        most = max(LOOK_BYTES, int(self._round.bytes_left * LOOK_SHARE))
+        self._look_at = self.bulk_bytes + min(self._look_step, most)
+        self._look_step *= 2
 
     def _forget_planned(self, pages: PageSets, after: int = 0) -> None:
         """These pages will be sent in a later round, and rounds up to `after` are of no interest."""
