@@ -288,7 +288,6 @@ FAULTS: Final[tuple[Scenario, ...]] = (
         title="HANDOVER is lost on its way: the source cannot know, and stays paused",
         clauses=(
             "ONE-20",
-            "ONE-49",
             "CON-63",
         ),
         transports=PLAIN,
@@ -302,7 +301,6 @@ FAULTS: Final[tuple[Scenario, ...]] = (
         clauses=(
             "HDR-10",
             "ONE-20",
-            "ONE-49",
             "CON-63",
         ),
         transports=PLAIN,
@@ -316,7 +314,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
         clauses=(
             "ONE-20",
             "ONE-30",
-            "ONE-49",
+            "CON-64",
         ),
         transports=PLAIN,
         fault=_at(FrameType.RUNNING, End.RESET),

@@ -528,6 +528,22 @@ def test_a_stalled_connection_beside_fast_ones_is_noticed():
     assert source._account.error.code is ErrorCode.PEER_STALLED
 
 
+def test_a_stalled_connection_does_not_keep_the_others_silent():
+    """[CON-76] [STR-14] Else the peer hears nothing, and loses patience with a session that goes on."""
+    pair = run_to(pair_of(2), DestinationState.RECEIVING)
+    source = pair.source
+    source.poll_transmit(pair.now, 1)  # and none of it is taken
+    while buffers := source.poll_transmit(pair.now):
+        source.transmitted(sum(map(len, buffers)), pair.now)
+    pair.now += source._config.deadlines.heartbeat_s
+    source.handle_timeout(pair.now)
+    assert source._outbox.has_unsent
+    source.handle_timeout(
+        pair.now + source._config.deadlines.heartbeat_s
+    )  # the control connection takes none
+    assert source._watch.said == pair.now + source._config.deadlines.heartbeat_s
+
+
 # ---- pages that follow the guest ----
 
 PARAMETERS = WorkloadParameters(seed=7, pages=512, hot_pages=128, cold_every=4, block_pages=8, zero_pages=64)

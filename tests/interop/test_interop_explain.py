@@ -25,7 +25,7 @@ def test_an_endpoint_case() -> None:
 def test_a_scenario() -> None:
     said = text("matrix-022")
     assert "Right is undecided / rolled_back (source / destination)" in said
-    assert "[ONE-49]" in said
+    assert "[ONE-20]" in said
 
 
 def test_data_connections_are_told_of() -> None:

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import trio
 from endpoint_support import PARAMETERS
-from resume_net_support import Resuming
+from resume_net_support import NAMES, Resuming
 from trio.abc import Clock
 from trio.testing import wait_all_tasks_blocked
 
 from sterna.core import shares
-from sterna.core.events import Outcome, StreamAttached
+from sterna.core.events import Outcome, StreamAttached, Suspended
 from sterna.errors import TransportError
 from sterna.net.line import HURRY_BYTES, LITTLE_BYTES, UNIT_BUFFERS, Line
 from sterna.net.memory import MemoryTransport
@@ -79,6 +79,63 @@ async def test_a_data_connection_that_is_cut(virtual_time: Clock, stream: int) -
     moved.check_moved()
     assert moved.source.result.resumed == moved.destination.result.resumed == 1
     assert [other.result.outcome for other in moved.others].count(Outcome.JOINED) == 4
+
+
+async def test_a_receiver_that_is_slower_for_minutes(virtual_time: Clock) -> None:
+    """Nobody keeps more than a batch of each connection for it [CON-77]."""
+    streams, batch_bytes = 4, 16384
+    options = {"streams": streams, "batch_bytes": batch_bytes, "grease": False}
+    moved = migration(
+        streams,
+        parameters=replace(PARAMETERS, pages=384),
+        rate_bytes_s=0,
+        source_options=options,
+        link={"identities": NAMES, "rate_bytes_s": 2e3, "capacity_bytes": 8192},
+    )
+    waiting: list[int] = []
+
+    async def watch() -> None:
+        await trio.sleep(1.0)
+        while len(moved.results) < 2:
+            lanes = [lane for side in (moved.source, moved.destination) for lane in side._machine._lanes]
+            waiting.append(sum(lane.outbox.queued_bytes - lane.outbox.sent_bytes for lane in lanes))
+            await trio.sleep(1.0)
+
+    await moved.run(watch)
+    moved.check_moved()
+    assert moved.seconds > 180
+    assert batch_bytes < max(waiting) < (streams + 1) * 1.1 * batch_bytes
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+async def test_a_stream_that_stands_still_beside_fast_ones(virtual_time: Clock, resumes: bool) -> None:
+    """[CON-77] [STR-14] The others do not hide it, and what they have brought is not sent once more."""
+    options = {"streams": 2, "batch_bytes": 16384} | ({} if resumes else {"resume_s": 0})
+    moved = migration(
+        2,
+        parameters=replace(PARAMETERS, pages=192),
+        rate_bytes_s=0,
+        source_options=options,
+        link={"identities": NAMES, "rate_bytes_s": 2e6, "capacity_bytes": 8192},
+    )
+
+    async def stall() -> None:
+        for _ in range(10_000):
+            await trio.sleep(0.001)
+            if len(moved.nears) == 2 and moved.nears[1].bytes_sent > 60_000:
+                moved.others[1].transport.stall()
+                return
+
+    await moved.run(stall)
+    if resumes:
+        moved.check_moved()
+        assert moved.source.result.resumed == 1
+        assert moved.source.result.bytes_sent < 1.5 * 192 * 4096
+        (lost,) = (event.error for event in moved.events if isinstance(event, Suspended))
+    else:
+        lost = moved.source.result.error
+        assert moved.guest.running
+    assert lost.code is ErrorCode.PEER_STALLED, lost
 
 
 async def test_data_connections_that_cannot_be_made(virtual_time: Clock) -> None:

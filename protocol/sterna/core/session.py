@@ -388,8 +388,8 @@ class Session(Connected):
 
     def _on_heartbeat(self, now: float) -> None:
         self._watch.said = now
-        if self._lanes.has_unsent:
-            return  # something is on its way already
+        if self._outbox.has_unsent:
+            return  # something is on its way already; what a data connection does not take is no sign of life
         progress = self._progress() if self._heartbeat.may_tell(now) else None
         if progress is not None:
             self._heartbeat.tell(now)
