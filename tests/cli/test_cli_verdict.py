@@ -256,6 +256,14 @@ def test_for_people(capsys: pytest.CaptureFixture[str], directory: Path, tmp_pat
     assert TOKEN.hex() not in said
 
 
+def test_for_people_whose_guest_may_lack_pages(capsys: pytest.CaptureFixture[str], directory: Path) -> None:
+    """[ONE-38] [RES-19] Who has the image is told what sends its pages on."""
+    note(directory, SENDING, Granted(ONE, 2), Decided(ONE, 2, Owner.DESTINATION))
+    assert main(["verdict", GUEST_ID.hex(), "--records", str(directory), "--name", "here"]) == Exit.OK
+    said = " ".join(capsys.readouterr().err.split())
+    assert "sterna migrate, started again, sends the guest there what it lacks" in said
+
+
 def test_what_is_no_guest(capsys: pytest.CaptureFixture[str], directory: Path) -> None:
     assert main(["verdict", "web-1", "--records", str(directory)]) == Exit.USAGE
     assert "is no guest's id" in capsys.readouterr().err

@@ -432,7 +432,7 @@ class _Job:
         }
         self.reporter.result(fields)
         self.reporter.say(_sentence(result, transport))
-        if recovered is not None:
+        if recovered is not None and result.outcome is not Outcome.COMPLETED:
             self.reporter.say(judgement_text(recovered.judgement))
         if result.outcome in {Outcome.UNDECIDED, Outcome.ANSWERED, Outcome.STRANDED}:
             self.reporter.say(f"its ID is {guest.description.id.hex()}")

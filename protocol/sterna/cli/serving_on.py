@@ -13,7 +13,7 @@ from typing import Final
 from sterna.cli.endpoint import Ending, Recording
 from sterna.cli.events import connection_fields
 from sterna.cli.follow import Reporter
-from sterna.cli.taking_up import dial_peer, judgement_text
+from sterna.cli.taking_up import dial_peer
 from sterna.core.events import Result
 from sterna.core.records import SessionRecord
 from sterna.errors import TransportError
@@ -85,7 +85,9 @@ class ServingOn:
                 return None  # it has all of its pages
             detail = "the guest runs there, and pages that it may lack are only here: keep this holder"
             raise TransportError(error.code, f"{error}; {detail}, and run this command again") from error
-        self.reporter.say(f"an earlier session of this guest: {judgement_text(recovered.judgement)}")
+        lacks = "it is sent what it lacks" if departure.image.stale.any() else "it lacks nothing there"
+        epoch = recovered.judgement.epoch
+        self.reporter.say(f"this guest runs at {transport.peer} under epoch {epoch} already; {lacks}")
         async with host.session(transport.peer, session.address) as records:
             source = Source(
                 guest,

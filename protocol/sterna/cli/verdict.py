@@ -256,9 +256,15 @@ def tell(looked: Looked, found: Found, output: Output) -> None:
     output.say(_sentence(found))
     output.say(f"because {judgement.why} [{judgement.clause}]")
     output.say(f"next: {judgement.step.value}")
-    if how := _HOW.get(judgement.step):
+    if how := _how(looked, judgement.step):
         output.say(f"  {how}")
     output.result(_fields(looked, found))
+
+
+def _how(looked: Looked, step: Step) -> str:
+    if step is Step.FREE and looked.session is not None and looked.session.side is Side.SOURCE:
+        return "sterna migrate, started again, sends the guest there what it lacks, and frees the image"
+    return _HOW.get(step, "")
 
 
 def _sentence(found: Found) -> str:
