@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -279,10 +280,13 @@ async def test_data_connections_make_way_for_a_while(virtual_time: Clock) -> Non
     """[PCY-9] [PCY-13]"""
     machine, signal = Idle(guest_waits=False), Signal()
     pump = Pump(machine, memory_transport_pair()[0], lambda _: None)
+    control = pump._lines[0].transport
     pump.kick()
     assert await seconds_of(pump, signal) == 0
+    assert control.eager_until == -math.inf
     machine.guest_waits = True
     pump.kick()
+    assert control.eager_until > 0
     signal.set()  # for nothing
     assert await seconds_of(pump, signal) == pytest.approx(MAKE_WAY_S)
     pump.kick()

@@ -1,10 +1,16 @@
 """The rules that the base class keeps, with the smallest implementation there can be."""
 
+import math
+import time
+from contextlib import suppress
+
 import pytest
 import trio
+from net_support import tcp_pair
 from trio.testing import wait_all_tasks_blocked
 
 from sterna.errors import TransportError
+from sterna.net.tcp import TcpTransport
 from sterna.net.transport import SOON_BYTES, YIELD_BYTES, Guard, Peer, Transport
 from sterna.registry import ErrorCode
 
@@ -157,3 +163,46 @@ async def test_an_error_after_closing_is_not_the_peers():
     sink._receive_into = closes_meanwhile
     with pytest.raises(trio.ClosedResourceError):
         await sink.receive_into(memoryview(bytearray(1)))
+
+
+@pytest.mark.parametrize("kind", ["plain", "tls"])
+async def test_an_eager_receive_does_not_sleep(kind, tls_pair, monkeypatch):
+    """It looks in every turn instead, takes what comes late, and sees that its own side has closed."""
+    a, b = tls_pair if kind == "tls" else map(TcpTransport, tcp_pair())
+    place, sleeps, done = memoryview(bytearray(4)), [], trio.Event()
+
+    async def wait_readable(sock):
+        sleeps.append(sock)
+        await trio.sleep_forever()
+
+    async def abort(_):
+        b.abort()
+
+    async def receive():
+        with suppress(trio.ClosedResourceError):
+            assert await b.receive_into(place) == 4
+        done.set()
+
+    monkeypatch.setattr(trio.lowlevel, "wait_readable", wait_readable)
+    b.eager_until = math.inf
+    for end in (a.send, abort):
+        done = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            for _ in range(3):
+                await trio.lowlevel.checkpoint()
+            assert not done.is_set()
+            await end([b"late"])
+            await done.wait()
+    assert place == b"late"
+    assert not sleeps
+    a.abort()
+
+
+async def test_an_eager_receive_sleeps_when_it_has_asked_for_long_enough(tls_pair):
+    _, b = tls_pair
+    b.eager_until = time.monotonic()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(b.receive_into, memoryview(bytearray(4)))
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()

@@ -269,7 +269,9 @@ class Pump:
         changed = self.machine.guest_waits != self._guest_waited
         if changed:
             self._guest_waited = not self._guest_waited
-            self._way_until = trio.current_time() + MAKE_WAY_S if self._guest_waited else -math.inf
+            way_s = MAKE_WAY_S if self._guest_waited else -math.inf
+            self._way_until = trio.current_time() + way_s
+            self._lines[0].transport.eager_until = time.monotonic() + way_s
         return changed
 
     def worn(self, line: Line, error: TransportError) -> None:

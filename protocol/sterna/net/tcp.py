@@ -194,8 +194,9 @@ class TcpTransport(Transport):
             try:
                 count = self._sock.recv_into(view)
             except BlockingIOError:
-                await self._wakes.wait(view.nbytes)
-                self._check_open()
+                if not await self._comes_again():
+                    await self._wakes.wait(view.nbytes)
+                    self._check_open()
             except OSError as error:
                 raise connection_lost(error) from error
             else:

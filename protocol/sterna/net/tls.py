@@ -242,7 +242,8 @@ class TlsTransport(Transport):
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as want:
                 if filled:
                     break
-                await self._wait(writable=isinstance(want, ssl.SSLWantWriteError))
+                if not await self._comes_again():
+                    await self._wait(writable=isinstance(want, ssl.SSLWantWriteError))
             except ssl.SSLZeroReturnError:
                 break
             except OSError as error:

@@ -21,6 +21,8 @@ Rules, kept by the base class:
 
 from __future__ import annotations
 
+import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -105,6 +107,8 @@ class Transport(ABC):
         bytes_sent: payload bytes handed to the layer below so far.
         bytes_received: payload bytes received so far.
         yield_bytes: after how many bytes the other tasks get a turn.
+        eager_until: until then, by time.monotonic(), a receive that finds nothing asks again in the next turn
+            and does not sleep: to be woken takes as long as the answer to a request for pages.
     """
 
     def __init__(self, peer: Peer, tls: TlsInfo | None = None) -> None:
@@ -113,6 +117,7 @@ class Transport(ABC):
         self.bytes_sent = 0
         self.bytes_received = 0
         self.yield_bytes = YIELD_BYTES
+        self.eager_until = -math.inf
         self._sending = Guard("another task is sending on this transport")
         self._receiving = Guard("another task is receiving on this transport")
         self._torn = False
@@ -247,6 +252,14 @@ class Transport(ABC):
         if self._unyielded_bytes >= self.yield_bytes:
             self._unyielded_bytes = 0
             await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def _comes_again(self) -> bool:
+        """Whether a receive should ask once more rather than sleep; the other tasks have had a turn then."""
+        if time.monotonic() >= self.eager_until:
+            return False
+        await trio.lowlevel.checkpoint()
+        self._check_open()
+        return True
 
     @property
     def rtt_s(self) -> float | None:
