@@ -29,8 +29,10 @@ def carried(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
         seed: int,
         keep: Path | None,
         guest: str,
+        streams: int,
     ) -> None:
         assert directory.name
+        assert streams in {0, 2}
         assert guest in {"process", "kvm"}
         assert (at_once >= 1, seed >= 0, keep) == (True, True, None)
         jobs.extend(chosen)
@@ -72,11 +74,12 @@ def test_a_failure_with_another_guest_is_repeated_with_it(
     carried: list[Job], capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = "paused/cut/stop_and_copy/no_store"
-    assert main(["matrix", "--json", "--seed", "5", "--guest", "kvm", "--only", name]) == Exit.FAILED
+    other = ("--guest", "kvm", "--streams", "2")
+    assert main(["matrix", "--json", "--seed", "5", *other, "--only", name]) == Exit.FAILED
     found = {failure["way"]: failure["again"] for failure in json.loads(capsys.readouterr().out)["failures"]}
     assert found == {
         "virtual": f"sterna matrix --virtual --seed 5 --only {name}",
-        "real": f"sterna matrix --real --guest kvm --seed 5 --only {name}",
+        "real": f"sterna matrix --real --guest kvm --streams 2 --seed 5 --only {name}",
     }
 
 

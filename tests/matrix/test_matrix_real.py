@@ -16,13 +16,13 @@ pytestmark = pytest.mark.slow
 CELLS = {cell.name: cell for cell in load().cells}
 
 
-async def carry_out(name: str, directory: Path, guest: str = "process") -> Report:
+async def carry_out(name: str, directory: Path, guest: str = "process", *, streams: int = 0) -> Report:
     cell = CELLS[name]
     assert can_show(cell)
     hosts, place = directory / "hosts", directory / "cell"
     make_hosts(hosts)
     place.mkdir()
-    report = await run_cell(cell, place, hosts, guest)
+    report = await run_cell(cell, place, hosts, guest, streams=streams)
     assert report.failures == []
     return report
 
@@ -49,8 +49,8 @@ async def test_a_virtual_machine_that_its_holder_sets_running_again(directory: P
 
 @pytest.mark.needs("minor_faults")
 async def test_a_destination_that_is_killed_while_pages_follow_the_guest(directory: Path) -> None:
-    """[RES-13] [PCY-16] The next one goes on with the guest, and the source serves it to the end."""
-    report = await carry_out("fetching/destination_killed/bitmap/no_store", directory)
+    """[RES-13] [PCY-16] [STR-15] The next one goes on with the guest, and the source serves it to the end."""
+    report = await carry_out("fetching/destination_killed/bitmap/no_store", directory, streams=2)
     assert report.runs == "destination"
     assert report.told == {"source": "completed"}
 

@@ -54,9 +54,10 @@ async def test_each_is_carried_out_once_in_its_own_place(
 ) -> None:
     places: dict[str, Path] = {}
 
-    async def run_cell(cell: Cell, place: Path, hosts: Path, guest: str) -> Report:
+    async def run_cell(cell: Cell, place: Path, hosts: Path, guest: str, *, streams: int) -> Report:
         assert await trio.Path(place).is_dir()
         assert hosts == tmp_path / "hosts"
+        assert streams == 2
         assert cell.name not in places
         places[cell.name] = place
         return conclude(cell, "real", Done(), 0.0)
@@ -66,14 +67,14 @@ async def test_each_is_carried_out_once_in_its_own_place(
     monkeypatch.setattr(real, "make_hosts", made.append)
     jobs = choose(MATRIX, [Way.REAL], full=False, seed=1)
     reports: list[Report] = []
-    await carry_out(jobs, tmp_path, reports.append, at_once=3, seed=1)
+    await carry_out(jobs, tmp_path, reports.append, at_once=3, seed=1, streams=2)
     assert made == [tmp_path / "hosts"]
     assert sorted(report.cell.name for report in reports) == sorted(job.cell.name for job in jobs)
     assert len(set(places.values())) == len(jobs)
 
 
 async def test_what_has_failed_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    async def run_cell(cell: Cell, place: Path, hosts: Path, guest: str) -> Report:
+    async def run_cell(cell: Cell, place: Path, hosts: Path, guest: str, *, streams: int) -> Report:
         (place / "source.log").write_text("it hangs")
         (place / "s.sock").touch()
         failures = ["it hangs"] if cell.store else []

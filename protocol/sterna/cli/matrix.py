@@ -16,6 +16,7 @@ from sterna.cli.endpoint import Flag, PathOption
 from sterna.cli.exits import Exit
 from sterna.cli.output import Output
 from sterna.cli.units import Json
+from sterna.limits import STREAMS_MAX
 
 if TYPE_CHECKING:
     from sterna.matrix.outcome import Report
@@ -30,6 +31,7 @@ def matrix(
     real: Flag = False,
     virtual: Flag = False,
     guest: Literal["process", "kvm"] = "process",
+    streams: Annotated[int, Parameter(validator=Number(gte=0, lte=STREAMS_MAX))] = 0,
     seed: Annotated[int | None, Parameter(validator=Number(gte=0, lt=_SEEDS), show_default=False)] = None,
     only: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
     jobs: Annotated[int | None, Parameter(validator=Number(gte=1, lte=JOBS_MAX), show_default=False)] = None,
@@ -49,6 +51,7 @@ def matrix(
         real: with real processes only.
         virtual: in virtual time only.
         guest: what moves between real processes: a process guest, or a virtual machine.
+        streams: data connections of real processes; a cut goes through all connections.
         seed: of the sample, and of races in virtual time; without it one is chosen and told.
         only: carry out these cells: names, or globs like `*/cut/*`; may be given several times.
         jobs: so many at a time; by default as many as there are processors.
@@ -83,9 +86,12 @@ def matrix(
                 seed=seed,
                 keep=keep,
                 guest=guest,
+                streams=streams,
             )
         )
-    return _conclude(output, reports, seed, guest)
+    given = (("--guest", guest, "process"), ("--streams", str(streams), "0"))
+    more = [word for option, value, usual in given if value != usual for word in (option, value)]
+    return _conclude(output, reports, seed, more)
 
 
 def _tell(output: Output, report: Report, count: str) -> None:
@@ -99,7 +105,7 @@ def _tell(output: Output, report: Report, count: str) -> None:
         output.say(f"  {failure}")
 
 
-def _conclude(output: Output, reports: Sequence[Report], seed: int, guest: str) -> Exit:
+def _conclude(output: Output, reports: Sequence[Report], seed: int, more: Sequence[str]) -> Exit:
     from sterna.matrix.outcome import totals
 
     figures = totals(reports)
@@ -107,8 +113,8 @@ def _conclude(output: Output, reports: Sequence[Report], seed: int, guest: str) 
     output.table(("fault", "cells", "passed", "at source", "at destination", "nobody"), _rows(reports))
     output.say(", ".join(f"{name.replace('_', ' ')} {count}" for name, count in figures.items()))
     for report in failed:
-        output.say(f"again: {_command(report, seed, guest)}")
-    output.result({**figures, "seed": seed, "failures": [_fields(report, seed, guest) for report in failed]})
+        output.say(f"again: {_command(report, seed, more)}")
+    output.result({**figures, "seed": seed, "failures": [_fields(report, seed, more) for report in failed]})
     return Exit.FAILED if failed else Exit.OK
 
 
@@ -123,19 +129,19 @@ def _rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _fields(report: Report, seed: int, guest: str) -> dict[str, object]:
+def _fields(report: Report, seed: int, more: Sequence[str]) -> dict[str, object]:
     return {
         "cell": report.cell.name,
         "way": report.way,
         "runs": report.runs,
         "told": dict(report.told),
         "failures": list(report.failures),
-        "again": _command(report, seed, guest),
+        "again": _command(report, seed, more),
     }
 
 
-def _command(report: Report, seed: int, guest: str) -> str:
-    kind = ["--guest", guest] if guest != "process" and report.way == "real" else []
+def _command(report: Report, seed: int, more: Sequence[str]) -> str:
+    kind = more if report.way == "real" else ()
     return shlex.join(
         ["sterna", "matrix", f"--{report.way}", *kind, "--seed", str(seed), "--only", report.cell.name]
     )

@@ -85,7 +85,9 @@ def make_hosts(directory: Path) -> None:
     (directory / "peers.toml").write_text(_PEERS)
 
 
-async def run_cell(cell: Cell, directory: Path, hosts: Path, guest: str = "process") -> Report:
+async def run_cell(
+    cell: Cell, directory: Path, hosts: Path, guest: str = "process", *, streams: int = 0
+) -> Report:
     """Carry out one cell.
 
     Args:
@@ -93,12 +95,13 @@ async def run_cell(cell: Cell, directory: Path, hosts: Path, guest: str = "proce
         directory: empty, with a short path; its sockets, logs and evidence are there afterwards.
         hosts: what `make_hosts` has made.
         guest: ``process`` or ``kvm``.
+        streams: data connections; a cut goes through all of them.
     """
     began = time.monotonic()
     done = Done()
     try:
         async with trio.open_nursery() as nursery:
-            run = _Run(cell, directory, hosts, guest, nursery, done)
+            run = _Run(cell, directory, hosts, guest, streams, nursery, done)
             try:
                 await run.carry_out()
             finally:
@@ -122,6 +125,7 @@ class _Run:
     directory: Path
     hosts: Path
     guest: str
+    streams: int
     nursery: trio.Nursery
     done: Done
     holders: dict[Survivor, Command] = field(default_factory=dict)
@@ -178,8 +182,12 @@ class _Run:
         arguments: list[object] = ["migrate", "--to", f"127.0.0.1:{port}", "--peer", HOSTS[DESTINATION]]
         arguments += [*self._common(SOURCE), "--undecided-after", _UNDECIDED_AFTER]
         arguments += ["--resume", _RESUME if self.cell.expected.resumes else "0s"]
-        # The cable between them is one connection.
-        arguments += ["--streams", "0", "--switchover", self.cell.style.name.lower().replace("_", "-")]
+        arguments += [
+            "--streams",
+            self.streams,
+            "--switchover",
+            self.cell.style.name.lower().replace("_", "-"),
+        ]
         arguments += ["--downtime", _DOWNTIME]
         self.endpoints[SOURCE] = await self._start("source", arguments, environment)
 

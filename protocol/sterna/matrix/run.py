@@ -88,6 +88,7 @@ async def carry_out(
     seed: int,
     keep: Path | None = None,
     guest: str = "process",
+    streams: int = 0,
 ) -> None:
     """Carry cells out, those in virtual time first; each is told of when it is over.
 
@@ -99,6 +100,7 @@ async def carry_out(
         seed: of what happens first in virtual time where two things could.
         keep: directory for what real cells leave behind that have failed.
         guest: what kind of guest moves in real ones, as `sterna holder --guest` has it.
+        streams: data connections of real ones.
     """
     for job in jobs:
         if job.way is Way.VIRTUAL:
@@ -113,7 +115,7 @@ async def carry_out(
         for number, job in waiting:
             place = directory / str(number)
             place.mkdir()
-            report = await real.run_cell(job.cell, place, hosts, guest)
+            report = await real.run_cell(job.cell, place, hosts, guest, streams=streams)
             if keep is not None and not report.passed:
                 _keep(place, keep / job.cell.name.replace("/", "."))
             shutil.rmtree(place)
