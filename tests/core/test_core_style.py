@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from sterna.core.policy import Action, PolicySettings, RoundStats, decide
-from sterna.core.style import decide_style
+from sterna.core.style import FETCHED_S, decide_style
 from sterna.registry import Style
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -83,6 +84,11 @@ def test_bitmap_makes_rounds_as_long_as_they_help() -> None:
     decision = decide_style(CALM[:1], 40 * MIB, 4096, RTT_S, settings("bitmap"), styles={BITMAP})
     assert decision.action is Action.CONTINUE
     assert "another round should bring that to" in decision.verdict
+    patient = replace(settings("bitmap"), allowed_downtime_s=10)  # it does not matter
+    assert decide_style(CALM[:1], 40 * MIB, 4096, RTT_S, patient, styles={BITMAP}).action is Action.CONTINUE
+    within = int(FETCHED_S * RATE)
+    for left, action in ((within // 2, Action.SWITCHOVER), (within * 2, Action.CONTINUE)):
+        assert decide_style(CALM[:2], left, 4096, RTT_S, patient, styles={BITMAP}).action is action
     few = settings("bitmap", max_rounds=1)
     assert decide_style(CALM[:1], 40 * MIB, 4096, RTT_S, few, styles={BITMAP}).action is Action.SWITCHOVER
 

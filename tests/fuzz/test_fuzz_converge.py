@@ -30,7 +30,7 @@ def test_it_holds():
 
 
 def test_worlds_by_hand():
-    assert check_convergence(BUSY) == ("5 rounds",)
+    assert check_convergence(BUSY) == ("6 rounds",)
     assert check_throttle(FAST) == ("moved, slowed down",)
     assert check_throttle(replace(BUSY, write_share=0.0)) == ("moved",)
     assert check_end(FAST, PolicySettings(max_throttle=0.0, max_rounds=2)) == ("not_converging",)

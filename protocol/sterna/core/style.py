@@ -26,6 +26,9 @@ from sterna.wire.records import FeatureOffer
 # A bit for each page of 4 KiB: what a bitmap takes at most of the bytes that it stands for.
 _BITMAP_SHARE: Final = 1 / (8 * 4096)
 
+# What the link carries in this time is no reason for another round: it can follow the guest.
+FETCHED_S: Final = 0.02
+
 _NOTHING: Final[Mapping[Feature, int]] = MappingProxyType({})
 
 
@@ -112,10 +115,14 @@ def _is_stuck(decision: Decision, view: View, remaining: int) -> bool:
 def _after_rounds(
     decision: Decision, view: View, remaining: int, used: int, settings: PolicySettings
 ) -> Decision:
-    """Rounds as long as much is left and each leaves much less to be fetched."""
+    """Rounds as long as much is left and each leaves much less to be fetched.
+
+    Much is what takes the link long, whatever downtime is allowed: to hold accesses to the stale pages is in
+    the way of the guest, and takes the longer the more they are.
+    """
     facts = f"{size_text(remaining)} are left, the guest writes {rate_text(decision.dirty_rate_bytes_s)}"
     following = view.after_another_round(remaining)
-    much = view.downtime_s(remaining) > settings.allowed_downtime_s
+    much = remaining / view.bandwidth > FETCHED_S
     if much and used < settings.max_rounds and following < remaining * (1 - settings.worthwhile_gain):
         verdict = f"{facts}; another round should bring that to {size_text(following)}: go on"
         return replace(decision, action=Action.CONTINUE, throttle=view.throttle, verdict=verdict)
