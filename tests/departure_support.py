@@ -17,7 +17,7 @@ SESSION, TOKEN = b"s" * 16, b"t" * 32
 
 def departure(table: RegionTable, style: Style = Style.POST_COPY, resume_s: int = 1) -> Departure:
     """Of a session whose guest lacks all of its pages, unless it was stopped and copied."""
-    features = offer(more={Feature.RESUME: resume_s})
+    features = offer(more={Feature.RESUME: resume_s, Feature.DATA_STREAMS: 2})
     limits = Limits().to_wire()
     runner = Runner("host-a", b"r" * 16)
     hello = Hello(Mode.OPEN, VERSIONS, features, limits, bytes(range(16)), 1, runner, "test")

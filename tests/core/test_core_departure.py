@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import struct
+from dataclasses import replace
+
 import pytest
 from core_support import EPOCH, HERE
 
+from departure_support import departure
 from sterna.core import events as e
 from sterna.core.carry import SourceCarry
 from sterna.core.departure import GENERATIONS_A_PROCESS, Departure
@@ -16,10 +20,10 @@ from sterna.errors import GuestError, LocalProtocolError
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
 from sterna.memory.regions import RegionTable
-from sterna.registry import VERSION_DRAFT, VERSION_MAJOR, ErrorCode, Owner, Style
+from sterna.registry import VERSION_DRAFT, VERSION_MAJOR, ErrorCode, Feature, Owner, Style
 from sterna.testing.pair import RUNNER, Pair, resuming_pair, run_now
 from sterna.wire import encode_frame, encode_preface
-from sterna.wire.records import Region, Verdict
+from sterna.wire.records import Attached, Region, Verdict
 
 MIB = 1 << 20
 PARAMETERS = WorkloadParameters(seed=7, pages=1024, hot_pages=256, cold_every=4, block_pages=8, zero_pages=64)
@@ -185,6 +189,53 @@ def test_notes_that_make_no_sense_are_refused(at):
     damaged[at] ^= 0xFF
     with pytest.raises(GuestError):
         Departure.read(memoryview(damaged), table)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), [(2, 0xFFFFFFFF), (3, 2)], ids=["no number is left", "more connections than selected"]
+)
+def test_notes_of_a_session_that_cannot_be_resumed_are_refused(place, value):
+    """[RES-19] Before anything is made for so many connections."""
+    pair = migration("post-copy", streams=1)
+    until(pair, DestinationState.FETCHING)
+    damaged = bytearray(pair.source_guest.kept)
+    struct.pack_into("<I", damaged, 4 * place, value)
+    with pytest.raises(GuestError, match="no session that can be resumed"):
+        Departure.read(memoryview(damaged), RegionTable(pair.source_guest.description.regions))
+
+
+def test_notes_of_a_session_without_resumption_are_refused():
+    """They would be foreign: nobody makes notes of such a session."""
+    table = RegionTable([Region(0, 0, 1 << 16)])
+    noted = departure(table, Style.STOP_AND_COPY)
+    welcome = noted.ticket.welcome
+    others = tuple(each for each in welcome.features if each.id != Feature.RESUME)
+    noted = replace(noted, ticket=replace(noted.ticket, welcome=replace(welcome, features=others)))
+    place = memoryview(bytearray(noted.size_bytes))
+    noted.write(place)
+    with pytest.raises(GuestError, match="no session that can be resumed"):
+        Departure.read(place, table)
+
+
+@pytest.mark.parametrize("last", [(1 << 63) - 1, 1 << 63, (1 << 64) - 1])
+def test_a_destination_leaves_room_for_what_follows(last):
+    """[RES-19] [ATT-6] Nobody knows what has been sent before; but behind the last number there is none."""
+    pair = migration("post-copy", streams=1)
+    until(pair, DestinationState.FETCHING)
+    die(pair)
+    while not pair.source._lanes.data:
+        assert pair.step(chunk=1000)
+    (lane,) = pair.source._lanes.data
+    said = encode_preface(), *encode_frame(Attached(0, lane.generation, last), 0, stream=1)
+    pair.source.receive_data(b"".join(map(bytes, said)), pair.now, 1)
+    assert lane.attached == (last < 1 << 63)
+    if lane.attached:
+        while pair.source.poll_transmit(pair.now, 1):
+            pass  # pages
+        assert lane.outbox.writer.next_sequence > last + 1
+    else:
+        assert pair.source.poll_transmit(pair.now, 1) == []
+        assert pair.source._account.error.code is ErrorCode.BAD_VALUE
 
 
 @pytest.mark.parametrize("room", [memoryview(bytes(1 << 20)), memoryview(bytearray(8)), b"room"])

@@ -28,7 +28,7 @@ from sterna.core.sending import Sending
 from sterna.errors import GuestError, SternaError
 from sterna.memory.pages import PageSource
 from sterna.memory.regions import RegionTable
-from sterna.registry import FrameType
+from sterna.registry import Feature, FrameType
 from sterna.wire import decode_body, encode_body
 from sterna.wire.records import Hello, Welcome
 
@@ -40,7 +40,9 @@ _ALIGNED: Final = 8
 
 # A process resumes a session at most RESUMPTIONS_MAX times, and has as many connections of each number.
 GENERATIONS_A_PROCESS: Final = 1 << 12
-_ANY_SEQUENCE: Final = (1 << 64) - 1  # what the dead process has sent there, nobody knows
+# What the dead process has sent there, nobody knows; but it was less than this, and more is to follow.
+_ANY_SEQUENCE: Final = (1 << 63) - 1
+_GENERATION_MAX: Final = (1 << 32) - 1 - 2 * GENERATIONS_A_PROCESS
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,13 @@ class Departure:
             ticket = Ticket(hello, welcome, check_welcome(hello, welcome), generation, streams)
         except SternaError as error:
             raise GuestError(f"the notes of the departed guest make no sense: {error}") from error
+        features = ticket.selection.features
+        if (
+            Feature.RESUME not in features
+            or streams > features.get(Feature.DATA_STREAMS, 0)
+            or generation > _GENERATION_MAX
+        ):
+            raise GuestError("the notes of the departed guest are of no session that can be resumed")
         return cls(ticket, ImageNotes.read(place[_aligned(middle + welcome_bytes) :], table))
 
     def next_process(self, place: memoryview) -> Departure:
