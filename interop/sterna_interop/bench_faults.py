@@ -4,7 +4,8 @@ A guest of the process kind is moved with no round at all, over mutual TLS on lo
 page that it touches first is asked for, beside the push of all others. The time is the guest's own, from its
 access to its going on. Beside that stands the least that such an exchange can cost here: 4 KiB there and
 4 KiB back over a TLS connection, between two processes that move the same number of bytes over another one,
-while a guest of the same kind writes at the same rate.
+while a guest of the same kind writes at the same rate. And beside both what a page can cost at least that
+comes with all of its group: a request there and 64 KiB back.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from sterna.cli.output import Output
 from sterna.cli.units import Json, Rate, Size
 from sterna.errors import GuestError
 from sterna.host import pki
+from sterna.limits import CHUNK_BYTES
 from sterna.net.tls import TlsConfig
 from sterna_interop.measured import Report
 from sterna_interop.measuring import BARE, OURS, Measure, Runs, progress, take
@@ -37,6 +39,8 @@ from sterna_interop.moving_bare import bare_receive, bare_send
 MEMORY_BYTES: Final = 256 << 20
 RATE_BYTES_S: Final = 50 << 20
 PAGE_BYTES: Final = 4096
+REQUEST_BYTES: Final = 56  # a frame
+GROUP: Final = "group"
 
 
 def faults(
@@ -57,24 +61,27 @@ def faults(
     output = Output(json=json)
     with tempfile.TemporaryDirectory(prefix="sterna-faults-") as directory, progress(output) as say:
         moved = Moved(memory, dirty_rate)
-        bare = PingPong(Path(directory), memory, dirty_rate)
+        pair = Pair(Path(directory), memory, dirty_rate)
+        bare = PingPong(pair, PAGE_BYTES, PAGE_BYTES)
+        group = PingPong(pair, REQUEST_BYTES, CHUNK_BYTES)
         yardstick = "4 KiB and back over TLS, beside the same bytes on another connection"
         measures = [
             Measure(
                 name="p50",
                 text="a page that is waited for, median",
-                ways={OURS: moved, BARE: bare},
+                ways={OURS: moved, BARE: bare, GROUP: group},
                 yardstick=yardstick,
             ),
             Measure(
                 name="p99",
                 text="the same, of a hundred the slowest",
-                ways={OURS: lambda: moved.p99_s, BARE: lambda: bare.p99_s},
+                ways={OURS: lambda: moved.p99_s, BARE: lambda: bare.p99_s, GROUP: lambda: group.p99_s},
                 yardstick=yardstick,
             ),
         ]
         taken = take(measures, runs, say)
-    Report(bench="faults", runs=runs, taken=taken).show(output)
+    conditions = {BARE: yardstick, GROUP: f"{REQUEST_BYTES} bytes there and 64 KiB back, likewise"}
+    Report(bench="faults", runs=runs, taken=taken, conditions=conditions).show(output)
 
 
 class Moved:
@@ -101,44 +108,30 @@ class Moved:
         return float(found["demand_faults"]["p50_s"])
 
 
-class PingPong:
-    """A turn: the yardstick; the median of all round trips while the bytes were under way.
+class Pair:
+    """Two hosts, by their TLS contexts; what is moved between them; and a guest that writes beside.
 
     Attributes:
-        p99_s: of the last turn.
+        contexts: by whether it is the server's.
+        memories: there and here.
     """
 
     def __init__(self, directory: Path, memory: int, dirty_rate: float) -> None:
-        self.p99_s = 0.0
         pki.init_ca(directory)
-        self._contexts = {server: self._context(directory, server=server) for server in (True, False)}
-        self._memories = Memories(memory)
+        self.contexts = {server: self._context(directory, server=server) for server in (True, False)}
+        self.memories = Memories(memory)
         self._holder = directory / "holder"
         self._guest = ("--memory", str(memory), "--rate", str(int(dirty_rate)))
 
-    def _context(self, directory: Path, *, server: bool) -> ssl.SSLContext:
+    @staticmethod
+    def _context(directory: Path, *, server: bool) -> ssl.SSLContext:
         issued = pki.issue(directory, "there" if server else "here")
         config = TlsConfig(issued.certificate, issued.key, issued.authority, lambda *_: None)
         return config.context(server=server)
 
-    def __call__(self) -> float:
-        """Seconds, the median of one transfer."""
-        with self._writing_guest(), socket.create_server(("127.0.0.1", 0)) as server:
-            child = os.fork()
-            if not child:
-                self._source(server)
-            try:
-                trips = self._destination(server.getsockname())
-            finally:
-                status = os.waitpid(child, 0)[1]
-        if status:
-            raise ChildProcessError(f"the sender failed: status {status}")
-        self._memories.check()
-        self.p99_s = statistics.quantiles(trips, n=100)[98]
-        return statistics.median(trips)
-
     @contextmanager
-    def _writing_guest(self) -> Iterator[None]:
+    def writing_guest(self) -> Iterator[None]:
+        """It runs as long as this is entered."""
         command = (
             *(sys.executable, "-P", "-m", "sterna.guest.process", "--socket", str(self._holder)),
             *("--role", "source", "--die-with-parent", *self._guest),
@@ -152,55 +145,86 @@ class PingPong:
                 process.kill()
         self._holder.unlink(missing_ok=True)
 
+
+class PingPong:
+    """A turn: a yardstick; the median of all round trips while the bytes were under way.
+
+    Attributes:
+        p99_s: of the last turn.
+    """
+
+    def __init__(self, pair: Pair, asked_bytes: int, answered_bytes: int) -> None:
+        """So many bytes go there and back."""
+        self.p99_s = 0.0
+        self._pair = pair
+        self._asked_bytes = asked_bytes
+        self._answered_bytes = answered_bytes
+
+    def __call__(self) -> float:
+        """Seconds, the median of one transfer."""
+        with self._pair.writing_guest(), socket.create_server(("127.0.0.1", 0)) as server:
+            child = os.fork()
+            if not child:
+                self._source(server)
+            try:
+                trips = self._destination(server.getsockname())
+            finally:
+                status = os.waitpid(child, 0)[1]
+        if status:
+            raise ChildProcessError(f"the sender failed: status {status}")
+        self._pair.memories.check()
+        self.p99_s = statistics.quantiles(trips, n=100)[98]
+        return statistics.median(trips)
+
     def _source(self, server: socket.socket) -> None:
         """What the child does: bytes on the first connection, echoes on the second; it never returns."""
         code = 1
         try:
             bulk, pings = (
-                self._contexts[True].wrap_socket(server.accept()[0], server_side=True) for _ in range(2)
+                self._pair.contexts[True].wrap_socket(server.accept()[0], server_side=True) for _ in range(2)
             )
-            echo = threading.Thread(target=_echo, args=(pings,))
+            echo = threading.Thread(target=self._answer, args=(pings,))
             echo.start()
-            bare_send(bulk, self._memories.sent)
+            bare_send(bulk, self._pair.memories.sent)
             echo.join()  # until the other side has enough
             code = 0
         finally:
             os._exit(code)
 
     def _destination(self, address: tuple[str, int]) -> list[float]:
-        self._memories.clear()
-        context = self._contexts[False]
+        self._pair.memories.clear()
+        context = self._pair.contexts[False]
         with (
             context.wrap_socket(socket.create_connection(address), server_hostname="there") as bulk,
             context.wrap_socket(socket.create_connection(address), server_hostname="there") as pings,
         ):
             pings.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            receiver = threading.Thread(target=bare_receive, args=(bulk, self._memories.arrived))
+            receiver = threading.Thread(target=bare_receive, args=(bulk, self._pair.memories.arrived))
             receiver.start()
             trips = []
             while receiver.is_alive():
                 begin = time.perf_counter()
-                pings.sendall(bytes(PAGE_BYTES))
-                _receive_page(pings)
+                pings.sendall(bytes(self._asked_bytes))
+                _receive(pings, self._answered_bytes)
                 trips.append(time.perf_counter() - begin)
             receiver.join()
         return trips
 
+    def _answer(self, sock: ssl.SSLSocket) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        answer = bytes(self._answered_bytes)
+        try:
+            while True:
+                _receive(sock, self._asked_bytes)
+                sock.sendall(answer)
+        except OSError:
+            return  # the other side has enough
 
-def _echo(sock: ssl.SSLSocket) -> None:
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    try:
-        while True:
-            sock.sendall(_receive_page(sock))
-    except (OSError, ConnectionError):
-        return  # the other side has enough
 
-
-def _receive_page(sock: ssl.SSLSocket) -> bytes:
-    data = b""
-    while len(data) < PAGE_BYTES:
-        more = sock.recv(PAGE_BYTES - len(data))
-        if not more:
+def _receive(sock: ssl.SSLSocket, count: int) -> None:
+    view = memoryview(bytearray(count))
+    while view.nbytes:
+        came = sock.recv_into(view)
+        if not came:
             raise ConnectionError("the other side has ended")
-        data += more
-    return data
+        view = view[came:]
