@@ -152,6 +152,7 @@ class DemoRun:
             "code": self.source.get("code"),
             "guest": self.guest,
             "guest_reason": self.reason,
+            "vcpus": None if self.cpu is None else wishes.vcpus,
             "tracker": self.tracker,
             "tls": self.source.get("tls"),
             "memory_bytes": wishes.memory_bytes,

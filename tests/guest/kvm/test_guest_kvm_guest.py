@@ -357,10 +357,10 @@ def test_a_kernel_that_does_not_say_what_it_can(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_there_is_no_room_where_there_is_no_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing() -> None:
+    def missing() -> bool:
         raise CapabilityMissing("kvm", "no such file", "load it")
 
-    monkeypatch.setattr(module, "Kvm", missing)
+    monkeypatch.setattr(module, "try_machine", missing)
     with pytest.raises(CapabilityMissing, match="no such file; load it"):
         room()
 

@@ -28,6 +28,7 @@ from sterna.guest.schedule import PAGE_BYTES, WorkloadParameters
 from sterna.guest.stale_pages import check_stale
 from sterna.guest.workload import Audit
 from sterna.linux.kvm import Kvm
+from sterna.linux.kvm_probe import try_machine
 from sterna.linux.kvm_vcpu import KICK, REGISTERS
 from sterna.linux.memfd import MemoryFile
 from sterna.linux.userfaultfd import supported
@@ -40,7 +41,7 @@ class KvmGuest(HeldGuest):
     """Holds a machine. See `HeldGuest` for what may be called when. To be made in the main thread.
 
     Raises:
-        CapabilityMissing: there is no KVM here.
+        CapabilityMissing: there is no KVM here, or none whose vCPUs run.
     """
 
     kind = "kvm"
@@ -61,8 +62,7 @@ class KvmGuest(HeldGuest):
         self._jumps_ns: dict[int, int] = {}  # of the guest's time while it came here, by vCPU
         self._all_ran_ns = 0
         self._paused = False
-        with Kvm():  # or a guest would be on its way here before anybody finds out
-            pass
+        try_machine()  # or a guest would be on its way here, or here, before anybody finds out
         if signal.getsignal(KICK) in {signal.SIG_DFL, signal.SIG_IGN, None}:
             signal.signal(
                 KICK, lambda number, frame: None
