@@ -304,3 +304,14 @@ def test_zeros_take_turns_with_what_fills_the_sockets(blank, order):
     assert memory.sending.is_given_out
     assert "".join("zr"[table.bulk_bytes > 0] for table in tables) == order
     assert sorted(int(table.runs["first"][0]) for table in tables) == list(range(8))
+
+
+def test_a_small_guest_is_sent_in_small_batches():
+    """What 32 of them hold on its way would be as much as the guests themselves."""
+    size = 32 * sending.SMALL_BATCH_BYTES
+    table = RegionTable([r.Region(3, 0, size)])
+    memory = Sending(table, RegionPages(table, {3: memoryview(b"x" * size)}))
+    memory.begin(1, Limits(), size, 1e12, 0.0, last=False)
+    batch = memory.next_batch(10, zeros=True)
+    assert batch is not None
+    assert batch[0].bulk_bytes == size // sending.ROUND_BATCHES

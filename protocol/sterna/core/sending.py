@@ -59,6 +59,12 @@ class Job:
     zeros: bool
 
 
+# A guest's memory is so many batches at least, of this size at least: one is hashed while another travels,
+# and what is held for each of many small guests is small beside them.
+ROUND_BATCHES: Final = 16
+SMALL_BATCH_BYTES: Final = 256 << 10
+
+
 class Sending:
     """All copied regions of a guest. At first everything is pending.
 
@@ -205,6 +211,7 @@ class Sending:
         if len(self._planned) >= bounds.ROUNDS_APART:
             self._lacks(self._planned.pop(min(self._planned)))
         self._forget_planned(self._pending)
+        batch_bytes = min(batch_bytes, max(self.regions.size_bytes // ROUND_BATCHES, SMALL_BATCH_BYTES))
         batch = batch_bounds(self.regions, peer, batch_bytes, rate_bytes_s)
         blank = self._blank.copy()
         blank &= self._pending
