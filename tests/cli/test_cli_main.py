@@ -95,6 +95,18 @@ def test_the_installed_command_starts() -> None:
     assert done.stderr.startswith('sterna: Unknown command "nonsense".')
 
 
+def test_a_collection_of_garbage_does_not_look_at_what_was_imported() -> None:
+    """It could fall into a guest's blackout. Who calls `main` with arguments has other things to collect."""
+    code = (
+        "import gc, sys; from sterna.cli.main import main; main(['exits', '--json']); "
+        "before = gc.get_freeze_count(); main(); sys.exit(gc.get_freeze_count() <= before + 1000)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "exits", "--json"], capture_output=True, check=False, timeout=60
+    )
+    assert done.returncode == 0
+
+
 def test_a_usage_error_is_answered_as_it_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["exits", "--nonsense", "--json"]) == 2
     out, err = capsys.readouterr()
