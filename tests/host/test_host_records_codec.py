@@ -50,7 +50,7 @@ records: st.SearchStrategy[Record] = st.one_of(
     st.builds(Granted, ids(), u64()),
     st.builds(Voided, ids(), u64()),
     st.builds(Decided, ids(), u64(), st.sampled_from(Owner)),
-    st.builds(Resolved, ids(), u64(), st.sampled_from(Owner), texts()),
+    st.builds(Resolved, ids(), u64(), st.sampled_from(Owner), texts(), texts()),
     st.builds(Start, u64(), texts()),
     st.builds(HandBack, u64(), texts()),
     st.builds(Complete, ids(), u64(), ids()),
@@ -69,6 +69,22 @@ def test_what_is_written_is_read(record: Record, number: int) -> None:
     assert decode_record(line, number + 1, LAST) is None
     assert decode_record(line, number, LAST[::-1]) is None
     assert len(check_of(line)) == 32
+
+
+def test_a_decision_of_before_operators_were_named_is_one() -> None:
+    """[LOG-2] Else an older log has lost its end, and none of its records counts [LOG-5]."""
+    said = {
+        "number": 1,
+        "last": LAST,
+        "kind": "resolved",
+        "session": "00" * 16,
+        "epoch": 2,
+        "owner": "source",
+    }
+    line, record = seal({**said, "fenced": "there"}), Resolved(NO_ID, 2, Owner.SOURCE, "there")
+    assert decode_record(line, 1, LAST) == record
+    assert encode_record(record, 1, LAST) == line
+    assert decode_record(seal({**said, "fenced": "there", "operator": ""}), 1, LAST) is None
 
 
 def test_the_longest_line() -> None:

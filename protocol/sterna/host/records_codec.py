@@ -26,6 +26,9 @@ LINE_BYTES_MAX: Final = 4096  # two texts of 255 bytes, each byte of them two in
 
 _BY_KIND: Final[dict[str, type[Record]]] = {kind.kind: kind for kind in KINDS}
 
+# Fields that a kind has not had from the start. Empty ones are left out, so lines of before are still lines.
+_LATER: Final = frozenset({("resolved", "operator")})
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -83,7 +86,9 @@ def encode_record(record: Record, number: int, last: str) -> bytes:
     said: dict[str, object] = {"number": number, "last": last, "kind": record.kind}
     for each in fields(record):
         encode, _ = _FIELDS[each.name]
-        said[each.name] = encode(getattr(record, each.name))
+        value = getattr(record, each.name)
+        if value or (record.kind, each.name) not in _LATER:
+            said[each.name] = encode(value)
     return seal(said)
 
 
@@ -93,7 +98,9 @@ def decode_record(line: bytes, number: int, last: str) -> Record | None:
     try:
         kind = _BY_KIND[str(found["kind"])]
         make: Callable[..., Record] = kind
-        record = make(**{each.name: _FIELDS[each.name][1](found[each.name]) for each in fields(kind)})
+        names = [each.name for each in fields(kind)]
+        there = [name for name in names if name in found or (kind.kind, name) not in _LATER]
+        record = make(**{name: _FIELDS[name][1](found[name]) for name in there})
         good = encode_record(record, number, last) == line
     except (ValueError, LookupError):
         return None
