@@ -17,6 +17,7 @@ from typing import Final
 from sterna.errors import RemoteProtocolError, SternaError
 from sterna.limits import HANDSHAKE_BODY_BYTES, HEADER_BYTES, PREFACE_BYTES, Limits
 from sterna.memory.pages import damaged_pages
+from sterna.memory.unpacking import Unpacker, is_packed
 from sterna.observe.budget import Share, TooMuchError
 from sterna.registry import ErrorCode
 from sterna.wire import (
@@ -25,6 +26,7 @@ from sterna.wire import (
     FrameReceived,
     Header,
     PageRange,
+    Pages,
     PagesAnnounced,
     PagesReceived,
     PrefaceReceived,
@@ -32,6 +34,8 @@ from sterna.wire import (
     UnknownFrame,
 )
 
+# The widest window of zstd; to look at a frame costs no memory for it.
+WINDOW_LOG2_SANE: Final = 31
 # The longest body that is held, whatever was announced: sixteen times the registry's default.
 CONTROL_MAX_BYTES: Final = 16 << 20
 
@@ -73,6 +77,7 @@ class Direction:
         bytes: that have come.
         keep_bytes: how much of each frame's raw bytes is kept.
         announced: what its receiver takes.
+        unpacker: takes packed pages apart.
         error: what ended it, if anything has: the bytes behind it are counted, and not looked at.
     """
 
@@ -84,6 +89,7 @@ class Direction:
         self.keep_bytes: Final = keep_bytes
         self.error: SternaError | None = None
         self._share: Final = share
+        self.unpacker = Unpacker()
         self.announced = Limits()
         self._raw = bytearray()  # of the frame at `offset`, at most keep_bytes of it
         self._bulk = memoryview(bytearray())
@@ -94,6 +100,10 @@ class Direction:
         self.announced = announced
         control_bytes = min(announced.control_bytes, CONTROL_MAX_BYTES)
         self.reader.set_limits(replace(announced, control_bytes=control_bytes))
+
+    def look_back(self, window_log2: int) -> None:
+        """Frames of packed pages may do so over so many bytes, whatever this side would take itself."""
+        self.unpacker = Unpacker(min(window_log2, WINDOW_LOG2_SANE))
 
     @property
     def unfinished_bytes(self) -> int:
@@ -165,8 +175,14 @@ class Direction:
             assert regions is not None  # the codec refuses PAGES before that
             granule_log2 = regions[event.record.region].granule_log2
             bulk = self._bulk[: header.bulk_bytes]
-            damaged = tuple(damaged_pages(event.record, bulk, granule_log2))
+            damaged = tuple(self._damaged(event.record, bulk, granule_log2))
         return Frame(offset, header, record, damaged, self._finish(size, data, start))
+
+    def _damaged(self, table: Pages, bulk: memoryview, granule_log2: int) -> list[PageRange]:
+        if not is_packed(table):
+            return damaged_pages(table, bulk, granule_log2)
+        self._hold(int(table.runs["count"].max()) << granule_log2)  # a run is taken apart at a time
+        return self.unpacker.damaged(table, bulk, granule_log2)
 
     def _hold(self, size_bytes: int) -> None:
         if size_bytes > self._held_bytes:

@@ -230,6 +230,7 @@ class Follower:
             direction.set_limits(other.announced)
             bounds = other.reader.bounds
             assert bounds.regions is not None
+            direction.unpacker = other.unpacker
             direction.reader.set_encodings(bounds.encodings)
             direction.reader.set_regions(bounds.regions)
 
@@ -242,10 +243,11 @@ class Follower:
                     Sender.DESTINATION: Limits.from_wire(welcome.limits),
                 }
                 features = {each.id: each.parameter for each in welcome.features}
-                encodings = Selection(welcome.version, features, limits[Sender.DESTINATION]).encodings
+                selection = Selection(welcome.version, features, limits[Sender.DESTINATION])
                 for sender, direction in self.directions.items():
                     direction.set_limits(limits[OTHER[sender]])
-                    direction.reader.set_encodings(encodings)
+                    direction.look_back(selection.window_log2)
+                    direction.reader.set_encodings(selection.encodings)
             case Attach() if self.summary.frames[Sender.SOURCE] == 0:
                 self.directions[Sender.DESTINATION].reader.set_stream(frame.header.stream)
             case Attached(last_sequence=last) if self.session is not None:

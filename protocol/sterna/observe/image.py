@@ -23,7 +23,7 @@ from sterna.memory.digest import MemoryDigest
 from sterna.memory.regions import PageSets, RegionTable
 from sterna.observe.budget import Share
 from sterna.observe.direction import Frame
-from sterna.registry import ErrorCode, Style
+from sterna.registry import Encoding, ErrorCode, Style
 from sterna.wire import carries_bytes
 from sterna.wire.records import (
     DirtyBitmap,
@@ -81,6 +81,9 @@ class Image:
         self._share = share
         self._memory = MemoryDigest(table)
         self._sent = PageSets(table)
+        self._changed = PageSets(
+            table
+        )  # sent as changes of what the destination holds, which is not known here
         self._states = self._no_state()
         self._follows = Following(table)
         self._sink = _Passing()
@@ -102,6 +105,7 @@ class Image:
         self.round = IncomingRound(record.round, self.table, 0.0, last=last)
         self.rejected = ()
         self._sent.clear_all()
+        self._changed.clear_all()
 
     def take_back(self) -> None:
         """The attempt is void: its state is dropped, and the pages stay [CON-59] [CON-60]."""
@@ -122,6 +126,9 @@ class Image:
         sent.set_runs(first, count)
         if sent.count() < before + record.page_count:
             raise wrong(ErrorCode.COUNT_MISMATCH, "a page twice in one round", "CON-27", record)
+        changes = record.runs["encoding"] == Encoding.DELTA
+        if changes.any():
+            self._changed[record.region].set_runs(first[changes], count[changes])
         self.pages += record.page_count
         self._memory.mark_stale(record.region, first, count)
         self.round.take(record, frame.damaged, frame.header.sequence, frame.header.stream)
@@ -141,14 +148,21 @@ class Image:
 
         Raises:
             RemoteProtocolError: it is not this round's, its counts are wrong, or it rejects other pages than
-                those that were damaged.
+                those that were damaged, and than those that may have been changes of something else [PGS-20].
         """
         rejected = rejected_pages(record, self.round.number, self.round.page_count, self._sent)
         damaged = PageSets(self.table)
         damaged.add_ranges(self.rejected)
-        if rejected != damaged:
+        baseless = rejected.copy()
+        baseless -= damaged
+        known = rejected.copy()
+        known -= baseless
+        stray = baseless.copy()
+        stray -= self._changed
+        if known != damaged or stray.any():
             detail = f"{rejected.count()} pages rejected, {damaged.count()} were damaged"
             raise wrong(ErrorCode.COUNT_MISMATCH, detail, "CON-35", record)
+        self._memory.mark_sets_stale(baseless)
 
     def state(self, record: State) -> None:
         """STATE.
