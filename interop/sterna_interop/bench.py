@@ -8,6 +8,10 @@ from cyclopts import App
 
 COMMANDS: Final = (
     ("blackout", "How long a writing guest stands still, beside one that writes nothing."),
+    (
+        "compress",
+        "Compressible, slowly changing memory through 1 Gbit/s, beside QEMU's XBZRLE and multifd zstd.",
+    ),
     ("dirty", "A guest that writes while it is moved, beside QEMU's: time in all, and blackout."),
     ("faults", "What a guest waits for a page that is still at the source, beside a TLS ping-pong."),
     ("many", "Many sessions into one destination process, beside a single one that moves as much."),

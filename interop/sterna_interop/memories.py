@@ -42,14 +42,21 @@ class Memories:
         size_bytes: memory of the guest.
         extents: offset and length of what has content; the rest was never written. None for all.
         times: how often the same file is mapped; a part of `size_bytes` so large is really there.
+        compressible: whether it is like that of a program, and not random; see `like_a_program`.
 
     Raises:
         ConfigError: there is no room for it.
     """
 
     def __init__(
-        self, size_bytes: int, extents: Sequence[tuple[int, int]] | None = None, *, times: int = 1
+        self,
+        size_bytes: int,
+        extents: Sequence[tuple[int, int]] | None = None,
+        *,
+        times: int = 1,
+        compressible: bool = False,
     ) -> None:
+        self._compressible = compressible
         self.size = size_bytes
         self.times = times
         if not size_bytes or size_bytes % (PAGE_BYTES * times):
@@ -122,9 +129,12 @@ class Memories:
         return (time.perf_counter() - begin) * self.times
 
     def _fill(self, array: Bytes) -> None:
-        """Random bytes: nobody can compress them, and no page is like another."""
+        """Random bytes: nobody can compress them, and no page is like another. Or not so."""
         rng = np.random.default_rng(1)
         for begin, end in self._pieces():
+            if self._compressible:
+                array[begin:end] = like_a_program(rng, end - begin)
+                continue
             array[begin:end] = np.frombuffer(rng.bytes(end - begin), np.uint8)
 
     def _pieces(self) -> Iterator[tuple[int, int]]:
@@ -141,6 +151,24 @@ class Memories:
                 begin = number * file.size_bytes + offset
                 array[begin : begin + length : PAGE_BYTES] |= 0  # a write of what is there
         return view
+
+
+def like_a_program(rng: np.random.Generator, size_bytes: int) -> Bytes:
+    """Whole pages, a quarter of them zero and a quarter random; the others repeat some words of 8 bytes.
+
+    Which word comes next is as in texts and heaps: a few often, most of them seldom. Such a page compresses
+    to about a third.
+    """
+    pages = size_bytes // PAGE_BYTES
+    words = rng.integers(1 << 40, 1 << 63, 4096, np.uint64)
+    order = np.minimum(rng.zipf(1.3, pages * PAGE_BYTES // 8), len(words)) - 1
+    content = words[order].reshape(pages, -1)
+    kind = rng.integers(0, 4, pages)
+    content[kind == 0] = 0
+    noise = rng.bytes(int(np.count_nonzero(kind == 1)) * PAGE_BYTES)
+    content[kind == 1] = np.frombuffer(noise, np.uint64).reshape(-1, PAGE_BYTES // 8)
+    made: Bytes = content.view(np.uint8).reshape(-1)
+    return made
 
 
 def path_of(file: MemoryFile) -> str:

@@ -96,7 +96,7 @@ class Processes:
 Figures: TypeAlias = tuple[float, ...]
 
 
-class _Side:
+class Side:
     """A process, seen from here."""
 
     def __init__(self, name: str, pid: int, pipe: Connection) -> None:
@@ -126,7 +126,7 @@ class _Side:
 
 
 @contextmanager
-def _forked(name: str, work: Callable[[Connection], None]) -> Iterator[_Side]:
+def forked(name: str, work: Callable[[Connection], None]) -> Iterator[Side]:
     """A process that does this; it has ended afterwards, whatever became of it."""
     ours, theirs = _forking.Pipe()
     process = _forking.Process(target=_run, args=(theirs, work), daemon=True)
@@ -134,7 +134,7 @@ def _forked(name: str, work: Callable[[Connection], None]) -> Iterator[_Side]:
     theirs.close()  # or nobody would see its end
     try:
         assert process.pid is not None
-        yield _Side(name, process.pid, ours)
+        yield Side(name, process.pid, ours)
     finally:
         process.kill()
         process.join()
@@ -153,7 +153,7 @@ def _run(pipe: Connection, work: Callable[[Connection], None]) -> None:
         pipe.send(f"{type(first).__name__}: {first}")
 
 
-def _sender(send: Send, memories: Memories) -> AbstractContextManager[_Side]:
+def _sender(send: Send, memories: Memories) -> AbstractContextManager[Side]:
     def work(pipe: Connection) -> None:
         view = memories.map_source()
         pipe.send(())
@@ -163,10 +163,10 @@ def _sender(send: Send, memories: Memories) -> AbstractContextManager[_Side]:
         told = told if isinstance(told, tuple) else (told,)
         pipe.send((time.process_time() - begin, *told))
 
-    return _forked("sender", work)
+    return forked("sender", work)
 
 
-def _receiver(receive: Receive, memories: Memories) -> AbstractContextManager[_Side]:
+def _receiver(receive: Receive, memories: Memories) -> AbstractContextManager[Side]:
     def work(pipe: Connection) -> None:
         begin = 0.0
 
@@ -178,7 +178,7 @@ def _receiver(receive: Receive, memories: Memories) -> AbstractContextManager[_S
         receive(memories.map_destination(), ready)
         pipe.send((time.process_time() - begin,))
 
-    return _forked("receiver", work)
+    return forked("receiver", work)
 
 
 # ---- their memory ----
@@ -209,7 +209,7 @@ def watching(pids: Sequence[int]) -> Iterator[Callable[[], tuple[int, int]]]:
             peaks = [max(peak, beyond_guest_bytes(pid)) for peak, pid in zip(peaks, pids, strict=True)]
         pipe.send(tuple(peak - before for peak, before in zip(peaks, idle, strict=True)))
 
-    with _forked("watcher", work) as side:
+    with forked("watcher", work) as side:
         side.hear()
 
         def peaks() -> tuple[int, int]:

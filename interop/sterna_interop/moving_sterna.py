@@ -43,14 +43,15 @@ class Security:
 PLAIN: Final = Security(None, None)
 
 # Nobody writes: there is nothing to wait for between the rounds, however slow the machine is.
-_OPTIONS: Final = Options(policy=PolicySettings(allowed_downtime_s=60.0))
+PATIENT: Final = PolicySettings(allowed_downtime_s=60.0)
+_OPTIONS: Final = Options(policy=PATIENT)
 
 
-def sterna(memories: Memories, security: Security = PLAIN) -> Processes:
-    """Sterna as a way of moving."""
+def sterna(memories: Memories, security: Security = PLAIN, options: Options = _OPTIONS) -> Processes:
+    """Sterna as a way of moving. `options`: of the source."""
 
     def send(view: memoryview, port: int) -> float:
-        return trio.run(_send, view, port, security.source)
+        return trio.run(_send, view, port, security.source, options)
 
     def receive(view: memoryview, ready: Ready) -> None:
         trio.run(_receive, view, ready, security.destination)
@@ -108,10 +109,10 @@ async def _receive_many(parts: Sequence[memoryview], ready: Callable[[int], None
         check(result)
 
 
-async def _send(view: memoryview, port: int, tls: TlsConfig | None) -> float:
+async def _send(view: memoryview, port: int, tls: TlsConfig | None, options: Options) -> float:
     begin = time.perf_counter()
     transport = await connect(Address(HOST, port), tls=tls, expected=DESTINATION)
-    result = await Source(EmbeddedGuest(view), transport, options=_OPTIONS).run()
+    result = await Source(EmbeddedGuest(view), transport, options=options).run()
     seconds = time.perf_counter() - begin
     check(result)
     return seconds

@@ -28,6 +28,7 @@ from sterna.errors import ConfigError, GuestError
 from sterna.linux.memfd import PAGE_BYTES
 from sterna_interop.measuring import Turn
 from sterna_interop.memories import Memories, path_of
+from sterna_interop.narrow_link import NarrowLink
 from sterna_interop.qemu import Machine, Reply, Settings, free_port
 
 # Of data/writer.S: where its parameters are, and what they mean.
@@ -85,12 +86,14 @@ class WrittenMove:
         blackout_s: how long it stood still, as the side says that moved it.
         rate_bytes_s: what it wrote a second before.
         sent_bytes: what went over the wire; 0 where that is not known.
+        cpu_s: CPU seconds of both sides; 0 where they are not measured.
     """
 
     seconds: float
     blackout_s: float
     rate_bytes_s: float
     sent_bytes: int = 0
+    cpu_s: float = 0.0
 
 
 class WritingWay(Protocol):
@@ -169,11 +172,29 @@ def _number(fields: Mapping[str, object], name: str) -> float:
 class QemuWritten:
     """QEMU, with a program that writes."""
 
-    def __init__(self, written: Written, directory: Path, settings: Settings) -> None:
+    def __init__(
+        self,
+        written: Written,
+        directory: Path,
+        settings: Settings,
+        *,
+        compressible: bool = False,
+        link_bytes_s: float | None = None,
+    ) -> None:
+        """Of a guest that writes.
+
+        Args:
+            written: the guest.
+            directory: for its files.
+            settings: how it migrates.
+            compressible: what its memory is like; see `Memories`.
+            link_bytes_s: what the link carries, which nobody tells it; None for loopback.
+        """
+        self._link_bytes_s = link_bytes_s
         self._written = written
         self._directory = directory
         self._settings = settings
-        self._memories = Memories(written.memory_bytes - LESS_BYTES)
+        self._memories = Memories(written.memory_bytes - LESS_BYTES, compressible=compressible)
 
     def move(self) -> WrittenMove:
         """See `WritingWay.move`.
@@ -201,7 +222,10 @@ class QemuWritten:
                 for name, file in (("source", memories.source), ("destination", memories.destination))
             )
             rate = self._start(parameters)
-            found = self._migrate(source, destination, rate)
+            narrow = (
+                None if self._link_bytes_s is None else stack.enter_context(NarrowLink(self._link_bytes_s))
+            )
+            found = self._migrate(source, destination, rate, narrow)
             destination.ask("stop")
             self._check(memories)
         return found
@@ -223,9 +247,15 @@ class QemuWritten:
         time.sleep(_MEASURED_S)
         return (int(parameters[_COUNT]) - count) * PAGE_BYTES / (time.monotonic() - begin)
 
-    def _migrate(self, source: Machine, destination: Machine, rate: float) -> WrittenMove:
-        uri = f"tcp:127.0.0.1:{free_port()}"
-        destination.ask("migrate-incoming", uri=uri)
+    def _migrate(
+        self, source: Machine, destination: Machine, rate: float, narrow: NarrowLink | None
+    ) -> WrittenMove:
+        port = free_port()
+        destination.ask("migrate-incoming", uri=f"tcp:127.0.0.1:{port}")
+        if narrow is not None:
+            narrow.leads_to(port)
+        uri = f"tcp:127.0.0.1:{port if narrow is None else narrow.port}"
+        cpu_s = source.cpu_s() + destination.cpu_s()
         begin = time.time()
         source.ask("migrate", uri=uri)
         if "postcopy-ram" in self._settings.capabilities:
@@ -236,7 +266,10 @@ class QemuWritten:
         source.until("MIGRATION", status="completed")
         ram = source.ask("query-migrate")
         sent = ram.get("ram", {}).get("transferred", 0) if isinstance(ram, dict) else 0
-        return WrittenMove(runs - begin, runs - stopped, rate, int(sent))
+        if narrow is not None:
+            sent = narrow.passed()
+        cpu_s = source.cpu_s() + destination.cpu_s() - cpu_s
+        return WrittenMove(runs - begin, runs - stopped, rate, int(sent), cpu_s)
 
     def _check(self, memories: Memories) -> None:
         """No page is older at the destination than it was at the source when that stopped."""

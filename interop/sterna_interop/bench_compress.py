@@ -1,0 +1,157 @@
+"""`sterna bench compress`: compressible and slowly changing memory through a link of 1 Gbit/s.
+
+What counts is what goes over the wire. QEMU has two ways to send less: XBZRLE sends changes of pages that are
+in its cache, and multifd compresses with zstd; one excludes the other, and the better one is the peer. All
+have the same link, the same memory for a cache, and the same time to stand still. Beside it stands that
+Sterna loses nothing by trying: random memory over loopback, packed where that pays and never.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from sterna import Options
+from sterna.cli.output import Output
+from sterna.cli.units import Json, Rate, Size, format_rate, format_size
+from sterna.core.policy import PolicySettings
+from sterna.core.words import size_text
+from sterna.net.options import Compress
+from sterna_interop.bulk import SESSION, TCP
+from sterna_interop.measured import Report
+from sterna_interop.measuring import OURS, QEMU, Measure, Runs, Taken, at_least, at_most, progress, take
+from sterna_interop.memories import Memories
+from sterna_interop.moving_slowly import SternaSlowly
+from sterna_interop.moving_sterna import PATIENT, PLAIN, sterna
+from sterna_interop.moving_written import LESS_BYTES, Last, QemuWritten, WritingWay, Written, WrittenMove
+from sterna_interop.qemu import Settings, version
+from sterna_interop.transfers import Against, Write, need, write_to
+from sterna_interop.transfers import Last as LastMove
+
+SIZE_BYTES: Final = 512 << 20
+HOT_BYTES: Final = 64 << 20
+RATE_BYTES_S: Final = 25 << 20
+CAP_BYTES_S: Final = 125_000_000
+CACHE_BYTES: Final = 64 << 20
+DOWNTIME_S: Final = 0.3
+RAW: Final = "raw"
+_QEMU: Final[Mapping[str, Settings]] = {
+    "xbzrle": Settings(
+        downtime_ms=int(DOWNTIME_S * 1000),
+        capabilities=("xbzrle",),
+        parameters={"xbzrle-cache-size": CACHE_BYTES},
+    ),
+    "multifd zstd": Settings(
+        channels=2,
+        downtime_ms=int(DOWNTIME_S * 1000),
+        parameters={"multifd-compression": "zstd"},
+    ),
+}
+_OPTIONS: Final = Options(
+    policy=PolicySettings(allowed_downtime_s=DOWNTIME_S),
+    versions_bytes=CACHE_BYTES,
+    compress=Compress.ALWAYS,
+)
+
+
+def compress(
+    *, size: Size = SIZE_BYTES, hot: Size = HOT_BYTES, dirty_rate: Rate = RATE_BYTES_S, runs: Runs = 5,
+    against: Against = None, write: Write = None, json: Json = False,
+) -> None:  # fmt: skip
+    """Compressible and slowly changing memory through 1 Gbit/s, beside QEMU's XBZRLE and multifd zstd.
+
+    Args:
+        size: memory of the guest, at most 3GiB.
+        hot: the part of it to which the guest writes, a power of two.
+        dirty_rate: of how many pages it writes a word a second, in bytes of these pages.
+        runs: turns of each way; medians are shown.
+        against: measure QEMU as well, in its better one of XBZRLE and multifd zstd.
+        write: file for the table, interop/BENCHMARKS.md; the benchmark's last one there is replaced.
+        json: one JSON object on stdout.
+    """
+    need(against)
+    output = Output(json=json)
+    written = Written(size, hot, dirty_rate, DOWNTIME_S)
+    conditions = {
+        "guest": f"{size_text(size)}: a quarter zero, a quarter random, the rest to be compressed; "
+        f"it writes a word of each page, in {size_text(hot)} of it, {format_rate(dirty_rate)} of pages",
+        "connection": f"{TCP} over loopback, through a process that passes {format_rate(CAP_BYTES_S)} on; "
+        "random memory: not through it",
+        "caches": f"{format_size(CACHE_BYTES)} each, for versions that were sent",
+        "downtime": f"stop-and-copy, {DOWNTIME_S * 1000:g} ms allowed to each",
+        "Sterna": f"--compress always; random memory: auto, and off ({RAW}). {SESSION}",
+    }
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sterna-bench-")))
+        say = stack.enter_context(progress(output))
+        ways: dict[str, WritingWay] = {
+            OURS: SternaSlowly(written, Memories(size - LESS_BYTES, compressible=True), _OPTIONS, CAP_BYTES_S)
+        }
+        if against is not None:
+            for name, settings in _QEMU.items():
+                ways[name] = QemuWritten(
+                    written, directory, settings, compressible=True, link_bytes_s=CAP_BYTES_S
+                )
+        taken = take(_measures(ways), runs, say)
+        if against is not None:
+            taken, conditions["QEMU"] = _best(taken)
+        taken += take(_random(size), runs, lambda text: say(f"random memory: {text}"))
+    write_to(Report(bench="compress", runs=runs, taken=taken, conditions=conditions), write, output)
+
+
+def _measures(ways: Mapping[str, WritingWay]) -> list[Measure]:
+    lasts = {name: Last(way) for name, way in ways.items()}
+
+    def told(figure: Callable[[WrittenMove], float]) -> dict[str, Callable[[], float]]:
+        return {name: last.told(figure) for name, last in lasts.items()}
+
+    return [
+        Measure(
+            name="sent",
+            text="on the wire",
+            ways={name: last.turn(lambda moved: moved.sent_bytes) for name, last in lasts.items()},
+            unit="bytes",
+            bounds={QEMU: at_most(0.9, 0.7)},
+        ),
+        Measure(name="time", text="time", ways=told(lambda moved: moved.seconds)),
+        Measure(name="blackout", text="blackout", ways=told(lambda moved: moved.blackout_s)),
+        Measure(name="cpu", text="CPU, both sides", ways=told(lambda moved: moved.cpu_s)),
+        Measure(name="written", text="written", ways=told(lambda moved: moved.rate_bytes_s), unit="bytes/s"),
+    ]
+
+
+def _random(size: int) -> list[Measure]:
+    memories = Memories(size)
+    options = Options(policy=PATIENT, compress=Compress.AUTO)
+    lasts = {
+        OURS: LastMove(sterna(memories, PLAIN, options)),
+        RAW: LastMove(sterna(memories)),
+    }
+    return [
+        Measure(
+            name="random",
+            text="random memory",
+            ways={name: last.turn(lambda moved: size / moved.seconds) for name, last in lasts.items()},
+            unit="bytes/s",
+            bounds={RAW: at_least(1 / 1.05, 1.0)},
+        ),
+        Measure(
+            name="random_cpu",
+            text="  CPU, both sides",
+            ways={name: last.told(lambda moved: sum(moved.cpu_s)) for name, last in lasts.items()},
+        ),
+    ]
+
+
+def _best(taken: list[Taken]) -> tuple[list[Taken], str]:
+    """Only QEMU's way that sends less, and a sentence."""
+    chosen = min(_QEMU, key=taken[0].median)
+    sent = ", ".join(f"{name} {size_text(round(taken[0].median(name)))}" for name in _QEMU)
+    text = (
+        f"{version()}, TCG, {LESS_BYTES} bytes less, or 7.2 loses writes; the "
+        f"better one by its median: {sent}"
+    )
+    return [each.best(QEMU, list(_QEMU), chosen) for each in taken], text

@@ -1,0 +1,33 @@
+"""`sterna bench compress`: one object, and QEMU's better way beside Sterna where there is one."""
+
+from __future__ import annotations
+
+import pytest
+from bench_support import bench
+
+from sterna.cli.main import main
+
+SMALL = ("--size", "84MiB", "--hot", "16MiB", "--dirty-rate", "10MiB/s")
+
+
+@pytest.mark.slow
+def test_one_object_and_a_table(tmp_path):
+    path = tmp_path / "BENCHMARKS.md"
+    found = bench("compress", *SMALL, "--write", str(path))
+    assert {"sent", "time", "random"} <= set(found["measures"])
+    assert found["measures"]["sent"]["sterna"]["median"] < 70 << 20  # three quarters of it are not zero
+    assert "## compress, 1 run" in path.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.needs("qemu")
+def test_against_qemu():
+    found = bench("compress", *SMALL, "--against", "qemu")
+    assert found["measures"]["sent"]["qemu"]["median"] < 70 << 20
+    assert "sent_vs_qemu" in found["ratios"]
+
+
+def test_without_qemu_it_is_said_how_to_get_it(monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert main(["bench", "compress", "--against", "qemu"]) == 2
+    assert "apt-get install" in capsys.readouterr().err
