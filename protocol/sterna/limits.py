@@ -34,9 +34,9 @@ STREAMS_MAX: Final = 16
 # on a gigabit link.
 BATCH_BYTES: Final = 4 * 1024 * 1024
 
-# What a run of a batch may expand to, for each of its bytes. No frame has less than 10, so a quarter of a
-# mebibyte is never too much, whatever is in it; and what a batch comes to is bounded whatever this says.
-EXPANSION: Final = 32768
+# What a run of a batch may expand to, for each of its bytes. No frame has less than 10, so a mebibyte is not
+# too much, whatever is in it; and what a batch comes to is bounded whatever this says.
+EXPANSION: Final = 1 << 17
 
 # Ignored frames of unknown type between two frames that we know; more is a peer that only burns time.
 UNKNOWN_FRAMES_IN_A_ROW: Final = 256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import trio
 
 from sterna.core.events import Event, Outcome, Result, RoundFinished, RoundStarted, SessionResumed
 from sterna.core.negotiate import VERSION, Selection
-from sterna.core.paying import LEVELS, LINK_AGE_S, LINK_BYTES, Paying
+from sterna.core.paying import Paying
 from sterna.core.policy import RoundStats
 from sterna.guest.embedded import EmbeddedGuest
 from sterna.limits import EXPANSION, Limits
@@ -27,7 +28,7 @@ from sterna.net.packing import (
     SOCKET_BYTES,
     USELESS_ROUNDS,
     Changes,
-    LinkMeter,
+    Meter,
     PackingPages,
     pages_to_send,
 )
@@ -135,24 +136,33 @@ async def test_without_memory_for_versions_there_are_no_changes() -> None:
 # ---- the parts ----
 
 
-def test_the_link_is_measured_while_there_is_something_to_send() -> None:
+def test_what_passes_is_measured_while_there_is_something_to_send() -> None:
     paying = Paying()
-    meter = LinkMeter(paying)
+    meter = Meter(paying)
     now = 0.0
     for _ in range(SOCKET_BYTES // MIB):  # the socket takes that at once
-        meter.goes(MIB, now)
-    assert paying.doubts_link(0.0)
+        meter.goes(2 * MIB, MIB, now)
+    assert paying.link_bytes_s == math.inf
     for _ in range(30):
         now += 0.01
-        meter.goes(MIB, now)
-    assert paying.link_bytes_s == pytest.approx(100 * MIB)
+        meter.goes(2 * MIB, MIB, now)
+    assert paying.link_bytes_s == pytest.approx(200 * MIB)  # of pages, as all of it is of what is in use
     meter.interrupted()
     now += 10
     for _ in range(SOCKET_BYTES // MIB):
-        meter.goes(MIB, now)
+        meter.goes(2 * MIB, MIB, now)
+    assert paying.link_bytes_s == pytest.approx(200 * MIB)
     now += MEASURED_S
-    meter.goes(MIB, now)
-    assert paying.link_bytes_s < 100 * MIB
+    meter.goes(2 * MIB, MIB, now)
+    assert paying.link_bytes_s < 200 * MIB
+
+
+def test_what_fills_no_socket_is_measured_after_a_while() -> None:
+    paying = Paying()
+    meter = Meter(paying)
+    for number in range(40):
+        meter.goes(1000, 10, number * 0.01)
+    assert paying.link_bytes_s == pytest.approx(100_000)
 
 
 def some_pages() -> RecentPages:
@@ -228,36 +238,31 @@ def test_a_sample_is_taken_when_one_is_due() -> None:
     bench.encode()
     assert bench.pages._sample == RANDOM[:SAMPLE_BYTES]
     bench.pages._sample = None
-    bench.pages._paying.tried(1, MIB, MIB, 1.0, bench.now)
+    bench.pages._paying.sampled(MIB, MIB, 1.0, bench.now)
     bench.encode()
     assert bench.pages._sample is None
 
 
-def test_the_bare_link_is_looked_at_when_it_is_doubted() -> None:
+def test_a_batch_is_packed_in_earnest_when_a_sample_has_shrunk() -> None:
     bench = Bench(versions_bytes=0)
     bench.features[Feature.ENCODING_DELTA] = 0
-    pages = bench.pages
-    assert pages._knows(bench)
-    assert not pages._packs()
-    for level in LEVELS:
-        pages._paying.tried(level, MIB, MIB // 4, 0.001, 0.0)
-    pages._paying.carried(MIB, 0.1, 0.0)
-    assert pages._packs()
-    bench.now = LINK_AGE_S + 1
-    assert not pages._packs()
-    for _ in range(LINK_BYTES // MIB):
-        assert not pages._packs()
-        bench.encode()
-        bench.now += 0.1
-    assert pages._packs()  # the link has been seen again
+    assert bench.pages._knows(bench)
+    assert not bench.pages._packs()
+    bench.pages._trial = 1
+    assert bench.pages._packs()
+    bench.encode()
+    assert bench.pages._sample is None  # one after another
 
 
 def test_changes_are_tried_on_slow_links_only() -> None:
     for link_bytes_s, tried in ((100e6, True), (1e9, False)):
         bench = Bench()
         assert bench.pages._knows(bench)
+        bench.pages.on_event(RoundStarted(1, 1, last=False))
         assert not bench.pages._packs()  # nothing is known of the link
-        bench.pages._paying.carried(int(link_bytes_s), 1.0, 0.0)
+        bench.pages._paying.passed(int(link_bytes_s), int(link_bytes_s), 1.0, 0.0)
+        assert not bench.pages._packs()  # and few pages of a first round come again
+        bench.pages.on_event(RoundStarted(2, 1, last=False))
         assert bench.pages._packs() == tried
 
 

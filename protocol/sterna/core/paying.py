@@ -1,13 +1,15 @@
-"""Which encoding pays at the rate of the link: as few seconds as possible for each byte of pages.
+"""Which encoding pays: the one by which most bytes of pages pass in a second.
 
-Sent as they are, pages take 1/L seconds a byte on a link of L bytes a second. Packed to a share r of their
-size by somebody who packs C bytes a second they take as long as the slower of the two: max(1/C, r/L), for a
-batch is packed while the one before it is on its way. C and r are measured, for each level, on the pages of
-this guest; L is measured whenever the link, and not the packer, was what others had to wait for.
+That is measured for what is in use, as it is, with all that takes part: the link, the packer, and whoever
+else needs the machine. Of what is not in use it is foretold. Pages as they are pass at the link's L bytes a
+second; packed to a share r of their size, by somebody who packs C bytes a second, they pass at the lower of C
+and L/r, for a batch is packed while the one before it is on its way. What was foretold and turned out to be
+wrong is not believed again for a while, and each time for longer.
 
-What is not in use has to be tried now and then, or nobody would learn that memory which did not compress now
-does. A trial takes a known time, so as many are made as take `TRIAL_SHARE` of all of it. That bounds what a
-wrong guess may cost: a migration of random memory is slower by that share and not by more.
+C and r have to be tried now and then, or nobody would learn that memory which did not compress now does. A
+few pages are packed for nothing; if they shrink, a whole batch is packed in earnest. What a trial costs is
+known, so as many are made as take `TRIAL_SHARE` of all time. That bounds what a wrong guess costs: random
+memory is slower by that share and not by more.
 
 A change has to gain `GAIN`, so that two that are as good do not take turns.
 """
@@ -21,18 +23,22 @@ from typing import Final
 LEVELS: Final = (-5, 1, 3)
 TRIAL_SHARE: Final = 0.01
 GAIN: Final = 0.05
-# How much newer figures count than older ones: after so many bytes of pages one has lost half its weight.
+# What a few pages have to shrink to, or a whole batch is not tried.
+PROMISING: Final = 0.9
+# A batch that is packed while another leaves costs nothing but the machine: count this share of the time.
+_BESIDE: Final = 0.1
+# How much newer figures count than older ones: after so many bytes of pages one counts half.
 _HALF_BYTES: Final = 8 << 20
-_HALF_S: Final = 0.5
-# After so long without a look at the bare link, what is known of it is doubtful.
-LINK_AGE_S: Final = 3.0
-# Pages that are sent as they are to learn about the link. A socket takes some MiB at once, and tells nothing.
-LINK_BYTES: Final = 16 << 20
+# How long what was measured is believed without a look; twice as long each time that it was a disappointment.
+BELIEVED_S: Final = 3.0
+BELIEVED_MOST_S: Final = 60.0
+# A packer that fills the link to this share is not what others wait for; the bare link would not be faster.
+_FULL: Final = 0.8
 
 
 @dataclass(slots=True)
-class _Level:
-    """What is known of a level: sums that fade."""
+class _Packing:
+    """What is known of packing at a level: sums that fade."""
 
     page_bytes: float = 0.0
     packed_bytes: float = 0.0
@@ -43,6 +49,15 @@ class _Level:
         self.page_bytes = self.page_bytes * fading + page_bytes
         self.packed_bytes = self.packed_bytes * fading + packed_bytes
         self.seconds = self.seconds * fading + seconds
+
+
+@dataclass(slots=True)
+class _Passed:
+    """How many bytes of pages a second passed by something, when that was, and how long it is believed."""
+
+    rate_bytes_s: float = math.inf
+    at: float = -math.inf
+    believed_s: float = BELIEVED_S
 
 
 class Paying:
@@ -62,26 +77,32 @@ class Paying:
         self.level: int | None = None
         self._workers: Final = workers
         self._cap_bytes_s: Final = cap_bytes_s
-        self._levels: Final = {level: _Level() for level in LEVELS}
-        self._link_bytes = self._link_s = 0.0
-        self._link_at: float | None = None  # when it was measured last
+        self._packing: Final = {level: _Packing() for level in LEVELS}
+        self._passed: Final[dict[int | None, _Passed]] = {each: _Passed() for each in (None, *LEVELS)}
+        self._wire_bytes_s = math.inf  # when pages passed last
         self._try_at = -math.inf
         self._trials = 0
 
     @property
     def link_bytes_s(self) -> float:
         """What the link carries, as far as is known."""
-        return min(self._link_bytes / self._link_s if self._link_s else math.inf, self._cap_bytes_s)
+        return min(self._passed[None].rate_bytes_s, self._cap_bytes_s)
 
-    def carried(self, wire_bytes: int, seconds: float, now: float) -> None:
-        """The link has carried so much in a time in which there always was more to send."""
-        fading = 0.5 ** (seconds / _HALF_S)
-        self._link_bytes = self._link_bytes * fading + wire_bytes
-        self._link_s = self._link_s * fading + seconds
-        self._link_at = now
-        self._choose()
+    def passed(self, page_bytes: int, wire_bytes: int, seconds: float, now: float) -> None:
+        """By what is in use so much has passed, in a time in which there always was more to send."""
+        known = self._passed[self.level]
+        rate = page_bytes / seconds
+        known.rate_bytes_s = rate if known.at == -math.inf else (known.rate_bytes_s + rate) / 2
+        known.at = now
+        self._wire_bytes_s = wire_bytes / seconds
+        self._choose(now)
 
-    def tried(
+    def sampled(self, page_bytes: int, packed_bytes: int, seconds: float, now: float) -> bool:
+        """Some pages were packed for nothing. Whether a batch is to be, at the level of `next_trial`."""
+        self._try_at = now + seconds / TRIAL_SHARE
+        return packed_bytes < page_bytes * PROMISING
+
+    def packed(
         self,
         level: int,
         page_bytes: int,
@@ -89,47 +110,49 @@ class Paying:
         seconds: float,
         now: float,
         *,
-        trial: bool = True,
+        trial: bool = False,
     ) -> None:
-        """Pages were packed. `trial`: to learn what comes of it."""
-        self._levels[level].add(page_bytes, packed_bytes, seconds)
+        """A batch was packed. `trial`: to learn what comes of it."""
+        self._packing[level].add(page_bytes, packed_bytes, seconds)
         if trial:
-            self._try_at = now + seconds / TRIAL_SHARE
-        self._choose()
+            late_s = seconds - page_bytes / self.link_bytes_s
+            self._try_at = now + max(late_s, seconds * _BESIDE) / TRIAL_SHARE
+            self._choose(now)
 
     def is_trial_due(self, now: float) -> bool:
         """Whether it is time to try some level."""
         return now >= self._try_at
 
-    def trial(self) -> int:
+    def next_trial(self) -> int:
         """The level that is to be tried next."""
         self._trials += 1
         others = [level for level in LEVELS if level != self.level]
-        unknown = [level for level in others if not self._levels[level].page_bytes]
+        unknown = [level for level in others if not self._packing[level].page_bytes]
         if unknown:
             return min(unknown, key=abs)
         return others[self._trials % len(others)]
 
-    def doubts_link(self, now: float) -> bool:
-        """Whether pages should be sent as they are for a while, to learn what the link carries.
-
-        A cap is as good as a measurement: a link that is slower shows.
-        """
-        return self._cap_bytes_s == math.inf and (self._link_at is None or now - self._link_at > LINK_AGE_S)
-
-    def seconds_a_byte(self, level: int | None) -> float:
-        """What a byte of pages takes; for a level of which nothing is known, for ever."""
-        link_bytes_s = self.link_bytes_s
+    def expected_bytes_s(self, level: int | None, now: float) -> float:
+        """Bytes of pages that would pass in a second; infinite for a link that nobody knows (any more)."""
+        known = self._passed[level]
+        if now - known.at <= known.believed_s:
+            return known.rate_bytes_s
         if level is None:
-            return 1 / link_bytes_s
-        known = self._levels[level]
-        if not known.page_bytes:
-            return math.inf
-        packing_s = known.seconds / known.page_bytes / self._workers
-        return max(packing_s, known.packed_bytes / known.page_bytes / link_bytes_s)
+            busy = self._wire_bytes_s >= self.link_bytes_s * _FULL
+            return self.link_bytes_s if busy or self._cap_bytes_s < math.inf else math.inf
+        packing = self._packing[level]
+        if not packing.page_bytes or self.link_bytes_s == math.inf:
+            return 0.0
+        packs = packing.page_bytes / packing.seconds * self._workers
+        return min(packs, self.link_bytes_s * packing.page_bytes / packing.packed_bytes)
 
-    def _choose(self) -> None:
+    def _choose(self, now: float) -> None:
         choices: tuple[int | None, ...] = (None, *LEVELS)
-        best = min(choices, key=self.seconds_a_byte)
-        if self.seconds_a_byte(best) < self.seconds_a_byte(self.level) * (1 - GAIN):
-            self.level = best
+        best = max(choices, key=lambda level: self.expected_bytes_s(level, now))
+        expected = self.expected_bytes_s(best, now)
+        if expected <= self.expected_bytes_s(self.level, now) * (1 + GAIN):
+            return
+        if self.level is not None and expected < math.inf:
+            known = self._passed[self.level]
+            known.believed_s = min(known.believed_s * 2, BELIEVED_MOST_S)
+        self.level = best

@@ -3,7 +3,8 @@
 The bytes of a packed batch are no views of guest memory. They were copied first, so that what is hashed, what
 is compressed and what is remembered is one version of each page, whatever the guest writes meanwhile.
 
-A batch is cut into runs that are packed each for itself: where pages with a version in `RecentPages` border
+Few zeros between other pages are packed with them. And then a batch is cut into runs that are packed each for
+itself: where pages with a version in `RecentPages` border
 on others, and after `PIECE_BYTES`, so that some pages that do not compress spoil no others. A run that does
 not shrink to `WORTHWHILE` goes as it is, which costs the destination nothing.
 """
@@ -11,7 +12,7 @@ not shrink to `WORTHWHILE` goes as it is, which costs the destination nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -26,7 +27,7 @@ from sterna.memory.zstd import Compressor
 from sterna.registry import Encoding
 from sterna.wire.records import RUN_DTYPE
 
-PIECE_BYTES: Final = 256 * 1024
+PIECE_BYTES: Final = 1 << 20
 WORTHWHILE: Final = 0.95
 # A frame has at least so many bytes, hence no run of so many times the receiver's limit is refused [PGS-18].
 FRAME_BYTES_MIN: Final = 10
@@ -42,7 +43,6 @@ class Measure:
         page_bytes: of the pages that are not zero.
         sent_bytes: what they became.
         zstd_bytes: those of the pages that were given to the compressor as they are.
-        packed_bytes: what these became, whether it was worthwhile or not.
         change_bytes: of the pages of which a version was known.
         changed_bytes: what these became.
     """
@@ -50,7 +50,6 @@ class Measure:
     page_bytes: int = 0
     sent_bytes: int = 0
     zstd_bytes: int = 0
-    packed_bytes: int = 0
     change_bytes: int = 0
     changed_bytes: int = 0
 
@@ -81,7 +80,7 @@ class Packer:
         self.sample = memoryview(b"")
         self._pages: Final = pages
         self._expansion: Final = expansion
-        self._changes: Final = Compressor(1)  # where nothing else is compressed
+        self._plainly: Final = Compressor(1)  # where nothing else is compressed
 
     def pack(
         self,
@@ -104,27 +103,31 @@ class Packer:
             remember: whether these pages' versions are kept, of those that were not known.
         """
         plain = self._pages.encode(region, starts, counts, zeros=zeros, hashed=False)
+        if compressor is not None and len(plain.runs):
+            plain = self._joined(plain)
+        pieces = list(self._pieces(plain))
+        packed = self._pack(region, [piece for piece in pieces if piece.bytes.nbytes], compressor)
         rows: list[tuple[int, int, int, int]] = []
         hashes: list[int] = []
         buffers: list[memoryview] = []
-        tally = _Tally()
         self.sample = memoryview(b"")
-        for piece in self._pieces(plain, remember=remember):
+        for piece in pieces:
             if piece.bytes.nbytes == 0:
                 rows.append((piece.first, piece.count, 0, Encoding.ZERO))
                 continue
             self.sample = self.sample or piece.bytes
             hashes += hash_chunks(piece.bytes, (0,), (piece.bytes.nbytes,))
-            encoding, packed = self._pack(region, piece, compressor, tally)
-            rows.append((piece.first, piece.count, packed.nbytes, encoding))
-            buffers.append(packed)
+            encoding, best = next(packed)
+            rows.append((piece.first, piece.count, best.nbytes, encoding))
+            buffers.append(best)
+            self._remember(region, piece, remember=remember)
         runs = np.zeros(len(rows), RUN_DTYPE)
         for name, column in zip(
             ("first", "count", "size_bytes", "encoding"), zip(*rows, strict=True), strict=bool(rows)
         ):
             runs[name] = column
         sent_bytes = sum(buffer.nbytes for buffer in buffers)
-        self.measure = tally.measure(plain.bulk_bytes, sent_bytes)
+        self.measure = replace(self.measure, page_bytes=plain.bulk_bytes, sent_bytes=sent_bytes)
         return EncodedBatch(
             region=region,
             runs=runs,
@@ -135,7 +138,29 @@ class Packer:
             unpacked_bytes=plain.bulk_bytes,
         )
 
-    def _pieces(self, plain: EncodedBatch, *, remember: bool) -> Iterator[_Piece]:
+    def _joined(self, plain: EncodedBatch) -> EncodedBatch:
+        """The batch with few zeros between other pages as their bytes: runs are long then.
+
+        Zeros compress to next to nothing, and each run costs a row, a frame and the calls for it.
+        """
+        runs = plain.runs
+        first, count = runs["first"].astype(np.int64), runs["count"].astype(np.int64)
+        raw = runs["encoding"] == Encoding.RAW
+        few = raw | (count << self._pages.table[plain.region].granule_log2 < CHUNK_BYTES)
+        apart = np.ones(len(runs), np.bool_)
+        apart[1:] = ~few[1:] | ~few[:-1] | (first[1:] != (first + count)[:-1])
+        at = np.flatnonzero(apart)
+        if len(at) == len(runs):
+            return plain
+        whole = np.logical_or.reduceat(raw, at)  # else zeros alone
+        starts, counts = first[at], np.add.reduceat(count, at)
+        again = self._pages.encode(plain.region, starts[whole], counts[whole], zeros=False, hashed=False)
+        joined = np.zeros(len(at), RUN_DTYPE)
+        joined["first"], joined["count"], joined["encoding"] = starts, counts, Encoding.ZERO
+        joined[whole] = again.runs
+        return replace(plain, runs=joined, buffers=again.buffers)
+
+    def _pieces(self, plain: EncodedBatch) -> Iterator[_Piece]:
         """The batch cut into runs to be packed, ascending, their bytes copied; a zero run has none."""
         granule_log2 = self._pages.table[plain.region].granule_log2
         most = max(self._most_pages(granule_log2), 1)
@@ -155,10 +180,11 @@ class Packer:
             for at, pages, known in self._cuts(plain.region, first, count, most):
                 piece = copy[at << granule_log2 : at + pages << granule_log2]
                 yield _Piece(first + at, pages, known, piece)
-                if self.recent is not None and (known or remember):
-                    numbers = np.arange(first + at, first + at + pages)
-                    versions = np.frombuffer(piece, np.uint8).reshape(pages, -1)
-                    self.recent.sent(plain.region, numbers, versions)
+
+    def _remember(self, region: int, piece: _Piece, *, remember: bool) -> None:
+        if self.recent is not None and (piece.known or remember):
+            numbers = np.arange(piece.first, piece.first + piece.count)
+            self.recent.sent(region, numbers, np.frombuffer(piece.bytes, np.uint8).reshape(piece.count, -1))
 
     def _most_pages(self, granule_log2: int) -> int:
         """Pages of a run at most: whole chunks, and no more than the receiver lets a frame expand to."""
@@ -180,49 +206,57 @@ class Packer:
                 yield at, min(most, high - at), kind
 
     def _pack(
-        self, region: int, piece: _Piece, compressor: Compressor | None, tally: _Tally
-    ) -> tuple[Encoding, memoryview]:
-        """The best that is known for a piece, and its bytes."""
-        size = piece.bytes.nbytes
-        best, encoding = piece.bytes, Encoding.RAW
-        least = -(-size // self._expansion) if self._expansion else size
-        if piece.known:
-            change = self._change(region, piece, compressor or self._changes)
-            tally.change_bytes += size
-            if least <= change.nbytes < size * WORTHWHILE:
-                best, encoding = change, Encoding.DELTA
-        if compressor is not None and best.nbytes > size * _SMALL_CHANGE:
-            frame = memoryview(compressor.frame(piece.bytes))
-            tally.zstd_bytes += size
-            tally.packed_bytes += min(frame.nbytes, size)
-            if least <= frame.nbytes < min(best.nbytes, size * WORTHWHILE):
-                best, encoding = frame, Encoding.ZSTD
-        if piece.known:
-            tally.changed_bytes += best.nbytes
-        return encoding, best
-
-    def _change(self, region: int, piece: _Piece, compressor: Compressor) -> memoryview:
-        """A `delta` run: hashes of the base's chunks, and a frame of what differs."""
-        assert self.recent is not None
-        base = self.recent.versions(region, piece.first, piece.count).reshape(-1)
-        starts = range(0, base.nbytes, CHUNK_BYTES)
-        hashes = np.array([xxh3_64_intdigest(base[at : at + CHUNK_BYTES].data) for at in starts], "<u8")
-        np.bitwise_xor(base, np.frombuffer(piece.bytes, np.uint8), out=base)
-        return memoryview(hashes.tobytes() + compressor.frame(base.data))
-
-
-class _Tally:
-    """Sums over a batch; see `Measure`."""
-
-    def __init__(self) -> None:
-        self.zstd_bytes = self.packed_bytes = self.change_bytes = self.changed_bytes = 0
-
-    def measure(self, page_bytes: int, sent_bytes: int) -> Measure:
-        return Measure(
-            page_bytes,
-            sent_bytes,
-            self.zstd_bytes,
-            self.packed_bytes,
-            self.change_bytes,
-            self.changed_bytes,
+        self, region: int, pieces: list[_Piece], compressor: Compressor | None
+    ) -> Iterator[tuple[Encoding, memoryview]]:
+        """The best that is known for each piece, and its bytes."""
+        best = [(Encoding.RAW, piece.bytes) for piece in pieces]
+        known = [number for number, piece in enumerate(pieces) if piece.known]
+        changes = self._changes(region, [pieces[number] for number in known], compressor or self._plainly)
+        for number, change in zip(known, changes, strict=True):
+            self._better(best, number, Encoding.DELTA, change, pieces[number].bytes.nbytes)
+        rest: list[int] = []
+        if compressor is not None:
+            rest = [
+                number
+                for number, piece in enumerate(pieces)
+                if best[number][1].nbytes > piece.bytes.nbytes * _SMALL_CHANGE
+            ]
+            frames = compressor.frames([pieces[number].bytes for number in rest])
+            for number, frame in zip(rest, frames, strict=True):
+                self._better(best, number, Encoding.ZSTD, frame, pieces[number].bytes.nbytes)
+        self.measure = Measure(
+            zstd_bytes=sum(pieces[number].bytes.nbytes for number in rest),
+            change_bytes=sum(pieces[number].bytes.nbytes for number in known),
+            changed_bytes=sum(best[number][1].nbytes for number in known),
         )
+        return iter(best)
+
+    def _better(
+        self,
+        best: list[tuple[Encoding, memoryview]],
+        number: int,
+        encoding: Encoding,
+        packed: memoryview,
+        size: int,
+    ) -> None:
+        """Take it for this piece if it is smaller by something, and not smaller than the receiver takes."""
+        least = -(-size // self._expansion) if self._expansion else size
+        if least <= packed.nbytes < min(best[number][1].nbytes, size * WORTHWHILE):
+            best[number] = encoding, packed
+
+    def _changes(self, region: int, pieces: list[_Piece], compressor: Compressor) -> list[memoryview]:
+        """A `delta` run of each: hashes of the base's chunks, and a frame of what differs."""
+        if not pieces:
+            return []
+        assert self.recent is not None
+        heads: list[bytes] = []
+        changes: list[memoryview] = []
+        for piece in pieces:
+            base = self.recent.versions(region, piece.first, piece.count).reshape(-1)
+            starts = range(0, base.nbytes, CHUNK_BYTES)
+            hashes = [xxh3_64_intdigest(base[at : at + CHUNK_BYTES].data) for at in starts]
+            heads.append(np.array(hashes, "<u8").tobytes())
+            np.bitwise_xor(base, np.frombuffer(piece.bytes, np.uint8), out=base)
+            changes.append(base.data)
+        frames = compressor.frames(changes)
+        return [memoryview(head + bytes(frame)) for head, frame in zip(heads, frames, strict=True)]

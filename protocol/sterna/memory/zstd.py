@@ -8,6 +8,7 @@ to be, and a run not larger than a batch [PGS-21].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import zstandard
@@ -19,7 +20,7 @@ WINDOW_LOG2_MIN: Final = 10  # the smallest of the format
 # What a destination selects at most: what RFC 8878 asks of decoders, and less than a batch may have.
 WINDOW_LOG2_MAX: Final = 23
 # What a source offers: its frames look back over a run, and no farther.
-WINDOW_LOG2: Final = 18
+WINDOW_LOG2: Final = 20
 
 _MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _CLAUSE: Final = "PGS-16"
@@ -38,6 +39,13 @@ class Compressor:
     def frame(self, content: memoryview) -> bytes:
         """The frame of a run, which is not empty."""
         return self._zstd.compress(content)
+
+    def frames(self, contents: Sequence[memoryview]) -> list[memoryview]:
+        """Those of several runs. Others have the interpreter until the last one is done."""
+        if not contents:
+            return []
+        made = self._zstd.multi_compress_to_buffer(list(contents), threads=1)
+        return [memoryview(made[number].tobytes()) for number in range(len(made))]
 
 
 class Decompressor:

@@ -24,7 +24,7 @@ import trio
 from sterna.core.batches import Batches
 from sterna.core.events import Event, RoundFinished, RoundStarted, SessionResumed
 from sterna.core.negotiate import Selection
-from sterna.core.paying import LINK_BYTES, Paying
+from sterna.core.paying import Paying
 from sterna.core.sending import Job
 from sterna.memory.packing import Measure, Packer
 from sterna.memory.pages import EncodedBatch, RegionPages
@@ -35,8 +35,9 @@ from sterna.net.pump import Pump
 from sterna.net.steady import SteadyPages
 from sterna.registry import Feature
 
-# What a socket takes at once, and so says nothing about the link.
+# What a socket takes at once, and so says nothing about the link; and how long it takes for that at the most.
 SOCKET_BYTES: Final = 4 << 20
+FILLED_S: Final = 0.1
 MEASURED_S: Final = 0.05
 # A copy, a comparison and two hashes of each byte: on a faster link changes are not worth a try.
 CHANGES_LINK_BYTES_S: Final = 400e6
@@ -47,29 +48,36 @@ SAMPLE_BYTES: Final = 128 * 1024
 _FIRST_LEVEL: Final = 1
 
 
-class LinkMeter:
-    """What the link carries while there always is something to send."""
+class Meter:
+    """What passes while there always is something to send."""
 
     def __init__(self, paying: Paying) -> None:
         self._paying = paying
+        self._page_bytes = self._wire_bytes = 0
+        self._since: float | None = None  # when the socket was full
+        self._until = 0.0
         self._skip_bytes = SOCKET_BYTES
-        self._bytes = 0
-        self._since = 0.0
 
     def interrupted(self) -> None:
-        """There was nothing to send."""
-        self._skip_bytes = SOCKET_BYTES
+        """There was nothing to send, or something else is being sent now."""
+        self._since, self._skip_bytes = None, SOCKET_BYTES
 
-    def goes(self, count: int, now: float) -> None:
-        """So many bytes go now, and those before them have gone."""
+    def goes(self, page_bytes: int, wire_bytes: int, now: float) -> None:
+        """A batch goes now, and those before it have gone."""
+        if self._since is None:
+            self._since, self._until = now, now + FILLED_S
         if self._skip_bytes > 0:
-            self._skip_bytes -= count
-            self._bytes, self._since = count, now
-            return
-        if now - self._since >= MEASURED_S:
-            self._paying.carried(self._bytes, now - self._since, now)
-            self._bytes, self._since = 0, now
-        self._bytes += count
+            self._skip_bytes -= wire_bytes
+            if now < self._until and self._skip_bytes > 0:
+                return
+            self._skip_bytes, self._since = 0, now
+            self._page_bytes = self._wire_bytes = 0
+        elif (seconds := now - self._since) >= MEASURED_S:
+            self._paying.passed(self._page_bytes, self._wire_bytes, seconds, now)
+            self._since = now
+            self._page_bytes = self._wire_bytes = 0
+        self._page_bytes += page_bytes
+        self._wire_bytes += wire_bytes
 
 
 class Changes:
@@ -119,14 +127,16 @@ class PackingPages(SteadyPages):
         self._always = options.compress is Compress.ALWAYS
         self._workers = min(max(options.streams, 1), os.cpu_count() or 1)
         self._paying = Paying(self._workers, options.bandwidth_bytes_s or math.inf)
-        self._meter = LinkMeter(self._paying)
+        self._meter = Meter(self._paying)
         self._changes = Changes(None)
         self._packers: dict[int, Packer] = {}
         self._compressors: dict[tuple[int, int], Compressor] = {}
-        self._bare_bytes = 0  # so many bytes go as they are, to learn about the link
         self._sample: memoryview | None = None
         self._trying = False
+        self._trial: int | None = None  # what the next batch is packed with, to learn about it
         self._selection: Selection | None = None
+        self._round = 0
+        self._used: int | None = None  # the level of the newest batch
 
     def encode(
         self,
@@ -140,8 +150,10 @@ class PackingPages(SteadyPages):
         """See `PageSource.encode`: as they are."""
         batch = super().encode(region, starts, counts, zeros=zeros, whole=whole)
         now = self._clock_s()
-        self._meter.goes(batch.bulk_bytes, now)
-        self._bare_bytes -= batch.bulk_bytes
+        if self._used is not None:
+            self._used = None
+            self._meter.interrupted()
+        self._meter.goes(batch.bulk_bytes, batch.bulk_bytes, now)
         if self._wants_sample and batch.buffers:
             self._sample = memoryview(bytes(batch.buffers[0][:SAMPLE_BYTES]))
         return batch
@@ -150,7 +162,8 @@ class PackingPages(SteadyPages):
         """Learn what rounds came to."""
         super().on_event(event)
         match event:
-            case RoundStarted():
+            case RoundStarted(number):
+                self._round = number
                 self._meter.interrupted()
                 self._changes.round_started()
             case RoundFinished(stats):
@@ -193,59 +206,57 @@ class PackingPages(SteadyPages):
         return self._selection is not None
 
     def _packs(self) -> bool:
-        now = self._clock_s()
-        if self._always:
-            return True
-        if self._bare_bytes > 0:
-            return False
-        if self._paying.level is not None and self._paying.doubts_link(now):
-            self._bare_bytes = LINK_BYTES
-            return False
-        return self._paying.level is not None or self._tries_changes
+        return self._level is not None or self._trial is not None or self._tries_changes
 
     @property
     def _tries_changes(self) -> bool:
-        return self._changes.recent is not None and self._paying.link_bytes_s < CHANGES_LINK_BYTES_S
+        slow = self._paying.link_bytes_s < CHANGES_LINK_BYTES_S
+        return self._changes.recent is not None and slow and self._remembers
 
     async def _do(self, job: Job, machine: Batches, pump: Pump, limiter: trio.CapacityLimiter) -> None:
         packer, level = self._packer(job.stream), self._level
+        if trial := self._trial is not None:
+            level, self._trial = self._trial, None
         packer.recent = self._changes.recent if self._always or self._tries_changes else None
-        remember = self._remembers(job)
+        remember = self._remembers and not job.round.last
 
         def pack() -> tuple[EncodedBatch, float]:
-            began = time.perf_counter()
+            # A single batch says little on a busy machine: a trial is believed to take what it needs, and if
+            # others need the machine as well, that shows as soon as batch after batch is packed.
+            clock = time.thread_time if trial else time.perf_counter
+            began = clock()
             compressor = None if level is None else self._compressor(job.stream, level)
             runs = job.region, job.starts, job.counts
             batch = packer.pack(*runs, compressor, zeros=job.zeros, remember=remember)
-            return batch, time.perf_counter() - began
+            return batch, clock() - began
 
         batch, seconds = await trio.to_thread.run_sync(pack, limiter=limiter)
-        self._note(packer, level, seconds)
-        now = self._clock_s()
-        if machine.job_done(job, batch):
-            self._meter.interrupted()
-        else:
-            self._meter.goes(batch.bulk_bytes, now)
+        self._note(packer, level, seconds, trial=trial)
+        machine.job_done(job, batch)
         pump.kick(job.stream)
 
-    def _note(self, packer: Packer, level: int | None, seconds: float) -> None:
+    def _note(self, packer: Packer, level: int | None, seconds: float, *, trial: bool) -> None:
         measure, now = packer.measure, self._clock_s()
         self._changes.packed(measure)
         if level is not None and measure.page_bytes:
             sent = measure.page_bytes, measure.sent_bytes
-            self._paying.tried(level, *sent, seconds, now, trial=False)
+            self._paying.packed(level, *sent, seconds, now, trial=trial)
+        if level != self._used:
+            self._used = level
+            self._meter.interrupted()
+        elif not trial and not measure.change_bytes:
+            self._meter.goes(measure.page_bytes, measure.sent_bytes, now)
         if self._wants_sample and packer.sample:
             self._sample = packer.sample[:SAMPLE_BYTES]
 
     @property
     def _wants_sample(self) -> bool:
-        known = self._selection is not None and not self._trying
+        known = self._selection is not None and not self._trying and self._trial is None
         return known and self._paying.is_trial_due(self._clock_s())
 
     async def _try(self, sample: memoryview, limiter: trio.CapacityLimiter) -> None:
         """Pack some pages for nothing but to see what comes of it."""
-        level = self._paying.trial()
-        compressor = self._compressor(-1, level)
+        compressor = self._compressor(-1, _FIRST_LEVEL)
 
         def pack() -> tuple[int, float]:
             began = time.perf_counter()
@@ -254,18 +265,20 @@ class PackingPages(SteadyPages):
 
         size, seconds = await trio.to_thread.run_sync(pack, limiter=limiter)
         self._trying = False
-        self._paying.tried(level, len(sample), min(size, len(sample)), seconds, self._clock_s())
+        if self._paying.sampled(len(sample), size, seconds, self._clock_s()):
+            self._trial = self._paying.next_trial()
 
     @property
     def _level(self) -> int | None:
         return _FIRST_LEVEL if self._always and self._paying.level is None else self._paying.level
 
-    def _remembers(self, job: Job) -> bool:
-        """Whether pages of a round will be sent once more: those of the first will mostly not."""
+    @property
+    def _remembers(self) -> bool:
+        """Whether pages of this round may be sent once more: those of the first mostly will not."""
         assert self._selection is not None
         room_bytes = self._selection.features.get(Feature.ENCODING_DELTA, 0)
         fits = sum(region.size_bytes for region in self._table.copied) <= room_bytes
-        return not job.round.last and (fits or job.round.number > 1)
+        return fits or self._round > 1
 
     def _packer(self, stream: int) -> Packer:
         if stream not in self._packers:
