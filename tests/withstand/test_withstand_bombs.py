@@ -241,6 +241,7 @@ def test_a_state_section_of_all_that_was_announced() -> None:
     large.granted()
     large.say(r.RoundEnd(1, 1, 0, 0))
     large.say(r.Switchover(1, 0))  # type: ignore[arg-type]
+    large.answer(e.Persist, None)  # early, while pages came
     large.answer(e.Persist, None)
     large.answer(e.Prepare, None)
     large.say(r.Round(1, 2, 0))
