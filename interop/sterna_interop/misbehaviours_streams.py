@@ -20,7 +20,6 @@ from sterna_interop.contract import Order, Role
 from sterna_interop.misbehaviours import (
     DOS,
     ENDLESS_S,
-    IMPATIENT_S,
     LOST,
     E,
     F,
@@ -40,6 +39,7 @@ _PAGES: Final = Place(F.PAGES)
 _LATE: Final = Place(F.PAGES, 2)
 _WRONG: Final = (E.BAD_TOKEN, E.UNEXPECTED_FRAME)  # an ATTACH at the wrong time: STR-4, or CON-3
 _TWO: Final = LanePlan()
+_WAIT_S: Final = 1.0  # what an endpoint is told about waiting; several connections take their time
 # ABORT on a data connection has ended that one; that the session ends is said on the control connection.
 _TOLD_THERE: Final[dict[str, object]] = {"by_peer": None, "mute": True}
 
@@ -192,7 +192,7 @@ def _losses() -> Rows:
         row(
             "stream-043 stream-still: never goes on with one data connection [CON-74 RND-4]",
             *(_LATE, do.instead(Wait(ENDLESS_S)), E.PHASE_DEADLINE),
-            deadline_s=IMPATIENT_S,
+            deadline_s=_WAIT_S,
             **DOS,
         ),
         row(
@@ -284,7 +284,7 @@ def _frames() -> Rows:
         control(
             "stream-074 stream-states-more: states a frame that never comes [RND-4 CON-74]",
             *(_END, more, E.PHASE_DEADLINE),
-            deadline_s=IMPATIENT_S,
+            deadline_s=_WAIT_S,
             **DOS,
         ),
     ]
@@ -361,7 +361,7 @@ def _answers() -> Rows:
         row(
             "stream-114 attached-never: does not answer ATTACH [STR-2 CON-74]",
             *(_ATTACHED, do.instead(Wait(ENDLESS_S)), E.PHASE_DEADLINE),
-            deadline_s=IMPATIENT_S,
+            deadline_s=_WAIT_S,
             **DOS,
         ),
         row(
