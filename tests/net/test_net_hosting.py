@@ -10,15 +10,17 @@ from endpoint_support import DestinationGuest
 from resume_net_support import NAMES, Resuming
 from trio.abc import Clock
 
+from sterna.core import refusing
 from sterna.core.events import Outcome
 from sterna.core.policy import PolicySettings
 from sterna.core.reopening import Opening
 from sterna.errors import GuestError, LocalProtocolError
 from sterna.guest.api import GuestDescription
-from sterna.limits import Limits
+from sterna.limits import RESUME_S, Limits
 from sterna.net.endpoint import LocalHost, Reopened
 from sterna.net.kept import Sessions, no_session
 from sterna.net.memory import memory_transport_pair
+from sterna.net.redial import LONGEST_WAIT_S
 from sterna.net.transport import Peer
 from sterna.registry import VERSION_DRAFT, VERSION_MAJOR, ErrorCode, Owner
 from sterna.wire import encode_frame, encode_preface
@@ -200,6 +202,29 @@ async def test_a_host_that_is_busy_is_asked_again_later(virtual_time: Clock) -> 
     assert host.asked == 4
     assert [other.result.code for other in one.others if other.result] == [*3 * [ErrorCode.BUSY], None]
     assert one.room.workload.audit().errors == 0
+
+
+async def test_a_host_that_is_busy_and_does_not_say_for_how_long(
+    virtual_time: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[RES-18] It is not hammered at, and the session lasts as long as after a lost link."""
+    refuse = refusing.Refuse
+    monkeypatch.setattr(refusing, "Refuse", lambda code, _, *others: refuse(code, 0, *others))
+    one = migration("post-copy")
+    host = one.destination_host
+    assert isinstance(host, Remembering)
+    one.room = Outliving(rate_bytes_s=one.rate_bytes_s, journal=one.journal)
+    began = 0.0
+
+    async def then() -> None:
+        nonlocal began
+        await die(one)
+        host.busy_times, began = 1 << 30, trio.current_time()
+
+    await one.run(then)
+    assert one.results["source"].outcome is Outcome.MOVED
+    assert trio.current_time() - began >= RESUME_S - LONGEST_WAIT_S
+    assert 1 < host.asked <= RESUME_S / LONGEST_WAIT_S + 2
 
 
 @pytest.mark.parametrize("why", ["verdict", "guest", "unknown"])

@@ -56,7 +56,7 @@ from sterna.net.options import (
 )
 from sterna.net.packing import PackingPages, pages_to_send
 from sterna.net.pump import UNDO_S, OnEvent, Perform, Pump
-from sterna.net.redial import RESUMPTIONS_MAX, Reconnect, dial_more, redial
+from sterna.net.redial import LONGEST_WAIT_S, RESUMPTIONS_MAX, Reconnect, dial_more, redial
 from sterna.net.room import Prompt, Room, tell_faults
 from sterna.net.transport import Transport
 from sterna.registry import ErrorCode, Feature, Phase
@@ -291,7 +291,9 @@ class Source(_Endpoint):
             if machine.state not in _WITHOUT_LINK:
                 return result
             carry = machine.carry
-            after_s = result.error.retry_after_ms / 1000 if isinstance(result.error, PeerAborted) else 0.0
+            after_s = 0.0
+            if isinstance(result.error, PeerAborted):  # refused for now, with a hint or without [REF-2]
+                after_s = max(result.error.retry_after_ms / 1000, LONGEST_WAIT_S)
 
     async def _connect_again(self, losses: int, within_s: float, after_s: float) -> Transport:
         assert self._reconnect is not None
