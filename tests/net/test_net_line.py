@@ -14,6 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 from sterna.core import shares
 from sterna.core.events import Outcome, StreamAttached, Suspended
 from sterna.errors import TransportError
+from sterna.net import line as lines
 from sterna.net.line import HURRY_BYTES, LITTLE_BYTES, UNIT_BUFFERS, Line
 from sterna.net.memory import MemoryTransport
 from sterna.registry import ErrorCode
@@ -232,6 +233,12 @@ async def test_what_is_urgent_and_little_needs_no_turn():
         driver.units += [b"soon", b"next"]
         line.hurry()
         assert (transport.taken[-2:], driver.sent) == (["now soon", "now next"], 8)
+        driver.units += [b"more"] * (lines.HURRIES + 2)
+        line.hurry()  # others want their turn
+        assert len(driver.units) == 2
+        line.look()
+        await wait_all_tasks_blocked()
+        assert driver.units == []
         driver.units.append(bytes(HURRY_BYTES + 1))
         line.hurry()  # too much: the sender has it
         driver.units.append(b"behind")

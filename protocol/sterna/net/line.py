@@ -30,6 +30,9 @@ UNIT_BUFFERS: Final = 8
 # What is worth to be sent at once: some requests for pages, or one group of pages with its table.
 HURRY_BYTES: Final = CHUNK_BYTES + 4096
 
+# So many units leave that way before others have their turn: a peer may ask for all of memory in one request.
+HURRIES: Final = 16
+
 # What a transport may raise.
 NO_BUG: Final = (TransportError, trio.ClosedResourceError, trio.Cancelled)
 
@@ -235,12 +238,16 @@ class Line:
     def hurry(self) -> None:
         """Send what the guest waits for without a turn of the sender, if that is idle and it is little."""
         driver = self._driver
+        left = HURRIES
         while self._idle and not self._unit and driver.limiter is None and self._machine.guest_waits:
             unit = self._machine.poll_transmit(driver.clock(), self.stream)
             if not unit:
                 return
             if sum(map(len, unit)) > HURRY_BYTES or not self.transport.send_now(unit, self._sent):
                 self._unit = unit
+            left -= 1
+            if not left:
+                return
 
     def _sent(self, count: int) -> None:
         self._machine.transmitted(count, self._driver.clock(), self.stream)
