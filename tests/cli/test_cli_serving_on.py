@@ -10,20 +10,25 @@ import trio
 
 from departure_support import SESSION, TOKEN, departure
 from holder_support import holder
+from sterna.cli import serving_on
 from sterna.cli.endpoint import Ending, Recording
 from sterna.cli.follow import Reporter
 from sterna.cli.output import Output
 from sterna.cli.serving_on import ServingOn
-from sterna.core.records import SessionRecord, Side
+from sterna.core.events import Outcome, Result
+from sterna.core.records import Decided, Granted, SessionRecord, Side
 from sterna.core.verdict import Judgement, Step
 from sterna.errors import TransportError
 from sterna.guest.holder_client import HolderConnection, connect_holder
 from sterna.guest.holder_guests import HolderSourceGuest
 from sterna.host.agent import PeerListHost
+from sterna.host.records_shelf import RecordsShelf
 from sterna.host.recovery import Recovered
 from sterna.memory.regions import RegionTable
 from sterna.net.connect import Address
-from sterna.net.endpoint import Options
+from sterna.net.endpoint import Options, Source
+from sterna.net.memory import memory_transport_pair
+from sterna.net.transport import Transport
 from sterna.registry import ErrorCode, Owner, Style
 
 NOWHERE = Address("127.0.0.1", 1)
@@ -44,11 +49,11 @@ def recovered(owner: Owner = Owner.DESTINATION) -> Recovered:
     return Recovered(RECORD, Judgement(owner, "START is recorded", "ONE-45", Step.FREE, 2))
 
 
-async def served_on(connection: HolderConnection, end: Recovered) -> object:
+async def served_on(connection: HolderConnection, end: Recovered, host: PeerListHost | None = None) -> object:
     options, ending = Options(on_event=lambda _: None), Ending(trio.CancelScope())
     reporter = Reporter(Output(json=True))
     serving = ServingOn(NOWHERE, None, options, Recording(), reporter, ending)
-    return await serving.of(end, connection, PeerListHost("host-a", None))
+    return await serving.of(end, connection, host or PeerListHost("host-a", None))
 
 
 async def note(connection: HolderConnection, style: Style) -> None:
@@ -71,6 +76,35 @@ async def test_a_guest_that_is_nobody_else_s_is_not_served(frozen: HolderConnect
 async def test_an_image_that_is_gone_is_not_served(frozen: HolderConnection) -> None:
     await frozen.call("release")
     assert await served_on(frozen, recovered()) is None
+
+
+async def test_what_is_decided_is_in_the_guest_s_records(
+    frozen: HolderConnection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[ONE-53] [RES-19] With a store nobody has noted it before: the grant would stay open."""
+    await note(frozen, Style.POST_COPY)
+    decision, near = Decided(SESSION, 2, Owner.DESTINATION), memory_transport_pair()[0]
+    end = Result(Outcome.COMPLETED)
+
+    async def answers(*_: object) -> Transport:
+        return near
+
+    async def serve_on(source: Source, _: object) -> Result:
+        await source._host.persist(decision)
+        return end
+
+    monkeypatch.setattr(serving_on, "redial", answers)
+    monkeypatch.setattr(Source, "serve_on", serve_on)
+    host = PeerListHost("host-a", None, shelf=RecordsShelf(tmp_path / "records"))
+    async with host.shelf.opened((await HolderSourceGuest.open(frozen)).description.id) as keeper:
+        assert keeper is not None
+        for record in (RECORD, Granted(SESSION, 2)):
+            await keeper.append(record)
+        served = await served_on(frozen, recovered(), host)
+        assert isinstance(served, tuple)
+        assert served[1:] == (near, end)
+        assert keeper.history.decision(SESSION) == decision
+        assert keeper.history.open_grant() is None
 
 
 @pytest.mark.slow

@@ -88,7 +88,7 @@ class ServingOn:
         lacks = "it is sent what it lacks" if departure.image.stale.any() else "it lacks nothing there"
         epoch = recovered.judgement.epoch
         self.reporter.say(f"this guest runs at {transport.peer} under epoch {epoch} already; {lacks}")
-        async with host.session(transport.peer, session.address) as records:
+        async with host.session(transport.peer, session.address, guest.description.id) as records:
             source = Source(
                 guest,
                 transport,

@@ -92,14 +92,15 @@ class PeerListHost:
         self.openings = Openings(self.shelf.directory)
         self._open: dict[tuple[bytes, int], HostSession] = {}
 
-    def session(self, peer: Peer = _NOBODY, address: str = "") -> HostSession:
+    def session(self, peer: Peer = _NOBODY, address: str = "", guest: bytes = b"") -> HostSession:
         """A session's view of this host; use it as a context manager around the endpoint's `run`.
 
         Args:
             peer: who is at the other end.
             address: where a source has dialled it, and will ask later; a destination has none.
+            guest: its id, where a session goes on that nobody opens.
         """
-        return HostSession(self, peer, address)
+        return HostSession(self, peer, address, guest)
 
     async def enter(self, session: HostSession, guest: bytes, epoch: int, peer: Peer) -> None:
         """Note that `session` brings the guest.
@@ -151,7 +152,9 @@ class HostSession:
         ended: set when the context manager is left.
     """
 
-    def __init__(self, host: PeerListHost, peer: Peer = _NOBODY, address: str = "") -> None:
+    def __init__(
+        self, host: PeerListHost, peer: Peer = _NOBODY, address: str = "", guest: bytes = b""
+    ) -> None:
         self.identity: str | None = None
         self.peer = peer
         self.admission: Admission | None = None
@@ -159,7 +162,7 @@ class HostSession:
         self.ended = trio.Event()
         self._host = host
         self._address = address
-        self._guest = b""
+        self._guest = guest
         self._keeper: Keeper | None = None
         self._handed_over = False
         self._is_noted = False  # there is an opening on the shelf that ends with this session
