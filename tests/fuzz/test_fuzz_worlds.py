@@ -33,7 +33,7 @@ def test_a_healthy_world_moves_its_guest():
     assert not made.disturbed
     assert made.records == {
         SOURCE: ["session", "granted", "decided"],
-        DESTINATION: ["session", "claiming", "start", "complete", "released"],
+        DESTINATION: ["session", "session", "claiming", "start", "complete", "released"],  # early, and due
     }
     assert made.claimed
 

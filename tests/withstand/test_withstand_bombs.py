@@ -458,7 +458,7 @@ def test_endless_attempts() -> None:
     """[CON-43] SWITCHOVER as often as a peer likes, to a host that is never ready."""
     large = Machine(MIB).granted()
     large.say(r.RoundEnd(1, 1, 0, 0))
-    large.hear()
+    large.answer(e.Persist, None)  # early, while pages came
 
     def attempts(first: int) -> None:
         for attempt in range(first, first + 500):
