@@ -93,9 +93,12 @@ def _segments(start: int, end: int) -> Iterator[_Segment]:
     """What is mapped there, ascending."""
     with open("/proc/self/maps", encoding="ascii", errors="replace") as lines:
         for line in lines:
-            span, rights, offset, _, inode = line.split(maxsplit=5)[:5]
+            span, rest = line.split(maxsplit=1)
             low, high = (int(part, 16) for part in span.split("-"))
-            if low < end and high > start:
+            if low >= end:
+                return  # hundreds of libraries may follow
+            if high > start:
+                rights, offset, _, inode = rest.split(maxsplit=4)[:4]
                 yield _Segment(low, high, rights[3] == "s", int(offset, 16), int(inode))
 
 
