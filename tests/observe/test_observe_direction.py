@@ -178,3 +178,10 @@ def test_vectors(vector: dict) -> None:
     assert code == vector.get("error")
     if code is not None:
         assert frames == vector["accepted"]
+
+
+@pytest.mark.parametrize("window_log2", [0, 9, 10, 31, 63, (1 << 64) - 1])
+def test_any_window_that_a_welcome_states(window_log2: int) -> None:
+    """Of a session without packed pages it is 0, and what a recording says need not make sense."""
+    direction = Direction(Budget().share())
+    direction.look_back(window_log2)

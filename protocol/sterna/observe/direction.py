@@ -18,6 +18,7 @@ from sterna.errors import RemoteProtocolError, SternaError
 from sterna.limits import HANDSHAKE_BODY_BYTES, HEADER_BYTES, PREFACE_BYTES, Limits
 from sterna.memory.pages import damaged_pages
 from sterna.memory.unpacking import Unpacker, is_packed
+from sterna.memory.zstd import WINDOW_LOG2_MIN
 from sterna.observe.budget import Share, TooMuchError
 from sterna.registry import ErrorCode
 from sterna.wire import (
@@ -103,7 +104,7 @@ class Direction:
 
     def look_back(self, window_log2: int) -> None:
         """Frames of packed pages may do so over so many bytes, whatever this side would take itself."""
-        self.unpacker = Unpacker(min(window_log2, WINDOW_LOG2_SANE))
+        self.unpacker = Unpacker(max(WINDOW_LOG2_MIN, min(window_log2, WINDOW_LOG2_SANE)))
 
     @property
     def unfinished_bytes(self) -> int:
