@@ -207,7 +207,7 @@ def test_observers_look(operation: str) -> None:
     rig.close()
 
 
-@pytest.mark.parametrize("operation", [*RESERVED_OPERATIONS, "attach", "nonsense", ""])
+@pytest.mark.parametrize("operation", [*sorted(RESERVED_OPERATIONS), "attach", "nonsense", ""])
 def test_unknown_operations(operation: str) -> None:
     """[HOL-12]"""
     rig = Rig()

@@ -1,6 +1,6 @@
 """Batches packed at the source, unpacked at the destination."""
 
-import os
+from random import Random
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ PAGE = 4096
 REGION = Region(5, 0, 512 * PAGE)
 TABLE = RegionTable((REGION,))
 LEVEL_1 = Compressor(1)
-RANDOM = os.urandom(512 * PAGE)
+RANDOM = Random(1).randbytes(512 * PAGE)
 TEXT = (b"a page of a guest, which is like the others and has a number: %9d\n" * 65)[:PAGE]
 
 
