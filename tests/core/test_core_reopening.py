@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from core_support import EPOCH, HERE
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sterna.core.destination import DestinationMachine
@@ -203,6 +203,7 @@ def test_pages_that_are_missing_and_never_were_stale():
     st.lists(st.integers(1, 60), max_size=5),
     st.integers(3_000, 60_000),
 )
+@example("bitmap", [1, 2, 22, 17, 46], 3000)  # behind a small group the push stood still
 def test_wherever_it_dies_the_guest_arrives_whole(switchover, steps, chunk):
     """[same-memory] [one-runner] As long as it has room, and the permission has not come, or was used."""
     pair = migration(switchover, SLOW)

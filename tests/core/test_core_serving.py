@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from sterna.core.serving import (
     ASKED_MAX,
@@ -302,6 +304,28 @@ def test_a_guest_that_waits_again_and_again_finds_little_before_its_pages():
     assert opened(window).batch_bytes == PUSH_BYTES
 
 
+@given(
+    st.floats(0, 1e9),
+    st.floats(0, 1),
+    st.lists(st.one_of(st.integers(1, PUSH_BYTES), st.sampled_from(["request", "answer"])), max_size=60),
+)
+@example(0.0, 0.0, [60 << 10, "answer", 28 << 10])  # a small group before a large one
+@example(0.0, 0.0, [PUSH_BYTES, "answer"] * 20 + [100 << 10, "request"])
+def test_a_push_never_stands_still_while_nothing_is_under_way(rate_bytes_s, rtt_s, steps):
+    """[PCY-13] [PCY-23] Whatever the sizes of the groups: more may be pushed, or an answer will come."""
+    window, unanswered, pings = Window(rate_bytes_s, rtt_s), [], 0
+    for step in steps:
+        if step == "request":
+            window.close()
+        elif step == "answer":
+            del unanswered[:1]
+        elif window.is_open(unanswered.__contains__) and window.pushed(min(step, window.batch_bytes)):
+            pings += 1
+            unanswered.append(pings)
+            window.marked(pings)
+        assert window.is_open(unanswered.__contains__) or unanswered
+
+
 def test_batches_grow_where_nothing_waits_behind_them():
     """On data connections, which need no window; a request makes them small again."""
     window = Window(0.0, 0.0)
@@ -328,9 +352,10 @@ def pushed_before_an_answer(window: Window) -> int:
     """How many batches; the answer comes then."""
     batches = 0
     while window.is_open(lambda _: True):
-        window.pushed(window.batch_bytes)
+        if window.pushed(window.batch_bytes):
+            window.marked(batches)
         batches += 1
-    window.marked(0)
+    window.marked(batches)
     window.close()
     assert window.is_open(lambda _: False)
     return batches

@@ -75,6 +75,11 @@ class Window:
             read = self._marks.popleft()[1]
             self._ahead -= read
             self.open(read)
+        # Closed without a PING under way it would stay so: a request has just made it small.
+        return self._has_room or not self._marks
+
+    @property
+    def _has_room(self) -> bool:
         return self._ahead + self.batch_bytes <= self._size
 
     def open(self, read_bytes: int) -> None:
@@ -94,7 +99,7 @@ class Window:
         """So much was sent. Whether a PING should follow, to be told to `marked`."""
         self._ahead += size_bytes
         self._unmarked += size_bytes
-        return self._unmarked >= self._size // _PINGS
+        return self._unmarked >= self._size // _PINGS or not (self._has_room or self._marks)
 
     def marked(self, ping: int) -> None:
         """This PING was sent behind it."""

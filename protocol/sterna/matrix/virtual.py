@@ -33,7 +33,7 @@ SIDES: Final = (SOURCE, DESTINATION)
 
 _STEPS_MAX: Final = 20_000
 # How long the others go on before what failed comes back, and everybody after that, in virtual seconds: more
-# than any deadline, and than the pauses between two tries of a recovery.
+# than any deadline, and than the pauses between two tries of a recovery, or of a resumption.
 _MEANWHILE_S: Final = 60.0
 _AFTERWARDS_S: Final = 120.0
 _SOON_S: Final = 0.001
@@ -109,7 +109,7 @@ class _Play:
         self._paces: Final = [10 ** self._dice.uniform(-1, 1) for _ in SIDES]
         self._due: dict[Step, float] = {}
         self._machines: dict[Survivor, Driven] = {}
-        self._recovered: set[Step] = set()
+        self._tried: set[Step] = set()
         self._stopped: Step | None = None
         self._back = False
         self._steps = 0
@@ -256,7 +256,7 @@ class _Play:
         return step[0] != "act" or not self._process(step).frozen or step != self._stopped
 
     def _when(self, step: Step) -> float:
-        wait = _RETRY_S if step[0] == "recover" and step in self._recovered else _SOON_S
+        wait = _RETRY_S if step in self._tried else _SOON_S
         pace = self._paces[step[1]] if step[0] in {"act", "recover"} else 1.0
         return self.world.now + wait * pace * (0.1 + self._dice.random())
 
@@ -278,8 +278,8 @@ class _Play:
         world.now = max(at, world.now)
 
     def _take(self, step: Step) -> None:
-        if step[0] == "recover":
-            self._recovered.add(step)
+        if step[0] in {"recover", "resume"}:
+            self._tried.add(step)
         if step[0] != "act":
             self.world.take(step)
             return
