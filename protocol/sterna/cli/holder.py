@@ -56,7 +56,7 @@ def holder(
     memory: Size = MEMORY_BYTES,
     dirty_rate: Rate = RATE_BYTES_S,
     hot: Size = HOT_BYTES,
-    name: str = "process",
+    name: str | None = None,
     tracker: Literal["auto", "userfaultfd", "compare"] = "auto",
     memory_limit: Annotated[Size | None, Parameter(show_default=False)] = None,
     room: Annotated[Size | None, Parameter(show_default=False)] = None,
@@ -79,7 +79,7 @@ def holder(
         memory: size of the guest.
         dirty_rate: what the guest writes a second; 0B/s is one page and then nothing.
         hot: the part of its memory to which it mostly writes.
-        name: the guest's name.
+        name: the guest's name; by default what it is.
         tracker: how its writes are followed.
         memory_limit: take no guest that is larger.
         room: with --destination, have the memory for a guest of this size before it comes; otherwise its
@@ -93,6 +93,7 @@ def holder(
         json: one JSON object on stdout when the holder is ready.
     """
     output = Output(json=json)
+    name = guest if name is None else name
     if not destination:
         check_size(memory)
         if not name or not name.isprintable() or len(name.encode()) > TEXT_BYTES:
