@@ -378,7 +378,15 @@ class History(Machine):
             return  # the connection may have been given up; or the session was over before this happened
         if result.code not in {ErrorCode.CONNECTION_LOST, ErrorCode.PEER_STALLED, ErrorCode.TRUNCATED}:
             said = side.monitor.said
-            words = said[FrameType.ABORT] + said[FrameType.REFUSE] + said[FrameType.BYE]
+            handed_back = self.world.sides[DESTINATION].monitor.said[FrameType.HANDBACK]
+            if handed_back and result.verdict is not None:
+                return  # the destination has ended it, and there is no answer [ONE-37]
+            words = (
+                said[FrameType.ABORT]
+                + said[FrameType.REFUSE]
+                + said[FrameType.BYE]
+                + said[FrameType.HANDBACK]
+            )
             assert words == 1, f"the {side.name} has ended ({result.error}), and its peer is not told"
 
     def reached(self) -> Words:

@@ -29,6 +29,7 @@ from sterna.core.policy import PolicySettings
 from sterna.core.records import Record
 from sterna.core.session import Session
 from sterna.core.source import SourceConfig
+from sterna.core.tables import SourceState
 from sterna.errors import GuestError, SternaError, TransportError
 from sterna.guest.simulated import (
     JournalEntry,
@@ -49,6 +50,7 @@ _FLOW_S: Final = 0.0005  # how long a step of a healthy connection takes
 STALL_S: Final = 9.0  # a connection that took nothing for longer may be given up
 _IDLE_STEP_S: Final = 0.25
 _PATIENCE_S: Final = 25.0  # the shortest deadline for a peer that waits for its host is 30 s
+_WELCOME_S: Final = 9.0  # but for WELCOME: 10 s
 _TIMEOUTS_MAX: Final = 10_000  # timers that may run out, one after the other, in one stretch of time
 
 
@@ -393,7 +395,8 @@ class World(Pair):
     def idle(self, seconds: float) -> None:
         """Time passes on a healthy connection, while no host answers: heartbeats keep the session alive."""
         self.idle_s += seconds
-        self.disturbed = self.disturbed or self.idle_s > _PATIENCE_S
+        greets = self.source.state is SourceState.GREETING
+        self.disturbed = self.disturbed or self.idle_s > (_WELCOME_S if greets else _PATIENCE_S)
         for _ in range(int(seconds / _IDLE_STEP_S)):
             self.quiet_s = 0.0
             self.pass_time(_IDLE_STEP_S)
