@@ -13,15 +13,12 @@ from functools import partial
 import numpy as np
 import trio
 
-from sterna import Destination, EmbeddedGuest, Options, Source
-from sterna.core.events import Result
+from sterna import EmbeddedGuest, Options, Source
 from sterna.linux.memfd import PAGE_BYTES
 from sterna.net.connect import Address, connect
-from sterna.net.listen import listen
-from sterna.net.transport import Transport
 from sterna_interop.memories import Memories
 from sterna_interop.moving import Processes, Ready
-from sterna_interop.moving_sterna import HOST, check
+from sterna_interop.moving_sterna import HOST, check, take_guest_in
 from sterna_interop.moving_written import BLOCK_BYTES, HOT_FIRST, Written, WrittenMove
 from sterna_interop.narrow_link import NarrowLink
 
@@ -120,17 +117,4 @@ async def _send(view: memoryview, port: int, written: Written, options: Options)
 
 
 def _take_in(view: memoryview, ready: Ready) -> None:
-    trio.run(_receive, view, ready)
-
-
-async def _receive(view: memoryview, ready: Ready) -> None:
-    results: list[Result] = []
-    async with trio.open_nursery() as nursery:
-
-        async def take_in(transport: Transport) -> None:
-            results.append(await Destination(lambda _: EmbeddedGuest(view), transport).run())
-            nursery.cancel_scope.cancel()
-
-        addresses = await nursery.start(partial(listen, Address(HOST, 0), take_in, tls=None))
-        ready(addresses[0].port)
-    check(results[0])
+    trio.run(take_guest_in, view, ready, None)

@@ -54,7 +54,7 @@ def sterna(memories: Memories, security: Security = PLAIN, options: Options = _O
         return trio.run(_send, view, port, security.source, options)
 
     def receive(view: memoryview, ready: Ready) -> None:
-        trio.run(_receive, view, ready, security.destination)
+        trio.run(take_guest_in, view, ready, security.destination)
 
     return Processes(send, receive, memories)
 
@@ -118,7 +118,8 @@ async def _send(view: memoryview, port: int, tls: TlsConfig | None, options: Opt
     return seconds
 
 
-async def _receive(view: memoryview, ready: Callable[[int], None], tls: TlsConfig | None) -> None:
+async def take_guest_in(view: memoryview, ready: Callable[[int], None], tls: TlsConfig | None) -> None:
+    """Take one guest in, and tell the port as soon as it can come."""
     results: list[Result] = []
     async with trio.open_nursery() as nursery:
 

@@ -6,6 +6,7 @@ import struct
 from dataclasses import replace
 
 import pytest
+from arrival import completed
 from core_support import EPOCH, HERE
 
 from departure_support import departure
@@ -86,21 +87,6 @@ def until(pair: Pair, state: DestinationState) -> None:
     pair.start()
     while pair.destination.state is not state:
         assert pair.step(chunk=100_000)
-
-
-def completed(pair: Pair) -> None:
-    here, there = pair.source.result, pair.destination.result
-    assert here is not None, pair.source.state
-    assert there is not None, pair.destination.state
-    assert (here.outcome, there.outcome) == (Outcome.COMPLETED, Outcome.COMPLETED), (here, there)
-    assert here.digest == there.digest != b""
-    assert here.session == there.session
-    assert here.style is there.style
-    assert pair.source_guest.released
-    guest = pair.destination_guest
-    guest.advance(0.1)
-    assert guest.workload.errors == 0
-    assert guest.workload.audit().errors == 0
 
 
 @pytest.mark.parametrize("switchover", ["bitmap", "post-copy"])

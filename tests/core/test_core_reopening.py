@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from arrival import completed
 from core_support import EPOCH, HERE
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sterna.core.destination import DestinationMachine
 from sterna.core.duties import NoRecords, pages_of, reserve
-from sterna.core.events import Outcome, SessionResumed
+from sterna.core.events import SessionResumed
 from sterna.core.image_notes import ImageNotes
 from sterna.core.policy import PolicySettings
 from sterna.core.records import Complete
@@ -71,20 +72,6 @@ def die(pair: Pair, opening: Opening) -> None:
         pages = run_now(reserve(guest, pair.source_guest.description))
         pair.kept = opening.without_round(pages, pair.now)
     pair.reconnect()
-
-
-def completed(pair: Pair) -> None:
-    here, there = pair.source.result, pair.destination.result
-    assert here is not None, pair.source.state
-    assert there is not None, pair.destination.state
-    assert (here.outcome, there.outcome) == (Outcome.COMPLETED, Outcome.COMPLETED), (here, there)
-    assert here.digest == there.digest != b""
-    assert here.style is there.style
-    assert pair.source_guest.released
-    guest = pair.destination_guest
-    guest.advance(0.1)
-    assert guest.workload.errors == 0
-    assert guest.workload.audit().errors == 0
 
 
 def test_an_opening_is_all_that_was_agreed_on():
