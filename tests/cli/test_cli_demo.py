@@ -165,6 +165,7 @@ def test_however_it_ends_it_leaves_nothing_behind(
         (["--evidence", "/proc/nothing"], "cannot make the directory /proc/nothing"),
         (["--record", "/proc/nothing"], "cannot write /proc/nothing"),
         (["--room", "--guest", "simulated"], "--room needs --guest process"),
+        (["--store", "{}/leases"], "/leases: mount it, or make one with `sterna lease init "),
     ],
 )
 def test_wrong_wishes_are_usage_errors(

@@ -40,3 +40,14 @@ async def test_what_is_no_store_is_told_at_once(tmp_path: Path) -> None:
         with pytest.raises(ConfigError):
             async with wrong.opened_store():
                 pass
+
+
+async def test_a_store_that_is_needed_at_once_is_asked_at_once(tmp_path: Path) -> None:
+    leases = tmp_path / "leases"
+    await Ownership().check_store()
+    with pytest.raises(
+        ConfigError, match=f"--store: no lease store at {leases}: .*sterna lease init {leases}"
+    ):
+        await Ownership(store=str(leases)).check_store()
+    create_file_store(leases)
+    await Ownership(store=str(leases)).check_store()

@@ -109,6 +109,7 @@ def demo(
         link=bandwidth is not None or compress != "off",
     )
     choice = choose_guest(guest, demands)
+    trio.run(ownership.check_store)
     wishes = Wishes(
         vcpus=choice.vcpus,
         memory_bytes=memory,

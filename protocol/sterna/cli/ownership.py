@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 from cyclopts import Parameter
 
 from sterna.cli.units import Duration
+from sterna.errors import ConfigError, StoreError
+from sterna.wire.records import NO_ID
 
 if TYPE_CHECKING:
     from sterna.host.lease import LeaseStore
@@ -90,6 +92,19 @@ class Ownership:
             yield store
         finally:
             await store.aclose()
+
+    async def check_store(self) -> None:
+        """What begins only with a store that answers asks it before it starts anything.
+
+        Raises:
+            ConfigError: there is no store of this name, or it does not answer.
+        """
+        async with self.opened_store() as store:
+            if store is not None:
+                try:
+                    await store.newest(NO_ID)
+                except StoreError as error:
+                    raise ConfigError(f"--store: {error}") from error
 
 
 def default_records(name: str) -> Path:

@@ -235,8 +235,8 @@ class FileLeaseStore:
         """An empty directory where the store is to be mounted is another store, and must not become one."""
         data = self._files.read(f"{self._root}/{_MARKER}", _MARKER_BYTES_MAX)
         if data is None:
-            text = f"no lease store at {self._root}: mount it, or make one with `sterna lease init`"
-            raise StoreUnavailable(text)
+            advice = f"mount it, or make one with `sterna lease init {self._root}`"
+            raise StoreUnavailable(f"no lease store at {self._root}: {advice}")
         found = _parse_marker(data)
         if found is None:
             raise StoreDamaged(f"{self._root}/{_MARKER} is not what `sterna lease init` wrote; {ADVICE}")
