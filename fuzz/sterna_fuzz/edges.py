@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from sterna.errors import RemoteProtocolError
-from sterna.limits import Limits
+from sterna.limits import BLANK_FACTOR, Limits
 from sterna.registry import Encoding, ErrorCode, FrameType, Mode
 from sterna.wire import FrameReader, PagesAnnounced, chunk_count, make_runs, unchecked
 from sterna.wire.header import VERSION
@@ -94,7 +94,7 @@ EDGES: Final[Mapping[str, Edge]] = {
     "control_bytes": Edge(lambda n: [unchecked.frame(_STRANGE, bytes(n))], ErrorCode.LIMIT_CONTROL),
     "bulk_bytes": Edge(lambda n: _pages(n >> GRANULE_LOG2, Encoding.RAW), ErrorCode.LIMIT_BULK, unit=4096),
     "bulk_bytes of zeros": Edge(
-        lambda n: _pages(n >> GRANULE_LOG2, Encoding.ZERO), ErrorCode.LIMIT_BULK, unit=4096
+        lambda n: _pages(BLANK_FACTOR * (n >> GRANULE_LOG2), Encoding.ZERO), ErrorCode.LIMIT_BULK, unit=4096
     ),
     "bulk_bytes of a header": Edge(
         lambda n: [unchecked.frame(FrameType.PAGES, bulk_bytes=n)],

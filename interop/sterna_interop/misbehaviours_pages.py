@@ -48,7 +48,7 @@ def _tables() -> Rows:
 
     # The first batch has 64 pages of region 1, zero ones among them: more than two runs.
     overlap = do.alter(Pages, lambda table: do.with_run(table, 1, first=int(table.runs["first"][0])))
-    zero = do.table([(0, 17, Encoding.ZERO)])
+    zero = do.table([(0, 65, Encoding.ZERO)])
     many = do.table([(page, 1, Encoding.ZERO) for page in range(0, 10, 2)])
     fewer = do.alter(Pages, lambda table: replace(table, hashes=table.hashes[:-1]))
     unlike = E.NOT_SELECTED, E.UNSUPPORTED
@@ -101,9 +101,9 @@ def _tables() -> Rows:
             **DOS,
         ),
         wrong(
-            "pages-015 zero-beyond-bulk: fills more with zeros than a frame may carry [PGS-21]",
+            "pages-015 zero-beyond-bulk: fills more with zeros than one frame may [PGS-24]",
             *(zero, E.LIMIT_BULK),
-            limits={"bulk_bytes": 1 << 16},
+            limits={"bulk_bytes": 1 << 12},
             **DOS,
         ),
         wrong(

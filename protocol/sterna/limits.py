@@ -34,6 +34,10 @@ STREAMS_MAX: Final = 16
 # on a gigabit link.
 BATCH_BYTES: Final = 4 * 1024 * 1024
 
+# Runs without bytes may cover so many times what a frame may carry [PGS-24]: a GiB by default, of which a
+# receiver writes the entries, 2.3 MiB. What was never written is few frames then, and none takes long.
+BLANK_FACTOR: Final = 64
+
 # What a run of a batch may expand to, for each of its bytes. No frame has less than 10, so a mebibyte is not
 # too much, whatever is in it; and what a batch comes to is bounded whatever this says.
 EXPANSION: Final = 1 << 17

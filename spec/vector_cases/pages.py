@@ -10,6 +10,7 @@ from vector_cases.rounds import CONTEXT
 
 RAW, ZERO, ZSTD, DELTA, ABSENT = range(5)
 PAGE: Final = 4096
+BLANKS: Final = 64 * 4096  # pages of 4 KiB without bytes in a table, with the default limit
 CHUNK: Final = 65536
 U32_MAX: Final = 2**32 - 1
 U64_MAX: Final = 2**64 - 1
@@ -38,7 +39,7 @@ def zero(first: int, count: int) -> Run:
 
 def pages() -> list[Group]:
     """5.10."""
-    clauses = ["PGS-1", *(f"PGS-{number}" for number in range(2, 13)), "PGS-21"]
+    clauses = ["PGS-1", *(f"PGS-{number}" for number in range(2, 13)), "PGS-21", "PGS-24"]
     group = Group("pages", "body", "PAGES", clauses, {**CONTEXT, "encodings": [RAW, ZERO]})
     base = table(raw(2, 1), zero(5, 3), hashes=1)
     group.valid("basic", "a page with its bytes and three of zeros", base, clause="PGS-8")
@@ -51,7 +52,7 @@ def pages() -> list[Group]:
         "pages",
         "body",
         "PAGES",
-        ["PGS-5", "PGS-21"],
+        ["PGS-5", "PGS-21", "PGS-24"],
         {**CONTEXT, "encodings": [RAW, ZERO], "limits": {"batch_runs": 2, "bulk_bytes": 4 * PAGE}},
     )
     _limits(small)
@@ -120,7 +121,12 @@ def _valid(group: Group) -> None:
         ("runs-65", "65 runs", table(*(zero(n, 1) for n in range(65))), "PGS-8"),
         ("runs-100", "every page a run of its own", table(*(zero(n, 1) for n in range(100))), "PGS-8"),
         ("hash-extremes", "hashes of 0 and of 2^64 - 1", table(raw(0, 17), hashes=[0, U64_MAX]), "PGS-12"),
-        ("bulk-limit", "4096 pages of 4 KiB, the default limit", table(zero(0, 4096), region=5), "PGS-21"),
+        (
+            "bulk-limit",
+            "64 times 4096 pages of 4 KiB: 64 times the default limit",
+            table(zero(0, BLANKS), region=5),
+            "PGS-24",
+        ),
     ):
         group.valid(name, comment, value, "Boundary", clause=clause)
 
@@ -281,22 +287,22 @@ def _sizes(group: Group) -> None:
         ("hashes-short-chunk", "no hash for a chunk that is shorter", table(raw(0, 17), hashes=1)),
     ):
         group.wrong_value(name, comment, "PGS-12", "count_mismatch", value, "Count")
-    value = table(zero(0, 4097), region=5)
+    value = table(zero(0, BLANKS + 1), region=5)
     group.wrong_value(
         "bulk-limit-zero",
-        "4097 pages of zeros; the default limit is 16 MiB",
-        "PGS-21",
+        "a GiB and a page of zeros; the default limit is 16 MiB, 64 times",
+        "PGS-24",
         "limit_bulk",
         value,
         "Limit",
     )
     value = table(zero(0, U32_MAX), region=5)
     group.wrong_value(
-        "bulk-limit-bomb", "48 bytes that stand for 16 TiB of zeros", "PGS-21", "limit_bulk", value, "Limit"
+        "bulk-limit-bomb", "48 bytes that stand for 16 TiB of zeros", "PGS-24", "limit_bulk", value, "Limit"
     )
     value = table(*(zero(n << 20, 1 << 20) for n in range(16)), region=5)
     group.wrong_value(
-        "bulk-limit-sum", "16 runs that together stand for 64 GiB", "PGS-21", "limit_bulk", value, "Limit"
+        "bulk-limit-sum", "16 runs that together stand for 64 GiB", "PGS-24", "limit_bulk", value, "Limit"
     )
 
 
@@ -362,7 +368,7 @@ def _order(group: Group) -> None:
         (
             "limit-before-hashes",
             "too many pages, and a hash too many",
-            "PGS-21",
+            "PGS-24",
             "limit_bulk",
             table(zero(0, 1 << 20), hashes=1, region=5),
         ),
@@ -402,18 +408,27 @@ def _limits(group: Group) -> None:
     )
     group.valid(
         "limit-bulk-zero",
-        "as many bytes of zeros as announced",
-        table(zero(0, 4)),
+        "64 times as many bytes of zeros as announced",
+        table(zero(0, 256), region=5),
         "Boundary",
-        clause="PGS-21",
+        clause="PGS-24",
     )
-    for name, comment, value in (
-        ("raw", "a page more than announced", table(raw(0, 5), hashes=1)),
-        ("zero", "a page of zeros more than announced", table(zero(0, 5))),
-        ("both", "a page more than announced, in two runs", table(raw(0, 3), zero(3, 2), hashes=1)),
-        ("granule", "a page of 64 KiB", table(zero(0, 1), region=8)),
+    group.valid(
+        "limit-bulk-both",
+        "as many bytes as announced, and 64 times as many of zeros",
+        table(raw(0, 4), zero(4, 256), hashes=1, region=5),
+        "Boundary",
+        clause="PGS-24",
+    )
+    for name, comment, clause, value in (
+        ("raw", "a page more than announced", "PGS-21", table(raw(0, 5), hashes=1)),
+        ("raws", "a page more than announced, in two runs", "PGS-21", table(raw(0, 3), raw(3, 2), hashes=2)),
+        ("zero", "a page of zeros more than 64 times", "PGS-24", table(zero(0, 257), region=5)),
+        ("zeros", "the same in two runs", "PGS-24", table(zero(0, 3), zero(4, 254), region=5)),
+        ("granule", "a page of 64 KiB", "PGS-21", table(raw(0, 1, 16), hashes=1, region=8)),
+        ("granules", "17 pages of 64 KiB of zeros", "PGS-24", table(zero(0, 17), region=8)),
     ):
-        group.wrong_value(f"limit-bulk-{name}-more", comment, "PGS-21", "limit_bulk", value, "Limit")
+        group.wrong_value(f"limit-bulk-{name}-more", comment, clause, "limit_bulk", value, "Limit")
 
 
 def _optional_encodings(group: Group) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from core_support import PAGE
 
+from sterna import limits
 from sterna.core import sending
 from sterna.core.sending import Sending
 from sterna.errors import GuestError, PeerMisbehaved
@@ -200,8 +201,9 @@ def unwritten(*pages):
     return {3: bitmap}
 
 
-def test_what_was_never_written_goes_without_a_look():
-    """[MEM-9] [PGS-21] In long runs, of which only the receiver's limit makes more than one."""
+def test_what_was_never_written_goes_without_a_look(monkeypatch):
+    """[MEM-9] [PGS-24] In long runs, of which only the receiver's limit makes more than one."""
+    monkeypatch.setattr(limits, "BLANK_FACTOR", 1)
     memory = Memory()
     memory.sending.unwritten(unwritten(1, 4, 5, 6))  # page 1 is not zero, which only a look would show
     opening = memory.sending.begin(1, Limits(bulk_bytes=2 * PAGE), 3 * PAGE, 1e12, 0.0, last=False)
@@ -291,8 +293,9 @@ def test_a_look_is_wanted_now_and_then_while_enough_is_left(monkeypatch):
 @pytest.mark.parametrize(
     ("blank", "order"), [((4, 5, 6, 7), "zzzrzrrr"), ((0, 1, 2, 3, 4, 5, 6), "zzzrzzzz"), (range(8), "z" * 8)]
 )
-def test_zeros_take_turns_with_what_fills_the_sockets(blank, order):
+def test_zeros_take_turns_with_what_fills_the_sockets(blank, order, monkeypatch):
     """In a round that has both; nothing is left out, and nothing is sent twice."""
+    monkeypatch.setattr(limits, "BLANK_FACTOR", 1)
     memory = Memory()
     memory.bytes[:] = b"x" * len(memory.bytes)
     memory.sending.unwritten(unwritten(*blank))

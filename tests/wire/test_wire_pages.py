@@ -185,6 +185,11 @@ def test_a_batch_has_at_most_the_announced_runs():
 BEFORE = [0, 1, 80]
 
 
+def zeros_and_others(count: int) -> list[tuple[object, ...]]:
+    """Rows of a page, every second one with bytes."""
+    return [row(page, 1, *((4096, RAW) if page % 2 else (0, ZERO))) for page in range(count)]
+
+
 @pytest.mark.parametrize("before", BEFORE)
 @pytest.mark.parametrize(
     ("clause", "code", "wrong"),
@@ -251,21 +256,38 @@ def test_there_is_a_hash_for_each_chunk(before, hashes):
 
 
 @pytest.mark.parametrize("before", BEFORE)
-@pytest.mark.parametrize("encoding", [RAW, ZERO, ABSENT, ZSTD])
+@pytest.mark.parametrize("encoding", [RAW, ZSTD, DELTA])
 def test_a_batch_has_at_most_the_announced_bytes(before, encoding):
-    """[PGS-21] [LIM-4] Decoded: a run without bytes counts like any other."""
-    right = [row(number, 1, 0, ZERO) for number in range(before)]
-    size = {RAW: 3 << 12, ZSTD: 1}.get(encoding, 0)
-    record = table(*right, row(100, 3, size, encoding), hashes=encoding in {RAW, ZSTD})
+    """[PGS-21] [LIM-4] Decoded; runs without bytes are bounded by themselves."""
+    right = zeros_and_others(before)
+    record = table(*right, row(100, 3, 3 << 12 if encoding == RAW else 1, encoding), hashes=before // 2 + 1)
+    most = before // 2 + 3 << 12
 
     def bounds(bulk_bytes: int) -> Bounds:
         return Bounds(
             regions={1: SMALL}, encodings=EVERY, limits=Limits(bulk_bytes=bulk_bytes, expansion=3 << 12)
         )
 
-    body = encode_body(record, bounds(before + 3 << 12))
-    assert fast(body, bounds(before + 3 << 12)) == as_table(record)
-    refused(record, "PGS-21", ErrorCode.LIMIT_BULK, bounds((before + 3 << 12) - 1))
+    body = encode_body(record, bounds(most))
+    assert fast(body, bounds(most)) == as_table(record)
+    refused(record, "PGS-21", ErrorCode.LIMIT_BULK, bounds(most - 1))
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("encoding", [ZERO, ABSENT])
+def test_runs_without_bytes_cover_a_multiple_of_that(before, encoding):
+    """[PGS-24] [LIM-4] Whatever runs with bytes are among them."""
+    region = r.Region(1, 0, 1 << 30)
+    right = zeros_and_others(before)
+    limits = Limits(bulk_bytes=before // 2 + 1 << 12)
+    bounds = Bounds(regions={1: region}, encodings=EVERY, limits=limits)
+    most = 64 * (before // 2 + 1) - (before + 1) // 2
+    record = table(*right, row(100, most, 0, encoding), hashes=before // 2)
+    assert fast(encode_body(record, bounds), bounds) == as_table(record)
+    more = table(*right, row(100, most + 1, 0, encoding), hashes=before // 2)
+    refused(more, "PGS-24", ErrorCode.LIMIT_BULK, bounds)
+    both = table(*right, row(100, most + 1, 0, encoding), row(1 << 17, 2, 8192, RAW), hashes=before // 2 + 1)
+    refused(both, "PGS-21", ErrorCode.LIMIT_BULK, bounds)
 
 
 def test_the_decoded_size_comes_before_the_count_of_hashes():
@@ -292,11 +314,13 @@ def test_a_run_expands_as_far_as_announced(before, encoding):
 
 
 def test_expansion_comes_before_the_count_of_hashes():
-    """[PGS-18] And behind the size of the batch."""
+    """[PGS-18] [PGS-24] And behind the size of the batch."""
     wrong = table(row(0, 2, 1, ZSTD), hashes=7)
     refused(wrong, "PGS-18", ErrorCode.LIMIT_EXPANSION, Bounds(regions={1: SMALL}, encodings=EVERY))
     limits = Limits(bulk_bytes=4096)
     refused(wrong, "PGS-21", ErrorCode.LIMIT_BULK, Bounds(regions={1: SMALL}, encodings=EVERY, limits=limits))
+    wrong = table(row(0, 1, 1, ZSTD), row(1, 65, 0, ZERO))
+    refused(wrong, "PGS-24", ErrorCode.LIMIT_BULK, Bounds(regions={1: SMALL}, encodings=EVERY, limits=limits))
 
 
 def test_packed_runs_that_are_right():
@@ -316,24 +340,24 @@ def test_the_head_has_a_reserved_field():
 
 
 def test_a_run_of_four_thousand_million_pages():
-    """[PGS-21] [SEC-10] Sums are taken in 64 bits."""
+    """[PGS-24] [SEC-10] Sums are taken in 64 bits."""
     region = r.Region(1, 0, 1 << 63, 16)
-    bounds = Bounds(regions={1: region}, encodings=EVERY, limits=Limits(bulk_bytes=1 << 60))
+    bounds = Bounds(regions={1: region}, encodings=EVERY, limits=Limits(bulk_bytes=1 << 54))
     count = 0xFFFFFFFF
     record = table(row(0, count, 0, ZERO), row(1 << 40, count, 0, ABSENT))
     body = encode_body(record, bounds)
     assert fast(body, bounds) == oracle(body, bounds) == as_table(record)
     refused(table(row(0, count, 0xFFFFFFFF, RAW)), "PGS-10", ErrorCode.BAD_VALUE, bounds)
-    refused(record, "PGS-21", ErrorCode.LIMIT_BULK, Bounds(regions={1: region}, encodings=EVERY))
+    refused(record, "PGS-24", ErrorCode.LIMIT_BULK, Bounds(regions={1: region}, encodings=EVERY))
 
 
 def test_a_table_of_a_whole_address_space():
-    """[PGS-21] [SEC-10] The largest sum that PGS-7 and PGS-8 let through."""
+    """[PGS-24] [SEC-10] The largest sum that PGS-7 and PGS-8 let through."""
     region = r.Region(1, 0, (1 << 64) - (1 << 16), 16)
     count = 0xFFFFFFFF
     rows = [row(number * count, count, 0, ZERO) for number in range(region.pages // count)]
     assert sum(each[1] for each in rows) << 16 > 1 << 63
-    for bulk_bytes, clause in (((1 << 64) - 1, None), (1 << 63, "PGS-21")):
+    for bulk_bytes, clause in (((1 << 58), None), (1 << 57, "PGS-24")):
         bounds = Bounds(regions={1: region}, limits=Limits(bulk_bytes=bulk_bytes, batch_runs=1 << 17))
         found = fast(unchecked.body(table(*rows)), bounds)
         assert found == (clause, ErrorCode.LIMIT_BULK) if clause else len(found.runs) == len(rows)

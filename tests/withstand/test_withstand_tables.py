@@ -154,8 +154,11 @@ def verdict(table: list[Run], hashes: int) -> tuple[ErrorCode, str] | None:
         return C.BAD_VALUE, "PGS-10"
     if any(encoding == Encoding.ZERO and size for _, _, size, encoding in table):
         return C.BAD_VALUE, "PGS-11"
-    if sum(count for _, count, _, _ in table) * PAGE > LIMITS.bulk_bytes:
+    if sum(count for _, count, _, encoding in table if encoding == Encoding.RAW) * PAGE > LIMITS.bulk_bytes:
         return C.LIMIT_BULK, "PGS-21"
+    blank = sum(count for _, count, _, encoding in table if encoding == Encoding.ZERO)
+    if blank * PAGE > 64 * LIMITS.bulk_bytes:
+        return C.LIMIT_BULK, "PGS-24"
     chunks = sum(-(-count * PAGE // 65536) for _, count, _, encoding in table if encoding == Encoding.RAW)
     return None if chunks == hashes else (C.COUNT_MISMATCH, "PGS-12")
 

@@ -137,7 +137,7 @@ LISTS: Final = {
 def pages(
     fields: Fields, regions: Mapping[int, Fields], limits: Mapping[str, int], bulk_bytes: int, *, zero: bool
 ) -> None:
-    """PGS-2, PGS-3, PGS-7 to PGS-12, PGS-14 and PGS-21; `zero`: that encoding was selected."""
+    """PGS-2, PGS-3, PGS-7 to PGS-12, PGS-14, PGS-21 and PGS-24; `zero`: that encoding was selected."""
     require(fields["region"] in regions, "outside_region")
     region, runs = regions[fields["region"]], fields["runs"]
     require(region["transfer"] == COPY, "bad_value")
@@ -153,7 +153,9 @@ def pages(
         if run["encoding"] == RAW:
             require(run["size_bytes"] == run["count"] << shift, "bad_value")
     require(not any(run["size_bytes"] for run in runs if run["encoding"] == ZERO), "bad_value")
-    require(sum(run["count"] for run in runs) << shift <= limits["bulk_bytes"], "limit_bulk")
+    blank = sum(run["count"] for run in runs if run["encoding"] == ZERO) << shift
+    carried = (sum(run["count"] for run in runs) << shift) - blank
+    require(carried <= limits["bulk_bytes"] and blank <= 64 * limits["bulk_bytes"], "limit_bulk")
     chunks = sum(-(-run["size_bytes"] // CHUNK_BYTES) for run in runs)
     require(len(fields["hashes"]) == chunks, "count_mismatch")
     require(sum(run["size_bytes"] for run in runs) == bulk_bytes, "malformed")

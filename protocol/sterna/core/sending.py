@@ -224,7 +224,7 @@ class Sending:
             now,
             last=last,
             blank=blank,
-            blank_bytes=peer.bulk_bytes,
+            blank_bytes=peer.bulk_bytes * bounds.BLANK_FACTOR,
             shares=shares,
         )
         self._planned[self.round] = self._round.pages

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sterna.limits import CHUNK_BYTES
+from sterna.limits import BLANK_FACTOR, CHUNK_BYTES
 from sterna.registry import Encoding, ErrorCode, Transfer
 from sterna.wire.records import DirtyBitmap, Held, PageRange, PageRequest, Region
 from sterna.wire.rules import Bounds, Rule
@@ -109,6 +109,12 @@ def _raw_bytes(run: Run, region: Region) -> int:
     return run.count << region.granule_log2
 
 
+def _pages_bytes(table: Table, bounds: Bounds, *, carried: bool) -> int:
+    """Of the pages of all runs that carry bytes, or of all others."""
+    region = _of(table, bounds)
+    return sum(_raw_bytes(run, region) for run in table.runs if (run.encoding in CARRIES_BYTES) is carried)
+
+
 def _sized(run: Run, region: Region) -> bool:
     if run.encoding in CARRIES_BYTES:
         return 0 < run.size_bytes <= _raw_bytes(run, region)
@@ -161,7 +167,13 @@ TABLE: tuple[Rule[Table], ...] = (
         "PGS-21",  # checked here and not last [5.10]
         ErrorCode.LIMIT_BULK,
         "a batch of more bytes than announced",
-        lambda t, b: sum(_raw_bytes(run, _of(t, b)) for run in t.runs) <= b.limits.bulk_bytes,
+        lambda t, b: _pages_bytes(t, b, carried=True) <= b.limits.bulk_bytes,
+    ),
+    Rule(
+        "PGS-24",
+        ErrorCode.LIMIT_BULK,
+        "more pages without bytes than announced",
+        lambda t, b: _pages_bytes(t, b, carried=False) <= b.limits.bulk_bytes * BLANK_FACTOR,
     ),
     Rule(
         "PGS-18",

@@ -15,7 +15,7 @@ from typing import Final, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from sterna.limits import CHUNK_BYTES
+from sterna.limits import BLANK_FACTOR, CHUNK_BYTES
 from sterna.registry import Encoding, ErrorCode, Transfer
 from sterna.wire.integrity import Buffer
 from sterna.wire.page_rules import CARRIES_BYTES, RUN_COUNT
@@ -91,7 +91,7 @@ def parse(body: Buffer, bounds: Bounds) -> Pages:
     """The table of a PAGES body. The record's arrays are views of `body`, which must not change.
 
     Raises:
-        Violation: PGS-1 to PGS-12, PGS-18, PGS-21, FRM-1 to FRM-4, FRM-12.
+        Violation: PGS-1 to PGS-12, PGS-18, PGS-21, PGS-24, FRM-1 to FRM-4, FRM-12.
     """
     if len(body) < HEAD_BYTES:
         _short_head(body, bounds)
@@ -149,7 +149,7 @@ def _surely_right(
         return False
     if run_count > _FEW_RUNS:
         return _surely_right_many(rows, hash_count, region, bounds)
-    granule_log2, encodings, end, pages, chunks = region.granule_log2, bounds.encodings, 0, 0, 0
+    granule_log2, encodings, end, carried, pages, chunks = region.granule_log2, bounds.encodings, 0, 0, 0, 0
     for first, count, size_bytes, encoding, reserved in _ROW.iter_unpack(rows):
         if first < end or not count or reserved != _NO_BYTES or encoding not in encodings:
             return False
@@ -157,10 +157,16 @@ def _surely_right(
         if size_bytes != raw_bytes or encoding > Encoding.ZERO:
             return False
         chunks += (raw_bytes + CHUNK_BYTES - 1) >> _CHUNK_LOG2
+        carried += raw_bytes
         pages += count
         end = first + count
-    decoded_bytes = pages << granule_log2
-    return end <= region.pages and chunks == hash_count and decoded_bytes <= bounds.limits.bulk_bytes
+    return end <= region.pages and chunks == hash_count and _fits(carried, pages << granule_log2, bounds)
+
+
+def _fits(carried: int, decoded: int, bounds: Bounds) -> bool:
+    """PGS-21 and PGS-24, of the bytes of pages that have some on the wire and of all pages."""
+    most = bounds.limits.bulk_bytes
+    return carried <= most and decoded - carried <= most * BLANK_FACTOR
 
 
 def _surely_right_many(rows: Buffer, hash_count: int, region: Region, bounds: Bounds) -> bool:
@@ -182,7 +188,7 @@ def _surely_right_many(rows: Buffer, hash_count: int, region: Region, bounds: Bo
     return bool(
         (words[:, 1] >> np.uint64(32) == carried).all()
         and int(chunks.sum()) == hash_count
-        and int(decoded.sum()) <= bounds.limits.bulk_bytes
+        and _fits(int(carried.sum()), int(decoded.sum()), bounds)
     )
 
 
@@ -250,7 +256,7 @@ def _check_order(runs: Runs, bounds: Bounds) -> None:
 
 
 def _check_table(runs: Runs, hash_count: int, region: Region, bounds: Bounds) -> None:
-    """PGS-7 to PGS-12, PGS-18 and PGS-21, each over all rows."""
+    """PGS-7 to PGS-12, PGS-18, PGS-21 and PGS-24, each over all rows."""
     first, count = runs["first"], runs["count"].astype(np.uint64)
     pages = np.uint64(region.pages)
     inside = (first < pages) & (count <= pages - np.minimum(first, pages))
@@ -267,10 +273,12 @@ def _check_table(runs: Runs, hash_count: int, region: Region, bounds: Bounds) ->
     carried = carries_bytes(runs)
     sized = np.where(carried, (size_bytes > 0) & (size_bytes <= raw_bytes), size_bytes == 0)
     _require(sized, ErrorCode.BAD_VALUE, "PGS-11", "a run's size does not fit its encoding")
-    # The sum does not wrap: disjoint runs (PGS-8) of one region (PGS-7) have less than 2**64 bytes.
-    decoded_bytes = int(raw_bytes.sum())
-    if decoded_bytes > bounds.limits.bulk_bytes:
-        raise Violation(ErrorCode.LIMIT_BULK, "PGS-21", f"a batch of {decoded_bytes} bytes", HEAD_BYTES)
+    # The sums do not wrap: disjoint runs (PGS-8) of one region (PGS-7) have less than 2**64 bytes.
+    most = bounds.limits.bulk_bytes
+    if (carried_bytes := int(raw_bytes[carried].sum())) > most:
+        raise Violation(ErrorCode.LIMIT_BULK, "PGS-21", f"a batch of {carried_bytes} bytes", HEAD_BYTES)
+    if (blank_bytes := int(raw_bytes[~carried].sum())) > most * BLANK_FACTOR:
+        raise Violation(ErrorCode.LIMIT_BULK, "PGS-24", f"{blank_bytes} bytes of nothing", HEAD_BYTES)
     # A product with what a side announced might wrap; no run has more bytes than the bound here.
     expansion = np.uint64(min(bounds.limits.expansion, 1 << 48))
     least_bytes = (raw_bytes + (expansion - np.uint64(1))) // expansion if expansion else _NEVER
