@@ -355,9 +355,14 @@ class _Run:
 
     async def _seen(self, side: Survivor) -> dict[str, object] | None:
         """Of one holder, what `judge.py` wants to know; None if it is gone."""
-        if not self.holders[side].alive:
+        holder = self.holders[side]
+        if not holder.alive:
             return None
-        first = await self._status(side)
+        try:
+            first = await self._status(side)
+        except GuestError:
+            await holder.end()  # its guest has moved away: before it ends it takes its socket away
+            return None
         if first.state != "running":
             return {"state": first.state, "writes": [0, 0], "lines": 0, "audit": None}
         begin = first.figure("writes")
