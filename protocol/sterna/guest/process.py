@@ -283,13 +283,7 @@ class ProcessGuest(HeldGuest):
                 "failure": "" if runner.failure is None else type(runner.failure).__name__,
             }
         if runner is not None and self._fault_times is not None:
-            status |= {
-                "fault_count": self._fault_times.count,
-                "fault_p50_ns": self._fault_times.quantile_ns(0.5),
-                "fault_p99_ns": self._fault_times.quantile_ns(0.99),
-                "fault_max_ns": self._fault_times.max_ns,
-                "fault_total_ns": self._fault_times.total_ns,
-            }
+            status |= self._fault_times.figures()
         return status
 
     def audit(self) -> JsonObject:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sterna.guest.holder_bitmaps import bits_of
+from sterna.guest.holder_frames import JsonObject
 from sterna.linux.memfd import PAGE_BYTES, MemoryMap
 
 _STEPS_LOG2: Final = 4  # parts of an octave in which times are counted
@@ -51,6 +52,16 @@ class Times:
                 shift, lead = step >> _STEPS_LOG2 + 1, step & 2 * _STEPS - 1
                 return min((lead << shift) + (1 << shift >> 1), self.max_ns)
         return 0
+
+    def figures(self) -> JsonObject:
+        """For the status of a guest whose waits for pages these are."""
+        return {
+            "fault_count": self.count,
+            "fault_p50_ns": self.quantile_ns(0.5),
+            "fault_p99_ns": self.quantile_ns(0.99),
+            "fault_max_ns": self.max_ns,
+            "fault_total_ns": self.total_ns,
+        }
 
 
 class FaultGate:

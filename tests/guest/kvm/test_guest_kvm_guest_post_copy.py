@@ -7,7 +7,17 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from test_guest_kvm_guest import HERE, MEMORY, THERE, WITHIN_S, closing, figure, room, source, wait_for_writes
+from test_guest_kvm_guest import (
+    HERE,
+    MEMORY,
+    THERE,
+    WITHIN_S,
+    closing,
+    figure,
+    room,
+    source,
+    wait_for_writes,
+)
 
 from sterna.errors import GuestError
 from sterna.guest.kvm import guest as module
@@ -67,15 +77,17 @@ def install(here: KvmGuest, there: KvmGuest, region: int, first: int, count: int
     descriptor.close()
 
 
-def serve(here: KvmGuest, there: KvmGuest, until: int) -> None:
-    """Serve what is asked for until the guest has written so often."""
-    maps = there._here.maps
+def serve(here: KvmGuest, there: KvmGuest, until: int) -> int:
+    """Serve what is asked for until the guest has written so often; how many pages were asked for."""
+    maps, served = there._here.maps, 0
     while figure(there, "writes") < until:
         assert there.late_pages is not None
         for fault in there.late_pages.uffd.read_faults():
             for number, one in maps.items():
                 if one.address <= fault.address < one.address + one.size_bytes:
                     install(here, there, number, (fault.address - one.address) // PAGE_BYTES)
+                    served += 1
+    return served
 
 
 def test_a_guest_that_has_no_page_yet() -> None:
@@ -102,6 +114,27 @@ def test_a_guest_that_has_no_page_yet() -> None:
         assert found["errors"] == found["errors_while_running"] == found["register_mismatches"] == 0
         assert figure(there, "hot_set_bytes") == figure(here, "hot_set_bytes")
         wait_for_writes(there, int(figure(there, "writes")))
+
+
+def test_a_guest_tells_how_long_it_has_waited_for_pages() -> None:
+    """As often as it was kept waiting, but for the access with which it came here."""
+    with on_its_way() as (here, there):
+        there.expect({RAM: PageBitmap.full(PAGES)})
+        there.load_state(here.save_state())
+        before = int(figure(here, "writes"))
+        there.run(2, THERE)
+        served = serve(here, there, before + 100)
+        assert served >= 100
+        there.pause()
+        for page in range(PAGES):
+            install(here, there, RAM, page)
+        there.resume()
+        wait_for_writes(there, int(figure(there, "writes")) + PAGES)  # and each is there
+        there.complete()
+        assert served - 1 <= figure(there, "fault_count") <= served + 1  # one more if it waited at the pause
+        assert 0 < figure(there, "fault_p50_ns") <= figure(there, "fault_p99_ns")
+        assert figure(there, "fault_p99_ns") <= figure(there, "fault_max_ns")
+        assert "fault_count" not in here.status()
 
 
 def test_a_pause_does_not_wait_for_a_page() -> None:

@@ -16,6 +16,7 @@ from sterna.guest.kvm.layout import (
     program,
     read_area,
     read_stamps,
+    read_waits,
     regions,
     shares,
 )
@@ -23,13 +24,13 @@ from sterna.guest.schedule import PAGE_BYTES, WorkloadParameters
 from sterna.linux.kvm_vcpu import REGISTERS, SYSTEM_BYTES, Register
 
 MIB, GIB = 1 << 20, 1 << 30
-GAP = 1000
+GAP, SLOW = 1000, 20
 
 
 def filled(memory_bytes: int, vcpus: int) -> np.ndarray:
     memory = np.zeros(regions(memory_bytes)[SYSTEM].size_bytes, np.uint8)
     whole = WorkloadParameters.for_memory(memory_bytes, memory_bytes // 4, seed=7, cold_every=8)
-    fill_system(memory, memory_bytes, shares(whole, vcpus), GAP)
+    fill_system(memory, memory_bytes, shares(whole, vcpus), GAP, SLOW)
     return memory
 
 
@@ -50,7 +51,7 @@ def test_addresses_mean_themselves(size: int) -> None:
     assert (ram.id, system.id) == (RAM, SYSTEM)
     memory = np.zeros(system.size_bytes, np.uint8)
     whole = WorkloadParameters.for_memory(size, MIB)
-    fill_system(memory, size, shares(whole, 1), GAP)
+    fill_system(memory, size, shares(whole, 1), GAP, SLOW)
     for address in (0x1000, system.size_bytes - 1, ram.address, ram.address + size - 1):
         assert translate(memory, address) == address
 
@@ -122,6 +123,20 @@ def test_the_stamps_around_what_held_up_a_vcpu() -> None:
     start = (layout._AREAS + layout._AREA_BYTES) // 8
     words[start + 16], words[start + 17] = 5, 9
     assert (read_stamps(memory, 0), read_stamps(memory, 1)) == ((0, 0), (5, 9))
+
+
+def test_what_a_vcpu_has_noted_of_its_waits() -> None:
+    memory = filled(4 * MIB, 2)
+    words = memory.view("<u8")
+    start = layout.area_at(1) // 8
+    assert words[start + 19] == SLOW
+    assert read_waits(memory, 1) == []
+    words[start + 10], words[start + 20] = 1000, 2
+    words[start + 21], words[start + 22] = 3 << 48 | 77, 9 << 48 | 88
+    assert read_waits(memory, 1) == [(1003, 77), (1009, 88)]
+    assert read_waits(memory, 0) == []
+    words[start + 20] = 1 << 40  # guest memory may say anything
+    assert len(read_waits(memory, 1)) == 256
 
 
 def test_a_program_that_may_use_wide_registers() -> None:

@@ -19,9 +19,10 @@ from sterna.guest.journal import GuestJournal, boottime_ns
 from sterna.guest.kvm import features, sections
 from sterna.guest.kvm.audit import audit
 from sterna.guest.kvm.description import check_description
-from sterna.guest.kvm.layout import RAM, Area
+from sterna.guest.kvm.layout import COUNT, RAM, Area
 from sterna.guest.kvm.machine import KvmMachine
 from sterna.guest.kvm.runner import VcpuRunner
+from sterna.guest.kvm.waits import PageWaits, VcpuWaits
 from sterna.guest.late_pages import LatePages, why_no_late_pages
 from sterna.guest.process import ProcessSettings
 from sterna.guest.schedule import PAGE_BYTES, WorkloadParameters
@@ -56,6 +57,7 @@ class KvmGuest(HeldGuest):
         self._runners: tuple[VcpuRunner, ...] = ()
         self._areas: tuple[Area, ...] = ()
         self._late: LatePages | None = None
+        self._waits: PageWaits | None = None
         self._saved: tuple[StateSection, ...] | None = None
         self._registers_checked = 0
         self._sections = 0
@@ -186,7 +188,9 @@ class KvmGuest(HeldGuest):
             self._here.attach()
             if not self._runners:
                 rate = self._settings.rate_bytes_s / PAGE_BYTES / len(self._here.vcpus)
-                tables = None if self._late is None else self._here.wait_for_tables
+                tables = None
+                if self._late is not None:
+                    tables, self._waits = self._here.wait_for_tables, PageWaits(self._here, self._late)
                 self._runners = self._start(rate, tables)
             self._go("run")
         self._paused = False
@@ -220,6 +224,8 @@ class KvmGuest(HeldGuest):
     def complete(self) -> None:
         """Every page is there, and may be touched here too."""
         late, self._late = self._late, None
+        if self._waits is not None:
+            self._waits.over = True
         if late is not None:
             late.end()
         if self._runners:
@@ -247,6 +253,8 @@ class KvmGuest(HeldGuest):
             status |= {"sections": self._sections, "registers_checked": self._registers_checked}
         if self._runners:
             status |= self._figures()
+        if self._waits is not None:
+            status |= self._waits.times.figures()
         return status
 
     def _figures(self) -> JsonObject:
@@ -344,8 +352,17 @@ class KvmGuest(HeldGuest):
         with contextlib.ExitStack() as stack:
             found = []
             for number, vcpu in enumerate(self._here.vcpus):
-                came = functools.partial(self._note_jump, number) if self._sections else None
-                found.append(VcpuRunner(vcpu, rate, self._journal.progress, tables, came))
+                waits = None
+                if self._waits is not None:
+                    count = REGISTERS.unpack(vcpu.registers())[COUNT]
+                    waits = VcpuWaits(self._waits, number, count).at_doorbell
+                runner = VcpuRunner(
+                    *(vcpu, rate, self._journal.progress),
+                    wait_for_tables=tables,
+                    at_first_exit=functools.partial(self._note_jump, number) if self._sections else None,
+                    at_doorbell=waits,
+                )
+                found.append(runner)
                 stack.callback(found[-1].stop)
             stack.pop_all()
         return tuple(found)

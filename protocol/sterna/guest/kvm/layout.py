@@ -46,8 +46,11 @@ _TABLES: Final = _AREAS + VCPUS_MAX * _AREA_BYTES
 _GIB: Final = 1 << 30
 MEMORY_MAX: Final = 256 * _GIB  # of region 0: one table of the third level has room for 512 GiB
 
-# struct area of program.c
-_AREA: Final = struct.Struct("<19Q")
+# struct area of program.c, as far as it is filled or read here, and what follows that: `waits`
+_AREA: Final = struct.Struct("<21Q")
+_STAMP: Final = 10
+_WAITS: Final = 256
+_WAITED_BITS: Final = 48
 
 # Where program.c keeps the workload's state.
 COUNT: Final = Register.R15
@@ -133,6 +136,7 @@ def fill_system(
     memory_bytes: int,
     work: tuple[tuple[int, WorkloadParameters], ...],
     gap: int,
+    slow: int,
     *,
     wide: bool = False,
 ) -> None:
@@ -143,16 +147,17 @@ def fill_system(
         memory_bytes: size of region 0.
         work: first page and parameters of each vCPU.
         gap: see `struct area` in program.c.
+        slow: likewise.
         wide: likewise.
     """
     code = program()
     memory[_PROGRAM : _PROGRAM + len(code)] = np.frombuffer(code, np.uint8)
     words = memory.view("<u8")
     for number, (first, p) in enumerate(work):
-        area = _AREAS + number * _AREA_BYTES
+        area = area_at(number)
         fields = (p.seed, p.pages, p.hot_pages, p.zero_pages, p.block_pages, p.cold_every)
         start, other = _RAM_ADDRESS + first * PAGE_BYTES, area + PAGE_BYTES
-        _AREA.pack_into(memory.data, area, area, *fields, start, gap, other, *[0] * 8, wide)
+        _AREA.pack_into(memory.data, area, area, *fields, start, gap, other, *[0] * 8, wide, slow, 0)
         words[other // 8] = other
     top, third, last = _TABLES, _TABLES + PAGE_BYTES, _TABLES + 2 * PAGE_BYTES
     words[top // 8] = third | TABLE_ENTRY
@@ -170,7 +175,7 @@ def read_area(memory: npt.NDArray[np.uint8], memory_bytes: int, number: int) -> 
     Raises:
         ValueError: it makes no sense.
     """
-    words: tuple[int, ...] = _AREA.unpack_from(memory.data, _AREAS + number * _AREA_BYTES)
+    words: tuple[int, ...] = _AREA.unpack_from(memory.data, area_at(number))
     _, seed, pages, hot, zero, block, cold, start = words[:8]
     checked, mismatches, _, backwards, longest = words[11:16]
     parameters = WorkloadParameters(seed, pages, hot, cold, block, zero)
@@ -182,8 +187,22 @@ def read_area(memory: npt.NDArray[np.uint8], memory_bytes: int, number: int) -> 
 
 def read_stamps(memory: npt.NDArray[np.uint8], number: int) -> tuple[int, int]:
     """The guest's time stamp counter before and after what held up a vCPU last: a doorbell, or a pause."""
-    before, after = _AREA.unpack_from(memory.data, _AREAS + number * _AREA_BYTES)[16:18]
+    before, after = _AREA.unpack_from(memory.data, area_at(number))[16:18]
     return int(before), int(after)
+
+
+def area_at(number: int) -> int:
+    """The offset of a vCPU's area, all of which is one page."""
+    return _AREAS + number * _AREA_BYTES
+
+
+def read_waits(memory: npt.NDArray[np.uint8], number: int) -> list[tuple[int, int]]:
+    """Accesses to pages that took long, since the doorbell before: number of the write, and ticks."""
+    area: npt.NDArray[np.uint64] = memory[area_at(number) : area_at(number) + PAGE_BYTES].view("<u8")
+    first = _AREA.size // 8
+    stamp, count = int(area[_STAMP]), min(int(area[first - 1]), _WAITS)
+    notes = area[first : first + count].tolist()
+    return [(stamp + (note >> _WAITED_BITS), note & (1 << _WAITED_BITS) - 1) for note in notes]
 
 
 def first_registers(number: int, seed: int) -> bytes:
@@ -205,7 +224,7 @@ def first_system_registers(number: int, after_reset: bytes, *, wide: bool = Fals
         after_reset: as struct kvm_sregs2.
         wide: whether the program uses AVX, for which the processor has to permit XSAVE.
     """
-    area = _AREAS + number * _AREA_BYTES
+    area = area_at(number)
     return system_registers(after_reset, _TABLES, fs=area, gs=area + PAGE_BYTES, xsave=wide)
 
 

@@ -32,6 +32,7 @@ from sterna.registry import ErrorCode
 
 _PAGE: Final = mmap.PAGESIZE
 _GAPS_S: Final = 1000  # a gap of so many parts of a second is one
+_SLOW_S: Final = 50_000  # an access that takes so many parts of a second has waited; by itself none does
 _XCR0_AVX: Final = 7  # x87, SSE, AVX
 _APIC_ID: Final = 24  # its first bit in EBX of leaf 1
 
@@ -129,9 +130,9 @@ class KvmMachine:
             ValueError: there is not a share for each.
         """
         work = layout.shares(parameters, len(self.vcpus))
-        gap = self.vcpus[0].tsc_khz() * 1000 // _GAPS_S
+        gap, slow = (self.vcpus[0].tsc_khz() * 1000 // parts for parts in (_GAPS_S, _SLOW_S))
         wide = {"xsave", "avx"} <= set(features.features(self._supported))
-        layout.fill_system(self._system.array, self.memory_bytes, work, gap, wide=wide)
+        layout.fill_system(self._system.array, self.memory_bytes, work, gap, slow, wide=wide)
         for first, share in work:
             Workload(share, self.ram.map.array[first * _PAGE : (first + share.pages) * _PAGE]).fill()
         self._used = True
@@ -172,12 +173,21 @@ class KvmMachine:
         Raises:
             ValueError: they make no sense.
         """
-        numbers = range(len(self.vcpus))
-        return tuple(layout.read_area(self._system.array, self.memory_bytes, number) for number in numbers)
+        return tuple(self.area(number) for number in range(len(self.vcpus)))
+
+    def area(self, number: int) -> layout.Area:
+        """What one of them says. Likewise."""
+        return layout.read_area(self._system.array, self.memory_bytes, number)
 
     def stamps(self, number: int) -> tuple[int, int]:
-        """See `layout.read_stamps`. Touches guest memory that the vCPU has just written."""
+        """See `layout.read_stamps`. Waits, without the interpreter lock, until that memory is there."""
+        self._system.touch(layout.area_at(number))
         return layout.read_stamps(self._system.array, number)
+
+    def waits(self, number: int) -> list[tuple[int, int]]:
+        """See `layout.read_waits`. Likewise."""
+        self._system.touch(layout.area_at(number))
+        return layout.read_waits(self._system.array, number)
 
     def wait_for_tables(self) -> None:
         """Wait, without the interpreter lock, until what the kernel reads for the guest is there."""

@@ -28,6 +28,8 @@ class VcpuRunner(GuestThread):
         wait_for_tables: called in the runner's thread before the first instruction; None if there is nothing
             to wait for.
         at_first_exit: called there when the guest has come back for the first time; None for nothing.
+        at_doorbell: called there with the count whenever the guest comes to its doorbell, until it answers
+            that this is enough; None for nothing.
 
     Attributes:
         count: writes, as of the guest's last exit.
@@ -39,8 +41,10 @@ class VcpuRunner(GuestThread):
         vcpu: Vcpu,
         rate_pages_s: float,
         on_progress: Callable[[str], None],
+        *,
         wait_for_tables: Callable[[], None] | None = None,
         at_first_exit: Callable[[], None] | None = None,
+        at_doorbell: Callable[[int], bool] | None = None,
     ) -> None:
         super().__init__("a vCPU", rate_pages_s, on_progress)
         self.vcpu = vcpu
@@ -48,6 +52,7 @@ class VcpuRunner(GuestThread):
         self.count, self.errors = registers[COUNT], registers[ERRORS]
         self._wait_for_tables = wait_for_tables
         self._at_first_exit = at_first_exit
+        self._at_doorbell = at_doorbell
         self._thread.start()
 
     def _written(self) -> int:
@@ -105,4 +110,6 @@ class VcpuRunner(GuestThread):
     def _answer(self, access: PortAccess, *, first: bool) -> int:
         if access.port != DOORBELL:
             raise VcpuError(f"an access to port {access.port:#x}")
+        if self._at_doorbell is not None and not self._at_doorbell(self.count):
+            self._at_doorbell = None
         return self._grant(first=first)

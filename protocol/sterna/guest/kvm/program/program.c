@@ -28,11 +28,12 @@ typedef uint32_t u32;
 
 enum { DOORBELL = 0x510, BEAT = 0x514 };
 enum { PAGE_WORDS = 512, XMM_WORDS = 16, LOOKS = XMM_WORDS + 5, WIDE_LOOKS = XMM_WORDS };
+enum { WAITS = 256, WAITED_BITS = 48 }; /* as many as the host lets it write between two doorbells */
 enum { MXCSR = 0x7f80, CONTROL_WORD = 0x0f7f }; /* all exceptions masked, round towards zero */
 
 struct sweep { u64 first, blocks, stride, shift; };
 
-/* At FS: layout.py fills what stands above `stamp`, and reads what stands below it. */
+/* At FS: layout.py fills it up to `other`, `wide` and `slow`, and reads the rest up to `waits`. */
 struct area {
     u64 self;
     u64 seed, pages, hot_pages, zero_pages, block_pages, cold_every;
@@ -45,6 +46,9 @@ struct area {
     u64 longest;            /* gap between two writes that no doorbell explains, in ticks */
     u64 asked, answered;    /* the time stamps around the latest doorbell, or the latest such gap */
     u64 wide;               /* whether it has AVX and may use it; set by layout.py */
+    u64 slow;               /* ticks from which on it has waited for a page; set by layout.py */
+    u64 waited;             /* how often since the last look */
+    u64 waits[WAITS];       /* of each, writes since that look, and below WAITED_BITS the ticks */
     u64 mixed_seed;
     struct sweep hot, cold;
 };
@@ -149,7 +153,25 @@ static u64 step(u64 value, u64 multiplier, u64 increment)
     return value * multiplier + increment;
 }
 
-static void write_page(const struct area *a)
+static u64 ticks(void)
+{
+    u32 low, high;
+    __asm__ volatile("rdtsc" : "=a"(low), "=d"(high) : : "memory");
+    return (u64)high << 32 | low;
+}
+
+/* The first access to a page is where it waits for one that comes later. Which ones did, the host can tell. */
+static void reach(struct area *a, const volatile u64 *p)
+{
+    u64 began = ticks();
+    (void)*p;
+    u64 took = ticks() - began;
+    if (took <= a->slow || a->waited >= WAITS) return;
+    if (took >> WAITED_BITS) took = (1ul << WAITED_BITS) - 1;
+    a->waits[a->waited++] = (count - a->stamp) << WAITED_BITS | took;
+}
+
+static void write_page(struct area *a)
 {
     if (count % 65536 == 0) check_registers(a);
     u64 visit = count / a->block_pages;
@@ -166,6 +188,7 @@ static void write_page(const struct area *a)
     u64 block = (visit % s->blocks * s->stride + s->shift) % s->blocks;
     u64 page = s->first + block * a->block_pages + count % a->block_pages;
     u64 generation = visit / s->blocks, *p = (u64 *)a->memory + page * PAGE_WORDS;
+    reach(a, p);
     if (!good_page(p, page, generation, base_of(a, page, generation))) errors++;
     BARRIER();
     put_page(p, page, generation + 1, base_of(a, page, generation + 1));
@@ -184,9 +207,7 @@ static void write_page(const struct area *a)
 
 static u64 time_stamp(struct area *a)
 {
-    u32 low, high;
-    __asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
-    u64 now = (u64)high << 32 | low;
+    u64 now = ticks();
     if (now < a->time) a->backwards++;
     return now;
 }
@@ -254,6 +275,7 @@ static void look(struct area *a)
     __asm__ volatile("stmxcsr %0; fnstcw %1; fistpll %2" : "=m"(mxcsr), "=m"(control_word), "=m"(st));
     bad += (mxcsr != MXCSR) + (control_word != CONTROL_WORD) + (st != a->stamp);
     a->stamp = count;
+    a->waited = 0;
     __asm__ volatile("fildll %0" : : "m"(a->stamp));
     a->checked += LOOKS;
     a->mismatches += bad;
