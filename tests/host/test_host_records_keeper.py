@@ -3,10 +3,12 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from records_support import CLAIM, EVERYTHING, GUEST, RECEIVING, SENDING
 from sterna.core.history import RecordConflict
@@ -14,8 +16,9 @@ from sterna.core.records import Granted, HandBack, Start
 from sterna.errors import RecordError
 from sterna.host.durable import OsFiles
 from sterna.host.records_keeper import open_records, peek, set_aside
-from sterna.host.records_log import RecordsMissing
+from sterna.host.records_log import HEAD, RecordsMissing
 from sterna.registry import ErrorCode
+from sterna.wire.records import Runner
 
 
 class Failing(OsFiles):
@@ -24,6 +27,7 @@ class Failing(OsFiles):
     def __init__(self) -> None:
         self.write_error = 0
         self.sync_error = 0
+        self.syncs = ""  # that fail: of files with such names
 
     def write(self, path: str, offset: int, data: bytes) -> None:
         if self.write_error:
@@ -32,7 +36,7 @@ class Failing(OsFiles):
         super().write(path, offset, data)
 
     def sync(self, path: str) -> None:
-        if self.sync_error:
+        if self.sync_error and Path(path).name.startswith(self.syncs):
             raise OSError(self.sync_error, os.strerror(self.sync_error), path)
         super().sync(path)
 
@@ -121,7 +125,7 @@ async def test_a_record_that_failed_may_be_there(tmp_path: Path) -> None:
     async with await open_records(tmp_path, GUEST, purpose="test", files=files) as records:
         await records.append(RECEIVING)
         await records.append(CLAIM)
-        files.sync_error = errno.EIO
+        files.sync_error, files.syncs = errno.EIO, "log-"
         with pytest.raises(RecordError):
             await records.append(Start(2))
         assert records.history.fate(2) is None
@@ -130,6 +134,61 @@ async def test_a_record_that_failed_may_be_there(tmp_path: Path) -> None:
             await records.append(HandBack(2))
         assert caught.value.existing == Start(2)
         assert records.history.fate(2) == Start(2)
+
+
+async def test_what_is_held_becomes_durable_with_the_next_record(tmp_path: Path) -> None:
+    """[ONE-62] All tasks see it at once; on the disk it is never without what rests on it."""
+    async with await open_records(tmp_path, GUEST, purpose="test") as records:
+        await records.append(RECEIVING)
+        for _ in range(2):
+            await records.hold(CLAIM)
+        assert records.history.records == (RECEIVING, CLAIM)
+        assert (await peek(tmp_path, GUEST)).records == (RECEIVING,)
+        with pytest.raises(RecordConflict):
+            await records.hold(replace(CLAIM, image=b"2" * 16))
+        await records.append(Start(2))
+        assert records.history.records == (RECEIVING, CLAIM, Start(2))
+    assert (await peek(tmp_path, GUEST)).records == (RECEIVING, CLAIM, Start(2))
+
+
+async def test_what_is_held_outlives_a_failure(tmp_path: Path) -> None:
+    """[ONE-62] START could not be written: HANDBACK rests on the same claim."""
+    files = Failing()
+    async with await open_records(tmp_path, GUEST, purpose="test", files=files) as records:
+        await records.append(RECEIVING)
+        await records.hold(CLAIM)
+        files.write_error = errno.ENOSPC
+        with pytest.raises(RecordError):
+            await records.append(Start(2))
+        assert records.history.records == (RECEIVING, CLAIM)
+        files.write_error = 0
+        await records.append(HandBack(2))
+    assert (await peek(tmp_path, GUEST)).records == (RECEIVING, CLAIM, HandBack(2))
+
+
+@pytest.mark.parametrize("more", [False, True])
+async def test_nothing_that_is_held_is_lost_by_closing(tmp_path: Path, *, more: bool) -> None:
+    held = [CLAIM, replace(CLAIM, runner=Runner("here", b"3" * 16), image=b"3" * 16)]
+    async with await open_records(tmp_path, GUEST, purpose="test") as records:
+        await records.append(RECEIVING)
+        for each in held[: 1 + more]:
+            await records.hold(each)
+    assert (await peek(tmp_path, GUEST)).records == (RECEIVING, *held[: 1 + more])
+    with pytest.raises(RecordError, match="closed"):
+        await records.hold(CLAIM)
+
+
+async def test_a_head_that_cannot_be_written_is_made_up_for(tmp_path: Path) -> None:
+    """[LOG-3] What was reported is durable all the same."""
+    files = Failing()
+    async with await open_records(tmp_path, GUEST, purpose="test", files=files) as records:
+        files.sync_error, files.syncs = errno.EIO, HEAD
+        await records.append(RECEIVING)
+        with pytest.raises(RecordError):
+            await records.append(CLAIM)
+        files.sync_error = 0
+        await records.append(CLAIM)
+        assert records.history.records == (RECEIVING, CLAIM)
 
 
 async def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:

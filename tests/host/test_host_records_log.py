@@ -21,21 +21,24 @@ from sterna.core.records import Claiming, Record, Released, Start
 from sterna.errors import RecordError
 from sterna.host.durable import Files, OsFiles
 from sterna.host.records_codec import check_of, encode_record
-from sterna.host.records_log import RecordLog, RecordsMissing, look
+from sterna.host.records_log import TOGETHER_MAX, RecordLog, RecordsMissing, look
 from sterna.testing import Crashed, CrashFiles
 from sterna.wire.records import Runner
 
 OPERATIONS = 6 * len(EVERYTHING) + 40  # of a run over all records
 
 
-def write(files: Files, directory: str, reported: list[Record]) -> None:
+def write(files: Files, directory: str, reported: list[Record], together: int = 1) -> None:
     """Go on with the records where the log has ended, as a controller that has come after another."""
     log = RecordLog(files, directory, GUEST)
     assert tuple(reported) == log.history.records[: len(reported)], "what was reported is gone"
     reported[:] = log.history.records
-    for record in EVERYTHING[len(reported) :]:
-        log.append(record)
-        reported.append(record)
+    while len(reported) < len(EVERYTHING):
+        records = EVERYTHING[len(reported) :][:together]
+        log.append(*records)
+        reported += records
+        if len(reported) % 3:  # as a keeper does, unless it is cut off
+            log.settle()
 
 
 # ---- on the disk ----
@@ -73,6 +76,40 @@ def test_what_contradicts_changes_nothing(tmp_path: Path) -> None:
     log.append(RECEIVING)
     assert log.history.records == (RECEIVING,)
     assert RecordLog(OsFiles(), str(tmp_path), GUEST).history.records == (RECEIVING,)
+
+
+def test_two_records_are_appended_as_one(tmp_path: Path) -> None:
+    """[ONE-62, LOG-3] Either both are possible, or nothing has changed."""
+    log = RecordLog(OsFiles(), str(tmp_path), GUEST)
+    log.append(RECEIVING)
+    with pytest.raises(RecordConflict):
+        log.append(CLAIM, Start(9))
+    assert log.history.records == (RECEIVING,)
+    log.append(CLAIM, Start(2))
+    log.append(CLAIM, Start(2))
+    assert RecordLog(OsFiles(), str(tmp_path), GUEST).history.records == (RECEIVING, CLAIM, Start(2))
+
+
+def test_the_head_follows(tmp_path: Path) -> None:
+    """[LOG-3] It is written before the next line at the latest, and nothing is synced twice for a record."""
+
+    class Counting(OsFiles):
+        synced: tuple[str, ...] = ()
+
+        def sync(self, path: str) -> None:
+            super().sync(path)
+            self.synced += (Path(path).name[:4],)
+
+    files = Counting()
+    log = RecordLog(files, str(tmp_path), GUEST)
+    files.synced = ()
+    log.append(RECEIVING)
+    assert files.synced == ("log-",)
+    log.append(CLAIM)
+    assert files.synced == ("log-", "head", "log-")
+    for _ in range(2):
+        log.settle()
+        assert files.synced[3:] == ("head",)
 
 
 def test_a_log_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +212,7 @@ def test_a_history_that_was_cut_is_missing(tmp_path: Path, lose: Callable[[Path]
     folder = tmp_path / GUEST.hex()
     for number, record in enumerate(EVERYTHING):
         log.append(record)
+        log.settle()
         if number == len(EVERYTHING) - 4:
             (folder / "older").write_bytes((folder / "head").read_bytes())
     lose(folder)
@@ -192,6 +230,7 @@ def test_no_damage_is_mistaken_for_an_older_history(data: st.DataObject) -> None
     count = data.draw(st.integers(1, len(EVERYTHING)))
     for record in EVERYTHING[:count]:
         log.append(record)
+    log.settle()
     place = f"/records/{GUEST.hex()}"
     path = f"{place}/{data.draw(st.sampled_from(sorted(files.names(place, 9) or ())))}"
     content = (files.read(path, 1 << 20) or b"").rstrip(b"\0")
@@ -208,10 +247,15 @@ def test_no_damage_is_mistaken_for_an_older_history(data: st.DataObject) -> None
 
 
 @pytest.mark.slow
-@given(seed=st.integers(0, 2**32), crashes=st.lists(st.integers(1, OPERATIONS), min_size=1, max_size=6))
-def test_what_was_reported_is_there_after_any_crash(seed: int, crashes: list[int]) -> None:
+@given(
+    seed=st.integers(0, 2**32),
+    crashes=st.lists(st.integers(1, OPERATIONS), min_size=1, max_size=6),
+    together=st.integers(1, TOGETHER_MAX),
+)
+def test_what_was_reported_is_there_after_any_crash(seed: int, crashes: list[int], together: int) -> None:
     """Crash after crash, in the middle of mending too: nothing reported is lost, nothing else appears, and no
-    crash alone makes records count as missing [ONE-57, LOG-3, LOG-4]."""
+    crash alone makes records count as missing, nor shows the second of two without the first [ONE-57, ONE-62,
+    LOG-3, LOG-4]."""
     files = CrashFiles(random.Random(seed))
     files.make_directory("/records", 0o700)
     files.sync_directory("/")
@@ -219,12 +263,12 @@ def test_what_was_reported_is_there_after_any_crash(seed: int, crashes: list[int
     for crash in crashes:
         files.plan(crash_at=crash)
         with suppress(Crashed):
-            write(files, "/records", reported)
+            write(files, "/records", reported, together)
         files = files.restarted()
     found = RecordLog(files, "/records", GUEST).history.records
     assert found[: len(reported)] == tuple(reported)
     assert found == EVERYTHING[: len(found)]
-    assert len(found) <= len(reported) + 1
+    assert len(found) <= len(reported) + together
     write(files, "/records", reported)
     assert tuple(reported) == EVERYTHING
 
@@ -240,7 +284,7 @@ def test_every_single_crash_point() -> None:
             files.plan(crash_at=crash)
             reported: list[Record] = []
             with suppress(Crashed):
-                write(files, "/records", reported)
+                write(files, "/records", reported, 1 + seed % TOGETHER_MAX)
             write(files.restarted(), "/records", reported)
             assert tuple(reported) == EVERYTHING
 
@@ -337,6 +381,7 @@ def test_a_log_that_contradicts_itself(tmp_path: Path) -> None:
 def test_a_head_whose_places_do_not_fit(tmp_path: Path) -> None:
     log = RecordLog(OsFiles(), str(tmp_path), GUEST)
     log.append(RECEIVING)
+    log.settle()
     head = tmp_path / GUEST.hex() / "head"
     places = head.read_bytes()
     for wrong in (places[512:] + places[:512], places[512:] * 2):
@@ -355,6 +400,8 @@ for number in range(1 << 16):
     for record in EVERYTHING:
         log.append(record)
         print(number, flush=True)
+        if len(log.history.records) % 3:
+            log.settle()
 """
 
 

@@ -134,7 +134,7 @@ def test_a_store_that_is_out_before_the_handover():
 
 def test_beside():
     """[ONE-60]"""
-    world = at(store=False, destination=DestinationState.RECORDING)
+    world = at(store=False, destination=DestinationState.COMMITTING)
     assert possible(world, Fault.BESIDE, ALPHA) == [], "nobody is going to ask"
     inject(world, Fault.DEADLINE)
     inject(world, Fault.BESIDE)

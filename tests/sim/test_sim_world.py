@@ -87,7 +87,7 @@ def test_a_claim_of_the_dead_lands_later():
 def test_a_frozen_destination_is_given_up_and_wakes_to_a_closed_connection():
     world = world_of(store=False)
     world.begin(ALPHA)
-    go(world, stands(destination=DestinationState.RECORDING))
+    go(world, stands(destination=DestinationState.COMMITTING))
     frozen = world.hosts[BETA].endpoint.number
     world.take(("freeze", BETA, frozen, 0))
     assert ("expire", 1, ALPHA, 0) in list(world.chances())

@@ -366,7 +366,10 @@ class HostSession:
             record = replace(record, peer=self.peer.identity or "", address=self._address)
         keeper = await self._records()
         assert keeper is not None
-        await keeper.append(record)
+        if isinstance(record, Claiming) and not self._has_store:
+            await keeper.hold(record)  # no claim is sent [ONE-62]
+        else:
+            await keeper.append(record)
         if isinstance(record, Released) and self._is_noted:
             await self._drop_opening()
 

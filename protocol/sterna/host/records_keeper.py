@@ -2,6 +2,9 @@
 
 All tasks of the process share one keeper a guest. What two of them want to note is noted in turn, so that of
 START in one and HANDBACK in the other, whichever comes first makes the other fail [ONE-27, ONE-44].
+
+A guest may stand still for what is written here, so nobody waits for more than one sync: the log's head
+follows when the record has been reported, and a record that only counts with the next one may be held.
 """
 
 from __future__ import annotations
@@ -9,12 +12,14 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
 import trio
 
-from sterna.core.history import History
+from sterna.core.history import History, RecordConflict
 from sterna.core.records import Record
 from sterna.errors import RecordError
 from sterna.host.durable import Files, OsFiles
@@ -51,17 +56,18 @@ class GuestRecords:
         self._lock = lock
         self._log: RecordLog | None = log
         self._files = files
-        self._turn = trio.Lock()
+        self._turn = trio.Semaphore(1)  # and no Lock: who takes it may leave it to the settling
         self._history = log.history
+        self._held: tuple[Record, ...] = ()
         self._closed = False
 
     @property
     def history(self) -> History:
-        """What is durable; after an append that failed, at least that."""
+        """What is durable, or held; after an append that failed, at least that."""
         return self._history
 
     async def append(self, record: Record) -> None:
-        """Make a record durable; it is when this returns. One that is there already is no error.
+        """Make a record durable; it is when this returns, and so is what was held.
 
         Not cut short by cancellation: a record is written or it is not.
 
@@ -70,29 +76,68 @@ class GuestRecords:
             RecordError: RECORD_FAILED. It may be durable or not; what is there then shows with the next
                 call, which looks anew.
         """
-        async with self._turn:
-            if self._closed:
-                raise RecordError("the records are closed, another process may have them; open them again")
+        await self._turn.acquire()
+        try:
+            self._check_open()
             await trio.to_thread.run_sync(self._append, record)
+        except BaseException:
+            self._turn.release()
+            raise
+        trio.lowlevel.spawn_system_task(self._settle)
 
-    def _append(self, record: Record) -> None:
+    async def hold(self, record: Record) -> None:
+        """Note a record that need not be durable before the next one is, and will be then.
+
+        Only where nothing follows from it alone: if the process ends before that, it was never noted.
+        Raises as `append` does.
+        """
+        async with self._turn:
+            self._check_open()
+            longer = self._history.after(record)
+            if longer is not self._history and self._held:  # one is enough to wait for a next one
+                await trio.to_thread.run_sync(self._append, record)
+            elif longer is not self._history:
+                self._held, self._history = (record,), longer
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RecordError("the records are closed, another process may have them; open them again")
+
+    def _append(self, *records: Record) -> None:
         log, self._log = self._log, None  # it is put back unless something fails on the way
         try:
             if log is None:
                 log = RecordLog(self._files, self._directory, self._guest)
-            self._history = log.history
+            self._history = _with(log.history, self._held)
             try:
-                log.append(record)
+                log.append(*self._held, *records)
             except RecordError:
                 self._log = log  # nothing was written
                 raise
         except OSError as error:
             raise _failed(error, self._directory) from error
+        self._held = ()
         self._log, self._history = log, log.history
+
+    async def _settle(self) -> None:
+        """The log's head, while whoever has appended goes on already."""
+        try:
+            if self._log is not None:
+                await trio.to_thread.run_sync(self._log.settle)
+        except OSError:
+            self._log = None  # what was reported is durable all the same; the next call looks anew
+        finally:
+            self._turn.release()
 
     async def aclose(self) -> None:
         """Let another process have the guest."""
         async with self._turn:
+            if self._held and not self._closed:
+                with suppress(RecordError):  # nothing has followed from it
+                    await trio.to_thread.run_sync(self._append)
+            if self._log is not None and not self._closed:
+                with suppress(OSError):  # whoever opens it next makes up for that
+                    await trio.to_thread.run_sync(self._log.settle)
             self._closed = True
             self._lock.release()
 
@@ -104,6 +149,14 @@ class GuestRecords:
     ) -> None:
         with trio.CancelScope(shield=True):
             await self.aclose()
+
+
+def _with(history: History, held: Iterable[Record]) -> History:
+    """The history with what is held, unless it was decided against that."""
+    for record in held:
+        with suppress(RecordConflict):
+            history = history.after(record)
+    return history
 
 
 async def open_records(
@@ -174,7 +227,9 @@ def _set_aside(directory: str, guest: bytes, purpose: str) -> list[str]:
 
 
 async def peek(directory: str | os.PathLike[str], guest: bytes) -> History:
-    """What was reported durable, without the lock: for display, while another process may write.
+    """What is written, without the lock: for display, while another process may write.
+
+    The last of it may not be durable yet, or may have been reported: its writer is gone, or is at it.
 
     Raises:
         RecordError: RECORD_FAILED.
@@ -195,9 +250,7 @@ def _peek(directory: str, guest: bytes) -> History:
                 raise
             continue
         break
-    if found is None:
-        return History(guest)
-    return History(guest, found.history.records[: found.head.count])
+    return History(guest) if found is None else found.history
 
 
 def _failed(error: OSError, place: str) -> RecordError:

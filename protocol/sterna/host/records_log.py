@@ -5,10 +5,14 @@
     <directory>/<guest>/log-<id>   a header and one line a record
     <directory>/<guest>/head       which log, and how many of its records were reported durable; in two places
 
-To append is to write the line, sync the log, write the head, sync the head, and only then to report. After a
-crash the head therefore names no more than the log has, and the log has at most one record more than the
-head names, the one whose writer was cut off. That one was not reported, so both answers would do; it is kept,
-after it was written and synced once more, since a failed sync may have left it in the cache alone.
+To append is to write the line, sync the log, and only then to report; before the next line, the head is
+written and synced. After a crash the head therefore names no more than the log has, and the log has no more
+beyond it than one append has written. That may have been reported or not, so it is kept, after it was written
+and synced once more, since a failed sync may have left it in the cache alone.
+
+Durable is a record by its own line: the head only shows that none was lost later. That is why it can wait for
+a moment in which no guest stands still. Records of which the first counts for nothing without the second are
+appended together, at the price of one.
 
 What the head names and the log lacks was lost. Then all of the guest's records count as missing [ONE-57]:
 a history that shows CLAIMING and has lost START would prove what is not true.
@@ -52,6 +56,8 @@ DIRECTORY_MODE: Final = 0o700
 LOG_BYTES_MAX: Final = 1 << 20
 _LONG_BYTES: Final = 64 << 10
 FULL: Final = "too many sessions of the guest are open; find out how they ended, and let that be recorded"
+# Lines that one append may write: CLAIMING, with what decides it.
+TOGETHER_MAX: Final = 2
 # Room that a migration's records will find, whoever fills the disk meanwhile.
 _RESERVE_BYTES: Final = 16 << 10
 NAMES_MAX: Final = 1000
@@ -80,9 +86,9 @@ class Found:
     others: tuple[str, ...] = ()
 
     @property
-    def beyond(self) -> bool:
-        """Whether the last record is one that the head does not name yet."""
-        return len(self.history.records) > self.head.count
+    def beyond(self) -> int:
+        """How many of the last records the head does not name yet."""
+        return len(self.history.records) - self.head.count
 
 
 def folder(directory: str, guest: bytes) -> str:
@@ -122,8 +128,9 @@ def look(files: Files, directory: str, guest: bytes) -> Found | None:
         raise _missing(place, f"the log has lost its end: {text}")
     # A head that was cut off names a record that is in the log, or a log that is there.
     others = tuple(sorted(f"{place}/{name}" for name in names if f"{place}/{name}" != path))
-    if count - head.count != 1 and ((torn and not others) or count > head.count):
-        raise _missing(place, f"the head is older than the log, by {count - head.count} records")
+    beyond = count - head.count
+    if beyond > TOGETHER_MAX or (torn and not beyond and not others):
+        raise _missing(place, f"the head is older than the log, by {beyond} records")
     return Found(history, lines, head, data[sum(map(len, lines)) :], others)
 
 
@@ -190,6 +197,7 @@ class RecordLog:
 
     Attributes:
         history: what is durable.
+        is_settled: whether the head names all of it.
 
     Raises:
         RecordsMissing: records were lost.
@@ -203,6 +211,7 @@ class RecordLog:
         found = look(files, directory, guest)
         if found is None:
             found = self._make(directory, guest)
+        self.is_settled = True
         self._take(found)
         self._mend(found)
         if self._end > _LONG_BYTES:
@@ -216,29 +225,48 @@ class RecordLog:
         self._last = check_of(found.lines[-1])
         self._end = sum(map(len, found.lines))
 
-    def append(self, record: Record) -> None:
-        """Make a record durable; it is when this returns.
+    def append(self, *records: Record) -> None:
+        """Make records durable, at most `TOGETHER_MAX`; they are when this returns.
+
+        A crash may leave the first of them alone, never the second. `settle` is owed then, and made up for by
+        the next append.
 
         Raises:
-            RecordConflict: another record stands against it; nothing has changed.
+            RecordConflict: another record stands against one of them; nothing has changed.
             RecordError: a field cannot be written, or there are too many records.
-            OSError: it may be durable or not.
+            OSError: they may be durable or not.
         """
-        history = self.history.after(record)
-        if history is self.history:
+        history, last, lines = self.history, self._last, b""
+        for record in records:
+            longer = history.after(record)
+            if longer is history:
+                continue
+            try:
+                line = encode_record(record, len(longer.records), last)
+            except ValueError as error:
+                raise RecordError(f"{record.kind}: {error}") from error
+            history, last, lines = longer, check_of(line), lines + line
+        if not lines:
             return
-        try:
-            line = encode_record(record, len(history.records), self._last)
-        except ValueError as error:
-            raise RecordError(f"{record.kind}: {error}") from error
-        if self._end + len(line) > LOG_BYTES_MAX:
+        if self._end + len(lines) > LOG_BYTES_MAX:
             raise RecordError(f"{self._log} is full; {FULL}")
-        self._files.write(self._log, self._end, line)
+        self.settle()
+        self._files.write(self._log, self._end, lines)
         self._files.sync(self._log)
-        self._end += len(line)
-        self._last = check_of(line)
-        self._write_head(len(history.records))
+        self._end += len(lines)
+        self._last = last
+        self.is_settled = False
         self.history = history
+
+    def settle(self) -> None:
+        """Let the head name what is durable.
+
+        Raises:
+            OSError: what is durable is so all the same; but open the log again.
+        """
+        if not self.is_settled:
+            self._write_head(len(self.history.records))
+            self.is_settled = True
 
     def _make(self, directory: str, guest: bytes) -> Found:
         """A log without records. What a crash has left of an earlier attempt holds none either."""
@@ -283,9 +311,9 @@ class RecordLog:
         self._files.write(self._head_file, self._head.turn % 2 * PLACE_BYTES, encode_head(self._head))
         self._files.sync(self._head_file)
         if found.beyond or any(found.rest) or len(found.rest) < _RESERVE_BYTES // 2:
-            last = len(found.lines[-1])
+            last = b"".join(found.lines[-max(found.beyond, 1) :])
             self._files.truncate(self._log, self._end)  # what was cut off goes away
-            self._files.write(self._log, self._end - last, found.lines[-1])
+            self._files.write(self._log, self._end - len(last), last)
             self._files.reserve(self._log, self._end, _RESERVE_BYTES)
             self._files.sync(self._log)
         if found.beyond:

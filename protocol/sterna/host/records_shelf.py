@@ -54,11 +54,15 @@ class Keeper(Protocol):
 
     @property
     def history(self) -> History:
-        """What is durable."""
+        """What is durable, or held."""
         ...
 
     async def append(self, record: Record) -> None:
         """Make a record durable; raises as `sterna.host.records_keeper.GuestRecords.append` does."""
+        ...
+
+    async def hold(self, record: Record) -> None:
+        """Note a record that becomes durable with the next one, and counts for nothing without it."""
         ...
 
 
@@ -72,6 +76,8 @@ class MemoryRecords:
         """Remember it."""
         self.history = self.history.after(record)
         await trio.lowlevel.checkpoint()
+
+    hold = append
 
 
 @dataclass(slots=True)

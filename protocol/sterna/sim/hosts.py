@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from sterna.core.history import History
-from sterna.core.records import Record
+from sterna.core.records import Claiming, Record
 from sterna.core.recovery import Settled
 from sterna.core.verdict import Store
 from sterna.registry import Owner
@@ -66,14 +66,15 @@ class Task:
         results: of the request that is being carried out, so far.
         session: that recovery is about.
         image: the id of the image that it is about.
+        held: CLAIMING that is to be written with what rests on it; it follows from what the machine was told.
         peer, complete, store: what recovery has learned, see `sterna.core.recovery`.
         failed: whether something that recovery has tried may work another time.
         stuck: whether the last thing that it has tried has failed, so that it ends.
     """
 
     __slots__ = (
-        "answer", "complete", "failed", "image", "kind", "landed", "line", "machine", "number", "op", "peer",
-        "results", "session", "store", "stuck",
+        "answer", "complete", "failed", "held", "image", "kind", "landed", "line", "machine", "number", "op",
+        "peer", "results", "session", "store", "stuck",
     )  # fmt: skip
 
     def __init__(self, number: int, kind: str, machine: Driven | None = None, image: bytes = b"") -> None:
@@ -87,6 +88,7 @@ class Task:
         self.results: tuple[Hashable, ...] = ()
         self.session = b""
         self.image = image
+        self.held: Claiming | None = None
         self.peer: Owner | None = None
         self.complete = False
         self.store: Store | None = None

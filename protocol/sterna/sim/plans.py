@@ -39,7 +39,7 @@ from sterna.core.events import (
     StartTracking,
     TakeStorage,
 )
-from sterna.core.records import Claiming, Decided, SessionRecord, Side, Start
+from sterna.core.records import Claiming, Decided, HandBack, SessionRecord, Side, Start
 from sterna.core.recovery import before_verdict
 from sterna.core.verdict import Facts, Store, answer
 from sterna.registry import ErrorCode
@@ -135,6 +135,11 @@ def _persist(world: World, host: Host, task: Task, record: object) -> Plan:
             return _each(task, [Write(record), Hold("release", task.image)])
         case Claiming(epoch=epoch, runner=runner) if Defect.RUNS_BEFORE_CLAIM in world.defects:
             return _each(task, [Hold("run", task.image, epoch, runner), Write(record)])
+        case Claiming() if world.store is None:
+            task.held = record  # until there is what rests on it [ONE-62]; nobody else in the process knows
+            return Answered()
+        case Start() | HandBack() if task.held is not None:
+            return _each(task, [Write(task.held), Write(record)])
         case _:
             return _once(task, Write(record))  # type: ignore[arg-type]
 
