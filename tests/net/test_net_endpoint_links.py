@@ -16,6 +16,7 @@ from trio.testing import MockClock
 from sterna.core.deadlines import Deadlines
 from sterna.core.events import Event, Outcome, RoundFinished
 from sterna.core.policy import PolicySettings
+from sterna.core.sending import ROUND_BATCHES
 from sterna.guest.api import GuestDescription
 from sterna.guest.embedded import EmbeddedGuest
 from sterna.guest.workload import PAGE_BYTES, WorkloadParameters
@@ -76,7 +77,7 @@ async def test_both_directions_have_their_turn_on_a_slow_link(virtual_time: Cloc
 @pytest.mark.parametrize("share", [0.2, 0.8, 3.0])
 @pytest.mark.parametrize("rate_bytes_s", [1e6, 10e6])
 async def test_a_hot_guest_on_a_slow_link(virtual_time: Clock, rate_bytes_s: float, share: float) -> None:
-    """It rewrites its hot pages while they wait to be sent: nothing is rejected, and it moves in the end.
+    """It rewrites its hot pages while they wait: one batch is rejected at most, and it moves in the end.
 
     `share` is its write rate by that of the link; above 1 it has to be slowed down.
     """
@@ -95,7 +96,8 @@ async def test_a_hot_guest_on_a_slow_link(virtual_time: Clock, rate_bytes_s: flo
     )
     await migration.run()
     migration.check_moved()
-    assert sum(event.stats.rejected_pages for event in finished) == 0
+    rejected = sum(event.stats.rejected_pages for event in finished)
+    assert rejected <= finished[0].stats.pages // ROUND_BATCHES
     assert (max(event.stats.throttle for event in finished) > 0) == (share > 1)
 
 

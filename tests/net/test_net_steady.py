@@ -12,6 +12,7 @@ from trio.abc import Clock
 
 from sterna.core.events import Outcome, Result, RoundFinished, RoundStarted
 from sterna.core.policy import RoundStats
+from sterna.core.sending import SMALL_BATCH_BYTES
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
 from sterna.memory import pages as pages_module
@@ -20,7 +21,7 @@ from sterna.memory.regions import RegionTable
 from sterna.net import steady
 from sterna.net.endpoint import Destination, Options, Source
 from sterna.net.memory import memory_transport_pair
-from sterna.net.steady import GAP_MAX_S, UNMEASURED_BYTES, SteadyPages, tolerable_gap_s
+from sterna.net.steady import CALM_BATCHES, GAP_MAX_S, UNMEASURED_BYTES, SteadyPages, tolerable_gap_s
 from sterna.registry import ErrorCode
 from sterna.testing import run_workload
 from sterna.wire.records import Region
@@ -123,6 +124,59 @@ def test_a_slow_batch_has_the_next_one_copied() -> None:
     assert not bench.is_copied(bench.encode())
 
 
+class SlowBench(Bench):
+    """Every batch takes long, and is a sixteenth of the guest."""
+
+    def encode(self) -> EncodedBatch:
+        self.now += GAP_S * 1.5
+        return self.steady.encode(0, [0, 100], [14, 50])
+
+
+def test_a_guest_that_writes_nothing_goes_without_copies_on_a_slow_link() -> None:
+    bench = SlowBench()
+    assert not any(bench.is_copied(bench.encode()) for _ in range(3))
+
+
+def test_what_was_written_while_it_left_has_the_next_batches_copied() -> None:
+    """One chunk of a batch is looked at in every second one or so."""
+    bench = SlowBench()
+    bench.encode()
+    spoiled = 1
+    bench.memory[120 * PAGE] ^= 2
+    while not bench.is_copied(bench.encode()):
+        bench.memory[120 * PAGE] ^= 2
+        spoiled += 1
+    assert spoiled < 8
+    copied = 1
+    while bench.is_copied(bench.encode()):
+        copied += 1
+    assert copied == CALM_BATCHES
+
+
+def test_what_is_written_all_over_shows_at_once() -> None:
+    bench = SlowBench()
+    bench.encode()
+    bench.memory ^= 2
+    assert bench.is_copied(bench.encode())
+
+
+def test_with_many_batches_under_way_a_small_guest_has_all_of_them_copied() -> None:
+    """They could all be spoiled before that shows."""
+    bench = SlowBench()
+    bench.steady = SteadyPages(bench.plain, lambda: bench.now, 2)
+    assert all(bench.is_copied(bench.encode()) for _ in range(3))
+
+
+def test_what_is_to_be_looked_at_is_let_go_of_at_the_end() -> None:
+    memory = bytearray(PAGES * PAGE)
+    table = RegionTable((Region(0, 0, PAGES * PAGE),))
+    pages = SteadyPages(RegionPages(table, {0: memoryview(memory)}), lambda: 0.0)
+    memory[:] = b"1" * len(memory)
+    pages.encode(0, [0], [64])
+    pages.close()
+    memory.append(0)  # BufferError as long as somebody has a view
+
+
 def test_rejected_pages_have_the_next_round_copied() -> None:
     bench = Bench()
     bench.warm_up()
@@ -171,7 +225,8 @@ async def migrate_a_hot_guest() -> Result:
 async def test_a_hot_guest_on_a_slow_link(autojump_clock: Clock) -> None:
     result = await migrate_a_hot_guest()
     assert result.outcome is Outcome.COMPLETED
-    assert sum(stats.rejected_pages for stats in result.rounds) == 0
+    batch_pages = SMALL_BATCH_BYTES * 2 // PAGE  # a sixteenth of the guest
+    assert 0 < sum(stats.rejected_pages for stats in result.rounds) <= batch_pages
 
 
 async def test_without_copies_nearly_all_of_it_would_be_rejected(
@@ -181,6 +236,7 @@ async def test_without_copies_nearly_all_of_it_would_be_rejected(
     monkeypatch.setattr(steady, "UNMEASURED_BYTES", 0)
     monkeypatch.setattr(steady, "GAP_MAX_S", math.inf)
     monkeypatch.setattr(steady, "SPOILED_SHARE", math.inf)
+    monkeypatch.setattr(steady, "SAMPLES", 0)
     result = await migrate_a_hot_guest()
     assert result.code is ErrorCode.TOO_MANY_REJECTED
 

@@ -122,7 +122,6 @@ class PackingPages(SteadyPages):
 
     def __init__(self, pages: RegionPages, options: Options) -> None:
         super().__init__(pages, options.clock, max(options.streams, 1))
-        self._table = pages.table
         self._clock_s: Callable[[], float] = options.clock
         self._always = options.compress is Compress.ALWAYS
         self._workers = min(max(options.streams, 1), os.cpu_count() or 1)

@@ -12,18 +12,28 @@ How long the gap is shows in how long the batch before took: the next one is enc
 several connections it is as many times as long, since each of them has one under way. How long it may be
 depends on the guest's size: what is written meanwhile must be a small share of the first round. After that
 round `REJECTED_SHARE` decides.
+
+A process that moves many guests at once has long gaps and no time for copies, and most guests write little.
+So where the gap is long, some of a batch's bytes are looked at once more when it has left. As long as they
+are what they were, the next batch goes as it is. What is spoiled before that shows is about one batch: of
+batches that are spoiled by half, every second look tells. A guest must be large enough to bear that.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from xxhash import xxh3_64_intdigest
 
 from sterna.core.events import Event, RoundFinished, RoundStarted
+from sterna.limits import CHUNK_BYTES
 from sterna.memory.pages import EncodedBatch, RegionPages, hash_chunks
 
 # What a core writes that does nothing else, and what it may spoil of a guest: half of what RAK-5 takes.
@@ -35,6 +45,11 @@ GAP_MAX_S: Final = 0.02
 # no rate at all. Guests as small as that are copied from the start.
 UNMEASURED_BYTES: Final = 16 << 20
 REJECTED_SHARE: Final = 0.01
+# Chunks of a batch that are looked at once more: a hundredth of the copy's cost each.
+SAMPLES: Final = 4
+# After one that had changed so many batches have to stay as they are before one goes uncopied again.
+CALM_BATCHES: Final = 32
+_GOLDEN: Final = 0.618  # turns of it never come to the same places
 
 
 class SteadyPages:
@@ -44,7 +59,13 @@ class SteadyPages:
         """`connections`: on which batches are under way at the same time."""
         self._pages: RegionPages | None = pages
         self._clock = clock
+        self._connections = connections
+        self._table = pages.table
+        self._bearable_bytes = pages.table.size_bytes * SPOILED_SHARE
         self._gap_s = tolerable_gap_s(pages.table.size_bytes) / connections
+        self._under_way: deque[list[tuple[memoryview, int]]] = deque()
+        self._turn = 0
+        self._restless = 0  # batches that have to be calm before one goes as it is
         self._unmeasured_bytes = UNMEASURED_BYTES
         self._encoded_at: float | None = None
         self._rejected = False
@@ -72,22 +93,50 @@ class SteadyPages:
         """See `PageSource.encode`."""
         assert self._pages is not None
         slow = self._encoded_at is None or self._clock() - self._encoded_at > self._gap_s
-        copies = not self._paused and (slow or self._rejected or self._unmeasured_bytes > 0)
+        slow = not self._paused and (slow or self._unmeasured_bytes > 0)
+        calm = slow and self._is_calm(region, counts)
+        copies = not self._paused and (self._rejected or (slow and not calm))
         batch = self._pages.encode(region, starts, counts, zeros=zeros, whole=whole, hashed=not copies)
+        if slow and batch.bulk_bytes:
+            self._under_way.append(_samples(batch, self._turn))
+            self._turn += 1
         if copies and batch.bulk_bytes:
             batch = _copied(batch)
         self._unmeasured_bytes -= batch.bulk_bytes
         self._encoded_at = self._clock()
         return batch
 
+    def _is_calm(self, region: int, counts: npt.ArrayLike) -> bool:
+        """Whether batches that have left were not written to, and the guest bears that the next ones are."""
+        while len(self._under_way) >= self._connections:
+            changed = any(xxh3_64_intdigest(chunk) != was for chunk, was in self._under_way.popleft())
+            self._restless = CALM_BATCHES if changed else max(self._restless - 1, 0)
+        size = int(np.sum(counts)) << self._table[region].granule_log2
+        return not self._restless and (self._connections + 1) * size <= self._bearable_bytes
+
     def close(self) -> None:
         """Let go of the memory, so that its owner can free it. Nothing can be encoded any more."""
         self._pages = None
+        self._under_way.clear()
 
 
 def tolerable_gap_s(guest_bytes: int) -> float:
     """How long a guest of this size may write between a page's hash and its departure."""
     return min(guest_bytes * SPOILED_SHARE / WRITTEN_BYTES_S, GAP_MAX_S)
+
+
+def _samples(batch: EncodedBatch, turn: int) -> list[tuple[memoryview, int]]:
+    """Some chunks of guest memory, and what they are now. Every turn takes others."""
+    ends = list(accumulate(buffer.nbytes for buffer in batch.buffers))
+    found: list[tuple[memoryview, int]] = []
+    for number in range(SAMPLES):
+        at = int(ends[-1] * ((number + turn * _GOLDEN % 1) / SAMPLES))
+        which = bisect_right(ends, at)
+        buffer = batch.buffers[which]
+        begin = (at - ends[which] + buffer.nbytes) // CHUNK_BYTES * CHUNK_BYTES
+        chunk = buffer[begin : begin + CHUNK_BYTES]
+        found.append((chunk, xxh3_64_intdigest(chunk)))
+    return found
 
 
 def _copied(batch: EncodedBatch) -> EncodedBatch:
