@@ -2,6 +2,9 @@
 
 Each session has a connection and a guest of its own; the guests are parts of one memory. All begin together.
 How fair that was shows in how much later the last one has ended than the first one.
+
+What a session costs that moves next to nothing (handshake, description, rounds, blackout, commit, end) is a
+measure of its own: as many sessions at once, whose guests have one page each. Of a small guest it is most.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from sterna.cli.output import Output
 from sterna.cli.units import Json, Size
 from sterna.core.words import size_text
 from sterna.errors import ConfigError
+from sterna.linux.memfd import PAGE_BYTES
 from sterna_interop.bulk import SESSION
 from sterna_interop.measured import Report
 from sterna_interop.measuring import OURS, Measure, Runs, at_least, progress, take
@@ -22,7 +26,8 @@ from sterna_interop.memories import Memories
 from sterna_interop.moving_sterna import sterna, sterna_many
 from sterna_interop.transfers import GIB, Last, Write, memory_measures, write_to
 
-SIZE_BYTES: Final = 1 << 30
+SIZE_BYTES: Final = 2 << 30
+MAPPED_BYTES: Final = 512 << 20  # more is the same memory file, mapped several times
 SESSIONS: Final = 32
 ONE: Final = "one"
 
@@ -45,9 +50,10 @@ def many(
     output = Output(json=json)
     if size % (sessions << 12):
         raise ConfigError(f"{size_text(size)} cannot be cut into {sessions} guests of whole pages")
-    memories = Memories(size)
-    all_of_them = sterna_many(memories, sessions)
-    ours, gib = Last(all_of_them), size / GIB
+    times = 1 if size % MAPPED_BYTES else size // MAPPED_BYTES
+    memories = Memories(size, times=times)
+    ours, gib = Last(sterna_many(memories, sessions)), size / GIB
+    empty = Last(sterna_many(Memories(sessions * PAGE_BYTES), sessions))
     lasts = {OURS: ours, ONE: Last(sterna(memories))}
     measures = [
         Measure(
@@ -64,6 +70,16 @@ def many(
         ),
         Measure(name="first", text="first ended", ways={OURS: ours.told(lambda moved: moved.more[0])}),
         Measure(name="last", text="last ended", ways={OURS: ours.told(lambda moved: moved.more[1])}),
+        Measure(
+            name="session",
+            text="a session of one page",
+            ways={OURS: empty.turn(lambda moved: moved.seconds / sessions)},
+        ),
+        Measure(
+            name="session_cpu",
+            text="  CPU, both sides",
+            ways={OURS: empty.told(lambda moved: sum(moved.cpu_s) / sessions)},
+        ),
     ]
     with progress(output) as say:
         taken = take(measures, runs, say)
@@ -74,7 +90,9 @@ def many(
         taken=taken,
         principal="goodput",
         conditions={
-            "memory": f"{sessions} guests of {size_text(size // sessions)}, random; {ONE}: one of all of it",
+            "memory": f"{sessions} guests of {size_text(size // sessions)}, random; {ONE}: one of all of it"
+            + (f"; {size_text(size // times)} are mapped {times} times" if times > 1 else ""),
+            "a session of one page": f"{sessions} of them at once, and their time by their number",
             "processes": "one for all sources, and one for all destinations",
             "connection": "plain TCP over loopback",
             "Sterna": SESSION,
