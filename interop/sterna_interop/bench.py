@@ -30,5 +30,7 @@ app = App(
     help_format="markdown",
     version_flags=(),
 )
+_ELSEWHERE: Final = {"tls": "memory"}
 for _name, _text in COMMANDS:
-    app.command(f"sterna_interop.bench_{_name}:{_name}", name=_name, help=_text)
+    _module = f"sterna_interop.bench_{_ELSEWHERE.get(_name, _name)}"
+    app.command(f"{_module}:{_name}", name=_name, help=_text)

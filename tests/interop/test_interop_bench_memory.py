@@ -1,4 +1,4 @@
-"""`sterna bench memory`: one object, a table for the file, and QEMU beside them where there is one."""
+"""`sterna bench memory` and `tls`: an object, a table for the file, and QEMU where there is one."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ MEASURES = {"goodput", "cpu", "cpu_source", "cpu_destination", "memory_source", 
 
 
 @pytest.mark.slow
-def test_one_object_and_a_table(tmp_path):
+@pytest.mark.parametrize("name", ["memory", "tls"])
+def test_one_object_and_a_table(name, tmp_path):
     path = tmp_path / "BENCHMARKS.md"
-    found = bench("memory", "--size", "9MiB", "--write", str(path))
-    assert (found["schema"], found["bench"], found["runs"]) == (1, "memory", 1)
+    found = bench(name, "--size", "9MiB", "--write", str(path))
+    assert (found["schema"], found["bench"], found["runs"]) == (1, name, 1)
     assert set(found["measures"]) == MEASURES
     assert set(found["measures"]["goodput"]) >= {"sterna", "bare", "bare_hash", "memcpy", "unit"}
     assert len(found["ratios"]["vs_bare"]["pairs"]) == 1
     assert {"vs_bare_hash", "vs_memcpy", "cpu_vs_bare"} <= set(found["ratios"])
-    assert "## memory, 1 run" in path.read_text()
+    assert f"## {name}, 1 run" in path.read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.needs("qemu")
-def test_against_qemu():
-    found = bench("memory", "--size", "9MiB", "--against", "qemu")
+@pytest.mark.parametrize("name", ["memory", "tls"])
+def test_against_qemu(name):
+    found = bench(name, "--size", "9MiB", "--against", "qemu")
     assert {"vs_qemu", "cpu_vs_qemu"} <= set(found["ratios"])
     assert {"sterna", "qemu"} <= set(found["measures"]["memory_source"])
     assert "multifd 2" in found["conditions"]["QEMU"]
