@@ -216,7 +216,7 @@ def test_what_is_written_while_it_is_encoded_is_sent_again():
     """[MEM-7] [MEM-10] [PCY-2] Its entry is not that of the newest version."""
     memory = Memory()
     first = memory.job()
-    memory.sending.written_early({3: written(1, 6)})
+    memory.sending.written_early({3: written(1, 6)}, 0.0)
     memory.done(first)
     second = memory.job()
     assert (second.starts.tolist(), second.counts.tolist()) == ([4, 7], [2, 1])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from core_support import PAGE
 
 from sterna import limits
-from sterna.core import sending
+from sterna.core import rounds, sending
 from sterna.core.sending import Sending
 from sterna.errors import GuestError, PeerMisbehaved
 from sterna.limits import ROUNDS_APART, Limits
@@ -251,7 +253,7 @@ def test_a_page_that_is_written_before_its_turn_waits_for_the_next_round():
     memory.sending.unwritten({3: PageBitmap.from_mask(np.arange(8) >= 4)})
     memory.sending.begin(1, Limits(), PAGE, 1e12, 0.0, last=False)
     tables = [memory.sending.next_batch(10, zeros=True)[0]]
-    memory.sending.written_early(memory.write(1, 3, 5, 7))
+    memory.sending.written_early(memory.write(1, 3, 5, 7), 0.0)
     while (batch := memory.sending.next_batch(10 + len(tables), zeros=True)) is not None:
         tables.append(batch[0])
     for table in tables:
@@ -280,13 +282,13 @@ def test_a_look_is_wanted_now_and_then_while_enough_is_left(monkeypatch):
         wanted.append(memory.sending.wants_look)
         assert not memory.sending.wants_look  # one at a time
         if wanted[-1]:
-            memory.sending.written_early({3: PageBitmap(8)})
+            memory.sending.written_early({3: PageBitmap(8)}, 0.0)
     assert wanted == [False, True, False, True, False, True, False, False]
     memory.sending.written(memory.write(*range(8)))
     memory.sending.begin(1, Limits(), PAGE, 1e12, 0.0, last=True)
     while memory.sending.next_batch(10, zeros=True) is not None:
         assert not memory.sending.wants_look
-    memory.sending.written_early(memory.write(0))
+    memory.sending.written_early(memory.write(0), 0.0)
     assert memory.sending.pages_missing == 1
 
 
@@ -318,3 +320,41 @@ def test_a_small_guest_is_sent_in_small_batches():
     batch = memory.next_batch(10, zeros=True)
     assert batch is not None
     assert batch[0].bulk_bytes == size // sending.ROUND_BATCHES
+
+
+@pytest.mark.parametrize(
+    ("seconds", "sizes"),
+    [(0.001, [1, 1, 2, 2, 2]), (1.0, [1] * 8), (0.0, [1, 1, 2, 2, 2])],
+    ids=["fast", "slow", "no time at all"],
+)
+def test_batches_grow_where_the_link_turns_out_to_be_fast(monkeypatch, seconds, sizes):
+    """[PGS-22] From the first look on, by what has left beyond what buffers take."""
+    for name, value in (("LOOK_BYTES", PAGE), ("FIRST_LOOK_BYTES", 2 * PAGE), ("ROUND_BATCHES", 1)):
+        monkeypatch.setattr(sending, name, value)
+    monkeypatch.setattr(rounds, "_UNMEASURED_BYTES", PAGE)
+    monkeypatch.setattr(rounds, "_BATCH_FLOOR_BYTES", PAGE)
+    memory = Memory()
+    memory.bytes[:] = b"x" * len(memory.bytes)
+    memory.sending.begin(1, Limits(), PAGE, 1e12, 0.0, last=False)
+    found = []
+    while (batch := memory.sending.next_batch(10, zeros=True)) is not None:
+        found.append(batch[0].page_count)
+        if memory.sending.wants_look:
+            memory.sending.written_early({}, seconds)
+    assert found == sizes
+
+
+def test_batches_do_not_grow_beyond_what_the_peer_takes_or_where_pages_are_packed(monkeypatch):
+    """[LIM-6] Packed bytes tell nothing about how long pages take; and such a batch is held in memory."""
+    monkeypatch.setattr(sending, "LOOK_BYTES", PAGE)
+    monkeypatch.setattr(sending, "ROUND_BATCHES", 1)
+    monkeypatch.setattr(rounds, "_UNMEASURED_BYTES", 0)
+    for peer, packed in ((Limits(bulk_bytes=2 * PAGE), 0), (Limits(), 3 * PAGE)):
+        memory = Memory()
+        memory.bytes[:] = b"x" * len(memory.bytes)
+        memory.sending.begin(1, peer, 2 * PAGE, 1e12, 0.0, last=False)
+        batch = RegionPages(TABLE, {3: memoryview(memory.bytes)}).encode(3, [0], [2])
+        memory.sending._round.next_runs()
+        memory.sending._sent(replace(batch, unpacked_bytes=packed), 10, 0)
+        memory.sending.written_early({}, 0.001)
+        assert memory.sending.next_batch(11, zeros=True)[0].page_count == 2

@@ -31,6 +31,8 @@ _BATCH_FLOOR_BYTES: Final = 256 * 1024  # below that, what a batch costs beside 
 # A batch of zeros is a frame of some bytes, and work for the receiver: with many of them in a row the sockets
 # would hold seconds of it, and what is behind them, such as PING, would wait. Others between them take room.
 _BLANKS_IN_A_ROW: Final = 3
+# A rate is measured over what has left beyond this: several times what the hosts' buffers hold.
+_UNMEASURED_BYTES: Final = 16 << 20
 _CLOCK_S: Final = 1e-6  # a shorter round tells nothing about the rate
 _U64_MAX: Final = (1 << 64) - 1
 
@@ -70,7 +72,7 @@ class _Share:
         self._blank_left: Final = PageSets(pages.table) if blank is None else blank.copy()
         self._left.__isub__(self._blank_left)
         self._later: Final = PageSets(pages.table)  # whose turn comes behind the others'
-        self._batch: Final = batch
+        self._batch = batch
         self._blank_bytes: Final = blank_bytes
         self._look()
 
@@ -115,6 +117,10 @@ class _Share:
         left |= self._blank_left
         self.skip(left)
         return left
+
+    def enlarge(self, batch: tuple[int, int]) -> None:
+        """From the next `skip` on: the most bytes and runs of a batch."""
+        self._batch = batch
 
     @property
     def has_more(self) -> bool:
@@ -227,6 +233,17 @@ class OutgoingRound:
         """
         later = around(pages)
         self._intended -= sum(share.skip(pages, later) for share in self._shares.values())
+
+    def enlarge(self, batch: tuple[int, int]) -> None:
+        """From the next `skip` on: the most bytes and runs of a batch."""
+        for share in self._shares.values():
+            share.enlarge(batch)
+
+    def rate_bytes_s(self, now: float) -> float:
+        """What the link has carried so far; 0 if that is not known yet, or if pages are packed."""
+        if self._unpacked_bytes != self.bulk_bytes:
+            return 0.0
+        return max(0, self.bulk_bytes - _UNMEASURED_BYTES) / max(now - self._started, _CLOCK_S)
 
     def leave_out(self, stream: int) -> PageSets:
         """As `skip`, with all that has not been sent on a stream; what that was."""

@@ -59,6 +59,9 @@ class Job:
     zeros: bool
 
 
+# Where a link turns out to be fast, batches grow by this factor: what a batch costs beside its bytes is work
+# of a core that has enough to do there.
+LARGER: Final = 2
 # A guest's memory is so many batches at least, of this size at least: one is hashed while another travels,
 # and what is held for each of many small guests is small beside them.
 ROUND_BATCHES: Final = 16
@@ -88,6 +91,7 @@ class Sending:
         self._round = self._no_round(0)
         self._look_at = self._look_step = 0
         self._looking = False
+        self._peer, self._batch_bytes = Limits(), 0  # what bounds the batches of the newest round
 
     @classmethod
     def sealed(cls, image: ImageNotes, pages: PageSource) -> Self:
@@ -158,7 +162,7 @@ class Sending:
         self._looking = self._round.bytes_left >= LOOK_BYTES
         return self._looking
 
-    def written_early(self, answer: Mapping[int, PageBitmap]) -> None:
+    def written_early(self, answer: Mapping[int, PageBitmap], now: float) -> None:
         """`written`, while a round is under way, which then need not send them.
 
         Raises:
@@ -166,8 +170,12 @@ class Sending:
         """
         self.written(answer)
         self._looking = False
-        if not self._round.last:
-            self._round.skip(self._pending)
+        if self._round.last:
+            return
+        if rate_bytes_s := self._round.rate_bytes_s(now):
+            batch_bytes = self._size_of_batch(LARGER * self._batch_bytes)
+            self._round.enlarge(batch_bounds(self.regions, self._peer, batch_bytes, rate_bytes_s))
+        self._round.skip(self._pending)
 
     def leave_out(self, stream: int) -> None:
         """What of the round under way has not been sent on this stream waits for the next round."""
@@ -211,8 +219,8 @@ class Sending:
         if len(self._planned) >= bounds.ROUNDS_APART:
             self._lacks(self._planned.pop(min(self._planned)))
         self._forget_planned(self._pending)
-        batch_bytes = min(batch_bytes, max(self.regions.size_bytes // ROUND_BATCHES, SMALL_BATCH_BYTES))
-        batch = batch_bounds(self.regions, peer, batch_bytes, rate_bytes_s)
+        self._peer, self._batch_bytes = peer, batch_bytes
+        batch = batch_bounds(self.regions, peer, self._size_of_batch(batch_bytes), rate_bytes_s)
         blank = self._blank.copy()
         blank &= self._pending
         shares = None if self._shares is None else _parts(self._shares, self._pending)
@@ -321,6 +329,9 @@ class Sending:
     def _lacks(self, pages: PageSets) -> None:
         self._pending |= pages
         self._digest.mark_sets_stale(pages)
+
+    def _size_of_batch(self, most: int) -> int:
+        return min(most, max(self.regions.size_bytes // ROUND_BATCHES, SMALL_BATCH_BYTES))
 
     def _plan_look(self) -> None:
         most = max(LOOK_BYTES, int(self._round.bytes_left * LOOK_SHARE))

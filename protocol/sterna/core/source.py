@@ -256,7 +256,7 @@ class SourceMachine(Batches):
                 self._on_tracking(answer, now)
             case CollectDirty(early=True):
                 assert isinstance(answer, Mapping)
-                self._memory.written_early(answer)
+                self._memory.written_early(answer, now)
             case CollectDirty():
                 self._on_collected(answer, now)
             case Pause():

@@ -241,7 +241,8 @@ class Pump:
         if self._guest_waited and self._look_at_guest():
             for line in self._lines.values():
                 line.to_send.set()
-        self._to_perform.set()  # a round under way may want to know what the guest has written since
+        if self.machine.prompt_request is not None:
+            self._to_perform.set()  # a round under way wants to know what the guest has written since
         self._look_at_time()
 
     def left(self) -> None:

@@ -38,6 +38,10 @@ FAST_UNSENT_BYTES: Final = 4 * 1024 * 1024  # a batch
 # What a rate is measured over: several times what the kernel holds, which leaves at no rate at all.
 MEASURED_BYTES: Final = 16 * 1024 * 1024
 
+# How much may be moved between two turns of the other tasks: a millisecond or two, as with TLS. With a turn
+# for each MiB a twentieth of the time goes into turns.
+YIELD_BYTES: Final = 4 * 1024 * 1024
+
 # From here on a place to receive into is one for page bytes that were announced; read buffers are smaller.
 OWED_BYTES: Final = 512 * 1024
 MUCH_BYTES: Final = 1024 * 1024
@@ -169,6 +173,7 @@ class TcpTransport(Transport):
     def __init__(self, sock: socket.socket, peer: Peer | None = None) -> None:
         super().__init__(peer or Peer(peer_address(sock)))
         self._sock = sock
+        self.yield_bytes = YIELD_BYTES
         self._backlog = Backlog(sock)
         self._wakes = Wakes(sock)
 
