@@ -118,9 +118,11 @@ class _Share:
         self.skip(left)
         return left
 
-    def enlarge(self, batch: tuple[int, int]) -> None:
-        """From the next `skip` on: the most bytes and runs of a batch."""
-        self._batch = batch
+    def resize(self, batch: tuple[int, int]) -> None:
+        """From here on: the most bytes and runs of a batch."""
+        if batch != self._batch:
+            self._batch = batch
+            self._look()
 
     @property
     def has_more(self) -> bool:
@@ -234,10 +236,10 @@ class OutgoingRound:
         later = around(pages)
         self._intended -= sum(share.skip(pages, later) for share in self._shares.values())
 
-    def enlarge(self, batch: tuple[int, int]) -> None:
-        """From the next `skip` on: the most bytes and runs of a batch."""
+    def resize(self, batch: tuple[int, int]) -> None:
+        """From here on: the most bytes and runs of a batch."""
         for share in self._shares.values():
-            share.enlarge(batch)
+            share.resize(batch)
 
     def rate_bytes_s(self, now: float) -> float:
         """What the link has carried so far; 0 if that is not known yet, or if pages are packed."""

@@ -146,9 +146,16 @@ class Sending:
         Raises:
             GuestError: the answer does not fit the regions.
         """
+        self._note_written(answer)
+
+    def _note_written(self, answer: Mapping[int, PageBitmap]) -> bool:
+        """Whether any page was."""
         dirty = PageSets.collected(self.regions, answer)
+        if not dirty.any():
+            return False
         self._blank -= dirty
         self._lacks(dirty)
+        return True
 
     @property
     def wants_look(self) -> bool:
@@ -168,14 +175,15 @@ class Sending:
         Raises:
             GuestError: the answer does not fit the regions.
         """
-        self.written(answer)
+        some = self._note_written(answer)
         self._looking = False
         if self._round.last:
             return
         if rate_bytes_s := self._round.rate_bytes_s(now):
             batch_bytes = self._size_of_batch(LARGER * self._batch_bytes)
-            self._round.enlarge(batch_bounds(self.regions, self._peer, batch_bytes, rate_bytes_s))
-        self._round.skip(self._pending)
+            self._round.resize(batch_bounds(self.regions, self._peer, batch_bytes, rate_bytes_s))
+        if some:
+            self._round.skip(self._pending)
 
     def leave_out(self, stream: int) -> None:
         """What of the round under way has not been sent on this stream waits for the next round."""
