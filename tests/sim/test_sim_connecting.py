@@ -68,3 +68,16 @@ def test_a_dead_end_is_no_proper_end():
     assert hears(world, "closed", line, 0) == Lost(closed=False)
     forget_lines(world)
     assert world.lines == []
+
+
+def test_an_old_connection_is_not_one_that_has_its_number_now():
+    world = world_of()
+    _, process, task, _ = calling(world)
+    world.lines = []
+    world.hosts[ALPHA].endpoint.tasks = []
+    other = Task(7, "recovery")
+    assert connect(world, world.hosts[ALPHA], process, other)
+    assert other.line == task.line
+    assert end_of(world, process, task) == (None, 0)
+    hangs_up(world, process, task)
+    assert world.lines[0].gone == [False, False]

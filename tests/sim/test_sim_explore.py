@@ -7,11 +7,13 @@ from sim_support import states
 
 from sterna.core.tables import DestinationState, SourceState
 from sterna.sim import explore as module
+from sterna.sim import spaces
 from sterna.sim.defects import Defect
 from sterna.sim.explore import explore, loaded, told
 from sterna.sim.faults import Fault
 from sterna.sim.judge import Violation
 from sterna.sim.makers import RecallingMakers, Shape
+from sterna.sim.rest import check_rest
 
 # For each defect: whether it needs a store to be found, and with how many faults it is.
 FOUND = {
@@ -110,14 +112,59 @@ def test_it_says_how_far_it_is(monkeypatch):
     said = []
     explore(store=True, faults=0, say=lambda found: said.append(found.states))
     assert said == sorted(said)
-    assert said[0] == 10
+    assert len(said) > 2
 
 
-def test_a_bad_end_is_a_violation(monkeypatch):
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_bad_end_is_a_violation(monkeypatch, plain):
     def bad(world):
         raise Violation("one-runner", "nobody")
 
-    monkeypatch.setattr(module, "check_rest", bad)
-    found = explore(store=False, faults=0)
+    monkeypatch.setattr(spaces, "check_rest", bad)
+    found = explore(store=False, faults=0, plain=plain)
     assert str(found.violation) == "one-runner: nobody"
     assert len(found.path) > 5
+    world = loaded(RecallingMakers(Shape(store=False)), store=False)
+    for step in found.path:
+        world.take(step)
+    assert not world.steps()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("store", [True, False])
+@pytest.mark.parametrize("switchover", ["stop-and-copy", "post-copy"])
+def test_worlds_in_parts_are_all_worlds(monkeypatch, store, switchover):
+    """Not one more and not one less, as many steps, and the same at rest."""
+    makers = RecallingMakers(Shape(store, switchover=switchover))
+    monkeypatch.setattr(module, "RecallingMakers", lambda shape: makers)
+    rests = {}
+    for plain in (False, True):
+        rests[plain] = set()
+
+        def noted(world, seen=rests[plain]):
+            seen.add(world.key())
+            return check_rest(world)
+
+        monkeypatch.setattr(spaces, "check_rest", noted)
+        found = explore(store=store, faults=1, switchover=switchover, plain=plain)
+        rests[plain, "counts"] = (found.states, found.steps, found.ends)
+    assert rests[False, "counts"] == rests[True, "counts"]
+    assert rests[False] == rests[True]
+    assert len(rests[True]) > 20
+
+
+def test_a_state_is_looked_at_with_all_faults_that_may_be_left():
+    """Those that need one fault are as many, whether a second one may come or not."""
+    kinds = (Fault.DEADLINE, Fault.RECORD_FAILS)
+    few, more = (module.Exploration(store=False, faults=faults, kinds=kinds) for faults in (1, 2))
+    once = few.run().states
+    seen = []
+    followed = more._follow
+
+    def follow(states, *, last):
+        followed(states, last=last)
+        seen.append(len(more._before))
+
+    more._follow = follow
+    assert more.run().states == seen[2]
+    assert seen[1] == once

@@ -7,12 +7,13 @@ from sim_support import ALPHA, BETA, go, stands, world_of
 from sterna.core.records import Granted, RunnerRecord
 from sterna.core.recovery import Image, Settled
 from sterna.core.tables import DestinationState, SourceState
-from sterna.core.verdict import Store
-from sterna.registry import Owner
+from sterna.core.verdict import Judgement, Step, Store
+from sterna.registry import ErrorCode, Owner
 from sterna.sim.defects import Defect
 from sterna.sim.holder import Stage
 from sterna.sim.hosts import Hold, Reach, Task, Write
-from sterna.sim.recovering import Question, next_of, situation_of
+from sterna.sim.machines import Trouble
+from sterna.sim.recovering import Question, go_on, learns, next_of, situation_of
 
 
 def recovering(world, host):
@@ -98,3 +99,16 @@ def test_defects_of_a_source():
     go(world, stands(destination=DestinationState.COMMITTING))
     task.store = world.store.facts(2)
     assert next_of(world, here, task) == Hold("release", task.image)
+
+
+def test_a_failed_act_says_nothing_of_who_owns_the_guest():
+    """What an earlier recovery has found does not count."""
+    world = granted()
+    here, task = recovering(world, ALPHA)
+    process = here.endpoint
+    process.tasks = [task]
+    process.undecided = task.session
+    here.settled = Settled(Judgement(Owner.SOURCE, "long ago", "ONE-30", Step.RUN))
+    learns(task, Hold("run", task.image), Trouble(ErrorCode.GUEST_FAILED))
+    go_on(world, here, process, task)
+    assert (process.tasks, process.undecided) == ([], task.session)

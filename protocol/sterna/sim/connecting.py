@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def connect(world: World, host: Host, process: Process, task: Task) -> bool:
     """Reach the other host, if anybody listens there: its endpoint, or one that stands beside it."""
-    here = world.hosts.index(host)
+    here = host.place
     other = world.own(1 - here)
     listener = other.endpoint
     if "beside" in other.armed:
@@ -42,9 +42,11 @@ def _keeps_waiting(world: World, host: int, listener: Process) -> bool:
 def end_of(world: World, process: Process, task: Task) -> tuple[Line | None, int]:
     """A task's connection, if it has one still, and which end of it is the task's."""
     line = world.line(task.line)
-    if line is None:
-        return None, 0
-    return line, 0 if line.ends[0][1:] == (process.number, task.number) else 1
+    if line is not None:
+        for end in (0, 1):
+            if line.ends[end][1:] == (process.number, task.number):
+                return line, end
+    return None, 0  # it is no more; perhaps another connection has its number
 
 
 def says(world: World, process: Process, task: Task) -> None:

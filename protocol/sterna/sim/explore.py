@@ -18,16 +18,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final
 
 from sterna.core.policy import Switchover
 from sterna.core.tables import DestinationState, SourceState
 from sterna.sim.defects import Defect
-from sterna.sim.faults import Fault, Step, possible
+from sterna.sim.faults import Fault, Step
 from sterna.sim.hosts import Task
 from sterna.sim.judge import Violation
 from sterna.sim.makers import RecallingMakers, Shape
-from sterna.sim.rest import check_rest
+from sterna.sim.parts import State
+from sterna.sim.spaces import Parted, Plain, Space
 from sterna.sim.world import World
 
 FAULTS: Final = (
@@ -96,6 +97,7 @@ class Exploration:
         kinds: which.
         defects: what endpoints do wrong.
         switchover: of the migration; with one by bitmap, or post-copy, pages follow the guest.
+        plain: every step is carried out in every world, see `sterna.sim.spaces`.
     """
 
     def __init__(
@@ -106,87 +108,85 @@ class Exploration:
         kinds: tuple[Fault, ...] = FAULTS,
         defects: frozenset[Defect] = frozenset(),
         switchover: Switchover = "stop-and-copy",
+        plain: bool = False,
     ) -> None:
         self.found: Final = Explored(store, faults)
-        self._kinds: Final = kinds
         self._makers: Final = RecallingMakers(Shape(store, switchover=switchover))
-        self._seen: Final[set[int]] = set()
-        # By the number of faults that have led there.
-        self._stacks: Final[list[list[_State]]] = [[] for _ in range(faults + 1)]
-        self._add(loaded(self._makers, store=store, defects=defects), 0, None)
+        world = loaded(self._makers, store=store, defects=defects)
+        self._space: Final[Space] = Plain(world, kinds) if plain else Parted(world, kinds)
+        # Each state that was reached, and the one from which it was first.
+        self._before: Final[dict[State, State]] = {self._space.first: self._space.first}
+        self._state = self._space.first  # that is looked at
+        self._say: Callable[[Explored], None] = lambda _: None
+        self._started = self._said = time.monotonic()
 
     def run(self, say: Callable[[Explored], None] = lambda _: None) -> Explored:
         """Look at every state that can be reached; stop at the first violation.
 
-        Those that few faults lead to come first, because from there more can go wrong.
+        First come all those that need no fault, then those that need one, and so on: so each is looked at
+        with as many faults left as there can be.
 
         Args:
             say: is told every few seconds how far it is.
         """
-        found, started = self.found, time.monotonic()
-        said = started
-        for used, stack in enumerate(self._stacks):
-            while stack and found.violation is None:
-                self._look(stack.pop(), used)
-                if found.states % _LOOK_STATES == 0 and time.monotonic() - said > LOOK_S:
-                    said = time.monotonic()
-                    found.seconds = said - started
-                    say(found)
-        found.machines = self._makers.machines
-        found.seconds = time.monotonic() - started
+        self._say, self._started, self._said = say, time.monotonic(), time.monotonic()
+        found, states = self.found, [self._space.first]
+        try:
+            for left in reversed(range(found.faults + 1)):
+                self._follow(states, last=not left)
+                states = self._go_wrong(states) if left else []
+        except Violation as violation:
+            found.violation, found.path = violation, self._path()
+        self._count()
         return found
 
-    def _add(self, world: World, used: int, path: _Path | None) -> None:
-        key = hash(world.key())
-        if key not in self._seen:
-            self._seen.add(key)
-            self._stacks[used].append((world, path))
+    def _follow(self, states: list[State], *, last: bool) -> None:
+        """Everything that can come next without a fault, and next, until there is nothing new."""
+        space, before, taken = self._space, self._before, 0
+        for number, state in enumerate(states):  # they become more meanwhile
+            if number % _LOOK_STATES == 0:
+                self.found.steps, taken = self.found.steps + taken, 0
+                self._tell()
+            self._state = state
+            for after in space.after(state, last=last):
+                taken += 1
+                if after not in before:
+                    before[after] = state
+                    states.append(after)
+        self.found.steps += taken
 
-    def _look(self, state: _State, used: int) -> None:
-        """Everything that can come next: without a fault and, if there may be more of them, with one."""
-        world, path = state
-        found = self.found
-        found.states += 1
-        steps = world.steps()
-        try:
-            if not steps:
-                found.ends[check_rest(world).value] += 1
-            for step in (*steps, *world.chances()):
-                path = _Path(step, state[1])
-                self._take(world, step, used, path)
-            if used + 1 < len(self._stacks):
-                for kind in self._kinds:
-                    for step in possible(world, kind, 0):
-                        path = _Path(step, state[1])
-                        self._take(world, step, used + 1, path)
-        except Violation as violation:
-            found.violation, found.path = violation, () if path is None else path.steps()
+    def _go_wrong(self, states: list[State]) -> list[State]:
+        """What comes of one fault in any of these."""
+        found: list[State] = []
+        for number, state in enumerate(states):
+            if number % _LOOK_STATES == 0:
+                self._tell()
+            self._state = state
+            for after in self._space.faulty(state):
+                self.found.steps += 1
+                if after not in self._before:
+                    self._before[after] = state
+                    found.append(after)
+        return found
 
-    def _take(self, world: World, step: Step, used: int, path: _Path) -> None:
-        after = world.copy()
-        self.found.steps += 1
-        after.take(step)
-        self._add(after, used, path)
+    def _tell(self) -> None:
+        if time.monotonic() - self._said > LOOK_S:
+            self._said = time.monotonic()
+            self._count()
+            self._say(self.found)
 
+    def _count(self) -> None:
+        self.found.states = len(self._before)
+        self.found.ends = self._space.ends
+        self.found.machines = self._makers.machines
+        self.found.seconds = time.monotonic() - self._started
 
-@dataclass(frozen=True, slots=True)
-class _Path:
-    """How a state was reached: the last step, and what came before."""
-
-    step: Step
-    before: _Path | None
-
-    def steps(self) -> tuple[Step, ...]:
-        """All of it, the first step first."""
-        found: list[Step] = []
-        here: _Path | None = self
-        while here is not None:
-            found.append(here.step)
-            here = here.before
-        return tuple(reversed(found))
-
-
-_State: TypeAlias = tuple[World, _Path | None]
+    def _path(self) -> tuple[Step, ...]:
+        """How the state that is looked at was reached, and what was done in it if anything was."""
+        last, states = self._space.doing, [self._state]
+        while states[-1] != self._space.first:
+            states.append(self._before[states[-1]])
+        return (*self._space.path(states[::-1]), *([] if last is None else [last]))
 
 
 def explore(
@@ -196,11 +196,13 @@ def explore(
     kinds: tuple[Fault, ...] = FAULTS,
     defects: frozenset[Defect] = frozenset(),
     switchover: Switchover = "stop-and-copy",
+    plain: bool = False,
     say: Callable[[Explored], None] = lambda _: None,
 ) -> Explored:
     """An `Exploration`, run."""
-    exploration = Exploration(store=store, faults=faults, kinds=kinds, defects=defects, switchover=switchover)
-    return exploration.run(say)
+    return Exploration(
+        store=store, faults=faults, kinds=kinds, defects=defects, switchover=switchover, plain=plain
+    ).run(say)
 
 
 def told(path: tuple[Step, ...]) -> list[str]:

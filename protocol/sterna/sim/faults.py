@@ -78,6 +78,7 @@ _TEXTS: Final = {
 _SIDES: Final = {
     Fault.SOURCE_KILLED: 0, Fault.SOURCE_FROZEN: 0, Fault.SOURCE_HOLDER_KILLED: 0,
     Fault.DESTINATION_KILLED: 1, Fault.DESTINATION_FROZEN: 1, Fault.DESTINATION_HOLDER_KILLED: 1,
+    Fault.BESIDE: 1,
 }  # fmt: skip
 
 
@@ -89,43 +90,52 @@ def possible(world: World, fault: Fault, source: int) -> list[Step]:
         fault: which.
         source: the host that is the source of the migration under way.
     """
-    return list(_possible(world, fault, source))
+    at = (step for host in (source, 1 - source) for step in possible_at(world, fault, source, host))
+    return [*possible_between(world, fault), *at]
 
 
-def _possible(world: World, fault: Fault, source: int) -> Iterator[Step]:
+def possible_between(world: World, fault: Fault) -> Iterator[Step]:
+    """Those that befall a connection or the store."""
     match fault:
         case Fault.CUT:
             yield from (("cut", line.number, 0, 0) for line in world.lines if not line.broken)
         case Fault.DEADLINE:
             yield from _deadlines(world)
+        case Fault.STORE_OUT if world.store is not None and world.store.answers:
+            yield ("store-out", 0, 0, 0)
+        case _:
+            pass
+
+
+def possible_at(world: World, fault: Fault, source: int, host: int) -> Iterator[Step]:
+    """Those that befall this host."""
+    match fault:
+        case Fault.CUT | Fault.DEADLINE | Fault.STORE_OUT:
+            return
+        case _ if host != source ^ _SIDES.get(fault, host ^ source):
+            return
         case Fault.SOURCE_KILLED | Fault.DESTINATION_KILLED:
-            yield from _processes(world, "kill", source ^ _SIDES[fault])
-        case Fault.SOURCE_FROZEN | Fault.DESTINATION_FROZEN:
-            yield from _processes(world, "freeze", source ^ _SIDES[fault])
-        case Fault.FROZEN_KILLED:
-            yield from (step for host in (source, 1 - source) for step in _processes(world, "freeze", host))
+            yield from _processes(world, "kill", host)
+        case Fault.SOURCE_FROZEN | Fault.DESTINATION_FROZEN | Fault.FROZEN_KILLED:
+            yield from _processes(world, "freeze", host)
         case Fault.SOURCE_HOLDER_KILLED | Fault.DESTINATION_HOLDER_KILLED:
-            host = source ^ _SIDES[fault]
             for number, holder in enumerate(world.hosts[host].holders):
                 if holder.lives:
                     yield ("destroy", host, number, 0)
-        case Fault.STORE_OUT:
-            if world.store is not None and world.store.answers:
-                yield ("store-out", 0, 0, 0)
         case Fault.BESIDE:
             here = world.hosts[source].endpoint
             asks = here is not None and all(task.kind == "recovery" for task in here.tasks)
-            if asks and "beside" not in world.hosts[1 - source].armed:
-                yield ("beside", 1 - source, 0, 0)
+            if asks and "beside" not in world.hosts[host].armed:
+                yield ("beside", host, 0, 0)
         case _:
-            yield from _of_ops(world, fault)
+            yield from _of_ops(world, fault, host)
 
 
 def _deadlines(world: World) -> Iterator[Step]:
     for line in world.lines:
         for end in (0, 1):
-            process = world.hosts[line.ends[end][0]].process(line.ends[end][1])
-            if not line.gone[end] and not line.broken and process is not None and not process.frozen:
+            host, process, _ = line.ends[end]
+            if not line.gone[end] and not line.broken and world.front(host).frozen(process) is False:
                 yield ("deadline", line.number, end, 0)
 
 
@@ -135,12 +145,11 @@ def _processes(world: World, word: str, host: int) -> Iterator[Step]:
         yield (word, host, endpoint.number, 0)
 
 
-def _of_ops(world: World, fault: Fault) -> Iterator[Step]:
-    for number, host in enumerate(world.hosts):
-        for process in host.processes:
-            for task in process.tasks:
-                if task.op is not None and not task.landed and befalls(fault, task):
-                    yield (fault.value, number, process.number, task.number)
+def _of_ops(world: World, fault: Fault, host: int) -> Iterator[Step]:
+    for process in world.hosts[host].processes:
+        for task in process.tasks:
+            if task.op is not None and not task.landed and befalls(fault, task):
+                yield (fault.value, host, process.number, task.number)
 
 
 def befalls(fault: Fault, task: Task) -> bool:

@@ -5,9 +5,9 @@ All of it is plain data that can be copied (`copy`) and compared (`key`). What h
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from sterna.core.history import History
 from sterna.core.records import Claiming, Record
@@ -17,6 +17,9 @@ from sterna.registry import Owner
 from sterna.sim.holder import GUEST_ID, Holder
 from sterna.sim.machines import Driven, Kept
 from sterna.wire.records import NO_RUNNER, Runner
+
+NAMES: Final = ("alpha", "beta")
+"""Of the two hosts. The guest is at the first one."""
 
 # ---- what a process has under way outside of itself ----
 
@@ -53,6 +56,50 @@ class TakeLocks:
 
 
 Op: TypeAlias = Write | Hold | Reach | TakeLocks
+
+
+class Front(NamedTuple):
+    """What can be seen of a host from outside: how many records it has, who is there, who has the records."""
+
+    records: int
+    processes: tuple[tuple[int, bool], ...]
+    lock: int
+
+    def frozen(self, process: int) -> bool | None:
+        """Whether a process is; None if it is not there."""
+        return next((frozen for number, frozen in self.processes if number == process), None)
+
+
+class View(NamedTuple):
+    """What recovery goes by: its host, the store, and the peer if it would ask it."""
+
+    records: int
+    holders: tuple[tuple[str, int, int, int], ...]
+    slots: tuple[int, bool] | None
+    peer: Front | None
+
+    def may_be_again(self, records: int, slots: int | None, peer: Front) -> bool:
+        """Whether this may be what is to be seen, now or later.
+
+        Not when there are more records by now, or slots: they never become fewer. Not when somebody who was
+        there at the peer is there no more: who comes after him is another.
+        """
+        if (records, slots) != (self.records, None if self.slots is None else self.slots[0]):
+            return False
+        if self.peer is None:
+            return True
+        there = {number for number, _ in peer.processes}
+        return self.peer.records == peer.records and all(number in there for number, _ in self.peer.processes)
+
+    def named(self, names: Mapping[int, int], peers: Mapping[int, int]) -> View:
+        """The same with other names for the processes of this host, and of its peer."""
+        holders = tuple([(*each, names.get(controller, -1)) for *each, controller in self.holders])
+        peer = self.peer and Front(
+            self.peer.records,
+            tuple([(peers.get(number, -1), frozen) for number, frozen in self.peer.processes]),
+            peers.get(self.peer.lock, -1),
+        )
+        return View(self.records, holders, self.slots, peer)  # type: ignore[arg-type]  # a tuple as it was
 
 
 class Task:
@@ -150,7 +197,7 @@ class Process:
         self.kept: dict[bytes, Kept] = {}
         self.tries = 0
         self.looked = False
-        self.rest: Hashable = None
+        self.rest: View | None = None
         self.stale: History | None = None
         self.undecided = b""
         self.heard: Owner | None = None
@@ -225,8 +272,8 @@ class Host:
         other.processes = [each.copy() for each in self.processes]
         return other
 
-    def key(self, view: Hashable) -> tuple[object, ...]:
-        """Equal for hosts that go on alike. Of the view of recovery matters whether it is a new one."""
+    def key(self, sees: Callable[[View], Hashable]) -> tuple[object, ...]:
+        """Equal for hosts that go on alike. `sees`: what is left of what recovery has seen."""
         if self.cached is None:
             names = self.names()
             self.cached = hash(
@@ -239,12 +286,22 @@ class Host:
                     self.settled is not None and self.settled.lost,
                 )
             )
-        return (self.cached, *[each.rest == view for each in self.processes])
+        return (self.cached, *[each.rest and sees(each.rest) for each in self.processes])
+
+    def front(self) -> Front:
+        """What can be seen of it from outside."""
+        processes = tuple([(each.number, each.frozen) for each in self.processes])
+        return Front(len(self.history.records), processes, self.lock)
 
     def names(self) -> dict[int, int]:
         """Processes by what they are here and now, not by how many came before."""
         ordered = sorted(self.processes, key=lambda each: each.beside)
         return {0: 0, **{each.number: place for place, each in enumerate(ordered, 1)}}
+
+    @property
+    def place(self) -> int:
+        """Which one of the two it is."""
+        return NAMES.index(self.name)
 
     def may_lock(self, process: Process) -> bool:
         """Whether no other process has the guest's records."""
@@ -275,6 +332,11 @@ class Host:
     def image_of(self, session: bytes) -> bytes:
         """The image of a session, on either side: at a destination its id is the session's [ONE-52]."""
         return dict(self.sent).get(session, session)
+
+
+def peer_of(host: Host) -> str:
+    """The name of the other one."""
+    return NAMES[1 - host.place]
 
 
 def write(host: Host, process: Process, record: Record) -> None:

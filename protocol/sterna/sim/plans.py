@@ -44,7 +44,7 @@ from sterna.core.recovery import before_verdict
 from sterna.core.verdict import Facts, Store, answer
 from sterna.registry import ErrorCode
 from sterna.sim.defects import Defect
-from sterna.sim.hosts import Hold, Host, Op, Process, Reach, TakeLocks, Task, Write
+from sterna.sim.hosts import Hold, Host, Op, Process, Reach, TakeLocks, Task, Write, peer_of
 from sterna.sim.machines import Trouble
 from sterna.wire.records import Hello, Runner
 
@@ -128,7 +128,7 @@ def _each(task: Task, ops: list[Op]) -> Plan:
 def _persist(world: World, host: Host, task: Task, record: object) -> Plan:
     match record:
         case SessionRecord():
-            return _once(task, Write(replace(record, peer=world.other(host).name, address="there")))
+            return _once(task, Write(replace(record, peer=peer_of(host), address="there")))
         case Start() if Defect.START_NOT_WRITTEN in world.defects:
             return Answered()
         case Decided() if Defect.PAGES_FREED in world.defects and task.kind == "source":
@@ -185,7 +185,7 @@ def _verdict(world: World, host: Host, process: Process, task: Task, hello: Hell
         return Trouble(ErrorCode.BUSY)
     if task.results and isinstance(failure := task.results[-1], Trouble) and failure.existing is None:
         return failure
-    peer = world.other(host).name
+    peer = peer_of(host)
     session = host.history.session(hello.session)
     facts = Facts(host.name, store=None if world.store is None else Store(answers=False))
     if session is None or session.side is not Side.DESTINATION:

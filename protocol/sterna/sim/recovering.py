@@ -31,7 +31,7 @@ from sterna.sim.connecting import connect, says
 from sterna.sim.defects import Defect
 from sterna.sim.holder import Stage
 from sterna.sim.holding import attach
-from sterna.sim.hosts import Hold, Host, Op, Process, Reach, Task, Write
+from sterna.sim.hosts import Hold, Host, Op, Process, Reach, Task, View, Write
 from sterna.sim.machines import Ask, Trouble
 from sterna.sim.makers import LiveMakers
 from sterna.sim.plans import spare_runner
@@ -69,23 +69,14 @@ def open_session_of(host: Host, process: Process) -> SessionRecord | None:
     return host.history.session(process.undecided) or open_session(host.history, mark)
 
 
-def view_of(world: World, host: Host, session: SessionRecord) -> Hashable:
+def view_of(world: World, host: Host, session: SessionRecord) -> View:
     """What recovery of a session goes by: as long as this is the same, it would come to the same end."""
     holders = tuple([(each.stage.name, each.mark, each.epoch, each.controller) for each in host.holders])
     slots = None if world.store is None else (len(world.store.slots), world.store.answers)
-    own = (len(host.history.records), holders, slots)
+    records = len(host.history.records)
     if session.side is Side.DESTINATION:
-        return own
-    peer = world.other(host)
-    processes = tuple([(each.number, each.frozen) for each in peer.processes])
-    return (*own, len(peer.history.records), processes, peer.lock)
-
-
-def sees(world: World, host: Host) -> Hashable:
-    """What recovery at a host would see now; None if there is nothing to recover."""
-    endpoint = host.endpoint
-    session = None if endpoint is None else open_session_of(host, endpoint)
-    return None if session is None else view_of(world, host, session)
+        return View(records, holders, slots, None)
+    return View(records, holders, slots, world.front(1 - host.place))
 
 
 def is_due(world: World, host: Host, process: Process) -> bool:
@@ -118,7 +109,7 @@ def begin(world: World, host: Host, process: Process) -> None:
 def go_on(world: World, host: Host, process: Process, task: Task) -> None:
     """The next act, unless the last one failed."""
     if task.stuck:
-        _settles(world, host, process, task)
+        _settles(world, host, process, task, None)
         return
     following = next_of(world, host, task)
     while isinstance(following, Question):
@@ -133,7 +124,7 @@ def go_on(world: World, host: Host, process: Process, task: Task) -> None:
         following = next_of(world, host, task)
     if isinstance(following, Settled):
         host.settled = following
-        _settles(world, host, process, task)
+        _settles(world, host, process, task, following)
     else:
         task.op = following
 
@@ -150,15 +141,17 @@ def learns(task: Task, op: Op, answer: Hashable) -> None:
     task.failed |= task.stuck and not isinstance(op, Hold)
 
 
-def _settles(world: World, host: Host, process: Process, task: Task) -> None:
-    """Recovery has come to its end for now; it begins again when there is something new."""
+def _settles(world: World, host: Host, process: Process, task: Task, settled: Settled | None) -> None:
+    """Recovery has come to its end for now, None if it is stuck; it begins again when something is new."""
     session = host.history.session(task.session)
     assert session is not None
     process.looked = session.side is Side.SOURCE and process.rest == view_of(world, host, session)
-    _serves_on(world, host, process, task, session)
+    owner = Owner.UNDECIDED if settled is None else settled.judgement.owner
+    if owner is Owner.DESTINATION:
+        _serves_on(world, host, process, task, session)
     if task.failed:
         process.rest = None
-    elif host.settled is not None and host.settled.judgement.owner is not Owner.UNDECIDED:
+    elif owner is not Owner.UNDECIDED:
         process.undecided = b""
     process.tasks.remove(task)
     host.rests(process)
@@ -167,9 +160,8 @@ def _settles(world: World, host: Host, process: Process, task: Task) -> None:
 def _serves_on(world: World, host: Host, process: Process, task: Task, session: SessionRecord) -> None:
     """A source whose guest is the destination's takes the session up, whatever process had it [RES-19]."""
     holder, makers = host.holder(task.image), world.makers
-    gone = host.settled is not None and host.settled.judgement.owner is Owner.DESTINATION
     frozen = holder is not None and holder.stage is Stage.STOPPED and holder.mark
-    if session.side is Side.SOURCE and gone and frozen and isinstance(makers, LiveMakers):
+    if session.side is Side.SOURCE and frozen and isinstance(makers, LiveMakers):
         assert holder is not None
         kept = makers.departed(holder, session.session)
         if kept is not None:

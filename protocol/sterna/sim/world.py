@@ -12,7 +12,7 @@ hearing of it apart. A process may die in each of these gaps.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Final, TypeAlias
 
 from sterna.core.records import NO_SESSION, RunnerRecord
@@ -21,12 +21,12 @@ from sterna.sim.defects import Defect
 from sterna.sim.faults import inject
 from sterna.sim.holder import Holder, Stage
 from sterna.sim.holding import attach, controller_gone
-from sterna.sim.hosts import Host, Line, Process, Reach, Task
+from sterna.sim.hosts import NAMES, Front, Host, Line, Process, Reach, Task, View
 from sterna.sim.judge import Judge
 from sterna.sim.machines import Lost, Start, Tick, Touch
 from sterna.sim.makers import LiveMakers, Makers
 from sterna.sim.recovering import begin as recover
-from sterna.sim.recovering import is_due, sees
+from sterna.sim.recovering import is_due
 from sterna.sim.store import SlotStore
 from sterna.sim.tasks import act, reply, tell
 from sterna.wire.records import Runner
@@ -46,6 +46,11 @@ RESUMES_MAX: Final = 4
 _OF_NO_HOST: Final = frozenset({"cut", "drop", "land", "store-out", "store-back"})
 
 
+def are_idle(steps: Iterable[Step]) -> bool:
+    """Whether nothing happens in these steps but that somebody wakes."""
+    return all(step[0] == "wake" for step in steps)
+
+
 class World:
     """See the module's text.
 
@@ -62,7 +67,7 @@ class World:
 
     def __init__(self, makers: Makers, *, store: bool, defects: frozenset[Defect] = frozenset()) -> None:
         self.makers: Final = makers
-        self.hosts = (Host("alpha"), Host("beta"))
+        self.hosts: Sequence[Host] = tuple([Host(name) for name in NAMES])
         self._shared = [False, False]
         self.lines: list[Line] = []
         self.now = 0.0
@@ -95,15 +100,22 @@ class World:
 
     def key(self) -> Hashable:
         """Equal for worlds in which the same can happen."""
-        views = [sees(self, host) for host in self.hosts]
         names = [host.names() for host in self.hosts]
         return (
-            self.hosts[0].key(views[0]),
-            self.hosts[1].key(views[1]),
+            self.hosts[0].key(lambda rest: self._still_seen(0, rest, names)),
+            self.hosts[1].key(lambda rest: self._still_seen(1, rest, names)),
             None if self.store is None else self.store.key(),
             tuple([each.key(names) for each in self.lines]),
             self.judge.key(),
         )
+
+    def _still_seen(self, number: int, rest: View, names: list[dict[int, int]]) -> View | None:
+        """What recovery at a host has seen, None if that is never to be seen again."""
+        slots = None if self.store is None else len(self.store.slots)
+        records = len(self.hosts[number].history.records)
+        if not rest.may_be_again(records, slots, self.front(1 - number)):
+            return None
+        return rest.named(names[number], names[1 - number])
 
     def own(self, number: int) -> Host:
         """A host that is about to change: this world's own, not one that it shares with a copy."""
@@ -117,9 +129,9 @@ class World:
 
     # ---- looking ----
 
-    def other(self, host: Host) -> Host:
-        """The other one."""
-        return self.hosts[1] if host is self.hosts[0] else self.hosts[0]
+    def front(self, number: int) -> Front:
+        """What can be seen of a host from outside."""
+        return self.hosts[number].front()
 
     def holders(self) -> Iterator[Holder]:
         """All of them."""
@@ -158,28 +170,29 @@ class World:
 
     def steps(self) -> list[Step]:
         """What happens next, one of it, if nothing comes between."""
-        found: list[Step] = []
-        for number, host in enumerate(self.hosts):
-            if host.endpoint is None:
-                found.append(("restart", number, 0, 0))
-            for process in host.processes:
-                found += self._of_process(number, host, process)
-        for line in self.lines:
-            found += self._of_line(line)
-        if all(step[0] == "wake" for step in found):
-            found += self._again()
+        found = [*self.steps_at(0), *self.steps_at(1), *self.steps_on_lines()]
+        if are_idle(found):
+            found += [*self.again_at(0), *self.again_at(1)]
         return found
 
-    def _again(self) -> Iterator[Step]:
+    def steps_at(self, number: int) -> Iterator[Step]:
+        """Those of a host: its processes do what they have under way, or begin."""
+        host = self.hosts[number]
+        if host.endpoint is None:
+            yield ("restart", number, 0, 0)
+        for process in host.processes:
+            yield from self._of_process(number, host, process)
+
+    def again_at(self, number: int) -> Iterator[Step]:
         """Recovery of a source that has looked in vain, and sees something new.
 
         It looks again when nobody else does anything. It might at any time; but as it has changed nothing and
         remembers nothing, that would be as if it had not looked before.
         """
-        for number, host in enumerate(self.hosts):
-            endpoint = host.endpoint
-            if endpoint is not None and not endpoint.frozen and endpoint.looked:
-                yield from (step for step in self._recovers(number, host, endpoint))
+        host = self.hosts[number]
+        endpoint = host.endpoint
+        if endpoint is not None and not endpoint.frozen and endpoint.looked:
+            yield from self._recovers(number, host, endpoint)
 
     def _of_process(self, number: int, host: Host, process: Process) -> Iterator[Step]:
         at = number, process.number
@@ -216,21 +229,29 @@ class World:
         claims = isinstance(task.op, Reach) and task.op.verb == "claim"
         return not claims or self.store is None or self.store.answers
 
-    def _of_line(self, line: Line) -> Iterator[Step]:
-        for end in (0, 1):
-            host, number, _ = line.ends[end]
-            process = self.hosts[host].process(number)
-            if line.gone[end] or process is None or process.frozen:
-                continue
-            if line.broken:
-                yield ("lost", line.number, end, 0)
-            elif line.pipes[end]:
-                yield ("deliver", line.number, end, 0)
-            elif line.closed[1 - end]:
-                yield ("closed", line.number, end, 0)
+    def steps_on_lines(self) -> Iterator[Step]:
+        """Those of connections: their ends hear what is on its way, or that nothing is to come."""
+        for line in self.lines:
+            for end in (0, 1):
+                host, process, _ = line.ends[end]
+                if line.gone[end] or self.front(host).frozen(process) is not False:
+                    continue
+                if line.broken:
+                    yield ("lost", line.number, end, 0)
+                elif line.pipes[end]:
+                    yield ("deliver", line.number, end, 0)
+                elif line.closed[1 - end]:
+                    yield ("closed", line.number, end, 0)
 
     def chances(self) -> Iterator[Step]:
         """What may also happen, and is no fault of its own: a consequence of one."""
+        yield from self.chances_on_lines()
+        for number in (0, 1):
+            yield from self.chances_at(number)
+        yield from self.chances_at_store()
+
+    def chances_on_lines(self) -> Iterator[Step]:
+        """Bytes of a dead process are lost; who speaks to a frozen one gives up."""
         for line in self.lines:
             for end in (0, 1):
                 if line.gone[end] or line.broken:
@@ -243,19 +264,24 @@ class World:
                     and not self._is_still(line.ends[end])
                 ):
                     yield ("expire", line.number, end, 0)
-        for number, host in enumerate(self.hosts):
-            for process in host.processes:
-                if process.frozen:
-                    yield ("kill", number, process.number, 0)
-            endpoint = host.endpoint
-            if Defect.OLD_CONTROLLER in self.defects and endpoint is not None and endpoint.frozen:
-                yield ("takeover", number, 0, 0)
+
+    def chances_at(self, number: int) -> Iterator[Step]:
+        """Who is frozen is killed."""
+        host = self.hosts[number]
+        for process in host.processes:
+            if process.frozen:
+                yield ("kill", number, process.number, 0)
+        endpoint = host.endpoint
+        if Defect.OLD_CONTROLLER in self.defects and endpoint is not None and endpoint.frozen:
+            yield ("takeover", number, 0, 0)
+
+    def chances_at_store(self) -> Iterator[Step]:
+        """Claims that went astray get there."""
         if self.store is not None and self.store.answers:
             yield from (("land", number, 0, 0) for number in range(len(self.store.astray)))
 
     def _is_still(self, end: tuple[int, int, int]) -> bool:
-        process = self.hosts[end[0]].process(end[1])
-        return process is not None and process.frozen
+        return bool(self.front(end[0]).frozen(end[1]))
 
     # ---- letting it happen ----
 
@@ -349,10 +375,15 @@ class World:
     def start_process(self, number: int, *, beside: bool = False) -> Process:
         """A new process, which knows nothing."""
         host = self.hosts[number]
-        host.starts += 1
-        process = Process(2 * host.starts + number, beside=beside)
+        process = Process(self.next_process(number), beside=beside)
         host.processes.append(process)
         return process
+
+    def next_process(self, number: int) -> int:
+        """A number that no process ever had, on either host."""
+        host = self.hosts[number]
+        host.starts += 1
+        return 2 * host.starts + number
 
     def kill(self, number: int, process: int) -> None:
         """A process dies with all that it knew. What it has asked the store for may land all the same."""
