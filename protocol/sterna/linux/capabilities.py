@@ -29,6 +29,7 @@ from sterna.linux.userfaultfd import WRITE_TRACKING, Feature, Mode, Userfaultfd,
 
 _KVM: Final = DEVICE
 _KVM_MODULES: Final = ("kvm_pvm", "kvm_intel", "kvm_amd")
+_KVM_TRIED: Final = "kvm_pvm"
 _TOOL_WITHIN_S: Final = 10.0
 _QEMU_NAMES: Final = ("qemu-system-x86_64", "/usr/libexec/qemu-kvm", "qemu-kvm")
 
@@ -110,6 +111,8 @@ def _kvm() -> str:
     clears = "cleared by hand" if try_machine(_KVM) else "cleared when it is read"
     by = next((each for each in _KVM_MODULES if os.path.isdir(f"/sys/module/{each}")), "an unknown module")
     how = ", without the processor's help (slow at the higher privilege levels)" if by == "kvm_pvm" else ""
+    if by != _KVM_TRIED:
+        how = f" (Sterna's tests have run by {_KVM_TRIED} only: spec/x86.md, section 8)"
     return f"API version {API_VERSION}, by {by}{how}, a vCPU runs, dirty log {clears}"
 
 

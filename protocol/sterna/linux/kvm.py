@@ -14,6 +14,7 @@ process writes through its own mapping is not.
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import platform
 import struct
@@ -34,6 +35,7 @@ API_VERSION: Final = 12  # the only one since Linux 2.6.22
 _KVMIO: Final = 0xAE
 _CPUID_ENTRIES: Final = 256
 _MSRS: Final = 1024
+_VCPUS_MAX: Final = 4  # of a kernel that does not say
 _PAGES_OF_A_CLEAR: Final = 64  # first page and number are multiples of it, but for the end of the slot
 
 # struct kvm_userspace_memory_region { u32 slot, flags; u64 guest_phys_addr, memory_size, userspace_addr }
@@ -48,6 +50,11 @@ _ENABLE_CAP: Final = struct.Struct("=2I4Q64x")
 _MANUAL_PROTECT_ENABLE: Final = 1
 # struct kvm_clock_data { u64 clock; u32 flags, pad; u64 realtime, host_tsc; u32 pad[4] }
 _CLOCK: Final = struct.Struct("=Q2I2Q16x")
+# Four pages of guest addresses for the kernel itself, where no region of a guest of ours is. Older processors
+# of Intel need an address map and a task state segment there to be in real mode, as they are after a reset.
+_IDENTITY_MAP_ADDRESS: Final = 0x7FFBC000
+_TSS_ADDRESS: Final = _IDENTITY_MAP_ADDRESS + 0x1000
+_ADDRESS: Final = struct.Struct("=Q")
 # struct kvm_msr_list { u32 nmsrs; u32 indices[] }
 _MSR_LIST: Final = struct.Struct("=I")
 
@@ -57,6 +64,8 @@ _GET_MSR_INDEX_LIST: Final = iowr(_KVMIO, 0x02, _MSR_LIST.size)
 _CHECK_EXTENSION: Final = io(_KVMIO, 0x03)
 _GET_VCPU_MMAP_SIZE: Final = io(_KVMIO, 0x04)
 _GET_SUPPORTED_CPUID: Final = iowr(_KVMIO, 0x05, 8)
+_SET_TSS_ADDR: Final = io(_KVMIO, 0x47)
+_SET_IDENTITY_MAP_ADDR: Final = iow(_KVMIO, 0x48, _ADDRESS.size)
 _CREATE_VCPU: Final = io(_KVMIO, 0x41)
 _GET_DIRTY_LOG: Final = iow(_KVMIO, 0x42, _DIRTY_LOG.size)
 _SET_USER_MEMORY_REGION: Final = iow(_KVMIO, 0x46, _MEMORY_REGION.size)
@@ -72,9 +81,11 @@ class Extension(IntEnum):
     """KVM_CAP_*, as far as Sterna has a use for them."""
 
     USER_MEMORY = 3
+    SET_TSS_ADDR = 4
     EXT_CPUID = 7
     MAX_VCPUS = 66
     MP_STATE = 14
+    SET_IDENTITY_MAP_ADDR = 37
     ADJUST_CLOCK = 39
     VCPU_EVENTS = 41
     DEBUGREGS = 50
@@ -83,6 +94,7 @@ class Extension(IntEnum):
     TSC_CONTROL = 60
     GET_TSC_KHZ = 61
     SYNC_REGS = 74
+    CHECK_EXTENSION_VM = 105
     IMMEDIATE_EXIT = 136
     MANUAL_DIRTY_LOG_PROTECT2 = 168
     SREGS2 = 200
@@ -153,6 +165,11 @@ class Kvm(Descriptor):
         """What KVM_CHECK_EXTENSION says: 0 if the kernel lacks it."""
         return fcntl.ioctl(self._fd, _CHECK_EXTENSION, int(which))
 
+    @property
+    def vcpus_max(self) -> int:
+        """How many processors a machine can have."""
+        return self.extension(Extension.MAX_VCPUS) or _VCPUS_MAX
+
     def supported_cpuid(self) -> tuple[CpuidEntry, ...]:
         """Everything that a vCPU here can be told to be (KVM_GET_SUPPORTED_CPUID)."""
         argument = pack_cpuid((), _CPUID_ENTRIES)
@@ -178,13 +195,25 @@ class Kvm(Descriptor):
             fd = fcntl.ioctl(self._fd, _CREATE_VM, 0)
         except OSError as error:
             raise CapabilityMissing("kvm", f"KVM_CREATE_VM: {error.strerror}", REMEDY) from error
-        return Machine(
+        # What a machine can do may be less, or more, than what the device says of all.
+        ask = fd if self.extension(Extension.CHECK_EXTENSION_VM) else self._fd
+        can = functools.partial(fcntl.ioctl, ask, _CHECK_EXTENSION)
+        machine = Machine(
             fd,
             run_bytes=run_bytes,
-            xsave_bytes=self.extension(Extension.XSAVE2),
-            manual=bool(self.extension(Extension.MANUAL_DIRTY_LOG_PROTECT2) & _MANUAL_PROTECT_ENABLE),
-            scales_tsc=bool(self.extension(Extension.TSC_CONTROL)),
+            xsave_bytes=can(Extension.XSAVE2),
+            manual=bool(can(Extension.MANUAL_DIRTY_LOG_PROTECT2) & _MANUAL_PROTECT_ENABLE),
+            scales_tsc=bool(can(Extension.TSC_CONTROL)),
         )
+        try:
+            if can(Extension.SET_IDENTITY_MAP_ADDR):
+                fcntl.ioctl(fd, _SET_IDENTITY_MAP_ADDR, _ADDRESS.pack(_IDENTITY_MAP_ADDRESS))
+            if can(Extension.SET_TSS_ADDR):
+                fcntl.ioctl(fd, _SET_TSS_ADDR, _TSS_ADDRESS)
+        except BaseException:
+            machine.close()
+            raise
+        return machine
 
 
 class Machine(Descriptor):

@@ -74,6 +74,7 @@ def _try(path: str) -> bool:
         machine.set_memory(MemorySlot(0, 0, _MEMORY_BYTES, memory.address))
         vcpu = stack.enter_context(machine.create_vcpu(0))
         vcpu.set_cpuid(kvm.supported_cpuid())
+        vcpu.tsc_khz()
         _boot(memory, vcpu)
         try:
             _run(vcpu)

@@ -40,6 +40,7 @@ _MSR: Final = struct.Struct("=2IQ")
 REGISTERS: Final = struct.Struct("=18Q")
 # struct kvm_sregs2: eight struct kvm_segment of 24 bytes, two struct kvm_dtable of 16, 8 words, pdptrs[4]
 SYSTEM_BYTES: Final = 320
+_SYSTEM_CR8: Final = slice(256, 264)
 # struct kvm_xcrs { u32 nr_xcrs, flags; struct kvm_xcr { u32 xcr, reserved; u64 value } xcrs[16]; ... }
 _XCRS_HEAD: Final = struct.Struct("=2I")
 _XCR: Final = struct.Struct("=2IQ")
@@ -56,6 +57,7 @@ _XSAVE_BYTES: Final = 4096  # struct kvm_xsave of kernels without KVM_CAP_XSAVE2
 
 # struct kvm_run
 _IMMEDIATE_EXIT: Final = 1
+_CR8_AT: Final = 16
 _EXIT_REASON: Final = struct.Struct("=8xI")
 _EXIT_IO: Final = struct.Struct("=32x2BHIQ")  # direction, size, port, count, data_offset
 _EXIT_SUBREASON: Final = struct.Struct("=32xQ")
@@ -254,6 +256,8 @@ class Vcpu(Descriptor):
     def set_system_registers(self, data: bytes) -> None:
         """Likewise."""
         self._set(_SET_SREGS2, "KVM_SET_SREGS2", data)
+        # Where the kernel keeps no APIC, each KVM_RUN takes this register from here.
+        self._run[_CR8_AT : _CR8_AT + 8] = data[_SYSTEM_CR8]
 
     def xsave(self) -> bytes:
         """As struct kvm_xsave: the XSAVE area in its standard form."""
@@ -315,8 +319,8 @@ class Vcpu(Descriptor):
         self._set(_SET_CPUID2, "KVM_SET_CPUID2", pack_cpuid(entries))
 
     def tsc_khz(self) -> int:
-        """How fast the time stamp counter counts for the guest."""
-        return fcntl.ioctl(self._fd, _GET_TSC_KHZ, 0)
+        """How fast the time stamp counter counts for the guest; an error where the host's is not stable."""
+        return self._call(_GET_TSC_KHZ, "KVM_GET_TSC_KHZ", 0)
 
     def set_tsc_khz(self, khz: int) -> None:
         """Likewise; `Machine.scales_tsc` says whether it is more than a number."""

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from sterna.guest.kvm.features import features, missing, unnamed
+from sterna.guest.kvm.features import (
+    address_bits,
+    components,
+    features,
+    missing,
+    names,
+    of_host,
+    register_names,
+    unnamed,
+)
 from sterna.linux.kvm import Kvm
 from sterna.linux.kvm_vcpu import CpuidEntry
 
@@ -50,8 +59,47 @@ def test_what_was_not_announced() -> None:  # [XCP-11]
 
 
 def test_what_is_missing() -> None:  # [XCP-4]
-    assert missing(("sse", "no_such_thing", "avx2", "pni"), [BASIC]) == ("avx2", "no_such_thing")
+    assert missing(("sse", "no_such_thing", "avx2", "pni"), names([BASIC])) == ("avx2", "no_such_thing")
     assert missing((), []) == ()
+
+
+AREA = (
+    CpuidEntry(1, 0, 0, 0, 0, 1 << 26 | 1 << 28, 0),  # XSAVE, AVX
+    CpuidEntry(0xD, 0, 1, 0b111, 0x240, 0x340, 1 << 30),  # x87, SSE, AVX, and number 62
+    CpuidEntry(0xD, 1, 1, 0, 0, 1 << 12, 0),  # and number 12, which no guest enables by itself
+    CpuidEntry(0xD, 2, 1, 256, 576, 0, 0),
+    CpuidEntry(0xD, 9, 1, 8, 2688, 0, 0),  # described, and not offered
+    CpuidEntry(0xD, 12, 1, 24, 0, 1, 0),
+    CpuidEntry(0xD, 62, 1, 128, 832, 0, 0),
+)
+
+
+def test_components_of_the_area_and_their_places() -> None:  # [XCP-14]
+    assert components(AREA) == ("xstate_2_576_256", "xstate_12_0_24", "xstate_62_832_128")
+    assert names(AREA) == ("xsave", "avx", *components(AREA))
+    assert components(AREA[1:]) == ()  # nobody can use them without XSAVE
+    assert components(AREA[:1]) == ()
+    moved = [entry._replace(ebx=640) if entry.subleaf == 2 else entry for entry in AREA]
+    assert missing(names(AREA), names(moved)) == ("xstate_2_576_256",)
+    assert unnamed(names(AREA), moved) == ("xstate_2_640_256",)
+
+
+def test_names_of_registers() -> None:  # [XCP-14]
+    assert register_names([0x4B564D00, 0x11]) == ("msr_0x11", "msr_0x4b564d00")
+
+
+def test_widths_of_addresses() -> None:
+    assert address_bits([CpuidEntry(0x80000008, 0, 0, 0x3030, 0, 0, 0)]) == 48
+    assert address_bits([BASIC]) == 36
+
+
+@pytest.mark.needs("kvm")
+def test_what_this_host_offers_is_what_its_vcpus_have() -> None:
+    with Kvm() as kvm:
+        offered, cpuid = of_host(kvm), kvm.supported_cpuid()
+    assert offered[: len(names(cpuid))] == names(cpuid)
+    assert "msr_0x174" in offered
+    assert "msr_0x10" not in offered
 
 
 @pytest.mark.needs("kvm")

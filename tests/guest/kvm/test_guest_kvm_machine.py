@@ -34,7 +34,7 @@ pytestmark = pytest.mark.needs("kvm")
 MIB = 1 << 20
 MEMORY = 4 * MIB
 PARAMETERS = WorkloadParameters.for_memory(MEMORY, MIB, seed=9, cold_every=4)
-WALL_CLOCK = 0x4B564D00
+WALL_CLOCK, MTRR_DEFAULT = 0x4B564D00, 0x2FF
 
 
 @pytest.fixture(autouse=True)
@@ -214,6 +214,27 @@ def test_a_state_goes_from_one_machine_to_another() -> None:
             registers = REGISTERS.unpack(vcpu.registers())
             found = audit(area.parameters, there.ram.map.array[first : first + pages], registers)
             assert (found.errors, found.count, registers[ERRORS], area.mismatches) == (0, 200, 0, 0)
+
+
+def test_registers_that_the_kernel_does_not_list_go_along_if_they_were_changed() -> None:
+    """[XCP-8] Memory types, here; and whatever else this host has beyond those that the guest was offered."""
+    with machine(1) as here, machine(1) as there, machine(1) as back:
+        here.begin(PARAMETERS)
+        assert MTRR_DEFAULT not in dict(here.save().vcpus[0].msrs)
+        here.vcpus[0].set_msrs([(MTRR_DEFAULT, 0xC06)])
+        state = here.save()
+        assert dict(state.vcpus[0].msrs)[MTRR_DEFAULT] == 0xC06
+        older = replace(  # a host that has a register less
+            state.vcpus[0], msrs=tuple(one for one in state.vcpus[0].msrs if one[0] != WALL_CLOCK)
+        )
+        there.load(replace(state, vcpus=(older,)))
+        assert there.save().vcpus[0].msrs == older.msrs
+        there.vcpus[0].set_msrs([(MTRR_DEFAULT, 0)])  # as after a reset: it was sent, and is sent on
+        there.vcpus[0].set_msrs([(WALL_CLOCK, 0x5000)])
+        found = dict(there.save().vcpus[0].msrs)
+        assert (found[MTRR_DEFAULT], found[WALL_CLOCK]) == (0, 0x5000)
+        back.load(there.save())
+        assert dict(back.save().vcpus[0].msrs) == found
 
 
 def test_a_state_that_is_refused_leaves_the_one_before() -> None:

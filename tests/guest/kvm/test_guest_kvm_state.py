@@ -8,7 +8,8 @@ import pytest
 
 from kvm_support import Small, small_machine
 from sterna.errors import GuestError
-from sterna.guest.kvm.sections import TSC, MachineState, VcpuState, from_sections, to_sections
+from sterna.guest.kvm.features import TSC
+from sterna.guest.kvm.sections import MachineState, VcpuState, from_sections, to_sections
 from sterna.guest.kvm.state import compared, load, save
 from sterna.linux.kvm import Machine
 from sterna.linux.kvm_vcpu import REGISTERS, Vcpu
@@ -102,7 +103,7 @@ def test_every_part_is_set(small: Small, there: Small, monkeypatch: pytest.Monke
         "set_events": wanted.events,
         "set_debug_registers": debug + bytes(80),
         "set_mp_state": wanted.mp_state,
-        "set_msrs": [(TSC, wanted.tsc)],
+        "set_msrs": [(TSC, wanted.tsc ^ 1 << 62), (TSC, wanted.tsc)],
     }
     assert there.vcpu.debug_registers()[:48] == debug
 
@@ -115,6 +116,17 @@ def test_a_value_that_a_kernel_does_not_take_is_refused(
     monkeypatch.setattr(type(small.vcpu), "set_registers", lambda self, data: None)
     text = refused(there, state)
     assert "vCPU 0: rax does not take 0x200000" in text
+
+
+def test_counters_that_are_set_far_from_what_they_were(
+    small: Small, there: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:  # [XCP-10]
+    """Kernels take the first one for synchronised with what it was, if it is near; the others should be."""
+    set_msrs: list[object] = []
+    monkeypatch.setattr(Vcpu, "set_msrs", lambda self, values: set_msrs.append(list(values)))
+    (one,) = saved(small).vcpus
+    load(replace(saved(small), vcpus=(one, replace(one, tsc=one.tsc + 5))), there.machine, [there.vcpu] * 2)
+    assert set_msrs[1::2] == [[(TSC, one.tsc ^ 1 << 62), (TSC, one.tsc)], [(TSC, one.tsc + 5)]]
 
 
 def test_model_specific_registers(small: Small, there: Small) -> None:  # [XCP-8] [XCP-9]

@@ -41,6 +41,28 @@ def check_description(description: GuestDescription) -> None:
             raise GuestError(f"region {found.id} is not where it should be", ErrorCode.REFUSED)
 
 
+def check_host(description: GuestDescription) -> None:
+    """Whether this host's processors can be those of the guest.
+
+    Raises:
+        CapabilityMissing: there is no KVM.
+        GuestError: with CPU_FEATURES and a list of what is missing; or REFUSED.
+    """
+    with Kvm() as kvm:
+        try:
+            offered, cpuid, most = features.of_host(kvm), kvm.supported_cpuid(), kvm.vcpus_max
+        except OSError as error:
+            raise GuestError(f"KVM does not say what it can: {error.strerror}", ErrorCode.REFUSED) from error
+    if lacking := features.missing(description.cpu_features, offered):
+        raise GuestError(f"CPU features that are missing here: {', '.join(lacking)}", ErrorCode.CPU_FEATURES)
+    if description.vcpus > most:
+        raise GuestError(f"{description.vcpus} vCPUs, this kernel has at most {most}", ErrorCode.REFUSED)
+    bits = features.address_bits(cpuid)
+    end = max(region.address + region.size_bytes for region in description.regions)
+    if end > 1 << bits:
+        raise GuestError(f"memory up to {end:#x}, addresses have {bits} bits here", ErrorCode.REFUSED)
+
+
 def describe(name: str, guest_id: bytes, memory_bytes: int, vcpus: int) -> GuestDescription:
     """The description of a new KVM guest, with all that the processors of this host can do.
 
@@ -49,7 +71,7 @@ def describe(name: str, guest_id: bytes, memory_bytes: int, vcpus: int) -> Guest
         GuestError: REFUSED, more than there can be.
     """
     with Kvm() as kvm:
-        found = features.features(kvm.supported_cpuid())
+        found = features.of_host(kvm)
     description = GuestDescription(
         id=guest_id,
         name=name,

@@ -1,14 +1,17 @@
-"""CPU features by the names that Linux has for them in /proc/cpuinfo: spec/x86.md, section 2.
+"""What a processor can do, by names: spec/x86.md, section 2.
 
-A guest relies on every feature that it can see. What has no name on Linux is not told; such features come
-with others that have one.
+A guest relies on every feature that it can see; their names are those that Linux has in /proc/cpuinfo. What
+has no name there is not told; such features come with others that have one. Two things more are part of what
+a guest is offered, and have names of our own: the components of its XSAVE area, with their places in it, and
+the model-specific registers that are sent with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from sterna.linux.kvm import Kvm
 from sterna.linux.kvm_vcpu import CpuidEntry
 
 # A line for each register, and its bits from bit 0 on; "-" is one without a name.
@@ -43,6 +46,11 @@ _TEXT: Final = """
 # Bits that follow what a guest does, or the APIC's state, and are no promise of the processor.
 _CHANGING: Final = frozenset({"osxsave", "ospke", "apic"})
 
+TSC: Final = 0x10  # IA32_TIME_STAMP_COUNTER, which every processor has, and a section of its own
+_XSAVE_LEAF: Final = 0xD
+_ADDRESS_LEAF: Final = 0x80000008
+_ADDRESS_BITS: Final = 36  # of a processor that does not say
+
 
 def _names() -> dict[str, tuple[str, ...]]:
     """By leaf, subleaf and register, as in the text above."""
@@ -67,11 +75,60 @@ def _found(cpuid: Sequence[CpuidEntry]) -> Iterator[str]:
                     yield name
 
 
+def components(cpuid: Sequence[CpuidEntry]) -> tuple[str, ...]:
+    """Names of the parts of the XSAVE area behind those of x87 and SSE; none where there is no XSAVE.
+
+    Two processors may have one component at different places, and a guest has read there where it is.
+    """
+    if "xsave" not in features(cpuid):
+        return ()
+    leaf = {entry.subleaf: entry for entry in cpuid if entry.leaf == _XSAVE_LEAF}
+    offered = 0
+    if 0 in leaf:
+        offered |= leaf[0].eax | leaf[0].edx << 32
+    if 1 in leaf:
+        offered |= leaf[1].ecx | leaf[1].edx << 32
+    return tuple(
+        f"xstate_{number}_{leaf[number].ebx}_{leaf[number].eax}"
+        for number in sorted(leaf)
+        if number > 1 and offered >> number & 1
+    )
+
+
+def names(cpuid: Sequence[CpuidEntry]) -> tuple[str, ...]:
+    """All that a guest can see of this CPUID and that has a name."""
+    return (*features(cpuid), *components(cpuid))
+
+
+def register_names(indices: Iterable[int]) -> tuple[str, ...]:
+    """Names of model-specific registers."""
+    return tuple(f"msr_{index:#x}" for index in sorted(indices))
+
+
+def of_host(kvm: Kvm) -> tuple[str, ...]:
+    """All that a guest can be offered here.
+
+    Raises:
+        CapabilityMissing: no machine can be made.
+        OSError: KVM does not say.
+    """
+    cpuid = kvm.supported_cpuid()
+    with kvm.create_machine() as machine, machine.create_vcpu(0) as vcpu:
+        vcpu.set_cpuid(cpuid)
+        registers = vcpu.msrs(kvm.msr_indices())
+    return (*names(cpuid), *register_names(registers.keys() - {TSC}))
+
+
 def unnamed(promised: Sequence[str], cpuid: Sequence[CpuidEntry]) -> tuple[str, ...]:
     """Those that a processor with this CPUID has and that were not promised, in the order of their names."""
-    return tuple(sorted(set(features(cpuid)) - set(promised)))
+    return missing(names(cpuid), promised)
 
 
-def missing(wanted: Sequence[str], cpuid: Sequence[CpuidEntry]) -> tuple[str, ...]:
-    """Those of the wanted features that a processor with this CPUID lacks, in the order of their names."""
-    return tuple(sorted(set(wanted) - set(features(cpuid))))
+def missing(wanted: Iterable[str], offered: Iterable[str]) -> tuple[str, ...]:
+    """Those of the wanted names that are not offered, in their order."""
+    return tuple(sorted(set(wanted) - set(offered)))
+
+
+def address_bits(cpuid: Sequence[CpuidEntry]) -> int:
+    """How wide addresses of memory may be."""
+    return next((entry.eax & 0xFF for entry in cpuid if entry.leaf == _ADDRESS_LEAF), _ADDRESS_BITS)

@@ -18,7 +18,7 @@ from sterna.guest.holder_frames import JsonObject
 from sterna.guest.journal import GuestJournal, boottime_ns
 from sterna.guest.kvm import features, sections
 from sterna.guest.kvm.audit import audit
-from sterna.guest.kvm.description import check_description
+from sterna.guest.kvm.description import check_description, check_host
 from sterna.guest.kvm.layout import COUNT, RAM, Area
 from sterna.guest.kvm.machine import KvmMachine
 from sterna.guest.kvm.runner import VcpuRunner
@@ -28,7 +28,6 @@ from sterna.guest.process import ProcessSettings
 from sterna.guest.schedule import PAGE_BYTES, WorkloadParameters
 from sterna.guest.stale_pages import check_stale
 from sterna.guest.workload import Audit
-from sterna.linux.kvm import Kvm
 from sterna.linux.kvm_probe import try_machine
 from sterna.linux.kvm_vcpu import KICK, REGISTERS
 from sterna.linux.memfd import MemoryFile
@@ -151,15 +150,7 @@ class KvmGuest(HeldGuest):
         limit, size = self._settings.memory_limit_bytes, description.regions[RAM].size_bytes
         if limit and size > limit:
             raise GuestError(f"{size} bytes, the limit is {limit}", ErrorCode.FULL)
-        try:
-            with Kvm() as kvm:
-                lacking = features.missing(description.cpu_features, kvm.supported_cpuid())
-        except OSError as error:
-            raise GuestError(f"KVM does not say what it can: {error.strerror}", ErrorCode.REFUSED) from error
-        if lacking:
-            raise GuestError(
-                f"CPU features that are missing here: {', '.join(lacking)}", ErrorCode.CPU_FEATURES
-            )
+        check_host(description)
         self._machine, self._description = self._make(description), description
 
     def prepare(self) -> None:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from sterna.errors import GuestError
@@ -34,6 +35,16 @@ _PAGE: Final = mmap.PAGESIZE
 _GAPS_S: Final = 1000  # a gap of so many parts of a second is one
 _SLOW_S: Final = 50_000  # an access that takes so many parts of a second has waited; by itself none does
 _XCR0_AVX: Final = 7  # x87, SSE, AVX
+# What KVM_GET_MSR_INDEX_LIST leaves out: memory types, and the banks of the machine check.
+_UNLISTED: Final = (
+    *range(0x200, 0x210),
+    0x250,
+    0x258,
+    0x259,
+    *range(0x268, 0x270),
+    0x2FF,
+    *range(0x400, 0x480),
+)
 _APIC_ID: Final = 24  # its first bit in EBX of leaf 1
 
 
@@ -92,15 +103,17 @@ class KvmMachine:
                     number: MemorySlot(number, region.address, region.size_bytes, self.maps[number].address)
                     for number, region in enumerate(self.regions)
                 }
+                self._supported = self._kvm.supported_cpuid()
                 self._hardware = _Hardware(self._kvm, vcpus)
                 stack.callback(self._close_hardware)
+                self._listed = frozenset(self._kvm.msr_indices())
+                self._at_rest = self._resting(self.vcpus[0])
             except CapabilityMissing:
                 raise
             except (MemoryError, OSError, RuntimeError) as error:  # the last one: no thread
                 raise GuestError(f"no machine: {error}", ErrorCode.FULL) from error
-            self._supported = self._kvm.supported_cpuid()
             self._cpuid = [_numbered(self._supported, number) for number in range(vcpus)]
-            self._indices = self._kvm.msr_indices()
+            self._sent: list[frozenset[int]] = [self._listed] * vcpus
             self._used = False  # the processors have had a state
             self._attached = False
             self._resources = stack.pop_all()
@@ -216,9 +229,27 @@ class KvmMachine:
             for slot in self._slots.values():
                 self._machine.set_memory(slot)
 
+    def _resting(self, vcpu: Vcpu) -> dict[int, int]:
+        """Model-specific registers after a reset, those that the kernel's list leaves out among them."""
+        vcpu.set_cpuid(self._supported)
+        return vcpu.msrs(sorted(self._listed.union(_UNLISTED)))
+
     def save(self) -> sections.MachineState:
         """The state; no vCPU runs."""
-        return state.save(self._machine, self.vcpus, self._cpuid, self._indices)
+        whole = state.save(self._machine, self.vcpus, self._cpuid, sorted(self._listed.union(_UNLISTED)))
+        vcpus = (
+            replace(vcpu, msrs=tuple(self._worth_sending(vcpu.msrs, sent)))
+            for vcpu, sent in zip(whole.vcpus, self._sent, strict=True)
+        )
+        return replace(whole, vcpus=tuple(vcpus))
+
+    def _worth_sending(
+        self, values: Iterable[tuple[int, int]], sent: frozenset[int]
+    ) -> Iterator[tuple[int, int]]:
+        """Those that the guest was offered, and what else it has changed: all others are as after a reset."""
+        for index, value in values:
+            if index in sent or self._at_rest.get(index) != value:
+                yield index, value
 
     def load(self, wanted: sections.MachineState) -> int:
         """Set the state of processors that have had none; how many registers were compared with it.
@@ -228,7 +259,7 @@ class KvmMachine:
         """
         for number, vcpu in enumerate(wanted.vcpus):
             # The kernel takes any answer of CPUID, and the description may not have named them all.
-            if lacking := features.missing(features.features(vcpu.cpuid), self._supported):
+            if lacking := features.missing(features.names(vcpu.cpuid), features.names(self._supported)):
                 raise GuestError(
                     f"vCPU {number} has CPU features that are missing here: {', '.join(lacking)}",
                     ErrorCode.STATE_REJECTED,
@@ -244,6 +275,7 @@ class KvmMachine:
             self._hardware.close()
             self._hardware, self._attached = hardware, False
         self._cpuid = [vcpu.cpuid for vcpu in wanted.vcpus]
+        self._sent = [frozenset(index for index, _ in vcpu.msrs) for vcpu in wanted.vcpus]
         return checked
 
     def _fresh(self, vcpus: int) -> _Hardware:

@@ -12,6 +12,7 @@ from typing import Final, NoReturn, TypeVar
 
 from sterna.errors import GuestError
 from sterna.guest.api import NO_VCPU, StateSection
+from sterna.guest.kvm.features import TSC
 from sterna.linux.kvm_long_mode import CONTROL_AT, SEGMENT
 from sterna.linux.kvm_vcpu import EVENTS_BYTES, REGISTERS, SYSTEM_BYTES, XCRS, CpuidEntry, Register
 from sterna.registry import Architecture, ErrorCode, StateKind
@@ -19,7 +20,6 @@ from sterna.registry import Architecture, ErrorCode, StateKind
 VERSION: Final = 1
 CPUID_ENTRIES: Final = 256
 MSRS: Final = 1024
-TSC: Final = 0x10  # IA32_TIME_STAMP_COUNTER, which has a section of its own
 DEBUG_WORDS: Final = 6
 XSAVE_MIN: Final = 576  # the area of x87 and SSE, and its header
 XSAVE_MAX: Final = 64 << 10  # far beyond any processor's

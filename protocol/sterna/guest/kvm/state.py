@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from sterna.errors import GuestError
-from sterna.guest.kvm.sections import DEBUG_WORDS, TSC, MachineState, VcpuState, segments
+from sterna.guest.kvm.features import TSC
+from sterna.guest.kvm.sections import DEBUG_WORDS, MachineState, VcpuState, segments
 from sterna.linux.kvm import Machine
 from sterna.linux.kvm_long_mode import CONTROL, CONTROL_AT
 from sterna.linux.kvm_vcpu import DEBUG_BYTES, REGISTERS, CpuidEntry, Register, Vcpu
@@ -20,6 +21,7 @@ from sterna.registry import ErrorCode
 
 _DEBUG_SIZE: Final = 8 * DEBUG_WORDS
 _TSC_TOLERANCE: Final = 250e-6
+_FAR: Final = 1 << 62
 _CLOCK_TOLERANCE_NS: Final = 1_000_000  # two clocks of one kernel
 _SEGMENT_NAMES: Final = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 _CONTROL_NAMES: Final = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base", "flags")
@@ -67,7 +69,7 @@ def load(state: MachineState, machine: Machine, vcpus: Sequence[Vcpu]) -> int:
     checked = 0
     for number, (wanted, vcpu) in enumerate(zip(state.vcpus, vcpus, strict=True)):
         try:
-            _load_vcpu(wanted, vcpu, scales_tsc=machine.scales_tsc)
+            _load_vcpu(wanted, vcpu, scales_tsc=machine.scales_tsc, first=not number)
             found = _save_vcpu(vcpu, wanted.cpuid, [index for index, _ in wanted.msrs])
         except OSError as error:
             raise _rejected(number, f"{error.filename}: {error.strerror}") from error
@@ -97,7 +99,7 @@ def _load_clock(wanted_ns: int, machine: Machine) -> None:
         )
 
 
-def _load_vcpu(wanted: VcpuState, vcpu: Vcpu, *, scales_tsc: bool) -> None:
+def _load_vcpu(wanted: VcpuState, vcpu: Vcpu, *, scales_tsc: bool, first: bool) -> None:
     """Each part after those that it depends on."""
     vcpu.set_cpuid(wanted.cpuid)
     vcpu.set_system_registers(wanted.system)
@@ -109,7 +111,9 @@ def _load_vcpu(wanted: VcpuState, vcpu: Vcpu, *, scales_tsc: bool) -> None:
     vcpu.set_msrs([(index, value) for index, value in wanted.msrs if here.get(index) != value])
     if scales_tsc and _is_other_frequency(vcpu.tsc_khz(), wanted.tsc_khz):
         vcpu.set_tsc_khz(wanted.tsc_khz)
-    vcpu.set_msrs([(TSC, wanted.tsc)])
+    # A kernel takes a counter within a second of the machine's others for an attempt to have all count alike,
+    # and does just that. Right, but for the first one: those others are its own of before.
+    vcpu.set_msrs([(TSC, wanted.tsc ^ _FAR), (TSC, wanted.tsc)] if first else [(TSC, wanted.tsc)])
     vcpu.set_events(wanted.events)
     vcpu.set_debug_registers(wanted.debug.ljust(DEBUG_BYTES, b"\0"))
     vcpu.set_mp_state(wanted.mp_state)
