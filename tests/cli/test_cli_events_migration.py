@@ -116,6 +116,7 @@ def test_every_field_of_a_result_is_said() -> None:
         "run_after_s": "seconds_until_run",
         "items": "missing",
         "streams": "data_streams",
+        "unrecorded": "warnings",
     }
     for one in fields(Result):
         assert renamed.get(one.name, one.name) in said

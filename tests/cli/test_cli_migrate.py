@@ -30,8 +30,9 @@ from sterna.cli.output import Output
 from sterna.cli.ownership import Ownership
 from sterna.core.events import Admission, Outcome, Result
 from sterna.core.policy import RoundStats
+from sterna.core.records import Decided, Record
 from sterna.core.serving import AfterStats
-from sterna.errors import ConfigError, GuestError, PeerAborted, TransportError
+from sterna.errors import ConfigError, GuestError, PeerAborted, RecordError, TransportError
 from sterna.guest.holder_client import connect_holder
 from sterna.guest.holder_engine import HolderEngine
 from sterna.host.agent import HostSession
@@ -189,6 +190,26 @@ async def test_a_guest_moves(hosts: Hosts) -> None:
     assert any(said.startswith("the guest runs at host-b at 127.0.0.1") for said in hosts.sender.said)
     assert any("over mutual TLSv1.3" in said for said in hosts.sender.said)
     assert sum("every secret" in said for said in (*hosts.sender.said, *hosts.receiver.said)) == 2
+
+
+async def test_an_owner_that_cannot_be_recorded_is_told(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[ONE-63] The guest has moved all the same."""
+    persist = HostSession.persist
+
+    async def fails(self: HostSession, record: Record) -> None:
+        if isinstance(record, Decided):
+            raise RecordError("no space left")
+        await persist(self, record)
+
+    monkeypatch.setattr(HostSession, "persist", fails)
+    async with hosts.served() as port:
+        assert await hosts.sending(port).run() is Exit.OK
+    (sent,) = hosts.sender.results
+    assert (sent["outcome"], [each["code"] for each in sent["warnings"]]) == ("completed", ["record_failed"])
+    assert sent["warnings"][0]["text"] in hosts.sender.said
+    assert hosts.receiver.results[0]["warnings"] == []
 
 
 async def test_what_passes_is_recorded_at_both_ends(hosts: Hosts) -> None:

@@ -103,6 +103,19 @@ def test_a_grant_can_be_voided_and_made_again() -> None:
     assert found.records == (SENDING, grant, void, grant)
 
 
+def test_a_guest_that_has_come_back_was_elsewhere() -> None:
+    """[ONE-53] START under a higher epoch decides what DECIDED has not, of the same epoch it does not."""
+    back = replace(RECEIVING, session=TWO, epoch=2)
+    claiming = replace(CLAIM, session=TWO, epoch=3, image=TWO)
+    found = history(SENDING, Granted(ONE, 2), back, claiming)
+    assert found.open_grant() == Granted(ONE, 2)
+    found = found.after(Start(3))
+    assert found.open_grant() is None
+    again = replace(SENDING, session=b"3" * 16, epoch=3)
+    found = found.after(again).after(Granted(again.session, 4))
+    assert found.open_grant() == Granted(again.session, 4)
+
+
 @pytest.mark.parametrize(
     "end", [Decided(ONE, 2, Owner.SOURCE), Resolved(ONE, 2, Owner.DESTINATION, "fenced")]
 )

@@ -809,18 +809,46 @@ def test_words_about_the_owner_that_nobody_has_asked_for(state, record):
     assert e.ReleaseImage not in rig.wishes
 
 
-def test_the_decision_is_recorded():
-    """[ONE-38] If it cannot be, whoever reads the records later asks once more."""
-    for fails in (False, True):
-        rig = SourceRig().until(S.HANDED_OVER)
-        rig.say(r.Running(EPOCH + 1, THERE))
-        assert rig.take(e.Persist).record == Decided(SESSION, EPOCH + 1, Owner.DESTINATION)
-        if fails:
-            rig.machine.fail(rig.asked[-1], GuestError("disk full"), rig.now)
-        else:
-            rig.machine.complete(rig.asked[-1], None, rig.now)
-        assert rig.machine.state is S.MOVED
-        assert rig.machine.result is None
+def decided_rig(*, failing: bool) -> SourceRig:
+    rig = SourceRig().until(S.HANDED_OVER)
+    rig.say(r.Running(EPOCH + 1, THERE))
+    note_owner(rig, failing=failing)
+    assert (rig.machine.state, rig.machine.result) == (S.MOVED, None)
+    return rig
+
+
+def note_owner(rig: SourceRig, *, failing: bool) -> None:
+    assert rig.take(e.Persist).record == Decided(SESSION, EPOCH + 1, Owner.DESTINATION)
+    if failing:
+        rig.machine.fail(rig.asked[-1], GuestError("disk full"), rig.now)
+    else:
+        rig.machine.complete(rig.asked[-1], None, rig.now)
+
+
+@pytest.mark.parametrize("tries", [0, 1, 2])
+def test_the_decision_is_recorded_before_the_session_is_forgotten(tries):
+    """[ONE-38] [ONE-63] One that cannot be is tried once more, and then told; the session goes on."""
+    rig = decided_rig(failing=tries > 0)
+    rig.say(r.Complete(EPOCH + 1, rig.machine.digest))
+    if tries:
+        note_owner(rig, failing=tries > 1)
+    rig.do(e.ReleaseImage)
+    rig.drain()
+    rig.say(r.Bye())
+    result = rig.machine.result
+    assert (result.outcome, result.code) == (Outcome.COMPLETED, None)
+    assert str(result.unrecorded) == ("guest_failed: disk full" if tries > 1 else "None")
+
+
+def test_a_decision_that_fails_behind_the_end_is_told_as_well():
+    """[ONE-63]"""
+    rig = SourceRig().until(S.HANDED_OVER)
+    rig.say(r.Running(EPOCH + 1, THERE))
+    request = rig.take(e.Persist)
+    rig.machine.connection_lost(None, rig.now)
+    assert rig.machine.result.unrecorded is None
+    rig.machine.fail(request, GuestError("disk full"), rig.now)
+    assert str(rig.machine.result.unrecorded) == "guest_failed: disk full"
 
 
 # ---- asking ----

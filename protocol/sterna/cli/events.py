@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final, TypeAlias
 
+from sterna.cli.warned import warnings_of
 from sterna.core.events import (
     Decided,
     Event,
@@ -157,11 +158,13 @@ def result_fields(result: Result) -> Fields:
         "after": None if result.after is None else after_fields(result.after),
         "digest": result.digest.hex() or None,
         "resumed": result.resumed,
+        "resumable": result.resumable,
         "data_streams": result.streams,
         "retry_after_ms": result.retry_after_ms,
         "missing": list(result.items),
         "session": result.session.hex() if any(result.session) else None,
         "verdict": None if result.verdict is None else verdict_fields(result.verdict),
+        "warnings": [{"code": code_name(each.code), "text": each.text} for each in warnings_of(result)],
     }
 
 

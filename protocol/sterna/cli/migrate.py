@@ -41,6 +41,7 @@ from sterna.cli.ownership import UNDECIDED_AFTER_S, Ownership
 from sterna.cli.serving_on import TOO_LATE, ServingOn
 from sterna.cli.taking_up import asker, decided, judgement_text, newest_epoch, recovered_fields
 from sterna.cli.units import Duration, Json, Packing, Rate, Size, Streams
+from sterna.cli.warned import warnings_of, watching
 from sterna.core.events import Outcome, Result
 from sterna.core.policy import PolicySettings, Switchover, estimate_fixed_cost_s
 from sterna.core.words import duration_text, size_text
@@ -132,7 +133,7 @@ def migrate(
         ownership=ownership,
         options=Options(
             lease_store=bool(ownership.store),
-            on_event=reporter.on_event,
+            on_event=watching(reporter.on_event, reporter.notice, switchover),
             bandwidth_bytes_s=bandwidth,
             deadlines=deadlines(patience),
             resume_s=_whole_seconds(resume),
@@ -432,6 +433,8 @@ class _Job:
         }
         self.reporter.result(fields)
         self.reporter.say(_sentence(result, transport))
+        for warned in warnings_of(result):
+            self.reporter.notice(warned.text)
         if recovered is not None and result.outcome is not Outcome.COMPLETED:
             self.reporter.say(judgement_text(recovered.judgement))
         if result.outcome in {Outcome.UNDECIDED, Outcome.ANSWERED, Outcome.STRANDED}:

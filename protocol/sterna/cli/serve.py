@@ -32,6 +32,7 @@ from sterna.cli.ownership import Ownership
 from sterna.cli.spawned import spawned_holder
 from sterna.cli.taking_up import TakingUp, arrived, decided, recovered_fields
 from sterna.cli.units import Duration, Json, Size
+from sterna.cli.warned import warnings_of
 from sterna.core.events import Outcome, Result
 from sterna.core.words import duration_text, size_text
 from sterna.errors import ConfigError, GuestError, LocalProtocolError, SternaError
@@ -260,6 +261,8 @@ class _Job:
         if not destination.took_up:  # else the connection that opened the session tells what became of it
             reporter.emit({"event": "session", **fields})
             self.reporter.say(_sentence(result, transport))
+            for warned in warnings_of(result):
+                self.reporter.notice(warned.text)
             if result.outcome is Outcome.UNDECIDED:
                 result, fields = await self._take_up(session.guest, result, fields)
             elif result.outcome is Outcome.ANSWERED:

@@ -263,7 +263,10 @@ def tell(looked: Looked, found: Found, output: Output) -> None:
 
 def _how(looked: Looked, step: Step) -> str:
     if step is Step.FREE and looked.session is not None and looked.session.side is Side.SOURCE:
-        return "sterna migrate, started again, sends the guest there what it lacks, and frees the image"
+        return (
+            "sterna migrate, started again, sends the guest there what it lacks, and frees the image, if the "
+            "session was not agreed without --resume"
+        )
     return _HOW.get(step, "")
 
 

@@ -27,6 +27,8 @@ class Account:
         style: of the newest switchover.
         after: how the pages went that followed the guest.
         streams: data connections that the session has had at once.
+        resumable: whether the session can be taken up again.
+        unrecorded: why the end of the session is not on record here, None if it is.
     """
 
     def __init__(self, now: float) -> None:
@@ -42,6 +44,8 @@ class Account:
         self.style = Style.STOP_AND_COPY
         self.after: AfterStats | None = None
         self.streams = 0
+        self.resumable = False
+        self.unrecorded: SternaError | None = None
         self._started = now
         self._stopped: float | None = None
         self._ran: float | None = None
@@ -106,4 +110,6 @@ class Account:
             style=self.style,
             after=self.after,
             streams=self.streams,
+            resumable=self.resumable,
+            unrecorded=self.unrecorded,
         )

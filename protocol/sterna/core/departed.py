@@ -7,6 +7,7 @@ the digest that this side has computed, or by a VERDICT that repeats it [ONE-39]
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from sterna.core.carry import SourceCarry
@@ -18,6 +19,7 @@ from sterna.core.records import Decided, SessionRecord, Side
 from sterna.core.replacing import Replacing
 from sterna.core.serving import Window
 from sterna.core.tables import SourceInput, SourceState
+from sterna.errors import SternaError
 from sterna.memory.pages import PageSource
 from sterna.registry import ErrorCode, Feature, FrameType, Owner
 from sterna.wire.records import Complete, Progress, Running, Verdict
@@ -70,11 +72,18 @@ class Departed(Replacing):
     def _on_running(self, record: Running, now: float) -> None:
         check_epoch(record, self._job.epoch + 1, "RUN-1")
         self._step(FrameType.RUNNING, now)
-        self._ask(Persist(self._decided_elsewhere()))
+        self._note_owner()
         self._on_moved(now)
 
-    def _decided_elsewhere(self) -> Decided:
-        return Decided(self._account.session, self._job.epoch + 1, Owner.DESTINATION)
+    def _note_owner(self) -> None:
+        """The guest is the destination's. Until that is durable, this host has to ask who has it."""
+        self._ask(Persist(Decided(self._account.session, self._job.epoch + 1, Owner.DESTINATION)))
+
+    def _owner_is_noted(self, error: SternaError | None) -> None:
+        """Or is not, which stops nothing, and is told [ONE-63]."""
+        self._account.unrecorded = error
+        if self._result is not None:
+            self._result = replace(self._result, unrecorded=error)
 
     def _on_moved(self, now: float) -> None:
         """It runs there, and may lack pages."""
@@ -128,6 +137,8 @@ class Departed(Replacing):
         if self._serving is not None:
             self._account.after = self._serving.stats(self._account.since_run(now))
             self._emit(PagesFollowed(self._account.after))
+        if self._account.unrecorded is not None:  # behind RELEASE nobody may know the session any more
+            self._note_owner()
         self._ask(ReleaseImage())
 
     # ---- for people ----

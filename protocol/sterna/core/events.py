@@ -444,6 +444,8 @@ class Result:
         style: of the newest switchover.
         after: how the pages went that followed the guest; None where none had to.
         streams: data connections on which pages travelled; 0 is on the control connection.
+        resumable: whether the session could be taken up again after a loss (feature `resume`).
+        unrecorded: source: why the guest's new owner is not on record here, None if it is or need not be.
     """
 
     outcome: Outcome
@@ -467,6 +469,8 @@ class Result:
     style: Style = Style.STOP_AND_COPY
     after: AfterStats | None = None
     streams: int = 0
+    resumable: bool = False
+    unrecorded: SternaError | None = None
 
 
 @dataclass(frozen=True, slots=True)

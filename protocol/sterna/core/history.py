@@ -87,8 +87,12 @@ class History:
         return self._grants().get(session)
 
     def open_grant(self) -> Granted | None:
-        """The grant of any session that is neither void nor decided; there is at most one [ONE-53]."""
-        return next(iter(self._grants().values()), None)
+        """The grant of any session that is neither void nor decided; there is at most one [ONE-53].
+
+        START of a higher epoch decides it, too: the guest was elsewhere, and has come back.
+        """
+        back = max((each.epoch for each in self.each(Start)), default=0)
+        return next((each for each in self._grants().values() if each.epoch >= back), None)
 
     def _grants(self) -> dict[bytes, Granted]:
         grants: dict[bytes, Granted] = {}

@@ -217,7 +217,7 @@ class SourceMachine(Batches):
         else:
             self._report = None
             self._open_window()
-            self._ask(Persist(self._decided_elsewhere()))  # RUNNING may have been lost
+            self._note_owner()  # RUNNING may have been lost
 
     @property
     def _needs_data_lanes(self) -> bool:
@@ -241,6 +241,9 @@ class SourceMachine(Batches):
             case Persist(record=Voided() as voided):
                 self._step(SourceInput.RECORDED, now)
                 self._ask(RollBack(voided))
+                return
+            case Persist(record=OwnerDecided()):
+                self._owner_is_noted(None)
                 return
             case _:
                 pass
@@ -289,8 +292,10 @@ class SourceMachine(Batches):
                 self._account.error = error
                 self._step(SourceInput.LOST, now)
                 self._after_loss(now)
-            case Persist(record=OwnerDecided()) | Persist(early=True):
-                pass  # whoever reads the records later has to ask once more; what is early is asked for again
+            case Persist(record=OwnerDecided()):
+                self._owner_is_noted(error)
+            case Persist(early=True):
+                pass  # it is asked for again
             case ReleaseImage():
                 self._on_released(now)  # the guest lives there all the same; only memory here is not freed
             case OpenStreams() if self._state is SourceState.REPLACING:
