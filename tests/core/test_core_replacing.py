@@ -121,3 +121,55 @@ def test_the_link_may_be_lost_meanwhile():
     pair.run()
     check_moved(pair)
     assert pair.source.result.resumed == 1
+
+
+@pytest.mark.parametrize("state", [SourceState.ROUND, SourceState.ACKING, SourceState.COLLECTING])
+def test_what_wears_is_replaced_before_the_guest_is_paused(state):
+    """[STR-12] At the barrier that comes by itself: no round is cut short for it."""
+    pair = run_to(pair_of(2), state)
+    for stream in (1, 2, 2):
+        pair.source.wears(stream)
+    run_to(pair, SourceState.PREPARING)
+    assert attached(pair) == [(1, 0), (2, 0), (1, 1), (2, 1)]
+    pair.run()
+    check_moved(pair)
+    assert (pair.source.result.resumed, rounds(pair)[0]) == (0, 32)
+
+
+def test_what_is_worn_out_meanwhile_is_replaced_once():
+    """[STR-12] Also if a new connection says at once that it wears: it has a round first."""
+    pair = run_to(pair_of(2), SourceState.ACKING)
+    pair.source.wears(1)
+    pair.source.wear_out(WORN, pair.now, 1)
+    run_to(pair, SourceState.REPLACING)
+    pair.source.wears(1)
+    pair.run()
+    check_moved(pair)
+    assert attached(pair) == [(1, 0), (2, 0), (1, 1)]
+
+
+def test_a_control_connection_that_wears_is_begun_anew_before_the_guest_is_paused():
+    """[STR-12] [RES-8] The guest runs on meanwhile, and all that was sent stays."""
+    pair = run_to(pair_of(0), SourceState.ROUND)
+    pair.source.wears()
+    run_to(pair, SourceState.SUSPENDED)
+    assert pair.source.result.code is ErrorCode.UNSUPPORTED
+    pair.cut()
+    pair.run()
+    pair.reconnect()
+    pair.run()
+    check_moved(pair)
+    assert pair.source.result.resumed == 1
+    assert sum(rounds(pair)) == 32
+
+
+def test_one_that_cannot_be_begun_anew_goes_on():
+    """[TLS-18] Without resume it may well last; if not, it ends when it is worn out."""
+    offered = pair_of(0).source._config.features
+    pair = run_to(
+        pair_of(0, features=tuple(each for each in offered if each.id != Feature.RESUME)), SourceState.ROUND
+    )
+    pair.source.wears()
+    pair.destination.wears()
+    pair.run()
+    check_moved(pair)

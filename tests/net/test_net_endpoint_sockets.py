@@ -102,6 +102,7 @@ async def test_a_key_that_is_nearly_used_up_ends_the_session(
     monkeypatch.setattr("sterna.net.tls.KEY_RECORDS_MAX", most)
     monkeypatch.setattr("sterna.net.tls.KEY_RECORDS_LAST", last)
     monkeypatch.setattr("sterna.net.tls.KEY_RECORDS_RESERVE", 2)
+    monkeypatch.setattr("sterna.net.tls.KEY_RECORDS_BLACKOUT", 0)
     near, far = await shake_hands(host_b, host_a, "host-a", buffer_bytes=SMALL)
     (near if side == "destination" else far).records_sent = -(1 << 20)  # the other key is as good as new
     batch = {"batch_bytes": 256 * 1024}
@@ -131,6 +132,7 @@ async def test_data_connections_are_replaced_before_their_keys_are_used_up(
     monkeypatch.setattr("sterna.net.tls.KEY_RECORDS_MAX", most)
     monkeypatch.setattr("sterna.net.tls.KEY_RECORDS_LAST", 60)
     monkeypatch.setattr("sterna.net.tls.KEY_RECORDS_RESERVE", 2)
+    monkeypatch.setattr("sterna.net.tls.KEY_RECORDS_BLACKOUT", 0)
 
     class OverTls(Resuming):
         async def connection(self) -> Ends:

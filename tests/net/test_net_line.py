@@ -152,7 +152,7 @@ class Taking:
     """A transport that takes a little at once, or what it is told to; and remembers how."""
 
     def __init__(self) -> None:
-        self.worn = None
+        self.worn, self.wears = None, False
         self.owes = False
         self.takes = True
         self.taken: list[str] = []

@@ -9,6 +9,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from sterna.core.deadlines import Deadlines
 from sterna.errors import TransportError
 from sterna.net import tcp
 from sterna.net.tcp import (
@@ -254,6 +255,9 @@ async def test_a_long_transfer_lets_others_run(pair):
 
 
 async def test_options_are_set():
+    usual, deadlines = SocketOptions(), Deadlines()
+    phases = deadlines.blackout_s, deadlines.after_s, deadlines.round_s, deadlines.prepare_s
+    assert deadlines.stall_s < usual.user_timeout_s < min(phases)
     a, b = socket_pair(user_timeout_s=7.5, keepalive_idle_s=3, unsent_bytes=123_456)
     with a, b:
         get = a.getsockopt

@@ -18,6 +18,7 @@ from trio.testing import wait_all_tasks_blocked
 from sterna.errors import ConfigError, TransportError
 from sterna.net.connect import Address, connect
 from sterna.net.tls import (
+    KEY_RECORDS_BLACKOUT,
     KEY_RECORDS_LAST,
     KEY_RECORDS_MAX,
     KEY_RECORDS_RESERVE,
@@ -273,6 +274,15 @@ async def test_a_key_is_worn_before_it_is_used_up(tls_pair):
     assert a.worn.code == ErrorCode.UNSUPPORTED
     a.tls = replace(a.tls, cipher="TLS_CHACHA20_POLY1305_SHA256")
     assert a.worn is None
+
+
+async def test_a_key_wears_long_before(tls_pair):
+    """[STR-12] So that a guest that is paused then is moved with it."""
+    a, _ = tls_pair
+    a.records_sent = KEY_RECORDS_MAX - KEY_RECORDS_LAST - KEY_RECORDS_BLACKOUT
+    assert not a.wears
+    await a.send([b"x"])
+    assert (a.wears, a.worn) == (True, None)
 
 
 async def test_a_cancelled_receive_loses_nothing(tls_pair, autojump_clock):

@@ -172,6 +172,9 @@ class Session(Connected):
         if self._state not in COMMITTED:
             self._fail(error, now)
 
+    def wears(self, stream: int = 0) -> None:
+        """A connection will be used up before long: have it replaced where nothing hangs on it [STR-12]."""
+
     def wear_out(self, error: SternaError, now: float, stream: int = 0) -> None:
         """A connection is all but used up, and cannot be renewed: go on with new ones, or end [TLS-18].
 

@@ -78,6 +78,9 @@ class Driver(Protocol):
     async def make_way(self, until: Signal) -> None:
         """Let what the guest waits for go before what a data connection has; the signal wakes who does."""
 
+    def wears(self, line: Line) -> None:
+        """A connection is to be replaced when that is possible."""
+
     def worn(self, line: Line, error: TransportError) -> None:
         """A connection should come to its end as long as it still can."""
 
@@ -107,7 +110,7 @@ class Line:
         self._closed = False
         self._receiving = trio.CancelScope()
         self._heard_all: Final = trio.Event()
-        self._worn = False
+        self._wears = self._worn = False
         self._idle = False  # the sender waits for something to send
         self._unit: list[Buffer] = []  # what was taken for it
 
@@ -195,11 +198,18 @@ class Line:
                 await self._heard_all.wait()
             self._driver.lost(self, error)
 
+    def _look_at_wear(self) -> None:
+        if not self._wears:
+            self._wears = True
+            self._driver.wears(self)
+        if (worn := self.transport.worn) is not None:
+            self._worn = True
+            self._driver.worn(self, worn)
+
     async def _send_unit(self) -> None:
         driver = self._driver
-        if not self._worn and (worn := self.transport.worn) is not None:
-            self._worn = True
-            driver.worn(self, worn)
+        if not self._worn and self.transport.wears:
+            self._look_at_wear()
         if self.stream:
             await driver.make_way(self.to_send)
         buffers = self._next_unit()

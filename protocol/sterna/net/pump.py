@@ -275,6 +275,10 @@ class Pump:
             self._lines[0].transport.eager_until = time.monotonic() + way_s
         return changed
 
+    def wears(self, line: Line) -> None:
+        """See `Driver`."""
+        self.machine.wears(line.stream)
+
     def worn(self, line: Line, error: TransportError) -> None:
         """See `Driver`."""
         self.machine.wear_out(error, self.clock(), line.stream)

@@ -288,6 +288,11 @@ class _RecordedTransport(Transport):
         self._line = line
 
     @property
+    def wears(self) -> bool:
+        """That of the transport inside."""
+        return self._inner.wears
+
+    @property
     def worn(self) -> TransportError | None:
         """That of the transport inside."""
         return self._inner.worn

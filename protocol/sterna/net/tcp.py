@@ -60,7 +60,8 @@ class SocketOptions:
 
     Attributes:
         user_timeout_s: sent data unacknowledged, or a window closed, for this long ends the connection.
-            A backstop: heartbeats and phase deadlines of the protocol are shorter.
+            Longer than the stall limit, and shorter than the deadlines of phases: what waits in the kernel
+            is seen by the kernel alone, and a connection that is lost can be taken up again [CON-77].
         keepalive_idle_s: silence after which the kernel probes, every `keepalive_interval_s`, at most
             `keepalive_probes` times; for the phases in which nothing is sent.
         unsent_bytes: how much unsent data the kernel takes (TCP_NOTSENT_LOWAT); None is no bound.
@@ -70,7 +71,7 @@ class SocketOptions:
         receive_buffer_bytes: SO_RCVBUF; None likewise.
     """
 
-    user_timeout_s: float = 60.0
+    user_timeout_s: float = 15.0
     keepalive_idle_s: int = 15
     keepalive_interval_s: int = 5
     keepalive_probes: int = 6

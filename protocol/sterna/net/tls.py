@@ -51,6 +51,8 @@ KEY_RECORDS_MAX: Final = 1 << 24
 # and the very last are for frames of one record, so that there is a key left in any case.
 KEY_RECORDS_LAST: Final = 1 << 16
 KEY_RECORDS_RESERVE: Final = 1024
+# And so many (32 GiB of whole ones) for what cannot be interrupted: the guest stands still meanwhile.
+KEY_RECORDS_BLACKOUT: Final = 1 << 21
 
 # One SSL_write, and one call of `on_sent`: often enough for a deadline to see progress on a slow link.
 SLICE_BYTES: Final = 256 * 1024
@@ -136,6 +138,11 @@ class TlsTransport(Transport):
     def rtt_s(self) -> float | None:
         """See `Transport.rtt_s`."""
         return round_trip_s(self._sock)
+
+    @property
+    def wears(self) -> bool:
+        """See `Transport.wears` [STR-12]."""
+        return self._key_lacks(KEY_RECORDS_LAST + KEY_RECORDS_BLACKOUT)
 
     @property
     def worn(self) -> TransportError | None:

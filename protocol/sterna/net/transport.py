@@ -272,6 +272,11 @@ class Transport(ABC):
         return False
 
     @property
+    def wears(self) -> bool:
+        """Whether it is `worn`, or may be before a guest has been moved that is paused now."""
+        return self.worn is not None
+
+    @property
     def worn(self) -> TransportError | None:
         """Why the session should come to its end as long as it still can, None if it need not."""
         return None
