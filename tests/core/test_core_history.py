@@ -103,6 +103,22 @@ def test_a_grant_can_be_voided_and_made_again() -> None:
     assert found.records == (SENDING, grant, void, grant)
 
 
+def test_a_guest_that_was_sent_on() -> None:
+    """[RES-15] Of what was begun and not granted nobody can tell."""
+    onward = replace(SENDING, session=TWO, epoch=RECEIVING.epoch + 1)
+    found = history(RECEIVING, CLAIM, Start(CLAIM.epoch), onward)
+    assert not found.sent_on(onward.epoch)
+    granted = found.after(Granted(TWO, onward.epoch + 1))
+    assert granted.sent_on(onward.epoch)
+    assert not granted.sent_on(RECEIVING.epoch)
+    assert granted.after(Decided(TWO, onward.epoch + 1, Owner.DESTINATION)).sent_on(onward.epoch)
+    assert (
+        not found.after(Granted(TWO, onward.epoch + 1))
+        .after(Voided(TWO, onward.epoch + 1))
+        .sent_on(onward.epoch)
+    )
+
+
 def test_a_guest_that_has_come_back_was_elsewhere() -> None:
     """[ONE-53] START under a higher epoch decides what DECIDED has not, of the same epoch it does not."""
     back = replace(RECEIVING, session=TWO, epoch=2)

@@ -10,7 +10,7 @@ import pytest
 from test_host_agent import BY_ID, ID, NOBODY, OTHER_ID, PEERS, SENDER, STRANGER, take_over
 from test_host_openings import ASKING, HELLO, OPENING
 
-from sterna.core.records import Claiming, Complete, HandBack, Released, SessionRecord, Side, Start
+from sterna.core.records import Claiming, Complete, Granted, HandBack, Released, SessionRecord, Side, Start
 from sterna.errors import RecordError, SternaError
 from sterna.host.agent import HostSession, PeerListHost
 from sterna.host.lease import LeaseStore
@@ -25,6 +25,7 @@ from sterna.wire.records import FeatureChoice, FeatureOffer, Hello, Runner, Verd
 
 EPOCH = HELLO.epoch
 CLAIMING = object()  # nothing behind it
+ONWARD = SessionRecord(b"o" * 16, EPOCH + 1, Side.SOURCE, bytes(32), "elsewhere", "there:1")
 
 
 @pytest.fixture
@@ -243,7 +244,7 @@ async def test_a_session_whose_guest_was_started_is_gone_on_with(process) -> Non
     assert not list(host.shelf.directory.glob(f"*{SUFFIX}"))
 
 
-@pytest.mark.parametrize("ends", ["complete", "handed back", "undecided", "opening lost"])
+@pytest.mark.parametrize("ends", ["complete", "handed back", "undecided", "opening lost", "sent on"])
 async def test_one_that_was_handed_over_is_told_of_otherwise(process, ends: str, tmp_path: Path) -> None:
     """[RES-15] [ONE-39]"""
     left = {
@@ -251,6 +252,7 @@ async def test_one_that_was_handed_over_is_told_of_otherwise(process, ends: str,
         "handed back": (HandBack(EPOCH + 1),),
         "undecided": (CLAIMING,),
         "opening lost": (Start(EPOCH + 1),),
+        "sent on": (Start(EPOCH + 1), ONWARD, Granted(ONWARD.session, EPOCH + 2)),
     }[ends]
     hello = await leave(process(), *left)
     if ends == "opening lost":
@@ -261,7 +263,7 @@ async def test_one_that_was_handed_over_is_told_of_otherwise(process, ends: str,
     if ends == "complete":  # RELEASE has not come, and the token is needed no more
         assert names(tmp_path) == [ID.hex()]
     assert found.complete == (ends == "complete")
-    started = ends in {"complete", "opening lost"}
+    started = ends in {"complete", "opening lost", "sent on"}
     assert found.owner is (Owner.DESTINATION if started else Owner.SOURCE)
     assert found.handed_back is not started
 

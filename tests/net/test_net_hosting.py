@@ -12,6 +12,7 @@ from trio.abc import Clock
 
 from sterna.core import refusing
 from sterna.core.events import Outcome
+from sterna.core.image_notes import ImageNotes
 from sterna.core.policy import PolicySettings
 from sterna.core.reopening import Opening
 from sterna.errors import GuestError, LocalProtocolError
@@ -142,15 +143,22 @@ async def test_whoever_comes_while_another_process_is_asked_finds_what_it_finds(
     assert one.destination_host.asked == 1
 
 
-async def test_a_guest_that_has_all_its_pages_is_told_of(virtual_time: Clock) -> None:
-    """[RES-15] Its process has died before COMPLETE was recorded: the next one has a guest, and no notes."""
-    one = migration("stop-and-copy")
+@pytest.mark.parametrize("switchover", ["stop-and-copy", "post-copy"])
+async def test_a_guest_that_has_all_its_pages_is_told_of(virtual_time: Clock, switchover: str) -> None:
+    """[RES-15] Its process has died before COMPLETE was recorded: the next one has a guest, and no notes.
+
+    Or other ones: it was to be sent on.
+    """
+    one = migration(switchover)
     host = one.destination_host
     assert isinstance(host, Remembering)
     one.room = Outliving(rate_bytes_s=one.rate_bytes_s, journal=one.journal)
     await one.run()
     assert one.room.running
     host.runs = True
+    if switchover == "post-copy":
+        assert ImageNotes.lie_in(await one.room.notes())
+        await one.room.notes(64)
     (opening,) = host.noted.values()
     one.sessions = Sessions()
     near, far = memory_transport_pair(**one.link)

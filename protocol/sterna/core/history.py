@@ -106,6 +106,16 @@ class History:
                     pass
         return grants
 
+    def sent_on(self, epoch: int) -> bool:
+        """Whether this host has granted, as a source, the guest that it had under this epoch.
+
+        Such a guest lacks no page here: it would not have been offered.
+        """
+        sessions = [
+            each for each in self.each(SessionRecord) if each.side is Side.SOURCE and each.epoch == epoch
+        ]
+        return any(self.granted(each.session) or self.decision(each.session) for each in sessions)
+
     def decision(self, session: bytes) -> Decided | Resolved | None:
         """How a source's session was decided."""
         found = (each for each in self.records if isinstance(each, Decided | Resolved))

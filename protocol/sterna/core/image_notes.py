@@ -81,6 +81,11 @@ class ImageNotes:
         self.move_entries_to(view)
         _HEAD.pack_into(view, 0, _MAGIC, self.attempt, self.round, self.style, self.sealed)
 
+    @staticmethod
+    def lie_in(place: memoryview) -> bool:
+        """Whether notes of an image were written there, and nothing else since."""
+        return bytes(place[: len(_MAGIC)]) == _MAGIC
+
     @classmethod
     def read(cls, place: memoryview, table: RegionTable) -> Self:
         """What another process has written there; the entries stay there.
@@ -88,7 +93,7 @@ class ImageNotes:
         Raises:
             GuestError: it was not written, or for other regions.
         """
-        if bytes(place[: len(_MAGIC)]) != _MAGIC:
+        if not cls.lie_in(place):
             raise GuestError("there are no notes of the image")
         try:
             _, attempt, number, style, sealed = _HEAD.unpack_from(place)

@@ -263,7 +263,8 @@ class HostSession:
             started, complete = history.fate(session.epoch + 1), history.complete(session.session)
             if complete is not None:
                 await self._host.openings.drop(hello.guest, session.session)
-            if opening is None or complete is not None or not isinstance(started, Start):
+            whole = complete is not None or history.sent_on(session.epoch + 1)
+            if opening is None or whole or not isinstance(started, Start):
                 return await self.verdict(hello)
             self._handed_over = self._is_noted = True
             await self._host.enter(self, hello.guest, hello.epoch, peer)

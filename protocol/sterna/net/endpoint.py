@@ -34,6 +34,7 @@ from sterna.core.events import (
     Reserve,
     Result,
 )
+from sterna.core.image_notes import ImageNotes
 from sterna.core.policy import PolicySettings, estimate_fixed_cost_s
 from sterna.core.reopening import Opening
 from sterna.core.session import Session
@@ -571,11 +572,13 @@ class Destination(_Endpoint):
             carry = opening.without_round(self._room, clock())
         elif isinstance(guest, OutlivingGuest):
             await guest.take_over()
-            notes = await guest.notes() if guest.can_post_copy else b""
-            if not notes:  # it has run with all of its pages
+            notes = await guest.notes() if guest.can_post_copy else memoryview(b"")
+            missing = await guest.missing()
+            lacks = any(pages.any() for pages in missing.values())
+            if not notes or not (lacks or ImageNotes.lie_in(notes)):  # it has all of its pages [RES-15]
                 return await self._host.verdict(hello)
             self._room = Room(pages_of(guest, description), opening.ticket)
-            carry = opening.with_guest(self._room, memoryview(notes), await guest.missing(), clock())
+            carry = opening.with_guest(self._room, notes, missing, clock())
         else:
             raise GuestError("this guest has not outlived the process that took it in", ErrorCode.GUEST_LOST)
         self.guest, self.description = guest, description
