@@ -276,3 +276,73 @@ async def test_little_frames_leave_with_the_one_behind_them():
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert transport.taken == ["sent abxxxxxxx", "sent c" + "d" * (UNIT_BUFFERS - 1), "sent d"]
+
+
+class Hearing(Taking):
+    """A transport that hears these, the empty one meaning that it has to be asked in the other way."""
+
+    def __init__(self, *heard: bytes | None) -> None:
+        super().__init__()
+        self.heard = list(heard)
+
+    async def until_heard(self) -> bool:
+        await trio.lowlevel.checkpoint()
+        return bool(self.heard)
+
+    def receive_now(self, view: memoryview) -> int | None:
+        data = self.heard.pop(0)
+        if data is not None:
+            view[: len(data)] = data
+        return None if data is None else len(data)
+
+    async def receive_into(self, view: memoryview) -> int:
+        self.taken.append("asked")
+        return 0
+
+
+class Heard(Talking):
+    """A machine that takes all that comes, and wants a look at it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held, self.kicks = False, 0
+        self.came: list[bytes] = []
+        self.place = memoryview(bytearray(64))
+
+    def is_held(self, stream: int) -> bool:
+        return self.held
+
+    def get_buffer(self, stream: int) -> memoryview:
+        return self.place
+
+    def buffer_updated(self, count: int, now: float, stream: int) -> bool:
+        self.came.append(bytes(self.place[:count]))
+        return True
+
+    def kick(self, stream: int) -> None:
+        self.kicks += 1
+
+    def lost(self, line: Line, error: object) -> None:
+        assert error is None
+
+
+async def test_what_has_come_is_taken_at_once():
+    driver, transport = Heard(), Hearing(b"request", None)
+    line = Line(driver, 0, transport)
+    line.is_prompt = True
+    assert line.take_now() == 7
+    assert (driver.came, driver.kicks) == ([b"request"], 1)
+    assert line.take_now() is None
+    driver.held, transport.heard = True, [b"later"]
+    assert line.take_now() is None
+    driver.held = False
+    assert line.take_now() == 5
+
+
+@pytest.mark.parametrize("end", [(), (b"",)])
+async def test_a_prompt_receiver_keeps_no_place_while_it_waits(end):
+    driver, transport = Heard(), Hearing(None, b"one", None, b"two", *end)
+    line = Line(driver, 0, transport)
+    line.is_prompt = True
+    await line.tasks[0]()
+    assert (driver.came, transport.taken) == ([b"one", b"two"], ["asked"])

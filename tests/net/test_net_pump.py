@@ -11,7 +11,7 @@ import trio
 from trio.abc import Clock
 
 from sterna.core.events import Event, Finished, Outcome, Result
-from sterna.core.tables import SourceState
+from sterna.core.tables import DestinationState, SourceState
 from sterna.guest.api import GuestDescription, StateSection
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
@@ -19,7 +19,7 @@ from sterna.memory.bitmap import PageBitmap
 from sterna.net.endpoint import Destination, Options, Source
 from sterna.net.line import Signal
 from sterna.net.memory import MemoryTransport, memory_transport_pair
-from sterna.net.pump import MAKE_WAY_S, Pump, boottime
+from sterna.net.pump import ANSWERED_S, MAKE_WAY_S, Pump, boottime
 from sterna.testing import run_workload
 from sterna.wire.records import Runner
 
@@ -296,6 +296,7 @@ async def test_data_connections_make_way_for_a_while(virtual_time: Clock) -> Non
 @pytest.mark.parametrize("how", ["kick", "took"])
 async def test_they_go_on_when_the_guest_does(virtual_time: Clock, how: str) -> None:
     machine = Idle(guest_waits=True)
+    machine.state = DestinationState.FETCHING
     pump = Pump(machine, memory_transport_pair()[0], lambda _: None)
     pump.kick()
     line, waited = pump._lines[0], []
@@ -310,3 +311,63 @@ async def test_they_go_on_when_the_guest_does(virtual_time: Clock, how: str) -> 
         machine.guest_waits = False
         getattr(pump, how)()
     assert waited == [pytest.approx(MAKE_WAY_S / 4)]
+
+
+async def test_at_the_source_they_do_so_until_the_page_is_there(virtual_time: Clock) -> None:
+    """At most half of the time [PCY-13]."""
+    machine, signal = Idle(guest_waits=False), Signal()
+    pump = Pump(machine, memory_transport_pair()[0], lambda _: None)
+
+    async def asked_and_answered() -> float:
+        for machine.guest_waits in (True, False):
+            pump.kick()
+        return await seconds_of(pump, signal)
+
+    assert await asked_and_answered() == pytest.approx(ANSWERED_S)
+    assert await asked_and_answered() == 0
+    await trio.sleep(ANSWERED_S)
+    assert await asked_and_answered() == pytest.approx(ANSWERED_S)
+
+
+class Faulting:
+    """A guest that waits for pages from time to time; and its machine, which asks for them."""
+
+    def __init__(self, machine: Idle) -> None:
+        self.machine = machine
+        self.faults: list[int] = []
+        self.did: list[str] = []
+
+    def tell(self) -> bool:
+        told = bool(self.faults)
+        self.machine.guest_waits |= told
+        self.did += [f"asks for {page}" for page in self.faults]
+        self.faults.clear()
+        return told
+
+    def see_to(self) -> None:
+        self.did.append("goes on")
+
+
+async def test_a_guest_is_heard_in_the_midst_of_a_batch(virtual_time: Clock) -> None:
+    """[PCY-9]"""
+    machine = Idle(guest_waits=False)
+    pump = Pump(machine, memory_transport_pair()[0], lambda _: None)
+    control = pump._lines[0]
+    control.take_now = lambda: None
+    pump._glance()  # there is no such guest yet
+    guest = Faulting(machine)
+    pump.attend(guest)
+    control.hurry = lambda: guest.did.append("hurry")
+    pump._glance()
+    assert guest.did == []
+    guest.faults = [7]
+    pump._glance()
+    assert guest.did == ["asks for 7", "hurry"]
+    assert control.transport.eager_until > 0
+    guest.faults = [8]
+    pump.kick()
+    assert guest.did[2:] == ["asks for 8", "hurry", "goes on", "hurry"]
+    control.take_now = lambda: 56  # what has come is looked at by a kick
+    guest.faults = [9]
+    pump._glance()
+    assert guest.faults

@@ -99,12 +99,16 @@ def test_a_guest_is_seen_to_at_once() -> None:
     later = Installed((PageRange(9, 0, 1),))
     told, guest = Told(now, later, now), Quick()
     assert isinstance(guest, PromptGuest)
-    Prompt(guest, told, lambda: 7.0).see_to()
+    prompt = Prompt(guest, told, lambda: 7.0)
+    assert prompt.tell()
+    prompt.see_to()
     assert told.faults == [(0, 3, 1, 7.0)]
     assert told.answers == [(now, None)]
     assert told.requests == [later, now]
     told = Told(SaveState(), now)
-    Prompt(guest, told, lambda: 7.0).see_to()
+    prompt = Prompt(guest, told, lambda: 7.0)
+    assert not prompt.tell()
+    prompt.see_to()
     assert told.faults == told.answers == []
 
 
@@ -114,8 +118,9 @@ def test_a_guest_that_cannot_be_seen_to(monkeypatch) -> None:
     request = Installed((PageRange(0, 0, 16),))
     told, guest = Told(request, request), Quick(GuestError("gone"))
     prompt = Prompt(guest, told, lambda: 7.0)
-    prompt.see_to()
-    prompt.see_to()
+    for _ in range(2):
+        assert not prompt.tell()
+        prompt.see_to()
     assert told.answers == [(request, guest.error)] * 2
     assert len(said) == 1
 

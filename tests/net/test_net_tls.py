@@ -532,3 +532,49 @@ def test_an_encrypted_key_is_refused_and_nobody_is_asked(files, tmp_path):
     )
     with pytest.raises(ConfigError, match="the key is not encrypted"):
         TlsConfig(**files, check_peer=lambda *_: None).context(server=True)
+
+
+async def test_what_has_come_is_received_without_a_wait(tls_pair):
+    a, b = tls_pair
+    place = memoryview(bytearray(3 * RECORD_BYTES))
+    assert b.receive_now(place) is None
+    for group in (b"request", bytes(RECORD_BYTES) + b"table"):
+        await a.send([group])
+        while (count := b.receive_now(place)) is None:
+            await b.until_heard()
+        while count < len(group):
+            await b.until_heard()
+            count += b.receive_now(place[count:]) or 0
+        assert place[:count] == group
+    assert b.bytes_received == 7 + RECORD_BYTES + 5
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(b.receive_into, place)
+        await wait_all_tasks_blocked()
+        assert b.receive_now(place) == 0  # it has a place to receive into already
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("error", [ssl.SSLWantWriteError(), ssl.SSLZeroReturnError(), ConnectionResetError()])
+async def test_what_needs_a_wait_or_is_an_end_is_told_by_a_receive(tls_pair, error):
+    a, b = tls_pair
+    await a.send([b"x"])
+    await b.until_heard()
+    b._sock = Stub(b._sock, recv_into=[ssl.SSLWantReadError(), error])
+    place = memoryview(bytearray(4))
+    assert b.receive_now(place) is None  # half a record
+    assert b.receive_now(place) == 0
+    if isinstance(error, ConnectionResetError):
+        assert b.receive_now(place) == 0
+        assert (await error_of(b.receive_into, place)).code == ErrorCode.CONNECTION_LOST
+
+
+async def test_much_is_moved_in_records_where_something_cannot_wait(tls_pair):
+    a, b = tls_pair
+    sent, received = [], []
+    a.between, b.between = (lambda: sent.append(1)), (lambda: received.append(1))
+    memory = bytes(4 * RECORD_BYTES)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.send, [memory])
+        assert await receive_exactly(b, len(memory)) == memory
+    assert len(sent) == 4
+    assert len(received) >= 4

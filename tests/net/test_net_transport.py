@@ -206,3 +206,17 @@ async def test_an_eager_receive_sleeps_when_it_has_asked_for_long_enough(tls_pai
         nursery.start_soon(b.receive_into, memoryview(bytearray(4)))
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
+
+
+async def test_a_transport_need_not_hear_without_a_wait():
+    sink, pieces = Sink(), []
+    assert not await sink.until_heard()
+    assert sink.receive_now(memoryview(bytearray(1))) == 0
+    sink._receive_now = lambda view: None
+    assert sink.receive_now(memoryview(bytearray(1))) is None
+    sink.abort()
+    assert sink.receive_now(memoryview(bytearray(1))) == 0
+    sink = Sink()
+    sink.between = lambda: pieces.append(len(sink.data))
+    await sink.send([b"ab", b"c"])
+    assert pieces

@@ -191,12 +191,10 @@ class Fetching:
         if (table.attempt, table.round) != self._position:
             detail = f"pages of round {table.round}, expected {self._position[1]}"
             raise wrong(ErrorCode.BAD_ROUND, detail, "PCY-8", table)
-        if (table.runs["encoding"] == Encoding.DELTA).any():
-            raise wrong(ErrorCode.NOT_SELECTED, "a change of pages that follow the guest", "PCY-17", table)
         numbers, fresh = (self._few if len(table.runs) <= FEW_RUNS else self._many)(table)
         wanted = table if len(numbers) == len(table.runs) else _only(table, np.asarray(fresh))
         self._coming[stream] = wanted, numbers
-        self._state[numbers] = _COMING
+        self._put(numbers, _COMING)
         if not table.bulk_bytes:
             return []
         places = self._sink.targets(wanted)
@@ -210,12 +208,15 @@ class Fetching:
         """
         step = chunk_pages(self.groups.table[table.region].granule_log2)
         numbers, fresh = [], []
-        for first, count, *_ in table.runs.tolist():
+        runs = table.runs.tolist()
+        if any(encoding == Encoding.DELTA for *_, encoding, _ in runs):
+            raise _a_change(table)
+        for first, count, *_ in runs:
             groups = self.groups.covering(table.region, first, count)
             whole = len(groups) == 1 and self.groups.run(groups.start) == (first, count)
             if (groups and not whole) or first // step != (first + count - 1) // step:
                 raise _no_group(table)
-            fresh.append(whole and self._state[groups.start] == _MISSING)
+            fresh.append(whole and self._state.item(groups.start) == _MISSING)
             if fresh[-1]:
                 numbers.append(groups.start)
             elif whole:
@@ -226,6 +227,8 @@ class Fetching:
 
     def _many(self, table: Pages) -> tuple[Positions, npt.NDArray[np.bool_]]:
         """The same for many runs."""
+        if (table.runs["encoding"] == Encoding.DELTA).any():
+            raise _a_change(table)
         first, count = table.runs["first"].astype(np.int64), table.runs["count"].astype(np.int64)
         numbers, bad = self.groups.find(table.region, first, count)
         step = chunk_pages(self.groups.table[table.region].granule_log2)
@@ -262,7 +265,7 @@ class Fetching:
         table, numbers = self._coming.pop(stream)
         if not len(numbers):
             return ()
-        self._state[numbers] = _MISSING
+        self._put(numbers, _MISSING)
         rejected = self._sink.commit(table)
         self._digest.record(table, rejected)
         if rejected:
@@ -291,7 +294,7 @@ class Fetching:
         self._queue.appendleft(group)
 
     def _arrived(self, region: int, numbers: Sequence[int] | Positions) -> tuple[PageRange, ...]:
-        self._state[numbers] = _ARRIVED
+        self._put(numbers, _ARRIVED)
         if len(numbers) <= FEW_RUNS:
             runs = [self.groups.run(int(group)) for group in numbers]
             demanded = sum(run[1] for group, run in zip(numbers, runs, strict=True) if self._wanted[group])
@@ -304,9 +307,23 @@ class Fetching:
         self.pushed += total - demanded
         return tuple(_ranges(region, runs))
 
+    def _put(self, numbers: Sequence[int] | Positions, state: int) -> None:
+        """These groups are in this state; of a few without numpy's help."""
+        if len(numbers) > FEW_RUNS:
+            self._state[numbers] = state
+            return
+        for number in numbers:
+            self._state[number] = state
+
     def installed(self, pages: PageRange) -> None:
         """The guest may touch these pages now."""
         groups = self.groups.covering(pages.region, pages.first, pages.count)
+        if len(groups) == 1:
+            if self._state.item(groups.start) == _ARRIVED:
+                self._left -= 1
+                self._state[groups.start] = _INSTALLED
+            self._outstanding.discard(groups.start)
+            return
         state = self._state[groups.start : groups.stop]
         arrived = state == _ARRIVED
         self._left -= int(np.count_nonzero(arrived))
@@ -339,6 +356,10 @@ def _ranges(region: int, runs: Iterable[tuple[int, int]]) -> Iterator[PageRange]
         end = start + count
     if end >= 0:
         yield PageRange(region, first, end - first)
+
+
+def _a_change(table: Pages) -> RemoteProtocolError:
+    return wrong(ErrorCode.NOT_SELECTED, "a change of pages that follow the guest", "PCY-17", table)
 
 
 def _no_group(table: Pages) -> RemoteProtocolError:

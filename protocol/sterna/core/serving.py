@@ -218,7 +218,7 @@ class Serving:
             detail = f"more than {self._most_requests} page requests that are not answered"
             raise wrong(ErrorCode.LIMIT_RATE, detail, "CMP-3", record)
         asked = self._asked[groups.start : groups.stop]
-        if int(asked.max()) >= ASKED_MAX:
+        if (asked.item(0) if len(groups) == 1 else int(asked.max())) >= ASKED_MAX:
             detail = f"pages of region {record.region} were asked for {ASKED_MAX} times"
             raise wrong(ErrorCode.LIMIT_RATE, detail, "PCY-18", record)
         asked += 1
@@ -350,6 +350,9 @@ class Serving:
         return self.groups.table[self.groups.region_of(group)].granule_log2
 
     def _count(self, groups: Positions, *, asked: bool) -> None:
+        if len(groups) == 1:  # somebody may wait for it, and numpy's calls take longer
+            self._count_one(groups.item(0), asked=asked)
+            return
         counts, new = self.groups.runs(groups)[1], self._new[groups]
         total, first = int(counts.sum()), int(counts[new].sum())
         self.repeated += total - first
@@ -360,3 +363,16 @@ class Serving:
             self.pushed += first
         self._left -= int(np.count_nonzero(self._unsent[groups]))
         self._unsent[groups] = self._new[groups] = False
+
+    def _count_one(self, group: int, *, asked: bool) -> None:
+        pages = self.groups.page_count(group)
+        if not self._new.item(group):
+            self.repeated += pages
+        else:
+            self._pages_left -= pages
+            if asked:
+                self.demanded += pages
+            else:
+                self.pushed += pages
+        self._left -= self._unsent.item(group)
+        self._unsent[group] = self._new[group] = False

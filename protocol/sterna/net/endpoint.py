@@ -509,7 +509,7 @@ class Destination(_Endpoint):
         assert guest is not None
         assert self._pump is not None
         if isinstance(guest, PromptGuest):
-            self._pump.see_to_guest = Prompt(guest, self._machine, self._options.clock).see_to
+            self._pump.attend(Prompt(guest, self._machine, self._options.clock))
         await tell_faults(guest, self._machine, self._pump.kick, self._options.clock)
 
     async def _reserve(self, record: Guest) -> PageSink:

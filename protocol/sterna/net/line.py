@@ -95,6 +95,7 @@ class Line:
         to_receive: wakes a receiver that was told to wait.
         memory_free: the receiver reads into guest memory no more.
         ended: both tasks are over.
+        is_prompt: what comes may be taken by `take_now`, before the receiver has its turn.
     """
 
     def __init__(self, driver: Driver, stream: int, transport: Transport) -> None:
@@ -113,6 +114,7 @@ class Line:
         self._wears = self._worn = False
         self._idle = False  # the sender waits for something to send
         self._unit: list[Buffer] = []  # what was taken for it
+        self.is_prompt = False
 
     @property
     def tasks(self) -> tuple[Callable[[], Awaitable[None]], ...]:
@@ -175,12 +177,29 @@ class Line:
             pass
 
     async def _receive_some(self) -> int:
-        machine, stream = self._machine, self.stream
-        while machine.is_held(stream):
-            await self.to_receive.wait()
-        if stream:
-            await self._driver.make_way(self.to_receive)
+        machine, stream, count = self._machine, self.stream, None
+        while count is None:
+            while machine.is_held(stream):
+                await self.to_receive.wait()
+            if stream:
+                await self._driver.make_way(self.to_receive)
+            # No place to read into is kept over this wait: what comes may be taken meanwhile.
+            if not self.is_prompt or not await self.transport.until_heard():
+                break
+            count = self.take_now()
+        if count:
+            return count
         count = await self.transport.receive_into(machine.get_buffer(stream))
+        if count and machine.buffer_updated(count, self._driver.clock(), stream):
+            self._driver.kick(stream)
+        return count
+
+    def take_now(self) -> int | None:
+        """Take what has come, if that needs no wait; the result is that of `Transport.receive_now`."""
+        machine, stream = self._machine, self.stream
+        if machine.is_held(stream):
+            return None
+        count = self.transport.receive_now(machine.get_buffer(stream))
         if count and machine.buffer_updated(count, self._driver.clock(), stream):
             self._driver.kick(stream)
         return count

@@ -27,7 +27,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import trio
 
@@ -67,6 +67,10 @@ UNDO_S: Final = 30.0
 # on a near link it is there by then, and on a far one that is little beside the time that it takes.
 MAKE_WAY_S: Final = 0.002
 
+# The same at the source, once it has sent the page: until that is there, which needs the processors too. At
+# most half of the time, so that a guest that waits again and again does not hold up the push.
+ANSWERED_S: Final = 0.0005
+
 _UNDOING: Final = DEAF - TERMINAL
 
 _log = logging.getLogger(__name__)
@@ -77,6 +81,16 @@ def boottime() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+class Attended(Protocol):
+    """A guest that may wait for pages, as its pump has it."""
+
+    def tell(self) -> bool:
+        """Tell the machine what it waits for, in the midst of a batch too; whether that is anything new."""
+
+    def see_to(self) -> None:
+        """Let it go on with what has come: answer requests of the machine that nobody has taken."""
+
+
 class Pump:
     """One machine on one transport. `perform` carries out requests, `on_event` sees every event.
 
@@ -84,8 +98,6 @@ class Pump:
 
     Attributes:
         to_pack: wakes who encodes batches, for a connection may want one.
-        see_to_guest: called whenever the machine is looked at; may give it commands, and answer requests that
-            nobody has taken.
     """
 
     def __init__(
@@ -119,7 +131,8 @@ class Pump:
         self._given_up = False
         self._guest_waited = False
         self._way_until = -math.inf
-        self.see_to_guest: Callable[[], None] = lambda: None
+        self._rested_until = -math.inf
+        self._guest: Attended | None = None
 
     async def drive(self) -> Result:
         """Run until the machine has a result, and close the connections, unless they are another's then."""
@@ -198,19 +211,28 @@ class Pump:
         """Give the connections up, as if they had been lost."""
         self._lose(error)
 
+    def attend(self, guest: Attended) -> None:
+        """From now on see to a guest that may wait for pages, whenever the machine is looked at."""
+        self._guest = guest
+
     def kick(self, stream: int = 0) -> None:
         """Look at the machine again: call this after a command was given to it from outside.
 
         `stream`: where something has come, if it was not a command. Pages that have come are answered, if at
         all, on the control connection.
         """
-        self.see_to_guest()
+        if self._guest is not None:
+            self._hear_guest()  # before it is let go on with what has come, which takes longer
+            self._guest.see_to()
         self._look_at_guest()
         while (event := self.machine.poll_event()) is not None:
             if isinstance(event, PagesFollow):
+                self._lines[0].is_prompt = True
                 for line in self._lines.values():
                     if line.stream or len(self._lines) == 1:  # where bulk travels
                         line.transport.yield_bytes = SOON_BYTES
+                    if line.stream:
+                        line.transport.between = self._glance
             if isinstance(event, StreamAttached):
                 self._close_replaced()
             self._tell(event)
@@ -232,6 +254,17 @@ class Pump:
             self._to_perform.set()
         self.to_pack.set()
         self._look_at_time()
+
+    def _glance(self) -> None:
+        """In the midst of a batch: what the guest waits for, and what the peer says of that, does not."""
+        if not self._lines[0].take_now():
+            self._hear_guest()
+
+    def _hear_guest(self) -> None:
+        """Ask for what the guest waits for, if it waits for more."""
+        if self._guest is not None and self._guest.tell():
+            self._look_at_guest()
+            self._lines[0].hurry()
 
     # ---- what the connections tell ----
 
@@ -267,13 +300,16 @@ class Pump:
 
     def _look_at_guest(self) -> bool:
         """Whether it has begun to wait for pages, or does not wait any more."""
-        changed = self.machine.guest_waits != self._guest_waited
-        if changed:
-            self._guest_waited = not self._guest_waited
-            way_s = MAKE_WAY_S if self._guest_waited else -math.inf
-            self._way_until = trio.current_time() + way_s
-            self._lines[0].transport.eager_until = time.monotonic() + way_s
-        return changed
+        waits = self.machine.guest_waits
+        if waits == self._guest_waited:
+            return False
+        self._guest_waited = waits
+        now, eager_s = trio.current_time(), MAKE_WAY_S if waits else -math.inf
+        self._way_until = now + eager_s
+        self._lines[0].transport.eager_until = time.monotonic() + eager_s
+        if not waits and self.machine.state is SourceState.MOVED and now >= self._rested_until + ANSWERED_S:
+            self._way_until = self._rested_until = now + ANSWERED_S
+        return True
 
     def wears(self, line: Line) -> None:
         """See `Driver`."""

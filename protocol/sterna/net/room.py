@@ -69,20 +69,23 @@ class Prompt:
         self._silent = False
 
     def see_to(self) -> None:
-        """Tell the machine what the guest waits for, and let it go on with what has come."""
-        self._tell()
+        """Let the guest go on with what has come."""
         while isinstance(request := self._machine.prompt_request, Installed) and self._install(request):
             pass
 
-    def _tell(self) -> None:
+    def tell(self) -> bool:
+        """Tell the machine what the guest waits for; whether there was anything to tell."""
         if self._silent:
-            return
+            return False
         try:
-            for pages in self._guest.waited_for():
+            found = self._guest.waited_for()
+            for pages in found:
                 self._machine.fault(pages.region, pages.first, pages.count, self._clock())
+            return bool(found)
         except GuestError:
             self._silent = True
             _log.exception("the guest does not say any more what it waits for")
+            return False
 
     def _install(self, request: Installed) -> bool:
         """False: somebody has to wait for it."""

@@ -30,6 +30,7 @@ Handshakes, and how it is decided who the peer is, are in `sterna.net.handshake`
 
 from __future__ import annotations
 
+import select
 import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -132,6 +133,8 @@ class TlsTransport(Transport):
         self._failed: TransportError | None = None  # of a receive; OpenSSL does not repeat itself
         self._owed = b""  # sent without a wait, and not wholly taken
         self._early = b""  # received while looking for the reason of a failed send
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
         self._waiting: dict[bool, trio.Event] = {}  # writable?: ends when the task that waits for it wakes
 
     @property
@@ -202,7 +205,8 @@ class TlsTransport(Transport):
                         yield self._stage
                         filled = 0
                 else:
-                    count = min(rest.nbytes - rest.nbytes % RECORD_BYTES, SLICE_BYTES)
+                    most = SLICE_BYTES if self.between is None else RECORD_BYTES
+                    count = min(rest.nbytes - rest.nbytes % RECORD_BYTES, most)
                     yield rest[:count]
                 rest = rest[count:]
         if filled:
@@ -259,9 +263,41 @@ class TlsTransport(Transport):
                 if not count:
                     break  # close_notify; OpenSSL says so again next time
                 filled += count
+                if self.between is not None:
+                    self.between()
         if self._failed is not None and not filled:
             raise TransportError(self._failed.code, self._failed.detail)
         await self._yield_after(filled)
+        return filled
+
+    async def until_heard(self) -> bool:
+        """See `Transport.until_heard`."""
+        if self._is_heard():
+            await trio.lowlevel.checkpoint()
+        elif not await self._comes_again():
+            await self._wait(writable=False)
+        return True
+
+    def _is_heard(self) -> bool:
+        return bool(self._early or self._failed or self._sock.pending() or self._poll.poll(0))
+
+    def _receive_now(self, view: memoryview) -> int | None:
+        if not self._is_heard():
+            return None
+        if self._early or self._failed:
+            return 0
+        filled = 0
+        try:
+            while filled < view.nbytes:
+                filled += (count := self._sock.recv_into(view[filled:]))
+                if count < RECORD_BYTES:  # behind a whole message comes nothing, mostly
+                    break
+        except ssl.SSLWantReadError:
+            return filled or None
+        except (ssl.SSLWantWriteError, ssl.SSLZeroReturnError):
+            pass
+        except OSError as error:
+            self._failed = tls_error(error, Doing.RECEIVE, server=self._server)
         return filled
 
     async def _wait(self, *, writable: bool) -> None:

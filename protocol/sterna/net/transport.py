@@ -109,6 +109,8 @@ class Transport(ABC):
         yield_bytes: after how many bytes the other tasks get a turn.
         eager_until: until then, by time.monotonic(), a receive that finds nothing asks again in the next turn
             and does not sleep: to be woken takes as long as the answer to a request for pages.
+        between: called while much is moved, after each piece of it, for what cannot wait for the rest. It
+            must not touch this transport.
     """
 
     def __init__(self, peer: Peer, tls: TlsInfo | None = None) -> None:
@@ -118,6 +120,7 @@ class Transport(ABC):
         self.bytes_received = 0
         self.yield_bytes = YIELD_BYTES
         self.eager_until = -math.inf
+        self.between: Callable[[], None] | None = None
         self._sending = Guard("another task is sending on this transport")
         self._receiving = Guard("another task is receiving on this transport")
         self._torn = False
@@ -216,6 +219,23 @@ class Transport(ABC):
             self.bytes_received += count
             return count
 
+    async def until_heard(self) -> bool:
+        """Wait until `receive_now` may find something; false, without a wait, if it never does here."""
+        return False
+
+    def receive_now(self, buffer: memoryview) -> int | None:
+        """Receive what is there without a wait: None for nothing, 0 if `receive_into` has to be asked."""
+        if self._receiving.held or self._closed:
+            return 0
+        count = self._receive_now(_as_bytes(buffer))
+        self.bytes_received += count or 0
+        return count
+
+    def _receive_now(self, view: memoryview) -> int | None:
+        """Receive what is there."""
+        del view
+        return 0
+
     async def close(self, deadline_s: float = CLOSE_DEADLINE_S) -> None:
         """End this direction properly, give the peer time to take it, then close.
 
@@ -248,6 +268,8 @@ class Transport(ABC):
 
         Not a cancellation point: the caller must hear of those bytes.
         """
+        if self.between is not None:
+            self.between()
         self._unyielded_bytes += count
         if self._unyielded_bytes >= self.yield_bytes:
             self._unyielded_bytes = 0
