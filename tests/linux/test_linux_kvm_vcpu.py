@@ -126,6 +126,8 @@ def test_state_that_is_set_is_what_is_read() -> None:
             "events",
         ):
             assert getattr(twin, read)() == getattr(vcpu, read)(), read
+        twin.set_cpuid(small.kvm.supported_cpuid())
+        assert {one[:2] for one in twin.cpuid()} == {one[:2] for one in small.kvm.supported_cpuid()}
         assert twin.tsc_khz() == vcpu.tsc_khz() > 0
         twin.set_tsc_khz(vcpu.tsc_khz())
         other.write(0x200001)

@@ -28,12 +28,11 @@ import numpy.typing as npt
 from sterna.linux.descriptor import Descriptor
 from sterna.linux.errors import CapabilityMissing
 from sterna.linux.ioctl import io, ior, iow, iowr
-from sterna.linux.kvm_vcpu import CpuidEntry, Vcpu, pack_cpuid, unpack_cpuid
+from sterna.linux.kvm_vcpu import CPUID_ENTRIES, CpuidEntry, Vcpu, pack_cpuid, unpack_cpuid
 
 DEVICE: Final = "/dev/kvm"
 API_VERSION: Final = 12  # the only one since Linux 2.6.22
 _KVMIO: Final = 0xAE
-_CPUID_ENTRIES: Final = 256
 _MSRS: Final = 1024
 _VCPUS_MAX: Final = 4  # of a kernel that does not say
 _PAGES_OF_A_CLEAR: Final = 64  # first page and number are multiples of it, but for the end of the slot
@@ -172,7 +171,7 @@ class Kvm(Descriptor):
 
     def supported_cpuid(self) -> tuple[CpuidEntry, ...]:
         """Everything that a vCPU here can be told to be (KVM_GET_SUPPORTED_CPUID)."""
-        argument = pack_cpuid((), _CPUID_ENTRIES)
+        argument = pack_cpuid((), CPUID_ENTRIES)
         fcntl.ioctl(self._fd, _GET_SUPPORTED_CPUID, argument)
         return unpack_cpuid(argument)
 

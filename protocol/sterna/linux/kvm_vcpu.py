@@ -31,6 +31,7 @@ KICK: Final = signal.SIGUSR1
 
 # struct kvm_cpuid2 { u32 nent, padding; struct kvm_cpuid_entry2 entries[] }
 _CPUID_HEAD: Final = struct.Struct("=2I")
+CPUID_ENTRIES: Final = 256
 # struct kvm_cpuid_entry2 { u32 function, index, flags, eax, ebx, ecx, edx, padding[3] }
 _CPUID_ENTRY: Final = struct.Struct("=7I12x")
 # struct kvm_msrs { u32 nmsrs, pad; struct kvm_msr_entry { u32 index, reserved; u64 data } entries[] }
@@ -71,6 +72,7 @@ _GET_REGS: Final = ior(_KVMIO, 0x81, REGISTERS.size)
 _SET_REGS: Final = iow(_KVMIO, 0x82, REGISTERS.size)
 _GET_MSRS: Final = iowr(_KVMIO, 0x88, _MSRS_HEAD.size)
 _SET_MSRS: Final = iow(_KVMIO, 0x89, _MSRS_HEAD.size)
+_GET_CPUID2: Final = iowr(_KVMIO, 0x91, _CPUID_HEAD.size)
 _SET_CPUID2: Final = iow(_KVMIO, 0x90, _CPUID_HEAD.size)
 _GET_MP_STATE: Final = ior(_KVMIO, 0x98, _MP_STATE.size)
 _SET_MP_STATE: Final = iow(_KVMIO, 0x99, _MP_STATE.size)
@@ -317,6 +319,12 @@ class Vcpu(Descriptor):
     def set_cpuid(self, entries: Sequence[CpuidEntry]) -> None:
         """What CPUID answers; before the first `run`."""
         self._set(_SET_CPUID2, "KVM_SET_CPUID2", pack_cpuid(entries))
+
+    def cpuid(self) -> tuple[CpuidEntry, ...]:
+        """Likewise; some bits follow what the guest does."""
+        argument = pack_cpuid((), CPUID_ENTRIES)
+        self._call(_GET_CPUID2, "KVM_GET_CPUID2", argument)
+        return unpack_cpuid(argument)
 
     def tsc_khz(self) -> int:
         """How fast the time stamp counter counts for the guest; an error where the host's is not stable."""

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import trio
@@ -14,11 +15,15 @@ from test_guest_kvm_guest import HERE, MEMORY, room, source
 
 from holder_support import serving
 from sterna.core.events import Outcome, Result
+from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription, StateSection
 from sterna.guest.holder_backend import HeldState
 from sterna.guest.holder_client import HolderConnection, connect_holder
 from sterna.guest.holder_engine import HolderEngine
 from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
+from sterna.guest.kvm import features
+from sterna.guest.kvm.guest import KvmGuest
+from sterna.linux.kvm import Kvm
 from sterna.net.endpoint import Destination, Source
 from sterna.net.memory import memory_transport_pair
 from sterna.registry import Architecture, ErrorCode, StateKind
@@ -171,13 +176,37 @@ async def test_a_bad_state_is_refused_and_the_guest_runs_on_where_it_was(name: s
 
 
 async def test_a_guest_that_uses_what_is_missing_is_refused_before_memory_moves(tmp_path: Path) -> None:
-    """[XCP-4] With the list of what is missing."""
+    """[XCP-4] [XCP-14] With the list of what is missing."""
     async with two_holders(tmp_path) as (here, there):
         guest = await Changing.open(here)
         assert isinstance(guest, Changing)
-        guest.features = ("tachyons", "avx1024")
+        guest.features = ("tachyons", "avx1024", "xstate_9_2688_8", "msr_0xdead0000")
         results = await attempt(guest, there)
         assert {result.code for result in results} == {ErrorCode.CPU_FEATURES}
         assert {result.rounds for result in results} == {()}
-        assert any("missing here: avx1024, tachyons" in str(result.error) for result in results), results
+        lacking = "missing here: avx1024, msr_0xdead0000, tachyons, xstate_9_2688_8"
+        assert any(lacking in str(result.error) for result in results), results
         await runs_on(here)
+
+
+@pytest.mark.parametrize("lacking", ["processors", "addresses", "memory"])
+async def test_a_guest_that_is_too_large_is_refused_before_memory_moves(
+    lacking: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_holders(tmp_path) as (here, there):
+        guest = await HolderSourceGuest.open(here)
+        if lacking == "processors":
+            monkeypatch.setattr(Kvm, "vcpus_max", 1)
+        elif lacking == "addresses":
+            monkeypatch.setattr(features, "address_bits", lambda cpuid: 32)
+        else:
+            monkeypatch.setattr(KvmGuest, "_make", no_memory)
+        results = await attempt(guest, there)
+        code = ErrorCode.FULL if lacking == "memory" else ErrorCode.REFUSED
+        assert {result.code for result in results} == {code}
+        assert {result.rounds for result in results} == {()}
+        await runs_on(here)
+
+
+def no_memory(self: KvmGuest, description: GuestDescription) -> NoReturn:
+    raise GuestError("so many bytes are not available", ErrorCode.FULL)

@@ -129,6 +129,14 @@ def test_counters_that_are_set_far_from_what_they_were(
     assert set_msrs[1::2] == [[(TSC, one.tsc ^ 1 << 62), (TSC, one.tsc)], [(TSC, one.tsc + 5)]]
 
 
+def test_answers_of_cpuid_that_a_kernel_does_not_take(small: Small, there: Small) -> None:  # [XCP-3]
+    cpuid = tuple(one for one in small.kvm.supported_cpuid() if one.leaf < 0x80000000)
+    there.vcpu.set_cpuid(cpuid)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Vcpu, "set_cpuid", lambda self, entries: None)
+        assert "vCPU 0: CPUID has no answer for leaf 0x80000000" in refused(there, saved(small))
+
+
 def test_model_specific_registers(small: Small, there: Small) -> None:  # [XCP-8] [XCP-9]
     state = saved(small)
     values = dict(state.vcpus[0].msrs)
