@@ -19,8 +19,8 @@ from sterna.core.paying import (
 )
 
 MIB = 1 << 20
-SHARES = {-5: 0.6, 1: 0.4, 3: 0.35}
-RATES = {-5: 800e6, 1: 400e6, 3: 200e6}
+SHARES = {-5: 0.6, 2: 0.4, 5: 0.35}
+RATES = {-5: 800e6, 2: 400e6, 5: 200e6}
 LATER = BELIEVED_S + 0.1
 
 
@@ -38,7 +38,7 @@ def pass_by(paying: Paying, rate: float, now: float, share: float = 1.0) -> None
 
 
 @pytest.mark.parametrize(
-    ("link", "level"), [(50e6, 3), (110e6, 1), (300e6, -5), (700e6, -5), (2e9, None), (10e9, None)]
+    ("link", "level"), [(50e6, 5), (110e6, 2), (300e6, -5), (700e6, -5), (2e9, None), (10e9, None)]
 )
 def test_the_slower_the_link_the_more_packing_pays(link, level):
     """That level by which most pages pass."""
@@ -56,7 +56,7 @@ def test_random_memory_never_pays():
 
 
 def test_more_workers_pack_more():
-    for workers, level in ((1, 1), (4, 3)):
+    for workers, level in ((1, 2), (4, 5)):
         paying = known(workers=workers)
         pass_by(paying, 200e6, 1.0)
         assert paying.level == level
@@ -65,16 +65,16 @@ def test_more_workers_pack_more():
 def test_a_cap_is_known_from_the_start():
     """The link is measured all the same: it may be slower."""
     paying = known(cap_bytes_s=110e6)
-    paying.packed(1, MIB, int(MIB * 0.4), MIB / 400e6, 0.0, trial=True)
-    assert (paying.link_bytes_s, paying.level) == (110e6, 1)
+    paying.packed(2, MIB, int(MIB * 0.4), MIB / 400e6, 0.0, trial=True)
+    assert (paying.link_bytes_s, paying.level) == (110e6, 2)
     paying = known(cap_bytes_s=110e6)
     pass_by(paying, 50e6, 1.0)
-    assert (paying.link_bytes_s, paying.level) == (50e6, 3)
+    assert (paying.link_bytes_s, paying.level) == (50e6, 5)
 
 
 def test_small_gains_change_nothing():
     """Two that are as good do not take turns."""
-    paying = known({-5: 0.5, 1: 0.5, 3: 0.49}, dict.fromkeys(LEVELS, 1e9))
+    paying = known({-5: 0.5, 2: 0.5, 5: 0.49}, dict.fromkeys(LEVELS, 1e9))
     pass_by(paying, 100e6, 1.0)
     first = paying.level
     assert first is not None
@@ -89,13 +89,13 @@ def test_a_disappointment_is_not_repeated_soon():
     pass_by(paying, 110e6, 0.0)
     now, pauses = 0.0, []
     for _ in range(6):
-        assert paying.level == 1
+        assert paying.level == 2
         pass_by(paying, 60e6, now + 0.1, 0.4)
-        if paying.level == 1:
+        if paying.level == 2:
             pass_by(paying, 60e6, now + 0.2, 0.4)
-        assert paying.level in {None, -5, 3}
+        assert paying.level in {None, -5, 5}
         since = now
-        while paying.level != 1:
+        while paying.level != 2:
             now += 0.5
             rate = 110e6 if paying.level is None else 60e6
             pass_by(paying, rate, now, 1.0)
@@ -147,13 +147,13 @@ def test_trials_take_a_small_share_of_the_time():
         assert not paying.is_trial_due(now + 0.29)
         now += 0.003 / TRIAL_SHARE
     assert spent <= now * TRIAL_SHARE * 1.001
-    paying.packed(1, MIB, MIB, 0.003, now + 5)
+    paying.packed(2, MIB, MIB, 0.003, now + 5)
     assert paying.is_trial_due(now)  # that was no trial
     pass_by(paying, 100e6, now)
-    paying.packed(1, 10 * MIB, 9 * MIB, 0.2, now, trial=True)  # of which the link was busy for a half
+    paying.packed(2, 10 * MIB, 9 * MIB, 0.2, now, trial=True)  # of which the link was busy for a half
     assert not paying.is_trial_due(now + 9)
     assert paying.is_trial_due(now + 10)
-    paying.packed(1, 10 * MIB, 9 * MIB, 0.05, now, trial=True)
+    paying.packed(2, 10 * MIB, 9 * MIB, 0.05, now, trial=True)
     assert not paying.is_trial_due(now + 0.4)
     assert paying.is_trial_due(now + 0.6)
 
@@ -180,7 +180,7 @@ def test_of_what_is_unknown_nothing_is_expected():
     paying = Paying()
     assert paying.link_bytes_s == math.inf
     assert paying.expected_bytes_s(None, 0.0) == math.inf
-    assert paying.expected_bytes_s(1, 0.0) == 0.0
+    assert paying.expected_bytes_s(2, 0.0) == 0.0
 
 
 @given(
@@ -198,3 +198,30 @@ def test_what_was_chosen_is_never_expected_to_be_much_worse(steps):
         pass_by(paying, passes, number, share)
         bare = paying.expected_bytes_s(None, number)
         assert paying.level is None or paying.expected_bytes_s(paying.level, number) * (1 + GAIN) >= bare
+
+
+def packing_in_any_case(link_bytes_s: float) -> Paying:
+    """After a second of it."""
+    paying = known(least=2)
+    assert paying.level == 2
+    pass_by(paying, min(link_bytes_s / SHARES[2], RATES[2]), 1.0, SHARES[2])
+    return paying
+
+
+def test_what_is_packed_in_any_case_is_packed_as_densely_as_the_link_leaves_time_for():
+    """Where the packer is slower than the link a higher level would be slower still."""
+    assert packing_in_any_case(50e6).level == 5
+    assert packing_in_any_case(300e6).level == 2
+
+
+def test_what_is_packed_in_any_case_goes_back_when_the_link_is_faster_than_it_was():
+    """It never goes below the least level, which is tried again like any other."""
+    paying = packing_in_any_case(50e6)
+    assert paying.link_bytes_s == 50e6
+    assert {paying.next_trial() for _ in range(5)} == {2}
+    pass_by(paying, RATES[5], 2.0, SHARES[5])
+    for second in range(3, 100):
+        pass_by(paying, RATES[5] / 4, second, SHARES[5] * 2)  # the machine has other work
+        if paying.level == 2:
+            return
+    pytest.fail("it stays at the higher level")

@@ -9,7 +9,7 @@ import pytest
 from core_support import PAGE
 
 from sterna import limits
-from sterna.core import rounds, sending
+from sterna.core import rounds, sending, shares
 from sterna.core.sending import Sending
 from sterna.errors import GuestError, PeerMisbehaved
 from sterna.limits import ROUNDS_APART, Limits
@@ -270,6 +270,18 @@ def test_a_page_that_is_written_before_its_turn_waits_for_the_next_round():
     memory.arrived.mark_stale(3, [1, 3, 5, 7], [1, 1, 1, 1])
     memory.sending.begin_empty(1, 0.0)
     assert memory.sending.seal() == memory.arrived.value()
+
+
+def test_a_job_says_whether_the_guest_writes_nearby(monkeypatch):
+    """Its turn comes behind the others' then, and what is sent of it is likely to be sent again."""
+    monkeypatch.setattr(shares, "NEAR_BYTES", 2 * PAGE)
+    memory = Memory()
+    memory.sending.begin(1, Limits(), PAGE, 1e12, 0.0, last=False)
+    memory.sending.written_early(memory.write(2), 0.0)
+    jobs = []
+    while (job := memory.sending.next_job(zeros=True)) is not None:
+        jobs.append((int(job.starts[0]), job.hot))
+    assert jobs == [*((page, False) for page in (0, 1, 4, 5, 6, 7)), (3, True)]
 
 
 def test_a_look_is_wanted_now_and_then_while_enough_is_left(monkeypatch):

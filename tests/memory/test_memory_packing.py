@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sterna.limits import CHUNK_BYTES, EXPANSION, Limits
+from sterna.memory import packing
 from sterna.memory.packing import PIECE_BYTES, Measure, Packer
 from sterna.memory.pages import EncodedBatch, RegionPages
 from sterna.memory.recent import RecentPages
@@ -102,7 +103,7 @@ def test_zeros_as_such_may_not_be_allowed():
     assert {kind for _, _, kind in kinds(pair.send([0], [512], zeros=False))} == {ZSTD}
 
 
-@pytest.mark.parametrize("expansion", [0, 1, 2, 100, 410, 1000, 6554, 10**6])
+@pytest.mark.parametrize("expansion", [0, 1, 2, 100, 410, 1000, 6554, 1 << 15, 10**6])
 def test_no_run_expands_to_more_than_is_allowed(expansion):
     """[PGS-18] The codec would refuse it."""
     pair = Pair(expansion)
@@ -114,14 +115,15 @@ def test_no_run_expands_to_more_than_is_allowed(expansion):
     assert (batch.bulk_bytes < 20 * PAGE) == (expansion >= 410)
 
 
-def test_pieces_are_cut_at_chunks():
+def test_pieces_are_cut_at_chunks(monkeypatch):
     """[PGS-12] So that hashes are those of the run uncut."""
+    assert PIECE_BYTES % CHUNK_BYTES == 0
+    monkeypatch.setattr(packing, "PIECE_BYTES", 1 << 20)
     pair = Pair()
     pair.write(0, TEXT * 512)
     batch = pair.send([3], [500])
-    step = PIECE_BYTES // PAGE
+    step = (1 << 20) // PAGE
     assert [first for first, _, _ in kinds(batch)] == [3, 3 + step]
-    assert PIECE_BYTES % CHUNK_BYTES == 0
     plain = RegionPages(TABLE, {5: memoryview(pair.here)}).encode(5, [3], [500])
     assert batch.hashes.tolist() == plain.hashes.tolist()
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import trio
 
+from sterna.core import sending, shares
 from sterna.core.events import Event, Outcome, Result, RoundFinished, RoundStarted, SessionResumed
 from sterna.core.negotiate import VERSION, Selection
 from sterna.core.paying import Paying
@@ -126,6 +127,36 @@ async def test_changes_of_random_pages_take_few_bytes() -> None:
     result, _ = await move(bytearray(RANDOM), rounds=3, compress=Compress.ALWAYS)
     assert len(result.rounds) > 1
     assert wire_bytes(result) < len(RANDOM) * 1.1
+
+
+class Cornered(Quiet):
+    """It writes to the last quarter of its memory: to every second page first, and to all at the end."""
+
+    def stop(self) -> None:
+        self._write(1)
+
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, RoundStarted) and event.round == 1:
+            self._write(2)
+
+    def _write(self, step: int) -> None:
+        for page in range(len(self.bytes) // PAGE * 3 // 4, len(self.bytes) // PAGE, step):
+            self.bytes[page * PAGE + 9] ^= 0x5A
+            self.wrote(page * PAGE + 9, 1)
+
+
+async def test_near_what_the_guest_writes_versions_are_kept_in_the_first_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """[PGS-19] There is room for a part of the guest: not for what is sent once."""
+    monkeypatch.setattr(sending, "LOOK_BYTES", MIB // 4)
+    monkeypatch.setattr(sending, "FIRST_LOOK_BYTES", MIB // 4)
+    monkeypatch.setattr(shares, "NEAR_BYTES", MIB // 2)
+    monkeypatch.setattr(f"{__name__}.Quiet", Cornered)
+    options = {"versions_bytes": MIB, "batch_bytes": MIB // 8}
+    result, _ = await move(bytearray(RANDOM), compress=Compress.ALWAYS, **options)
+    assert (result.rounds[0].pages, result.rounds[-1].pages) == (512 - 64, 128)
+    assert 512 * PAGE < wire_bytes(result) < 516 * PAGE
 
 
 async def test_without_memory_for_versions_there_are_no_changes() -> None:

@@ -12,6 +12,9 @@ known, so as many are made as take `TRIAL_SHARE` of all time. That bounds what a
 memory is slower by that share and not by more.
 
 A change has to gain `GAIN`, so that two that are as good do not take turns.
+
+Where pages are to be packed in any case, the question is only how densely. The bare link is never seen then;
+it carries at least what has gone over it.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-LEVELS: Final = (-5, 1, 3)
+LEVELS: Final = (-5, 2, 5)
 TRIAL_SHARE: Final = 0.01
 GAIN: Final = 0.05
 # What a few pages have to shrink to, or a whole batch is not tried.
@@ -67,14 +70,19 @@ class Paying:
         level: what pays, None for the bytes as they are.
     """
 
-    def __init__(self, workers: int = 1, cap_bytes_s: float = math.inf) -> None:
+    def __init__(self, workers: int = 1, cap_bytes_s: float = math.inf, *, least: int | None = None) -> None:
         """Begin.
 
         Args:
             workers: how many pack at the same time.
             cap_bytes_s: what the link does not exceed.
+            least: pages are packed in any case, at this level of `LEVELS` or a higher one.
         """
-        self.level: int | None = None
+        self.level = least
+        self._choices: Final[tuple[int | None, ...]] = (
+            (None, *LEVELS) if least is None else LEVELS[LEVELS.index(least) :]
+        )
+        self._most_bytes_s = 0.0  # that went over the wire while pages had to be packed
         self._workers: Final = workers
         self._cap_bytes_s: Final = cap_bytes_s
         self._packing: Final = {level: _Packing() for level in LEVELS}
@@ -86,7 +94,8 @@ class Paying:
     @property
     def link_bytes_s(self) -> float:
         """What the link carries, as far as is known."""
-        return min(self._passed[None].rate_bytes_s, self._cap_bytes_s)
+        bare = self._most_bytes_s or self._passed[None].rate_bytes_s
+        return min(bare, self._cap_bytes_s)
 
     def passed(self, page_bytes: int, wire_bytes: int, seconds: float, now: float) -> None:
         """By what is in use so much has passed, in a time in which there always was more to send."""
@@ -95,6 +104,8 @@ class Paying:
         known.rate_bytes_s = rate if known.at == -math.inf else (known.rate_bytes_s + rate) / 2
         known.at = now
         self._wire_bytes_s = wire_bytes / seconds
+        if None not in self._choices:
+            self._most_bytes_s = max(self._most_bytes_s, self._wire_bytes_s)
         self._choose(now)
 
     def sampled(self, page_bytes: int, packed_bytes: int, seconds: float, now: float) -> bool:
@@ -126,7 +137,7 @@ class Paying:
     def next_trial(self) -> int:
         """The level that is to be tried next."""
         self._trials += 1
-        others = [level for level in LEVELS if level != self.level]
+        others = [level for level in self._choices if level not in {None, self.level}]
         unknown = [level for level in others if not self._packing[level].page_bytes]
         if unknown:
             return min(unknown, key=abs)
@@ -147,8 +158,7 @@ class Paying:
         return min(packs, self.link_bytes_s * packing.page_bytes / packing.packed_bytes)
 
     def _choose(self, now: float) -> None:
-        choices: tuple[int | None, ...] = (None, *LEVELS)
-        best = max(choices, key=lambda level: self.expected_bytes_s(level, now))
+        best = max(self._choices, key=lambda level: self.expected_bytes_s(level, now))
         expected = self.expected_bytes_s(best, now)
         if expected <= self.expected_bytes_s(self.level, now) * (1 + GAIN):
             return

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Final
 
+import numpy as np
+
 from sterna import limits as bounds
 from sterna.core.conduct import wrong
 from sterna.core.policy import RoundStats
@@ -124,6 +126,10 @@ class _Share:
             self._batch = batch
             self._look()
 
+    def comes_later(self, region: int, page: int) -> bool:
+        """Whether its turn comes behind the others'."""
+        return bool(self._later[region].has(np.array([page]))[0])
+
     @property
     def has_more(self) -> bool:
         """Whether `next_runs` will give out more."""
@@ -208,6 +214,10 @@ class OutgoingRound:
     def has_more(self, stream: int) -> bool:
         """Whether `next_runs` will give out more."""
         return stream in self._shares and self._shares[stream].has_more
+
+    def comes_later(self, stream: int, region: int, page: int) -> bool:
+        """Whether the turn of this page came behind the others', for it is where the guest writes."""
+        return self._shares[stream].comes_later(region, page)
 
     def next_job(self, stream: int) -> tuple[int, Positions, Positions] | None:
         """As `next_runs`, for somebody who comes back with `job_done`."""

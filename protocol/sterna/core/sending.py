@@ -49,6 +49,7 @@ class Job:
         round: what it is of.
         stream: the connection that it will travel on.
         region, starts, counts, zeros: as `PageSource.encode` takes them.
+        hot: the guest has written nearby in this round.
     """
 
     round: OutgoingRound
@@ -57,6 +58,7 @@ class Job:
     starts: Positions
     counts: Positions
     zeros: bool
+    hot: bool = False
 
 
 # Where a link turns out to be fast, batches grow by this factor: what a batch costs beside its bytes is work
@@ -278,8 +280,11 @@ class Sending:
 
     def next_job(self, stream: int = 0, *, zeros: bool) -> Job | None:
         """The next batch of a stream that is to be read, for another to encode; None if it has no more."""
-        runs = self._round.next_job(stream)
-        return None if runs is None else Job(self._round, stream, *runs, zeros)
+        if (runs := self._round.next_job(stream)) is None:
+            return None
+        region, starts, _ = runs
+        hot = self._round.comes_later(stream, region, int(starts[0]))
+        return Job(self._round, stream, *runs, zeros, hot)
 
     def wants(self, job: Job) -> bool:
         """Whether it is of the round under way."""

@@ -27,10 +27,13 @@ from sterna.memory.zstd import Compressor
 from sterna.registry import Encoding
 from sterna.wire.records import RUN_DTYPE
 
-PIECE_BYTES: Final = 1 << 20
+PIECE_BYTES: Final = 4 << 20
 WORTHWHILE: Final = 0.95
-# A frame has at least so many bytes, hence no run of so many times the receiver's limit is refused [PGS-18].
+# A frame has at least so many bytes, and so many for each of its blocks. Hence no run of so many times the
+# receiver's limit is refused, or of any size if its limit is a block of that [PGS-18].
 FRAME_BYTES_MIN: Final = 10
+_PART_BYTES_MIN: Final = 4
+_PART_BYTES: Final = 128 << 10
 # A change that has shrunk to this share of its pages is not compared with the pages compressed as they are.
 _SMALL_CHANGE: Final = 0.1
 
@@ -188,7 +191,9 @@ class Packer:
 
     def _most_pages(self, granule_log2: int) -> int:
         """Pages of a run at most: whole chunks, and no more than the receiver lets a frame expand to."""
-        most_bytes = min(PIECE_BYTES, self._expansion * FRAME_BYTES_MIN)
+        most_bytes = PIECE_BYTES
+        if self._expansion * _PART_BYTES_MIN < _PART_BYTES:
+            most_bytes = min(PIECE_BYTES, self._expansion * FRAME_BYTES_MIN)
         if most_bytes >= CHUNK_BYTES:
             most_bytes -= most_bytes % CHUNK_BYTES
         return most_bytes >> granule_log2

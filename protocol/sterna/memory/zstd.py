@@ -19,7 +19,7 @@ from sterna.registry import ErrorCode, FrameType
 WINDOW_LOG2_MIN: Final = 10  # the smallest of the format
 # What a destination selects at most: what RFC 8878 asks of decoders, and less than a batch may have.
 WINDOW_LOG2_MAX: Final = 23
-# What a source offers: its frames look back over a run, and no farther.
+# What a source offers. To look back farther than over a mebibyte of a run gains next to nothing.
 WINDOW_LOG2: Final = 20
 
 _MAGIC: Final = b"\x28\xb5\x2f\xfd"

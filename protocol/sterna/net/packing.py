@@ -45,7 +45,7 @@ CHANGES_LINK_BYTES_S: Final = 400e6
 CHANGES_GAIN: Final = 0.05
 USELESS_ROUNDS: Final = 2
 SAMPLE_BYTES: Final = 128 * 1024
-_FIRST_LEVEL: Final = 1
+_FIRST_LEVEL: Final = 2
 
 
 class Meter:
@@ -125,7 +125,8 @@ class PackingPages(SteadyPages):
         self._clock_s: Callable[[], float] = options.clock
         self._always = options.compress is Compress.ALWAYS
         self._workers = min(max(options.streams, 1), os.cpu_count() or 1)
-        self._paying = Paying(self._workers, options.bandwidth_bytes_s or math.inf)
+        least = _FIRST_LEVEL if options.compress is Compress.ALWAYS else None
+        self._paying = Paying(self._workers, options.bandwidth_bytes_s or math.inf, least=least)
         self._meter = Meter(self._paying)
         self._changes = Changes(None)
         self._packers: dict[int, Packer] = {}
@@ -205,19 +206,20 @@ class PackingPages(SteadyPages):
         return self._selection is not None
 
     def _packs(self) -> bool:
-        return self._level is not None or self._trial is not None or self._tries_changes
+        tries_changes = self._remembers and self._tries_changes
+        return self._paying.level is not None or self._trial is not None or tries_changes
 
     @property
     def _tries_changes(self) -> bool:
         slow = self._paying.link_bytes_s < CHANGES_LINK_BYTES_S
-        return self._changes.recent is not None and slow and self._remembers
+        return self._changes.recent is not None and slow
 
     async def _do(self, job: Job, machine: Batches, pump: Pump, limiter: trio.CapacityLimiter) -> None:
-        packer, level = self._packer(job.stream), self._level
+        packer, level = self._packer(job.stream), self._paying.level
         if trial := self._trial is not None:
             level, self._trial = self._trial, None
         packer.recent = self._changes.recent if self._always or self._tries_changes else None
-        remember = self._remembers and not job.round.last
+        remember = (self._remembers or job.hot) and not job.round.last
 
         def pack() -> tuple[EncodedBatch, float]:
             # A single batch says little on a busy machine: a trial is believed to take what it needs, and if
@@ -268,12 +270,8 @@ class PackingPages(SteadyPages):
             self._trial = self._paying.next_trial()
 
     @property
-    def _level(self) -> int | None:
-        return _FIRST_LEVEL if self._always and self._paying.level is None else self._paying.level
-
-    @property
     def _remembers(self) -> bool:
-        """Whether pages of this round may be sent once more: those of the first mostly will not."""
+        """Whether pages of this round may be sent once more: of the first those where the guest writes."""
         assert self._selection is not None
         room_bytes = self._selection.features.get(Feature.ENCODING_DELTA, 0)
         fits = sum(region.size_bytes for region in self._table.copied) <= room_bytes
