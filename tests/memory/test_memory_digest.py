@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from xxhash import xxh3_128_digest
 
 from sterna.memory.digest import STALE_INDEX, ZERO_INDEX, MemoryDigest
-from sterna.memory.pages import RegionPages
+from sterna.memory.pages import RegionPages, zero_batch
 from sterna.memory.regions import PageSets, RegionTable
 from sterna.registry import Encoding, Transfer
 from sterna.wire.records import RUN_DTYPE, PageRange, Pages, Region
@@ -264,3 +264,21 @@ def test_entries_are_kept_where_they_outlive_the_process():
     for use in (here.move_to, lambda short: MemoryDigest.kept_in(short, TABLE)):
         with pytest.raises(ValueError, match="629 bytes for the entries of 70 pages"):
             use(bytearray(629))
+
+
+@pytest.mark.parametrize("runs", [1, 12])
+def test_hashes_of_pages_that_were_never_held_are_not_touched(runs):
+    """[MEM-8] What was never written takes a byte a page: its hashes' memory is not there yet."""
+    table = RegionTable([Region(1, 0, runs * 100 << 12)])
+    digest = MemoryDigest(table)
+    digest._hashes[1][:] = 7  # which shows what is written to
+    starts, counts = np.arange(runs) * 100, np.full(runs, 90)
+    digest.mark_stale(1, starts, counts)
+    digest.record(zero_batch(1, starts, counts).table(1, 1))
+    digest.mark_stale(1, starts, counts)
+    assert digest.stale_pages == table.pages
+    assert (digest._hashes[1] == 7).all()
+    whole = np.array([(0, 90, 90 << 12, Encoding.RAW, (0,) * 7)], RUN_DTYPE)
+    digest.record(Pages(1, 1, 1, whole, np.arange(6, dtype="<u8") + 1))
+    digest.record(zero_batch(1, starts, counts).table(1, 1))
+    assert not digest._hashes[1][:90].any()

@@ -31,7 +31,15 @@ import numpy.typing as npt
 from xxhash import xxh3_128
 
 from sterna.limits import GRANULE_MIN_LOG2
-from sterna.memory.bitmap import FEW_RUNS, PageBitmap, Positions, assign_runs, checked_runs, expand_runs
+from sterna.memory.bitmap import (
+    FEW_RUNS,
+    LONG_RUN,
+    PageBitmap,
+    Positions,
+    assign_runs,
+    checked_runs,
+    expand_runs,
+)
 from sterna.memory.regions import PageSets, RegionTable, chunk_pages
 from sterna.registry import Encoding
 from sterna.wire.records import Hashes, PageRange, Pages
@@ -138,7 +146,8 @@ class MemoryDigest:
         at = 0
         for (first, end, encoding), some in zip(runs, chunks, strict=True):
             if encoding in _EMPTY:
-                hashes[first:end] = 0
+                if _any_held(indexes, first, end):
+                    hashes[first:end] = 0
                 indexes[first:end] = ZERO_INDEX
                 continue
             _fill(hashes[first:end], table.hashes[at : at + some], step)
@@ -175,8 +184,12 @@ class MemoryDigest:
             self._forget(region, starts, counts, STALE_INDEX)
 
     def _forget(self, region: int, starts: Positions, counts: Positions, index: int) -> None:
-        assign_runs(self._hashes[region], starts, counts, 0)
-        assign_runs(self._indexes[region], starts, counts, index)
+        indexes = self._indexes[region]
+        some = np.ones(len(starts), np.bool_)
+        for at in np.flatnonzero(counts >= LONG_RUN).tolist():
+            some[at] = _any_held(indexes, int(starts[at]), int(starts[at] + counts[at]))
+        assign_runs(self._hashes[region], starts[some], counts[some], 0)
+        assign_runs(indexes, starts, counts, index)
 
     def value(self) -> bytes:
         """The digest [MEM-13]: XXH3-128 over the entries of all copied regions, 16 bytes in canonical order.
@@ -243,6 +256,11 @@ def _entries_in(
 def _check_hashes(table: Pages, chunks: int) -> None:
     if chunks != len(table.hashes):
         raise ValueError(f"{len(table.hashes)} hashes for {chunks} chunks")
+
+
+def _any_held(indexes: Indexes, first: int, end: int) -> bool:
+    """Whether any of these pages has a hash. Of others it is zero, and if never touched takes no memory."""
+    return first < end and int(indexes[first:end].min()) < STALE_INDEX
 
 
 def _fill(entries: Hashes, chunks: Hashes, step: int) -> None:
