@@ -83,8 +83,8 @@ class Processes:
         memories = self._memories
         memories.clear()
         with ExitStack() as stack:
-            destination = stack.enter_context(_receiver(self._receive, memories))
-            source = stack.enter_context(_sender(self._send, memories))
+            destination = stack.enter_context(_receiver(self._receive, memories, apart=not watched))
+            source = stack.enter_context(_sender(self._send, memories, apart=not watched))
             (port,) = destination.hear()
             source.hear()
             peaks = stack.enter_context(watching((source.pid, destination.pid))) if watched else None
@@ -131,10 +131,14 @@ class Side:
 
 
 @contextmanager
-def forked(name: str, work: Callable[[Connection], None]) -> Iterator[Side]:
-    """A process that does this; it has ended afterwards, whatever became of it."""
+def forked(name: str, work: Callable[[Connection], None], *, apart: bool = False) -> Iterator[Side]:
+    """A process that does this; it has ended afterwards, whatever became of it.
+
+    `apart`: it shares no memory with this one, which has to be copied when it is written to. What it takes
+    cannot be told then, since it has all that this one has once had.
+    """
     ours, theirs = _forking.Pipe()
-    process = _forking.Process(target=_run, args=(theirs, work), daemon=True)
+    process = _forking.Process(target=_run, args=(theirs, work, apart), daemon=True)
     process.start()
     theirs.close()  # or nobody would see its end
     try:
@@ -147,11 +151,12 @@ def forked(name: str, work: Callable[[Connection], None]) -> Iterator[Side]:
         ours.close()
 
 
-def _run(pipe: Connection, work: Callable[[Connection], None]) -> None:
+def _run(pipe: Connection, work: Callable[[Connection], None], apart: bool) -> None:
     # A collection would write into every object that the parent has made, and each page of them be copied
     # then: 35 ms of CPU time in each turn, for what no endpoint has that was not forked.
     gc.freeze()
-    _own_memory()
+    if apart:
+        _own_memory()
     try:
         work(pipe)
     except BaseException as error:  # noqa: BLE001  # nobody is above us; the parent is told
@@ -172,7 +177,7 @@ def _own_memory() -> None:
             _libc.madvise(begin, end - begin, _MADV_POPULATE_WRITE)  # a kernel that cannot leaves it as it is
 
 
-def _sender(send: Send, memories: Memories) -> AbstractContextManager[Side]:
+def _sender(send: Send, memories: Memories, *, apart: bool) -> AbstractContextManager[Side]:
     def work(pipe: Connection) -> None:
         view = memories.map_source()
         pipe.send(())
@@ -182,10 +187,10 @@ def _sender(send: Send, memories: Memories) -> AbstractContextManager[Side]:
         told = told if isinstance(told, tuple) else (told,)
         pipe.send((time.process_time() - begin, *told))
 
-    return forked("sender", work)
+    return forked("sender", work, apart=apart)
 
 
-def _receiver(receive: Receive, memories: Memories) -> AbstractContextManager[Side]:
+def _receiver(receive: Receive, memories: Memories, *, apart: bool) -> AbstractContextManager[Side]:
     def work(pipe: Connection) -> None:
         begin = 0.0
 
@@ -197,7 +202,7 @@ def _receiver(receive: Receive, memories: Memories) -> AbstractContextManager[Si
         receive(memories.map_destination(), ready)
         pipe.send((time.process_time() - begin,))
 
-    return forked("receiver", work)
+    return forked("receiver", work, apart=apart)
 
 
 # ---- their memory ----

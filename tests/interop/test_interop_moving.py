@@ -86,3 +86,23 @@ def test_shared_memory_is_the_guests_and_a_process_that_is_gone_has_none():
     assert beyond_guest_bytes(os.getpid()) - before < 32 << 20
     assert memories.size == 64 << 20
     assert beyond_guest_bytes(1 << 30) == 0
+
+
+APART = """
+import resource
+from sterna_interop.moving import *
+many = [object() for _ in range(300_000)]
+def faults(pipe):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    len(list(many))  # which counts the references to each
+    pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before,))
+for apart in (False, True):
+    with forked("one", faults, apart=apart) as side:
+        print(*side.hear())
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_apart_copies_nothing_later():
+    shared, apart = map(int, run(APART).split())
+    assert shared > 2 * apart
