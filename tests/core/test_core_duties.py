@@ -62,6 +62,7 @@ SOURCE = [
 DESTINATION = [
     (e.Prepare(Style.STOP_AND_COPY), [("prepare",)], None),
     (e.Prepare(Style.BITMAP, {0: PageBitmap(4)}), [("prepare",), ("expect", {0: PageBitmap(4)})], None),
+    (e.Prepare(Style.BITMAP, notes_bytes=7), [("prepare",), ("prepare_notes", 7)], None),
     (e.LoadState((SECTION,)), [("load_state", (SECTION,))], None),
     (e.Persist(Start(7)), [("persist", Start(7))], None),
     (e.ProbeStore(6, RUNNER), [("probe", 6, RUNNER)], None),

@@ -494,6 +494,32 @@ async def test_notes_are_the_holders(serve: Serve) -> None:
         assert caught.value.code is ErrorCode.FULL
 
 
+async def test_room_for_notes_is_made_before_they_are_asked_for(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[HOL-45] Once; notes of another size are new ones, and so are the next ones."""
+    async with serve(with_guest=False) as (connection, _):
+        room = HolderDestinationGuest(connection)
+        await room.reserve(DESCRIPTION)
+        await room.prepare_notes(7)
+        asked: list[str] = []
+        call = connection.call
+
+        async def noting(operation: str, *arguments: object, **more: object) -> Frame:
+            asked.append(operation)
+            return await call(operation, *arguments, **more)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(connection, "call", noting)
+        (await room.notes(7))[:] = b"entries"
+        assert asked == []
+        assert bytes(await room.notes()) == b"entries"
+        assert bytes(await room.notes(7)) == bytes(7)
+        await room.prepare_notes(9)
+        assert len(await room.notes(7)) == 7
+        await room.prepare_notes(0)
+        assert len(await room.notes(0)) == 0
+
+
 async def test_notes_that_may_shrink_are_not_mapped(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     async with serve(with_guest=False) as (connection, _):
         room = HolderDestinationGuest(connection)

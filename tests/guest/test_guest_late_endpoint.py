@@ -217,6 +217,25 @@ async def test_the_next_endpoint_finds_what_the_last_one_has_left(rig_of: Callab
 
 
 @pytest.mark.needs("minor_faults")
+async def test_others_are_missing_before_the_guest_has_run(rig_of: Callable[..., Rig]) -> None:
+    """[HOL-38] [HOL-39] The holder answers as before, so nobody asks again."""
+    rig = rig_of(1, 2)
+    before = rig.endpoint.missing()
+    bitmap = PageBitmap(REGION.pages)
+    bitmap.set(5)
+    rig.late.replace({3: bitmap})
+    rig.endpoint.renew()
+    another = rig.attach()
+    assert rig.endpoint.missing() == another.missing() == {3: bitmap}
+    another.close()
+    assert rig.endpoint.missing() != before
+    thread = rig.touch(5)
+    assert await told(rig.endpoint, 1) == [PageRange(3, 5, 1)]
+    rig.endpoint.installed(3, 5, 1)
+    await rig.went_on(thread)
+    assert not rig.endpoint.any_missing
+
+
 async def test_closing_ends_the_wait(rig_of: Callable[..., Rig]) -> None:
     rig = rig_of(2)
 

@@ -34,7 +34,14 @@ from sterna.core.events import (
 )
 from sterna.core.records import Record, Voided
 from sterna.errors import GuestError
-from sterna.guest.api import DestinationGuest, GuestDescription, KeepsNotes, KnowsUnwritten, SourceGuest
+from sterna.guest.api import (
+    DestinationGuest,
+    GuestDescription,
+    KeepsNotes,
+    KnowsUnwritten,
+    PreparesNotes,
+    SourceGuest,
+)
 from sterna.memory.pages import RegionPages
 from sterna.memory.regions import RegionTable
 from sterna.registry import ErrorCode, Owner, Style
@@ -179,13 +186,15 @@ async def serve_destination(guest: DestinationGuest, records: Records, request: 
         GuestError: the guest could not do it, or it is no request of a destination with such a room.
     """
     match request:
-        case Prepare(style=style, likely=likely):
+        case Prepare(style=style, likely=likely, notes_bytes=notes_bytes):
             if style is not Style.STOP_AND_COPY and not guest.can_post_copy:
                 detail = "this guest runs only when all of its pages are there"
                 raise GuestError(detail, ErrorCode.UNSUPPORTED)
             await guest.prepare()
             if likely:
                 await guest.expect(likely)
+            if notes_bytes and isinstance(guest, PreparesNotes):
+                await guest.prepare_notes(notes_bytes)
         case Expect(stale=stale, notes=notes):
             if stale or guest.can_post_copy:
                 await guest.expect(stale)

@@ -193,11 +193,12 @@ class Prepare:
     """Get ready for the switchover. Answer: None; `fail` answers NOT_READY.
 
     `likely`: by region, pages that may be among those of `Expect`, so that it has the less to do in the
-    blackout; none in stop-and-copy.
+    blackout; none in stop-and-copy. `notes_bytes` is the size of its notes if it has any.
     """
 
     style: Style
     likely: Mapping[int, PageBitmap] = field(default_factory=dict)
+    notes_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,13 +16,19 @@ import numpy as np
 
 from sterna.errors import GuestError
 from sterna.memory.bitmap import PageBitmap
-from sterna.memory.digest import MemoryDigest
+from sterna.memory.digest import ENTRY_BYTES, MemoryDigest
 from sterna.memory.regions import PageSets, RegionTable
 from sterna.registry import Style
 
 # Where it was, and behind it the stale pages, a bit each, and the entries of all pages.
 _HEAD: Final = struct.Struct("<8sQQQ16s16x")
 _MAGIC: Final = b"sterna-1"
+
+
+def notes_bytes(table: RegionTable) -> int:
+    """Bytes that the notes of a guest take of which pages are to follow."""
+    words = sum((region.pages + 63) // 64 for region in table.copied)
+    return _HEAD.size + 8 * words + ENTRY_BYTES * table.pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,7 @@ class ImageNotes:
     @property
     def size_bytes(self) -> int:
         """Bytes that they take."""
-        return _HEAD.size + (self._stale_bytes + self.digest.size_bytes if self._follows else 0)
+        return notes_bytes(self.digest.table) if self._follows else _HEAD.size
 
     @property
     def _follows(self) -> bool:

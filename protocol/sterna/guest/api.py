@@ -202,6 +202,19 @@ class KeepsNotes(Protocol):
         ...
 
 
+@runtime_checkable
+class PreparesNotes(Protocol):
+    """A `DestinationGuest` for which room for notes takes time, which its blackout need not wait for."""
+
+    async def prepare_notes(self, size_bytes: int) -> None:
+        """The next `notes` will probably be asked for with this size.
+
+        Raises:
+            GuestError: FULL if they are too large.
+        """
+        ...
+
+
 class DestinationGuest(Protocol):
     """Room for a guest that is on its way here."""
 

@@ -18,13 +18,13 @@ from sterna.guest import holder_fields as fields_of
 from sterna.guest.api import GuestDescription, PageRange, StateSection
 from sterna.guest.holder_bitmaps import BitmapFile, read_bitmaps
 from sterna.guest.holder_client import SLOW_ANSWER_WITHIN_S, HolderConnection
-from sterna.guest.holder_frames import Frame
+from sterna.guest.holder_frames import Frame, JsonObject
 from sterna.guest.late_endpoint import LateEndpoint
 from sterna.guest.populating import Ahead, populate
 from sterna.guest.stale_pages import check_stale
 from sterna.guest.unwritten import pages_inside
 from sterna.linux.holes import file_holes
-from sterna.linux.memfd import MemoryFile, MemoryMap, has_fixed_size, read_shared
+from sterna.linux.memfd import PAGE_BYTES, MemoryFile, MemoryMap, has_fixed_size, read_shared
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode, Transfer
 from sterna.wire.records import NO_ID, Region, Runner
@@ -249,6 +249,7 @@ class HolderDestinationGuest:
         self._is_late = trio.Event()
         self._has_expected = False  # or may have: a request was sent
         self._notes: MemoryMap | None = None
+        self._spare_notes: MemoryMap | None = None  # nobody has written there yet
         self._ahead: Ahead | None = None
 
     @classmethod
@@ -348,7 +349,7 @@ class HolderDestinationGuest:
         self._stop_ahead()
         self._maps = {}
         self._close_late()
-        self._notes = None
+        self._notes = self._spare_notes = None
 
     def _stop_ahead(self) -> None:
         """Memory that the holder gives back must not come again."""
@@ -372,10 +373,19 @@ class HolderDestinationGuest:
         file = BitmapFile(self._regions(), "sterna-stale")
         try:
             file.put(stale)
-            await self.connection.call("expect", {"bitmaps": file.layout()}, (file.file.fileno(),))
+            fields: JsonObject = {"bitmaps": file.layout()}
+            answer = (await self.connection.call("expect", fields, (file.file.fileno(),))).fields
+        except BaseException:
+            self._close_late()  # whether it is the holder's still is not known
+            raise
         finally:
             file.close()
-        await self._open_late()
+        if not fields_of.integer(answer, "missing"):
+            self._close_late()
+        elif self._late is None:
+            await self._open_late()
+        else:
+            self._late.renew()  # through what the holder has passed before [HOL-39]
 
     async def _populate(self, stale: Mapping[int, PageBitmap]) -> None:
         """What will be written here, from the first of these pages to the last."""
@@ -426,9 +436,19 @@ class HolderDestinationGuest:
         """As the shared bitmap has it."""
         return {} if self._late is None else self._late.missing()
 
+    async def prepare_notes(self, size_bytes: int) -> None:
+        """The holder's memory file, with its pages."""
+        self._spare_notes = await _notes_in(self.connection, size_bytes)
+        if self._spare_notes is not None:
+            await populate(self._spare_notes, 0, -(-size_bytes // PAGE_BYTES) * PAGE_BYTES)
+
     async def notes(self, size_bytes: int | None = None) -> memoryview:
-        """A memory file that the holder keeps."""
-        self._notes = await _notes_in(self.connection, size_bytes)
+        """A memory file that the holder keeps: the one that was prepared, or a new one."""
+        spare, self._spare_notes = self._spare_notes, None
+        if spare is not None and spare.size_bytes == size_bytes:
+            self._notes = spare
+        else:
+            self._notes = await _notes_in(self.connection, size_bytes)
         return memoryview(bytearray()) if self._notes is None else self._notes.view
 
     def _regions(self) -> tuple[Region, ...]:

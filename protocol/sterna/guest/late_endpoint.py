@@ -70,8 +70,18 @@ class LateEndpoint:
             raise GuestError(f"the holder's missing pages make no sense: {error}") from error
         finally:
             answer.close()
-        # Counted along: looking for a last page in all of a bitmap would cost more than installing one.
-        self._left = sum(one.missing.count() for one in self._regions.values())
+        self._left = self._count()
+
+    def renew(self) -> None:
+        """Other pages are missing now: the holder has noted them in its bitmap, and no guest has run."""
+        for one in self._regions.values():
+            one.missing = _missing(one.words, one.region.pages)
+            one.told.clear_all()
+        self._left = self._count()
+
+    def _count(self) -> int:
+        """Counted once, and then along: to look for a last page would cost more than to install one."""
+        return sum(one.missing.count() for one in self._regions.values())
 
     @property
     def any_missing(self) -> bool:
@@ -192,14 +202,17 @@ def _regions(
         number, (installed, bits) = integer(entry, "region"), bitmaps[integer(entry, "region")]
         if number not in maps or bits != regions[number].pages:
             raise ValueError(f"region {number} has another size, or is not copied")
-        missing = PageBitmap.full(bits)
-        missing -= PageBitmap.from_words(installed, bits)
-        found[number] = _LateRegion(
-            regions[number], maps[number], word(entry, "address"), installed, missing, PageBitmap(bits)
-        )
+        place = regions[number], maps[number], word(entry, "address")
+        found[number] = _LateRegion(*place, installed, _missing(installed, bits), PageBitmap(bits))
     if set(found) != set(maps):
         raise ValueError("a copied region is not among them")
     return found
+
+
+def _missing(installed: npt.NDArray[np.uint64], bits: int) -> PageBitmap:
+    missing = PageBitmap.full(bits)
+    missing -= PageBitmap.from_words(installed, bits)
+    return missing
 
 
 def _joined(pages: Sequence[PageRange]) -> list[PageRange]:
