@@ -33,6 +33,11 @@ RUN = DemoRun(
         "bytes_sent": 321 * MIB,
         "seconds_total": 1.3,
         "seconds_blackout": 0.028,
+        "blackout_steps": [
+            {"state": "pausing", "seconds": 0.002},
+            {"state": "freezing", "seconds": 0.00002},
+            {"state": "handed_over", "seconds": 0.026},
+        ],
         "tls": {"version": "TLSv1.3", "cipher": "TLS_AES_256_GCM_SHA384", "mutual": True},
     },
     destination={"digest": "22d6e080763569ea8ac616f26f3d8e0f"},
@@ -51,6 +56,12 @@ ROLLED_BACK = replace(
     audit=None,
     blackout_guest_s=None,
 )
+
+
+def test_what_the_blackout_consists_of() -> None:
+    rows_of = {text for _, text in rows(RUN, WISHES)}
+    assert "source: pausing 2 ms, handed over 26 ms" in rows_of
+    assert not any(text.startswith("destination: ") for text in rows_of)
 
 
 def test_a_good_run(capsys: pytest.CaptureFixture[str]) -> None:

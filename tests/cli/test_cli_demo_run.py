@@ -24,6 +24,7 @@ GOOD = DemoRun(
         "bytes_sent": 1_100_000,
         "seconds_total": 0.5,
         "seconds_blackout": 0.01,
+        "blackout_steps": [{"state": "pausing", "seconds": 0.01}],
         "seconds_until_run": 0.4,
         "tls": {"version": "TLSv1.3", "cipher": "x", "mutual": True},
     },
@@ -49,6 +50,7 @@ def test_a_good_run() -> None:
     assert fields["dirty_rate_achieved"] == 51_000_000
     assert fields["rounds"] == [ROUND]
     assert (fields["seconds_blackout_guest"], fields["seconds_until_run"]) == (0.011, 0.4)
+    assert fields["blackout_steps"] == {"source": GOOD.source["blackout_steps"], "destination": []}
     assert fields["hot_set_bytes"] == 1 << 19
     assert (fields["switchover"], fields["style"], fields["after"]) == ("stop-and-copy", None, None)
     assert fields["demand_faults"] is None

@@ -20,6 +20,7 @@ from sterna.cli.events import (
 )
 from sterna.core import events
 from sterna.core.events import (
+    BlackoutStep,
     Decided,
     Finished,
     Outcome,
@@ -105,6 +106,7 @@ def test_a_result() -> None:
         bytes_sent=10,
         seconds=1.5,
         blackout_s=0.1,
+        blackout_steps=(BlackoutStep("pausing", 0.1),),
         digest=b"d" * 16,
     )
     fields = result_fields(result)
@@ -113,6 +115,7 @@ def test_a_result() -> None:
     assert fields["text"] == ""
     assert fields["digest"] == (b"d" * 16).hex()
     assert fields["seconds_blackout"] == 0.1
+    assert fields["blackout_steps"] == [{"state": "pausing", "seconds": 0.1}]
     assert fields["rounds"] == [round_fields(STATS)]
     json.dumps(fields, allow_nan=False)
 

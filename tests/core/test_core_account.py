@@ -26,6 +26,43 @@ def test_a_completed_session():
     assert (result.epoch, result.digest) == (3, b"digest")
 
 
+def test_what_a_blackout_consists_of():
+    """States while the guest stood still, of the attempt that came to an end; the whole of it."""
+    account = Account(0.0)
+    account.entered("PAUSING", 1.0)
+    account.guest_stops(1.0)
+    account.entered("ROUND", 2.0)  # taken back
+    account.entered("PAUSING", 10.0)
+    account.guest_stops(10.0)
+    for state, now in [
+        ("FREEZING", 10.25),
+        ("FREEZING", 10.5),
+        ("SEALED", 11.0),
+        ("GRANTING", 11.0),
+        ("MOVED", 12.0),
+    ]:
+        account.entered(state, now)
+    assert account.close(Outcome.UNDECIDED, 12.0, **CLOSING).blackout_steps == ()
+    account.guest_runs(12.0)
+    account.entered("CLOSED", 13.0)
+    result = account.close(Outcome.COMPLETED, 14.0, **CLOSING)
+    steps = [("pausing", 0.25), ("freezing", 0.75), ("granting", 1.0)]
+    assert [(each.state, each.seconds) for each in result.blackout_steps] == steps
+    assert result.blackout_s == 2.0
+
+
+def test_a_peer_that_takes_it_back_for_ever_costs_no_memory():
+    """[SEC-6]"""
+    account = Account(0.0)
+    account.guest_stops(0.0)
+    for number in range(1000):
+        account.entered(str(number), float(number))
+    account.guest_runs(2000.0)
+    result = account.close(Outcome.COMPLETED, 2000.0, **CLOSING)
+    assert len(result.blackout_steps) < 40
+    assert sum(each.seconds for each in result.blackout_steps) == result.blackout_s
+
+
 def test_trouble_behind_a_completed_session_is_no_code():
     account = Account(0.0)
     error = GuestError("the image could not be freed")

@@ -13,6 +13,7 @@ from sterna.core.words import duration_text, rate_text, share_text, size_text
 from sterna.host.evidence import DESTINATION_IMAGE, SOURCE_IMAGE
 
 _BAR_CELLS: Final = 40
+_TOLD_S: Final = 0.0001
 
 
 def tell(run: DemoRun, wishes: Wishes, output: Output) -> None:
@@ -68,6 +69,9 @@ def rows(run: DemoRun, wishes: Wishes) -> list[tuple[str, str]]:
     ]
     if _has_blackout(run):
         found.append(("blackout", f"{_seconds(run.source, 'seconds_blackout')} as the source saw it"))
+        found += [
+            ("", f"{side}: {steps}") for side in ("source", "destination") if (steps := _steps(run, side))
+        ]
     if run.blackout_guest_s is not None and wishes.writes_enough:
         found.append(("", f"{duration_text(run.blackout_guest_s)} as the guest saw it, from write to write"))
     found += _followed(run)
@@ -93,6 +97,15 @@ def _processors(cpu: Mapping[str, float]) -> list[tuple[str, str]]:
     if cpu["time_backwards"]:
         found.append(("", f"the guest has seen its time run backwards: {cpu['time_backwards']:.0f} times"))
     return found
+
+
+def _steps(run: DemoRun, side: str) -> str:
+    """What the blackout consists of, at one side; what takes no time worth telling is left out."""
+    steps = (run.source if side == "source" else run.destination).get("blackout_steps")
+    if not isinstance(steps, list):
+        return ""
+    long = [each for each in steps if _number(each, "seconds") >= _TOLD_S]
+    return ", ".join(f"{each['state'].replace('_', ' ')} {_seconds(each, 'seconds')}" for each in long)
 
 
 def _followed(run: DemoRun) -> list[tuple[str, str]]:

@@ -168,6 +168,10 @@ class DemoRun:
             "bytes_sent": self.source.get("bytes_sent", 0),
             "seconds_total": self.source.get("seconds_total", 0.0),
             "seconds_blackout": self.source.get("seconds_blackout"),
+            "blackout_steps": {
+                "source": self.source.get("blackout_steps", []),
+                "destination": self.destination.get("blackout_steps", []),
+            },
             "seconds_until_run": self.source.get("seconds_until_run"),
             # A guest that seldom writes cannot tell a pause from its own idleness.
             "seconds_blackout_guest": self.blackout_guest_s if wishes.writes_enough else None,

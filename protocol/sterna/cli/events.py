@@ -153,6 +153,7 @@ def result_fields(result: Result) -> Fields:
         "bytes_received": result.bytes_received,
         "seconds_total": result.seconds,
         "seconds_blackout": result.blackout_s,
+        "blackout_steps": [{"state": each.state, "seconds": each.seconds} for each in result.blackout_steps],
         "seconds_until_run": result.run_after_s,
         "style": style_name(result.style),
         "after": None if result.after is None else after_fields(result.after),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from sterna.core.events import Outcome, Result
+from typing import Final
+
+from sterna.core.events import BlackoutStep, Outcome, Result
 from sterna.core.policy import RoundStats
 from sterna.core.serving import AfterStats
 from sterna.errors import PeerAborted, SternaError
 from sterna.limits import ROUNDS_KEPT
 from sterna.registry import Phase, Style
 from sterna.wire.records import NO_ID, Verdict
+
+# A switchover has a dozen; a peer that takes one back again and again begins anew each time.
+_STEPS_MAX: Final = 32
 
 
 class Account:
@@ -49,6 +54,8 @@ class Account:
         self._started = now
         self._stopped: float | None = None
         self._ran: float | None = None
+        self._state = ""  # of the machine
+        self._steps: list[tuple[str, float]] = []  # since the guest stands still: states, and when they began
 
     def round_over(self, stats: RoundStats) -> None:
         """A round was acknowledged or sealed."""
@@ -73,6 +80,13 @@ class Account:
     def guest_stops(self, now: float) -> None:
         """The blackout begins."""
         self._stopped = now
+        self._steps = [(self._state, now)]
+
+    def entered(self, state: str, now: float) -> None:
+        """The machine is in this state."""
+        if state != self._state and len(self._steps) < _STEPS_MAX:
+            self._steps.append((state, now))
+        self._state = state
 
     def guest_runs(self, now: float) -> None:
         """The blackout, if there was one, is over."""
@@ -83,6 +97,15 @@ class Account:
         """Seconds since the guest has begun to run at the destination."""
         assert self._ran is not None
         return now - self._ran
+
+    @property
+    def _blackout_steps(self) -> tuple[BlackoutStep, ...]:
+        """None if the guest has not stood still, or did not run there."""
+        if self.blackout_s is None or self._ran is None:
+            return ()
+        ends = [min(begun, self._ran) for _, begun in self._steps[1:]] + [self._ran]
+        spans = zip(self._steps, ends, strict=True)
+        return tuple(BlackoutStep(state.lower(), end - at) for (state, at), end in spans if end > at)
 
     def close(self, outcome: Outcome, now: float, *, epoch: int, digest: bytes, bytes_sent: int) -> Result:
         """The result. Trouble behind a completed migration is told for the log, but is not its code."""
@@ -100,6 +123,7 @@ class Account:
             bytes_received=self.bytes_received,
             seconds=now - self._started,
             blackout_s=self.blackout_s,
+            blackout_steps=self._blackout_steps,
             run_after_s=None if self._ran is None else self._ran - self._started,
             digest=digest,
             retry_after_ms=0 if peer is None else peer.retry_after_ms,

@@ -426,6 +426,14 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class BlackoutStep:
+    """How long a side's machine was in a state, in words of the state tables, while the guest stood still."""
+
+    state: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """The end of a session at one side.
 
@@ -436,6 +444,7 @@ class Result:
         rounds: in order; of a very long session the newest `ROUNDS_KEPT`.
         blackout_s: source: from the order to pause to RUNNING; destination: from READY to the guest's
             start. None where it was not reached.
+        blackout_steps: what that consists of, in order; one state waits for what the other side does.
         run_after_s: from the session's begin until this side knew that the guest runs at the destination;
             what comes behind, memory that is freed at the source, no guest waits for. None if it does not.
         digest: memory digest of the pause image, empty where it was not reached.
@@ -460,6 +469,7 @@ class Result:
     bytes_received: int = 0
     seconds: float = 0.0
     blackout_s: float | None = None
+    blackout_steps: tuple[BlackoutStep, ...] = ()
     run_after_s: float | None = None
     digest: bytes = b""
     retry_after_ms: int = 0

@@ -249,6 +249,7 @@ class Session(Connected):
         before = self.phase
         self._state = row.next
         self._watch.entered = now
+        self._account.entered(row.next.name, now)
         if self.phase is not before and self.phase is not Phase.ANY:
             self._events.append(PhaseEntered(self.phase))
 
