@@ -292,13 +292,27 @@ async def test_a_guest_that_is_not_there_to_be_run(serve: Serve) -> None:
     async with serve(with_guest=False) as (connection, _):
         destination = HolderDestinationGuest(connection)
         await destination.reserve(DESCRIPTION)
-        with pytest.raises(GuestError, match="its holder is reserved"):
+        with pytest.raises(GuestError, match="its holder has not loaded it"):
             await destination.take_storage()
         await destination.prepare()
         await destination.load_state(STATE)
         await destination.take_storage()
-    with pytest.raises(GuestError, match="holder"):
+    with pytest.raises(GuestError, match="gone"):
         await destination.take_storage()  # the connection has ended
+
+
+async def test_a_holder_that_has_ended_has_no_storage(tmp_path: Path) -> None:
+    """[ONE-26]"""
+    with serving(tmp_path / "holder", HolderEngine(FakeHeld(with_guest=False))):
+        connection = await connect_holder(tmp_path / "holder")
+        destination = HolderDestinationGuest(connection)
+        await destination.reserve(DESCRIPTION)
+        await destination.load_state(STATE)
+        assert not connection.is_over
+    assert connection.is_over
+    with pytest.raises(GuestError, match="gone"):
+        await destination.take_storage()
+    await connection.aclose()
 
 
 async def test_memory_is_not_for_writing_once_the_guest_has_run(serve: Serve) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 from dataclasses import dataclass
 from types import TracebackType
@@ -128,6 +129,15 @@ class HolderConnection:
             raise GuestError(f"{operation}: the holder is gone: {error.strerror}") from error
         finally:
             self._busy = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether either side has closed the connection, or the holder has ended."""
+        if self._socket.fileno() < 0:
+            return True
+        poll = select.poll()
+        poll.register(self._socket.fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     async def status(self) -> HolderStatus:
         """Where the guest is and how it does."""

@@ -323,12 +323,16 @@ class HolderDestinationGuest:
     async def take_storage(self) -> None:
         """Whether the holder still has it; there are no locks yet.
 
+        It is not asked: nobody else can change it, it has answered a moment ago, and the guest stands still.
+
         Raises:
-            GuestError: it does not answer, or has something else.
+            GuestError: it is gone, or has something else.
         """
-        state = (await self.connection.status()).state
-        if state != "loaded":
-            raise GuestError(f"its holder is {state}, and was loaded")
+        if self._state != "loaded":
+            raise GuestError("its holder has not loaded it")
+        if self.connection.is_over:
+            raise GuestError("its holder was loaded, and is gone")
+        await trio.lowlevel.checkpoint()
 
     async def run(self, epoch: int, runner: Runner) -> None:
         """First instruction; nobody writes to its memory from here on [HOL-33]."""
