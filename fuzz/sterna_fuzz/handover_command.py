@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.sharedctypes import SynchronizedArray
 from typing import Annotated, Final
 
 from cyclopts import Parameter
@@ -35,6 +36,7 @@ class What:
     kinds: tuple[Fault, ...]
     defects: frozenset[Defect]
     switchover: Switchover
+    plain: bool
 
 
 Flag = Annotated[bool | None, Parameter(negative="--no-store", show_default=False)]
@@ -48,17 +50,19 @@ def handover(
     kind: Annotated[tuple[Fault, ...], Parameter(negative=(), show_default=False)] = (),
     switchover: Switchover = "stop-and-copy",
     defect: Annotated[tuple[Defect, ...], Parameter(negative=(), show_default=False)] = (),
+    plain: Annotated[bool, Parameter(negative=())] = False,
     json: Json = False,
 ) -> int:
     """Every interleaving of a handover, from LOADED on, with up to so many faults.
 
     Args:
-        faults: how many there may be; each one more makes it some thirty times as much.
+        faults: how many there may be; each one more makes it some fifty times as many states.
         store: with a lease store only, or without one only; both, if nothing is said.
         jobs: processes; one looks at hosts with a store, one at hosts without.
         kind: of the faults; may be given several times; all that an exploration knows, if none is.
         switchover: of the migration; post-copy: all pages follow the guest.
         defect: let endpoints do this wrong, to see it found; may be given several times.
+        plain: carry every step out in every state, to compare: the same states, and much slower.
         json: one JSON object on stdout.
     """
     output, started = Output(json=json), time.monotonic()
@@ -67,36 +71,58 @@ def handover(
     if stray := sorted(set(kinds) - set(FAULTS)):
         raise ConfigError(f"--kind {stray[0]}: no step of an exploration; it knows {', '.join(FAULTS)}")
     output.say(f"handover: every interleaving with up to {faults} fault{'s' * (faults != 1)}{_of(kind)}")
-    what = What(faults, kinds, frozenset(defect), switchover)
-    work = partial(_explored, what=what)
-    found = list(_run(stores, jobs, work, output.say))
+    what = What(faults, kinds, frozenset(defect), switchover, plain)
+    found = list(_run(what, stores, jobs, output.say))
     seconds = time.monotonic() - started
     _tell(found, what, seconds, output)
     return Exit.FAILED if any(each.violation is not None for each in found) else Exit.OK
 
 
-def _run(
-    stores: tuple[bool, ...], jobs: int, work: Callable[[bool], Explored], say: Callable[[str], None]
-) -> Iterator[Explored]:
+def _run(what: What, stores: tuple[bool, ...], jobs: int, say: Callable[[str], None]) -> Iterator[Explored]:
     if jobs > 1 and len(stores) > 1:
-        started = time.monotonic()
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-            both = [pool.submit(work, store) for store in stores]
-            while wait(both, timeout=PROGRESS_S).not_done:
-                say(f"  both after {time.monotonic() - started:.0f} s")
-            yield from (each.result() for each in both)
+        yield from _beside(what, stores, say)
         return
     for store in stores:
-        yield work(store, say=lambda found: say(f"  {_words(found)}"))  # type: ignore[call-arg]
+        yield _explored(what, store, lambda found: say(f"  {_words(found)}"))
 
 
-def _explored(store: bool, what: What, say: Callable[[Explored], None] = lambda _: None) -> Explored:
+def _beside(what: What, stores: tuple[bool, ...], say: Callable[[str], None]) -> Iterator[Explored]:
+    """Each in a process of its own, which notes how far it is."""
+    spawn = multiprocessing.get_context("spawn")
+    far, started = spawn.Array("Q", len(stores)), time.monotonic()
+    with ProcessPoolExecutor(len(stores), spawn, partial(_begin, far)) as pool:
+        both = [pool.submit(_noted, what, store, number) for number, store in enumerate(stores)]
+        while wait(both, timeout=PROGRESS_S).not_done:
+            counts = " and ".join(str(count) for count in far[:])
+            say(f"  with a lease store and without one: {counts} states, {time.monotonic() - started:.0f} s")
+        yield from (each.result() for each in both)
+
+
+_noting: Final[list[SynchronizedArray[int]]] = []
+"""In a process of its own: where to note how many states there are."""
+
+
+def _begin(far: SynchronizedArray[int]) -> None:
+    _noting.append(far)
+
+
+def _noted(what: What, store: bool, number: int) -> Explored:
+    def note(found: Explored) -> None:
+        _noting[-1][number] = found.states
+
+    found = _explored(what, store, note)
+    note(found)
+    return found
+
+
+def _explored(what: What, store: bool, say: Callable[[Explored], None]) -> Explored:
     return explore(
         store=store,
         faults=what.faults,
         kinds=what.kinds,
         defects=what.defects,
         switchover=what.switchover,
+        plain=what.plain,
         say=say,
     )
 

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from sterna.cli.main import main
+from sterna_fuzz import handover_command
 
 
 def run(*arguments, capsys):
@@ -26,11 +27,22 @@ def test_both_ways(capsys):
 
 
 @pytest.mark.slow
-def test_in_two_processes(capsys):
+def test_in_two_processes(capsys, monkeypatch):
+    monkeypatch.setattr(handover_command, "PROGRESS_S", 0.01)
     _, one, _ = run("--faults", "0", "--json", capsys=capsys)
-    code, two, _ = run("--faults", "0", "--jobs", "2", "--json", capsys=capsys)
+    code, two, err = run("--faults", "0", "--jobs", "2", "--json", capsys=capsys)
     assert code == 0
     assert two["states"] == one["states"]
+    assert "with a lease store and without one: 0 and 0 states" in err
+
+
+def test_the_plain_way_finds_as_many(capsys):
+    arguments = ("--faults", "1", "--no-store", "--kind", "record-fails", "--json")
+    _, found, _ = run(*arguments, capsys=capsys)
+    _, plain, _ = run(*arguments, "--plain", capsys=capsys)
+    (one,), (other,) = found["explored"], plain["explored"]
+    for name in ("states", "steps", "ends"):
+        assert one[name] == other[name]
 
 
 def test_a_defect_is_found_and_the_way_there_told(capsys):

@@ -25,8 +25,8 @@ def holders():
     return source, room
 
 
-def starts(judge, holder, everybody, slots=(HERE, THERE), records=EMPTY):
-    judge.starts(holder, everybody, None if slots is None else SlotStore(slots), records)
+def starts(judge, holder, everybody, slots=(HERE, THERE), claimed=()):
+    judge.starts(holder, everybody, None if slots is None else SlotStore(slots), claimed)
 
 
 def test_the_next_one_runs():
@@ -71,13 +71,10 @@ def test_epochs():
     noticed(Judge(source), room, (source, room), "epoch 1 at beta after epoch 1")
     room.epoch = 2
     noticed(Judge(source), room, (source, room), "slot 2 is not beta's", slots=(HERE, HERE))
-    session = SessionRecord(SESSION, 1, Side.DESTINATION, bytes(32), "alpha")
-    claimed = History(GUEST_ID, (session, Claiming(SESSION, 2, THERE, SESSION)))
-    records = {"alpha": EMPTY["alpha"], "beta": claimed}
-    starts(Judge(source), room, (source, room), slots=None, records=records)
+    starts(Judge(source), room, (source, room), slots=None, claimed={1})
     source.epoch, source.stage, room.stage = 2, Stage.RUNS, Stage.READY
     judge = Judge(source)
-    noticed(judge, source, (source, room), "epoch 2 was claimed by beta", slots=None, records=records)
+    noticed(judge, source, (source, room), "epoch 2 was claimed by another", slots=None, claimed={2})
 
 
 def test_the_last_image_must_not_be_freed():

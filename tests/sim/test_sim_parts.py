@@ -65,9 +65,10 @@ def test_another_world_with_the_same_of_what_was_read(parts):
     kills = [Memory(lambda world, host=host: world.hosts[host] and freeze(world, host)) for host in (0, 1)]
     first, second = (parts.take(each, parts.first, parts.at(parts.first)) for each in kills)
     assert first != second
-    known = kills[1].of(parts.at(first))
-    assert known is not None, "the source was not read"
+    ((read, _, known),) = kills[1].ways
+    assert (read, len(known)) == (PEER, 1), "the source was not read"
     assert parts.take(kills[1], first, parts.at(first)) == parts.take(kills[0], second, parts.at(second))
+    assert len(known) == 1
 
 
 def freeze(world, host):

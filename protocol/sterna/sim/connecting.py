@@ -52,7 +52,7 @@ def end_of(world: World, process: Process, task: Task) -> tuple[Line | None, int
 def says(world: World, process: Process, task: Task) -> None:
     """Send what the task's machine has said."""
     assert task.machine is not None
-    line, end = end_of(world, process, task)
+    line, end = end_of(world, process, task) if task.machine.said else (None, 0)
     if line is not None:
         line.push(1 - end, task.machine.said)
 

@@ -55,7 +55,7 @@ def _heard(world: World, task: Task, result: Result, *, reached: bool) -> None:
         return
     task.complete |= verdict.complete
     # With a store a VERDICT says whose the slot is; only that it was handed back is news.
-    stored = world.store is not None and verdict.owner is Owner.SOURCE
+    stored = world.stores and verdict.owner is Owner.SOURCE
     owner = Owner.UNDECIDED if stored else verdict.owner
     task.peer = Owner.SOURCE if verdict.handed_back else owner
 

@@ -9,7 +9,7 @@ from sterna.core.events import Expect, Installed
 from sterna.registry import ErrorCode
 from sterna.sim.defects import Defect
 from sterna.sim.holder import PAGES, REGION, Holder, HolderError, Stage, count_in
-from sterna.sim.hosts import Hold, Host, Process, Task
+from sterna.sim.hosts import NAMES, Hold, Host, Process, Task
 from sterna.sim.judge import Violation
 from sterna.sim.machines import Trouble
 
@@ -76,7 +76,7 @@ def _do(world: World, process: Process, task: Task, holder: Holder, op: Hold) ->
             holder.epoch, holder.runner, holder.mark, holder.granter = op.epoch, op.runner, 0, 0
             _runs(world, holder)
         case "discard" | "release":
-            world.judge.frees(holder, world.holders())
+            world.judge.frees(holder, world.holders_with(holder))
             holder.free()
         case _:
             pass  # reserve and prepare: it is there
@@ -120,8 +120,8 @@ def _runs(world: World, holder: Holder) -> None:
     if holder.stage is Stage.RUNS:
         return
     holder.stage = Stage.RUNS
-    histories = {host.name: host.history for host in world.hosts}
-    world.judge.starts(holder, world.holders(), world.store, histories)
+    elsewhere = world.guests(1 - NAMES.index(holder.host))
+    world.judge.starts(holder, world.holders_with(holder), world.store, elsewhere.claimed)
     if holder.waits_for is None:
         world.judge.executes(holder)
 

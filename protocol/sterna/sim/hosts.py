@@ -70,6 +70,13 @@ class Front(NamedTuple):
         return next((frozen for number, frozen in self.processes if number == process), None)
 
 
+class Guests(NamedTuple):
+    """What there is of the guest at a host: its holders, and the epochs that it has claimed."""
+
+    holders: tuple[Holder, ...]
+    claimed: frozenset[int]
+
+
 class View(NamedTuple):
     """What recovery goes by: its host, the store, and the peer if it would ask it."""
 
@@ -292,6 +299,11 @@ class Host:
         """What can be seen of it from outside."""
         processes = tuple([(each.number, each.frozen) for each in self.processes])
         return Front(len(self.history.records), processes, self.lock)
+
+    def guests(self) -> Guests:
+        """What there is of the guest here."""
+        claimed = frozenset([each.epoch for each in self.history.each(Claiming)])
+        return Guests(tuple(self.holders), claimed)
 
     def names(self) -> dict[int, int]:
         """Processes by what they are here and now, not by how many came before."""

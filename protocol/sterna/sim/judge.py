@@ -7,7 +7,7 @@ before it was executed, or the guest has forked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from sterna.core.history import History
 from sterna.core.records import Claiming, HandBack, Start
@@ -57,9 +57,9 @@ class Judge:
         holder: Holder,
         everybody: Iterable[Holder],
         store: SlotStore | None,
-        records: Mapping[str, History],
+        claimed: Container[int],
     ) -> None:
-        """A holder sets its guest running.
+        """A holder sets its guest running; `claimed`: epochs that the other host has claimed.
 
         Raises:
             Violation: it must not.
@@ -76,18 +76,15 @@ class Judge:
         image = (holder.host, holder.image)
         if holder.epoch < self.epoch or (holder.epoch == self.epoch and image != self.image):
             raise Violation("one-runner", f"epoch {holder.epoch} at {holder.host} after epoch {self.epoch}")
-        self._check_epoch(holder, store, records)
+        self._check_epoch(holder, store, claimed)
 
-    def _check_epoch(self, holder: Holder, store: SlotStore | None, records: Mapping[str, History]) -> None:
+    def _check_epoch(self, holder: Holder, store: SlotStore | None, claimed: Container[int]) -> None:
         """The epoch is this host's own [ONE-9], or nobody else's [ONE-48]."""
         if store is not None:
-            held = store.read(holder.epoch)
-            if held != holder.runner:
+            if store.read(holder.epoch) != holder.runner:
                 raise Violation("one-runner", f"slot {holder.epoch} is not {holder.host}'s [ONE-9]")
-            return
-        for name, history in records.items():
-            if name != holder.host and history.claiming(holder.epoch):
-                raise Violation("one-runner", f"epoch {holder.epoch} was claimed by {name} [ONE-48]")
+        elif holder.epoch in claimed:
+            raise Violation("one-runner", f"epoch {holder.epoch} was claimed by another host [ONE-48]")
 
     def executes(self, holder: Holder) -> None:
         """An instruction."""

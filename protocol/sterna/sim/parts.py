@@ -1,8 +1,8 @@
 """A world in parts, of which each is looked at once.
 
-A world is two hosts, what can be seen of each from outside, the store, the connections and the judge. There
-are few different ones of each, and very many worlds that are made of them. So each part has a number, a world
-is the numbers of its parts, and what was found out about a few parts holds in every world that has these.
+A world is two hosts, what others see of each, the store, the connections and the judge. There are few
+different ones of each, and very many worlds that are made of them. So each part has a number, a world is the
+numbers of its parts, and what was found out about a few parts holds in every world that has these.
 
 What happens in a step depends on some of the parts only; which, is not declared anywhere but observed. A
 `PartedWorld` has no parts at first. Whatever the step asks for is fetched, and that is noted: these parts the
@@ -23,9 +23,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from operator import itemgetter
-from typing import Any, Final, Generic, TypeAlias, TypeVar, overload
+from typing import Final, Generic, TypeAlias, TypeVar, overload
 
-from sterna.sim.hosts import Front, Host, Line, Process
+from sterna.sim.hosts import Front, Guests, Host, Line, Process
 from sterna.sim.judge import Judge
 from sterna.sim.store import SlotStore
 from sterna.sim.world import World
@@ -34,11 +34,11 @@ T = TypeVar("T")
 State: TypeAlias = int
 """A world: the numbers of its parts, one beside the other."""
 
-At: TypeAlias = tuple[int, int, int, int, int, int, int]
-"""The same for looking up: both hosts, both fronts, store, connections, judge."""
+At: TypeAlias = tuple[int, int, int, int, int, int, int, int, int]
+"""The same for looking up: both hosts, both fronts, store, connections, judge, guests at both hosts."""
 
-_FRONT, _STORE, _LINES, _JUDGE = 2, 4, 5, 6
-# How many bits the number of a part has, and where they are; fronts follow from hosts.
+_FRONT, _STORE, _LINES, _JUDGE, _GUESTS = 2, 4, 5, 6, 7
+# How many bits the number of a part has, and where they are; fronts and guests follow from hosts.
 _WIDTHS: Final = {0: 20, 1: 20, _LINES: 20, _STORE: 12, _JUDGE: 12}
 _SHIFTS: Final = {0: 0, 1: 20, _LINES: 40, _STORE: 60, _JUDGE: 72}
 _MASK, _SMALL_MASK = (1 << 20) - 1, (1 << 12) - 1
@@ -69,28 +69,21 @@ class Memory(Generic[T]):
         action: what is done with a world.
     """
 
-    __slots__ = ("_ways", "action")
+    __slots__ = ("action", "ways")
 
-    def __init__(self, action: Callable[[World], Any]) -> None:
+    def __init__(self, action: Callable[[World], T | None]) -> None:
         self.action = action
-        # For each set of parts that it has read: how these are picked, and what came of which.
-        self._ways: list[tuple[int, Callable[[At], Hashable], dict[Hashable, T]]] = []
-
-    def of(self, at: At) -> T | None:
-        """What comes of it in this world, None if that is not known."""
-        for _, pick, known in self._ways:
-            found = known.get(pick(at))
-            if found is not None:
-                return found
-        return None
+        # For each set of parts that were read: how these are picked, and what came of which. Who reads this
+        # looks for himself, at the cost of no call: it is done some hundred million times.
+        self.ways: list[tuple[int, Callable[[At], Hashable], dict[Hashable, T]]] = []
 
     def learns(self, at: At, read: int, found: T) -> None:
         """What came of it in this world, of which it has read these parts."""
-        way = next((each for each in self._ways if each[0] == read), None)
+        way = next((each for each in self.ways if each[0] == read), None)
         if way is None:
-            places = [place for place in range(7) if read >> place & 1]
+            places = [place for place in range(9) if read >> place & 1]
             way = (read, itemgetter(*places) if places else _nothing, {})
-            self._ways.append(way)
+            self.ways.append(way)
         way[2][way[1](at)] = found
 
 
@@ -109,12 +102,14 @@ class Parts:
         self.shared: Final = {name: value for name, value in vars(world).items() if name not in _OWN}
         self.hosts: Final = (Table[Host](20), Table[Host](20))
         self.fronts: Final = (Table[Front](20), Table[Front](20))
+        self.guests: Final = (Table[Guests](20), Table[Guests](20))
         self.stores: Final = Table[SlotStore | None](12)
         self.lines: Final = Table[tuple[Line, ...]](20)
         self.judges: Final = Table[Judge](12)
-        # Of each host, by its number: the number of its front, and whether it knows what it has seen.
+        # Of each host, by its number: those of its front and guests, and whether it knows what it has seen.
         self.front_of: Final[tuple[list[int], list[int]]] = ([], [])
-        self._knows: Final[tuple[list[bool], list[bool]]] = ([], [])
+        self.guests_of: Final[tuple[list[int], list[int]]] = ([], [])
+        self.knows: Final[tuple[list[bool], list[bool]]] = ([], [])
         self._settled: Final[dict[tuple[int, int, int, int], int]] = {}
         numbers = [self.host(place, host) for place, host in enumerate(world.hosts)]
         self.first: Final[State] = self.settle(
@@ -136,6 +131,8 @@ class Parts:
             state >> 60 & _SMALL_MASK,
             state >> 40 & _MASK,
             state >> 72,
+            self.guests_of[0][one],
+            self.guests_of[1][two],
         )
 
     def host(self, place: int, host: Host) -> int:
@@ -145,7 +142,9 @@ class Parts:
         if number == len(self.front_of[place]):
             front = host.front()
             self.front_of[place].append(self.fronts[place].number(front, front))
-            self._knows[place].append(any(each.rest is not None for each in host.processes))
+            guests = host.guests()
+            self.guests_of[place].append(self.guests[place].number(_guests_key(guests), guests))
+            self.knows[place].append(any(each.rest is not None for each in host.processes))
         return number
 
     def number_of_lines(self, lines: Sequence[Line]) -> int:
@@ -158,11 +157,11 @@ class Parts:
 
     def settle(self, state: State) -> State:
         """The same world, in which nobody keeps what he never sees again."""
-        if self._knows[0][state & _MASK] or self._knows[1][state >> 20 & _MASK]:
+        if self.knows[0][state & _MASK] or self.knows[1][state >> 20 & _MASK]:
             at = self.at(state)
             for place in (0, 1):
                 number = at[place]
-                if self._knows[place][number]:
+                if self.knows[place][number]:
                     known = (place, number, at[_FRONT + 1 - place], at[_STORE])
                     other = self._settled.get(known)
                     if other is None:
@@ -187,11 +186,13 @@ class Parts:
 
     def look(self, memory: Memory[T], at: At) -> T:
         """What an action finds that only looks."""
-        found = memory.of(at)
-        if found is None:
-            world = PartedWorld(self, at)
-            found = memory.action(world)
-            memory.learns(at, world.read, found)
+        for _, pick, known in memory.ways:
+            if (found := known.get(pick(at))) is not None:
+                return found
+        world = PartedWorld(self, at)
+        found = memory.action(world)
+        assert found is not None
+        memory.learns(at, world.read, found)
         return found
 
     def take(self, memory: Memory[tuple[int, bool]], state: State, at: At) -> State:
@@ -200,8 +201,10 @@ class Parts:
         Raises:
             Violation: it must not have happened.
         """
-        found = memory.of(at)
-        if found is None:
+        for _, pick, known in memory.ways:
+            if (found := known.get(pick(at))) is not None:
+                break
+        else:
             world = PartedWorld(self, at)
             memory.action(world)
             found = world.changes()
@@ -268,6 +271,14 @@ class PartedWorld(World):
         self.read |= 1 << _FRONT + number
         return self._parts.fronts[number].parts[self._at[_FRONT + number]]
 
+    def guests(self, number: int) -> Guests:
+        """What there is of the guest at a host, without having looked at all of it."""
+        host = self._held[number]
+        if host is not None:
+            return host.guests()
+        self.read |= 1 << _GUESTS + number
+        return self._parts.guests[number].parts[self._at[_GUESTS + number]]
+
     def next_process(self, number: int) -> int:
         """The lowest one that means nothing here."""
         host = self.host(number)
@@ -296,7 +307,8 @@ class PartedWorld(World):
             if host is not None:
                 number = parts.host(place, host)
                 change += number - at[place] << _SHIFTS[place]
-                settles |= number != at[place]
+                settles |= parts.knows[place][number]
+                settles |= parts.front_of[place][number] != at[_FRONT + place]
         if "store" in vars(self):
             number = parts.number_of_store(self.store)
             change += number - at[_STORE] << _SHIFTS[_STORE]
@@ -347,6 +359,12 @@ def _host_key(host: Host) -> Hashable:
         host.armed,
         host.settled is not None and host.settled.lost,
     )
+
+
+def _guests_key(guests: Guests) -> Hashable:
+    """All of it that the judge goes by."""
+    holders = tuple([(*each.key({}), each.paused_at) for each in guests.holders])
+    return (holders, guests.claimed)
 
 
 def _process_key(process: Process) -> Hashable:

@@ -101,7 +101,7 @@ def plan(world: World, host: Host, process: Process, task: Task, request: Reques
         case Admit(hello=hello):
             return _admit(world, host, process, task, hello)
         case Claim(epoch=epoch, runner=runner):
-            return _once(task, Reach("claim", epoch, runner)) if world.store else Answered(runner)
+            return _once(task, Reach("claim", epoch, runner)) if world.stores else Answered(runner)
         case TakeStorage():
             return _once(task, TakeLocks())
         case RunGuest(epoch=epoch, runner=runner):
@@ -149,7 +149,7 @@ def _admit(world: World, host: Host, process: Process, task: Task, hello: Hello)
     busy = any(each.kind != "destination" or each is not task for each in process.tasks)
     if busy or not world.locks(host, process) or host.history.claiming(hello.epoch + 1):
         return Trouble(ErrorCode.BUSY)
-    if world.store is not None:
+    if world.stores:
         if not task.results:
             return Reach("probe", hello.epoch, hello.runner)
         if isinstance(task.results[-1], Trouble):
@@ -187,12 +187,12 @@ def _verdict(world: World, host: Host, process: Process, task: Task, hello: Hell
         return failure
     peer = peer_of(host)
     session = host.history.session(hello.session)
-    facts = Facts(host.name, store=None if world.store is None else Store(answers=False))
+    facts = Facts(host.name, store=Store(answers=False) if world.stores else None)
     if session is None or session.side is not Side.DESTINATION:
         return Answered(answer(host.history, hello, peer, facts))
     if not hmac.compare_digest(session.token, hello.token):
         return Answered(answer(host.history, hello, peer, facts))
-    if world.store is None:
+    if not world.stores:
         record = before_verdict(host.history, session, spare_runner(host, b"verdict"))
         return Answered(answer(host.history, hello, peer, facts)) if record is None else Write(record)
     found = next((each for each in task.results if isinstance(each, Store)), None)

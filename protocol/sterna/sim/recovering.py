@@ -171,7 +171,7 @@ def _serves_on(world: World, host: Host, process: Process, task: Task, session: 
 def situation_of(world: World, host: Host, task: Task) -> Situation:
     """What recovery goes by, beside the records."""
     holder = host.holder(task.image)
-    store = None if world.store is None else task.store or Store(answers=False)
+    store = (task.store or Store(answers=False)) if world.stores else None
     mark = 0 if holder is None or not holder.lives else holder.mark
     facts = Facts(host.name, store, mark, task.peer)
     if holder is None:

@@ -21,7 +21,7 @@ from sterna.sim.defects import Defect
 from sterna.sim.faults import inject
 from sterna.sim.holder import Holder, Stage
 from sterna.sim.holding import attach, controller_gone
-from sterna.sim.hosts import NAMES, Front, Host, Line, Process, Reach, Task, View
+from sterna.sim.hosts import NAMES, Front, Guests, Host, Line, Process, Reach, Task, View
 from sterna.sim.judge import Judge
 from sterna.sim.machines import Lost, Start, Tick, Touch
 from sterna.sim.makers import LiveMakers, Makers
@@ -56,7 +56,7 @@ class World:
 
     Attributes:
         hosts: the guest is at the first one.
-        store: None for two hosts and nothing else.
+        store: None for two hosts and nothing else; `stores`: whether there is one.
         lines: connections.
         judge: watches the guest.
         now: the time that machines are told, for whoever has a clock.
@@ -78,6 +78,7 @@ class World:
         holder = Holder(here.name, FIRST_IMAGE, Stage.RUNS)
         holder.count = _FIRST_COUNT
         self.store: SlotStore | None = None
+        self.stores: Final = store
         if store:
             holder.epoch, holder.runner = 1, Runner(here.name, bytes([2]) * 16)
             self.store = SlotStore((holder.runner,))
@@ -128,6 +129,16 @@ class World:
         return host
 
     # ---- looking ----
+
+    def guests(self, number: int) -> Guests:
+        """What there is of the guest at a host."""
+        return self.hosts[number].guests()
+
+    def holders_with(self, holder: Holder) -> Iterator[Holder]:
+        """All holders, seen from this one's host: of the other host's nobody may change anything."""
+        number = NAMES.index(holder.host)
+        yield from self.hosts[number].holders
+        yield from self.guests(1 - number).holders
 
     def front(self, number: int) -> Front:
         """What can be seen of a host from outside."""
