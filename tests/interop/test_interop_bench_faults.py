@@ -8,8 +8,11 @@ from bench_support import bench
 
 @pytest.mark.slow
 @pytest.mark.needs("userfaultfd")
-def test_one_object():
-    found = bench("faults", "--memory", "16MiB", "--dirty-rate", "200MiB/s")
+def test_one_object(tmp_path):
+    path = tmp_path / "BENCHMARKS.md"
+    found = bench("faults", "--memory", "16MiB", "--dirty-rate", "200MiB/s", "--write", str(path))
+    assert found["ratios"]["p50_vs_bare"]["at_most"] == 5.0
+    assert "## faults, 1 run" in path.read_text()
     assert (
         set(found["measures"])
         == {name.removesuffix("_vs_bare") for name in found["ratios"] if name.endswith("bare")}
