@@ -1166,3 +1166,28 @@ def test_progress_tells_how_far_it_is():
     first, *_, second = (each for each in rig.heard if isinstance(each, r.Progress))
     assert (first.phase, first.round, first.pages_total, first.pages_remaining) == (Phase.ROUNDS, 1, 4, 4)
     assert (second.pages_remaining, first.bulk_bytes, second.bulk_bytes) == (2, 0, PAGE)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_session_that_came_to_no_switchover_keeps_nobody_out(fails):
+    """[ONE-56] [ONE-12] It was noted early, and nobody can have granted in it."""
+    rig = DestinationRig().until(D.STANDBY)
+    rig.say(r.Round(1, 1, 0), r.RoundEnd(1, 1, 0, 0))
+    noted = rig.machine.poll_request()
+    rig.machine.complete(noted, None, rig.now)
+    assert noted.early
+    rig.machine.connection_lost(None, rig.now)
+    request = rig.machine.poll_request()
+    assert (request.record, request.early) == (records.Released(noted.record.session), True)
+    if fails:
+        rig.machine.fail(request, GuestError("disk full"), rig.now)
+    else:
+        rig.machine.complete(request, None, rig.now)
+    discarded(rig, ErrorCode.CONNECTION_LOST)
+
+
+def test_a_session_that_came_to_switchover_is_kept():
+    """[ONE-56] Its source may have granted, and not have been heard."""
+    rig = DestinationRig().until(D.LOADED)
+    rig.machine.connection_lost(None, rig.now)
+    assert isinstance(rig.machine.poll_request(), e.Discard)

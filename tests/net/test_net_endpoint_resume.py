@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import trio
 from hypothesis import given, settings
@@ -12,7 +14,9 @@ from trio.testing import MockClock
 
 from sterna.core.events import Outcome, SessionResumed, Suspended
 from sterna.core.policy import PolicySettings
+from sterna.core.records import Record, Released, SessionRecord
 from sterna.errors import LocalProtocolError
+from sterna.net.endpoint import LocalHost
 from sterna.net.redial import LONGEST_WAIT_S
 from sterna.registry import ErrorCode
 
@@ -54,6 +58,31 @@ async def test_a_host_that_does_not_come_back(virtual_time: Clock) -> None:
     assert "nothing listens there" in str(source.error)
     assert 60 <= migration.seconds < 60 + 2 * LONGEST_WAIT_S
     assert migration.sessions._kept == {}
+
+
+class Noting(LocalHost):
+    """A host that keeps what is recorded in mind, and whose link breaks over the first record."""
+
+    def __init__(self) -> None:
+        super().__init__("destination")
+        self.records: list[Record] = []
+        self.cut: Callable[[], None] = lambda: None
+
+    async def persist(self, record: Record) -> None:
+        self.records.append(record)
+        self.cut()
+
+
+async def test_a_session_that_nobody_takes_up_keeps_nobody_out(virtual_time: Clock) -> None:
+    """[ONE-56] [ONE-12] It was noted early, and nobody can have granted in it."""
+    host = Noting()
+    migration = Resuming(refuse=10_000, destination_host=host)
+    host.cut = migration.far.abort
+    await migration.run()
+    assert migration.outcomes == (Outcome.ROLLED_BACK, Outcome.ROLLED_BACK)
+    noted, released = host.records
+    assert isinstance(noted, SessionRecord)
+    assert released == Released(noted.session)
 
 
 async def test_another_host_at_the_same_address(virtual_time: Clock) -> None:

@@ -33,6 +33,7 @@ class Account:
         after: how the pages went that followed the guest.
         streams: data connections that the session has had at once.
         resumable: whether the session can be taken up again.
+        forgettable: destination: it is on record, and no SWITCHOVER has come, so nobody has granted in it.
         unrecorded: why the end of the session is not on record here, None if it is.
     """
 
@@ -49,7 +50,7 @@ class Account:
         self.style = Style.STOP_AND_COPY
         self.after: AfterStats | None = None
         self.streams = 0
-        self.resumable = False
+        self.resumable = self.forgettable = False
         self.unrecorded: SternaError | None = None
         self._started = now
         self._stopped: float | None = None

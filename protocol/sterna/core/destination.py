@@ -259,12 +259,14 @@ class DestinationMachine(Joining):
             self._send(self._round.acknowledgement(self._attempt, stats, rejected))
             if stats.round == 1:  # the first record of a guest takes the longest, and the guest writes on
                 self._ask(Persist(self._session_record(), early=True))
+                self._account.forgettable = True
 
     def _on_switchover(self, record: Switchover, now: float) -> None:
         assert self._selection is not None
         self._follows.switch(record, selected_styles(self._selection), self._round.number)
         self._step(FrameType.SWITCHOVER, now)
         self._account.style = record.style
+        self._account.forgettable = False
         # Before the pause, and not in the blackout: whoever asks later must find the session [ONE-56].
         self._ask(Persist(self._session_record()))
 
@@ -492,6 +494,8 @@ class DestinationMachine(Joining):
         match self._state:
             case DestinationState.DISCARDING:
                 self._requests.withdraw()
+                if self._account.forgettable:  # else another peer would be kept out [ONE-12] [ONE-56]
+                    self._ask(Persist(Released(self._session), early=True))
                 self._ask(Discard())
             case DestinationState.ENDED:  # a data connection that no session takes
                 self._requests.withdraw()

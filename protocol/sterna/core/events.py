@@ -284,7 +284,8 @@ class Persist:
     Of a `SessionRecord` the peer's identity and address are the driver's to fill in.
 
     Attributes:
-        early: it is not needed yet, and will be asked for again: then it is there and costs nothing.
+        early: nothing waits for it. It is not needed yet, and will be asked for again: then it is there and
+            costs nothing; or it only takes another one back.
     """
 
     record: Record

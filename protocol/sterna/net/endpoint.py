@@ -28,6 +28,7 @@ from sterna.core.events import (
     Join,
     OpenStreams,
     Outcome,
+    Persist,
     Readmit,
     ReleaseImage,
     Request,
@@ -36,6 +37,7 @@ from sterna.core.events import (
 )
 from sterna.core.image_notes import ImageNotes
 from sterna.core.policy import PolicySettings, estimate_fixed_cost_s
+from sterna.core.records import Released
 from sterna.core.reopening import Opening
 from sterna.core.session import Session
 from sterna.core.source import SourceConfig, SourceMachine
@@ -422,6 +424,9 @@ class Destination(_Endpoint):
             error = LocalProtocolError(ErrorCode.CANCELLED, self._cancelled, clause="CON-71")
         with trio.move_on_after(UNDO_S) as scope:
             scope.shield = True
+            with suppress(SternaError):
+                if carry.account.forgettable:
+                    await self._perform(Persist(Released(carry.ticket.session)))
             with suppress(SternaError):  # what could not be freed does not run either
                 await self._perform(Discard())
         carry.account.failed(error, Phase.RESUME)
