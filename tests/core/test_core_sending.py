@@ -370,3 +370,19 @@ def test_batches_do_not_grow_beyond_what_the_peer_takes_or_where_pages_are_packe
         memory.sending._sent(replace(batch, unpacked_bytes=packed), 10, 0)
         memory.sending.written_early({}, 0.001)
         assert memory.sending.next_batch(11, zeros=True)[0].page_count == 2
+
+
+def test_batches_do_not_become_smaller_in_the_midst_of_a_round(monkeypatch):
+    """One session of many in a process is slow because of the others; small batches would cost all."""
+    for name, value in (("LOOK_BYTES", PAGE), ("FIRST_LOOK_BYTES", 2 * PAGE), ("ROUND_BATCHES", 1)):
+        monkeypatch.setattr(sending, name, value)
+    monkeypatch.setattr(rounds, "_UNMEASURED_BYTES", PAGE)
+    monkeypatch.setattr(rounds, "_BATCH_FLOOR_BYTES", PAGE)
+    memory = Memory()
+    memory.bytes[:] = b"x" * len(memory.bytes)
+    memory.sending.begin(1, Limits(), 2 * PAGE, 1e12, 0.0, last=False)
+    found = []
+    while (batch := memory.sending.next_batch(10, zeros=True)) is not None:
+        found.append(batch[0].page_count)
+        memory.sending.written_early({}, 100.0)
+    assert found == [2] * 4

@@ -120,9 +120,9 @@ class _Share:
         self.skip(left)
         return left
 
-    def resize(self, batch: tuple[int, int]) -> None:
-        """From here on: the most bytes and runs of a batch."""
-        if batch != self._batch:
+    def enlarge(self, batch: tuple[int, int]) -> None:
+        """From here on: the most bytes and runs of a batch, if that is more."""
+        if batch[0] > self._batch[0]:
             self._batch = batch
             self._look()
 
@@ -246,10 +246,13 @@ class OutgoingRound:
         later = around(pages)
         self._intended -= sum(share.skip(pages, later) for share in self._shares.values())
 
-    def resize(self, batch: tuple[int, int]) -> None:
-        """From here on: the most bytes and runs of a batch."""
+    def enlarge(self, batch: tuple[int, int]) -> None:
+        """From here on: the most bytes and runs of a batch, if that is more.
+
+        Where it is less, others may have the machine, and small batches would cost it more.
+        """
         for share in self._shares.values():
-            share.resize(batch)
+            share.enlarge(batch)
 
     def rate_bytes_s(self, now: float) -> float:
         """What the link has carried so far; 0 if that is not known yet, or if pages are packed."""

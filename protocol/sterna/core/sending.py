@@ -183,7 +183,7 @@ class Sending:
             return
         if rate_bytes_s := self._round.rate_bytes_s(now):
             batch_bytes = self._size_of_batch(LARGER * self._batch_bytes)
-            self._round.resize(batch_bounds(self.regions, self._peer, batch_bytes, rate_bytes_s))
+            self._round.enlarge(batch_bounds(self.regions, self._peer, batch_bytes, rate_bytes_s))
         if some:
             self._round.skip(self._pending)
 
