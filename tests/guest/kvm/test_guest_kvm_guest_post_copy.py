@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -183,6 +185,23 @@ def test_a_guest_that_waits_can_be_ended() -> None:
         faults(there)
         there.close()
         assert not any(runner._thread.is_alive() for runner in there._runners)
+
+
+def test_a_guest_that_has_gone_keeps_nothing_of_its_machine() -> None:
+    """Mappings and descriptors go at once, and not when somebody collects garbage; its figures stay."""
+    with on_its_way() as (here, there):
+        there.expect({RAM: PageBitmap.full(PAGES)})
+        there.load_state(here.save_state())
+        there.run(2, THERE)
+        serve(here, there, int(figure(here, "writes")) + 3)
+        machine = weakref.ref(there._here)
+        gc.disable()
+        try:
+            there.close()
+            assert machine() is None
+        finally:
+            gc.enable()
+        assert "fault_count" in there.status()
 
 
 def test_another_attempt_expects_other_pages() -> None:

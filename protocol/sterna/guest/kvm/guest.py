@@ -25,6 +25,7 @@ from sterna.guest.kvm.runner import VcpuRunner
 from sterna.guest.kvm.waits import PageWaits, VcpuWaits
 from sterna.guest.late_pages import LatePages, why_no_late_pages
 from sterna.guest.process import ProcessSettings
+from sterna.guest.process_gate import Times
 from sterna.guest.schedule import PAGE_BYTES, WorkloadParameters
 from sterna.guest.stale_pages import check_stale
 from sterna.guest.workload import Audit
@@ -57,6 +58,7 @@ class KvmGuest(HeldGuest):
         self._areas: tuple[Area, ...] = ()
         self._late: LatePages | None = None
         self._waits: PageWaits | None = None
+        self._fault_times: Times | None = None
         self._saved: tuple[StateSection, ...] | None = None
         self._registers_checked = 0
         self._sections = 0
@@ -182,6 +184,7 @@ class KvmGuest(HeldGuest):
                 tables = None
                 if self._late is not None:
                     tables, self._waits = self._here.wait_for_tables, PageWaits(self._here, self._late)
+                    self._fault_times = self._waits.times
                 self._runners = self._start(rate, tables)
             self._go("run")
         self._paused = False
@@ -216,7 +219,7 @@ class KvmGuest(HeldGuest):
         """Every page is there, and may be touched here too."""
         late, self._late = self._late, None
         if self._waits is not None:
-            self._waits.over = True
+            self._waits.end()
         if late is not None:
             late.end()
         if self._runners:
@@ -244,8 +247,8 @@ class KvmGuest(HeldGuest):
             status |= {"sections": self._sections, "registers_checked": self._registers_checked}
         if self._runners:
             status |= self._figures()
-        if self._waits is not None:
-            status |= self._waits.times.figures()
+        if self._fault_times is not None:
+            status |= self._fault_times.figures()
         return status
 
     def _figures(self) -> JsonObject:
@@ -400,7 +403,8 @@ class KvmGuest(HeldGuest):
             runner.tell_to_park()
         for runner in self._runners:
             runner.stop()
-        machine, self._machine = self._machine, None
+        # Its mappings, and their descriptors, go with the last that knows of it.
+        machine, self._machine, self._waits = self._machine, None, None
         if machine is not None:
             machine.close()
 

@@ -55,6 +55,11 @@ class VcpuRunner(GuestThread):
         self._at_doorbell = at_doorbell
         self._thread.start()
 
+    def stop(self) -> None:
+        """Likewise, and keep nothing of the machine that is not needed for figures."""
+        super().stop()
+        self._at_doorbell = None
+
     def _written(self) -> int:
         return self.count
 
@@ -110,6 +115,7 @@ class VcpuRunner(GuestThread):
     def _answer(self, access: PortAccess, *, first: bool) -> int:
         if access.port != DOORBELL:
             raise VcpuError(f"an access to port {access.port:#x}")
-        if self._at_doorbell is not None and not self._at_doorbell(self.count):
+        at_doorbell = self._at_doorbell
+        if at_doorbell is not None and not at_doorbell(self.count):
             self._at_doorbell = None
         return self._grant(first=first)

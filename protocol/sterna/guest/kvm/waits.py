@@ -57,6 +57,11 @@ class PageWaits:
         """Which of these still have to."""
         return _bits(self._stale, pages) & ~_bits(self._installed, pages)
 
+    def end(self) -> None:
+        """No page is missing any more; what the bitmaps are views of may go."""
+        self._stale, self._installed = self._stale.copy(), self._installed.copy()
+        self.over = True
+
     def add(self, ns: int) -> None:
         """One more."""
         with self._lock:
