@@ -13,6 +13,7 @@ from judge import judge_journal
 
 from etcd_support import etcd
 from sterna.host.lease_files import FileLeaseStore, create_file_store
+from sterna.host.records_keeper import open_records
 from sterna.host.slots import Slot
 
 pytestmark = pytest.mark.slow
@@ -101,15 +102,20 @@ async def test_a_destination_process_that_dies_while_pages_follow_the_guest(
 
 
 @pytest.mark.needs("userfaultfd")
-@pytest.mark.parametrize(("switchover", "times"), [("bitmap", 1), ("post-copy", 2)])
+@pytest.mark.parametrize(("switchover", "times", "stored"), [("bitmap", 1, False), ("post-copy", 2, True)])
 async def test_a_source_process_that_dies_while_pages_follow_the_guest(
-    world: World, switchover: str, times: int
+    world: World, switchover: str, times: int, stored: bool
 ) -> None:
     """[RES-19] [RES-13] [ONE-38] The next one serves on what is missing, as often as that happens."""
-    await world.holder("s", "--memory", "16MiB", "--hot", "12MiB", "--dirty-rate", "400MiB/s")
+    store: tuple[object, ...] = ()
+    if stored:
+        create_file_store(world.directory / "leases")
+        store = ("--store", world.directory / "leases")
+    first = (*store, *world.records("a"), "--host", "host-a") if store else ()
+    await world.holder("s", "--memory", "16MiB", "--hot", "12MiB", "--dirty-rate", "400MiB/s", *first)
     await world.room()
-    serve, port = await world.serve("--once")
-    options = ("--switchover", switchover, "--max-rounds", "1", "--bandwidth", "4MiB/s", *SLOWLY[2:])
+    serve, port = await world.serve("--once", *store)
+    options = ("--switchover", switchover, "--max-rounds", "1", "--bandwidth", "4MiB/s", *SLOWLY[2:], *store)
     for most in (3000, 1500)[-times:]:  # of some 3000 or 4096 that are stale
         migrate = await world.migrate(port, *options)
         await world.wait_for("d", lambda status, most=most: 0 < status.missing < most)
@@ -125,6 +131,35 @@ async def test_a_source_process_that_dies_while_pages_follow_the_guest(
     assert serve.last["resumed"] == times
     assert serve.last["digest"] == migrate.last["digest"]
     assert 0 < migrate.last["after"]["pushed_pages"] <= left
+    await world.check_runs("d")
+    assert judge_journal(world.journal) == []
+
+
+@pytest.mark.needs("userfaultfd")
+async def test_a_host_that_is_busy_keeps_no_page_for_good_from_a_guest_that_runs(
+    world: World, nursery: trio.Nursery
+) -> None:
+    """[RES-18] [RES-13] An operator has the guest's records when its destination is started anew."""
+    await world.holder("s", "--memory", "16MiB", "--hot", "12MiB", "--dirty-rate", "400MiB/s")
+    await world.room()
+    serve, port = await world.serve()
+    relay = Relay(port, [])
+    await nursery.start(relay.listen)
+    options = ("--switchover", "post-copy", "--max-rounds", "1", "--bandwidth", "4MiB/s", *SLOWLY[2:])
+    migrate = await world.migrate(relay.port, *options)
+    await world.wait_for("d", lambda status: 0 < status.missing < 3000)
+    serve.send(signal.SIGKILL)
+    await serve.end()
+    records = world.directory / "records-b"
+    (guest,) = (bytes.fromhex(each.name) for each in records.iterdir() if each.is_dir())
+    async with await open_records(records, guest, purpose="an operator"):
+        serve, relay._target = await world.serve("--once")
+        await migrate.until("link_lost", lambda line: line["code"] == "busy")
+        assert (await world.status("d")).missing > 0
+    assert await migrate.end() == 0, migrate.said()
+    assert await serve.end() == 0, serve.said()
+    assert (migrate.last["outcome"], migrate.last["resumed"]) == ("completed", 1)
+    assert serve.last["digest"] == migrate.last["digest"]
     await world.check_runs("d")
     assert judge_journal(world.journal) == []
 
