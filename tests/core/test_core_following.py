@@ -12,7 +12,7 @@ from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import RegionPages
 from sterna.memory.regions import PageSets, RegionTable
 from sterna.registry import BitmapEncoding, ErrorCode, Style
-from sterna.wire.records import DirtyBitmap, PageRequest, Region, Switchover
+from sterna.wire.records import DirtyBitmap, PageRequest, Switchover
 
 TABLE = RegionTable(GUEST.regions)
 BITMAP = DirtyBitmap(1, 0, 1, 2, BitmapEncoding.PLAIN, b"\x03")
@@ -88,25 +88,6 @@ def test_what_is_likely_to_be_stale_is_held_before_the_pause():
     assert expect is not None
     assert expect.stale == {}
     assert expect.notes.size_bytes == room
-
-
-@pytest.mark.parametrize(("pages", "guessed"), [(31, 0), (32, 64), (40, 64)])
-def test_neighbours_of_many_are_likely_too(pages, guessed):
-    """A round leaves out what was written again already; where few are written it tells nothing."""
-    region = Region(0, 0, 130 * PAGE)
-    table = RegionTable((region,))
-    follows, newest = Following(table), PageSets(table)
-    newest[0].set(64, pages)
-    follows.switch(Switchover(1, Style.BITMAP), frozenset({Style.BITMAP}), 1)
-    likely = follows.prepare(newest).likely[0]
-    assert (likely.count(), 64 in likely, 63 in likely, 128 in likely) == (
-        guessed or pages,
-        True,
-        False,
-        False,
-    )
-    newest[0].set(129)
-    assert follows.prepare(newest).likely[0].count() == (guessed or pages) + (2 if guessed else 1)
 
 
 def test_nothing_is_stale_in_stop_and_copy():

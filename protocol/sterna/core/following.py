@@ -9,27 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
 from sterna.core.bitmap_frames import Declared
 from sterna.core.conduct import wrong
 from sterna.core.events import Expect, Prepare
 from sterna.core.fetching import Fetching
 from sterna.core.image_notes import ImageNotes, notes_bytes
 from sterna.core.state import StateAssembler
-from sterna.memory.bitmap import PageBitmap
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import PageSink
 from sterna.memory.regions import PageSets, RegionTable
 from sterna.registry import ErrorCode, Style
 from sterna.wire.records import DirtyBitmap, Record, Switchover
-
-
-def _with_neighbours(pages: PageBitmap) -> PageBitmap:
-    """All pages of each word of the bitmap in which there is one, unless these are few and far between."""
-    every = PageBitmap.full(pages.bits).words
-    found = PageBitmap.from_words(np.where(pages.words != 0, every, 0), pages.bits)
-    return found if found.count() <= 2 * pages.count() else pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +71,7 @@ class Following:
 
         To hold accesses to a page takes time, and that can be spent before the pause. A page too many costs
         the guest at most a fault that is answered here, one too few costs blackout. What was written in a
-        round is mostly written again in the next one, and so are neighbours that the round has left out
-        because they were written again already.
+        round is mostly written again in the next one.
 
         Args:
             newest: the pages of the last complete round; None if there was none.
@@ -90,7 +79,7 @@ class Following:
         if self.style is Style.STOP_AND_COPY:
             return Prepare(self.style)
         pages = PageSets.full(self._table) if newest is None else newest
-        likely = {number: _with_neighbours(pages[number]) for number in pages if pages[number].any()}
+        likely = {number: pages[number] for number in pages if pages[number].any()}
         return Prepare(self.style, likely, notes_bytes(self._table))
 
     def declare(self, record: DirtyBitmap, states: StateAssembler) -> PageSets:
