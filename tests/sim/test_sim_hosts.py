@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sterna.core.history import RecordConflict
 from sterna.core.records import HandBack, SessionRecord, Side, Start
 from sterna.registry import ErrorCode
 from sterna.sim.holder import Holder
-from sterna.sim.hosts import Hold, Host, Line, Process, Task, write
+from sterna.sim.hosts import Hold, Host, Line, Process, Task, Write, write
 from sterna.sim.machines import Trouble
 
 
@@ -96,3 +98,15 @@ def test_who_knows_old_records_only_contradicts_new_ones():
 
 def test_trouble_is_an_error():
     assert Trouble(ErrorCode.BUSY).error().code is ErrorCode.BUSY
+
+
+def test_what_was_started_is_not_what_was_handed_back():
+    """Not even by its hash, which is all that a plain exploration keeps."""
+    keys = []
+    for record in (Start(2), HandBack(2)):
+        host, task = Host("beta"), Task(1, "recovery")
+        host.history = replace(host.history, records=(record,))
+        task.op = Write(record)
+        keys.append((hash(host.key(str)), hash(task.key())))
+    assert keys[0][0] != keys[1][0]
+    assert keys[0][1] != keys[1][1]

@@ -159,8 +159,9 @@ class Task:
     def key(self) -> tuple[object, ...]:
         """Equal for tasks that go on alike."""
         machine = None if self.machine is None else self.machine.key()
+        kind = self.op.record.kind if isinstance(self.op, Write) else ""
         return (
-            self.number, self.kind, machine, self.line, self.op, self.landed, self.answer, self.results,
+            self.number, self.kind, machine, self.line, kind, self.op, self.landed, self.answer, self.results,
             self.session, self.image, self.peer, self.complete, self.store, self.failed,
         )  # fmt: skip
 
@@ -285,7 +286,8 @@ class Host:
             names = self.names()
             self.cached = hash(
                 (
-                    self.history.records,
+                    # By kind too: a START and a HANDBACK of one epoch have one hash.
+                    tuple([(each.kind, each) for each in self.history.records]),
                     tuple([each.key(names) for each in self.holders]),
                     tuple([each.key() for each in self.processes]),
                     names.get(self.lock, -1),
