@@ -25,9 +25,12 @@ from sterna.errors import SternaError, TransportError
 from sterna.host.agent import refusal, rejection
 from sterna.limits import Limits
 from sterna.net.connect import take_socket
-from sterna.net.endpoint import Destination, LocalHost, MakeGuest, Options, Source
+from sterna.net.destination import Destination, MakeGuest
 from sterna.net.handshake import accept_tls, dial_tls
+from sterna.net.hosting import LocalHost
 from sterna.net.kept import Sessions
+from sterna.net.options import Options
+from sterna.net.source import Source
 from sterna.net.tcp import DEFAULT_OPTIONS, TcpTransport
 from sterna.net.tls import TlsConfig
 from sterna.net.transport import Transport

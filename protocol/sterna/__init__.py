@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from sterna.limits import Limits
     from sterna.memory.bitmap import PageBitmap
     from sterna.net.connect import connect
-    from sterna.net.endpoint import Destination, Host, LocalHost, Options, Source
+    from sterna.net.destination import Destination
+    from sterna.net.hosting import Host, LocalHost
     from sterna.net.listen import listen
     from sterna.net.memory import memory_transport_pair
+    from sterna.net.options import Options
+    from sterna.net.source import Source
     from sterna.net.tls import TlsConfig
     from sterna.registry import ErrorCode
     from sterna.wire.records import PageRange, Region, Runner, StateSection
@@ -36,7 +39,10 @@ _HOMES: Final = {
     "sterna.limits": ("Limits",),
     "sterna.memory.bitmap": ("PageBitmap",),
     "sterna.net.connect": ("connect",),
-    "sterna.net.endpoint": ("Destination", "Host", "LocalHost", "Options", "Source"),
+    "sterna.net.destination": ("Destination",),
+    "sterna.net.hosting": ("Host", "LocalHost"),
+    "sterna.net.options": ("Options",),
+    "sterna.net.source": ("Source",),
     "sterna.net.listen": ("listen",),
     "sterna.net.memory": ("memory_transport_pair",),
     "sterna.net.tls": ("TlsConfig",),

@@ -26,8 +26,10 @@ from sterna.core.events import (
 )
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
-from sterna.net.endpoint import Destination, Options, Source
+from sterna.net.destination import Destination
 from sterna.net.memory import memory_transport_pair
+from sterna.net.options import Options
+from sterna.net.source import Source
 from sterna.registry import Owner, Phase
 from sterna.testing import run_workload
 from sterna.wire.records import Progress, Runner, Verdict

@@ -40,8 +40,8 @@ from sterna.host.evidence import Evidence
 from sterna.host.lease_files import FileLeaseStore, create_file_store
 from sterna.net import recorder as recorder_module
 from sterna.net.connect import Address
-from sterna.net.endpoint import Options
 from sterna.net.memory import memory_transport_pair
+from sterna.net.options import Options
 from sterna.net.transport import Peer
 from sterna.observe.outcome import Ended
 from sterna.observe.recording import RecordingReader, Side

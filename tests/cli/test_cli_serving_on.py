@@ -26,8 +26,9 @@ from sterna.host.records_shelf import RecordsShelf
 from sterna.host.recovery import Recovered
 from sterna.memory.regions import RegionTable
 from sterna.net.connect import Address
-from sterna.net.endpoint import Options, Source
 from sterna.net.memory import memory_transport_pair
+from sterna.net.options import Options
+from sterna.net.source import Source
 from sterna.net.transport import Transport
 from sterna.registry import ErrorCode, Owner, Style
 

@@ -40,8 +40,10 @@ from sterna.host.openings import Openings
 from sterna.host.records_shelf import RecordsShelf
 from sterna.host.recovery import Recovered
 from sterna.net.connect import Address
-from sterna.net.endpoint import Destination, LocalHost, Options
+from sterna.net.destination import Destination
+from sterna.net.hosting import LocalHost
 from sterna.net.listen import listen
+from sterna.net.options import Options
 from sterna.net.transport import Transport
 from sterna.registry import ErrorCode, Owner
 from sterna.testing.faulty_store import Fault, FaultyStore

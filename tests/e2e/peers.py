@@ -13,8 +13,10 @@ from sterna.core.events import Event, Result
 from sterna.guest.api import SourceGuest
 from sterna.guest.simulated import SimulatedDestinationGuest
 from sterna.net.connect import Address, open_tcp
-from sterna.net.endpoint import Destination, Options, Source
+from sterna.net.destination import Destination
 from sterna.net.listen import listen
+from sterna.net.options import Options
+from sterna.net.source import Source
 from sterna.net.tcp import TcpTransport
 from sterna.net.transport import OnSent, Transport
 

@@ -16,7 +16,7 @@ from sterna.core.negotiate import offer
 from sterna.guest.simulated import SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
 from sterna.net.connect import Address, open_tcp
-from sterna.net.endpoint import Source
+from sterna.net.source import Source
 from sterna.registry import VERSION_DRAFT, VERSION_MAJOR, Architecture, ErrorCode, Mode, RegionKind
 from sterna.wire import FrameReader, encode_frame, encode_preface, unchecked
 from sterna.wire.framing import FrameReceived

@@ -21,8 +21,10 @@ from sterna.host.agent import REPLACE_WITHIN_S, HostSession, PeerListHost, refus
 from sterna.host.lease_memory import MemoryLeaseStore
 from sterna.host.peers import PeerList
 from sterna.host.records_shelf import RecordsShelf
-from sterna.net.endpoint import Destination, Options, Source
+from sterna.net.destination import Destination
 from sterna.net.memory import MemoryTransport, memory_transport_pair
+from sterna.net.options import Options
+from sterna.net.source import Source
 from sterna.net.transport import Peer
 from sterna.registry import ERRORS, ErrorCode, Feature, Mode, Owner
 from sterna.testing import run_workload

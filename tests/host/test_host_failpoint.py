@@ -13,7 +13,7 @@ from sterna.core.events import MarkGranted, Pause, Persist
 from sterna.core.records import Granted, Released
 from sterna.errors import ConfigError
 from sterna.host.failpoint import VARIABLE, failpoint, name_of
-from sterna.net.endpoint import ignore_request
+from sterna.net.options import ignore_request
 
 # It says where it stands before and after each call.
 PROGRAM = f"""

@@ -10,9 +10,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from sterna.net.endpoint import Destination, LocalHost, Options, Source
+from sterna.net.destination import Destination
+from sterna.net.hosting import LocalHost
 from sterna.net.kept import Sessions
 from sterna.net.memory import memory_transport_pair
+from sterna.net.options import Options
+from sterna.net.source import Source
 from sterna.net.transport import Transport
 from sterna.wire.records import Runner
 from sterna_interop import shim

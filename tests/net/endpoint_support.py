@@ -14,8 +14,11 @@ from sterna.errors import RemoteProtocolError, TransportError
 from sterna.guest.simulated import JournalEntry, SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
 from sterna.limits import Limits
-from sterna.net.endpoint import Destination, LocalHost, Options, Source
+from sterna.net.destination import Destination
+from sterna.net.hosting import LocalHost
 from sterna.net.memory import memory_transport_pair
+from sterna.net.options import Options
+from sterna.net.source import Source
 from sterna.net.transport import Transport
 from sterna.registry import FrameType
 from sterna.testing import run_workload

@@ -9,9 +9,10 @@ from endpoint_support import Migration
 
 from sterna.core.events import Event, SessionResumed
 from sterna.errors import TransportError
-from sterna.net.endpoint import Destination, Source
+from sterna.net.destination import Destination
 from sterna.net.kept import Sessions
 from sterna.net.memory import MemoryTransport, memory_transport_pair
+from sterna.net.source import Source
 from sterna.net.transport import Transport
 from sterna.registry import ErrorCode
 

@@ -30,8 +30,11 @@ from sterna.errors import GuestError, LocalProtocolError, SternaError, Transport
 from sterna.guest.api import GuestDescription
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
-from sterna.net.endpoint import Destination, LocalHost, Options, Source
+from sterna.net.destination import Destination
+from sterna.net.hosting import LocalHost
 from sterna.net.memory import MemoryTransport, memory_transport_pair
+from sterna.net.options import Options
+from sterna.net.source import Source
 from sterna.net.transport import Peer
 from sterna.registry import ErrorCode, Mode, Owner, Phase
 from sterna.testing import run_workload

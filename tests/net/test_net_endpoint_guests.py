@@ -17,9 +17,12 @@ from sterna.errors import ConfigError, GuestError, LocalProtocolError, Transport
 from sterna.guest.api import GuestDescription
 from sterna.guest.embedded import PAGE_BYTES, EmbeddedGuest
 from sterna.memory.bitmap import PageBitmap
-from sterna.net.endpoint import Destination, LocalHost, Options, Source
+from sterna.net.destination import Destination
+from sterna.net.hosting import LocalHost
 from sterna.net.memory import MemoryTransport, memory_transport_pair
+from sterna.net.options import Options
 from sterna.net.pump import OVERTAKEN_S, UNDO_S
+from sterna.net.source import Source
 from sterna.net.transport import Peer
 from sterna.registry import ErrorCode, Phase, StateKind, Style
 from sterna.wire.records import Runner, StateSection

@@ -19,8 +19,10 @@ from sterna.core.negotiate import offer
 from sterna.errors import TransportError
 from sterna.guest.simulated import SimulatedDestinationGuest
 from sterna.limits import PREFACE_BYTES, Limits
-from sterna.net.endpoint import Destination, Options, Source
+from sterna.net.destination import Destination
 from sterna.net.memory import MemoryTransport, memory_transport_pair
+from sterna.net.options import Options
+from sterna.net.source import Source
 from sterna.registry import ErrorCode, FrameType, Mode
 from sterna.wire import encode_preface, unchecked
 from sterna.wire.records import NO_RUNNER, Abort, Accept, Bye, FeatureOffer, Hello, Ping, Ready, Refuse

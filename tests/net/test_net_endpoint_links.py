@@ -20,9 +20,11 @@ from sterna.core.sending import ROUND_BATCHES
 from sterna.guest.api import GuestDescription
 from sterna.guest.embedded import EmbeddedGuest
 from sterna.guest.workload import PAGE_BYTES, WorkloadParameters
-from sterna.net.endpoint import Destination, Options, Source
+from sterna.net.destination import Destination
 from sterna.net.memory import memory_transport_pair
+from sterna.net.options import Options
 from sterna.net.pump import FLUSH_STALL_S
+from sterna.net.source import Source
 from sterna.registry import ErrorCode
 
 PATIENT = PolicySettings(allowed_downtime_s=2.0)

@@ -16,7 +16,7 @@ from sterna.core.events import Outcome, SessionResumed, Suspended
 from sterna.core.policy import PolicySettings
 from sterna.core.records import Record, Released, SessionRecord
 from sterna.errors import LocalProtocolError
-from sterna.net.endpoint import LocalHost
+from sterna.net.hosting import LocalHost
 from sterna.net.redial import LONGEST_WAIT_S
 from sterna.registry import ErrorCode
 

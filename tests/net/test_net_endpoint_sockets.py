@@ -19,7 +19,8 @@ from sterna.guest.embedded import PAGE_BYTES, EmbeddedGuest
 from sterna.guest.simulated import SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
 from sterna.limits import PREFACE_BYTES
-from sterna.net.endpoint import Destination, Source
+from sterna.net.destination import Destination
+from sterna.net.source import Source
 from sterna.net.tcp import TcpTransport
 from sterna.net.tls import KEY_RECORDS_LAST, KEY_RECORDS_MAX, TlsConfig
 from sterna.net.transport import Transport

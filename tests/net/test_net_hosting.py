@@ -18,7 +18,7 @@ from sterna.core.reopening import Opening
 from sterna.errors import GuestError, LocalProtocolError
 from sterna.guest.api import GuestDescription
 from sterna.limits import RESUME_S, Limits
-from sterna.net.endpoint import LocalHost, Reopened
+from sterna.net.hosting import LocalHost, Reopened
 from sterna.net.kept import Sessions, no_session
 from sterna.net.memory import memory_transport_pair
 from sterna.net.redial import LONGEST_WAIT_S

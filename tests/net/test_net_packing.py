@@ -20,9 +20,9 @@ from sterna.memory.packing import Measure
 from sterna.memory.pages import RegionPages
 from sterna.memory.recent import RecentPages
 from sterna.memory.regions import RegionTable
-from sterna.net.endpoint import Destination, Options, Source
+from sterna.net.destination import Destination
 from sterna.net.memory import memory_transport_pair
-from sterna.net.options import Compress
+from sterna.net.options import Compress, Options
 from sterna.net.packing import (
     MEASURED_S,
     SAMPLE_BYTES,
@@ -33,6 +33,7 @@ from sterna.net.packing import (
     PackingPages,
     pages_to_send,
 )
+from sterna.net.source import Source
 from sterna.net.steady import SteadyPages
 from sterna.registry import Feature
 from sterna.wire.records import Region

@@ -16,10 +16,12 @@ from sterna.guest.api import GuestDescription, StateSection
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
 from sterna.memory.bitmap import PageBitmap
-from sterna.net.endpoint import Destination, Options, Source
+from sterna.net.destination import Destination
 from sterna.net.line import Signal
 from sterna.net.memory import MemoryTransport, memory_transport_pair
+from sterna.net.options import Options
 from sterna.net.pump import ANSWERED_S, MAKE_WAY_S, Pump, boottime
+from sterna.net.source import Source
 from sterna.testing import run_workload
 from sterna.wire.records import Runner
 

@@ -8,8 +8,10 @@ from trio.abc import Clock
 
 from sterna.core.events import Outcome, Result
 from sterna.errors import PeerAborted, RecordError, SternaError
-from sterna.net.endpoint import Destination, LocalHost, Options
+from sterna.net.destination import Destination
+from sterna.net.hosting import LocalHost
 from sterna.net.memory import MemoryTransport, memory_transport_pair
+from sterna.net.options import Options
 from sterna.net.question import ask_who_owns
 from sterna.registry import ErrorCode, Mode, Owner
 from sterna.wire.records import Hello, Runner, Verdict

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from sterna.core.events import Outcome
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
-from sterna.net.endpoint import Destination, Options, Source
+from sterna.net.destination import Destination
 from sterna.net.memory import memory_transport_pair
+from sterna.net.options import Options
 from sterna.net.rate import BURST_S, CREDIT_S, PEAK, RateLimiter
+from sterna.net.source import Source
 from sterna.testing import run_workload
 
 

@@ -19,8 +19,10 @@ from sterna.memory import pages as pages_module
 from sterna.memory.pages import EncodedBatch, RegionPages, hash_chunks
 from sterna.memory.regions import RegionTable
 from sterna.net import steady
-from sterna.net.endpoint import Destination, Options, Source
+from sterna.net.destination import Destination
 from sterna.net.memory import memory_transport_pair
+from sterna.net.options import Options
+from sterna.net.source import Source
 from sterna.net.steady import CALM_BATCHES, GAP_MAX_S, UNMEASURED_BYTES, SteadyPages, tolerable_gap_s
 from sterna.registry import ErrorCode
 from sterna.testing import run_workload

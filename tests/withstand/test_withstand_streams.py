@@ -26,9 +26,11 @@ from sterna.core.events import Event, Outcome, Result, RoundStarted
 from sterna.errors import TransportError
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
-from sterna.net.endpoint import Destination, Options, Source
+from sterna.net.destination import Destination
 from sterna.net.kept import Sessions
 from sterna.net.memory import MemoryTransport, memory_transport_pair
+from sterna.net.options import Options
+from sterna.net.source import Source
 from sterna.registry import GREASE_FIRST, ErrorCode, FrameType
 from sterna.testing import run_workload
 from sterna.wire import FrameReader, FrameReceived, unchecked

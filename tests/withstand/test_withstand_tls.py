@@ -27,8 +27,10 @@ from withstand_support import DEVICES, EPOCH, HERE, LIMITS, PAGE_BYTES, SourceGu
 from sterna.core.events import Outcome, Result
 from sterna.guest.simulated import SimulatedDestinationGuest
 from sterna.host import pki
-from sterna.net.endpoint import Destination, Options, Source
+from sterna.net.destination import Destination
 from sterna.net.handshake import accept_tls, dial_tls
+from sterna.net.options import Options
+from sterna.net.source import Source
 from sterna.net.tls import TlsConfig
 from sterna.net.transport import Transport
 from sterna.registry import ERRORS, ErrorClass, ErrorCode, FrameType

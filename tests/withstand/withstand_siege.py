@@ -34,8 +34,10 @@ from sterna.core.session import Session
 from sterna.core.tables import SourceState, State
 from sterna.errors import TransportError
 from sterna.guest.simulated import SimulatedDestinationGuest
-from sterna.net.endpoint import Destination, Options, Source
+from sterna.net.destination import Destination
 from sterna.net.memory import memory_transport_pair
+from sterna.net.options import Options
+from sterna.net.source import Source
 from sterna.registry import FrameType
 from sterna.wire import unchecked
 

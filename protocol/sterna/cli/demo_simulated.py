@@ -20,8 +20,11 @@ from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedMachine, 
 from sterna.guest.workload import PAGE_BYTES, WorkloadParameters
 from sterna.host.evidence import DESTINATION_IMAGE, JOURNAL, SOURCE_IMAGE, Evidence
 from sterna.net.connect import Address, connect
-from sterna.net.endpoint import Destination, LocalHost, Options, Source
+from sterna.net.destination import Destination
+from sterna.net.hosting import LocalHost
 from sterna.net.listen import listen
+from sterna.net.options import Options
+from sterna.net.source import Source
 from sterna.net.tls import TlsConfig
 from sterna.net.transport import Transport
 from sterna.observe.recording import Side

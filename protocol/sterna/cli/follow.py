@@ -50,7 +50,7 @@ class Reporter:
             self._line({"event": "error", **error_fields(error)})
 
     def on_event(self, event: Event) -> None:
-        """An event of the machine; the hook for `sterna.net.endpoint.Options`."""
+        """An event of the machine; the hook for `sterna.net.options.Options`."""
         self.emit(event_fields(event))
 
     def of_connection(self, number: int) -> ConnectionReporter:

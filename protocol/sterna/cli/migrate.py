@@ -57,10 +57,10 @@ from sterna.host.recovery import HeldImage, Recovered, Recovery, attach_to, gues
 from sterna.host.slots import Slot
 from sterna.limits import RESUME_MOST_S, RESUME_S
 from sterna.net.connect import Address, connect, parse_address
-from sterna.net.endpoint import Decide, Options, Source
 from sterna.net.identity import check_name
-from sterna.net.options import VERSIONS_BYTES, Compress
+from sterna.net.options import VERSIONS_BYTES, Compress, Options
 from sterna.net.redial import Reconnect
+from sterna.net.source import Decide, Source
 from sterna.net.streams import enough_streams
 from sterna.net.tls import CheckPeer, TlsConfig
 from sterna.net.transport import Transport

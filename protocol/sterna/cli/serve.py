@@ -46,10 +46,10 @@ from sterna.host.peers import PeerList
 from sterna.host.records_shelf import RecordsShelf
 from sterna.limits import STREAMS_MAX
 from sterna.net.connect import Address, parse_address
-from sterna.net.endpoint import Destination, Options
+from sterna.net.destination import Destination
 from sterna.net.kept import Sessions
 from sterna.net.listen import listen as accept_peers
-from sterna.net.options import own_limits
+from sterna.net.options import Options, own_limits
 from sterna.net.tls import TlsConfig
 from sterna.net.transport import Transport
 from sterna.observe.recording import Side

@@ -24,8 +24,9 @@ from sterna.host.evidence import Evidence
 from sterna.host.held import DepartingGuest
 from sterna.host.recovery import Recovered
 from sterna.net.connect import Address
-from sterna.net.endpoint import Options, Source
+from sterna.net.options import Options
 from sterna.net.redial import redial
+from sterna.net.source import Source
 from sterna.net.tls import TlsConfig
 from sterna.net.transport import Peer, Transport
 from sterna.registry import Feature, Owner

@@ -26,7 +26,7 @@ from sterna.host.records_shelf import Keeper, RecordsShelf
 from sterna.host.recovery import Ask, Recovered, Recovery, Seen, held_image, situation
 from sterna.host.slots_behind import slots_behind
 from sterna.net.connect import Address, connect, parse_address
-from sterna.net.endpoint import Options
+from sterna.net.options import Options
 from sterna.net.pauses import Pauses
 from sterna.net.question import ask_who_owns
 from sterna.net.tls import TlsConfig

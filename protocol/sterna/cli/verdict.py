@@ -29,7 +29,7 @@ from sterna.host.recovery import Seen, guest_in, owner_said, situation
 from sterna.host.slots import Slot
 from sterna.host.slots_behind import slots_behind
 from sterna.net.connect import parse_address
-from sterna.net.endpoint import Options
+from sterna.net.options import Options
 from sterna.registry import Owner
 from sterna.wire.records import NO_RUNNER, Verdict
 

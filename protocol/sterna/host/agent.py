@@ -142,7 +142,7 @@ class PeerListHost:
 
 
 class HostSession:
-    """The `Host` of one endpoint (sterna.net.endpoint).
+    """The `Host` of one endpoint (see `sterna.net.hosting`).
 
     Attributes:
         identity: of the peer that opened the session, None before that or on a plain connection.

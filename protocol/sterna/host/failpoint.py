@@ -23,7 +23,7 @@ from typing import Final
 
 from sterna.core.events import Persist, Request
 from sterna.errors import ConfigError
-from sterna.net.endpoint import OnRequest, ignore_request
+from sterna.net.options import OnRequest, ignore_request
 
 VARIABLE: Final = "STERNA_STOP"
 

@@ -10,7 +10,7 @@ from sterna.core.source import SourceConfig, SourceMachine
 from sterna.errors import GuestError, TransportError
 from sterna.memory.pages import RegionPages
 from sterna.memory.regions import RegionTable
-from sterna.net.endpoint import Options
+from sterna.net.options import Options
 from sterna.net.pump import Pump
 from sterna.net.transport import Transport
 from sterna.registry import ErrorCode

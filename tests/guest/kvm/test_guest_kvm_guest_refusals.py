@@ -24,8 +24,9 @@ from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
 from sterna.guest.kvm import features
 from sterna.guest.kvm.guest import KvmGuest
 from sterna.linux.kvm import Kvm
-from sterna.net.endpoint import Destination, Source
+from sterna.net.destination import Destination
 from sterna.net.memory import memory_transport_pair
+from sterna.net.source import Source
 from sterna.registry import Architecture, ErrorCode, StateKind
 
 pytestmark = [pytest.mark.needs("kvm"), pytest.mark.slow]

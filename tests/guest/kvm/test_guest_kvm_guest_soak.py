@@ -19,8 +19,10 @@ from sterna.core.events import Outcome
 from sterna.core.policy import PolicySettings, Switchover
 from sterna.guest.holder_client import HolderConnection, connect_holder
 from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
-from sterna.net.endpoint import Destination, Options, Source
+from sterna.net.destination import Destination
 from sterna.net.memory import memory_transport_pair
+from sterna.net.options import Options
+from sterna.net.source import Source
 
 pytestmark = [pytest.mark.needs("kvm", "minor_faults"), pytest.mark.slow]
 
