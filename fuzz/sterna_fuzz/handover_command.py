@@ -62,7 +62,7 @@ def handover(
         kind: of the faults; may be given several times; all that an exploration knows, if none is.
         switchover: of the migration; post-copy: all pages follow the guest.
         defect: let endpoints do this wrong, to see it found; may be given several times.
-        plain: carry every step out in every state, to compare: the same states, and much slower.
+        plain: carry every step out in every state, to compare; it is several times slower.
         json: one JSON object on stdout.
     """
     output, started = Output(json=json), time.monotonic()

@@ -3,7 +3,7 @@
 An exploration needs a number for each world, and the numbers of those that come next. There are two ways to
 have them. `Parted` knows each part once and does each step once for all worlds in which it does the same, see
 `sterna.sim.parts`. `Plain` takes every step in a copy of the world, and two worlds are one when their keys
-hash alike. It is some twenty times slower; it is there so that the other can be compared with it.
+hash alike. It is several times slower; it is there so that the other can be compared with it.
 """
 
 from __future__ import annotations
