@@ -409,6 +409,7 @@ def test_a_flood_of_empty_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept(lambda: rounds(101, 400)) < 64 * KIB
     assert large.machine.result is None
     large.machine.connection_lost(None, 0.0)
+    large.answer(e.Persist, None)
     large.answer(e.Discard, None)
     assert large.machine.result is not None
     assert large.machine.result.outcome is Outcome.ROLLED_BACK
