@@ -307,7 +307,8 @@ class _Play:
         if self._stopped is not None or not ours:
             return None
         when, _, request = self._cell.step.stop.partition(" ")
-        if request == "Claim":  # a claim without a store is nothing to do; behind it come the storage locks
+        if request == "Claim" or (request == "Persist:Claiming" and not self._cell.store):
+            # Without a store neither is anything to do yet [ONE-62]; behind it come the storage locks.
             return "before" if isinstance(task.op, TakeLocks) else None
         return when if _is_request(request, task.op) else None
 
