@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sterna.core.history import History
-from sterna.core.records import Claiming, HandBack, SessionRecord, Side, Start
+from sterna.core.records import Claiming, Granted, HandBack, SessionRecord, Side, Start
 from sterna.sim.holder import GUEST_ID, Holder, Stage, memory_of
 from sterna.sim.judge import Judge, Violation
 from sterna.sim.store import SlotStore
@@ -100,15 +100,19 @@ def test_what_is_lost():
     assert judge.is_lost((source, room), EMPTY), "the owner's is destroyed, and nobody else may run it"
     session = SessionRecord(SESSION, 1, Side.DESTINATION, bytes(32), "alpha")
     claim = Claiming(SESSION, 2, THERE, SESSION)
-    claimed = EMPTY | {"beta": History(GUEST_ID, (session, claim))}
+    asked = EMPTY | {"beta": History(GUEST_ID, (session, claim))}
+    assert judge.is_lost((source, room), asked), "HANDOVER has not left, and CLAIMING is to be handed back"
+    sent = SessionRecord(SESSION, 1, Side.SOURCE, bytes(32), "beta", "there")
+    granted = EMPTY | {"alpha": History(GUEST_ID, (sent, Granted(SESSION, 2)))}
+    claimed = granted | {"beta": History(GUEST_ID, (session, claim))}
     assert not judge.is_lost((source, room), claimed), "the destination has the permission"
-    given_back = EMPTY | {"beta": History(GUEST_ID, (session, claim, HandBack(2)))}
+    given_back = granted | {"beta": History(GUEST_ID, (session, claim, HandBack(2)))}
     assert judge.is_lost((source, room), given_back)
     source.stage = Stage.STOPPED
     judge.kills(room)
     room.stage = Stage.KILLED
     assert not judge.is_lost((source, room), claimed)
-    started = EMPTY | {"beta": History(GUEST_ID, (session, claim, Start(2)))}
+    started = granted | {"beta": History(GUEST_ID, (session, claim, Start(2)))}
     assert judge.is_lost((source, room), started), "destroyed behind START"
 
 

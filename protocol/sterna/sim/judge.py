@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 
 from sterna.core.history import History
-from sterna.core.records import Claiming, HandBack, Start
+from sterna.core.records import Claiming, Granted, HandBack, Start
 from sterna.sim.holder import Holder, Stage
 from sterna.sim.store import SlotStore
 
@@ -120,7 +120,8 @@ class Judge:
         killed = [each for each in holders if each.stage is Stage.KILLED]
         if any(_started(records[each.host], each.image) > self.epoch for each in killed):
             return True
-        claimed = any(_may_start(each, self.epoch) for each in records.values())
+        granted = any(_was_granted(each, self.epoch) for each in records.values())
+        claimed = granted and any(_may_start(each, self.epoch) for each in records.values())
         return not claimed and any((each.host, each.image) == self.image for each in killed)
 
 
@@ -129,6 +130,11 @@ def _started(history: History, image: bytes) -> int:
     claims = [each for each in history.each(Claiming) if each.image == image]
     started = {each.epoch for each in history.each(Start)}
     return max((each.epoch for each in claims if each.epoch in started), default=0)
+
+
+def _was_granted(history: History, epoch: int) -> bool:
+    """Whether HANDOVER may have left. Without, a CLAIMING is there to be handed back [ONE-18] [ONE-44]."""
+    return any(each.epoch > epoch for each in history.each(Granted))
 
 
 def _may_start(history: History, epoch: int) -> bool:
