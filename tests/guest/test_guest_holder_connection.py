@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from descriptors_support import descriptors, nothing_stays_open
 from sterna.guest.holder_connection import Closed, Connection, close_strange
 from sterna.guest.holder_engine import Party
 from sterna.guest.holder_frames import FRAME_DESCRIPTORS, FrameError, FrameReader, encode_frame
@@ -84,17 +85,17 @@ def test_nor_is_closing_a_connection_in_which_it_still_is(rig: Rig, lingering: i
 def test_all_that_came_is_taken(rig: Rig, controller: bool) -> None:
     """[HOL-6]: nothing is left for the kernel to close in our thread."""
     rig.connection.party = Party(controller)
-    before = len(os.listdir("/proc/self/fd"))
-    file = MemoryFile("passed", 4096)
-    count = 2 * FRAME_DESCRIPTORS + 1 if controller else 1
-    socket.send_fds(rig.peer, [b"x"], [file.fileno()] * count)
-    with pytest.raises(FrameError) as caught:
-        rig.connection.receive()
-    assert caught.value.fatal
-    assert len(os.listdir("/proc/self/fd")) == before + 1 + count
-    rig.connection.reader.close()
-    file.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    with nothing_stays_open():
+        before = descriptors()
+        file = MemoryFile("passed", 4096)
+        count = 2 * FRAME_DESCRIPTORS + 1 if controller else 1
+        socket.send_fds(rig.peer, [b"x"], [file.fileno()] * count)
+        with pytest.raises(FrameError) as caught:
+            rig.connection.receive()
+        assert caught.value.fatal
+        assert len(descriptors() - before) == 1 + count
+        rig.connection.reader.close()
+        file.close()
 
 
 def test_an_answer_with_descriptors_waits_for_its_reader(rig: Rig) -> None:
@@ -128,20 +129,20 @@ def test_an_answer_with_descriptors_waits_for_its_reader(rig: Rig) -> None:
 
 def test_copies_of_what_was_not_sent_are_closed(rig: Rig) -> None:
     file = MemoryFile("passed", 4096)
-    before = len(os.listdir("/proc/self/fd"))
     filled = rig.connection.socket
     with contextlib.suppress(BlockingIOError):
         while True:
             filled.send(bytes(1 << 12))
-    rig.connection.send({}, [file.fileno()])
-    assert rig.connection.blocked
-    assert not rig.connection.ready
-    assert len(os.listdir("/proc/self/fd")) == before + 1
-    rig.peer.close()
-    with pytest.raises(Closed):
-        rig.connection.flush()
-    rig.connection.close()
-    assert len(os.listdir("/proc/self/fd")) <= before
+    with nothing_stays_open():
+        before = descriptors()
+        rig.connection.send({}, [file.fileno()])
+        assert rig.connection.blocked
+        assert not rig.connection.ready
+        assert len(descriptors() - before) == 1
+        rig.peer.close()
+        with pytest.raises(Closed):
+            rig.connection.flush()
+        rig.connection.close()
     file.close()
 
 

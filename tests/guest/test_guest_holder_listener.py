@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from descriptors_support import nothing_stays_open
 from sterna.errors import GuestError
 from sterna.guest.holder_listener import Listener
 
@@ -23,18 +24,17 @@ def connected(path: Path) -> socket.socket:
 def test_appears_with_its_mode_and_leaves_nothing(tmp_path: Path) -> None:
     """[HOL-1]"""
     path = tmp_path / "holder"
-    before = len(os.listdir("/proc/self/fd"))
-    listener = Listener(path, 4)
-    assert os.listdir(tmp_path) == ["holder"]
-    assert stat.S_IMODE(path.lstat().st_mode) == 0o600
-    with connected(path):
-        accepted = listener.accept()
-        assert accepted is not None
-        accepted.close()
-        assert listener.accept() is None
-    listener.close()
-    assert not os.listdir(tmp_path)
-    assert len(os.listdir("/proc/self/fd")) == before
+    with nothing_stays_open():
+        listener = Listener(path, 4)
+        assert os.listdir(tmp_path) == ["holder"]
+        assert stat.S_IMODE(path.lstat().st_mode) == 0o600
+        with connected(path):
+            accepted = listener.accept()
+            assert accepted is not None
+            accepted.close()
+            assert listener.accept() is None
+        listener.close()
+        assert not os.listdir(tmp_path)
 
 
 def test_another_holders_path_is_not_taken(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -11,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from descriptors_support import nothing_stays_open
 from sterna.errors import GuestError
 from sterna.guest.holder_frames import Frame
 from sterna.guest.late_endpoint import LateEndpoint, _joined
@@ -270,20 +270,18 @@ async def test_a_holder_that_is_gone(rig_of: Callable[..., Rig]) -> None:
 async def test_answers_that_make_no_sense(rig_of: Callable[..., Rig]) -> None:
     """[HOL-39] Every descriptor of theirs is closed."""
     rig = rig_of(2)
-    gc.collect()  # what other tests have left must not go meanwhile
-    before = len(os.listdir("/proc/self/fd"))
-    for changes in ({"region": 4}, {"bits": 7}, {"offset": 8}, {"address": 5}, {"bits": 1 << 40}):
+    with nothing_stays_open():
+        for changes in ({"region": 4}, {"bits": 7}, {"offset": 8}, {"address": 5}, {"bits": 1 << 40}):
+            with pytest.raises(GuestError):
+                LateEndpoint(rig.answer(**changes), (REGION,), {3: rig.ours})
+        with pytest.raises(GuestError):  # a region of which nothing is said
+            LateEndpoint(rig.answer(), (REGION, Region(5, 0, 4096)), {3: rig.ours, 5: rig.ours})
+        few = rig.answer()
+        os.close(few.descriptors[1])
         with pytest.raises(GuestError):
-            LateEndpoint(rig.answer(**changes), (REGION,), {3: rig.ours})
-    with pytest.raises(GuestError):  # a region of which nothing is said
-        LateEndpoint(rig.answer(), (REGION, Region(5, 0, 4096)), {3: rig.ours, 5: rig.ours})
-    few = rig.answer()
-    os.close(few.descriptors[1])
-    with pytest.raises(GuestError):
-        LateEndpoint(Frame(few.fields, few.descriptors[:1]), (REGION,), {3: rig.ours})
-    growing = os.memfd_create("test")
-    whole = rig.answer()
-    os.close(whole.descriptors[1])
-    with pytest.raises(GuestError, match="shrink"):
-        LateEndpoint(Frame(whole.fields, (whole.descriptors[0], growing)), (REGION,), {3: rig.ours})
-    assert len(os.listdir("/proc/self/fd")) == before
+            LateEndpoint(Frame(few.fields, few.descriptors[:1]), (REGION,), {3: rig.ours})
+        growing = os.memfd_create("test")
+        whole = rig.answer()
+        os.close(whole.descriptors[1])
+        with pytest.raises(GuestError, match="shrink"):
+            LateEndpoint(Frame(whole.fields, (whole.descriptors[0], growing)), (REGION,), {3: rig.ours})

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import contextlib
-import gc
-import os
 import threading
 from collections.abc import Iterator
 
 import pytest
 
+from descriptors_support import nothing_stays_open
 from sterna.errors import GuestError
 from sterna.guest import late_pages
 from sterna.guest.holder_bitmaps import set_bits
@@ -117,20 +116,18 @@ def test_memory_that_nobody_has_touched_gets_no_entries_back() -> None:
 @pytest.mark.needs("minor_faults")
 def test_a_set_that_does_not_fit_changes_nothing() -> None:
     """[HOL-10] [HOL-38]"""
-    gc.collect()  # what other tests have left must not go meanwhile
-    before = len(os.listdir("/proc/self/fd"))
-    with memory() as maps:
-        for stale in ({9: PageBitmap(1)}, {4: PageBitmap(71)}):
-            with pytest.raises(GuestError) as caught:
-                LatePages(REGIONS, maps, stale)
-            assert caught.value.code is ErrorCode.BAD_VALUE
-        late = LatePages(REGIONS, maps, {4: bitmap(70, 5)})
-        with pytest.raises(GuestError):
-            late.replace({9: PageBitmap(1)})
-        assert late.missing() == 1
-        late.end()
-    del caught, late
-    assert len(os.listdir("/proc/self/fd")) == before
+    with nothing_stays_open():
+        with memory() as maps:
+            for stale in ({9: PageBitmap(1)}, {4: PageBitmap(71)}):
+                with pytest.raises(GuestError) as caught:
+                    LatePages(REGIONS, maps, stale)
+                assert caught.value.code is ErrorCode.BAD_VALUE
+            late = LatePages(REGIONS, maps, {4: bitmap(70, 5)})
+            with pytest.raises(GuestError):
+                late.replace({9: PageBitmap(1)})
+            assert late.missing() == 1
+            late.end()
+        del caught, late
 
 
 @pytest.mark.needs("minor_faults")

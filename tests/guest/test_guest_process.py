@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import threading
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from test_guest_holder_server import serving
 
+from descriptors_support import nothing_stays_open
 from sterna.errors import GuestError
 from sterna.guest import process
 from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest, StateSection
@@ -191,15 +191,13 @@ def test_without_a_thread_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> N
     def refuse(_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(process.GuestMemory, "start_populating", refuse)
-    with closing(guest):
+    with closing(guest), nothing_stays_open():
         try:
             guest.reserve(description())
         except GuestError as error:
             assert error.code is ErrorCode.FULL  # noqa: PT017 - its traceback must not keep the mapping
         assert guest.tracker == "none"
-        assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_pause_is_complete_and_resume_runs_on() -> None:
@@ -364,28 +362,26 @@ def test_an_owner_who_does_not_want_it() -> None:
 @pytest.mark.needs("minor_faults")
 def test_pages_that_are_expected_in_vain() -> None:
     """[HOL-10] [HOL-38] Closed, discarded or taken back, nothing is held any more."""
-    gc.collect()  # what other tests have left must not go meanwhile
-    before = len(os.listdir("/proc/self/fd"))
-    everything = {0: PageBitmap.full(MEMORY // PAGE_BYTES)}
-    guest = room()
-    with closing(guest):
-        for _ in range(2):
+    with nothing_stays_open():
+        everything = {0: PageBitmap.full(MEMORY // PAGE_BYTES)}
+        guest = room()
+        with closing(guest):
+            for _ in range(2):
+                guest.reserve(description())
+                guest.expect({})
+                assert guest.late_pages is None
+                guest.expect(everything)
+                assert guest.late_pages is not None
+                with pytest.raises(GuestError) as caught:
+                    guest.expect({1: PageBitmap(1)})
+                assert caught.value.code is ErrorCode.BAD_VALUE
+                guest.expect({})
+                assert guest.late_pages is None
+                guest.expect(everything)
+                del caught
+                guest.discard()
             guest.reserve(description())
-            guest.expect({})
-            assert guest.late_pages is None
             guest.expect(everything)
-            assert guest.late_pages is not None
-            with pytest.raises(GuestError) as caught:
-                guest.expect({1: PageBitmap(1)})
-            assert caught.value.code is ErrorCode.BAD_VALUE
-            guest.expect({})
-            assert guest.late_pages is None
-            guest.expect(everything)
-            del caught
-            guest.discard()
-        guest.reserve(description())
-        guest.expect(everything)
-    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_states_that_are_not_taken() -> None:

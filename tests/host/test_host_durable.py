@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from descriptors_support import nothing_stays_open
 from sterna.host.durable import OsFiles
 
 FILES = OsFiles()
@@ -66,11 +67,9 @@ def test_what_is_planted_is_neither_followed_nor_waited_for(tmp_path: Path) -> N
 
 
 def test_nothing_stays_open(tmp_path: Path) -> None:
-    before = os.listdir("/proc/self/fd")
-    FILES.create(f"{tmp_path}/a", b"x", 0o600)
-    for _ in range(10):
+    with nothing_stays_open():
+        FILES.create(f"{tmp_path}/a", b"x", 0o600)
         FILES.read(f"{tmp_path}/a", 9)
         FILES.write(f"{tmp_path}/a", 0, b"y")
         FILES.sync(f"{tmp_path}/a")
         FILES.sync_directory(str(tmp_path))
-    assert len(os.listdir("/proc/self/fd")) == len(before)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 
 import pytest
 
+from descriptors_support import nothing_stays_open
 from sterna.linux import kvm_probe as module
 from sterna.linux.errors import CapabilityMissing
 from sterna.linux.kvm import Machine
@@ -27,11 +27,9 @@ def why_not(path: str = module.DEVICE) -> str:
 
 @needs_kvm
 def test_a_machine_that_runs_leaves_nothing() -> None:
-    gc.collect()
-    opened = len(os.listdir("/proc/self/fd"))
-    assert try_machine() in {True, False}
-    gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == opened
+    with nothing_stays_open():
+        assert try_machine() in {True, False}
+        gc.collect()
 
 
 def test_no_device_and_one_that_is_another() -> None:

@@ -61,15 +61,17 @@ def test_a_listener_may_leave_the_port_to_the_system():
     assert parse_address("0.0.0.0:0", listen=True) == Address("0.0.0.0", 0)
 
 
-def free_port() -> int:
+@pytest.fixture
+def dead_port():
+    """One on which nothing listens, nor can as long as the test has it: not even the dialler's own end."""
     with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+        sock.bind(("", 0))
+        yield sock.getsockname()[1]
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
-async def test_nothing_listens(host_b, encrypted):
-    address = Address("127.0.0.1", free_port())
+async def test_nothing_listens(host_b, encrypted, dead_port):
+    address = Address("127.0.0.1", dead_port)
     with pytest.raises(TransportError) as caught:
         await connect(address, tls=host_b if encrypted else None, expected="host-a")
     assert caught.value.code == ErrorCode.CONNECT_FAILED
@@ -93,10 +95,10 @@ class Names(trio.abc.HostnameResolver):
         raise NotImplementedError
 
 
-async def test_several_addresses_and_nothing_listens():
+async def test_several_addresses_and_nothing_listens(dead_port):
     trio.socket.set_custom_hostname_resolver(Names())
     with pytest.raises(TransportError, match="nothing listens there"):
-        await open_tcp(Address("two.example", free_port()))
+        await open_tcp(Address("two.example", dead_port))
 
 
 async def test_an_unknown_name():
@@ -132,7 +134,7 @@ async def test_a_server_that_accepts_and_says_nothing(host_b, autojump_clock):
 async def test_files_are_checked_before_anybody_is_dialled(host_b, tmp_path):
     broken = TlsConfig(tmp_path / "none", host_b.key, host_b.authority, host_b.check_peer)
     with pytest.raises(ConfigError, match="cannot read"):
-        await connect(Address("127.0.0.1", free_port()), tls=broken)
+        await connect(Address("127.0.0.1", 1), tls=broken)
 
 
 async def greet(transport):

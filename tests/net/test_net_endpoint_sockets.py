@@ -14,6 +14,7 @@ from endpoint_support import Migration, frames, until, welcome
 from net_support import shake_hands, tcp_pair
 from resume_net_support import Resuming
 
+from descriptors_support import nothing_stays_open
 from sterna.core.events import Outcome
 from sterna.guest.embedded import PAGE_BYTES, EmbeddedGuest
 from sterna.guest.simulated import SimulatedSourceGuest
@@ -48,11 +49,9 @@ async def ends(request: pytest.FixtureRequest, host_a: TlsConfig, host_b: TlsCon
 @pytest.fixture(autouse=True)
 def _nothing_is_left_open() -> Iterator[None]:
     """Neither descriptors nor objects that complain when they are collected."""
-    gc.collect()
-    before = os.listdir("/proc/self/fd")
-    yield
-    gc.collect()
-    assert len(os.listdir("/proc/self/fd")) <= len(before)
+    with nothing_stays_open():
+        yield
+        gc.collect()
 
 
 async def test_a_running_guest_moves(ends: Ends) -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +11,7 @@ import pytest
 import trio
 import trio.lowlevel
 
+from descriptors_support import nothing_stays_open
 from sterna.errors import GuestError
 from sterna.guest.kvm import machine as module
 from sterna.guest.kvm.audit import audit
@@ -409,18 +409,15 @@ def test_more_vcpus_than_there_are_blocks() -> None:
 def test_a_machine_that_cannot_be_made_leaves_nothing(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gc.collect()
-    opened = len(os.listdir("/proc/self/fd"))
-
     def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(module.Kvm, "create_machine", module.Kvm.create_machine)
     monkeypatch.setattr(module.MemoryFile, "map", fail)
-    with pytest.raises(GuestError) as caught:
-        KvmMachine(MEMORY, 1)
-    assert caught.value.code is ErrorCode.FULL
-    assert len(os.listdir("/proc/self/fd")) == opened
+    with nothing_stays_open():
+        with pytest.raises(GuestError) as caught:
+            KvmMachine(MEMORY, 1)
+        assert caught.value.code is ErrorCode.FULL
 
 
 def test_a_kernel_without_memory_files(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,12 +430,10 @@ def test_a_kernel_without_memory_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_closing_gives_everything_back() -> None:
-    gc.collect()
-    opened = len(os.listdir("/proc/self/fd"))
-    with machine() as made:
-        made.begin(PARAMETERS)
-        write(made.vcpus[0], 10)
-        made.close()
-    del made
-    gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == opened
+    with nothing_stays_open():
+        with machine() as made:
+            made.begin(PARAMETERS)
+            write(made.vcpus[0], 10)
+            made.close()
+        del made
+        gc.collect()
