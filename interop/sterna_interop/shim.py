@@ -22,7 +22,7 @@ from sterna.core.deadlines import Deadlines
 from sterna.core.events import Event, Outcome, PhaseEntered, Result, RoundFinished, RoundStarted
 from sterna.core.policy import PolicySettings
 from sterna.errors import SternaError, TransportError
-from sterna.host.agent import refusal, rejection
+from sterna.host.farewells import refusal, rejection
 from sterna.limits import Limits
 from sterna.net.connect import take_socket
 from sterna.net.destination import Destination, MakeGuest

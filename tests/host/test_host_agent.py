@@ -2,100 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
 import trio
+from agent_support import (
+    ALONE,
+    BY_ID,
+    CLAIMED,
+    DB,
+    ID,
+    NOBODY,
+    OTHER_ID,
+    OTHER_PRINT,
+    PEERS,
+    RECEIVER,
+    SENDER,
+    STRANGER,
+    WEB,
+    admitted,
+    ask,
+    hello,
+    question,
+    refused,
+    shown,
+    take_over,
+    with_store,
+)
 from trio.abc import Clock
 
 from sterna.core.deadlines import Deadlines
 from sterna.core.events import Admission, Outcome, Result, RoundStarted
-from sterna.core.history import RecordConflict
-from sterna.core.records import Claiming, Granted, SessionRecord, Side, Start
-from sterna.errors import LocalProtocolError, RecordError, SternaError, TransportError
-from sterna.guest.api import GuestDescription
+from sterna.core.records import Granted, SessionRecord, Side, Start
+from sterna.errors import LocalProtocolError, TransportError
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
-from sterna.host.agent import REPLACE_WITHIN_S, HostSession, PeerListHost, refusal, rejection
-from sterna.host.lease_memory import MemoryLeaseStore
-from sterna.host.peers import PeerList
-from sterna.host.records_shelf import RecordsShelf
+from sterna.host.agent import REPLACE_WITHIN_S, PeerListHost
 from sterna.net.destination import Destination
 from sterna.net.memory import MemoryTransport, memory_transport_pair
 from sterna.net.options import Options
 from sterna.net.source import Source
 from sterna.net.transport import Peer
-from sterna.registry import ERRORS, ErrorCode, Feature, Mode, Owner
+from sterna.registry import ErrorCode, Owner
 from sterna.testing import run_workload
 from sterna.testing.faulty_store import Fault, FaultyStore
-from sterna.wire import FrameReader, FrameReceived, PrefaceReceived
-from sterna.wire.records import Abort, FeatureOffer, Hello, Refuse, Region, Runner, Verdict
-
-ID, OTHER_ID = bytes(range(16)), b"\xff" * 16
-PRINT, OTHER_PRINT = b"\x5f" * 32, b"\x60" * 32
-WEB = GuestDescription(ID, "web-1", (Region(0, 0, 4096),))
-DB = GuestDescription(OTHER_ID, "db-1", (Region(0, 0, 4096),))
-
-PEERS = PeerList.parse(
-    f"""
-[[peer]]
-identity = "sender"
-may_send = ["web-*"]
-fingerprint = "{PRINT.hex()}"
-
-[[peer]]
-identity = "by-id"
-may_send = ["id:{ID.hex()}"]
-
-[[peer]]
-identity = "receiver"
-may_receive = ["web-*"]
-""",
-    "peers.toml",
-)
-SENDER = Peer("192.0.2.1:4646", "sender", PRINT)
-BY_ID = Peer("192.0.2.2:4646", "by-id", OTHER_PRINT)
-RECEIVER = Peer("192.0.2.3:4646", "receiver", OTHER_PRINT)
-STRANGER = Peer("192.0.2.4:4646", "stranger", OTHER_PRINT)
-NOBODY = Peer("192.0.2.5:4646")
-
-
-def hello(guest: bytes = ID, epoch: int = 1) -> Hello:
-    return Hello(Mode.OPEN, (), (), {}, guest, epoch, Runner("there", bytes(16)))
-
-
-async def take_over(session: HostSession, epoch: int = 1) -> SessionRecord:
-    """What a machine notes until the claim."""
-    made = session.admission
-    assert made is not None
-    record = SessionRecord(made.session, epoch, Side.DESTINATION, made.token, "")
-    await session.persist(record)
-    await session.persist(Claiming(made.session, epoch + 1, made.runner, made.session))
-    return record
+from sterna.wire.records import Runner, Verdict
 
 
 @pytest.fixture
 def host() -> PeerListHost:
     return PeerListHost("here", PEERS)
-
-
-async def admitted(
-    host: PeerListHost, peer: Peer = SENDER, *, epoch: int = 1, guest: bytes = ID
-) -> HostSession:
-    session = host.session()
-    await session.admit(hello(guest, epoch), peer)
-    return session
-
-
-async def refused(host: PeerListHost, peer: Peer, *, epoch: int = 1, guest: bytes = ID) -> SternaError:
-    """Why a session is not opened; it must not stand in anybody's way afterwards."""
-    session = host.session()
-    async with session:
-        with pytest.raises(SternaError) as caught:
-            await session.admit(hello(guest, epoch), peer)
-    assert not session.admitted
-    return caught.value
 
 
 # ---- who may come ----
@@ -376,127 +330,7 @@ async def test_a_source_has_one_undecided_grant(host: PeerListHost) -> None:
         assert (caught.value.code, caught.value.clause) == (ErrorCode.UNDECIDED, "ONE-53")
 
 
-# ---- questions ----
-
-
-def question(record: SessionRecord, **other: object) -> Hello:
-    asked = replace(hello(), mode=Mode.VERDICT, session=record.session, token=record.token)
-    return replace(asked, **other)  # type: ignore[arg-type]
-
-
-async def ask(host: PeerListHost, asked: Hello, peer: Peer = SENDER) -> Verdict:
-    async with host.session(peer) as session:
-        return await session.verdict(asked)
-
-
-async def test_who_asks_makes_it_be_handed_back_unless_it_was_started(host: PeerListHost) -> None:
-    """[ONE-44] [ONE-45] Whatever the session's own endpoint is about to do: START is excluded by then."""
-    first = await admitted(host)
-    record = await take_over(first)
-    for _ in range(2):
-        verdict = await ask(host, question(record))
-        assert (verdict.owner, verdict.handed_back) == (Owner.SOURCE, True)
-    with pytest.raises(RecordConflict):
-        await first.persist(Start(2))
-    other = await admitted(host, guest=OTHER_ID)
-    record = await take_over(other)
-    await other.persist(Start(2))
-    verdict = await ask(host, question(record, guest=OTHER_ID))
-    assert (verdict.owner, verdict.handed_back, verdict.epoch) == (Owner.DESTINATION, False, 2)
-
-
-async def test_a_session_that_was_never_claimed_is_claimed_to_be_handed_back(host: PeerListHost) -> None:
-    """[ONE-44] If it knows the session but has no CLAIMING, it creates that first."""
-    session = await admitted(host)
-    assert session.admission is not None
-    made = session.admission
-    record = SessionRecord(made.session, 1, Side.DESTINATION, made.token, "")
-    await session.persist(record)
-    assert (await ask(host, question(record))).handed_back
-    async with host.shelf.opened(ID) as keeper:
-        assert keeper is not None
-        assert [each.kind for each in keeper.history.records] == ["session", "claiming", "handback"]
-
-
-async def test_a_resumption_that_comes_too_late_excludes_nothing(host: PeerListHost) -> None:
-    """[ONE-44] [RES-15] Its source has not granted: with HANDBACK here it could never come again under n."""
-    async with await admitted(host) as session:
-        made = session.admission
-        assert made is not None
-        record = SessionRecord(made.session, 1, Side.DESTINATION, made.token, "")
-        await session.persist(record)
-    resumes = question(record, mode=Mode.RESUME)
-    verdict = await ask(host, resumes)
-    assert (verdict.owner, verdict.handed_back) == (Owner.UNDECIDED, False)
-    second = await take_over(await admitted(host))
-    assert (await ask(host, resumes)).owner is Owner.UNDECIDED
-    assert (await ask(host, question(second, mode=Mode.RESUME))).handed_back
-
-
-async def test_a_question_with_another_token_or_of_another_peer_changes_nothing(host: PeerListHost) -> None:
-    """[ONE-46]"""
-    record = await take_over(await admitted(host))
-    for asked, peer in (
-        (question(record, token=b"x" * 32), SENDER),
-        (question(record, session=b"x" * 16), SENDER),
-        (question(record, guest=OTHER_ID), SENDER),
-        (question(record), BY_ID),
-        (question(record), NOBODY),
-    ):
-        verdict = await ask(host, asked, peer)
-        assert (verdict.owner, verdict.epoch) == (Owner.UNDECIDED, 1)
-    async with host.shelf.opened(ID) as keeper:
-        assert keeper is not None
-        assert keeper.history.fate(2) is None
-    assert host.shelf.guests() == [ID]
-
-
-async def test_a_question_about_nothing_does_not_trouble_the_store() -> None:
-    """[ONE-46] It would be asked as often as a peer likes, about whatever it likes."""
-    store = FaultyStore(MemoryLeaseStore())
-    host = PeerListHost("here", PEERS, store=store)
-    unknown = SessionRecord(b"s" * 16, 1, Side.DESTINATION, b"t" * 32, "sender")
-    assert (await ask(host, question(unknown))).owner is Owner.UNDECIDED
-    assert store.calls == 0
-
-
-async def test_another_process_has_the_records(tmp_path: Path) -> None:
-    """[ONE-60] Who can neither read START nor exclude it refuses; so does who is asked to open a session."""
-    here, there = (PeerListHost("here", PEERS, shelf=RecordsShelf(tmp_path, "a test")) for _ in range(2))
-    async with await admitted(here) as first:
-        record = await take_over(first)
-        with pytest.raises(RecordError, match="a test") as caught:
-            await ask(there, question(record))
-        assert caught.value.code is ErrorCode.BUSY
-        assert (await refused(there, SENDER)).code is ErrorCode.BUSY
-    # The records outlive the process; where they are free they are read.
-    assert (await ask(there, question(record))).handed_back
-
-
-async def test_lost_records_are_undecided(tmp_path: Path) -> None:
-    """[ONE-32] [ONE-57]"""
-    host = PeerListHost("here", PEERS, shelf=RecordsShelf(tmp_path))
-    async with await admitted(host) as first:
-        record = await take_over(first)
-    (tmp_path / ID.hex() / "head").unlink()
-    assert (await ask(host, question(record))).owner is Owner.UNDECIDED
-
-
 # ---- a lease store ----
-
-ALONE, CLAIMED = Runner("there", b"1" * 16), Runner("here", b"2" * 16)
-STORED = (FeatureOffer(Feature.LEASE_STORE, True, 0),)
-
-
-async def with_store(*runners: Runner) -> tuple[PeerListHost, MemoryLeaseStore]:
-    store = MemoryLeaseStore()
-    for epoch, runner in enumerate(runners, 1):
-        assert await store.claim(ID, epoch, runner) == runner
-    return PeerListHost("here", None, store=store), store
-
-
-def shown(epoch: int, runner: Runner, *, store: bool = True) -> Hello:
-    return Hello(Mode.OPEN, (), STORED if store else (), {}, ID, epoch, runner)
 
 
 async def test_an_opening_shows_the_newest_slot() -> None:
@@ -561,23 +395,6 @@ async def test_a_claim_is_the_store_s_to_decide(autojump_clock: Clock) -> None:
             await session.probe(1, ALONE)
         assert caught.value.code is ErrorCode.STALE_EPOCH
     assert len(said) == 2
-
-
-async def test_with_a_store_a_verdict_says_whose_the_slot_is() -> None:
-    """[ONE-50] [ONE-51] And nothing is handed back for being asked: the slot decides."""
-    host, store = await with_store(ALONE)
-    async with host.session(SENDER) as session:
-        made = await session.admit(shown(1, ALONE), SENDER)
-        assert isinstance(made, Admission)
-        record = await take_over(session)
-        assert (await ask(host, question(record))).owner is Owner.UNDECIDED
-        assert await session.claim(2, made.runner) == made.runner
-        verdict = await ask(host, question(record))
-        assert (verdict.owner, verdict.epoch, verdict.runner) == (Owner.DESTINATION, 2, made.runner)
-        assert not verdict.handed_back
-    await store.claim(ID, 3, ALONE)
-    verdict = await ask(host, question(record))
-    assert (verdict.epoch, verdict.runner, verdict.handed_back) == (3, ALONE, True)
 
 
 # ---- with endpoints ----
@@ -670,22 +487,3 @@ async def test_a_second_host_with_the_same_guest_is_refused(autojump_clock: Cloc
     assert second.by_peer
     assert results[0].outcome is Outcome.COMPLETED
     assert clone.running
-
-
-# ---- what is said to peers that are not let in ----
-
-
-@pytest.mark.parametrize("code", [ErrorCode.PEER_NOT_LISTED, ErrorCode.FULL])
-def test_a_farewell_is_a_preface_and_one_frame_and_tells_no_details(code: ErrorCode) -> None:
-    error = TransportError(code, "secret detail of /etc/sterna/peers.toml")
-    for said, record_type in ((refusal(error), Refuse), (rejection(error), Abort)):
-        reader = FrameReader()
-        reader.receive_data(said)
-        assert isinstance(reader.next_event(), PrefaceReceived)
-        event = reader.next_event()
-        assert isinstance(event, FrameReceived)
-        assert type(event.record) is record_type
-        assert isinstance(event.record, Refuse | Abort)
-        assert (event.record.code, event.record.text) == (code, ERRORS[code].text)
-        assert reader.next_event() is None
-        assert b"secret" not in said

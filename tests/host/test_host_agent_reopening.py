@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_host_agent import BY_ID, ID, NOBODY, OTHER_ID, PEERS, SENDER, STRANGER, take_over
+from agent_support import BY_ID, ID, NOBODY, OTHER_ID, PEERS, SENDER, STRANGER, take_over
 from test_host_openings import ASKING, HELLO, OPENING
 
 from sterna.core.records import Claiming, Complete, Granted, HandBack, Released, SessionRecord, Side, Start

@@ -98,6 +98,15 @@ def test_guests(identity, guest_id, name, direction, allowed):
         assert guest_id.hex() in str(error)
 
 
+def test_a_guest_without_a_name_yet_is_let_in_if_some_name_could_be(peers):
+    assert peers.may_send("host-a", bytes(16))
+    for identity in ("host-c", "nobody"):
+        assert not peers.may_send(identity, ID)
+    by_id = PeerList.parse(f'[[peer]]\nidentity = "host-d"\nmay_send = ["id:{ID.hex()}"]', "peers.toml")
+    assert by_id.may_send("host-d", ID)
+    assert not by_id.may_send("host-d", bytes(16))
+
+
 def test_hostile_names_take_no_time(peers):
     rules = PeerList.parse('[[peer]]\nidentity="a"\nmay_send=["' + "*a" * 100 + 'b"]', "p")
     assert denied(rules, "a", PRINT, ID, "a" * 255, Direction.SEND).code == ErrorCode.NOT_AUTHORISED

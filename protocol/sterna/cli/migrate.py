@@ -47,9 +47,10 @@ from sterna.core.policy import PolicySettings, Switchover, estimate_fixed_cost_s
 from sterna.core.words import duration_text, size_text
 from sterna.errors import ConfigError, GuestError, LocalProtocolError, StoreError
 from sterna.guest.holder_client import HolderConnection, HolderStatus, connect_holder
-from sterna.host.agent import PeerListHost, rejection
+from sterna.host.agent import PeerListHost
 from sterna.host.evidence import SOURCE_IMAGE, WARNING, Evidence
 from sterna.host.failpoint import failpoint
+from sterna.host.farewells import rejection
 from sterna.host.held import DepartingGuest
 from sterna.host.peers import PeerList
 from sterna.host.records_shelf import Keeper, RecordsShelf

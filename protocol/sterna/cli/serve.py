@@ -38,9 +38,10 @@ from sterna.core.words import duration_text, size_text
 from sterna.errors import ConfigError, GuestError, LocalProtocolError, SternaError
 from sterna.guest.api import DestinationGuest, GuestDescription
 from sterna.guest.holder_client import connect_holder
-from sterna.host.agent import HostSession, PeerListHost, refusal
+from sterna.host.agent import HostSession, PeerListHost
 from sterna.host.evidence import DESTINATION_IMAGE, WARNING, Evidence
 from sterna.host.failpoint import failpoint
+from sterna.host.farewells import refusal
 from sterna.host.held import ROOM, ArrivingGuest
 from sterna.host.peers import PeerList
 from sterna.host.records_shelf import RecordsShelf

@@ -20,7 +20,8 @@ from sterna.core.recovery import Image, open_session
 from sterna.core.verdict import Facts, Judgement, Step
 from sterna.errors import RecordError, SternaError, TransportError
 from sterna.guest.holder_client import HolderStatus, connect_holder
-from sterna.host.agent import PeerListHost, rejection
+from sterna.host.agent import PeerListHost
+from sterna.host.farewells import rejection
 from sterna.host.records_keeper import peek
 from sterna.host.records_shelf import Keeper, RecordsShelf
 from sterna.host.recovery import Ask, Recovered, Recovery, Seen, held_image, situation

@@ -1,4 +1,4 @@
-"""A host as its command-line endpoints have it: who may come, what is on record, and what the store says.
+"""A host as its command-line endpoints have it: who may come, and which session of a guest is the one.
 
 One `PeerListHost` serves all sessions of a process; each session has a `HostSession`, which is the `Host`
 that its endpoint asks. What the sessions share is which guests are on their way here: a (guest, epoch) has
@@ -8,6 +8,9 @@ the guest back, or the peer was restarted. Another one's is busy [ONE-12] [ONE-1
 which CLAIMING tells whatever has become of the process, an opening is answered with who owns the guest
 [ONE-14]. What an earlier process has left open is taken up again if its source asks for it [RES-16].
 
+What records and store have against an opening is `sterna.host.admitting`'s to say, and who owns a guest
+`sterna.host.answering`'s. Here is what waits, holds and writes.
+
 With a lease store every opening shows the guest's newest slot, and every claim is the store's to decide.
 Without one claims are won when they are made, and the grant is the commit as the source sees it [ONE-43].
 """
@@ -15,7 +18,7 @@ Without one claims are won when they are made, and the grant is the commit as th
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
@@ -23,26 +26,25 @@ from typing import Final, Self
 import trio
 
 from sterna.core.events import Admission
-from sterna.core.history import History, RecordConflict
-from sterna.core.records import Claiming, Decided, Record, Released, SessionRecord, Side, Start
-from sterna.core.recovery import before_verdict
+from sterna.core.history import History
+from sterna.core.records import Claiming, Record, Released, SessionRecord, Start
 from sterna.core.reopening import Opening
-from sterna.core.verdict import Facts, Step, answer, asked_for, judge
+from sterna.core.verdict import Facts, answer, asked_for
 from sterna.errors import LocalProtocolError, RecordError, StoreError, StoreUnavailable, TransportError
 from sterna.guest.api import GuestDescription
+from sterna.host.admitting import check_records, check_slot, names_store
+from sterna.host.answering import answer_peer, is_handed_over
 from sterna.host.lease import LeaseStore, claim_until_named
 from sterna.host.openings import Openings
 from sterna.host.peers import Direction, PeerList
-from sterna.host.records_log import RecordsMissing
 from sterna.host.records_shelf import Keeper, RecordsShelf
 from sterna.host.slots import Slot
 from sterna.host.slots_behind import slots_behind
 from sterna.net.hosting import Reopened
 from sterna.net.kept import no_session
 from sterna.net.transport import Peer
-from sterna.registry import ERRORS, VERSION_DRAFT, VERSION_MAJOR, ErrorCode, Feature, Mode, Phase
-from sterna.wire import encode_frame, encode_preface
-from sterna.wire.records import NO_TOKEN, Abort, FeatureChoice, FeatureOffer, Hello, Refuse, Runner, Verdict
+from sterna.registry import ErrorCode
+from sterna.wire.records import NO_TOKEN, Hello, Runner, Verdict
 
 # How long a new opening waits for the session that it replaces to give back what it had reserved.
 REPLACE_WITHIN_S: Final = 5.0
@@ -128,14 +130,6 @@ class PeerListHost:
         for key in [key for key, one in self._open.items() if one is session]:
             del self._open[key]
 
-    async def facts(self, guest: bytes, epoch: int) -> Facts:
-        """What is known beside the records, of a session that showed this epoch.
-
-        Raises:
-            StoreDamaged: an operator has to look.
-        """
-        return Facts(self.name, await slots_behind(self.store, guest, epoch))
-
     def silent(self, error: StoreUnavailable) -> None:
         """The store did not answer, and is asked again."""
         self.tell(f"the lease store does not answer, asking on: {error}")
@@ -217,7 +211,7 @@ class HostSession:
         """
         self._check_may_bring(hello.guest, peer)
         self.peer, self._guest = peer, hello.guest
-        self._has_store = self._host.store is not None and _has_store(hello.features)
+        self._has_store = self._host.store is not None and names_store(hello.features)
         await self._check_store(hello)
         verdict = await self._enter(hello)
         if verdict is not None:
@@ -259,7 +253,7 @@ class HostSession:
         await self._host.settle(hello.guest)
         history = History(hello.guest) if keeper is None else keeper.history
         session = asked_for(history, hello, identity)
-        if session is not None and _is_claimed(history, session):
+        if session is not None and is_handed_over(history, session):
             started, complete = history.fate(session.epoch + 1), history.complete(session.session)
             if complete is not None:
                 await self._host.openings.drop(hello.guest, session.session)
@@ -271,7 +265,7 @@ class HostSession:
         elif opening is None:
             raise no_session()
         else:
-            self._has_store = _has_store(opening.welcome.features)
+            self._has_store = names_store(opening.welcome.features)
             await self._check_store(hello, ErrorCode.BUSY)  # it may answer when the source comes again
             verdict = await self._enter(hello)
             if verdict is not None:
@@ -288,18 +282,12 @@ class HostSession:
         self._authorise(description, self.peer, Direction.SEND)
 
     async def _check_store(self, hello: Hello, silent: ErrorCode = ErrorCode.REFUSED) -> None:
-        """The newest slot is the one that the opening shows, of the same store [ONE-11] [ONE-55]."""
-        if self._host.store is None:
-            if self._has_store:  # an earlier process had it
-                detail = "the session has a lease store, and this process was started without"
-                raise LocalProtocolError(ErrorCode.MISSING_FEATURE, detail, clause="RES-16")
-            return
-        newest = await self._newest(silent)
-        if newest is not None and not self._has_store:
-            detail = f"the guest has slot {newest.epoch} in a lease store, and the source has no store"
-            raise LocalProtocolError(ErrorCode.MISSING_FEATURE, detail, clause="ONE-55")
-        if self._has_store and newest != Slot(hello.epoch, hello.runner):
-            raise _stale(hello, newest)
+        """The newest slot is the one that the opening shows; without a store it has none."""
+        if self._host.store is not None:
+            check_slot(await self._newest(silent), hello, has_store=self._has_store)
+        elif self._has_store:  # an earlier process had it
+            detail = "the session has a lease store, and this process was started without"
+            raise LocalProtocolError(ErrorCode.MISSING_FEATURE, detail, clause="RES-16")
 
     async def _enter(self, hello: Hello) -> Verdict | None:
         """Be the guest's one session, if nothing on record stands in its way; else who owns the guest."""
@@ -310,33 +298,13 @@ class HostSession:
         return verdict
 
     async def _check_records(self, hello: Hello) -> Verdict | None:
-        """What this host has noted of the guest stands in nobody's way, or says who owns it."""
-        keeper = await self._records(make=False)
-        if keeper is None:
+        keeper, identity = await self._records(make=False), self.peer.identity or ""
+        over = None if keeper is None else check_records(keeper.history, hello, identity)
+        if keeper is None or over is None:
             return None
-        history = keeper.history
-        if history.claiming(hello.epoch + 1):
-            return await self._verdict_of_opening(history, hello)
-        newest = _newest_epoch(history)
-        for each in history.each(SessionRecord):
-            if _is_anothers(each, hello, self.peer.identity or "") and not history.released(each.session):
-                detail = f"{each.peer} has begun to send this guest here at epoch {each.epoch}"
-                raise LocalProtocolError(ErrorCode.BUSY, detail, clause="ONE-12")
-        if hello.epoch < newest:
-            detail = f"epoch {hello.epoch}, and {newest} is known here"
-            raise LocalProtocolError(ErrorCode.STALE_EPOCH, detail, clause="ONE-11")
-        return None
-
-    async def _verdict_of_opening(self, history: History, hello: Hello) -> Verdict:
-        claimed = {each.session for each in history.claiming(hello.epoch + 1)}
-        identity = self.peer.identity or ""
-        for each in history.each(SessionRecord):
-            if each.session in claimed and each.peer == identity:
-                facts = await self._host.facts(hello.guest, hello.epoch)
-                question = replace(hello, session=each.session, token=each.token)
-                return answer(history, question, identity, facts)
-        detail = f"the guest was handed over to this host at epoch {hello.epoch}"
-        raise LocalProtocolError(ErrorCode.BUSY, detail, clause="ONE-12")
+        facts = Facts(self._host.name, await slots_behind(self._host.store, hello.guest, hello.epoch))
+        question = replace(hello, session=over.session, token=over.token)
+        return answer(keeper.history, question, identity, facts)
 
     # ---- a source's ----
 
@@ -397,26 +365,8 @@ class HostSession:
             RecordError: BUSY, another process has the records [ONE-60].
         """
         self._guest, self.admission = hello.guest, None  # who is told that brings nothing
-        try:
-            async with self._host.shelf.opened(hello.guest, make=False) as keeper:
-                return await self._answer(keeper, hello)
-        except RecordsMissing:
-            return answer(None, hello, self.peer.identity or "", Facts(self._host.name))
-
-    async def _answer(self, keeper: Keeper | None, hello: Hello) -> Verdict:
-        identity = self.peer.identity or ""
-        history = History(hello.guest) if keeper is None else keeper.history
-        session = asked_for(history, hello, identity)
-        if session is None:  # and the store is not troubled by whoever asks for anything
-            return answer(history, hello, identity, Facts(self._host.name))
-        facts = await self._host.facts(hello.guest, session.epoch)
-        if keeper is not None:
-            # Who resumes a session that ended before HANDOVER has granted nothing, and comes again under n.
-            permitted = hello.mode is Mode.VERDICT or _is_claimed(history, session)
-            if permitted and judge(history, session.session, facts).step is Step.HAND_BACK:
-                await hand_back(keeper, session, self._host.name)
-            history = keeper.history
-        return answer(history, hello, identity, facts)
+        host, identity = self._host, self.peer.identity or ""
+        return await answer_peer(host.shelf, hello, identity, host=host.name, store=host.store)
 
     # ---- inside ----
 
@@ -454,82 +404,7 @@ class HostSession:
         peers = self._host.peers
         if peers is None:
             return
-        rule = peers.rules.get(peer.identity or "")
-        rules = () if rule is None else rule.may_send
-        if not any(not one.startswith("id:") or one == f"id:{guest.hex()}" for one in rules):
+        if not peers.may_send(peer.identity or "", guest):
             raise TransportError(
                 ErrorCode.NOT_AUTHORISED, f"{peer} may not send guest id:{guest.hex()} to this host"
             )
-
-
-async def hand_back(keeper: Keeper, session: SessionRecord, host: str) -> None:
-    """Exclude START for ever, unless it is there [ONE-44].
-
-    Raises:
-        RecordError: RECORD_FAILED; nothing may be promised.
-    """
-    spare = Runner(host, secrets.token_bytes(_ID_BYTES))
-    while (record := before_verdict(keeper.history, session, spare)) is not None:
-        before = keeper.history
-        try:
-            await keeper.append(record)
-        except RecordConflict:
-            if keeper.history == before:
-                raise  # else another one has noted something meanwhile: look again
-
-
-def _has_store(features: Sequence[FeatureOffer] | Sequence[FeatureChoice]) -> bool:
-    return any(each.id == Feature.LEASE_STORE for each in features)
-
-
-def _is_claimed(history: History, session: SessionRecord) -> bool:
-    """Whether HANDOVER has come in this session."""
-    return any(each.session == session.session for each in history.claiming(session.epoch + 1))
-
-
-def _is_anothers(session: SessionRecord, hello: Hello, identity: str) -> bool:
-    """Whether a peer that may still ask for its session has opened this epoch, and not this one [ONE-12].
-
-    START is of a guest and an epoch: it would tell the other one that the guest it has sent runs here.
-    """
-    same = session.side is Side.DESTINATION and session.epoch == hello.epoch
-    return same and session.peer not in {"", identity}
-
-
-def _newest_epoch(history: History) -> int:
-    """The least that an opening may show. A guest that was started here can only be elsewhere later."""
-    newest = 0
-    for record in history.records:
-        match record:
-            case Start():
-                newest = max(newest, record.epoch + 1)
-            case SessionRecord() | Decided():
-                newest = max(newest, record.epoch)
-            case _:
-                pass
-    return newest
-
-
-def _stale(hello: Hello, newest: Slot | None) -> LocalProtocolError:
-    shown = "there is none" if newest is None else f"it is {newest.runner.host!r} in slot {newest.epoch}"
-    detail = f"{hello.runner.host!r} in slot {hello.epoch} is not the guest's newest runner: {shown}"
-    return LocalProtocolError(ErrorCode.STALE_EPOCH, detail, clause="ONE-11")
-
-
-def refusal(error: TransportError) -> bytes:
-    """What a destination says to a peer that it does not let in: a `Farewell` of `sterna.net.listen`."""
-    return encode_preface(VERSION_MAJOR, VERSION_DRAFT) + _frame(Refuse(error.code, 0, (), _sentence(error)))
-
-
-def rejection(error: TransportError) -> bytes:
-    """What a source says to a peer that is not whom it expected: a `Farewell` of `sterna.net.connect`."""
-    abort = Abort(error.code, Phase.HANDSHAKE, 0, 0, 0, _sentence(error))
-    return encode_preface(VERSION_MAJOR, VERSION_DRAFT) + _frame(abort)
-
-
-def _frame(record: Refuse | Abort) -> bytes:
-    return b"".join(bytes(buffer) for buffer in encode_frame(record, 0))
-
-
-def _sentence(error: TransportError) -> str:
-    return ERRORS[error.code].text

@@ -150,6 +150,12 @@ class PeerList:
                 f"add it to may_{direction} of this peer in {self.source}",
             )
 
+    def may_send(self, identity: str, guest_id: bytes) -> bool:
+        """Whether the peer may send a guest with this id here, if only its name, not yet known, is right."""
+        rule = self.rules.get(identity)
+        rules = () if rule is None else rule.may_send
+        return any(not one.startswith("id:") or one == f"id:{guest_id.hex()}" for one in rules)
+
     def _rule(self, identity: str, fingerprint: bytes) -> PeerRule:
         rule = self.rules.get(identity)
         if rule is None:

@@ -1,0 +1,100 @@
+"""What stands in the way of an opening: what is on record here of its guest, and the guest's newest slot.
+
+A source opens with the epoch under which it runs the guest, and as which runner. It is out of date if the
+guest is known here to be later, or has gone on in the lease store. It is busy if another peer may still come
+and ask what has become of the guest under this epoch, for START is of a guest and an epoch: it would tell the
+one that the guest runs here which the other has sent. And once HANDOVER has come under this epoch its source
+is told who owns the guest, instead of sending it again [ONE-11] [ONE-12] [ONE-14].
+
+All of it is decided from what was read before: nothing here waits, or changes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sterna.core.history import History
+from sterna.core.records import Decided, SessionRecord, Side, Start
+from sterna.errors import LocalProtocolError
+from sterna.host.slots import Slot
+from sterna.registry import ErrorCode, Feature
+from sterna.wire.records import FeatureChoice, FeatureOffer, Hello
+
+
+def names_store(features: Sequence[FeatureOffer] | Sequence[FeatureChoice]) -> bool:
+    """Whether a lease store is offered, or chosen."""
+    return any(each.id == Feature.LEASE_STORE for each in features)
+
+
+def check_records(history: History, hello: Hello, identity: str) -> SessionRecord | None:
+    """What this host has noted of the guest lets a session be opened.
+
+    Args:
+        history: of the guest.
+        hello: of the opening.
+        identity: of the peer, empty on a plain connection.
+
+    Returns:
+        The peer's session in which the guest was handed over under this epoch: it is not opened again, and
+        the peer is told what has become of it [ONE-14]. None if there is nothing in the way.
+
+    Raises:
+        LocalProtocolError: BUSY, STALE_EPOCH.
+    """
+    if claims := history.claiming(hello.epoch + 1):
+        claimed = {each.session for each in claims}
+        for each in history.each(SessionRecord):
+            if each.session in claimed and each.peer == identity:
+                return each
+        detail = f"the guest was handed over to this host at epoch {hello.epoch}"
+        raise LocalProtocolError(ErrorCode.BUSY, detail, clause="ONE-12")
+    for each in history.each(SessionRecord):
+        if _is_anothers(each, hello, identity) and not history.released(each.session):
+            detail = f"{each.peer} has begun to send this guest here at epoch {each.epoch}"
+            raise LocalProtocolError(ErrorCode.BUSY, detail, clause="ONE-12")
+    newest = _newest_epoch(history)
+    if hello.epoch < newest:
+        detail = f"epoch {hello.epoch}, and {newest} is known here"
+        raise LocalProtocolError(ErrorCode.STALE_EPOCH, detail, clause="ONE-11")
+    return None
+
+
+def check_slot(newest: Slot | None, hello: Hello, *, has_store: bool) -> None:
+    """The guest's newest slot is the one that the opening shows, of the same store [ONE-11] [ONE-55].
+
+    Args:
+        newest: in this host's store; None if the guest has none there.
+        hello: of the opening.
+        has_store: the session has one.
+
+    Raises:
+        LocalProtocolError: MISSING_FEATURE, the guest has slots, and the source no store; STALE_EPOCH.
+    """
+    if newest is not None and not has_store:
+        detail = f"the guest has slot {newest.epoch} in a lease store, and the source has no store"
+        raise LocalProtocolError(ErrorCode.MISSING_FEATURE, detail, clause="ONE-55")
+    if not has_store or newest == Slot(hello.epoch, hello.runner):
+        return
+    shown = "there is none" if newest is None else f"it is {newest.runner.host!r} in slot {newest.epoch}"
+    detail = f"{hello.runner.host!r} in slot {hello.epoch} is not the guest's newest runner: {shown}"
+    raise LocalProtocolError(ErrorCode.STALE_EPOCH, detail, clause="ONE-11")
+
+
+def _is_anothers(session: SessionRecord, hello: Hello, identity: str) -> bool:
+    """Whether a peer that may still ask for its session has opened this epoch, and not this one [ONE-12]."""
+    same = session.side is Side.DESTINATION and session.epoch == hello.epoch
+    return same and session.peer not in {"", identity}
+
+
+def _newest_epoch(history: History) -> int:
+    """The least that an opening may show. A guest that was started here can only be elsewhere later."""
+    newest = 0
+    for record in history.records:
+        match record:
+            case Start():
+                newest = max(newest, record.epoch + 1)
+            case SessionRecord() | Decided():
+                newest = max(newest, record.epoch)
+            case _:
+                pass
+    return newest
