@@ -1,0 +1,182 @@
+"""What `sterna migrate` tells of a migration: what goes to whom, and how it ended.
+
+Programs get fields, people a sentence. Each ending says where the guest is, for that is what one has to know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sterna.cli.endpoint import Recording
+from sterna.cli.events import (
+    Fields,
+    connection_fields,
+    followed_text,
+    holder_fields,
+    result_fields,
+    resumed_text,
+)
+from sterna.cli.exits import Exit, exit_of_outcome
+from sterna.cli.follow import Reporter
+from sterna.cli.hints import hinted
+from sterna.cli.taking_up import decided, judgement_text, recovered_fields
+from sterna.cli.warned import warnings_of
+from sterna.core.events import Outcome, Result
+from sterna.core.words import duration_text, size_text
+from sterna.errors import GuestError
+from sterna.host.evidence import Evidence
+from sterna.host.held import DepartingGuest
+from sterna.host.recovery import Recovered
+from sterna.net.transport import Transport
+from sterna.registry import ErrorCode, Owner
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationReport:
+    """Tells it as the command was asked to.
+
+    Attributes:
+        reporter: whom it is told to.
+        evidence: where memory was written to, if it was to be.
+    """
+
+    reporter: Reporter
+    evidence: Evidence | None
+
+    def introduce(self, guest: DepartingGuest, transport: Transport) -> None:
+        """What is about to be sent, and to whom."""
+        region = guest.description.regions[0]
+        memory_bytes = sum(one.size_bytes for one in guest.description.regions)
+        self.reporter.emit(
+            {
+                "event": "migration",
+                "guest": _guest_fields(guest),
+                "memory_bytes": memory_bytes,
+                "page_bytes": 1 << region.granule_log2,
+                "tracker": guest.tracker,
+            }
+        )
+        secured = "in plaintext" if transport.tls is None else f"over mutual {transport.tls.version}"
+        self.reporter.say(
+            f"{guest.description.name} ({size_text(memory_bytes)}, writes followed by {guest.tracker}) "
+            f"to {transport.peer} {secured}"
+        )
+
+    def settled(self, recovered: Recovered) -> Exit:
+        """An earlier session of the guest has ended, or nobody knows how; there is nothing to send.
+
+        Raises:
+            GuestError: GUEST_LOST; TOO_LATE, it was known before that the guest is elsewhere.
+        """
+        _check_lost(recovered)
+        if recovered.judgement.owner is Owner.DESTINATION and not recovered.acted:
+            text = f"it runs elsewhere under epoch {recovered.judgement.epoch}"
+            raise GuestError(f"{text}: {judgement_text(recovered.judgement)}", ErrorCode.TOO_LATE)
+        result = decided(Result(Outcome.UNDECIDED, session=recovered.session.session), recovered)
+        self.reporter.result(
+            {"role": "source", **result_fields(result), "recovered": recovered_fields(recovered)}
+        )
+        owner, epoch = recovered.judgement.owner, recovered.judgement.epoch
+        whose = owner.name.lower() + ("" if owner is Owner.UNDECIDED else f" under epoch {epoch}")
+        self.reporter.say(f"an earlier session of this guest: {whose}: {judgement_text(recovered.judgement)}")
+        return exit_of_outcome(result.outcome, result.code)
+
+    async def conclude(
+        self,
+        guest: DepartingGuest,
+        transport: Transport,
+        result: Result,
+        recording: Recording,
+        recovered: Recovered | None,
+    ) -> Exit:
+        """The session is over, and what it had left open was brought to its end as far as it could be.
+
+        Args:
+            guest: that was sent, still attached.
+            transport: the first connection.
+            result: of the endpoint.
+            recording: of what passed.
+            recovered: by what followed the session; None if it had left nothing open.
+
+        Raises:
+            GuestError: GUEST_LOST.
+        """
+        asked_last = result.verdict is not None and result.verdict.handed_back
+        if recovered is not None and (asked_last or result.outcome is Outcome.UNDECIDED):
+            _check_lost(recovered)
+            result = decided(result, recovered)
+        figures: Fields | None
+        try:
+            figures = holder_fields(await guest.connection.status())
+        except GuestError:
+            figures = None
+        fields: Fields = {
+            "role": "source",
+            "guest": _guest_fields(guest),
+            "memory_bytes": sum(one.size_bytes for one in guest.description.regions),
+            "tracker": guest.tracker,
+            **connection_fields(transport),
+            **result_fields(result),
+            "holder": figures,
+            "evidence_failures": [] if self.evidence is None else self.evidence.failures,
+            "recording_failures": recording.failures,
+            "recovered": None if recovered is None else recovered_fields(recovered),
+        }
+        self.reporter.result(fields)
+        self.reporter.say(sentence(result, transport))
+        for warned in warnings_of(result):
+            self.reporter.notice(warned.text)
+        if recovered is not None and result.outcome is not Outcome.COMPLETED:
+            self.reporter.say(judgement_text(recovered.judgement))
+        if result.outcome in {Outcome.UNDECIDED, Outcome.ANSWERED, Outcome.STRANDED}:
+            self.reporter.say(f"its ID is {guest.description.id.hex()}")
+        return exit_of_outcome(result.outcome, result.code)
+
+
+def _guest_fields(guest: DepartingGuest) -> Fields:
+    return {"id": guest.description.id.hex(), "name": guest.description.name}
+
+
+def _check_lost(recovered: Recovered) -> None:
+    if recovered.lost:
+        raise GuestError(recovered.judgement.why, ErrorCode.GUEST_LOST)
+
+
+def _rounds(count: int) -> str:
+    return "1 round" if count == 1 else f"{count} rounds"
+
+
+def sentence(result: Result, transport: Transport) -> str:
+    """How it ended, for people."""
+    why = "" if result.error is None else f": {result.error}"
+    match result.outcome:
+        case Outcome.COMPLETED | Outcome.MOVED:
+            stood = "" if result.blackout_s is None else f", stopped for {duration_text(result.blackout_s)}"
+            end = f"{followed_text(result)}{resumed_text(result)}"
+            if result.outcome is Outcome.MOVED and result.after is not None:
+                end = f"{why}. It may wait there for pages that are only here: keep this holder and its image"
+            elif result.outcome is Outcome.MOVED:
+                end += " (the connection was lost at the end; the image is still here)"
+            return (
+                f"the guest runs at {transport.peer}: {_rounds(len(result.rounds))}, "
+                f"{size_text(result.bytes_sent)} in {duration_text(result.seconds)}{stood}{end}"
+            )
+        case Outcome.STRANDED:
+            return (
+                f"the guest runs there, and pages that it needs are here{why}. Keep this holder: it has them"
+            )
+        case Outcome.ROLLED_BACK | Outcome.SUSPENDED | Outcome.JOINED:
+            return hinted(f"the guest runs on here{why}", result.error)
+        case Outcome.UNDECIDED if result.verdict is not None and result.verdict.handed_back:
+            return (
+                "the destination has handed the guest back: it never ran there, and never will. It stays "
+                "paused here: nothing stands against running it again"
+            )
+        case Outcome.UNDECIDED | Outcome.ANSWERED:
+            return (
+                f"nobody here can know who owns the guest{why}. It stays paused here: run this command again "
+                "when the destination is back (sterna verdict ID tells more). If it never comes back, make "
+                "certain that it cannot run the guest, and say so to sterna resolve"
+            )
+        case Outcome.GUEST_FAILED:
+            return f"the guest is here but could not be set running again{why}"

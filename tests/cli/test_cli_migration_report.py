@@ -1,0 +1,95 @@
+"""How a migration ended, in words; its fields are looked at in test_cli_sending.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from sterna.cli.migration_report import sentence
+from sterna.core.events import Outcome, Result
+from sterna.core.policy import RoundStats
+from sterna.core.serving import AfterStats
+from sterna.errors import GuestError, PeerAborted, TransportError
+from sterna.net.memory import memory_transport_pair
+from sterna.registry import ErrorCode, Owner
+from sterna.wire.records import Verdict
+
+
+def result(outcome: Outcome, **fields: object) -> Result:
+    return Result(outcome, seconds=1.0, bytes_sent=1 << 20, **fields)  # type: ignore[arg-type]
+
+
+ROUND = RoundStats(1, 1, 4096, 0.1, 0, 0)
+SILENT = TransportError(ErrorCode.PEER_SILENT, "nothing for 5 s")
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (
+            result(Outcome.COMPLETED, rounds=(ROUND, ROUND), blackout_s=0.02),
+            "the guest runs at memory: 2 rounds, 1 MiB in 1 s, stopped for 20 ms",
+        ),
+        (
+            result(Outcome.COMPLETED, rounds=(ROUND,), after=AfterStats(7, 2, 5, seconds=0.5)),
+            (
+                "the guest runs at memory: 1 round, 1 MiB in 1 s; 7 pages followed within 500 ms, 2 of them "
+                "because the guest waited for them"
+            ),
+        ),
+        (
+            result(Outcome.MOVED, rounds=(ROUND,)),
+            (
+                "the guest runs at memory: 1 round, 1 MiB in 1 s (the connection was lost at the end; "
+                "the image is still here)"
+            ),
+        ),
+        (
+            result(Outcome.ROLLED_BACK, error=SILENT, code=ErrorCode.PEER_SILENT),
+            (
+                "the guest runs on here: peer_silent: nothing for 5 s\n"
+                "  look at the other host; --patience TIME waits longer"
+            ),
+        ),
+        (
+            result(Outcome.ROLLED_BACK, error=PeerAborted(ErrorCode.INTERNAL, "x")),
+            "the guest runs on here: the peer ended the session: internal: 'x'",
+        ),
+        (
+            result(Outcome.UNDECIDED, error=SILENT),
+            (
+                "nobody here can know who owns the guest: peer_silent: nothing for 5 s. It stays paused "
+                "here: run this command again when the destination is back (sterna verdict ID tells more). "
+                "If it never comes back, make certain that it cannot run the guest, and say so to sterna "
+                "resolve"
+            ),
+        ),
+        (
+            result(Outcome.UNDECIDED, verdict=Verdict(Owner.SOURCE, 2, handed_back=True)),
+            (
+                "the destination has handed the guest back: it never ran there, and never will. It stays "
+                "paused here: nothing stands against running it again"
+            ),
+        ),
+        (
+            result(Outcome.MOVED, rounds=(ROUND,), error=SILENT, after=AfterStats(stale=3, pushed=2)),
+            (
+                "the guest runs at memory: 1 round, 1 MiB in 1 s: peer_silent: nothing for 5 s. It may wait "
+                "there for pages that are only here: keep this holder and its image"
+            ),
+        ),
+        (
+            result(Outcome.STRANDED, error=SILENT),
+            (
+                "the guest runs there, and pages that it needs are here: peer_silent: nothing for 5 s. Keep "
+                "this holder: it has them"
+            ),
+        ),
+        (
+            result(Outcome.GUEST_FAILED, error=GuestError("gone")),
+            "the guest is here but could not be set running again: guest_failed: gone",
+        ),
+    ],
+)
+def test_every_end_says_where_the_guest_is(end: Result, said: str) -> None:
+    transport, _ = memory_transport_pair()
+    assert sentence(end, transport) == said
