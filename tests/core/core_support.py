@@ -597,6 +597,16 @@ def code_of(rig: Rig) -> ErrorCode | None:
     return ErrorCode(last.code)
 
 
+def discarded(rig: DestinationRig, code: ErrorCode, *, by_peer: bool = False) -> e.Result:
+    """Everything that was reserved is freed, and the result says why."""
+    rig.do(e.Discard)
+    result = rig.machine.result
+    assert result is not None
+    assert (result.outcome, result.code, result.by_peer) == (e.Outcome.ROLLED_BACK, code, by_peer)
+    assert e.RunGuest not in [type(each) for each in rig.asked]
+    return result
+
+
 # ---- guests ----
 
 

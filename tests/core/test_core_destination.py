@@ -21,16 +21,15 @@ from core_support import (
     VERDICT,
     AskedRig,
     DestinationRig,
-    HandingBackRig,
     code_of,
+    discarded,
 )
 
 from sterna.core import events as e
 from sterna.core import records
 from sterna.core.events import Outcome
-from sterna.core.history import RecordConflict
 from sterna.core.negotiate import BASE_FEATURES, VERSION, offer
-from sterna.core.records import Claiming, SessionRecord, Side, Start
+from sterna.core.records import SessionRecord, Side
 from sterna.core.tables import DestinationState
 from sterna.errors import GuestError, LocalProtocolError
 from sterna.limits import Limits
@@ -48,21 +47,11 @@ from sterna.registry import (
     Transfer,
 )
 from sterna.wire import records as r
-from sterna.wire import unchecked
 from sterna.wire.pages import make_runs
 
 D = DestinationState
 WRONG = b"\xee" * 16
 NO_HASHES = np.empty(0, np.uint64)
-
-
-def discarded(rig, code, *, by_peer=False):
-    """Everything that was reserved is freed, and the result says why."""
-    rig.do(e.Discard)
-    result = rig.machine.result
-    assert (result.outcome, result.code, result.by_peer) == (Outcome.ROLLED_BACK, code, by_peer)
-    assert e.RunGuest not in [type(each) for each in rig.asked]
-    return result
 
 
 def refused(rig, code):
@@ -796,16 +785,6 @@ def test_a_state_that_the_guest_does_not_take(code):
 # ---- commit ----
 
 
-@pytest.mark.parametrize("epoch", [EPOCH - 1, EPOCH + 1])
-def test_a_handover_of_another_epoch(epoch):
-    """[HND-1] [ONE-24] It permits nothing: what was reserved is freed."""
-    rig = DestinationRig().until(D.LOADED)
-    rig.say(r.Handover(1, epoch))
-    assert code_of(rig) is ErrorCode.BAD_EPOCH
-    assert rig.heard[-1].phase == Phase.BLACKOUT
-    discarded(rig, ErrorCode.BAD_EPOCH)
-
-
 def test_the_session_is_on_record_before_the_pause():
     """[ONE-5] Whoever asks later must find it; with it the store, if one was selected, has answered."""
     rig = DestinationRig().until(D.STANDBY)
@@ -861,197 +840,6 @@ def test_a_guest_that_nobody_has_claimed_does_not_come_with_a_store():
     rig = DestinationRig()
     rig.say(rig.hello(epoch=0))
     assert rig.machine.state is D.ADMITTING
-
-
-def test_the_order_of_committing():
-    """[ONE-5] [ONE-25] [ONE-26] [ONE-28] [ONE-39] [CON-56] [CON-57] Each when what is before it is done.
-
-    CLAIMING, the claim, the storage locks, START, the guest, RUNNING, the record COMPLETE, COMPLETE.
-    [MEM-16] COMPLETE names the digest that SEAL had, made of this side's own entries.
-    """
-    rig = DestinationRig().until(D.LOADED)
-    before = len(rig.asked)
-    rig.say(r.Handover(1, EPOCH))
-    said = []
-    while rig.wishes:
-        assert len(rig.wishes) == 1
-        request = rig.take()
-        said.append(rig.drain())
-        rig.machine.complete(request, rig.answer(request), rig.now)
-    claiming, claim, storage, start, run, complete = rig.asked[before:]
-    assert claiming.record == Claiming(SESSION, EPOCH + 1, THERE, image=SESSION)
-    assert (claim.epoch, claim.runner) == (EPOCH + 1, THERE)
-    assert isinstance(storage, e.TakeStorage)
-    assert start.record == Start(EPOCH + 1)
-    assert (type(run), run.epoch, run.runner) == (e.RunGuest, EPOCH + 1, THERE)
-    assert complete.record == records.Complete(SESSION, EPOCH + 1, rig.digest.value())
-    assert said == [[], [], [], [], [], [r.Running(EPOCH + 1, THERE)]]
-    assert rig.drain() == [r.Complete(EPOCH + 1, rig.digest.value())]
-
-
-COMMITTING = [D.RECORDING, D.CLAIMING, D.COMMITTING, D.STARTING]
-
-
-@pytest.mark.parametrize("state", COMMITTING, ids=lambda state: state.name)
-@pytest.mark.parametrize("how", ["lost", "abort", "nonsense", "silence"])
-def test_a_permission_stands(state, how):
-    """[ONE-30] [CON-64] Whatever happens to the link or is said on it. [ONE-39] COMPLETE is on record."""
-    rig = DestinationRig().until(state)
-    match how:
-        case "lost":
-            rig.machine.connection_lost(None, rig.now)
-        case "abort":
-            rig.say(r.Abort(ErrorCode.CANCELLED, Phase.COMMIT))
-        case "nonsense":
-            rig.say_bytes(unchecked.frame(0x8999))
-        case "silence":
-            rig.pass_time(20.0)
-    assert rig.machine.result is None
-    while rig.wishes:
-        request = rig.take()
-        rig.machine.complete(request, rig.answer(request), rig.now)
-    result = rig.machine.result
-    assert (result.outcome, result.epoch) == (Outcome.MOVED, EPOCH + 1)
-    assert result.code is not None
-    run, complete = rig.asked[-2:]
-    assert isinstance(run, e.RunGuest)
-    assert isinstance(complete.record, records.Complete)
-    assert not [each for each in rig.drain() if isinstance(each, r.Running)]
-
-
-@pytest.mark.parametrize("state", [D.RECORDING, D.CLAIMING, D.STARTING], ids=lambda state: state.name)
-@pytest.mark.parametrize("linked", [True, False])
-def test_a_permission_that_cannot_be_used(state, linked):
-    """[ONE-30] Records, store and holder say what follows: the guest is left as it is, and nobody runs it."""
-    rig = DestinationRig().until(state)
-    if not linked:
-        rig.machine.connection_lost(None, rig.now)
-    rig.break_(type(next(iter(rig.machine._requests))), GuestError("disk full", ErrorCode.RECORD_FAILED))
-    result = rig.machine.result
-    code = ErrorCode.RECORD_FAILED if linked else ErrorCode.CONNECTION_LOST  # the first reason is the reason
-    assert (result.outcome, result.code) == (Outcome.UNDECIDED, code)
-    assert result.epoch == EPOCH
-    assert result.phase is Phase.COMMIT
-    assert rig.wishes == []
-    if linked:
-        assert code_of(rig) is ErrorCode.RECORD_FAILED
-        assert rig.heard[-1].phase == Phase.COMMIT
-
-
-@pytest.mark.parametrize("linked", [True, False])
-def test_a_claim_that_is_lost(linked):
-    """[ONE-9] [ONE-29] Somebody else runs the guest: what is here of it is freed."""
-    rig = DestinationRig().until(D.CLAIMING)
-    if not linked:
-        rig.machine.connection_lost(None, rig.now)
-    rig.do(e.Claim, HERE)
-    if linked:
-        assert code_of(rig) is ErrorCode.STALE_EPOCH
-        assert rig.heard[-1].phase == Phase.COMMIT
-    assert rig.machine.state is D.DISCARDING
-    discarded(rig, ErrorCode.STALE_EPOCH if linked else ErrorCode.CONNECTION_LOST)
-
-
-def test_our_own_name_with_another_number_is_another_runner():
-    """[ONE-9] [ONE-52] The slot must hold the runner that was made for this image."""
-    rig = DestinationRig().until(D.CLAIMING)
-    rig.do(e.Claim, replace(THERE, id=WRONG))
-    discarded(rig, ErrorCode.STALE_EPOCH)
-
-
-# ---- handing back ----
-
-
-@pytest.mark.parametrize("linked", [True, False])
-@pytest.mark.parametrize("kind", [e.TakeStorage, e.Persist])
-def test_what_cannot_be_run_is_handed_back(kind, linked):
-    """[ONE-26] [ONE-27] [ONE-35] HANDBACK is durable before it is sent, and then everything is freed."""
-    rig = DestinationRig().until(D.CLAIMING)
-    rig.do(e.Claim, THERE)
-    if kind is e.Persist:
-        rig.do(e.TakeStorage)
-        assert rig.machine._requests
-    if not linked:
-        rig.machine.connection_lost(None, rig.now)
-    rig.break_(kind, GuestError("not to be had"))
-    assert rig.machine.state is D.HANDING_BACK
-    record = rig.take(e.Persist)
-    assert record.record == records.HandBack(EPOCH + 1)
-    assert rig.drain() == []
-    rig.machine.complete(record, None, rig.now)
-    assert rig.drain() == ([r.HandBack(EPOCH + 1, THERE)] if linked else [])  # [HND-2]
-    discarded(rig, ErrorCode.GUEST_FAILED if linked else ErrorCode.CONNECTION_LOST)
-
-
-def test_start_that_is_there_already():
-    """[ONE-27] [ONE-28] An operator has decided, or what failed was durable: the guest is run."""
-    rig = DestinationRig().until(D.COMMITTING)
-    rig.break_(e.Persist, RecordConflict("decided", Start(EPOCH + 1, operator="mo")))
-    run = rig.take(e.RunGuest)
-    assert (run.epoch, run.runner) == (EPOCH + 1, THERE)
-    rig.machine.complete(run, None, rig.now)
-    assert rig.last() == r.Running(EPOCH + 1, THERE)
-
-
-@pytest.mark.parametrize("state", [D.COMMITTING, D.HANDING_BACK], ids=lambda state: state.name)
-def test_handback_that_is_there_already(state):
-    """[ONE-27] [ONE-35] An operator has decided: it is sent, and the guest is not run."""
-    rig = (DestinationRig if state is D.COMMITTING else HandingBackRig)().until(state)
-    existing = records.HandBack(EPOCH + 1, operator="mo")
-    while rig.machine.state is not D.DISCARDING:
-        rig.break_(e.Persist, RecordConflict("decided", existing))
-    assert rig.last() == r.HandBack(EPOCH + 1, THERE)
-    rig.do(e.Discard)
-    assert rig.machine.result.outcome is Outcome.ROLLED_BACK
-    assert e.RunGuest not in [type(each) for each in rig.asked]
-
-
-@pytest.mark.parametrize("error", [RecordConflict("decided", Start(EPOCH + 1)), GuestError("disk full")])
-def test_handback_that_cannot_be_recorded(error):
-    """[ONE-27] [ONE-35] START may be durable: nothing is sent, freed or run, and the records decide."""
-    rig = HandingBackRig().until(D.HANDING_BACK)
-    rig.break_(e.Persist, error)
-    assert code_of(rig) is error.code
-    assert rig.machine.result.outcome is Outcome.UNDECIDED
-    assert rig.wishes == []
-    assert not [each for each in rig.heard if isinstance(each, r.HandBack)]
-
-
-# ---- after the guest runs ----
-
-
-def test_complete_that_cannot_be_recorded():
-    """[ONE-39] It is not sent: the source keeps its image, and the guest runs on here."""
-    rig = DestinationRig().until(D.COMPLETING)
-    rig.break_(e.Persist, GuestError("disk full", ErrorCode.RECORD_FAILED))
-    assert code_of(rig) is ErrorCode.RECORD_FAILED
-    assert rig.machine.result.outcome is Outcome.MOVED
-    assert not [each for each in rig.heard if isinstance(each, r.Complete)]
-
-
-def test_complete_is_recorded_though_nobody_listens():
-    """[ONE-39] What was asked for when the session was lost is still to be carried out."""
-    rig = DestinationRig().until(D.COMPLETING)
-    rig.machine.connection_lost(None, rig.now)
-    assert rig.machine.result.outcome is Outcome.MOVED
-    rig.do(e.Persist)
-    assert rig.drain() == []
-
-
-@pytest.mark.parametrize("last", ["recorded", "failed"])
-def test_release_is_recorded(last):
-    """[CON-70] If it cannot be, the session is kept a while longer, and that is all."""
-    rig = DestinationRig().until(D.RUNNING)
-    rig.say(r.Release(EPOCH + 1))
-    assert rig.machine.state is D.RELEASED
-    request = rig.take(e.Persist)
-    assert request.record == records.Released(SESSION)
-    if last == "recorded":
-        rig.machine.complete(request, None, rig.now)
-    else:
-        rig.machine.fail(request, GuestError("disk full"), rig.now)
-    rig.say(r.Bye())
-    assert rig.machine.result.outcome is Outcome.COMPLETED
 
 
 # ---- verdicts ----

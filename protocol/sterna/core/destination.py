@@ -24,8 +24,6 @@ from sterna.core.events import (
     Join,
     LoadState,
     Outcome,
-    PagesFollow,
-    PagesFollowed,
     Persist,
     Prepare,
     ProbeStore,
@@ -38,11 +36,8 @@ from sterna.core.events import (
     SessionOpened,
     TakeStorage,
 )
-from sterna.core.fetching import Fetching
 from sterna.core.following import Following, Sealed
-from sterna.core.history import RecordConflict
 from sterna.core.holdings import Holdings
-from sterna.core.joining import Joining
 from sterna.core.lanes import Lane
 from sterna.core.negotiate import (
     Selection,
@@ -51,21 +46,15 @@ from sterna.core.negotiate import (
     check_version,
     choices,
     select,
-)
-from sterna.core.records import Claiming, Released, SessionRecord, Side, Start
-from sterna.core.records import Complete as DurableComplete
-from sterna.core.records import HandBack as DurableHandBack
-from sterna.core.records import Record as DurableRecord
+)  # fmt: skip
+from sterna.core.permitted import Permitted
+from sterna.core.records import Released, SessionRecord, Side, Start
 from sterna.core.refusing import DestinationConfig
 from sterna.core.rounds import IncomingRound
 from sterna.core.seal import check_seal
 from sterna.core.style import selected_styles
 from sterna.core.tables import DestinationInput, DestinationState
-from sterna.errors import (
-    LocalProtocolError,
-    RemoteProtocolError,
-    SternaError,
-)
+from sterna.errors import RemoteProtocolError, SternaError
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import PageSink
 from sterna.memory.regions import RegionTable
@@ -74,10 +63,8 @@ from sterna.wire import Header, PagesAnnounced, PagesReceived
 from sterna.wire.records import (
     Accept,
     Attach,
-    Complete,
     DirtyBitmap,
     Guest,
-    HandBack,
     Handover,
     Hello,
     Loaded,
@@ -88,8 +75,6 @@ from sterna.wire.records import (
     Release,
     Round,
     RoundEnd,
-    Runner,
-    Running,
     Seal,
     State,
     Switchover,
@@ -100,16 +85,12 @@ from sterna.wire.records import (
 __all__ = ["DestinationConfig", "DestinationMachine"]
 
 
-class DestinationMachine(Joining):
+class DestinationMachine(Permitted):
     """Takes a guest in. See sterna.core.session for the way to drive it, sterna.core.events for requests."""
 
     def __init__(self, config: DestinationConfig, now: float) -> None:
         super().__init__(config, now)
         self._selected: Selection | None = None
-
-    @property
-    def _session(self) -> bytes:
-        return self._account.session
 
     def _session_record(self) -> SessionRecord:
         assert self._admission is not None
@@ -281,13 +262,6 @@ class DestinationMachine(Joining):
             self._ask(expect)
         self._ask(LoadState(self._states.sections))
 
-    def _on_handover(self, record: Handover, now: float) -> None:
-        check_epoch(record, self._epoch, "HND-1")
-        self._step(FrameType.HANDOVER, now)
-        # The image is what this session has put together, so its id is the session's [ONE-52].
-        session = self._session
-        self._ask(Persist(Claiming(session, self._epoch + 1, self.runner, session)))
-
     # ---- completions ----
 
     def _completed(self, request: Request, answer: object, now: float) -> None:
@@ -317,6 +291,8 @@ class DestinationMachine(Joining):
                 self._send(Loaded(self._attempt, self._sealed))
             case ProbeStore():
                 self._ask(self._follows.prepare(self._holdings.last))
+            case Persist(record=SessionRecord()):
+                self._on_session_recorded()
             case Persist():
                 self._on_recorded(request.record, now)
             case Claim():
@@ -407,82 +383,13 @@ class DestinationMachine(Joining):
         self._account.verdict = answer
         self._finish(Outcome.ANSWERED, now, epoch=self._epoch)
 
-    def _on_recorded(self, record: DurableRecord, now: float) -> None:
-        """What stood on this record may be done now."""
-        match record:
-            case SessionRecord():
-                has_store = self._selection is not None and self._selection.has(Feature.LEASE_STORE)
-                hello = self._hello
-                assert hello is not None
-                ready = self._follows.prepare(self._holdings.last)
-                self._ask(ProbeStore(hello.epoch, hello.runner) if has_store else ready)
-            case Claiming():
-                self._step(DestinationInput.RECORDED, now)
-                self._ask(Claim(record.epoch, record.runner))
-            case Start():
-                self._step(DestinationInput.RECORDED, now)
-                self._ask(RunGuest(record.epoch, self.runner))
-            case DurableHandBack():
-                self._send(HandBack(record.epoch, self.runner))
-                self._over = True
-                self._step(DestinationInput.RECORDED, now)
-                self._after_loss(now)
-            case DurableComplete():
-                self._step(DestinationInput.RECORDED, now)
-                self._digest.move_home()  # what was kept is needed no more [PCY-16]
-                self._send(Complete(record.epoch, self._sealed))
-            case _:
-                pass  # RELEASED: nobody will ask any more
-
-    def _on_claimed(self, request: Claim, answer: object, now: float) -> None:
-        if answer == request.runner:
-            self._step(DestinationInput.CLAIM_WON, now)
-            self._ask(TakeStorage())
-            return
-        assert isinstance(answer, Runner)
-        detail = f"epoch {request.epoch} is {answer.host!r}'s"
-        error = LocalProtocolError(ErrorCode.STALE_EPOCH, detail, clause="ONE-29")
-        self._account.failed(error, self.phase)
-        self._send(self._last_words(error))
-        self._over = True
-        self._step(DestinationInput.CLAIM_LOST, now)
-        self._after_loss(now)
-
-    def _on_started(self, request: RunGuest, now: float) -> None:
-        if (fetching := self._follows.fetching) is not None:
-            self._on_started_early(request, fetching, now)
-            return
-        self._step(DestinationInput.STARTED, now)
-        self._account.guest_runs(now)
-        if not self._over:
-            self._send(Running(request.epoch, request.runner))
-        # Recorded whether the source can be told or not: it will ask [ONE-39].
-        self._ask(Persist(DurableComplete(self._session, request.epoch, self._sealed)))
-        if self._over:
-            self._step(DestinationInput.LOST, now)
-            self._after_loss(now)
-
-    def _commit_failed(self, error: SternaError, now: float) -> None:
-        """Permission was given and cannot be used as it was meant."""
-        existing = error.existing if isinstance(error, RecordConflict) else None
-        if self._state is DestinationState.COMMITTING:
-            if isinstance(existing, Start):  # an operator was quicker, or it was durable although it failed
-                self._on_recorded(existing, now)
-                return
-            self._account.failed(error, self.phase)
-            # As far as is known there is no START, and HANDBACK excludes it; if it is there after all, it is
-            # HANDBACK that fails [ONE-27].
-            self._step(DestinationInput.HAND_BACK, now)
-            self._ask(Persist(DurableHandBack(self._epoch + 1)))
-            return
-        if self._state is DestinationState.HANDING_BACK and isinstance(existing, DurableHandBack):
-            self._on_recorded(existing, now)  # an operator was quicker, and has decided the same
-            return
-        self._account.failed(error, self.phase)
-        self._send(self._last_words(error))
-        self._over = True
-        self._step(DestinationInput.START_FAILED, now)
-        self._finish(Outcome.UNDECIDED, now, epoch=self._epoch)
+    def _on_session_recorded(self) -> None:
+        """Whoever asks later finds the session: the guest may stop, if the store agrees [ONE-16]."""
+        has_store = self._selection is not None and self._selection.has(Feature.LEASE_STORE)
+        hello = self._hello
+        assert hello is not None
+        ready = self._follows.prepare(self._holdings.last)
+        self._ask(ProbeStore(hello.epoch, hello.runner) if has_store else ready)
 
     def _after_loss(self, now: float) -> None:
         if self._state is DestinationState.PARTING:  # the entries stay where they outlive this [PCY-16]
@@ -515,64 +422,6 @@ class DestinationMachine(Joining):
             case _:
                 assert self._state is DestinationState.CLOSED
                 self._finish(Outcome.COMPLETED, now, epoch=self._epoch + 1, digest=self._sealed)
-
-    @property
-    def _goes_on(self) -> bool:
-        return self.phase is Phase.COMMIT
-
-    # ---- pages that follow the guest ----
-
-    @property
-    def guest_waits(self) -> bool:
-        """See `Session.guest_waits`."""
-        return self._follows.fetching is not None and self._follows.fetching.is_waited_for
-
-    def fault(self, region: int, first: int, count: int, now: float) -> None:
-        """The guest waits for these pages. Harmless at any time, and for any pages."""
-        if (fetching := self._follows.fetching) is not None:
-            fetching.fault(region, first, count)
-            self._request_pages(fetching, now)
-
-    def _on_started_early(self, request: RunGuest, fetching: Fetching, now: float) -> None:
-        self._step(DestinationInput.STARTED_EARLY, now)
-        self._fetching = fetching
-        self._account.guest_runs(now)
-        self._emit(PagesFollow(fetching.groups.pages))
-        if self._over:  # the source comes back for them when it has learned where the guest runs [RES-13]
-            cut = DestinationInput.LINK_LOST
-            self._step(cut if self._can_resume else DestinationInput.LOST, now)
-            self._after_loss(now)
-            return
-        self._send(Running(request.epoch, request.runner))
-        self._request_pages(fetching, now)
-
-    def _followed(self, fetching: Fetching, lane: Lane, now: float) -> None:
-        arrived = fetching.take(lane.stream)
-        if arrived:
-            self._ask(Installed(arrived))
-        self._request_pages(fetching, now)
-
-    def _on_installed(self, request: Installed, now: float) -> None:
-        fetching = self._follows.fetching
-        assert fetching is not None
-        for pages in request.pages:
-            fetching.installed(pages)
-        if not fetching.is_complete:
-            self._request_pages(fetching, now)
-            return
-        self._all_installed(now)
-
-    def _all_installed(self, now: float) -> None:
-        fetching = self._follows.fetching
-        assert fetching is not None
-        self._step(DestinationInput.INSTALLED, now)
-        self._account.after = fetching.stats(self._account.since_run(now))
-        self._emit(PagesFollowed(self._account.after))
-        self._sealed = self._digest.value()
-        self._ask(Persist(DurableComplete(self._session, self._epoch + 1, self._sealed)))
-        if self._over:  # the link was lost before the last of them was installed
-            self._step(DestinationInput.LOST, now)
-            self._after_loss(now)
 
     # ---- for people ----
 
