@@ -254,6 +254,16 @@ async def test_a_long_transfer_lets_others_run(pair):
     assert turns >= 4
 
 
+async def test_a_wait_is_a_turn_of_the_others(pair):
+    a, b = pair
+    b._unyielded_bytes = b.yield_bytes - 1
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(b.receive_into, scratch())
+        await wait_all_tasks_blocked()
+        await a.send([bytes(100)])
+    assert b._unyielded_bytes == 100
+
+
 async def test_options_are_set():
     usual, deadlines = SocketOptions(), Deadlines()
     phases = deadlines.blackout_s, deadlines.after_s, deadlines.round_s, deadlines.prepare_s

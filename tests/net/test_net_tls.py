@@ -49,6 +49,16 @@ async def test_it_is_tls_1_3_and_mutual(tls_pair):
         assert str(transport.peer).startswith(f"{identity} at 127.0.0.1:")
 
 
+async def test_a_wait_is_a_turn_of_the_others(tls_pair):
+    a, b = tls_pair
+    b._unyielded_bytes = b.yield_bytes - 1
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(b.receive_into, scratch())
+        await wait_all_tasks_blocked()
+        await a.send([bytes(100)])
+    assert b._unyielded_bytes == 100
+
+
 async def test_a_large_send_arrives_whole_in_full_records(tls_pair):
     a, b = tls_pair
     pages = os.urandom(3_000_001)

@@ -97,6 +97,17 @@ async def test_others_get_a_turn_after_so_many_bytes():
         nursery.cancel_scope.cancel()
 
 
+async def test_who_has_waited_owes_others_no_turn():
+    sink = Sink()
+    await sink.send([bytes(YIELD_BYTES - 1)])
+    sink._waited()
+    await sink.send([bytes(YIELD_BYTES - 1)])
+    assert sink._unyielded_bytes == YIELD_BYTES - 1
+    sink.abort()
+    with pytest.raises(trio.ClosedResourceError):
+        sink._waited()
+
+
 async def test_a_little_is_sent_at_once_or_not_at_all():
     sink, sent = Sink(), []
     assert not sink.send_now([b"ab"], sent.append)  # nobody can unless it says so

@@ -40,7 +40,7 @@ MEASURED_BYTES: Final = 16 * 1024 * 1024
 
 # How much may be moved between two turns of the other tasks: a millisecond or two, as with TLS. With a turn
 # for each MiB a twentieth of the time goes into turns.
-YIELD_BYTES: Final = 4 * 1024 * 1024
+YIELD_BYTES: Final = 8 * 1024 * 1024
 
 # From here on a place to receive into is one for page bytes that were announced; read buffers are smaller.
 OWED_BYTES: Final = 512 * 1024
@@ -186,7 +186,7 @@ class TcpTransport(Transport):
                 count = self._sock.sendmsg(batch)
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(self._sock)
-                self._check_open()
+                self._waited()
                 continue
             except OSError as error:
                 raise connection_lost(error) from error
@@ -202,7 +202,7 @@ class TcpTransport(Transport):
             except BlockingIOError:
                 if not await self._comes_again():
                     await self._wakes.wait(view.nbytes)
-                    self._check_open()
+                    self._waited()
             except OSError as error:
                 raise connection_lost(error) from error
             else:

@@ -315,7 +315,7 @@ class TlsTransport(Transport):
                 del self._waiting[writable]
                 event.set()
         # Essential: after `unwrap` this socket would read and write plaintext.
-        self._check_open()
+        self._waited()
 
     async def _finish(self) -> None:
         trio.lowlevel.notify_closing(self._sock)

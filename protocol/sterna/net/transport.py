@@ -275,12 +275,17 @@ class Transport(ABC):
             self._unyielded_bytes = 0
             await trio.lowlevel.cancel_shielded_checkpoint()
 
+    def _waited(self) -> None:
+        """The other tasks have had a turn meanwhile. Raise if this side has closed it by now."""
+        self._check_open()
+        self._unyielded_bytes = 0
+
     async def _comes_again(self) -> bool:
         """Whether a receive should ask once more rather than sleep; the other tasks have had a turn then."""
         if time.monotonic() >= self.eager_until:
             return False
         await trio.lowlevel.checkpoint()
-        self._check_open()
+        self._waited()
         return True
 
     @property
