@@ -336,7 +336,7 @@ def test_a_small_guest_is_sent_in_small_batches():
 
 @pytest.mark.parametrize(
     ("seconds", "sizes"),
-    [(0.001, [1, 1, 2, 2, 2]), (1.0, [1] * 8), (0.0, [1, 1, 2, 2, 2])],
+    [(0.001, [1, 1, 4, 2]), (1.0, [1] * 8), (0.0, [1, 1, 4, 2])],
     ids=["fast", "slow", "no time at all"],
 )
 def test_batches_grow_where_the_link_turns_out_to_be_fast(monkeypatch, seconds, sizes):

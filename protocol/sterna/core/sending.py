@@ -61,9 +61,9 @@ class Job:
     hot: bool = False
 
 
-# Where a link turns out to be fast, batches grow by this factor: what a batch costs beside its bytes is work
-# of a core that has enough to do there.
-LARGER: Final = 2
+# Where a link turns out to be fast, batches grow by this factor, to what peers take by default: what a batch
+# costs beside its bytes is work of a core that has enough to do there.
+LARGER: Final = 4
 # A guest's memory is so many batches at least, of this size at least: one is hashed while another travels,
 # and what is held for each of many small guests is small beside them.
 ROUND_BATCHES: Final = 16
