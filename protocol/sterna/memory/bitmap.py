@@ -383,7 +383,7 @@ class PageBitmap:
                 continue
             piece = _cut(starts, counts, max_pages, max_runs)
             yield piece
-            pages -= int(piece[1].sum())
+            pages -= piece[1].item() if len(piece[1]) == 1 else int(piece[1].sum())
             starts, counts = _behind(starts, counts, piece)
 
     def _window_runs(self, low: int, high: int, max_words: int) -> tuple[Positions, Positions, int]:

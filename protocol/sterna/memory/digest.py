@@ -146,9 +146,7 @@ class MemoryDigest:
         at = 0
         for (first, end, encoding), some in zip(runs, chunks, strict=True):
             if encoding in _EMPTY:
-                if _any_held(indexes, first, end):
-                    hashes[first:end] = 0
-                indexes[first:end] = ZERO_INDEX
+                _empty(hashes, indexes, first, end, ZERO_INDEX)
                 continue
             _fill(hashes[first:end], table.hashes[at : at + some], step)
             _number(indexes[first:end], step)
@@ -184,11 +182,15 @@ class MemoryDigest:
             self._forget(region, starts, counts, STALE_INDEX)
 
     def _forget(self, region: int, starts: Positions, counts: Positions, index: int) -> None:
-        indexes = self._indexes[region]
+        hashes, indexes = self._hashes[region], self._indexes[region]
+        if len(starts) <= FEW_RUNS:
+            for first, count in zip(starts.tolist(), counts.tolist(), strict=True):
+                _empty(hashes, indexes, first, first + count, index)
+            return
         some = np.ones(len(starts), np.bool_)
         for at in np.flatnonzero(counts >= LONG_RUN).tolist():
             some[at] = _any_held(indexes, int(starts[at]), int(starts[at] + counts[at]))
-        assign_runs(self._hashes[region], starts[some], counts[some], 0)
+        assign_runs(hashes, starts[some], counts[some], 0)
         assign_runs(indexes, starts, counts, index)
 
     def value(self) -> bytes:
@@ -261,6 +263,13 @@ def _check_hashes(table: Pages, chunks: int) -> None:
 def _any_held(indexes: Indexes, first: int, end: int) -> bool:
     """Whether any of these pages has a hash. Of others it is zero, and if never touched takes no memory."""
     return first < end and int(indexes[first:end].min()) < STALE_INDEX
+
+
+def _empty(hashes: Hashes, indexes: Indexes, first: int, end: int, index: int) -> None:
+    """The entries of a run of pages that have no hash: zero or stale ones."""
+    if _any_held(indexes, first, end):
+        hashes[first:end] = 0
+    indexes[first:end] = index
 
 
 def _fill(entries: Hashes, chunks: Hashes, step: int) -> None:
