@@ -26,6 +26,7 @@ from sterna.net.tcp import (
     TcpTransport,
     Wakes,
     connection_lost,
+    cork,
     format_address,
 )
 from sterna.net.transport import Transport
@@ -276,6 +277,16 @@ async def test_options_are_set():
         assert get(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 3
         assert get(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7500
         assert get(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 123_456
+
+
+def test_what_fills_no_segment_is_held_back_where_there_are_segments():
+    tcp_ends, local_ends = socket_pair(), socket.socketpair()
+    with tcp_ends[0], tcp_ends[1], local_ends[0], local_ends[1]:
+        for held in (True, False):
+            cork(tcp_ends[0], held=held)
+            assert tcp_ends[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK) == held
+            cork(local_ends[0], held=held)
+    cork(tcp_ends[0], held=True)  # closed meanwhile
 
 
 async def test_addresses_are_for_people(pair):

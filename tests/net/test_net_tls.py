@@ -16,7 +16,9 @@ from net_support import Stub, receive_exactly
 from trio.testing import wait_all_tasks_blocked
 
 from sterna.errors import ConfigError, TransportError
+from sterna.net import tls
 from sterna.net.connect import Address, connect
+from sterna.net.tcp import cork
 from sterna.net.tls import (
     KEY_RECORDS_BLACKOUT,
     KEY_RECORDS_LAST,
@@ -47,6 +49,25 @@ async def test_it_is_tls_1_3_and_mutual(tls_pair):
         assert transport.peer.identity == identity
         assert len(transport.peer.fingerprint) == 32
         assert str(transport.peer).startswith(f"{identity} at 127.0.0.1:")
+
+
+async def test_what_is_longer_than_a_record_leaves_in_few_segments_and_nothing_stays_behind(
+    tls_pair, monkeypatch
+):
+    a, b = tls_pair
+    corks = []
+
+    def note(sock, *, held):
+        corks.append((sock is a._sock, held))
+        cork(sock, held=held)
+
+    monkeypatch.setattr(tls, "cork", note)
+    await a.send([bytes(RECORD_BYTES)])
+    assert corks == []
+    await a.send([bytes(8), bytes(2 * RECORD_BYTES)])
+    assert corks == [(True, True), (True, False)]
+    assert await receive_exactly(b, 8 + 3 * RECORD_BYTES) == bytes(8 + 3 * RECORD_BYTES)
+    assert not a._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK)
 
 
 async def test_a_wait_is_a_turn_of_the_others(tls_pair):

@@ -19,6 +19,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -231,6 +232,12 @@ def round_trip_s(sock: socket.socket) -> float | None:
     except (OSError, struct.error):
         return None
     return float(microseconds * 1e-6)
+
+
+def cork(sock: socket.socket, *, held: bool) -> None:
+    """Whether the kernel holds back what does not fill a segment; does nothing where there are none."""
+    with suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, held)
 
 
 def _advance(views: list[memoryview], first: int, count: int) -> int:
