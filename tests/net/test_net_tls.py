@@ -469,14 +469,14 @@ async def test_whatever_openssl_wants_is_waited_for(tls_pair):
     a, b = tls_pair
     await b.send([b"x"])
     real = a._sock
-    a._sock = Stub(real, send=[ssl.SSLWantReadError()], recv_into=[ssl.SSLWantWriteError()])
+    a._sock = Stub(real, send=[ssl.SSLWantReadError()], read=[ssl.SSLWantWriteError()])
     await a.send([b"y"])
     assert await receive_exactly(b, 1) == b"y"
     assert await a.receive_into(scratch()) == 1
-    a._sock = Stub(real, recv_into=[3, ssl.SSLZeroReturnError(), ssl.SSLZeroReturnError()])
+    a._sock = Stub(real, read=[3, ssl.SSLZeroReturnError(), ssl.SSLZeroReturnError()])
     assert await a.receive_into(scratch()) == 3
     assert await a.receive_into(scratch()) == 0
-    a._sock = Stub(real, recv_into=[3, ssl.SSLWantWriteError()])
+    a._sock = Stub(real, read=[3, ssl.SSLWantWriteError()])
     assert await a.receive_into(scratch()) == 3
     a._sock = real
 

@@ -13,7 +13,8 @@ What there is to know about OpenSSL as CPython sets it up:
   all is sent; SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER is on). Pages of a running guest may change in
   between. That is safe: every byte is read exactly once, into that copy, before it is encrypted, so the
   peer gets each byte in its old or its new state under a valid record; the page's hash tells the receiver.
-- A read returns one record at most, so reads go on until the buffer is full or nothing is left.
+- A read returns one record at most, so reads go on until the buffer is full or nothing is left. `read` is
+  what `recv_into` comes to, a call earlier: with 64 Ki records in a GiB that shows.
 - A write goes to the socket record by record, and each would leave as a segment of its own, on loopback and
   on links with large ones. So what is longer than a record is sent corked: fewer segments, and receivers have
   a tenth less to do.
@@ -257,7 +258,8 @@ class TlsTransport(Transport):
         limit = min(view.nbytes, self.yield_bytes)  # others get a turn even if the peer never pauses
         while filled < limit and self._failed is None:
             try:
-                count = self._sock.recv_into(view[filled:limit])
+                # With a buffer it is a number, which typeshed does not know.
+                count = self._sock.read(limit - filled, view[filled:limit])  # type: ignore[assignment]
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as want:
                 if filled:
                     break
