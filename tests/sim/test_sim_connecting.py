@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sim_support import ALPHA, BETA, world_of
 
-from sterna.sim.connecting import connect, end_of, forget_lines, hangs_up, hears
+from sterna.sim.connecting import connect, end_of, forget, hangs_up, hears
 from sterna.sim.hosts import Task
 from sterna.sim.machines import Data, Lost
 
@@ -66,7 +66,7 @@ def test_a_dead_end_is_no_proper_end():
     (line,) = world.lines
     line.leaves(1, crashed=True)
     assert hears(world, "closed", line, 0) == Lost(closed=False)
-    forget_lines(world)
+    forget(world, line)
     assert world.lines == []
 
 

@@ -23,10 +23,10 @@ def connect(world: World, host: Host, process: Process, task: Task) -> bool:
         return False
     answering = Task(listener.next_number, "destination", world.makers.destination(other.name))
     listener.tasks.append(answering)
-    taken = {each.number for each in world.lines}
+    taken = world.line_numbers()
     number = next(each for each in range(1, len(taken) + 2) if each not in taken)
     ends = (here, process.number, task.number), (1 - here, listener.number, answering.number)
-    world.lines.append(Line(number, ends))
+    world.add_line(Line(number, ends))
     task.line = answering.line = number
     return True
 
@@ -62,7 +62,7 @@ def hangs_up(world: World, process: Process, task: Task) -> None:
     line, end = end_of(world, process, task)
     if line is not None:
         line.leaves(end)
-        forget_lines(world)
+        forget(world, line)
 
 
 def hears(world: World, word: str, line: Line, end: int) -> Input:
@@ -73,10 +73,11 @@ def hears(world: World, word: str, line: Line, end: int) -> Input:
         return Data(data)
     closed = word == "closed" and not line.crashed[1 - end]
     line.leaves(end)
-    forget_lines(world)
+    forget(world, line)
     return Lost(closed)
 
 
-def forget_lines(world: World) -> None:
-    """Connections with nobody at either end are no more."""
-    world.lines = [each for each in world.lines if not all(each.gone)]
+def forget(world: World, line: Line) -> None:
+    """A connection with nobody at either end is no more."""
+    if all(line.gone):
+        world.forget_line(line)

@@ -18,7 +18,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
+
+import numpy as np
 
 from sterna.core.policy import Switchover
 from sterna.core.tables import DestinationState, SourceState
@@ -26,8 +29,10 @@ from sterna.sim.defects import Defect
 from sterna.sim.faults import Fault, Step
 from sterna.sim.hosts import Task
 from sterna.sim.judge import Violation
+from sterna.sim.known import Known
 from sterna.sim.makers import RecallingMakers, Shape
 from sterna.sim.parts import State
+from sterna.sim.recall import States
 from sterna.sim.spaces import Parted, Plain, Space
 from sterna.sim.world import World
 
@@ -39,7 +44,8 @@ FAULTS: Final = (
 )  # fmt: skip
 
 LOOK_S: Final = 5.0
-_LOOK_STATES: Final = 2048
+_AT_ONCE: Final = 1 << 17
+"""So many states are looked at together."""
 
 
 @dataclass(slots=True)
@@ -114,9 +120,9 @@ class Exploration:
         self._makers: Final = RecallingMakers(Shape(store, switchover=switchover))
         world = loaded(self._makers, store=store, defects=defects)
         self._space: Final[Space] = Plain(world, kinds) if plain else Parted(world, kinds)
-        # Each state that was reached, and the one from which it was first.
-        self._before: Final[dict[State, State]] = {self._space.first: self._space.first}
-        self._state = self._space.first  # that is looked at
+        # Every state that was reached, and those in rows: with so many faults, so many steps behind the last.
+        self._known: Final = Known()
+        self._reached: Final[list[list[States]]] = []
         self._say: Callable[[Explored], None] = lambda _: None
         self._started = self._said = time.monotonic()
 
@@ -130,44 +136,35 @@ class Exploration:
             say: is told every few seconds how far it is.
         """
         self._say, self._started, self._said = say, time.monotonic(), time.monotonic()
-        found, states = self.found, [self._space.first]
+        found = self.found
         try:
+            states = self._known.add(np.array([self._space.first], np.uint64))
             for left in reversed(range(found.faults + 1)):
-                self._follow(states, last=not left)
-                states = self._go_wrong(states) if left else []
+                self._reached.append([states])
+                self._follow(last=not left)
+                states = self._go_wrong() if left else states
         except Violation as violation:
             found.violation, found.path = violation, self._path()
         self._count()
         return found
 
-    def _follow(self, states: list[State], *, last: bool) -> None:
+    def _follow(self, *, last: bool) -> None:
         """Everything that can come next without a fault, and next, until there is nothing new."""
-        space, before, taken = self._space, self._before, 0
-        for number, state in enumerate(states):  # they become more meanwhile
-            if number % _LOOK_STATES == 0:
-                self.found.steps, taken = self.found.steps + taken, 0
-                self._tell()
-            self._state = state
-            for after in space.after(state, last=last):
-                taken += 1
-                if after not in before:
-                    before[after] = state
-                    states.append(after)
-        self.found.steps += taken
+        rows = self._reached[-1]
+        while rows[-1].size:
+            rows.append(self._new(rows[-1], partial(self._space.after, last=last)))
 
-    def _go_wrong(self, states: list[State]) -> list[State]:
-        """What comes of one fault in any of these."""
-        found: list[State] = []
-        for number, state in enumerate(states):
-            if number % _LOOK_STATES == 0:
-                self._tell()
-            self._state = state
-            for after in self._space.faulty(state):
-                self.found.steps += 1
-                if after not in self._before:
-                    self._before[after] = state
-                    found.append(after)
-        return found
+    def _go_wrong(self) -> States:
+        """What comes of one fault in any state in which there have been most so far."""
+        return np.concatenate([self._new(row, self._space.faulty) for row in self._reached[-1]])
+
+    def _new(self, states: States, become: Callable[[States], States]) -> States:
+        """What these become, and has not been reached before."""
+        found = []
+        for start in range(0, len(states), _AT_ONCE):
+            self._tell()
+            found.append(self._known.add(become(states[start : start + _AT_ONCE])))
+        return np.concatenate([*found, np.zeros(0, np.uint64)])
 
     def _tell(self) -> None:
         if time.monotonic() - self._said > LOOK_S:
@@ -176,17 +173,32 @@ class Exploration:
             self._say(self.found)
 
     def _count(self) -> None:
-        self.found.states = len(self._before)
+        self.found.states = len(self._known)
+        self.found.steps = self._space.steps
         self.found.ends = self._space.ends
         self.found.machines = self._makers.machines
         self.found.seconds = time.monotonic() - self._started
 
     def _path(self) -> tuple[Step, ...]:
         """How the state that is looked at was reached, and what was done in it if anything was."""
-        last, states = self._space.doing, [self._state]
-        while states[-1] != self._space.first:
-            states.append(self._before[states[-1]])
-        return (*self._space.path(states[::-1]), *([] if last is None else [last]))
+        state, last = self._space.doing
+        steps = [] if last is None else [last]
+        while state != self._space.first:
+            state, step = self._way(state)
+            steps.append(step)
+        return tuple(steps[::-1])
+
+    def _way(self, to: State) -> tuple[State, Step]:
+        """The state from which this one was reached, and by which step."""
+        faults, row = next(
+            (faults, number)
+            for faults, rows in enumerate(self._reached)
+            for number, row in enumerate(rows)
+            if (row == np.uint64(to)).any()
+        )
+        rows = [self._reached[faults][row - 1]] if row else self._reached[faults - 1]
+        parts = (part for each in rows for part in np.array_split(each, len(each) // _AT_ONCE + 1))
+        return next(way for part in parts if (way := self._space.way(part, to, faulty=not row)))
 
 
 def explore(

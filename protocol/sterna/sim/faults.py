@@ -135,7 +135,7 @@ def _deadlines(world: World) -> Iterator[Step]:
     for line in world.lines:
         for end in (0, 1):
             host, process, _ = line.ends[end]
-            if not line.gone[end] and not line.broken and world.front(host).frozen(process) is False:
+            if not line.gone[end] and not line.broken and world.frozen(host, process) is False:
                 yield ("deadline", line.number, end, 0)
 
 

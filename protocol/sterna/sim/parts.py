@@ -1,94 +1,47 @@
-"""A world in parts, of which each is looked at once.
+"""What worlds are made of: parts, of which each is there once, and a number for each world.
 
-A world is two hosts, what others see of each, the store, the connections and the judge. There are few
-different ones of each, and very many worlds that are made of them. So each part has a number, a world is the
-numbers of its parts, and what was found out about a few parts holds in every world that has these.
+A world is two hosts, the store, the connections and the judge; a host is its records, holders, processes and
+a few things more, and connections are one by one. There are few different ones of each such part, and very
+many worlds that are made of them. So each part has a number, what is made of parts has one too, and a world
+is 64 bits: the numbers of the five things that it is made of, one beside the other.
 
-What happens in a step depends on some of the parts only; which, is not declared anywhere but observed. A
-`PartedWorld` has no parts at first. Whatever the step asks for is fetched, and that is noted: these parts the
-step has read, and it has changed no others. The code of a step is a function of what it has read, so in every
-other world with the same of these parts it reads the same and does the same. This is why nothing is lost: no
-step is left out and no order of steps, they only are not carried out a second time.
-
-Two things would make parts differ that are alike, and are seen to here:
-
-- Numbers of processes. In a `World` no two have the same, ever. Here the lowest one that means nothing on a
-  host is taken again, and what has named a dead process names nobody any more.
-- What recovery has seen when it came to its end (`Process.rest`). It matters only whether that is what is to
-  be seen now. If it never can be again - records and slots only become more, the dead stay dead - nothing is
-  kept of it.
+Millions of worlds are an array of such numbers, and what is asked of them is asked of all at once: which part
+do they have there (`Parts.keys`), and what would they be with another one (`Parts.patched`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from operator import itemgetter
-from typing import Final, Generic, TypeAlias, TypeVar, overload
+from collections.abc import Hashable, Iterator
+from typing import Final, TypeAlias
 
-from sterna.sim.hosts import Front, Guests, Host, Line, Process
-from sterna.sim.judge import Judge
-from sterna.sim.store import SlotStore
+import numpy as np
+
+from sterna.core.history import History
+from sterna.core.records import Claiming
+from sterna.core.recovery import Settled
+from sterna.sim.holder import Holder
+from sterna.sim.hosts import Host, Line, Process, Task, View
+from sterna.sim.kinds import Key, Kind, Look, Table
+from sterna.sim.recall import States
 from sterna.sim.world import World
 
-T = TypeVar("T")
 State: TypeAlias = int
-"""A world: the numbers of its parts, one beside the other."""
+"""A world: the numbers of its things, one beside the other."""
 
-At: TypeAlias = tuple[int, int, int, int, int, int, int, int, int]
-"""The same for looking up: both hosts, both fronts, store, connections, judge, guests at both hosts."""
+HOST, LINES, STORE, JUDGE = (0, 1), 2, 3, 4
 
-_FRONT, _STORE, _LINES, _JUDGE, _GUESTS = 2, 4, 5, 6, 7
-# How many bits the number of a part has, and where they are; fronts and guests follow from hosts.
-_WIDTHS: Final = {0: 20, 1: 20, _LINES: 20, _STORE: 12, _JUDGE: 12}
-_SHIFTS: Final = {0: 0, 1: 20, _LINES: 40, _STORE: 60, _JUDGE: 72}
-_MASK, _SMALL_MASK = (1 << 20) - 1, (1 << 12) - 1
-
-
-class Table(Generic[T]):
-    """All parts of a kind that were met, by number."""
-
-    def __init__(self, width: int) -> None:
-        self.parts: Final[list[T]] = []
-        self._numbers: Final[dict[Hashable, int]] = {}
-        self._most: Final = 1 << width
-
-    def number(self, key: Hashable, part: T) -> int:
-        """The number of the part with this key: that of the first one that was like it."""
-        found = self._numbers.setdefault(key, len(self.parts))
-        if found == len(self.parts):
-            if found == self._most:
-                raise OverflowError(f"more than {found} parts of a kind: explore with fewer faults")
-            self.parts.append(part)
-        return found
-
-
-class Memory(Generic[T]):
-    """What came of one action, in every world in which that was found out.
-
-    Args:
-        action: what is done with a world.
-    """
-
-    __slots__ = ("action", "ways")
-
-    def __init__(self, action: Callable[[World], T | None]) -> None:
-        self.action = action
-        # For each set of parts that were read: how these are picked, and what came of which. Who reads this
-        # looks for himself, at the cost of no call: it is done some hundred million times.
-        self.ways: list[tuple[int, Callable[[At], Hashable], dict[Hashable, T]]] = []
-
-    def learns(self, at: At, read: int, found: T) -> None:
-        """What came of it in this world, of which it has read these parts."""
-        way = next((each for each in self.ways if each[0] == read), None)
-        if way is None:
-            places = [place for place in range(9) if read >> place & 1]
-            way = (read, itemgetter(*places) if places else _nothing, {})
-            self.ways.append(way)
-        way[2][way[1](at)] = found
-
-
-def _nothing(_: At) -> int:
-    return 0
+# What a host is made of, each by itself, and behind it what is seen of that without looking at all of it.
+TASKS_MAX: Final = 12
+HISTORY, HOLDERS, LOCK, ARMED, SETTLED, SESSIONS, OTHERS, SHOWN, KNOWS, REST, TASKS = range(11)
+_SIZE: Final = TASKS + TASKS_MAX
+RECORDS, CLAIMED, GUESTS, RESTS, OTHERS_REST, THERE = range(_SIZE, _SIZE + 6)
+FIELDS: Final = {
+    "history": HISTORY, "sent": HISTORY, "holders": HOLDERS, "lock": LOCK, "armed": ARMED,
+    "settled": SETTLED, "sessions": SESSIONS,
+}  # fmt: skip
+LINES_MAX: Final = 8
+READS: Final = 48
+"""So many bits the reading of a thing has, one for each of its parts."""
 
 
 class Parts:
@@ -99,280 +52,163 @@ class Parts:
     """
 
     def __init__(self, world: World) -> None:
-        self.shared: Final = {name: value for name, value in vars(world).items() if name not in _OWN}
-        self.hosts: Final = (Table[Host](20), Table[Host](20))
-        self.fronts: Final = (Table[Front](20), Table[Front](20))
-        self.guests: Final = (Table[Guests](20), Table[Guests](20))
-        self.stores: Final = Table[SlotStore | None](12)
-        self.lines: Final = Table[tuple[Line, ...]](20)
-        self.judges: Final = Table[Judge](12)
-        # Of each host, by its number: those of its front and guests, and whether it knows what it has seen.
-        self.front_of: Final[tuple[list[int], list[int]]] = ([], [])
-        self.guests_of: Final[tuple[list[int], list[int]]] = ([], [])
-        self.knows: Final[tuple[list[bool], list[bool]]] = ([], [])
-        self._settled: Final[dict[tuple[int, int, int, int], int]] = {}
-        numbers = [self.host(place, host) for place, host in enumerate(world.hosts)]
-        self.first: Final[State] = self.settle(
-            numbers[0]
-            | numbers[1] << _SHIFTS[1]
-            | self.number_of_lines(world.lines) << _SHIFTS[_LINES]
-            | self.number_of_store(world.store) << _SHIFTS[_STORE]
-            | self.judges.number(world.judge.key(), world.judge) << _SHIFTS[_JUDGE]
+        own = {"hosts", "store", "lines", "judge", "ends", "_shared"}
+        self.shared: Final = {name: value for name, value in vars(world).items() if name not in own}
+        line = tuple([_line_key] * LINES_MAX)
+        there = tuple([(number, _is_there) for number in range(LINES_MAX)])
+        self.kinds: Final = (
+            Kind(0, _HOST_KEYS, _HOST_SEEN),
+            Kind(1, _HOST_KEYS, _HOST_SEEN),
+            Kind(LINES, line, there),
+            Kind(STORE, (lambda store: None if store is None else store.key(),)),
+            Kind(JUDGE, (lambda judge: judge.key(),)),
         )
+        self._patches: Final = tuple([Table[tuple[tuple[int, int], ...]]() for _ in self.kinds])
+        self.first: Final = self._first(world)
 
-    def at(self, state: State) -> At:
-        """The numbers of its parts, one by one."""
-        one, two = state & _MASK, state >> 20 & _MASK
-        return (
-            one,
-            two,
-            self.front_of[0][one],
-            self.front_of[1][two],
-            state >> 60 & _SMALL_MASK,
-            state >> 40 & _MASK,
-            state >> 72,
-            self.guests_of[0][one],
-            self.guests_of[1][two],
-        )
-
-    def host(self, place: int, host: Host) -> int:
-        """The number of a host."""
-        table = self.hosts[place]
-        number = table.number(_host_key(host), host)
-        if number == len(self.front_of[place]):
-            front = host.front()
-            self.front_of[place].append(self.fronts[place].number(front, front))
-            guests = host.guests()
-            self.guests_of[place].append(self.guests[place].number(_guests_key(guests), guests))
-            self.knows[place].append(any(each.rest is not None for each in host.processes))
-        return number
-
-    def number_of_lines(self, lines: Sequence[Line]) -> int:
-        """The number of connections."""
-        return self.lines.number(tuple([_line_key(each) for each in lines]), tuple(lines))
-
-    def number_of_store(self, store: SlotStore | None) -> int:
-        """The number of a store."""
-        return self.stores.number(None if store is None else store.key(), store)
-
-    def settle(self, state: State) -> State:
-        """The same world, in which nobody keeps what he never sees again."""
-        if self.knows[0][state & _MASK] or self.knows[1][state >> 20 & _MASK]:
-            at = self.at(state)
-            for place in (0, 1):
-                number = at[place]
-                if self.knows[place][number]:
-                    known = (place, number, at[_FRONT + 1 - place], at[_STORE])
-                    other = self._settled.get(known)
-                    if other is None:
-                        other = self._settled[known] = self._forgets(*known)
-                    state += other - number << _SHIFTS[place]
-        return state
-
-    def _forgets(self, place: int, number: int, front: int, store: int) -> int:
-        host = self.hosts[place].parts[number]
-        peer, slots = self.fronts[1 - place].parts[front], self.stores.parts[store]
-        now = len(host.history.records), None if slots is None else len(slots.slots), peer
-        old = [each.number for each in host.processes if each.rest and not each.rest.may_be_again(*now)]
-        if not old:
-            return number
-        host = host.copy()
-        for process in host.processes:
-            if process.number in old:
-                process.rest = None
-        return self.host(place, host)
-
-    # ---- doing something ----
-
-    def look(self, memory: Memory[T], at: At) -> T:
-        """What an action finds that only looks."""
-        for _, pick, known in memory.ways:
-            if (found := known.get(pick(at))) is not None:
-                return found
-        world = PartedWorld(self, at)
-        found = memory.action(world)
-        assert found is not None
-        memory.learns(at, world.read, found)
+    def _first(self, world: World) -> State:
+        lines: list[object] = [world.line(number) for number in range(1, LINES_MAX + 1)]
+        wholes: tuple[list[object], ...] = (*map(fields_of, world.hosts), lines, [world.store], [world.judge])
+        found = 0
+        for kind, whole in zip(self.kinds, wholes, strict=True):
+            parts = tuple([kind.part(place, part) for place, part in enumerate(whole)])
+            found |= kind.thing(parts) << int(kind.shift)
         return found
 
-    def take(self, memory: Memory[tuple[int, bool]], state: State, at: At) -> State:
-        """The world after a step.
+    def things(self, state: State) -> tuple[tuple[int, ...], ...]:
+        """Of each thing of a world, the numbers of its parts."""
+        rows = [kind.rows.rows[state >> int(kind.shift) & int(kind.mask)] for kind in self.kinds]
+        return tuple([tuple(row.tolist()) for row in rows])
 
-        Raises:
-            Violation: it must not have happened.
-        """
-        for _, pick, known in memory.ways:
-            if (found := known.get(pick(at))) is not None:
-                break
-        else:
-            world = PartedWorld(self, at)
-            memory.action(world)
-            found = world.changes()
-            memory.learns(at, world.read, found)
-        change, settles = found
-        return self.settle(state + change) if settles else state + change
-
-    def whole(self, state: State) -> World:
-        """A world with all of its parts, to look at."""
-        return PartedWorld(self, self.at(state))
-
-
-class PartedWorld(World):
-    """A world that has its parts when it is asked for them, and knows which.
-
-    Attributes:
-        read: a bit for each part that was fetched.
-    """
-
-    def __init__(self, parts: Parts, at: At) -> None:
-        self.__dict__.update(parts.shared, ends=[])
-        self.read = 0
-        self._parts = parts
-        self._at = at
-        self._held: list[Host | None] = [None, None]
-        self.hosts = _Hosts(self)
-
-    def __getattr__(self, name: str) -> object:
-        """A part that is asked for, as a copy that may be changed; from then on it is there."""
-        found: object
-        match name:
-            case "store":
-                self.read |= 1 << _STORE
-                store = self._parts.stores.parts[self._at[_STORE]]
-                found = None if store is None else store.copy()
-            case "lines":
-                self.read |= 1 << _LINES
-                found = [each.copy() for each in self._parts.lines.parts[self._at[_LINES]]]
-            case "judge":
-                self.read |= 1 << _JUDGE
-                found = self._parts.judges.parts[self._at[_JUDGE]].copy()
-            case _:
-                raise AttributeError(name)
-        self.__dict__[name] = found
+    def keys(self, states: States, read: int) -> States:
+        """A number for each world: the same for those of which the same would be read."""
+        found = np.zeros(len(states), np.uint64)
+        for place, kind in enumerate(self.kinds):
+            some = read >> READS * place & (1 << READS) - 1
+            if some:
+                number = states >> kind.shift & kind.mask
+                found |= kind.view(some)[number] << kind.shift
         return found
 
-    def host(self, number: int) -> Host:
-        """A host to look at."""
-        self.read |= 1 << number
-        return self._held[number] or self._parts.hosts[number].parts[self._at[number]]
+    def key(self, state: State, read: int) -> int:
+        """The same for one."""
+        found = 0
+        for place, kind in enumerate(self.kinds):
+            some = read >> READS * place & (1 << READS) - 1
+            if some:
+                shift = int(kind.shift)
+                found |= int(kind.view(some)[state >> shift & int(kind.mask)]) << shift
+        return found
 
-    def own(self, number: int) -> Host:
-        """A host that is about to change."""
-        host = self._held[number]
-        if host is None:
-            host = self._held[number] = self.host(number).copy()
-        return host
+    def least(self, read: int) -> int:
+        """The same reading, without what follows from the rest of it."""
+        masks = [read >> READS * place & (1 << READS) - 1 for place in range(len(self.kinds))]
+        pairs = zip(self.kinds, masks, strict=True)
+        return sum(kind.least(some) << READS * place for place, (kind, some) in enumerate(pairs))
 
-    def front(self, number: int) -> Front:
-        """What can be seen of a host from outside, without having looked at all of it."""
-        host = self._held[number]
-        if host is not None:
-            return host.front()
-        self.read |= 1 << _FRONT + number
-        return self._parts.fronts[number].parts[self._at[_FRONT + number]]
+    # ---- changing ----
 
-    def guests(self, number: int) -> Guests:
-        """What there is of the guest at a host, without having looked at all of it."""
-        host = self._held[number]
-        if host is not None:
-            return host.guests()
-        self.read |= 1 << _GUESTS + number
-        return self._parts.guests[number].parts[self._at[_GUESTS + number]]
+    def patch(self, place: int, parts: tuple[tuple[int, int], ...]) -> int:
+        """The number of a change of a thing: which of its parts are others, and which."""
+        return self._patches[place].number(parts, parts)
 
-    def next_process(self, number: int) -> int:
-        """The lowest one that means nothing here."""
-        host = self.host(number)
-        named = {each.number for each in host.processes} | {host.lock}
-        for holder in host.holders:
-            named |= {holder.controller, holder.granter}
-        return next(each for each in range(2 + number, 2 * len(named) + 4, 2) if each not in named)
-
-    def kill(self, number: int, process: int) -> None:
-        """Nothing names the dead any more."""
-        super().kill(number, process)
-        for holder in self.own(number).holders:
-            if holder.granter == process:
-                holder.granter = _NOBODY
-        for line in self.lines:
-            for end in (0, 1):
-                if line.ends[end][:2] == (number, process):
-                    gone = (number, _NOBODY, line.ends[end][2])
-                    line.ends = (gone, line.ends[1]) if end == 0 else (line.ends[0], gone)
-
-    def changes(self) -> tuple[int, bool]:
-        """What the step has made of the number of the world, and whether somebody might see something new."""
-        parts, at, change, settles = self._parts, self._at, 0, False
-        for place in (0, 1):
-            host = self._held[place]
-            if host is not None:
-                number = parts.host(place, host)
-                change += number - at[place] << _SHIFTS[place]
-                settles |= parts.knows[place][number]
-                settles |= parts.front_of[place][number] != at[_FRONT + place]
-        if "store" in vars(self):
-            number = parts.number_of_store(self.store)
-            change += number - at[_STORE] << _SHIFTS[_STORE]
-            settles |= number != at[_STORE]
-        if "lines" in vars(self):
-            change += parts.number_of_lines(self.lines) - at[_LINES] << _SHIFTS[_LINES]
-        if "judge" in vars(self):
-            judged = parts.judges.number(self.judge.key(), self.judge)
-            change += judged - at[_JUDGE] << _SHIFTS[_JUDGE]
-        return change, settles
+    def patched(self, place: int, thing: int, patch: int) -> int:
+        """The number of a thing after a change."""
+        kind = self.kinds[place]
+        parts = kind.rows.rows[thing, : kind.sizes].tolist()
+        for which, part in self._patches[place].parts[patch]:
+            parts[which] = part
+        return kind.thing(tuple(parts))
 
 
-class _Hosts(Sequence[Host]):
-    """Both hosts of a world in parts, each fetched when it is asked for."""
-
-    def __init__(self, world: PartedWorld) -> None:
-        self._world: Final = world
-
-    @overload
-    def __getitem__(self, number: int) -> Host: ...
-
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[Host]: ...
-
-    def __getitem__(self, number: int | slice) -> Host | Sequence[Host]:
-        assert isinstance(number, int)
-        return self._world.host(number)
-
-    def __iter__(self) -> Iterator[Host]:
-        return iter((self._world.host(0), self._world.host(1)))
-
-    def __len__(self) -> int:
-        return 2
+def first_number(place: int) -> int:
+    """The lowest number that a process of a host can have."""
+    return 2 + place
 
 
-_OWN: Final = frozenset({"hosts", "store", "lines", "judge", "ends", "_shared"})
-_NOBODY: Final = -1
+def parts_of(process: Process | None) -> Iterator[tuple[int, object]]:
+    """The parts of the first process of a host, or of there being none."""
+    yield SHOWN, process and (process.beside, process.frozen)
+    yield KNOWS, process and (process.stale, process.undecided, process.heard)
+    yield REST, process and (process.rest, process.looked)
+    for number in range(1, TASKS_MAX + 1):
+        yield TASKS + number - 1, process and process.task(number)
 
 
-def _host_key(host: Host) -> Hashable:
-    """All of a host that anything depends on."""
-    themselves = {0: 0, **{each.number: each.number for each in host.processes}}
-    return (
-        host.history.records,
-        tuple([each.key(themselves) for each in host.holders]),
-        tuple([_process_key(each) for each in host.processes]),
-        host.lock,
-        host.armed,
-        host.settled is not None and host.settled.lost,
-    )
+def fields_of(host: Host) -> list[object]:
+    """The parts of a host, in order."""
+    first = host.process(first_number(host.place))
+    others = [each for each in host.processes if each is not first]
+    parts = [
+        (host.history, host.sent), host.holders, host.lock, host.armed, host.settled, host.sessions, others,
+    ]  # fmt: skip
+    return [*parts, *[part for _, part in parts_of(first)]]
 
 
-def _guests_key(guests: Guests) -> Hashable:
-    """All of it that the judge goes by."""
-    holders = tuple([(*each.key({}), each.paused_at) for each in guests.holders])
-    return (holders, guests.claimed)
+def _holders_key(holders: list[Holder]) -> Hashable:
+    return tuple([(*each.key({}), each.granter, each.controller) for each in holders])
 
 
-def _process_key(process: Process) -> Hashable:
-    return (process.number, process.rest, process.key())
+def _guests(holders: list[Holder]) -> tuple[Hashable, object]:
+    return tuple([(*each.key({}), each.paused_at) for each in holders]), tuple(holders)
 
 
-def _line_key(line: Line) -> Hashable:
-    return (
+def _processes_key(processes: list[Process]) -> Hashable:
+    return tuple([(each.number, each.rest, each.key()) for each in processes])
+
+
+def _claimed(history: tuple[History, object]) -> tuple[Hashable, object]:
+    claimed = frozenset([each.epoch for each in history[0].each(Claiming)])
+    return claimed, claimed
+
+
+def _rests(rest: tuple[View | None, bool] | None) -> tuple[Hashable, object]:
+    rests = rest is not None and rest[0] is not None
+    return rests, rests
+
+
+def _others_rest(processes: list[Process]) -> tuple[Hashable, object]:
+    rests = any(each.rest is not None for each in processes)
+    return rests, rests
+
+
+def _task_key(task: Task | None) -> Hashable:
+    return task and task.key()
+
+
+def _records(history: tuple[History, object]) -> tuple[Hashable, object]:
+    number = len(history[0].records)
+    return number, number
+
+
+def _history_key(history: tuple[History, object]) -> Hashable:
+    return history[0].records
+
+
+def _settled_key(settled: Settled | None) -> Hashable:
+    return settled is not None and settled.lost
+
+
+def _itself(part: Hashable) -> Hashable:
+    return part
+
+
+def _is_there(part: object) -> tuple[Hashable, object]:
+    return part is not None, part is not None
+
+
+def _line_key(line: Line | None) -> Hashable:
+    return line and (
         line.number, line.ends, tuple(line.pipes), tuple(line.closed), tuple(line.crashed), tuple(line.gone),
         line.broken,
     )  # fmt: skip
+
+
+_HOST_KEYS: Final[tuple[Key, ...]] = (
+    _history_key, _holders_key, _itself, _itself, _settled_key, _itself, _processes_key, _itself, _itself,
+    _itself, *[_task_key] * TASKS_MAX,
+)  # fmt: skip
+_HOST_SEEN: Final[tuple[tuple[int, Look], ...]] = (
+    (HISTORY, _records), (HISTORY, _claimed), (HOLDERS, _guests), (REST, _rests), (OTHERS, _others_rest),
+    *[(TASKS + number, _is_there) for number in range(TASKS_MAX)],
+)  # fmt: skip

@@ -2,8 +2,9 @@
 
 An exploration needs a number for each world, and the numbers of those that come next. There are two ways to
 have them. `Parted` knows each part once and does each step once for all worlds in which it does the same, see
-`sterna.sim.parts`. `Plain` takes every step in a copy of the world, and two worlds are one when their keys
-hash alike. It is several times slower; it is there so that the other can be compared with it.
+`sterna.sim.parted`; what it is asked for, it finds for many thousand worlds at once. `Plain` takes every step
+in a copy of the world, and two worlds are one when their keys hash alike. It is many times slower; it is
+there so that the other can be compared with it.
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
+import numpy as np
+
 from sterna.sim.faults import Fault, Step, possible, possible_at, possible_between
-from sterna.sim.parts import At, Memory, Parts, State
+from sterna.sim.kinds import Column, Table
+from sterna.sim.memory import Memory
+from sterna.sim.parted import PartedWorld
+from sterna.sim.parts import OTHERS_REST, RESTS, Parts, State
+from sterna.sim.recall import Numbers, Recall, States
 from sterna.sim.rest import check_rest
 from sterna.sim.world import World, are_idle
 
@@ -28,15 +34,17 @@ class Space(Protocol):
 
     Attributes:
         first: the world to begin with.
-        doing: the step that is being taken, or was last; None while a world is looked at.
+        doing: the world that is looked at, and the step that is being taken in it; None for its end.
+        steps: that were taken so far.
         ends: worlds that were met in which nothing comes next, by where the guest was.
     """
 
     first: State
-    doing: Step | None
+    doing: tuple[State, Step | None]
+    steps: int
     ends: Counter[str]
 
-    def after(self, state: State, *, last: bool) -> Iterable[State]:
+    def after(self, states: States, *, last: bool) -> States:
         """What can come next without a fault; `last`: and nobody will ask for those with one.
 
         Raises:
@@ -44,7 +52,7 @@ class Space(Protocol):
         """
         ...
 
-    def faulty(self, state: State) -> Iterable[State]:
+    def faulty(self, states: States) -> States:
         """What can come of one more fault.
 
         Raises:
@@ -52,34 +60,95 @@ class Space(Protocol):
         """
         ...
 
-    def path(self, states: list[State]) -> list[Step]:
-        """The steps that lead from each of these to the next one; the first one is `first`."""
+    def way(self, states: States, to: State, *, faulty: bool) -> tuple[State, Step] | None:
+        """From which of these one comes to a state, and by which step."""
         ...
-
-
-class Action(Memory[tuple[int, bool]]):
-    """A step, and what is known to come of it."""
-
-    __slots__ = ("step",)
-
-    def __init__(self, step: Step) -> None:
-        super().__init__(lambda world: world.take(step))
-        self.step = step
 
 
 class Choice(NamedTuple):
     """What can be done next as far as some parts of a world go.
 
     Attributes:
-        actions: steps and chances.
+        actions: by their numbers: steps and chances.
         steps: whether there are steps among them; `idle`: none but that somebody wakes.
     """
 
-    actions: tuple[Action, ...]
+    actions: tuple[int, ...]
     steps: bool
     idle: bool
 
 
+class Choices:
+    """Every choice that was met, by number, and each one's actions in one row behind those of others."""
+
+    def __init__(self) -> None:
+        self._table: Final = Table[Choice]()
+        self._first, self._count, self._actions = Column(), Column(), Column()
+        self._steps, self._idle = Column(), Column()
+
+    def number(self, choice: Choice) -> int:
+        """Of a choice."""
+        number = self._table.number(choice, choice)
+        if number == len(self._first):
+            self._first.extend([len(self._actions)])
+            self._count.extend([len(choice.actions)])
+            self._actions.extend(choice.actions)
+            self._steps.extend([choice.steps])
+            self._idle.extend([choice.idle])
+        return number
+
+    def are_steps(self, choices: Numbers) -> Numbers:
+        """1 for each of them that has steps."""
+        return self._steps.numbers[choices].astype(np.int64)
+
+    def are_idle(self, choices: Numbers) -> Numbers:
+        """1 for each of them that has none but that somebody wakes."""
+        return self._idle.numbers[choices].astype(np.int64)
+
+    def spread(self, places: Numbers, choices: Numbers) -> tuple[Numbers, Numbers]:
+        """Each action of each choice, and the place of that choice beside it."""
+        count = self._count.numbers[choices].astype(np.int64)
+        first = self._first.numbers[choices].astype(np.int64)
+        before = np.cumsum(count) - count
+        at = np.arange(count.sum()) + np.repeat(first - before, count)
+        return np.repeat(places, count), self._actions.numbers[at].astype(np.int64)
+
+
+class Changes:
+    """Every change that a step has made, by number, and what a world is after one."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts: Final = parts
+        self._table: Final = Table[None]()
+        self._patches: Final = tuple([Column() for _ in parts.kinds])
+        self._patched: Final = tuple([Recall() for _ in parts.kinds])
+
+    def number(self, patches: tuple[int, ...]) -> int:
+        """Of a change, as `PartedWorld.changes` tells it."""
+        number = self._table.number(patches, None)
+        if number == len(self._patches[0]):
+            for column, patch in zip(self._patches, patches, strict=True):
+                column.extend([patch])
+        return number
+
+    def done(self, states: States, changes: Numbers) -> States:
+        """These worlds, each after the change beside it."""
+        after = states.copy()
+        for place, kind in enumerate(self._parts.kinds):
+            patches = self._patches[place].numbers[changes]
+            some = np.flatnonzero(patches)
+            if some.size:
+                things = states[some] >> kind.shift & kind.mask
+                keys = patches[some] << _THING | things
+                new = self._patched[place].look(keys, partial(self._patch, place)).astype(np.uint64)
+                after[some] += (new - things) << kind.shift
+        return after
+
+    def _patch(self, place: int, key: int) -> int:
+        return self._parts.patched(place, key & (1 << int(_THING)) - 1, (key >> int(_THING)) - 1)
+
+
+_THING: Final = np.uint64(24)
 _Steps: TypeAlias = Iterable[Step]
 
 
@@ -93,9 +162,13 @@ class Parted:
 
     def __init__(self, world: World, kinds: tuple[Fault, ...]) -> None:
         self._parts: Final = Parts(world)
-        self._actions: Final[dict[Step, Action]] = {}
+        self._choices: Final = Choices()
+        self._changes: Final = Changes(self._parts)
+        self._steps: Final = Table[Step]()
+        self._actions: Final[list[Memory]] = []
         self.first = self._parts.first
-        self.doing: Step | None = None
+        self.doing: tuple[State, Step | None] = self.first, None
+        self.steps = 0
         self.ends: Counter[str] = Counter()
         self._next: Final = [self._choice(partial(_at_host, host=host)) for host in (0, 1)]
         self._next.append(self._choice(lambda world: (world.steps_on_lines(), world.chances_on_lines())))
@@ -106,66 +179,91 @@ class Parted:
         beside = tuple(kind for kind in kinds if kind is Fault.BESIDE)
         self._wrong: Final = [self._choice(partial(_wrong_between, kinds=alone))]
         for host, some in ((0, alone), (0, beside), (1, alone), (1, beside)):
-            self._wrong.append(self._choice(partial(_wrong_at, host=host, kinds=some)))
+            if some:
+                self._wrong.append(self._choice(partial(_wrong_at, host=host, kinds=some)))
+        self._forget: Final = [Memory(self._parts, partial(self._forgets, place=place)) for place in (0, 1)]
 
-    def _choice(self, what: Callable[[World], tuple[_Steps, _Steps]]) -> Memory[Choice]:
-        def found(world: World) -> Choice:
+    def _choice(self, what: Callable[[World], tuple[_Steps, _Steps]]) -> Memory:
+        def found(world: PartedWorld) -> int:
             steps, chances = map(tuple, what(world))
-            actions = [self._actions.setdefault(step, Action(step)) for step in steps + chances]
-            return Choice(tuple(actions), bool(steps), are_idle(steps))
+            actions = tuple([self._action(step) for step in steps + chances])
+            return self._choices.number(Choice(actions, bool(steps), are_idle(steps)))
 
-        return Memory(found)
+        return Memory(self._parts, found)
 
-    def _may(self, at: At) -> tuple[tuple[Action, ...], bool]:
-        """All that can come next, and whether there is a step among it."""
-        found: tuple[Action, ...] = ()
-        steps, idle = False, True
-        for choice in self._next:
-            actions, some, quiet = self._parts.look(choice, at)
-            found += actions
-            steps |= some
-            idle &= quiet
-        for again in self._again if idle else ():
-            actions, some, _ = self._parts.look(again, at)
-            found += actions
-            steps |= some
-        return found, steps
+    def _action(self, step: Step) -> int:
+        number = self._steps.number(step, step)
+        if number == len(self._actions):
+            self._actions.append(Memory(self._parts, partial(self._takes, step=step)))
+        return number
 
-    def _may_go_wrong(self, at: At) -> tuple[Action, ...]:
-        found: tuple[Action, ...] = ()
-        for choice in self._wrong:
-            found += self._parts.look(choice, at).actions
-        return found
+    def _takes(self, world: PartedWorld, step: Step) -> int:
+        self.doing = world.state, step
+        world.take(step)
+        return self._changes.number(world.changes())
 
-    def _take(self, actions: tuple[Action, ...], state: State, at: At) -> list[State]:
-        take, found = self._parts.take, []
-        for action in actions:
-            self.doing = action.step
-            found.append(take(action, state, at))
-        return found
+    def _forgets(self, world: PartedWorld, place: int) -> int:
+        world.forget(place)
+        return self._changes.number(world.changes())
 
-    def after(self, state: State, *, last: bool) -> list[State]:
+    def _may(self, states: States) -> tuple[Numbers, Numbers, States]:
+        """All that can come next: places of worlds, and an action beside each; and worlds without steps."""
+        places = np.arange(len(states))
+        choices = [memory.look(states) for memory in self._next]
+        steps = np.sum([self._choices.are_steps(each) for each in choices], axis=0)
+        idle = np.flatnonzero(np.all([self._choices.are_idle(each) for each in choices], axis=0))
+        found = [self._choices.spread(places, each) for each in choices]
+        for memory in self._again if idle.size else ():
+            more = memory.look(states[idle])
+            steps[idle] += self._choices.are_steps(more)
+            found.append(self._choices.spread(idle, more))
+        at, actions = (np.concatenate(each) for each in zip(*found, strict=True))
+        return at, actions, states[steps == 0]
+
+    def _may_go_wrong(self, states: States) -> tuple[Numbers, Numbers]:
+        places = np.arange(len(states))
+        found = [self._choices.spread(places, memory.look(states)) for memory in self._wrong]
+        at, actions = (np.concatenate(each) for each in zip(*found, strict=True))
+        return at, actions
+
+    def _take(self, before: States, actions: Numbers) -> States:
+        """Each of these worlds, after the action beside it."""
+        self.steps += len(actions)
+        changes = np.empty(len(actions), np.int64)
+        order = np.argsort(actions.astype(np.uint16), kind="stable")
+        borders = np.flatnonzero(np.diff(actions[order])) + 1
+        for some in np.split(order, borders) if order.size else ():
+            changes[some] = self._actions[int(actions[some[0]])].look(before[some])
+        return self._settled(self._changes.done(before, changes))
+
+    def _settled(self, states: States) -> States:
+        """The same worlds, in which nobody keeps what he never sees again."""
+        for place in (0, 1):
+            kind = self._parts.kinds[place]
+            knows = kind.flags((RESTS, OTHERS_REST))[states >> kind.shift & kind.mask]
+            some = np.flatnonzero(knows)
+            if some.size:
+                states[some] = self._changes.done(states[some], self._forget[place].look(states[some]))
+        return states
+
+    def after(self, states: States, *, last: bool) -> States:
         """See `Space`."""
-        at = self._parts.at(state)
-        actions, steps = self._may(at)
-        if not steps:
-            self.doing = None
-            self.ends[check_rest(self._parts.whole(state)).value] += 1
-        return self._take(actions, state, at)
+        at, actions, over = self._may(states)
+        for state in over.tolist():
+            self.doing = state, None
+            self.ends[check_rest(PartedWorld(self._parts, state)).value] += 1
+        return self._take(states[at], actions)
 
-    def faulty(self, state: State) -> list[State]:
+    def faulty(self, states: States) -> States:
         """See `Space`."""
-        at = self._parts.at(state)
-        return self._take(self._may_go_wrong(at), state, at)
+        at, actions = self._may_go_wrong(states)
+        return self._take(states[at], actions)
 
-    def path(self, states: list[State]) -> list[Step]:
+    def way(self, states: States, to: State, *, faulty: bool) -> tuple[State, Step] | None:
         """See `Space`."""
-        found = []
-        for before, after in pairwise(states):
-            at = self._parts.at(before)
-            actions = (*self._may(at)[0], *self._may_go_wrong(at))
-            found.append(next(each.step for each in actions if self._parts.take(each, before, at) == after))
-        return found
+        at, actions = self._may_go_wrong(states) if faulty else self._may(states)[:2]
+        there = np.flatnonzero(self._take(states[at], actions) == np.uint64(to))
+        return (int(states[at[there[0]]]), self._steps.parts[actions[there[0]]]) if there.size else None
 
 
 def _at_host(world: World, host: int) -> tuple[_Steps, _Steps]:
@@ -193,48 +291,53 @@ class Plain:
     """
 
     def __init__(self, world: World, kinds: tuple[Fault, ...]) -> None:
-        self.first = hash(world.key())
-        self.doing: Step | None = None
+        self.first = _hashed(world)
+        self.doing: tuple[State, Step | None] = self.first, None
+        self.steps = 0
         self.ends: Counter[str] = Counter()
         self._kinds: Final = kinds
-        self._world: Final = world
         self._worlds: Final = {self.first: world}
+        self._ways: Final[dict[State, tuple[State, Step]]] = {}
 
-    def after(self, state: State, *, last: bool) -> Iterator[State]:
+    def after(self, states: States, *, last: bool) -> States:
         """See `Space`."""
-        world = self._worlds.pop(state) if last else self._worlds[state]
-        steps = world.steps()
-        if not steps:
-            self.doing = None
-            self.ends[check_rest(world).value] += 1
-        yield from self._take(world, [*steps, *world.chances()])
+        return np.fromiter(self._after(states, last=last), np.uint64)
 
-    def faulty(self, state: State) -> Iterator[State]:
+    def _after(self, states: States, *, last: bool) -> Iterator[State]:
+        for state in states.tolist():
+            world = self._worlds.pop(state) if last else self._worlds[state]
+            steps = world.steps()
+            if not steps:
+                self.doing = state, None
+                self.ends[check_rest(world).value] += 1
+            yield from self._take(state, world, [*steps, *world.chances()])
+
+    def faulty(self, states: States) -> States:
         """See `Space`."""
-        world = self._worlds.pop(state)
-        return self._take(world, self._faults(world))
+        return np.fromiter(self._faulty(states), np.uint64)
 
-    def _faults(self, world: World) -> list[Step]:
-        return [step for kind in self._kinds for step in possible(world, kind, SOURCE)]
+    def _faulty(self, states: States) -> Iterator[State]:
+        for state in states.tolist():
+            world = self._worlds.pop(state)
+            steps = [step for kind in self._kinds for step in possible(world, kind, SOURCE)]
+            yield from self._take(state, world, steps)
 
-    def _take(self, world: World, steps: list[Step]) -> Iterator[State]:
+    def _take(self, before: State, world: World, steps: list[Step]) -> Iterator[State]:
         for step in steps:
-            self.doing = step
+            self.steps += 1
+            self.doing = before, step
             after = world.copy()
             after.take(step)
-            state = hash(after.key())
-            self._worlds.setdefault(state, after)
+            state = _hashed(after)
+            if state not in self._ways and state != self.first:
+                self._worlds[state] = after
+                self._ways[state] = before, step
             yield state
 
-    def path(self, states: list[State]) -> list[Step]:
-        """See `Space`."""
-        world, found = self._world, []
-        for state in states[1:]:
-            for step in (*world.steps(), *world.chances(), *self._faults(world)):
-                after = world.copy()
-                after.take(step)
-                if hash(after.key()) == state:
-                    found.append(step)
-                    world = after
-                    break
-        return found
+    def way(self, states: States, to: State, *, faulty: bool) -> tuple[State, Step] | None:
+        """See `Space`. The first one, whatever it is asked for."""
+        return self._ways.get(to)
+
+
+def _hashed(world: World) -> State:
+    return hash(world.key()) & (1 << 64) - 1

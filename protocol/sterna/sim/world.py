@@ -16,7 +16,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Final, TypeAlias
 
 from sterna.core.records import NO_SESSION, RunnerRecord
-from sterna.sim.connecting import connect, forget_lines, hears
+from sterna.sim.connecting import connect, forget, hears
 from sterna.sim.defects import Defect
 from sterna.sim.faults import inject
 from sterna.sim.holder import Holder, Stage
@@ -157,6 +157,22 @@ class World:
         """The connection of this number, while there is somebody at one of its ends."""
         return next((each for each in self.lines if each.number == number), None)
 
+    def line_numbers(self) -> set[int]:
+        """Of the connections that there are."""
+        return {each.number for each in self.lines}
+
+    def add_line(self, line: Line) -> None:
+        """There is one more; they stand in the order of their numbers."""
+        self.lines = sorted([*self.lines, line], key=lambda each: each.number)
+
+    def forget_line(self, line: Line) -> None:
+        """A connection is no more."""
+        self.lines = [each for each in self.lines if each is not line]
+
+    def frozen(self, host: int, process: int) -> bool | None:
+        """Whether a process is; None if it is not there."""
+        return self.front(host).frozen(process)
+
     def at(self, host: int, process: int, task: int) -> tuple[Host, Process, Task]:
         """What a step is about."""
         here, found = self.in_(host, process)
@@ -245,7 +261,7 @@ class World:
         for line in self.lines:
             for end in (0, 1):
                 host, process, _ = line.ends[end]
-                if line.gone[end] or self.front(host).frozen(process) is not False:
+                if line.gone[end] or self.frozen(host, process) is not False:
                     continue
                 if line.broken:
                     yield ("lost", line.number, end, 0)
@@ -292,7 +308,7 @@ class World:
             yield from (("land", number, 0, 0) for number in range(len(self.store.astray)))
 
     def _is_still(self, end: tuple[int, int, int]) -> bool:
-        return bool(self.front(end[0]).frozen(end[1]))
+        return bool(self.frozen(end[0], end[1]))
 
     # ---- letting it happen ----
 
@@ -387,7 +403,7 @@ class World:
         """A new process, which knows nothing."""
         host = self.hosts[number]
         process = Process(self.next_process(number), beside=beside)
-        host.processes.append(process)
+        host.processes.insert(len(host.processes) if beside else 0, process)  # the endpoint comes first
         return process
 
     def next_process(self, number: int) -> int:
@@ -409,5 +425,5 @@ class World:
             for end in (0, 1):
                 if line.ends[end][:2] == (number, process) and not line.gone[end]:
                     line.leaves(end, crashed=True)
-        forget_lines(self)
+                    forget(self, line)
         controller_gone(self, host, process)

@@ -1,0 +1,137 @@
+"""A fetched host is a host to whoever asks it, and fetches no more than is asked for."""
+
+from __future__ import annotations
+
+import pytest
+from sim_support import ALPHA
+
+from sterna.sim.explore import loaded
+from sterna.sim.fetched import FetchedHost
+from sterna.sim.hosts import Process, Task
+from sterna.sim.makers import RecallingMakers, Shape
+from sterna.sim.parts import (
+    HISTORY,
+    HOLDERS,
+    KNOWS,
+    OTHERS,
+    REST,
+    SHOWN,
+    TASKS,
+    TASKS_MAX,
+    THERE,
+    fields_of,
+)
+
+FIRST = 2
+
+
+class Fetching:
+    """A world's host, the parts that were fetched of it, and itself as it is fetched."""
+
+    def __init__(self, host):
+        self.whole, self.fetched = host, []
+        self.parts = fields_of(host)
+        self.host = FetchedHost(ALPHA, self.fetch, own=True)
+
+    def fetch(self, place):
+        self.fetched.append(place)
+        if place >= THERE:
+            return self.parts[TASKS + place - THERE] is not None
+        return self.parts[place]
+
+
+@pytest.fixture
+def whole():
+    return loaded(RecallingMakers(Shape()), store=True).own(ALPHA)
+
+
+@pytest.fixture
+def fetching(whole):
+    return Fetching(whole)
+
+
+def beside(number):
+    return Process(number, beside=True)
+
+
+def test_it_is_the_host(whole, fetching):
+    assert fetching.host.key(lambda rest: rest) == whole.key(lambda rest: rest)
+    assert fetching.host.front() == whole.front()
+    assert [each.key() for each in fetching.host.processes] == [each.key() for each in whole.processes]
+    assert len(fetching.host.processes) == 1
+
+
+def test_a_field_brings_its_part_once(fetching):
+    host = fetching.host
+    assert not host.has("history")
+    assert host.history.records
+    assert host.sent == fetching.whole.sent
+    assert host.has("history")
+    assert fetching.fetched == [HISTORY]
+    assert dict(host.parts()) == {HISTORY: (host.history, host.sent)}
+
+
+def test_what_was_set_is_not_fetched_over(fetching):
+    """Half of a part was set: the other half is fetched, and the part is told whole."""
+    endpoint = fetching.host.endpoint
+    endpoint.undecided = b"session"
+    assert dict(fetching.host.parts())[KNOWS] == (None, b"session", None)
+    endpoint.rest, endpoint.looked = None, True
+    assert dict(fetching.host.parts())[REST] == (None, True)
+    assert REST not in fetching.fetched
+
+
+def test_a_copy_is_changed(whole, fetching):
+    fetching.host.holders[0].mark = 9
+    assert whole.holders[0].mark == 0
+    assert dict(fetching.host.parts())[HOLDERS][0].mark == 9
+    looked_at = FetchedHost(ALPHA, fetching.fetch, own=False)
+    assert looked_at.holders is whole.holders
+
+
+def test_tasks_one_by_one(fetching):
+    process = fetching.host.endpoint
+    assert process.next_number == 2
+    assert TASKS not in fetching.fetched
+    task = process.task(1)
+    assert task is not None
+    assert task is not fetching.whole.endpoint.task(1)
+    assert task.key() == fetching.whole.endpoint.task(1).key()
+    assert process.task(TASKS_MAX + 1) is None
+    process.tasks.append(Task(2, "recovery"))
+    assert [each.number for each in process.tasks] == [1, 2]
+    process.tasks.remove(task)
+    assert process.tasks
+    assert fetching.host.endpoint.next_number == 3
+    assert dict(fetching.host.parts())[TASKS] is None
+    process.tasks.remove(process.task(2))
+    assert not process.tasks
+    with pytest.raises(OverflowError, match="fewer faults"):
+        process.tasks.append(Task(TASKS_MAX + 1, "recovery"))
+
+
+def test_the_first_process_goes_and_another_comes(fetching):
+    host = fetching.host
+    host.processes.remove(host.endpoint)
+    assert host.endpoint is None
+    gone = dict(host.parts())
+    assert {gone[place] for place in (SHOWN, KNOWS, REST, TASKS, TASKS + TASKS_MAX - 1)} == {None}
+    host.processes.insert(0, beside(FIRST))
+    assert dict(host.parts())[SHOWN] == (True, False)
+    assert host.process(FIRST).beside
+    assert host.endpoint is None
+
+
+def test_all_others_are_one_part(whole):
+    whole.processes = [Process(FIRST + 2), beside(FIRST)]
+    fetching = Fetching(whole)
+    host = fetching.host
+    assert host.endpoint.number == FIRST + 2
+    assert host.process(FIRST).beside
+    assert host.process(FIRST + 2) is host.endpoint
+    assert host.process(FIRST + 4) is None
+    assert [each.number for each in host.processes] == [FIRST + 2, FIRST], "the endpoint comes first"
+    host.processes.insert(1, beside(FIRST + 4))
+    host.processes.remove(host.endpoint)
+    assert [each.number for each in dict(host.parts())[OTHERS]] == [FIRST + 4]
+    assert [each.number for each in whole.processes] == [FIRST + 2, FIRST]
