@@ -106,6 +106,41 @@ def test_there_is_one_job_at_a_time_for_each_connection():
     check_moved(worked(pair))
 
 
+def test_a_connection_has_as_much_ahead_as_the_driver_says():
+    """[CON-27] What is done waits for its turn, and is sent once, in the order in which it was done."""
+    pair = packing()
+    pair.source.ahead = 3
+    run_to(pair, S.ROUND)
+    pair.run()
+    jobs = [pair.source.next_job() for _ in range(3)]
+    assert all(jobs)
+    assert pair.source.next_job() is None
+    assert pair.source.waiting_bytes(0) == 0
+    assert pair.source.job_done(jobs[1], encoded(pair, jobs[1]))
+    assert not pair.source.job_done(jobs[0], encoded(pair, jobs[0]))
+    assert pair.source.next_job() is None  # one is queued, one waits, one is under way
+    one = pair.source.waiting_bytes(0)
+    assert not pair.source.job_done(jobs[2], encoded(pair, jobs[2]))
+    assert pair.source.waiting_bytes(0) > one > 2 * PAGE
+    assert pair.source.waiting_bytes(7) == 0  # no such connection
+    check_moved(worked(pair))
+
+
+def test_what_waits_when_the_link_is_lost_is_dropped():
+    """[RES-9] It is of a round that was abandoned."""
+    pair = packing()
+    pair.source.ahead = 2
+    run_to(pair, S.ROUND)
+    pair.run()
+    jobs = [pair.source.next_job() for _ in range(2)]
+    for job in jobs:
+        pair.source.job_done(job, encoded(pair, job))
+    lane = pair.source._lanes.get(0)
+    pair.source._memory._round = pair.source._memory._no_round(9)
+    assert not pair.source._send_waiting(lane)
+    assert not pair.source._waiting[0]
+
+
 def test_a_round_does_not_end_before_its_jobs():
     """[RND-3]"""
     pair = packing()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sterna.core.paying import (
     BELIEVED_MOST_S,
     BELIEVED_S,
+    DENSEST,
     GAIN,
     LEVELS,
     PROMISING,
@@ -142,7 +143,7 @@ def test_trials_take_a_small_share_of_the_time():
     paying, now, spent = Paying(), 0.0, 0.0
     for _ in range(50):
         assert paying.is_trial_due(now)
-        assert not paying.sampled(MIB, MIB, 0.003, now)
+        assert paying.sampled(MIB, MIB // 2, 0.003, now)
         spent += 0.003
         assert not paying.is_trial_due(now + 0.29)
         now += 0.003 / TRIAL_SHARE
@@ -156,6 +157,18 @@ def test_trials_take_a_small_share_of_the_time():
     paying.packed(2, 10 * MIB, 9 * MIB, 0.05, now, trial=True)
     assert not paying.is_trial_due(now + 0.4)
     assert paying.is_trial_due(now + 0.6)
+
+
+def test_samples_in_vain_are_taken_more_and_more_seldom():
+    """Up to a bound: memory that did not compress may do so later. One that shrinks begins anew."""
+    paying, now, waits = Paying(), 0.0, []
+    for _ in range(9):
+        assert not paying.sampled(MIB, MIB, 0.001, now)
+        waits.append(next(step for step in range(1, 1000) if paying.is_trial_due(now + step * 0.1)))
+        now += waits[-1] * 0.1
+    assert waits == [2, 4, 8, 16, 32, 64, 64, 64, 64]
+    assert paying.sampled(MIB, MIB // 2, 0.001, now)
+    assert paying.is_trial_due(now + 0.1)
 
 
 def test_only_what_shrinks_is_tried_in_earnest():
@@ -225,3 +238,102 @@ def test_what_is_packed_in_any_case_goes_back_when_the_link_is_faster_than_it_wa
         if paying.level == 2:
             return
     pytest.fail("it stays at the higher level")
+
+
+# ---- time that is left over ----
+
+STEPS = (*LEVELS, DENSEST)
+ALL_SHARES = {**SHARES, DENSEST: 0.34}
+
+
+def idle(link_bytes_s: float, rates: dict[int, float], **wanted: float) -> Paying:
+    """Packing at level 2 pays, the link is full, and the denser levels have been tried just now."""
+    paying = Paying(cap_bytes_s=link_bytes_s, **wanted)
+    for level in (2, 5, DENSEST):
+        paying.packed(level, MIB, int(MIB * ALL_SHARES[level]), MIB / rates[level], 1.0)
+    paying.level = 2
+    return paying
+
+
+FAST = {2: 1000e6, 5: 500e6, DENSEST: 100e6}
+
+
+def test_what_the_link_leaves_time_for_is_packed_more_densely():
+    """A mebibyte takes 2 ms at level 5, 10 ms at the densest; 200 kB take the link 2 ms."""
+    paying = idle(100e6, FAST)
+    for waiting, level in ((0, 2), (190_000, 2), (230_000, 5), (1_000_000, 5), (1_100_000, DENSEST)):
+        assert paying.level_of(MIB, waiting, 1.0) == level
+        assert paying.level == 2
+
+
+def test_there_is_one_step_beyond_what_keeps_up_with_the_link():
+    """Of what waits two seconds, one batch may be denser than all can be."""
+    paying = idle(300e6, FAST)  # at level 5 it is 175 MB/s that comes out of one packer
+    assert paying.level_of(MIB, 300_000_000, 1.0) == 5
+    assert idle(300e6, FAST, workers=2).level_of(MIB, 300_000_000, 1.0) == DENSEST
+    assert idle(500e6, FAST).level_of(MIB, 300_000_000, 1.0) == 2  # nor does level 2 keep up
+
+
+def test_what_was_not_seen_lately_is_taken_to_be_slow():
+    """Some multiple of what the level before it takes now: the machine was busy then, or is now."""
+    paying = idle(100e6, {**FAST, 5: 10e6})
+    assert paying.level_of(MIB, 500_000, 1.5) == 2
+    assert paying.level_of(MIB, 500_000, 2.5) == 5
+
+
+def test_what_is_not_packed_or_of_a_link_that_is_not_known_stays_as_it_is():
+    paying = idle(math.inf, FAST)
+    assert paying.level_of(MIB, MIB, 1.0) == 2
+    paying.level = None
+    assert paying.level_of(MIB, MIB, 1.0) is None
+
+
+def through_link(link_bytes_s: float, rates: dict[int, float], ahead: int = 4) -> tuple[float, list[int]]:
+    """Two hundred mebibytes by one packer, with so many batches ahead: seconds, and the levels.
+
+    In virtual time: the packer stops when enough waits, the link when nothing does.
+    """
+    paying = Paying(cap_bytes_s=link_bytes_s, least=2)
+    packed_at = free_at = 0.0
+    leaves: list[tuple[float, int]] = []
+    levels = []
+    for _ in range(200):
+        if len(leaves) >= ahead:
+            packed_at = max(packed_at, leaves[-ahead][0])
+        waiting = sum(size for at, size in leaves if at > packed_at)
+        level = paying.level_of(MIB, waiting, packed_at)
+        assert level is not None
+        seconds, size = MIB / rates[level], int(MIB * ALL_SHARES[level])
+        packed_at += seconds
+        paying.packed(level, MIB, size, seconds, packed_at)
+        free_at = max(free_at, packed_at) + size / link_bytes_s
+        leaves.append((free_at, size))
+        levels.append(level)
+    return free_at, levels
+
+
+@pytest.mark.parametrize(
+    ("link", "rates", "mostly"),
+    [
+        (100e6, FAST, 5),
+        (30e6, FAST, DENSEST),
+        (150e6, {2: 1000e6, 5: 300e6, DENSEST: 30e6}, 5),
+        (150e6, {2: 500e6, 5: 150e6, DENSEST: 30e6}, 2),
+        (150e6, {2: 200e6, 5: 50e6, DENSEST: 30e6}, 2),
+    ],
+)
+def test_denser_batches_never_let_the_link_wait(link, rates, mostly):
+    """Whatever the machine: it takes no longer than with the level that pays alone."""
+    seconds, levels = through_link(link, rates)
+    plainly_s = 200 * MIB * max(SHARES[2] / link, 1 / rates[2])
+    assert seconds <= plainly_s * 1.02
+    assert max(set(levels), key=levels.count) == mostly
+
+
+def test_a_machine_with_other_work_gets_what_it_had():
+    """Five times as slow from one batch to the next: the levels fall back, and the link waits once."""
+    rates = dict(FAST)
+    _, levels = through_link(100e6, rates)
+    assert levels[-1] >= 5
+    _, levels = through_link(100e6, {level: rate / 5 for level, rate in FAST.items()})
+    assert levels.count(DENSEST) == 0

@@ -356,20 +356,32 @@ def test_batches_grow_where_the_link_turns_out_to_be_fast(monkeypatch, seconds, 
     assert found == sizes
 
 
-def test_batches_do_not_grow_beyond_what_the_peer_takes_or_where_pages_are_packed(monkeypatch):
-    """[LIM-6] Packed bytes tell nothing about how long pages take; and such a batch is held in memory."""
+def test_batches_do_not_grow_beyond_what_the_peer_takes(monkeypatch):
+    """[LIM-6]"""
     monkeypatch.setattr(sending, "LOOK_BYTES", PAGE)
     monkeypatch.setattr(sending, "ROUND_BATCHES", 1)
     monkeypatch.setattr(rounds, "_UNMEASURED_BYTES", 0)
-    for peer, packed in ((Limits(bulk_bytes=2 * PAGE), 0), (Limits(), 3 * PAGE)):
-        memory = Memory()
-        memory.bytes[:] = b"x" * len(memory.bytes)
-        memory.sending.begin(1, peer, 2 * PAGE, 1e12, 0.0, last=False)
-        batch = RegionPages(TABLE, {3: memoryview(memory.bytes)}).encode(3, [0], [2])
-        memory.sending._round.next_runs()
-        memory.sending._sent(replace(batch, unpacked_bytes=packed), 10, 0)
-        memory.sending.written_early({}, 0.001)
-        assert memory.sending.next_batch(11, zeros=True)[0].page_count == 2
+    memory = Memory()
+    memory.bytes[:] = b"x" * len(memory.bytes)
+    memory.sending.begin(1, Limits(bulk_bytes=2 * PAGE), 2 * PAGE, 1e12, 0.0, last=False)
+    memory.sending.next_batch(10, zeros=True)
+    memory.sending.written_early({}, 0.001)
+    assert memory.sending.next_batch(11, zeros=True)[0].page_count == 2
+
+
+def test_batches_of_packed_pages_grow_by_what_their_pages_take(monkeypatch):
+    """Two pages have passed, in few bytes: at that rate of pages four are soon through the link, too."""
+    monkeypatch.setattr(sending, "LOOK_BYTES", PAGE)
+    monkeypatch.setattr(sending, "ROUND_BATCHES", 1)
+    monkeypatch.setattr(rounds, "_UNMEASURED_BYTES", PAGE)
+    memory = Memory()
+    memory.bytes[:] = b"x" * len(memory.bytes)
+    memory.sending.begin(1, Limits(), 2 * PAGE, 1e12, 0.0, last=False)
+    batch = RegionPages(TABLE, {3: memoryview(memory.bytes)}).encode(3, [0], [2])
+    memory.sending._round.next_runs()
+    memory.sending._sent(replace(batch, bulk_bytes=PAGE // 2, unpacked_bytes=2 * PAGE), 10, 0)
+    memory.sending.written_early({}, 0.001)
+    assert memory.sending.next_batch(11, zeros=True)[0].page_count == 4
 
 
 def test_batches_do_not_become_smaller_in_the_midst_of_a_round(monkeypatch):

@@ -2,8 +2,9 @@
 
 Pages as they are cost next to nothing to encode, and the newest version of a page is the best, so a batch of
 these is made when the connection takes it. To pack pages takes longer than to send them. So where they are
-packed the driver takes a `Job`, has it done where nobody waits for it, and brings the batch; each connection
-has one job under way at most, and one batch that waits while another leaves.
+packed the driver takes a `Job`, has it done where nobody waits for it, and brings the batch. Each connection
+has so many jobs under way and batches waiting as the driver says, and no more: what waits grows old. A batch
+that waits is no frame yet, so whatever else is to be said goes before it.
 
 What a job is of has been given out [8.4]: no early look spares it. If the guest writes to it meanwhile, it is
 sent in a next round, as every page that is written after it was read.
@@ -11,6 +12,7 @@ sent in a next round, as every page that is written after it was read.
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -33,12 +35,15 @@ class Batches(Departed):
 
     Attributes:
         packs: whether batches are encoded aside. The driver may change it at any time.
+        ahead: how many batches of a connection may be under way and waiting, beside one that leaves.
     """
 
     def __init__(self, config: SourceConfig, pages: PageSource, now: float) -> None:
         super().__init__(config, pages, now)
         self.packs = False
-        self._packing: Final[set[int]] = set()  # connections that have a job under way
+        self.ahead = 1
+        self._under_way: Final[Counter[int]] = Counter()  # jobs of each connection
+        self._waiting: Final[defaultdict[int, deque[tuple[Job, EncodedBatch]]]] = defaultdict(deque)
 
     @property
     def selection(self) -> Selection | None:
@@ -53,36 +58,56 @@ class Batches(Departed):
     def next_job(self, stream: int = 0) -> Job | None:
         """The next batch of a connection to be encoded aside, None if there is none for now."""
         lane = self._lanes.get(stream)
-        if not self.packs or lane is None or lane.outbox or stream in self._packing:
+        if not self.packs or lane is None or self._state not in _SENDS or not self._can_speak:
             return None
-        if self._state not in _SENDS or not self._can_speak:
+        if self._under_way[stream] + len(self._waiting[stream]) + bool(lane.outbox) >= self.ahead:
             return None
         job = self._memory.next_job(stream, zeros=self._zeros)
         if job is not None:
-            self._packing.add(stream)
+            self._under_way[stream] += 1
         return job
 
+    def waiting_bytes(self, stream: int) -> int:
+        """What a connection has to send before the next batch that is given out is missed."""
+        lane = self._lanes.get(stream)
+        unsent = 0 if lane is None else lane.outbox.unsent_bytes
+        return unsent + sum(batch.bulk_bytes for _, batch in self._waiting[stream])
+
     def job_done(self, job: Job, batch: EncodedBatch) -> bool:
-        """A batch was encoded; it is queued if somebody still wants it.
+        """A batch was encoded; it is sent when its turn comes, if somebody still wants it then.
 
         Returns:
             Whether the connection had run out of pages to send.
         """
-        self._packing.discard(job.stream)
+        self._under_way[job.stream] -= 1
         lane = self._lanes.get(job.stream)
         if lane is None or not self._can_speak or not self._memory.wants(job):
             return False
-        starved = not lane.outbox.has_unsent
-        self._queue(lane, self._memory.job_done(job, batch, lane.outbox.writer.next_sequence))
+        starved = not lane.outbox.has_unsent and not self._waiting[job.stream]
+        self._waiting[job.stream].append((job, batch))
+        if not lane.outbox:
+            self._send_waiting(lane)
         return starved
 
     def _send_batch(self, lane: Lane) -> bool:
         """Queue the round's next batch on this connection; False if there is none."""
+        if self._send_waiting(lane):
+            return True
         sequence = lane.outbox.writer.next_sequence
         batch = self._memory.next_batch(sequence, lane.stream, zeros=self._zeros, aside=self.packs)
         if batch is not None:
             self._queue(lane, batch)
         return batch is not None
+
+    def _send_waiting(self, lane: Lane) -> bool:
+        """Queue the batch that has waited longest, of those that are still wanted; False if there is none."""
+        waiting = self._waiting[lane.stream]
+        while waiting:
+            job, batch = waiting.popleft()
+            if self._memory.wants(job):
+                self._queue(lane, self._memory.job_done(job, batch, lane.outbox.writer.next_sequence))
+                return True
+        return False
 
     def _queue(self, lane: Lane, batch: tuple[Record, Sequence[memoryview]]) -> None:
         self._send_on(lane, *batch)

@@ -70,6 +70,11 @@ class Outbox:
         """Whether something queued, or taken by the driver, has not left yet."""
         return self.connected and bool(self._queue or self.in_flight_bytes)
 
+    @property
+    def unsent_bytes(self) -> int:
+        """How much that is, of what still can."""
+        return self.queued_bytes - self.sent_bytes if self.connected else 0
+
     def send(self, record: Record, buffers: Sequence[memoryview] = ()) -> None:
         """Queue a frame; does nothing after the last one, or without a connection [ABT-1] [PNG-3].
 

@@ -13,6 +13,14 @@ memory is slower by that share and not by more.
 
 A change has to gain `GAIN`, so that two that are as good do not take turns.
 
+What pays leaves the machine idle where the link is what others wait for. So a batch is packed more densely as
+long as that is done before what waits for the link has left (`level_of`): it costs no time then. From a level
+at which the packers keep up with the link, that is one step farther, at which they need not. What waits
+dwindles then, and the next batch is packed as it pays; so levels mix as the machine allows, from batch to
+batch, and a machine that is busy with other things falls back by itself.
+
+Memory that does not compress is found out by samples that come more and more seldom.
+
 Where pages are to be packed in any case, the question is only how densely. The bare link is never seen then;
 it carries at least what has gone over it.
 """
@@ -24,6 +32,8 @@ from dataclasses import dataclass
 from typing import Final
 
 LEVELS: Final = (-5, 2, 5)
+# What pages are packed with in time that is left over, beside those.
+DENSEST: Final = 8
 TRIAL_SHARE: Final = 0.01
 GAIN: Final = 0.05
 # What a few pages have to shrink to, or a whole batch is not tried.
@@ -35,6 +45,11 @@ _HALF_BYTES: Final = 8 << 20
 # How long what was measured is believed without a look; twice as long each time that it was a disappointment.
 BELIEVED_S: Final = 3.0
 BELIEVED_MOST_S: Final = 60.0
+# How much longer a denser level is taken to need than the one before it, unless that was seen so lately.
+_SLOWER: Final = 4
+_LATELY_S: Final = 1.0
+# How often in a row the wait for the next sample doubles when one has not shrunk.
+_DOUBLINGS: Final = 6
 # A packer that fills the link to this share is not what others wait for; the bare link would not be faster.
 _FULL: Final = 0.8
 
@@ -46,12 +61,22 @@ class _Packing:
     page_bytes: float = 0.0
     packed_bytes: float = 0.0
     seconds: float = 0.0
+    at: float = -math.inf
 
-    def add(self, page_bytes: int, packed_bytes: int, seconds: float) -> None:
+    def add(self, page_bytes: int, packed_bytes: int, seconds: float, now: float) -> None:
         fading = 0.5 ** (page_bytes / _HALF_BYTES)
         self.page_bytes = self.page_bytes * fading + page_bytes
         self.packed_bytes = self.packed_bytes * fading + packed_bytes
         self.seconds = self.seconds * fading + seconds
+        self.at = now
+
+    def seconds_for(self, page_bytes: int) -> float:
+        """How long it takes one packer; infinite if that is not known."""
+        return page_bytes * self.seconds / self.page_bytes if self.page_bytes else math.inf
+
+    def keeps_up(self, workers: int, link_bytes_s: float) -> bool:
+        """Whether so many packers together fill the link."""
+        return self.packed_bytes * workers >= link_bytes_s * self.seconds and self.page_bytes > 0
 
 
 @dataclass(slots=True)
@@ -85,11 +110,12 @@ class Paying:
         self._most_bytes_s = 0.0  # that went over the wire while pages had to be packed
         self._workers: Final = workers
         self._cap_bytes_s: Final = cap_bytes_s
-        self._packing: Final = {level: _Packing() for level in LEVELS}
+        self._packing: Final = {level: _Packing() for level in (*LEVELS, DENSEST)}
         self._passed: Final[dict[int | None, _Passed]] = {each: _Passed() for each in (None, *LEVELS)}
         self._wire_bytes_s = math.inf  # when pages passed last
         self._try_at = -math.inf
         self._trials = 0
+        self._in_vain = 0  # samples in a row
 
     @property
     def link_bytes_s(self) -> float:
@@ -110,8 +136,10 @@ class Paying:
 
     def sampled(self, page_bytes: int, packed_bytes: int, seconds: float, now: float) -> bool:
         """Some pages were packed for nothing. Whether a batch is to be, at the level of `next_trial`."""
-        self._try_at = now + seconds / TRIAL_SHARE
-        return packed_bytes < page_bytes * PROMISING
+        promising = packed_bytes < page_bytes * PROMISING
+        self._in_vain = 0 if promising else min(self._in_vain + 1, _DOUBLINGS)
+        self._try_at = now + seconds / TRIAL_SHARE * 2**self._in_vain
+        return promising
 
     def packed(
         self,
@@ -124,11 +152,28 @@ class Paying:
         trial: bool = False,
     ) -> None:
         """A batch was packed. `trial`: to learn what comes of it."""
-        self._packing[level].add(page_bytes, packed_bytes, seconds)
+        self._packing[level].add(page_bytes, packed_bytes, seconds, now)
         if trial:
             late_s = seconds - page_bytes / self.link_bytes_s
             self._try_at = now + max(late_s, seconds * _BESIDE) / TRIAL_SHARE
             self._choose(now)
+
+    def level_of(self, page_bytes: int, waiting_bytes: int, now: float) -> int | None:
+        """The level for the next batch, of so many bytes of pages, while so much waits for the link."""
+        level = self.level
+        if level is None or self.link_bytes_s == math.inf:
+            return level
+        slack_s = waiting_bytes / self.link_bytes_s
+        for denser in (*LEVELS[LEVELS.index(level) + 1 :], DENSEST):
+            known, next_known = self._packing[level], self._packing[denser]
+            if now - next_known.at <= _LATELY_S:
+                expected_s = next_known.seconds_for(page_bytes)
+            else:
+                expected_s = known.seconds_for(page_bytes) * _SLOWER
+            if expected_s > slack_s or not known.keeps_up(self._workers, self.link_bytes_s):
+                break
+            level = denser
+        return level
 
     def is_trial_due(self, now: float) -> bool:
         """Whether it is time to try some level."""

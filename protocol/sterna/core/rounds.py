@@ -255,10 +255,8 @@ class OutgoingRound:
             share.enlarge(batch)
 
     def rate_bytes_s(self, now: float) -> float:
-        """What the link has carried so far; 0 if that is not known yet, or if pages are packed."""
-        if self._unpacked_bytes != self.bulk_bytes:
-            return 0.0
-        return max(0, self.bulk_bytes - _UNMEASURED_BYTES) / max(now - self._started, _CLOCK_S)
+        """Bytes of pages that have passed in a second so far, packed or not; 0 if that is not known yet."""
+        return max(0, self._unpacked_bytes - _UNMEASURED_BYTES) / max(now - self._started, _CLOCK_S)
 
     def leave_out(self, stream: int) -> PageSets:
         """As `skip`, with all that has not been sent on a stream; what that was."""

@@ -27,7 +27,7 @@ from sterna.memory.zstd import Compressor
 from sterna.registry import Encoding
 from sterna.wire.records import RUN_DTYPE
 
-PIECE_BYTES: Final = 4 << 20
+PIECE_BYTES: Final = 8 << 20
 WORTHWHILE: Final = 0.95
 # A frame has at least so many bytes, and so many for each of its blocks. Hence no run of so many times the
 # receiver's limit is refused, or of any size if its limit is a block of that [PGS-18].

@@ -19,8 +19,9 @@ from sterna.registry import ErrorCode, FrameType
 WINDOW_LOG2_MIN: Final = 10  # the smallest of the format
 # What a destination selects at most: what RFC 8878 asks of decoders, and less than a batch may have.
 WINDOW_LOG2_MAX: Final = 23
-# What a source offers. To look back farther than over a mebibyte of a run gains next to nothing.
-WINDOW_LOG2: Final = 20
+# What a source offers: to look back over a whole batch of the usual size. It costs its destination nothing,
+# which has the whole content of a frame in any case.
+WINDOW_LOG2: Final = 23
 
 _MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _CLAUSE: Final = "PGS-16"

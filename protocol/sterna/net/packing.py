@@ -1,10 +1,11 @@
 """Pages packed in worker threads, where that pays: a source's pages for links that are slower than it is.
 
 As long as nothing says that packing pays, batches are encoded as they always are, when a connection asks
-for one; all that is added is a trial of some pages now and then (sterna.core.paying). Once it pays the
-machine leaves its batches to this module. The task here takes a job whenever a connection has one, has a
-thread do it, and brings the result. The compressor lets go of the interpreter, so that connections and clocks
-go on.
+for one, and the task here sleeps; all that is added is a trial of some pages now and then
+(sterna.core.paying), more and more seldom where they do not shrink. Once it pays the
+machine leaves its batches to this module. The task here takes a job whenever a thread is free, first for the
+connection that has least to send, has it done, and brings the result. The compressor lets go of the
+interpreter, so that connections and clocks go on.
 
 Changes of versions that were sent cost a copy and a comparison of each page, whether or not it compresses.
 They are tried on links where that is little, and given up when two rounds in a row have gained nothing by it.
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+import numpy as np
 import numpy.typing as npt
 import trio
 
@@ -30,6 +32,7 @@ from sterna.memory.packing import Measure, Packer
 from sterna.memory.pages import EncodedBatch, RegionPages
 from sterna.memory.recent import RecentPages
 from sterna.memory.zstd import Compressor
+from sterna.net.line import Signal
 from sterna.net.options import Compress, Options
 from sterna.net.pump import Pump
 from sterna.net.steady import SteadyPages
@@ -46,6 +49,9 @@ CHANGES_GAIN: Final = 0.05
 USELESS_ROUNDS: Final = 2
 SAMPLE_BYTES: Final = 128 * 1024
 _FIRST_LEVEL: Final = 2
+# A connection has a second core to itself if there is one; so many batches wait or are being packed then.
+WORKERS: Final = 2
+AHEAD: Final = 4
 
 
 class Meter:
@@ -124,7 +130,9 @@ class PackingPages(SteadyPages):
         super().__init__(pages, options.clock, max(options.streams, 1))
         self._clock_s: Callable[[], float] = options.clock
         self._always = options.compress is Compress.ALWAYS
-        self._workers = min(max(options.streams, 1), os.cpu_count() or 1)
+        self._workers = min(max(options.streams, WORKERS), os.cpu_count() or 1)
+        self._free = list(range(self._workers))  # threads that have nothing to do
+        self._ahead = 1 + -(-(AHEAD - 1) // max(options.streams, 1))
         least = _FIRST_LEVEL if options.compress is Compress.ALWAYS else None
         self._paying = Paying(self._workers, options.bandwidth_bytes_s or math.inf, least=least)
         self._meter = Meter(self._paying)
@@ -137,6 +145,8 @@ class PackingPages(SteadyPages):
         self._selection: Selection | None = None
         self._round = 0
         self._used: int | None = None  # the level of the newest batch
+        self._is_busy = False  # the task looks whenever a connection may want a batch
+        self._wakes: Final = Signal()  # what wakes it otherwise
 
     def encode(
         self,
@@ -156,6 +166,7 @@ class PackingPages(SteadyPages):
         self._meter.goes(batch.bulk_bytes, batch.bulk_bytes, now)
         if self._wants_sample and batch.buffers:
             self._sample = memoryview(bytes(batch.buffers[0][:SAMPLE_BYTES]))
+        self._look()
         return batch
 
     def on_event(self, event: Event) -> None:
@@ -166,6 +177,7 @@ class PackingPages(SteadyPages):
                 self._round = number
                 self._meter.interrupted()
                 self._changes.round_started()
+                self._look()
             case RoundFinished(stats):
                 self._changes.round_finished(stats.rejected_pages)
             case SessionResumed() if self._changes.recent is not None:
@@ -180,20 +192,24 @@ class PackingPages(SteadyPages):
 
     async def run(self, machine: Batches, pump: Pump) -> None:
         """Pack for a machine as long as it takes batches."""
-        limiter = trio.CapacityLimiter(self._workers)
         async with trio.open_nursery() as nursery:
             while True:
-                await pump.to_pack.wait()
+                await (pump.to_pack if self._is_busy or self._selection is None else self._wakes).wait()
                 if not self._knows(machine):
                     continue
-                machine.packs = self._packs()
-                for stream in machine.streams:
-                    if (job := machine.next_job(stream)) is not None:
-                        nursery.start_soon(self._do, job, machine, pump, limiter)
+                machine.packs, machine.ahead = self._packs(), self._ahead
+                while self._free and (job := _next_job(machine)) is not None:
+                    nursery.start_soon(self._do, job, self._free.pop(), machine, pump)
                 if self._sample is not None:
                     self._trying = True
-                    nursery.start_soon(self._try, self._sample, limiter)
+                    nursery.start_soon(self._try, self._sample)
                     self._sample = None
+                self._is_busy = machine.packs
+
+    def _look(self) -> None:
+        """Wake the task if there is something for it."""
+        if not self._is_busy and self._selection is not None and (self._sample is not None or self._packs()):
+            self._wakes.set()
 
     def _knows(self, machine: Batches) -> bool:
         """Whether it was agreed on that pages come packed."""
@@ -206,7 +222,7 @@ class PackingPages(SteadyPages):
         return self._selection is not None
 
     def _packs(self) -> bool:
-        tries_changes = self._remembers and self._tries_changes
+        tries_changes = self._tries_changes and self._remembers
         return self._paying.level is not None or self._trial is not None or tries_changes
 
     @property
@@ -214,8 +230,10 @@ class PackingPages(SteadyPages):
         slow = self._paying.link_bytes_s < CHANGES_LINK_BYTES_S
         return self._changes.recent is not None and slow
 
-    async def _do(self, job: Job, machine: Batches, pump: Pump, limiter: trio.CapacityLimiter) -> None:
-        packer, level = self._packer(job.stream), self._paying.level
+    async def _do(self, job: Job, worker: int, machine: Batches, pump: Pump) -> None:
+        packer, used = self._packer(worker), self._paying.level
+        size = int(np.sum(job.counts)) << self._table[job.region].granule_log2
+        level = self._paying.level_of(size, machine.waiting_bytes(job.stream), self._clock_s())
         if trial := self._trial is not None:
             level, self._trial = self._trial, None
         packer.recent = self._changes.recent if self._always or self._tries_changes else None
@@ -226,24 +244,30 @@ class PackingPages(SteadyPages):
             # others need the machine as well, that shows as soon as batch after batch is packed.
             clock = time.thread_time if trial else time.perf_counter
             began = clock()
-            compressor = None if level is None else self._compressor(job.stream, level)
+            compressor = None if level is None else self._compressor(worker, level)
             runs = job.region, job.starts, job.counts
             batch = packer.pack(*runs, compressor, zeros=job.zeros, remember=remember)
             return batch, clock() - began
 
-        batch, seconds = await trio.to_thread.run_sync(pack, limiter=limiter)
-        self._note(packer, level, seconds, trial=trial)
+        try:
+            batch, seconds = await trio.to_thread.run_sync(pack)
+        finally:
+            self._free.append(worker)
+        self._note(packer, level, seconds, used=level if trial else used, trial=trial)
         machine.job_done(job, batch)
         pump.kick(job.stream)
 
-    def _note(self, packer: Packer, level: int | None, seconds: float, *, trial: bool) -> None:
+    def _note(
+        self, packer: Packer, level: int | None, seconds: float, *, used: int | None, trial: bool
+    ) -> None:
+        """A batch was packed at a level, where `used` is what pays, or is tried."""
         measure, now = packer.measure, self._clock_s()
         self._changes.packed(measure)
         if level is not None and measure.page_bytes:
             sent = measure.page_bytes, measure.sent_bytes
             self._paying.packed(level, *sent, seconds, now, trial=trial)
-        if level != self._used:
-            self._used = level
+        if used != self._used:
+            self._used = used
             self._meter.interrupted()
         elif not trial and not measure.change_bytes:
             self._meter.goes(measure.page_bytes, measure.sent_bytes, now)
@@ -255,7 +279,7 @@ class PackingPages(SteadyPages):
         known = self._selection is not None and not self._trying and self._trial is None
         return known and self._paying.is_trial_due(self._clock_s())
 
-    async def _try(self, sample: memoryview, limiter: trio.CapacityLimiter) -> None:
+    async def _try(self, sample: memoryview) -> None:
         """Pack some pages for nothing but to see what comes of it."""
         compressor = self._compressor(-1, _FIRST_LEVEL)
 
@@ -264,10 +288,13 @@ class PackingPages(SteadyPages):
             size = len(compressor.frame(sample))
             return size, time.perf_counter() - began
 
-        size, seconds = await trio.to_thread.run_sync(pack, limiter=limiter)
-        self._trying = False
+        try:
+            size, seconds = await trio.to_thread.run_sync(pack)
+        finally:
+            self._trying = False
         if self._paying.sampled(len(sample), size, seconds, self._clock_s()):
             self._trial = self._paying.next_trial()
+            self._look()
 
     @property
     def _remembers(self) -> bool:
@@ -277,19 +304,25 @@ class PackingPages(SteadyPages):
         fits = sum(region.size_bytes for region in self._table.copied) <= room_bytes
         return fits or self._round > 1
 
-    def _packer(self, stream: int) -> Packer:
-        if stream not in self._packers:
+    def _packer(self, worker: int) -> Packer:
+        if worker not in self._packers:
             assert self._pages is not None
             assert self._selection is not None
-            self._packers[stream] = Packer(self._pages, self._selection.limits.expansion)
-        return self._packers[stream]
+            self._packers[worker] = Packer(self._pages, self._selection.limits.expansion)
+        return self._packers[worker]
 
-    def _compressor(self, stream: int, level: int) -> Compressor:
+    def _compressor(self, worker: int, level: int) -> Compressor:
         """One for each thread that may be at work at the same time."""
         assert self._selection is not None
-        if (stream, level) not in self._compressors:
-            self._compressors[stream, level] = Compressor(level, self._selection.window_log2)
-        return self._compressors[stream, level]
+        if (worker, level) not in self._compressors:
+            self._compressors[worker, level] = Compressor(level, self._selection.window_log2)
+        return self._compressors[worker, level]
+
+
+def _next_job(machine: Batches) -> Job | None:
+    """The next batch to be packed: of the connection that has least to send, of those that have one."""
+    jobs = (machine.next_job(stream) for stream in sorted(machine.streams, key=machine.waiting_bytes))
+    return next((job for job in jobs if job is not None), None)
 
 
 def pages_to_send(pages: RegionPages, options: Options) -> SteadyPages:
