@@ -11,6 +11,7 @@ from sterna_interop.misbehaviours import Misbehaviour, Stage, of_any
 from sterna_interop.misbehaviours_blackout import of_blackout
 from sterna_interop.misbehaviours_destination import of_destination
 from sterna_interop.misbehaviours_ends import of_ends
+from sterna_interop.misbehaviours_packed import of_packed
 from sterna_interop.misbehaviours_pages import of_pages
 from sterna_interop.misbehaviours_source import of_source
 from sterna_interop.misbehaviours_streams import of_granted_streams, of_streams
@@ -21,6 +22,7 @@ MISBEHAVIOURS: Final = (
     *of_any(Role.SOURCE),
     *of_source(),
     *of_pages(),
+    *of_packed(),
     *of_blackout(),
     *of_ends(Role.SOURCE),
     *of_streams(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -144,11 +144,11 @@ class Image:
         chunk = 0
         for first, count, _, encoding in _rows(table):
             for place in range(count):
-                if encoding == Encoding.RAW:
+                if encoding != Encoding.ZERO:
                     entries[first + place] = int(table.hashes[chunk + place // step]), place % step
                 else:
                     entries[first + place] = _ZERO_ENTRY
-            chunk += -(-count // step) if encoding == Encoding.RAW else 0
+            chunk += -(-count // step) if encoding != Encoding.ZERO else 0
 
     def forget(self, ranges: Iterable[PageRange]) -> None:
         """These pages are not held [RAK-4]."""
@@ -177,6 +177,24 @@ def pages_of(each: PageRange) -> list[PageName]:
 def chunks_of(part: bytes) -> Iterator[bytes]:
     """The chunks of a run's bytes [MEM-1]."""
     return (part[at : at + CHUNK_BYTES] for at in range(0, len(part), CHUNK_BYTES))
+
+
+def leading_run(batch: Batch, granule_log2: int = 12) -> tuple[int, int, bytes, Batch]:
+    """The pages that a batch begins with and that follow each other: first, count, bytes; and the rest."""
+    first = count = int(batch.table.runs["first"][0])
+    content, used, at, hashes = b"", 0, 0, 0
+    for begin, pages, size_bytes, _ in _rows(batch.table):
+        if begin != count:
+            break
+        content += batch.bulk[at : at + size_bytes] or bytes(pages << granule_log2)
+        count, used, at, hashes = (
+            count + pages,
+            used + 1,
+            at + size_bytes,
+            hashes - (-size_bytes // CHUNK_BYTES),
+        )
+    table = replace(batch.table, runs=batch.table.runs[used:], hashes=batch.table.hashes[hashes:])
+    return first, count - first, content, Batch(table, batch.bulk[at:])
 
 
 def _rows(table: Pages) -> list[tuple[int, int, int, int]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypeAlias
 
 from sterna.limits import Limits
 from sterna.registry import Feature, Mode, Owner, Style
@@ -37,11 +37,15 @@ from sterna.wire import (
 from sterna.wire.header import VERSION
 from sterna_interop.guest import GuestSpec
 from sterna_interop.peer import AGENT, Peer
-from sterna_interop.peer_image import Image, LastSequences, PageName, pages_of
+from sterna_interop.peer_image import Batch, Image, LastSequences, PageName, pages_of
 from sterna_interop.peer_steps import Breach
 
 REQUIRED: Final = (Feature.STOP_AND_COPY, Feature.HASH_XXH3_64)
 _FRAGMENT_BYTES: Final = 256
+
+
+Packs: TypeAlias = Callable[[Batch, Callable[[int], bytes]], Batch]
+_PACKED: Final = frozenset({Feature.ENCODING_ZSTD, Feature.ENCODING_DELTA})
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,10 @@ class SourcePlan:
     Attributes:
         guest: what is moved. Of its script one entry is written after each round, the rest in the pause.
         rounds: rounds before the switchover.
-        rejected: what the first ROUND_ACK has to reject: exactly this.
+        rejected: what the ROUND_ACK of `rejected_round` has to reject: exactly this.
+        packed: the round whose first batch is packed, and how, if the destination takes it so: a function of
+            the batch and of what a page of it held at first.
+        unasked: whether they are packed though nothing was selected.
         resends: whether what was rejected is sent again. (It has to be.)
         omitted: pages that are never sent. (There may be none.)
         not_ready: how many NOT_READY there have to be.
@@ -83,6 +90,9 @@ class SourcePlan:
     features: tuple[FeatureOffer, ...] = (FeatureOffer(Feature.ENCODING_ZERO),)
     rounds: int = 2
     rejected: tuple[PageRange, ...] = ()
+    rejected_round: int = 1
+    packed: tuple[int, Packs] | None = None
+    unasked: bool = False
     resends: bool = True
     omitted: tuple[PageName, ...] = ()
     not_ready: int = 0
@@ -130,7 +140,8 @@ class Source:
                 self._round += 1
                 await peer.say(Round(self._attempt, self._round, len(self._waiting)))
                 self._attempt += 1
-            await self._running_round(peer, self._plan.rejected if number == 0 else ())
+            rejects = number + 1 == self._plan.rejected_round
+            await self._running_round(peer, self._plan.rejected if rejects else ())
         await self._switch_over(peer)
         await self._blackout(peer)
         await self._hand_over(peer)
@@ -194,6 +205,8 @@ class Source:
     async def _running_round(self, peer: Peer, rejected: Sequence[PageRange]) -> None:
         attempt, sent = self._attempt, len(self._waiting)
         await self._pages(peer)
+        if self._plan.packed is not None and not peer.account.acted:
+            rejected = ()  # it does not take packed pages, and has got them as they are
         ack = await peer.hear(RoundAck)
         lost = sum(each.count for each in rejected)
         if (ack.attempt, ack.round, ack.pages) != (attempt, self._round, sent - lost):
@@ -216,11 +229,24 @@ class Source:
         last: LastSequences = ()
         bulk_bytes = 0
         for batch in self._image.batches(*where, self._waiting, self._limits):
-            last = ((0, await peer.say(batch.table, batch.bulk)),)
-            bulk_bytes += len(batch.bulk)
+            said = self._packed(peer, batch) if not last else batch
+            last = ((0, await peer.say(said.table, said.bulk)),)
+            bulk_bytes += len(said.bulk)
         self._waiting.clear()
         await peer.say(RoundEnd(*where, count, bulk_bytes, last))
         return last
+
+    def _packed(self, peer: Peer, batch: Batch) -> Batch:
+        """A round's first batch as the plan packs it."""
+        assert peer.welcome is not None
+        takes = self._plan.unasked or {each.id for each in peer.welcome.features} >= _PACKED
+        if self._plan.packed is None or self._round != self._plan.packed[0] or not takes:
+            return batch
+        peer.account.acted = True
+        region, guest = self._image.regions[batch.table.region], self._plan.guest
+        packed = self._plan.packed[1](batch, lambda page: guest.page(region, page, 0))
+        self._image.note(packed.table)
+        return packed
 
     def _write(self) -> None:
         """The guest does the next entry of its script, if there is one."""
