@@ -132,14 +132,29 @@ class Taken:
 
 
 def take(
-    measures: Sequence[Measure], runs: int, say: Callable[[str], None], *, warm: bool = False
+    measures: Sequence[Measure],
+    runs: int,
+    say: Callable[[str], None],
+    *,
+    warm: bool = False,
+    swaps: bool = False,
 ) -> list[Taken]:
-    """Take all measures in turns; unless `warm`, a first turn of each warms up and is not counted."""
+    """Take all measures in turns.
+
+    Args:
+        measures: what is measured.
+        runs: how often.
+        say: told how far it is.
+        warm: whether all is warm; otherwise a first turn of each warms up and is not counted.
+        swaps: whether each run goes through a measure's ways in the order contrary to that of the one before:
+            what a way leaves behind for the next one, in caches or in the kernel, is the same for both then.
+    """
     values = {each.name: {way: list[float]() for way in each.ways} for each in measures}
     for run in range(1 if warm else 0, runs + 1):
         say("warming up" if run == 0 else f"run {run} of {runs}")
         for each in measures:
-            for way, turn in each.ways.items():
+            ways = list(each.ways.items())
+            for way, turn in reversed(ways) if swaps and run % 2 else ways:
                 value = turn()
                 if run:
                     values[each.name][way].append(value)

@@ -72,6 +72,19 @@ def test_the_best_one_takes_the_name_of_all():
     assert TAKEN.best("z", ["x", "y"], "y").values == TAKEN.values
 
 
+def test_ways_may_change_their_order_from_run_to_run():
+    """And the values stay with their way."""
+    order = []
+
+    def turn(name, value):
+        return lambda: order.append(name) or value
+
+    both = measure(ways={OURS: turn("ours", 1.0), BARE: turn("bare", 2.0)})
+    (taken,) = take([both], 3, lambda _: None, swaps=True)
+    assert order == ["ours", "bare", "bare", "ours"] * 2
+    assert taken.values == {OURS: [1.0] * 3, BARE: [2.0] * 3}
+
+
 def test_what_is_warm_counts_from_the_first_turn():
     numbers = count(0.0)
     (taken,) = take([measure(ways={OURS: lambda: next(numbers)})], 2, lambda _: None, warm=True)
