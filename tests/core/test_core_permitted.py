@@ -60,7 +60,7 @@ def test_the_order_of_committing():
         said.append(rig.drain())
         rig.machine.complete(request, rig.answer(request), rig.now)
     claiming, claim, storage, start, run, complete = rig.asked[before:]
-    assert claiming.record == Claiming(SESSION, EPOCH + 1, THERE, image=SESSION)
+    assert claiming.record == Claiming(SESSION, EPOCH + 1, THERE, SESSION, rig.digest.value())
     assert (claim.epoch, claim.runner) == (EPOCH + 1, THERE)
     assert isinstance(storage, e.TakeStorage)
     assert start.record == Start(EPOCH + 1)
@@ -241,6 +241,8 @@ def test_release_is_recorded(last):
 def test_running_comes_before_the_pages_and_complete_behind_them():
     """[CON-56] [CON-57] [PCY-12] [MEM-16]"""
     rig = FetchingRig().until(D.FETCHING)
+    (claiming,) = [each.record for each in rig.asked if isinstance(getattr(each, "record", None), Claiming)]
+    assert not claiming.digest  # nobody can tell yet what it will be
     assert isinstance(rig.heard[-1], r.Running)
     assert [event.pages for event in rig.events(e.PagesFollow)] == [2]
     rig.follow()

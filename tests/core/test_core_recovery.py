@@ -266,6 +266,19 @@ def test_a_guest_that_was_started_is_run_if_it_can_be(store):
         assert (found.judgement.owner, found.lost) == (D, lost)
 
 
+@pytest.mark.parametrize("image", [Image.RUNS, Image.STOPPED])
+def test_a_guest_that_came_whole_is_complete_as_soon_as_it_has_run(image):
+    """[ONE-39] The process that ran it has died before it could say so, and the source keeps the image."""
+    whole = replace(CLAIM, digest=DIGEST)
+    assert act(situation(image), RECEIVING, whole, Start(2)) == Note(Complete(ONE, 2, DIGEST))
+    assert act(situation(Image.READY), RECEIVING, whole, Start(2)) == RunHere(2, OURS)
+    assert isinstance(act(situation(image), RECEIVING, whole, Start(2), Complete(ONE, 2, DIGEST)), Settled)
+    # That of another session for the same epoch is of another image.
+    second = replace(RECEIVING, session=TWO)
+    found = next_act(history(RECEIVING, second, whole, Start(2)), TWO, situation(image), SPARE)
+    assert isinstance(found, Settled)
+
+
 def test_another_sessions_claim_says_with_which_runner_it_runs():
     """START is of the guest, whatever session it is [ONE-27]."""
     second = replace(RECEIVING, session=TWO)

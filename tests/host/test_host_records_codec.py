@@ -46,7 +46,7 @@ sound = runners().filter(lambda runner: runner.host and runner.id != NO_ID)
 records: st.SearchStrategy[Record] = st.one_of(
     st.builds(SessionRecord, ids(), u64(), st.sampled_from(Side), tokens(), texts(), texts()),
     st.builds(RunnerRecord, ids(), u64(), sound, ids()),
-    st.builds(Claiming, ids(), u64(), sound, ids()),
+    st.builds(Claiming, ids(), u64(), sound, ids(), st.just(b"") | ids()),
     st.builds(Granted, ids(), u64()),
     st.builds(Voided, ids(), u64()),
     st.builds(Decided, ids(), u64(), st.sampled_from(Owner)),

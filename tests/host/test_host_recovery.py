@@ -16,6 +16,7 @@ from holder_support import GUEST_ID, holder
 from records_support import GUEST, IMAGE, ONE, OTHERS, RECEIVING, SENDING
 from sterna.core.records import (
     Claiming,
+    Complete,
     Decided,
     Granted,
     HandBack,
@@ -359,6 +360,14 @@ async def test_what_was_to_be_started_is_started() -> None:
     scene = Scene(loaded(), (RECEIVING, CLAIM, Start(2)))
     assert (await scene.run()).runs_here
     assert (scene.image.epoch, scene.image.runner) == (2, CLAIM.runner)
+
+
+async def test_what_came_whole_is_complete_once_it_runs() -> None:
+    """[ONE-39] COMPLETE is what its source waits for with the image."""
+    scene = Scene(loaded(), (RECEIVING, replace(CLAIM, digest=bytes(16)), Start(2)))
+    recovered = await scene.run()
+    assert (recovered.runs_here, recovered.acted) == (True, True)
+    assert scene.keeper.history.complete(ONE) == Complete(ONE, 2, bytes(16))
 
 
 async def test_what_was_started_and_is_gone_is_lost() -> None:

@@ -54,8 +54,9 @@ class Permitted(Joining):
         check_epoch(record, self._epoch, "HND-1")
         self._step(FrameType.HANDOVER, now)
         # The image is what this session has put together, so its id is the session's [ONE-52].
-        session = self._session
-        self._ask(Persist(Claiming(session, self._epoch + 1, self.runner, session)))
+        session, whole = self._session, self._follows.fetching is None
+        digest = self._sealed if whole else b""
+        self._ask(Persist(Claiming(session, self._epoch + 1, self.runner, session, digest)))
 
     def _on_recorded(self, record: DurableRecord, now: float) -> None:
         """What stood on this record may be done now."""

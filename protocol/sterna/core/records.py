@@ -130,13 +130,19 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class Claiming:
-    """A claim of `epoch` by `runner` may be sent. `image` is what the runner is made for."""
+    """A claim of `epoch` by `runner` may be sent.
+
+    Attributes:
+        image: what the runner is made for.
+        digest: what COMPLETE will name, if every page of the image is here; else empty.
+    """
 
     kind: ClassVar[str] = "claiming"
     session: bytes
     epoch: int
     runner: Runner
     image: bytes
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from typing import TypeAlias
 from sterna.core.history import History
 from sterna.core.records import (
     Claiming,
+    Complete,
     Decided,
     HandBack,
     Record,
@@ -300,15 +301,21 @@ def _of_destination(
 
 
 def _run_first(history: History, session: SessionRecord, judgement: Judgement, situation: Situation) -> Act:
-    """START is there: the guest is run if it has not been [ONE-33], and if it can be [ONE-34]."""
-    epoch = session.epoch + 1
+    """START is there: the guest is run if it has not been [ONE-33], and if it can be [ONE-34].
+
+    If it came whole, its source waits for COMPLETE with the image, and may not have been told [ONE-39].
+    """
+    epoch, claim = session.epoch + 1, _claiming(history, session)
     if situation.image in {Image.RUNS, Image.STOPPED}:
+        own = claim.session == session.session
+        if own and claim.digest and history.complete(session.session) is None:
+            return Note(Complete(session.session, epoch, claim.digest))
         return Settled(judgement)
     if situation.image is not Image.READY:
         return Settled(judgement, lost=True)
     store = situation.facts.store
     runner = None if store is None else store.next
-    return RunHere(epoch, runner or _claiming(history, session).runner)
+    return RunHere(epoch, runner or claim.runner)
 
 
 def _claiming(history: History, session: SessionRecord) -> Claiming:
