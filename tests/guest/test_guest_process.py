@@ -200,6 +200,32 @@ def test_without_a_thread_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> N
         assert guest.tracker == "none"
 
 
+def workloads() -> int:
+    return sum(thread.name == "the workload" for thread in threading.enumerate())
+
+
+def test_the_thread_is_there_before_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether there is one to be had must not show when nobody can take the guest back any more."""
+    before, guest = workloads(), room()
+    with closing(guest):
+        guest.reserve(description())
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("no thread"))
+            )
+            with pytest.raises(GuestError, match="no thread") as caught:
+                guest.prepare()
+            assert caught.value.code is ErrorCode.FULL
+        guest.prepare()
+        guest.prepare()
+        assert workloads() == before + 1
+        guest.discard()
+        assert workloads() == before
+        guest.reserve(description())
+        guest.prepare()
+    assert workloads() == before
+
+
 def test_pause_is_complete_and_resume_runs_on() -> None:
     """[HOL-24] [HOL-25] [SFX-1] [SFX-13] While it stands still nothing writes its memory, saving included."""
     guest = source()

@@ -39,25 +39,32 @@ class FakeMap:
 
 
 def restoring(uffd: FakeUffd, pages: PageBitmap) -> Restoring:
-    return Restoring(uffd, {7: FakeMap()}, {7: pages}, LOG2)
+    one = Restoring(uffd, {7: FakeMap()}, LOG2)  # type: ignore[arg-type, dict-item]
+    one.begin({7: pages})
+    return one
 
 
 def test_it_goes_on_in_the_steps_in_which_faults_are_answered() -> None:
     uffd, pages = FakeUffd(), PageBitmap(PAGES)
     pages.set(3, 2)
     pages.set(500, 900)
-    restoring(uffd, pages).wait()
+    one = restoring(uffd, pages)
+    one.wait()
     assert uffd.resolved == [(3, 2), (500, 12), (512, 512), (1024, 376)]
     assert not pages.any()
+    one.end()
+    assert not one._thread.is_alive()
 
 
 @pytest.mark.parametrize("error", [errno.EFAULT, errno.ENOENT])
 def test_pages_that_cannot_be_mapped_now_are_left_to_their_faults(error: int) -> None:
     uffd, pages = FakeUffd(), PageBitmap.full(PAGES)
     uffd.error = error
-    restoring(uffd, pages).wait()
+    one = restoring(uffd, pages)
+    one.wait()
     assert len(uffd.resolved) == 3
     assert not pages.any()
+    one.end()
 
 
 def test_it_stops_behind_a_step_and_knows_what_is_left() -> None:
@@ -74,6 +81,32 @@ def test_it_stops_behind_a_step_and_knows_what_is_left() -> None:
     one.stop()
     assert uffd.resolved == [(0, 512)]
     assert pages.count() == PAGES - 512
+    one.begin({7: pages})  # the same thread, with what may be other pages by now
+    one.wait()
+    assert not pages.any()
+    one.end()
+    one.end()
+
+
+def test_one_that_was_never_told_of_pages_ends() -> None:
+    uffd = FakeUffd()
+    one = Restoring(uffd, {7: FakeMap()}, LOG2)  # type: ignore[arg-type, dict-item]
+    one.stop()
+    one.end()
+    assert not one._thread.is_alive()
+    assert uffd.resolved == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_one_that_has_failed() -> None:
+    uffd = FakeUffd()
+    uffd.error = errno.EINVAL
+    one = restoring(uffd, PageBitmap.full(PAGES))
+    one.wait()
+    one.begin({7: PageBitmap.full(PAGES)})
+    one.stop()
+    one.end()
+    assert len(uffd.resolved) == 1
 
 
 @contextlib.contextmanager
@@ -95,7 +128,10 @@ def test_an_access_does_not_fault_any_more() -> None:
         memory.unmap_pages(0, memory.size_bytes)
         pages = PageBitmap.full(PAGES)
         pages.clear(600)
-        Restoring(uffd, {7: memory}, {7: pages}, LOG2).wait()
+        one = Restoring(uffd, {7: memory}, LOG2)
+        one.begin({7: pages})
+        one.wait()
+        one.end()
         for page in (0, 599, 601, PAGES - 1):
             memory.touch(page * PAGE_BYTES)
         assert uffd.read_faults() == []

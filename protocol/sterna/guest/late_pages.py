@@ -61,7 +61,6 @@ class LatePages:
     ) -> None:
         self._regions = {region.id: region for region in regions if region.id in maps}
         self._maps = dict(maps)
-        self._restoring: Restoring | None = None
         # Pages that are not stale and have no entry all the same.
         self._bare = {number: PageBitmap(region.pages) for number, region in self._regions.items()}
         self._stale, installed = self._noted(stale)
@@ -73,6 +72,8 @@ class LatePages:
                 for memory in self._maps.values():
                     self.uffd.register(memory.address, memory.size_bytes, Mode.MISSING | Mode.MINOR)
                 self._hold(self._stale)
+                log2 = {number: region.granule_log2 for number, region in self._regions.items()}
+                self._restoring = Restoring(self.uffd, self._maps, log2)
             except BaseException:
                 self.uffd.close()  # which ends all registrations
                 raise
@@ -103,7 +104,7 @@ class LatePages:
         and were not before. Those that are stale no more get theirs back beside.
         """
         noted, installed = self._noted(stale)
-        self._stop_restoring()
+        self._restoring.stop()
         try:
             self._hold({number: _without(bitmap, self._stale[number]) for number, bitmap in noted.items()})
             for number, bitmap in noted.items():
@@ -112,17 +113,7 @@ class LatePages:
             self._stale = noted
             self._bitmaps.put(installed)
         finally:
-            self._restore()
-
-    def _restore(self) -> None:
-        if any(bitmap.any() for bitmap in self._bare.values()):
-            log2 = {number: region.granule_log2 for number, region in self._regions.items()}
-            self._restoring = Restoring(self.uffd, self._maps, self._bare, log2)
-
-    def _stop_restoring(self) -> None:
-        restoring, self._restoring = self._restoring, None
-        if restoring is not None:
-            restoring.stop()
+            self._restoring.begin(self._bare)
 
     @property
     def file(self) -> MemoryFile:
@@ -156,7 +147,7 @@ class LatePages:
         """Hold nothing any more, and let go who waits. Legal twice."""
         if self.uffd.fileno() < 0:
             return
-        self._stop_restoring()
+        self._restoring.end()
         for memory in self._maps.values():
             # Closing alone would not do: the controller has a descriptor of the same userfaultfd.
             self.uffd.unregister(memory.address, memory.size_bytes)

@@ -67,6 +67,7 @@ class ProcessGuest(HeldGuest):
         self._room: GuestMemory | None = None  # for the first guest of just this size
         self._workload: Workload | None = None
         self._runner: WorkloadRunner | None = None
+        self._ready: WorkloadRunner | None = None  # whose thread waits for `run`
         self._late: LatePages | None = None
         self._gate: FaultGate | None = None
         self._fault_times: Times | None = None
@@ -170,10 +171,11 @@ class ProcessGuest(HeldGuest):
         self._description = description
 
     def prepare(self) -> None:
-        """Wait until every page is there: its first touch would be in the blackout."""
+        """Have every page, and a thread: to touch the one and to start the other would be in the blackout."""
         try:
             self._here.wait_populated()
-        except MemoryError as error:
+            self._ready = self._ready or self._new_runner()
+        except (MemoryError, RuntimeError) as error:
             raise GuestError(str(error), ErrorCode.FULL) from error
 
     def load_state(self, sections: Sequence[StateSection]) -> None:
@@ -194,12 +196,20 @@ class ProcessGuest(HeldGuest):
         assert self._workload is not None
         with self._journal.running(epoch, runner):
             if self._runner is None:
-                rate = self._settings.rate_bytes_s
                 self._fault_times = None if self._gate is None else self._gate.times
-                self._runner = WorkloadRunner(self._workload, rate, self._journal.progress, self._gate)
+                self._runner = self._ready or self._new_runner()
+                self._ready, self._runner.workload, self._runner.gate = None, self._workload, self._gate
             self._journal.expect("run")
             self._runner.run("run")
         self._paused = False
+
+    def _new_runner(self) -> WorkloadRunner:
+        return WorkloadRunner(None, self._settings.rate_bytes_s, self._journal.progress)
+
+    def _stop_ready(self) -> None:
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            ready.stop()
 
     @property
     def can_post_copy(self) -> bool:
@@ -244,6 +254,7 @@ class ProcessGuest(HeldGuest):
     def discard(self) -> None:
         """Free the memory."""
         self.complete()
+        self._stop_ready()
         self._workload = None
         self._description = None
         image, self._image = self._image, None
@@ -313,6 +324,7 @@ class ProcessGuest(HeldGuest):
         if self._runner is not None:
             self._runner.tell_to_stop()
         self.complete()  # lets the thread go where it waits; it does nothing with what it finds
+        self._stop_ready()
         if self._runner is not None:
             self._runner.stop()
             self._journal.end()

@@ -19,24 +19,27 @@ class WorkloadRunner(GuestThread):
     """Runs a workload.
 
     Args:
-        workload: what to run. It belongs to the runner's thread except while that is parked.
+        workload: what to run, None if that is not known yet.
         rate_bytes_s: pages written a second times their size; 0 for as fast as it goes.
         on_progress: see `GuestThread`.
         gate: where it waits for pages that come later; None if all are there.
 
     Attributes:
+        workload: what to run; set it before the first `run`. It belongs to the runner's thread except while
+            that is parked.
         gate: likewise; take it away when all are there.
     """
 
     def __init__(
         self,
-        workload: Workload,
+        workload: Workload | None,
         rate_bytes_s: int,
         on_progress: Callable[[str], None],
         gate: FaultGate | None = None,
     ) -> None:
         super().__init__("the workload", rate_bytes_s / PAGE_BYTES, on_progress)
-        self.workload = workload
+        if workload is not None:
+            self.workload = workload
         self.gate = gate
         self._thread.start()
 
