@@ -10,6 +10,7 @@ A detector is a command of ours that ends with 0 where it finds nothing and with
     vector ID           a test vector, read by the product with the defect
     case ID             a case of the interop kit, played against the endpoints of the product with the defect
     fuzz TARGET ARGS    a fuzz target inside of the product with the defect
+    test PATH::NAME     a fast test of ours, which imports the product with the defect
 
 The kit itself is the one without a defect, as it would be for anybody's endpoint. Before anything is
 seeded every detector must find nothing. Ends with 0 if every defect was found by everything that is named
@@ -117,6 +118,14 @@ def seen_by_fuzzer(words: str, product: Path) -> bool:
     return run([*STERNA, "fuzz", *shlex.split(words)], product) == FOUND
 
 
+def seen_by_tests(names: Sequence[str], product: Path) -> set[str]:
+    """Those tests that fail with a product; all at once where none does."""
+    line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    if not names or run([*line, *(str(ROOT / name) for name in names)], product) == CLEAN:
+        return set()
+    return {name for name in names if len(names) == 1 or run([*line, str(ROOT / name)], product) == FOUND}
+
+
 def path_of(product: Path) -> str:
     """An import path on which `product` comes first."""
     return os.pathsep.join(map(str, (product, ROOT / "interop", ROOT / "fuzz")))
@@ -146,10 +155,11 @@ def look(detectors: Sequence[str], product: Path) -> list[str]:
         TeethError: they could not look, or there is no such kind.
     """
     named = [(detector, *detector.partition(" ")[::2]) for detector in detectors]
-    if strange := [detector for detector, kind, _ in named if kind not in {"vector", "case", "fuzz"}]:
+    if strange := [one for one, kind, _ in named if kind not in {"vector", "case", "fuzz", "test"}]:
         raise TeethError(f"what is {strange[0]!r}?")
-    for_kit = [what for _, kind, what in named if kind != "fuzz"]
+    for_kit = [what for _, kind, what in named if kind in {"vector", "case"}]
     failed = seen_by_kit(for_kit, product) if for_kit else set()
+    failed |= seen_by_tests([what for _, kind, what in named if kind == "test"], product)
     return [
         detector
         for detector, kind, what in named
@@ -195,8 +205,8 @@ HEAD = (
     "# What the tests would notice",
     "",
     "Each row is a defect that is seeded into the product, alone, and what then finds it: a test vector, a",
-    "case of the interop kit, or a fuzz target. `python fuzz/teeth.py` seeds them all and looks whether that",
-    "is so; `python fuzz/teeth.py --write` has made this table from `defects.toml`.",
+    "case of the interop kit, a fuzz target, or a fast test. `python fuzz/teeth.py` seeds them all and looks",
+    "whether that is so; `python fuzz/teeth.py --write` has made this table from `defects.toml`.",
     "",
     "| defect | what is wrong | breaks | found by |",
     "|---|---|---|---|",
