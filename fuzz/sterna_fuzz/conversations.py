@@ -10,17 +10,21 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final
 
 from sterna.core.destination import DestinationConfig
 from sterna.core.events import CollectDirty, Discard, Pause, Prepare, Request, Reserve, StartTracking
-from sterna.core.negotiate import offer
+from sterna.core.negotiate import BASE_FEATURES, offer
 from sterna.core.policy import PolicySettings
 from sterna.core.session import Grease, Session
 from sterna.core.source import SourceConfig
 from sterna.errors import GuestError
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import PAGE_BYTES, WorkloadParameters
+from sterna.limits import EXPANSION, Limits
+from sterna.memory.pages import RegionPages
+from sterna.memory.unpacking import Unpacking
 from sterna.registry import GREASE_FIRST, ErrorCode, Feature, StateKind
 from sterna.testing.pair import Pair
 from sterna.wire import decode_header
@@ -31,6 +35,8 @@ EPOCH: Final = 5
 PREFACE_BYTES: Final = 16
 HEADER_BYTES: Final = 32
 SOURCE, DESTINATION = "source", "destination"
+WINDOW_LOG2: Final = 18
+PACKED: Final = MappingProxyType({Feature.ENCODING_ZSTD: WINDOW_LOG2, Feature.ENCODING_DELTA: 1 << 20})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,7 @@ class Script:
         zeros: whether the feature of zero pages is offered.
         sections: sizes of further state sections, besides the workload's.
         wiped: whether a page that was sent becomes zero afterwards.
+        packed: whether pages may come packed, and some compress. They do not come so: mutators pack them.
         fault: the request that fails, None for none.
     """
 
@@ -62,6 +69,7 @@ class Script:
     zeros: bool = True
     sections: tuple[int, ...] = ()
     wiped: bool = False
+    packed: bool = False
     fault: type | None = None
 
 
@@ -76,6 +84,7 @@ SCRIPTS: Final[Mapping[str, Script]] = {
     "not_ready": Script(writes=(1,), not_ready=1),
     "state": Script(sections=(0, 300, 40_000)),
     "wiped": Script(rounds=2, wiped=True),
+    "packed": Script(pages=24, zero_pages=12, writes=(3, 1), rounds=2, packed=True),
     "refused": Script(fault=Reserve),
     "aborted": Script(fault=Pause),
 }
@@ -116,7 +125,7 @@ class Scripted(Pair):
             guest,
             _Room(),
             source_config=source_config(script, guest),
-            destination_config=destination_config or DestinationConfig(agent="there", grease=_grease(script)),
+            destination_config=destination_config or destination_config_of(script),
         )
         self.guest: Final = guest
         self.room: Final[SimulatedDestinationGuest] = self.destination_guest  # type: ignore[assignment]
@@ -145,11 +154,13 @@ class Scripted(Pair):
         return said[:-1] + bytes([said[-1] ^ 1])
 
     async def _source(self, request: Request) -> object:
-        if isinstance(request, StartTracking) and self.script.wiped:
-            self.guest.scribble(0, 1)
+        scribbled = self.script.zero_pages if self.script.packed else int(self.script.wiped)
+        for number in range(scribbled):
+            if isinstance(request, StartTracking):
+                self.guest.scribble(number, number + 1)
+            elif isinstance(request, CollectDirty) and not request.last and not self._collects:
+                self.guest.scribble(number, 0)
         if isinstance(request, CollectDirty) and not request.last:
-            if self.script.wiped and not self._collects:
-                self.guest.scribble(0, 0)
             writes = self.script.writes
             self.guest.workload.write(writes[min(self._collects, len(writes) - 1)])
             self._collects += 1
@@ -161,7 +172,10 @@ class Scripted(Pair):
     async def _destination(self, request: Request) -> object:
         if isinstance(request, Discard) and self.room.description is None:
             return None  # nothing was reserved
-        return await super()._destination(request)
+        answer = await super()._destination(request)
+        if self.script.packed and isinstance(answer, RegionPages):
+            return Unpacking(answer, WINDOW_LOG2)
+        return answer
 
 
 def source_config(script: Script, guest: SimulatedSourceGuest) -> SourceConfig:
@@ -174,7 +188,8 @@ def source_config(script: Script, guest: SimulatedSourceGuest) -> SourceConfig:
         max_throttle=0.0,
         on_exhausted="switch",
     )
-    features = tuple(each for each in offer() if script.zeros or each.id != Feature.ENCODING_ZERO)
+    offered = offer(more=PACKED if script.packed else {})
+    features = tuple(each for each in offered if script.zeros or each.id != Feature.ENCODING_ZERO)
     runner = Runner("here", bytes(range(32, 48)))
     record = guest.description.to_record()
     return SourceConfig(
@@ -187,6 +202,16 @@ def source_config(script: Script, guest: SimulatedSourceGuest) -> SourceConfig:
         features=features,
         grease=_grease(script),
     )
+
+
+def destination_config_of(script: Script, limits: Limits | None = None) -> DestinationConfig:
+    """What a destination announces and takes; `limits` other than the default ones."""
+    config = DestinationConfig(agent="there", grease=() if limits else _grease(script))
+    config = replace(config, limits=limits or config.limits)
+    if not script.packed:
+        return config
+    expands = replace(config.limits, expansion=EXPANSION)
+    return replace(config, limits=expands, features=BASE_FEATURES | PACKED.keys())
 
 
 def _grease(script: Script) -> tuple[Grease, ...]:

@@ -115,6 +115,14 @@ def properties(mutators: Sequence[str]) -> list[Property]:
             weight=2,
         ),
         Given(
+            "packed",
+            "same-memory",
+            "pages that come packed, right or wrong, are those of the pause, or the session ends",
+            {"plan": plans(["pack", "pack_flip"], scripts=["packed"], sides=[SOURCE], most=2)},
+            peers.check_machine,
+            weight=3,
+        ),
+        Given(
             "machine-chunking",
             "chunking",
             "a machine says and does the same, however the bytes are cut",

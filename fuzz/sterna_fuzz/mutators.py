@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 from sterna.registry import CRITICAL_BIT, FRAMES, GREASE_FIRST, MAGIC, ErrorCode, FrameType, Sender
 from sterna.wire import unchecked
 from sterna.wire.records import Abort, Pages, Ping, Progress, Record, Region
-from sterna_fuzz import drafts
+from sterna_fuzz import drafts, packed
 from sterna_fuzz.conversations import HEADER_BYTES
 from sterna_fuzz.drafts import Draft, field, is_frame, with_field
 
@@ -39,6 +39,7 @@ _LONG_TEXTS: Final = (
     "é" * 128,
     "\x1b[2J",
 )
+_WAYS: Final = tuple(packed.WAYS)
 _ONE_SIDED: Final = frozenset(int(each) for each, info in FRAMES.items() if info.sender is not Sender.BOTH)
 _STARTS: Final = (b"GET / HTTP/1.1\r\n", b"\x16\x03\x01\x02\0\x01\0\x01", b"SSH-2.0-x\r\n", b"", MAGIC[:9])
 
@@ -436,6 +437,23 @@ def _lists(record: Record | None) -> list[str]:
     if isinstance(record, Pages):
         return ["runs", "hashes"]
     return [each.name for each in fields(record) if isinstance(getattr(record, each.name), tuple | bytes)]
+
+
+# --- pages that travel packed -------------------------------------------------------------------
+
+
+@_mutator("packs a run of pages, right or wrong", "same-memory")
+def _pack(draft: Draft, step: Step) -> bool:
+    return packed.pack(draft, _pages(draft, step.at), step.where, _WAYS[step.value % len(_WAYS)])
+
+
+@_mutator("packs a run of pages, and flips a bit of what that came to", "same-memory")
+def _pack_flip(draft: Draft, step: Step) -> bool:
+    index = _pages(draft, step.at)
+    done = packed.pack(draft, index, 0, _WAYS[step.value % len(_WAYS)])
+    part, start = draft.parts[index], HEADER_BYTES + len(draft.body_of(index))
+    draft.parts[index] = part[:start] + _flip(part[start:], step.where)
+    return done
 
 
 # --- what is to be skipped, and what comes too often --------------------------------------------

@@ -13,16 +13,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from sterna.core.destination import DestinationConfig
 from sterna.core.events import Finished, Outcome, Result
 from sterna.core.session import Session
 from sterna.core.source import SourceMachine
 from sterna.errors import RemoteProtocolError
-from sterna.limits import Limits
-from sterna.registry import ERRORS, FrameType
+from sterna.limits import EXPANSION, Limits
+from sterna.registry import ERRORS, Encoding, FrameType
 from sterna.wire import FrameReader, FrameReceived, PagesAnnounced, PagesReceived
 from sterna.wire.records import Abort, Bye, Complete, Handover, Loaded, Record, Refuse, Region, Running, Seal
-from sterna_fuzz.conversations import DESTINATION, EPOCH, SOURCE, Conversation, Scripted, say
+from sterna_fuzz.conversations import (
+    DESTINATION,
+    EPOCH,
+    SOURCE,
+    Conversation,
+    Scripted,
+    destination_config_of,
+    say,
+)
 from sterna_fuzz.guests import damaged
 from sterna_fuzz.plans import Plan, Spoilt, spoil
 from sterna_fuzz.streams import LIMITS, pieces
@@ -57,7 +64,7 @@ def hear(
     plan: Plan, parts: Iterable[bytes], marks: Sequence[int] = (), *, limits: Limits | None = None
 ) -> Heard:
     """Let the machine at the other side hear these parts, and then the end of the connection."""
-    config = DestinationConfig(agent="there", limits=limits) if limits else None
+    config = destination_config_of(plan.conversation.script, limits)
     pair = Scripted(plan.conversation.script, destination_config=config)
     name, machine = (DESTINATION, pair.destination) if plan.side == SOURCE else (SOURCE, pair.source)
     if limits:
@@ -184,9 +191,11 @@ def understand(said: bytes, regions: Sequence[Region]) -> list[Record]:
     return list(_read(said, regions))
 
 
-def _read(said: bytes, regions: Sequence[Region]) -> Iterator[Record]:
+def _read(said: bytes, regions: Sequence[Region], *, packed: bool = False) -> Iterator[Record]:
     reader = FrameReader()
-    reader.set_limits(Limits())
+    reader.set_limits(Limits(expansion=EXPANSION) if packed else Limits())
+    if packed:
+        reader.set_encodings(frozenset({Encoding.RAW, Encoding.ZERO, Encoding.ZSTD, Encoding.DELTA}))
     reader.set_regions({region.id: region for region in regions})
     reader.receive_data(said)
     while (event := reader.next_event()) is not None:
@@ -205,7 +214,8 @@ def spoilt_words(plan: Plan) -> list[Record]:
     """What the machine could hear of a plan, up to the first error."""
     records = list[Record]()
     try:
-        for record in _read(spoil(plan).data, plan.conversation.regions):
+        whole = plan.conversation
+        for record in _read(spoil(plan).data, whole.regions, packed=whole.script.packed):
             records.append(record)
     except RemoteProtocolError:
         pass
