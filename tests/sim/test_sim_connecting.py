@@ -26,9 +26,9 @@ def test_the_endpoint_is_reached():
     answering = world.hosts[BETA].endpoint.tasks[0]
     assert end_of(world, world.hosts[BETA].endpoint, answering) == (line, 1)
     line.push(1, b"hello")
-    assert hears(world, "deliver", line, 1) == Data(b"hello")
+    assert hears(world, "deliver", line, 1, answering) == Data(b"hello")
     hangs_up(world, process, task)
-    assert hears(world, "closed", line, 1) == Lost(closed=True)
+    assert hears(world, "closed", line, 1, answering) == Lost(closed=True)
     assert world.lines == []
     assert end_of(world, process, task) == (None, 0)
 
@@ -62,10 +62,10 @@ def test_before_a_frozen_one_a_single_question_waits():
 
 def test_a_dead_end_is_no_proper_end():
     world = world_of()
-    calling(world)
+    _, _, task, _ = calling(world)
     (line,) = world.lines
     line.leaves(1, crashed=True)
-    assert hears(world, "closed", line, 0) == Lost(closed=False)
+    assert hears(world, "closed", line, 0, task) == Lost(closed=False)
     forget(world, line)
     assert world.lines == []
 

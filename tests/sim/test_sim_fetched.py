@@ -110,6 +110,32 @@ def test_tasks_one_by_one(fetching):
         process.tasks.append(Task(TASKS_MAX + 1, "recovery"))
 
 
+def test_numbers_close_up(whole, fetching):
+    """Of the first process' tasks, and of those of others."""
+    other = beside(FIRST + 2)
+    other.tasks = [Task(2, "destination"), Task(4, "destination")]
+    whole.processes.append(other)
+    fetching = Fetching(whole)
+    endpoint, renamed = fetching.host.endpoint, []
+
+    def rename(*told):
+        *who, task, number = told
+        renamed.append((*who, task.number, number))
+        task.number = number
+
+    endpoint.tasks.append(Task(2, "recovery"))
+    endpoint.tasks.append(Task(3, "recovery"))
+    fetching.host.close_up(rename)
+    assert renamed == []
+    endpoint.tasks.remove(endpoint.task(1))
+    assert fetching.host.process(FIRST + 2).tasks
+    fetching.host.close_up(rename)
+    assert renamed == [(ALPHA, FIRST, 2, 1), (ALPHA, FIRST, 3, 2), (ALPHA, 4, 2, 1), (ALPHA, 4, 4, 2)]
+    assert [each.number for each in endpoint.tasks] == [1, 2]
+    assert endpoint.next_number == 3
+    assert dict(fetching.host.parts())[TASKS + 2] is None
+
+
 def test_the_first_process_goes_and_another_comes(fetching):
     host = fetching.host
     host.processes.remove(host.endpoint)

@@ -10,7 +10,7 @@ from sterna.core.history import RecordConflict
 from sterna.core.records import HandBack, SessionRecord, Side, Start
 from sterna.registry import ErrorCode
 from sterna.sim.holder import Holder
-from sterna.sim.hosts import Hold, Host, Line, Process, Task, Write, write
+from sterna.sim.hosts import NOBODY, Hold, Host, Line, Process, Task, Write, write
 from sterna.sim.machines import Trouble
 
 
@@ -69,10 +69,10 @@ def test_a_connection():
     line.push(1, b"")
     assert line.pipes == [(), (b"one",)]
     other = line.copy()
-    names = [{2: 1}, {3: 1}]
-    assert other.key(names) == line.key(names)
-    assert line.key(names) != line.key([{}, {}])
+    names = {(0, 2, 1): (0, 1, 1), (1, 3, 1): (1, 1, 1)}
+    assert other.key(names) == line.key(names) != line.key() == other.key()
     line.leaves(0, crashed=True)
+    assert line.ends == ((0, NOBODY, 0), (1, 3, 1))
     line.push(1, b"two")
     line.push(0, b"three")
     assert (line.pipes, line.closed, line.gone) == ([(), (b"one",)], [True, False], [True, False])
@@ -80,6 +80,27 @@ def test_a_connection():
     other.cut()
     other.push(1, b"four")
     assert (other.broken, other.pipes) == (True, [(), ()])
+
+
+def test_who_has_crashed_differs_only_while_bytes_of_his_are_on_their_way():
+    lines = [Line(1, ((0, 2, 1), (1, 3, 1))) for _ in range(2)]
+    for line, crashed in zip(lines, (True, False), strict=True):
+        line.push(1, b"one")
+        line.leaves(0, crashed=crashed)
+    assert lines[0].key() != lines[1].key()
+    for line in lines:
+        line.pipes[1] = ()
+    assert lines[0].key() == lines[1].key()
+
+
+def test_ends_are_what_they_are_here_and_now():
+    host = Host("beta")
+    beside, endpoint = Process(7, beside=True), Process(9)
+    host.processes = [beside, endpoint]
+    for number in (2, 5):
+        endpoint.tasks.append(Task(number, "destination"))
+    beside.tasks.append(Task(3, "destination"))
+    assert host.ends() == {(1, 9, 2): (1, 1, 1), (1, 9, 5): (1, 1, 2), (1, 7, 3): (1, 2, 1)}
 
 
 def test_who_knows_old_records_only_contradicts_new_ones():

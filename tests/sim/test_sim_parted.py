@@ -6,7 +6,7 @@ import pytest
 from sim_support import ALPHA, BETA
 
 from sterna.sim.explore import loaded
-from sterna.sim.hosts import Line, View
+from sterna.sim.hosts import Line, Task, View
 from sterna.sim.makers import RecallingMakers, Shape
 from sterna.sim.parted import PartedWorld
 from sterna.sim.parts import (
@@ -105,6 +105,26 @@ def test_connections_come_and_go(parted):
     assert [line.number for line in parted.lines] == [2]
     with pytest.raises(OverflowError, match="fewer faults"):
         parted.add_line(Line(LINES_MAX + 1, ((ALPHA, 2, 1), (BETA, 3, 1))))
+
+
+def test_who_is_called_otherwise_is_so_at_his_connection(parted):
+    """The first of two tasks is done, and the second one has its number from then on."""
+    endpoint = parted.own(BETA).endpoint
+    first = endpoint.task(1)
+    second = Task(2, "destination")
+    endpoint.tasks.append(second)
+    second.line = 2
+    parted.add_line(Line(2, ((ALPHA, 2, 5), (BETA, endpoint.number, 2))))
+    endpoint.tasks.remove(first)
+    assert parted.changes()[BETA] > 0
+    assert parted.line(2).ends == ((ALPHA, 2, 5), (BETA, endpoint.number, 1))
+    parted.line(2).ends = parted.line(2).ends[::-1]
+    endpoint.tasks.append(Task(2, "recovery"))
+    endpoint.tasks.remove(second)
+    endpoint.task(2).line = 2
+    parted.line(2).ends = ((BETA, endpoint.number, 2), (ALPHA, 2, 5))
+    parted.changes()
+    assert parted.line(2).ends == ((BETA, endpoint.number, 1), (ALPHA, 2, 5))
 
 
 def test_who_comes_after_the_dead_has_his_number(parted):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sterna.sim.hosts import Host, Line, Process, Task
+from sterna.sim.hosts import GONE, Host, Line, Process, Task
 from sterna.sim.machines import Data, Input, Lost
 
 if TYPE_CHECKING:
@@ -61,20 +61,24 @@ def hangs_up(world: World, process: Process, task: Task) -> None:
     """A task is done with its connection."""
     line, end = end_of(world, process, task)
     if line is not None:
-        line.leaves(end)
-        forget(world, line)
+        _leaves(world, line, end, task)
 
 
-def hears(world: World, word: str, line: Line, end: int) -> Input:
-    """What an end of a connection hears next."""
+def hears(world: World, word: str, line: Line, end: int, task: Task) -> Input:
+    """What the task at an end of a connection hears next."""
     if word == "deliver":
         data, *rest = line.pipes[end]
         line.pipes[end] = tuple(rest)
         return Data(data)
     closed = word == "closed" and not line.crashed[1 - end]
-    line.leaves(end)
-    forget(world, line)
+    _leaves(world, line, end, task)
     return Lost(closed)
+
+
+def _leaves(world: World, line: Line, end: int, task: Task) -> None:
+    line.leaves(end)
+    task.line = GONE
+    forget(world, line)
 
 
 def forget(world: World, line: Line) -> None:

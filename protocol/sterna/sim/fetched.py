@@ -10,6 +10,7 @@ and each of its tasks is one. All others are one part together: there are few, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, Final, TypeAlias, cast
 
 from sterna.sim.hosts import NAMES, Front, Host, Process, Task
@@ -110,18 +111,27 @@ class FetchedTasks:
         """One is done."""
         self.had[task.number] = None
 
+    def close_up(self, renamed: Callable[[Task, int], None]) -> None:
+        """Leave no gap in the numbers, if one was removed."""
+        if None in self.had.values():
+            for rank, number in enumerate(list(self.numbers), 1):
+                task = self.get(number)
+                if number != rank and task is not None:
+                    self.had[rank], self.had[number] = task, None
+                    renamed(task, rank)
+
 
 class FetchedProcess(Process):
     """The first process of a host."""
 
-    __slots__ = ("_fetch", "_tasks")
+    __slots__ = ("_fetch", "fetched_tasks")
 
     def __init__(self, number: int, fetch: Fetch, *, own: bool) -> None:
         self.number = number
         self.kept, self.tries = {}, 0
         self._fetch = fetch
-        self._tasks = FetchedTasks(fetch, own=own)
-        self.tasks = cast("list[Task]", self._tasks)
+        self.fetched_tasks = FetchedTasks(fetch, own=own)
+        self.tasks = cast("list[Task]", self.fetched_tasks)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever stands there
         place = _OF_PROCESS.place[name]
@@ -131,16 +141,16 @@ class FetchedProcess(Process):
     @property
     def next_number(self) -> int:
         """See `Process`."""
-        return max(self._tasks.numbers, default=0) + 1
+        return max(self.fetched_tasks.numbers, default=0) + 1
 
     def task(self, number: int) -> Task | None:
         """See `Process`."""
-        return self._tasks.get(number)
+        return self.fetched_tasks.get(number)
 
     def parts(self) -> Iterator[tuple[int, object]]:
         """What was fetched or set."""
         yield from _OF_PROCESS.parts(self)
-        for number, task in self._tasks.had.items():
+        for number, task in self.fetched_tasks.had.items():
             yield TASKS + number - 1, task
 
 
@@ -209,6 +219,16 @@ class FetchedProcesses:
         else:
             self.others.remove(process)
 
+    def close_up(self, renamed: Callable[[int, Task, int], None]) -> None:
+        """Leave no gap in the numbers of tasks."""
+        first = self._first
+        if isinstance(first, FetchedProcess):
+            first.fetched_tasks.close_up(partial(renamed, first.number))
+        for process in self._others or ():
+            for rank, task in enumerate(process.tasks, 1):
+                if task.number != rank:
+                    renamed(process.number, task, rank)
+
     def parts(self) -> Iterable[tuple[int, object]]:
         """What was fetched or set."""
         if self._others is not None:
@@ -264,6 +284,10 @@ class FetchedHost(Host):
         """See `Host`."""
         records = len(self.history.records) if self.has("history") else self._fetch(RECORDS)
         return Front(records, tuple([(each.number, each.frozen) for each in self.processes]), self.lock)
+
+    def close_up(self, renamed: Callable[[int, int, Task, int], None]) -> None:
+        """Leave no gap in the numbers of tasks. `renamed`: is told host, process, task and new number."""
+        self._processes.close_up(partial(renamed, self.place))
 
     def parts(self) -> Iterator[tuple[int, object]]:
         """What was fetched or set."""

@@ -5,7 +5,7 @@ All of it is plain data that can be copied (`copy`) and compared (`key`). What h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple, TypeAlias
 
@@ -54,6 +54,15 @@ class Reach:
 class TakeLocks:
     """Take the guest's storage locks."""
 
+
+End: TypeAlias = tuple[int, int, int]
+"""Of a connection: host, process and task."""
+
+NOBODY: Final = -1
+"""What was a process that is no more."""
+
+GONE: Final = -1
+"""What was a connection that a task does not listen on any more."""
 
 Op: TypeAlias = Write | Hold | Reach | TakeLocks
 
@@ -115,7 +124,7 @@ class Task:
     Attributes:
         kind: `source`, `destination` or `recovery`.
         machine: that it drives; recovery has one while it asks.
-        line: number of its connection, 0 for none.
+        line: number of its connection, 0 for none; `GONE` once it does not listen there any more.
         op: what is under way; `landed` once it has taken effect, and then `answer` is on its way back.
         results: of the request that is being carried out, so far.
         session: that recovery is about.
@@ -157,11 +166,11 @@ class Task:
         return other
 
     def key(self) -> tuple[object, ...]:
-        """Equal for tasks that go on alike."""
+        """Equal for tasks that go on alike, but for their number."""
         machine = None if self.machine is None else self.machine.key()
         kind = self.op.record.kind if isinstance(self.op, Write) else ""
         return (
-            self.number, self.kind, machine, self.line, kind, self.op, self.landed, self.answer, self.results,
+            self.kind, machine, self.line, kind, self.op, self.landed, self.answer, self.results,
             self.session, self.image, self.peer, self.complete, self.store, self.failed,
         )  # fmt: skip
 
@@ -312,6 +321,15 @@ class Host:
         ordered = sorted(self.processes, key=lambda each: each.beside)
         return {0: 0, **{each.number: place for place, each in enumerate(ordered, 1)}}
 
+    def ends(self) -> dict[End, End]:
+        """Of each task that there is, what connections call it, and what it is called here and now."""
+        names, place = self.names(), self.place
+        return {
+            (place, process.number, task.number): (place, names[process.number], rank)
+            for process in self.processes
+            for rank, task in enumerate(process.tasks, 1)
+        }
+
     @property
     def place(self) -> int:
         """Which one of the two it is."""
@@ -370,7 +388,7 @@ class Line:
     """A connection. End 0 has opened it.
 
     Attributes:
-        ends: host, process and task at each end.
+        ends: host, process and task at each end; of one that is gone its host only.
         pipes: what is on its way to each end, in the order in which it comes.
         closed: whether an end will say no more; `crashed`, because its process is dead.
         gone: whether an end does not listen any more.
@@ -379,7 +397,7 @@ class Line:
 
     __slots__ = ("broken", "closed", "crashed", "ends", "gone", "number", "pipes")
 
-    def __init__(self, number: int, ends: tuple[tuple[int, int, int], tuple[int, int, int]]) -> None:
+    def __init__(self, number: int, ends: tuple[End, End]) -> None:
         self.number = number
         self.ends = ends
         self.pipes: list[tuple[bytes, ...]] = [(), ()]
@@ -396,13 +414,18 @@ class Line:
         other.crashed, other.gone = list(self.crashed), list(self.gone)
         return other
 
-    def key(self, names: Sequence[Mapping[int, int]]) -> tuple[object, ...]:
-        """Equal for connections that go on alike."""
-        ends = tuple([(host, names[host].get(process, -1), task) for host, process, task in self.ends])
-        return (
-            self.number, ends, tuple(self.pipes), tuple(self.closed), tuple(self.crashed), tuple(self.gone),
-            self.broken,
-        )  # fmt: skip
+    def key(self, names: Mapping[End, End] | None = None) -> tuple[object, ...]:
+        """Equal for connections that go on alike.
+
+        Whether an end was closed or has crashed makes a difference only to bytes that are on their way: how
+        it was lost is the same to who is at the other end, see `RecalledMachine`.
+
+        Args:
+            names: of their ends, if these do not have one that means the same everywhere.
+        """
+        ends = self.ends if names is None else tuple([names.get(end, end) for end in self.ends])
+        crashed = tuple([self.crashed[end] and self.pipes[1 - end] != () for end in (0, 1)])
+        return (self.number, ends, tuple(self.pipes), crashed, tuple(self.gone), self.broken)
 
     def push(self, end: int, data: bytes) -> None:
         """Send to an end."""
@@ -413,6 +436,8 @@ class Line:
         """An end is done: it says no more and hears no more."""
         self.closed[end], self.gone[end] = True, True
         self.crashed[end] |= crashed
+        gone = (self.ends[end][0], NOBODY, 0)
+        self.ends = (gone, self.ends[1]) if end == 0 else (self.ends[0], gone)
         self.pipes[end] = ()
 
     def cut(self) -> None:

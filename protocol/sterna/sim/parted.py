@@ -6,10 +6,11 @@ step has read, and of all others it has changed none without having been the sam
 of a step is a function of what it has read, so in every other world with the same of these parts it reads the
 same and does the same. This is why nothing is lost when a step is not carried out a second time.
 
-Two things would make parts differ that are alike, and are seen to here:
+Three things would make parts differ that are alike, and are seen to here:
 
 - Numbers of processes. In a `World` no two have the same, ever. Here the lowest one that means nothing on a
   host is taken again, and what has named a dead process names nobody any more.
+- Numbers of tasks. Here they have no gaps: when one is done, those after it close up.
 - What recovery has seen when it came to its end (`Process.rest`). It matters only whether that is what is to
   be seen now. If it never can be again - records and slots only become more, the dead stay dead - nothing is
   kept of it (`forget`).
@@ -23,7 +24,7 @@ from typing import Any, Final, cast, overload
 
 from sterna.core.records import Claiming
 from sterna.sim.fetched import FetchedHost
-from sterna.sim.hosts import Guests, Host, Line
+from sterna.sim.hosts import NOBODY, Guests, Host, Line, Task
 from sterna.sim.parts import (
     CLAIMED,
     GUESTS,
@@ -38,7 +39,6 @@ from sterna.sim.parts import (
 )
 from sterna.sim.world import World
 
-_NOBODY: Final = -1
 _NO_PATCH: Final = 0
 
 
@@ -87,8 +87,10 @@ class PartedWorld(World):
 
     def line(self, number: int) -> Line | None:
         """See `World`. A copy that may be changed."""
+        if not 0 < number <= LINES_MAX:
+            return None
         if number not in self._lines:
-            line = cast("Line | None", self.fetch(LINES, number - 1)) if 0 < number <= LINES_MAX else None
+            line = cast("Line | None", self.fetch(LINES, number - 1))
             self._lines[number] = line and line.copy()
         return self._lines[number]
 
@@ -158,12 +160,7 @@ class PartedWorld(World):
         super().kill(number, process)
         for holder in self.own(number).holders:
             if holder.granter == process:
-                holder.granter = _NOBODY
-        for line in self.lines:
-            for end in (0, 1):
-                if line.ends[end][:2] == (number, process):
-                    gone = (number, _NOBODY, line.ends[end][2])
-                    line.ends = (gone, line.ends[1]) if end == 0 else (line.ends[0], gone)
+                holder.granter = NOBODY
 
     def forget(self, number: int) -> None:
         """What recovery at a host has seen, if it is never to be seen again."""
@@ -178,6 +175,9 @@ class PartedWorld(World):
 
     def changes(self) -> tuple[int, ...]:
         """For each thing of the world, the number of its change, counted from 1; 0 for none."""
+        for host in self._held:
+            if host is not None:
+                host.close_up(self._renamed)
         found = [
             _NO_PATCH if host is None else self._patch(at, host.parts()) for at, host in enumerate(self._held)
         ]
@@ -185,6 +185,14 @@ class PartedWorld(World):
         for place, name in ((STORE, "store"), (JUDGE, "judge")):
             found.append(self._patch(place, [(0, vars(self)[name])]) if name in vars(self) else _NO_PATCH)
         return tuple(found)
+
+    def _renamed(self, host: int, process: int, task: Task, number: int) -> None:
+        """A task has another number from now on."""
+        before, now = (host, process, task.number), (host, process, number)
+        task.number = number
+        line = self.line(task.line)
+        if line is not None:
+            line.ends = (now, line.ends[1]) if line.ends[0] == before else (line.ends[0], now)
 
     def _patch(self, thing: int, parts: Iterable[tuple[int, object]]) -> int:
         kind, changed = self._parts.kinds[thing], []

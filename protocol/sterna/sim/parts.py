@@ -31,7 +31,7 @@ State: TypeAlias = int
 HOST, LINES, STORE, JUDGE = (0, 1), 2, 3, 4
 
 # What a host is made of, each by itself, and behind it what is seen of that without looking at all of it.
-TASKS_MAX: Final = 12
+TASKS_MAX: Final = 6
 HISTORY, HOLDERS, LOCK, ARMED, SETTLED, SESSIONS, OTHERS, SHOWN, KNOWS, REST, TASKS = range(11)
 _SIZE: Final = TASKS + TASKS_MAX
 RECORDS, CLAIMED, GUESTS, RESTS, OTHERS_REST, THERE = range(_SIZE, _SIZE + 6)
@@ -39,7 +39,7 @@ FIELDS: Final = {
     "history": HISTORY, "sent": HISTORY, "holders": HOLDERS, "lock": LOCK, "armed": ARMED,
     "settled": SETTLED, "sessions": SESSIONS,
 }  # fmt: skip
-LINES_MAX: Final = 8
+LINES_MAX: Final = 6
 READS: Final = 48
 """So many bits the reading of a thing has, one for each of its parts."""
 
@@ -198,10 +198,7 @@ def _is_there(part: object) -> tuple[Hashable, object]:
 
 
 def _line_key(line: Line | None) -> Hashable:
-    return line and (
-        line.number, line.ends, tuple(line.pipes), tuple(line.closed), tuple(line.crashed), tuple(line.gone),
-        line.broken,
-    )  # fmt: skip
+    return line and line.key()
 
 
 _HOST_KEYS: Final[tuple[Key, ...]] = (

@@ -102,11 +102,12 @@ class World:
     def key(self) -> Hashable:
         """Equal for worlds in which the same can happen."""
         names = [host.names() for host in self.hosts]
+        ends = self.hosts[0].ends() | self.hosts[1].ends()
         return (
             self.hosts[0].key(lambda rest: self._still_seen(0, rest, names)),
             self.hosts[1].key(lambda rest: self._still_seen(1, rest, names)),
             None if self.store is None else self.store.key(),
-            tuple([each.key(names) for each in self.lines]),
+            tuple([each.key(ends) for each in self.lines]),
             self.judge.key(),
         )
 
@@ -341,8 +342,8 @@ class World:
                 tell(self, host, process, task, Touch(holder.faulted))
             case "deliver" | "lost" | "closed" | "expire" | "deadline":
                 assert line is not None
-                what = hears(self, word, line, two)
-                tell(self, *self.at(*line.ends[two]), what)
+                host, process, task = self.at(*line.ends[two])
+                tell(self, host, process, task, hears(self, word, line, two, task))
             case "resume":
                 self._resume(*self.in_(one, two))
             case "recover":
