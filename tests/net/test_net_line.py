@@ -153,6 +153,7 @@ class Taking:
 
     def __init__(self) -> None:
         self.worn, self.wears = None, False
+        self.between = None
         self.owes = False
         self.takes = True
         self.taken: list[str] = []
@@ -193,6 +194,9 @@ class Talking:
         pass
 
     left = took
+
+    async def make_way(self, until) -> None:
+        pass
 
     def idle(self, stream) -> None:
         pass
@@ -264,6 +268,19 @@ async def test_what_is_urgent_and_little_needs_no_turn():
         await wait_all_tasks_blocked()
         assert (transport.taken[-1], transport.owes) == ("sent ", False)
         nursery.cancel_scope.cancel()
+
+
+async def test_a_push_is_looked_up_from_before_it_is_encoded_and_before_it_leaves():
+    """What a guest waits for must not wait for either."""
+    driver, transport = Talking(), Taking()
+    transport.between = lambda: transport.taken.append(f"looked, {driver.looked} encoded")
+    line = Line(driver, 1, transport)
+    driver.units += [b"pages" * LITTLE_BYTES]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(line.tasks[1])
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert transport.taken[:3] == ["looked, 0 encoded", "looked, 1 encoded", "sent pagespage"]
 
 
 async def test_little_frames_leave_with_the_one_behind_them():

@@ -231,6 +231,7 @@ class Line:
             self._look_at_wear()
         if self.stream:
             await driver.make_way(self.to_send)
+            self._glance()
         buffers = self._next_unit()
         if not buffers and self.transport.owes:
             await self.transport.send(())
@@ -241,10 +242,16 @@ class Line:
             self._idle = False
         if not buffers:
             return
+        self._glance()
         driver.took()
         if driver.limiter is not None:
             await driver.limiter.wait(sum(len(buffer) for buffer in buffers))
         await self.transport.send(buffers, self._sent)
+
+    def _glance(self) -> None:
+        """What cannot wait until a batch is encoded, or has left."""
+        if self.transport.between is not None:
+            self.transport.between()
 
     def _next_unit(self) -> list[Buffer]:
         """A frame, with those before it that are little: a call each would cost more than they do."""
