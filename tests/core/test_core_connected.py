@@ -28,6 +28,22 @@ def test_a_connection_that_is_not_there_has_nothing_and_takes_nothing():
         assert machine.result is None
 
 
+def test_who_sends_is_woken_for_what_is_queued():
+    """A source queues pages only when it is asked for them, so there it may always be worth the while."""
+    rig = DestinationRig()
+    assert rig.machine.may_transmit()  # the preface
+    rig.drain()
+    assert not rig.machine.may_transmit()
+    rig.until(DestinationState.RECEIVING)
+    rig.drain()
+    assert not rig.machine.may_transmit()
+    rig.say(Ping(7))
+    assert rig.machine.may_transmit()
+    source = SourceRig().until(SourceState.ROUND)
+    source.drain()
+    assert source.machine.may_transmit()
+
+
 def test_while_pages_come_there_is_nothing_new():
     """Unless something else comes, or somebody has to be told something: drivers need not look in vain."""
     size = 32 * PAGE

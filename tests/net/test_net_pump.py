@@ -17,7 +17,7 @@ from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGue
 from sterna.guest.workload import WorkloadParameters
 from sterna.memory.bitmap import PageBitmap
 from sterna.net.destination import Destination
-from sterna.net.line import Signal
+from sterna.net.line import Line, Signal
 from sterna.net.memory import MemoryTransport, memory_transport_pair
 from sterna.net.options import Options
 from sterna.net.pump import ANSWERED_S, MAKE_WAY_S, Pump, boottime
@@ -350,6 +350,33 @@ class Faulting:
         self.did.append("goes on")
 
 
+class Silent(Idle):
+    """Has nothing to say on its data connection, or may have."""
+
+    may = False
+
+    def is_held(self, stream: int) -> bool:
+        return True
+
+    def may_transmit(self, stream: int) -> bool:
+        return self.may
+
+    def poll_transmit(self, now: float, stream: int) -> list[bytes]:
+        return []
+
+
+async def test_a_sender_is_not_woken_for_nothing(virtual_time: Clock) -> None:
+    """Every page that comes would wake two of them at a destination, which has nothing to say there."""
+    machine = Silent(guest_waits=False)
+    pump = Pump(machine, memory_transport_pair()[0], lambda _: None)
+    line = pump._lines[1] = Line(pump, 1, memory_transport_pair()[0])
+    for machine.may in (False, True):
+        pump.kick(1)
+        with trio.move_on_after(1.0) as waited:
+            await line.to_send.wait()
+        assert waited.cancelled_caught is not machine.may
+
+
 async def test_a_guest_is_heard_in_the_midst_of_a_batch(virtual_time: Clock) -> None:
     """[PCY-9]"""
     machine = Idle(guest_waits=False)
@@ -369,6 +396,9 @@ async def test_a_guest_is_heard_in_the_midst_of_a_batch(virtual_time: Clock) -> 
     guest.faults = [8]
     pump.kick()
     assert guest.did[2:] == ["asks for 8", "hurry", "goes on", "hurry"]
+    guest.did.clear()
+    pump.ask()
+    assert guest.did == ["hurry", "goes on", "hurry"]
     control.take_now = lambda: 56  # what has come is looked at by a kick
     guest.faults = [9]
     pump._glance()

@@ -89,6 +89,11 @@ class Batches(Departed):
             self._send_waiting(lane)
         return starved
 
+    def may_transmit(self, stream: int = 0) -> bool:
+        """See `Connected.may_transmit`: pages are queued when the connection asks for them."""
+        del stream
+        return True
+
     def _send_batch(self, lane: Lane) -> bool:
         """Queue the round's next batch on this connection; False if there is none."""
         if self._send_waiting(lane):

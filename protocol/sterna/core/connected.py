@@ -94,6 +94,11 @@ class Connected(ABC):
             self._watch.said = now
         return buffers
 
+    def may_transmit(self, stream: int = 0) -> bool:
+        """Whether `poll_transmit` may have anything there: who sends need not be woken for nothing."""
+        lane = self._lanes.get(stream)
+        return lane is not None and bool(lane.outbox)
+
     def transmitted(self, count: int, now: float, stream: int = 0) -> None:
         """So many bytes of what `poll_transmit` gave have left this process.
 
@@ -246,13 +251,12 @@ class Connected(ABC):
     def _go_on_reading(self, now: float) -> None:
         """Act on what was held, as far as its time has come."""
         while not self._is_deaf:
-            lane = next((each for each in self._lanes if self._may_go_on(each)), None)
-            if lane is None:
+            for lane in self._lanes:
+                if lane.held is not None and not self._is_early(lane.held, lane):
+                    break
+            else:
                 return
             self._read_on(lane, now)
-
-    def _may_go_on(self, lane: Lane) -> bool:
-        return lane.held is not None and not self._is_early(lane.held, lane)
 
     def _read_on(self, lane: Lane, now: float) -> None:
         self._reading = lane

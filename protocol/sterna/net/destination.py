@@ -224,7 +224,7 @@ class Destination(Endpoint):
         assert self._pump is not None
         if isinstance(guest, PromptGuest):
             self._pump.attend(Prompt(guest, self._machine, self._options.clock))
-        await tell_faults(guest, self._machine, self._pump.kick, self._options.clock)
+        await tell_faults(guest, self._machine, self._pump.ask, self._options.clock)
 
     async def _reserve(self, record: Guest) -> PageSink:
         assert self._hello is not None

@@ -247,13 +247,19 @@ class Pump:
             line.to_receive.set()
             if not line.stream:
                 line.look()
-            elif line.stream == stream or not stream:
+            elif (line.stream == stream or not stream) and self.machine.may_transmit(line.stream):
                 line.to_send.set()
         self._hurry()
         if self.machine.prompt_request is not None:  # behind one that was taken it is taken anyway
             self._to_perform.set()
         self.to_pack.set()
         self._look_at_time()
+
+    def ask(self) -> None:
+        """The guest waits for more: ask for that, and then look at the machine again."""
+        self._look_at_guest()
+        self._lines[0].hurry()
+        self.kick()
 
     def _glance(self) -> None:
         """In the midst of a batch: what the guest waits for, and what the peer says of that, does not."""

@@ -43,7 +43,7 @@ class Room:
 async def tell_faults(
     guest: DestinationGuest,
     machine: DestinationMachine,
-    kick: Callable[[], None],
+    ask: Callable[[], None],
     clock: Callable[[], float],
 ) -> None:
     """Tell a machine what its guest waits for, for as long as the guest says so.
@@ -54,7 +54,7 @@ async def tell_faults(
         while True:
             for pages in await guest.faults():
                 machine.fault(pages.region, pages.first, pages.count, clock())
-            kick()
+            ask()
     except GuestError:
         _log.exception("the guest does not say any more what it waits for")
 
