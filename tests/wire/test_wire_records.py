@@ -36,6 +36,7 @@ def test_page_tables_are_compared_by_content():
     assert table != r.Pages(1, 2, 3, runs, np.array([8], "<u8"))
     assert table != 3
     assert (table.bulk_bytes, table.page_count) == (3 << 12, 7)
+    assert table.rows == [tuple(run)[:4] for run in runs.tolist()]
     with pytest.raises(TypeError):
         hash(table)
 

@@ -208,10 +208,9 @@ class Fetching:
         """
         step = chunk_pages(self.groups.table[table.region].granule_log2)
         numbers, fresh = [], []
-        runs = table.runs.tolist()
-        if any(encoding == Encoding.DELTA for *_, encoding, _ in runs):
+        if any(encoding == Encoding.DELTA for *_, encoding in table.rows):
             raise _a_change(table)
-        for first, count, *_ in runs:
+        for first, count, _, _ in table.rows:
             groups = self.groups.covering(table.region, first, count)
             whole = len(groups) == 1 and self.groups.run(groups.start) == (first, count)
             if (groups and not whole) or first // step != (first + count - 1) // step:

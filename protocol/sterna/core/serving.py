@@ -294,6 +294,8 @@ class Serving:
         queue = self._urgent or self._patient
         if not queue:
             return self.next_push(zeros=zeros, push_bytes=push_bytes)
+        if len(queue) == 1 and len(queue[0]) == 1:
+            return self._one(queue.popleft().start, zeros=zeros)
         return self._batch(self._take_asked(queue), asked=True, zeros=zeros)
 
     def next_push(
@@ -305,8 +307,20 @@ class Serving:
 
     def _batch(self, groups: Positions, *, asked: bool, zeros: bool) -> tuple[Pages, Sequence[memoryview]]:
         self._count(groups, asked=asked)
-        region = self.groups.region_of(int(groups[0]))
-        batch = self._pages.encode(region, *self.groups.runs(groups), zeros=zeros, whole=True)
+        return self._encoded(int(groups[0]), groups, zeros=zeros)
+
+    def _one(self, group: int, *, zeros: bool) -> tuple[Pages, Sequence[memoryview]]:
+        """One group that was asked for: somebody may wait for it, and numpy's calls take longer."""
+        self._cursor = group + 1
+        self._count_one(group, asked=True)
+        return self._encoded(group, slice(group, group + 1), zeros=zeros)
+
+    def _encoded(
+        self, first: int, groups: Positions | slice, *, zeros: bool
+    ) -> tuple[Pages, Sequence[memoryview]]:
+        """The frame of these groups of one region."""
+        region, runs = self.groups.region_of(first), self.groups.runs(groups)
+        batch = self._pages.encode(region, *runs, zeros=zeros, whole=True)
         table = batch.table(*self._position)
         self._digest.record(table)
         return table, batch.buffers
@@ -350,7 +364,7 @@ class Serving:
         return self.groups.table[self.groups.region_of(group)].granule_log2
 
     def _count(self, groups: Positions, *, asked: bool) -> None:
-        if len(groups) == 1:  # somebody may wait for it, and numpy's calls take longer
+        if len(groups) == 1:
             self._count_one(groups.item(0), asked=asked)
             return
         counts, new = self.groups.runs(groups)[1], self._new[groups]

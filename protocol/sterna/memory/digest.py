@@ -138,7 +138,7 @@ class MemoryDigest:
         """For a few runs, such as those that a guest waits for, numpy's calls are what takes the time."""
         hashes, indexes = self._hashes[table.region], self._indexes[table.region]
         step = chunk_pages(self.table[table.region].granule_log2)
-        runs = [(first, first + count, encoding) for first, count, _, encoding, _ in table.runs.tolist()]
+        runs = [(first, first + count, encoding) for first, count, _, encoding in table.rows]
         if any(end > len(indexes) for _, end, _ in runs):
             raise IndexError(f"a run reaches outside of 0..{len(indexes)}")
         chunks = [0 if encoding in _EMPTY else -((first - end) // step) for first, end, encoding in runs]

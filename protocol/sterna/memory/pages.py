@@ -330,8 +330,8 @@ class _Memory:
         """Offsets and sizes in bytes of the pages of runs with bytes; of a few runs without numpy's help."""
         granule = self._region.granule_log2
         if len(table.runs) <= FEW_RUNS:
-            runs = [each[:2] for each in table.runs.tolist() if each[3] == Encoding.RAW]
-            return [page << granule for page, _ in runs], [pages << granule for _, pages in runs]
+            runs = [(first, size) for first, _, size, encoding in table.rows if encoding == Encoding.RAW]
+            return [page << granule for page, _ in runs], [size for _, size in runs]
         some = table.runs[_carries(table)]
         first, count = some["first"].tolist(), some["count"].tolist()
         return [page << granule for page in first], [pages << granule for pages in count]

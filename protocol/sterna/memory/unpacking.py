@@ -22,6 +22,7 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from sterna.limits import CHUNK_BYTES
+from sterna.memory.bitmap import FEW_RUNS
 from sterna.memory.pages import RegionPages
 from sterna.memory.regions import chunk_pages
 from sterna.memory.zstd import WINDOW_LOG2_MAX, Decompressor, malformed
@@ -182,6 +183,8 @@ class Unpacker:
 
 def is_packed(table: Pages) -> bool:
     """Whether a table has packed runs. `absent`, the last of the encodings, is not implemented."""
+    if len(table.runs) <= FEW_RUNS:
+        return any(encoding > Encoding.ZERO for *_, encoding in table.rows)
     return bool((table.runs["encoding"] > Encoding.ZERO).any())
 
 

@@ -369,6 +369,8 @@ class FrameReader:
         return PrefaceReceived(*decode_preface(preface))
 
     def _step_header(self) -> Event | _Step:
+        if not self._input:
+            return _Step.MORE
         raw = self._take(HEADER_BYTES)
         if raw is None:
             return _Step.MORE
@@ -386,6 +388,16 @@ class FrameReader:
 
     def _admit(self, header: Header) -> None:
         """HDR-5 to HDR-9 and the rules for unknown types, before anything is allocated."""
+        if (
+            header.type in _KNOWN
+            and header.stream == self._stream
+            and header.sequence == self._sequence
+            and header.body_bytes <= self._control_limit
+            and (not header.bulk_bytes or header.type == FrameType.PAGES)
+            and header.bulk_bytes <= self._bulk_limit
+            and not self._undecided
+        ):
+            return
 
         def refuse(code: ErrorCode, clause: str, offset: int, detail: str) -> NoReturn:
             raise remote_error(code, detail, clause=clause, offset=offset, frame=header.type)

@@ -6,6 +6,7 @@ the way out (sterna.wire.rules). Whether it fits the conversation is the core's 
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias
 
@@ -38,6 +39,7 @@ RUN_DTYPE = np.dtype(
         ("reserved", "u1", (7,)),
     ]
 )
+_ROW = struct.Struct("<QIIB7x")  # the same row
 Runs: TypeAlias = npt.NDArray[np.void]
 Hashes: TypeAlias = npt.NDArray[np.uint64]
 
@@ -249,12 +251,23 @@ class Pages:
     region: int
     runs: Runs
     hashes: Hashes
+    _rows: list[tuple[int, int, int, int]] | None = field(default=None, init=False, repr=False)
+
+    @property
+    def rows(self) -> list[tuple[int, int, int, int]]:
+        """First page, count, size in bytes and encoding of each run, read once: for tables of a few runs."""
+        rows = self._rows
+        if rows is None:
+            rows = list(_ROW.iter_unpack(self.runs.tobytes()))
+            object.__setattr__(self, "_rows", rows)
+        return rows
 
     @property
     def bulk_bytes(self) -> int:
         """Length of the bulk part that this table describes."""
-        sizes = self.runs["size_bytes"]
-        return sizes.item() if len(sizes) == 1 else int(sizes.sum(dtype=np.uint64))
+        if len(self.runs) == 1:
+            return self.rows[0][2]
+        return int(self.runs["size_bytes"].sum(dtype=np.uint64))
 
     @property
     def page_count(self) -> int:
