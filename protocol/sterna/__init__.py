@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from sterna.core.deadlines import Deadlines
     from sterna.core.events import Outcome, Result
     from sterna.core.policy import PolicySettings
-    from sterna.errors import GuestError, SternaError, TransportError
+    from sterna.errors import ConfigError, GuestError, SternaError, TransportError
     from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest, WithoutPostCopy
     from sterna.guest.embedded import EmbeddedGuest
     from sterna.limits import Limits
     from sterna.memory.bitmap import PageBitmap
-    from sterna.net.connect import connect
+    from sterna.net.connect import Address, connect
     from sterna.net.destination import Destination
     from sterna.net.hosting import Host, LocalHost
+    from sterna.net.kept import Sessions
     from sterna.net.listen import listen
     from sterna.net.memory import memory_transport_pair
     from sterna.net.options import Options
@@ -33,16 +34,17 @@ _HOMES: Final = {
     "sterna.core.deadlines": ("Deadlines",),
     "sterna.core.events": ("Outcome", "Result"),
     "sterna.core.policy": ("PolicySettings",),
-    "sterna.errors": ("GuestError", "SternaError", "TransportError"),
+    "sterna.errors": ("ConfigError", "GuestError", "SternaError", "TransportError"),
     "sterna.guest.api": ("DestinationGuest", "GuestDescription", "SourceGuest", "WithoutPostCopy"),
     "sterna.guest.embedded": ("EmbeddedGuest",),
     "sterna.limits": ("Limits",),
     "sterna.memory.bitmap": ("PageBitmap",),
-    "sterna.net.connect": ("connect",),
+    "sterna.net.connect": ("Address", "connect"),
     "sterna.net.destination": ("Destination",),
     "sterna.net.hosting": ("Host", "LocalHost"),
     "sterna.net.options": ("Options",),
     "sterna.net.source": ("Source",),
+    "sterna.net.kept": ("Sessions",),
     "sterna.net.listen": ("listen",),
     "sterna.net.memory": ("memory_transport_pair",),
     "sterna.net.tls": ("TlsConfig",),
@@ -52,6 +54,8 @@ _HOMES: Final = {
 _HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Address",
+    "ConfigError",
     "Deadlines",
     "Destination",
     "DestinationGuest",
@@ -70,6 +74,7 @@ __all__ = [
     "Region",
     "Result",
     "Runner",
+    "Sessions",
     "Source",
     "SourceGuest",
     "StateSection",

@@ -3,6 +3,7 @@
 import errno
 import logging
 import socket
+from functools import partial
 
 import pytest
 import trio
@@ -171,6 +172,23 @@ def test_failures_are_logged_by_default(caplog):
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert record.message.startswith("10.0.0.1:4000: wrong_alpn: the peer did not negotiate")
+
+
+async def test_addresses_may_be_text(nursery):
+    """As people write them; what is no address is said to be none, and nothing is dialled."""
+    met = trio.Event()
+
+    async def meet(transport):
+        met.set()
+
+    (address,) = await nursery.start(partial(listen, "127.0.0.1:0", meet, tls=None))
+    (await connect(str(address), tls=None)).abort()
+    await met.wait()
+    nursery.cancel_scope.cancel()
+    with pytest.raises(ConfigError, match="write host:port"):
+        await connect("127.0.0.1", tls=None)
+    with pytest.raises(ConfigError, match="write host:port"):
+        await listen("nowhere", meet, tls=None)
 
 
 async def test_an_address_in_use():

@@ -79,7 +79,7 @@ async def open_tcp(
 
 
 async def connect(
-    address: Address,
+    address: Address | str,
     *,
     tls: TlsConfig | None,
     expected: str | None = None,
@@ -90,7 +90,7 @@ async def connect(
     """Connect over TLS, or in plaintext if `tls` is None.
 
     Args:
-        address: where to.
+        address: where to; as text, ``host:port``.
         tls: this host's certificate and whom it accepts; None is plaintext, for ``--insecure``.
         expected: the identity that must answer; if None, its certificate must bear the address's host.
         farewell: see `sterna.net.handshake.dial_tls`.
@@ -98,9 +98,11 @@ async def connect(
         options: of the socket.
 
     Raises:
-        ConfigError: the files that `tls` names are not usable.
+        ConfigError: the text is no address, or the files that `tls` names are not usable.
         TransportError: no connection, no handshake, or not the right peer.
     """
+    if isinstance(address, str):
+        address = parse_address(address)
     if tls is None:
         return await open_tcp(address, deadline_s=deadline_s, options=options)
     context = tls.context(server=False, check_hostname=expected is None)

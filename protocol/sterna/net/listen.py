@@ -19,7 +19,7 @@ from typing import Final
 import trio
 
 from sterna.errors import ConfigError, SternaError, TransportError
-from sterna.net.connect import Address, take_socket, why
+from sterna.net.connect import Address, parse_address, take_socket, why
 from sterna.net.handshake import Farewell, accept_tls, dismiss
 from sterna.net.tcp import DEFAULT_OPTIONS, SocketOptions, TcpTransport, peer_address
 from sterna.net.tls import TlsConfig
@@ -62,7 +62,7 @@ class ListenOptions:
 
 
 async def listen(
-    address: Address,
+    address: Address | str,
     handler: Handler,
     *,
     tls: TlsConfig | None,
@@ -74,7 +74,7 @@ async def listen(
     """Accept connections until cancelled; each authenticated one goes to a task that runs `handler`.
 
     Args:
-        address: where; a DNS name may give several sockets.
+        address: where, as text ``host:port``, with port 0 for any; a DNS name may give several sockets.
         handler: owns the transport while it runs; what it leaves open is aborted. A `SternaError` out of
             it goes to `on_failure`; any other exception ends the listener.
         tls: this host's certificate and whom it accepts; None is plaintext, for ``--insecure``.
@@ -84,8 +84,10 @@ async def listen(
         task_status: started with the addresses that are bound.
 
     Raises:
-        ConfigError: the address cannot be bound, or the files that `tls` names are not usable.
+        ConfigError: the text is no address, it cannot be bound, or the files of `tls` are not usable.
     """
+    if isinstance(address, str):
+        address = parse_address(address, listen=True)
     context = None if tls is None else tls.context(server=True)
     try:
         listeners = await trio.open_tcp_listeners(address.port, host=address.host, backlog=BACKLOG)
