@@ -373,6 +373,7 @@ def test_batches_of_packed_pages_grow_by_what_their_pages_take(monkeypatch):
     """Two pages have passed, in few bytes: at that rate of pages four are soon through the link, too."""
     monkeypatch.setattr(sending, "LOOK_BYTES", PAGE)
     monkeypatch.setattr(sending, "ROUND_BATCHES", 1)
+    monkeypatch.setattr(sending, "LARGER", 2)
     monkeypatch.setattr(rounds, "_UNMEASURED_BYTES", PAGE)
     memory = Memory()
     memory.bytes[:] = b"x" * len(memory.bytes)
