@@ -240,6 +240,17 @@ def test_what_is_packed_in_any_case_goes_back_when_the_link_is_faster_than_it_wa
     pytest.fail("it stays at the higher level")
 
 
+def test_a_burst_is_not_what_the_link_carries():
+    """What was seen once, after a stall, is forgotten when it does not come again."""
+    paying = known(least=2)
+    pass_by(paying, 250e6, 1.0, SHARES[2])
+    pass_by(paying, 400e6, 2.0, SHARES[2])
+    assert paying.link_bytes_s == pytest.approx(160e6)
+    for second in range(3, 8):
+        pass_by(paying, 250e6, second, SHARES[2])
+    assert paying.link_bytes_s == pytest.approx(100e6)
+
+
 # ---- time that is left over ----
 
 STEPS = (*LEVELS, DENSEST)

@@ -16,7 +16,7 @@ from sterna.core.paying import Paying
 from sterna.core.policy import RoundStats
 from sterna.guest.embedded import EmbeddedGuest
 from sterna.limits import EXPANSION, Limits
-from sterna.memory.packing import Measure
+from sterna.memory.packing import Measure, Packer
 from sterna.memory.pages import RegionPages
 from sterna.memory.recent import RecentPages
 from sterna.memory.regions import RegionTable
@@ -319,3 +319,18 @@ def test_nothing_is_packed_unless_it_was_selected() -> None:
     bench.features = {Feature.ENCODING_ZSTD: 18}
     assert bench.pages._knows(bench)
     assert bench.pages._changes.recent is None
+
+
+def test_what_waits_for_the_link_has_not_passed() -> None:
+    """Batches that are packed faster than they leave say nothing of the link, until they leave."""
+    bench = Bench(compress=Compress.ALWAYS)
+    assert bench.pages._knows(bench)
+    packer = Packer(RegionPages(RegionTable((Region(0, 0, PAGE),)), {0: memoryview(bytes(PAGE))}), EXPANSION)
+    packer.measure = Measure(page_bytes=4 * MIB, sent_bytes=MIB, zstd_bytes=4 * MIB)
+
+    waits = 0
+    for seconds in [0.02] * 16 + [0.04] * 4:  # half of each leaves at first, then as much as comes
+        bench.now += seconds
+        waits += int(MIB - 25 * MIB * seconds)
+        bench.pages._note(packer, 2, 0.01, waits, used=2, trial=False)
+    assert bench.pages._paying.link_bytes_s == pytest.approx(25 * MIB, rel=0.05)

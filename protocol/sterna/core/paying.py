@@ -22,7 +22,7 @@ batch, and a machine that is busy with other things falls back by itself.
 Memory that does not compress is found out by samples that come more and more seldom.
 
 Where pages are to be packed in any case, the question is only how densely. The bare link is never seen then;
-it carries at least what has gone over it.
+it carries at least what has gone over it lately.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ BELIEVED_MOST_S: Final = 60.0
 # How much longer a denser level is taken to need than the one before it, unless that was seen so lately.
 _SLOWER: Final = 4
 _LATELY_S: Final = 1.0
+# The most that went over the wire is believed so much less with each look: it may have been a burst.
+_FADES: Final = 0.9
 # How often in a row the wait for the next sample doubles when one has not shrunk.
 _DOUBLINGS: Final = 6
 # A packer that fills the link to this share is not what others wait for; the bare link would not be faster.
@@ -131,7 +133,7 @@ class Paying:
         known.at = now
         self._wire_bytes_s = wire_bytes / seconds
         if None not in self._choices:
-            self._most_bytes_s = max(self._most_bytes_s, self._wire_bytes_s)
+            self._most_bytes_s = max(self._most_bytes_s * _FADES, self._wire_bytes_s)
         self._choose(now)
 
     def sampled(self, page_bytes: int, packed_bytes: int, seconds: float, now: float) -> bool:

@@ -145,6 +145,7 @@ class PackingPages(SteadyPages):
         self._selection: Selection | None = None
         self._round = 0
         self._used: int | None = None  # the level of the newest batch
+        self._waited = 0  # bytes that waited for the link when the newest batch had been packed
         self._is_busy = False  # the task looks whenever a connection may want a batch
         self._wakes: Final = Signal()  # what wakes it otherwise
 
@@ -253,15 +254,24 @@ class PackingPages(SteadyPages):
             batch, seconds = await trio.to_thread.run_sync(pack)
         finally:
             self._free.append(worker)
-        self._note(packer, level, seconds, used=level if trial else used, trial=trial)
         machine.job_done(job, batch)
+        waits = sum(machine.waiting_bytes(stream) for stream in machine.streams)
+        self._note(packer, level, seconds, waits, used=level if trial else used, trial=trial)
         pump.kick(job.stream)
 
     def _note(
-        self, packer: Packer, level: int | None, seconds: float, *, used: int | None, trial: bool
+        self,
+        packer: Packer,
+        level: int | None,
+        seconds: float,
+        waits: int,
+        *,
+        used: int | None,
+        trial: bool,
     ) -> None:
-        """A batch was packed at a level, where `used` is what pays, or is tried."""
+        """A batch was packed at a level, where `used` is what pays, or is tried; so many bytes wait now."""
         measure, now = packer.measure, self._clock_s()
+        gone, self._waited = max(measure.sent_bytes + self._waited - waits, 0), waits
         self._changes.packed(measure)
         if level is not None and measure.page_bytes:
             sent = measure.page_bytes, measure.sent_bytes
@@ -270,7 +280,9 @@ class PackingPages(SteadyPages):
             self._used = used
             self._meter.interrupted()
         elif not trial and not measure.change_bytes:
-            self._meter.goes(measure.page_bytes, measure.sent_bytes, now)
+            # What is packed waits before it goes: of this time are the bytes that have gone.
+            pages = gone * measure.page_bytes // max(measure.sent_bytes, 1)
+            self._meter.goes(pages, gone, now)
         if self._wants_sample and packer.sample:
             self._sample = packer.sample[:SAMPLE_BYTES]
 
