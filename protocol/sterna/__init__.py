@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sterna.net.kept import Sessions
     from sterna.net.listen import listen
     from sterna.net.memory import memory_transport_pair
-    from sterna.net.options import Options
+    from sterna.net.options import Compress, Options
     from sterna.net.source import Source
     from sterna.net.tls import TlsConfig
     from sterna.registry import ErrorCode
@@ -42,7 +42,7 @@ _HOMES: Final = {
     "sterna.net.connect": ("Address", "connect"),
     "sterna.net.destination": ("Destination",),
     "sterna.net.hosting": ("Host", "LocalHost"),
-    "sterna.net.options": ("Options",),
+    "sterna.net.options": ("Compress", "Options"),
     "sterna.net.source": ("Source",),
     "sterna.net.kept": ("Sessions",),
     "sterna.net.listen": ("listen",),
@@ -55,6 +55,7 @@ _HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in name
 
 __all__ = [
     "Address",
+    "Compress",
     "ConfigError",
     "Deadlines",
     "Destination",
