@@ -56,13 +56,13 @@ def handover(
     """Every interleaving of a handover, from LOADED on, with up to so many faults.
 
     Args:
-        faults: how many there may be; each one more makes it some fifty times as many states.
+        faults: how many there may be; each one more makes it some thirty times as many states.
         store: with a lease store only, or without one only; both, if nothing is said.
         jobs: processes; one looks at hosts with a store, one at hosts without.
         kind: of the faults; may be given several times; all that an exploration knows, if none is.
         switchover: of the migration; post-copy: all pages follow the guest.
         defect: let endpoints do this wrong, to see it found; may be given several times.
-        plain: carry every step out in every state, to compare; it is several times slower.
+        plain: carry every step out in every state, to compare; it is many times slower.
         json: one JSON object on stdout.
     """
     output, started = Output(json=json), time.monotonic()

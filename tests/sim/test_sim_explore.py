@@ -153,6 +153,15 @@ def test_worlds_in_parts_are_all_worlds(monkeypatch, store, switchover):
     assert len(rests[True]) > 20
 
 
+@pytest.mark.slow
+def test_worlds_in_parts_are_all_worlds_with_who_comes_beside():
+    """Whatever was started, killed and started again in which order: no number makes two states of one."""
+    kinds = (Fault.BESIDE, Fault.DESTINATION_KILLED)
+    parted, plain = (explore(store=False, faults=2, kinds=kinds, plain=plain) for plain in (False, True))
+    assert (parted.states, parted.steps, parted.ends) == (plain.states, plain.steps, plain.ends)
+    assert parted.states > 500
+
+
 def test_a_state_is_looked_at_with_all_faults_that_may_be_left():
     """Those that need none are as many, whether one may come or not."""
     kinds = (Fault.DEADLINE, Fault.RECORD_FAILS)

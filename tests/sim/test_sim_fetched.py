@@ -136,6 +136,15 @@ def test_numbers_close_up(whole, fetching):
     assert dict(fetching.host.parts())[TASKS + 2] is None
 
 
+def test_who_is_before_a_gap_is_not_asked(whole):
+    whole.endpoint.tasks.append(Task(2, "recovery"))
+    fetching = Fetching(whole)
+    tasks = fetching.host.endpoint.tasks
+    tasks.remove(fetching.host.endpoint.task(2))
+    fetching.host.close_up(lambda *_: pytest.fail("nobody has another number"))
+    assert TASKS not in fetching.fetched
+
+
 def test_the_first_process_goes_and_another_comes(fetching):
     host = fetching.host
     host.processes.remove(host.endpoint)

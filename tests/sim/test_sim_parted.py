@@ -140,6 +140,14 @@ def test_who_comes_after_the_dead_has_his_number(parted):
     assert [each.number for each in parted.hosts[ALPHA].processes] == [dead, dead + 2]
 
 
+def test_an_endpoint_has_the_lowest_number_whoever_came_first(parted):
+    dead = parted.own(BETA).endpoint.number
+    parted.kill(BETA, dead)
+    assert parted.start_process(BETA, beside=True).number == dead + 2
+    assert parted.start_process(BETA).number == dead
+    assert parted.hosts[BETA].endpoint.number == dead
+
+
 def test_nobody_is_granter_when_he_is_dead(parted):
     number = parted.own(ALPHA).endpoint.number
     parted.own(ALPHA).holders[0].granter = number

@@ -115,8 +115,8 @@ class FetchedTasks:
         """Leave no gap in the numbers, if one was removed."""
         if None in self.had.values():
             for rank, number in enumerate(list(self.numbers), 1):
-                task = self.get(number)
-                if number != rank and task is not None:
+                if number != rank:
+                    task = cast("Task", self.get(number))
                     self.had[rank], self.had[number] = task, None
                     renamed(task, rank)
 

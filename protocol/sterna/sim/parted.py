@@ -9,7 +9,7 @@ same and does the same. This is why nothing is lost when a step is not carried o
 Three things would make parts differ that are alike, and are seen to here:
 
 - Numbers of processes. In a `World` no two have the same, ever. Here the lowest one that means nothing on a
-  host is taken again, and what has named a dead process names nobody any more.
+  host is taken again, an endpoint has the same one always, and what has named the dead names nobody any more.
 - Numbers of tasks. Here they have no gaps: when one is done, those after it close up.
 - What recovery has seen when it came to its end (`Process.rest`). It matters only whether that is what is to
   be seen now. If it never can be again - records and slots only become more, the dead stay dead - nothing is
@@ -36,6 +36,7 @@ from sterna.sim.parts import (
     STORE,
     Parts,
     State,
+    first_number,
 )
 from sterna.sim.world import World
 
@@ -147,13 +148,14 @@ class PartedWorld(World):
             claimed = cast("Any", self.fetch(number, CLAIMED))
         return Guests(holders, claimed)
 
-    def next_process(self, number: int) -> int:
-        """The lowest one that means nothing here."""
+    def next_process(self, number: int, *, beside: bool) -> int:
+        """The lowest one that means nothing here; the very lowest is for an endpoint."""
         host = self.host(number)
         named = {each.number for each in host.processes} | {host.lock}
         for holder in host.holders:
             named |= {holder.controller, holder.granter}
-        return next(each for each in range(2 + number, 2 * len(named) + 4, 2) if each not in named)
+        lowest = first_number(number) + 2 * beside
+        return next(each for each in range(lowest, lowest + 2 * len(named) + 2, 2) if each not in named)
 
     def kill(self, number: int, process: int) -> None:
         """Nothing names the dead any more."""

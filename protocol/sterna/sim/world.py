@@ -403,11 +403,11 @@ class World:
     def start_process(self, number: int, *, beside: bool = False) -> Process:
         """A new process, which knows nothing."""
         host = self.hosts[number]
-        process = Process(self.next_process(number), beside=beside)
+        process = Process(self.next_process(number, beside=beside), beside=beside)
         host.processes.insert(len(host.processes) if beside else 0, process)  # the endpoint comes first
         return process
 
-    def next_process(self, number: int) -> int:
+    def next_process(self, number: int, *, beside: bool) -> int:
         """A number that no process ever had, on either host."""
         host = self.hosts[number]
         host.starts += 1
