@@ -266,7 +266,7 @@ def test_entries_are_kept_where_they_outlive_the_process():
             use(bytearray(629))
 
 
-@pytest.mark.parametrize("runs", [1, 12])
+@pytest.mark.parametrize("runs", [1, 24])
 def test_hashes_of_pages_that_were_never_held_are_not_touched(runs):
     """[MEM-8] What was never written takes a byte a page: its hashes' memory is not there yet."""
     table = RegionTable([Region(1, 0, runs * 100 << 12)])
@@ -282,3 +282,23 @@ def test_hashes_of_pages_that_were_never_held_are_not_touched(runs):
     digest.record(Pages(1, 1, 1, whole, np.arange(6, dtype="<u8") + 1))
     digest.record(zero_batch(1, starts, counts).table(1, 1))
     assert not digest._hashes[1][:90].any()
+
+
+def test_many_runs_come_to_what_each_of_them_comes_to():
+    table = RegionTable([Region(9, 0, 256 * PAGE)])
+    rows = [(2 * run, 1, Encoding.ZERO if run % 3 else Encoding.RAW) for run in range(40)]
+    rows += [(100, 70, Encoding.RAW), (170, 80, Encoding.ZERO)]
+    raw = [row for row in rows if row[2] == Encoding.RAW]
+    hashes = list(range(1, len(raw) + 5))  # a chunk has 16 pages
+    together, apart = MemoryDigest(table), MemoryDigest(table)
+    together.record(table_of(9, rows, hashes))
+    for row in rows:
+        chunks = -(-row[1] // 16) if row in raw else 0
+        apart.record(table_of(9, [row], hashes[:chunks]))
+        hashes = hashes[chunks:]
+    assert not hashes
+    assert together.value() == apart.value()
+    together.mark_stale(9, [first for first, _, _ in rows], [count for _, count, _ in rows])
+    for first, count, _ in rows:
+        apart.mark_stale(9, [first], [count])
+    assert together.value() == apart.value() == MemoryDigest(table).value()

@@ -29,7 +29,7 @@ _WINDOW_WORDS: Final = (
     64  # first look of first_runs: numpy's cost a call, not the words', is what counts here
 )
 _AHEAD_WORDS: Final = 1 << 11  # of `batches`: 512 MiB of 4 KiB pages, which have at most 1 MiB of runs
-FEW_RUNS: Final = 8  # up to here a loop over the runs costs less than numpy's calls
+FEW_RUNS: Final = 16  # up to here a loop over the runs costs less than numpy's calls
 _ALL_SET_PAGES: Final = 1 << 14
 LONG_RUN: Final = 64  # from here on a slice assignment costs less than an index per element
 

@@ -221,7 +221,7 @@ class _Memory:
         first, count = checked_runs(starts, counts, self._region.pages)
         if len(first) == 1 and count[0]:
             start, pages = first.item(), count.item()
-            if whole or not zeros or self._words[start : start + pages, 0].all():
+            if whole or not zeros or self._is_full_at_a_glance(first, count):
                 return self._encode_one(start, pages, zeros=zeros, hashed=hashed)
         if np.count_nonzero(first[1:] < (first + count)[:-1]):
             raise ValueError("runs overlap or are not in order")
@@ -273,7 +273,7 @@ class _Memory:
         """
         some = count > 0
         first, count = first[some], count[some]
-        if not zeros:
+        if not zeros or (len(first) <= FEW_RUNS and self._is_full_at_a_glance(first, count)):
             return first, count, np.zeros(len(first), dtype=np.bool_)
         pages = expand_runs(first, count)
         zero = self._zero(pages)
@@ -287,6 +287,12 @@ class _Memory:
         border[np.cumsum(count)[:-1]] = True
         at = np.flatnonzero(border)
         return pages[at], np.diff(at, append=len(pages)), zero[at]
+
+    def _is_full_at_a_glance(self, first: Positions, count: Positions) -> bool:
+        """Whether each page of these runs shows in its first word that it is not zero."""
+        words = self._words
+        runs = zip(first.tolist(), count.tolist(), strict=True)
+        return all(words[start : start + pages, 0].all() for start, pages in runs)
 
     def _zero(self, pages: Positions) -> npt.NDArray[np.bool_]:
         """Which of these pages are all zero bytes."""
