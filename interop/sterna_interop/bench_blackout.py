@@ -4,6 +4,9 @@ A guest of the process kind is moved over mutual TLS on loopback, with durable r
 in turns with it, in the same way, one that does not write. What both stand still for is what the endpoints
 have to say to each other, to their holders and to the disk; the rest is the price of the writes.
 
+Each turn starts processes of its own, so there is nothing to warm up; of a large guest a turn takes long, for
+its memory is filled, and audited in the end.
+
 With ``--against qemu`` everything is plain, and QEMU's machine with a program that writes as much is moved
 in turns with them: by post-copy where our guest goes by bitmap, since that is its shortest switchover.
 """
@@ -74,6 +77,7 @@ def blackout(
         totals: dict[str, Turn] = {OURS: lambda: writing.total_s, IDLE: lambda: idle.total_s}
         if against is not None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sterna-bench-")))
+            say("filling memory for QEMU's guest")
             qemu = Last(_qemu(Written(memory, hot, dirty_rate, downtime, switchover), directory))
             blackouts[QEMU] = qemu.turn(lambda moved: moved.blackout_s)
             totals[QEMU] = qemu.told(lambda moved: moved.seconds)
@@ -92,7 +96,7 @@ def blackout(
             Measure(name="guest", text="between two writes", ways={OURS: lambda: writing.guest_s}),
             Measure(name="total", text="until it runs there", ways=totals, detail=True),
         ]
-        taken = take(measures, runs, say)
+        taken = take(measures, runs, say, warm=True)
     conditions["written"] = (
         f"{rate_text(writing.rate_bytes_s)} in the last turn, {rate_text(dirty_rate)} asked for"
     )

@@ -151,10 +151,11 @@ def take(
     """
     values = {each.name: {way: list[float]() for way in each.ways} for each in measures}
     for run in range(1 if warm else 0, runs + 1):
-        say("warming up" if run == 0 else f"run {run} of {runs}")
+        where = "warming up" if run == 0 else f"run {run} of {runs}"
         for each in measures:
             ways = list(each.ways.items())
             for way, turn in reversed(ways) if swaps and run % 2 else ways:
+                say(f"{where}: {way}")
                 value = turn()
                 if run:
                     values[each.name][way].append(value)

@@ -35,7 +35,8 @@ def test_ways_take_turns_and_the_first_turn_does_not_count():
     taken = take([first, second], 2, said.append)
     assert order == ["a ours", "a bare", "b ours", "b bare"] * 3
     assert [each.values for each in taken] == [{OURS: [1.0, 2.0], BARE: [1.0, 2.0]}] * 2
-    assert said == ["warming up", "run 1 of 2", "run 2 of 2"]
+    places = ["warming up", "run 1 of 2", "run 2 of 2"]
+    assert said == [f"{where}: {way}" for where in places for way in (OURS, BARE) * 2]
 
 
 TAKEN = Taken(measure(target=2.0), {OURS: [3.0, 1.0, 2.0], BARE: [1.0, 2.0, 1.0]})
