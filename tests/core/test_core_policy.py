@@ -279,6 +279,23 @@ def test_a_round_is_worth_what_it_takes_off_the_pages(
     assert decide(history, left, 0, RTT_S, settings).action is action
 
 
+@pytest.mark.parametrize(
+    ("left", "action"),
+    [(14 * MIB, Action.CONTINUE), (16 * MIB, Action.SWITCHOVER), (21 * MIB, Action.SWITCHOVER)],
+)
+def test_what_the_last_round_did_not_bring_is_not_expected_of_the_next(left: int, action: Action) -> None:
+    """The receiver's rate, and rounds that do not take long, have it leave much less each time."""
+    first = stats(GIB, 10.0, 20 * MIB, receive_rate_bytes_s=GIB / 10)
+    second = stats(20 * MIB, 0.5, left, receive_rate_bytes_s=GIB / 10)
+    assert decide([first], 20 * MIB, 0, RTT_S).action is Action.CONTINUE
+    assert decide([first, second], left, 0, RTT_S, PolicySettings(patience=1)).action is action
+    third = replace(second, bulk_bytes=left)
+    assert decide([first, replace(second, dirty_bytes=20 * MIB), third], left, 0, RTT_S).action is action
+    cut_short = replace(second, dirty_bytes=left // 2)  # by connections that were replaced
+    history = [first, replace(first, dirty_bytes=MIB), cut_short]
+    assert decide(history, left, 0, RTT_S).action is Action.CONTINUE
+
+
 @pytest.mark.parametrize(("rounds", "throttle"), [(16, 0.0), (1, 0.3)])
 def test_late_or_throttled_the_first_opportunity_is_taken(rounds: int, throttle: float) -> None:
     history = [stats(GIB, 10.0, 20 * MIB, receive_rate_bytes_s=GIB / 10, throttle=throttle)] * rounds

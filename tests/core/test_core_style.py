@@ -88,9 +88,22 @@ def test_bitmap_makes_rounds_as_long_as_they_help() -> None:
     assert decide_style(CALM[:1], 40 * MIB, 4096, RTT_S, patient, styles={BITMAP}).action is Action.CONTINUE
     within = int(FETCHED_S * RATE)
     for left, action in ((within // 2, Action.SWITCHOVER), (within * 2, Action.CONTINUE)):
-        assert decide_style(CALM[:2], left, 4096, RTT_S, patient, styles={BITMAP}).action is action
+        assert decide_style(CALM[:1], left, 4096, RTT_S, patient, styles={BITMAP}).action is action
     few = settings("bitmap", max_rounds=1)
     assert decide_style(CALM[:1], 40 * MIB, 4096, RTT_S, few, styles={BITMAP}).action is Action.SWITCHOVER
+
+
+@pytest.mark.parametrize(("left", "goes_on"), [(70 * MIB, True), (90 * MIB, False)])
+def test_bitmap_makes_none_more_behind_one_that_has_not_helped(left: int, goes_on: bool) -> None:
+    """Its time was waiting for the most part, which no rate shows."""
+    history = [
+        *rounds(GIB, 100 * MIB),
+        replace(rounds(100 * MIB, left)[0], round=2, seconds=400 * MIB / RATE),
+    ]
+    decision = decide_style(history, left, 4096, RTT_S, settings("bitmap", patience=1), styles={BITMAP})
+    assert (decision.action is Action.CONTINUE) is goes_on
+    patient = decide_style(history, left, 4096, RTT_S, settings("bitmap"), styles={BITMAP})
+    assert patient.action is Action.CONTINUE
 
 
 def test_bitmap_switches_over_at_any_rate_without_slowing_the_guest_down() -> None:

@@ -28,6 +28,10 @@ What makes an estimate worth deciding on:
   operator, but keep nobody waiting for rounds that cannot help: `PAGES_SHARE` of what is allowed is for pages
   in any case.
 
+An expectation is held against what came of the last one. Where processors are shared, rounds and writes come
+in bursts, and rates say for many rounds that the next one will leave much less. So a round that can be done
+without is made only if one of the last `patience` rounds has cut what is left.
+
 *Soon* is within `SOON_ROUNDS`: a throttle that is only just strong enough is the dearest, because it lasts
 longest, and the guest loses more of its time than by a stronger one that is over soon.
 
@@ -42,6 +46,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import pairwise
 from typing import Final, Literal, TypeAlias
 
 from sterna.core.words import duration_text, rate_text, share_text, size_text
@@ -268,7 +273,8 @@ def _choose(
         if view.downtime_s(remaining) > settings.allowed_downtime_s:
             facts += f", with round trips of {duration_text(view.rtt_s)} that no round changes"
         following = view.after_another_round(remaining)
-        if throttle > 0 or used > settings.max_rounds // 2 or not _worthwhile(view, remaining, settings):
+        worthwhile = _worthwhile(view, remaining, settings) and still_shrinks(history, remaining, settings)
+        if throttle > 0 or used > settings.max_rounds // 2 or not worthwhile:
             return Action.SWITCHOVER, throttle, f"{facts}: switch over"
         hope = duration_text(view.downtime_s(following))
         return Action.CONTINUE, throttle, f"{facts}; another round should bring that to {hope}: go on"
@@ -319,6 +325,17 @@ def _worthwhile(view: View, remaining: float, settings: PolicySettings) -> bool:
     now, then = remaining, view.after_another_round(remaining)
     much = then <= now * (1 - settings.worthwhile_gain)
     return much and (now - then) / view.bandwidth >= max(NOTICEABLE_S, NOTICEABLE * view.downtime_s(now))
+
+
+def still_shrinks(history: Sequence[RoundStats], remaining: float, settings: PolicySettings) -> bool:
+    """Whether one of the newest `patience` rounds has left as much less as a round has to be worth.
+
+    Of a round that was cut short, so that more is left than was written, nothing is known.
+    """
+    newest, gain = history[-settings.patience - 1 :], settings.worthwhile_gain
+    if len(newest) <= settings.patience or remaining > newest[-1].dirty_bytes * (1 + gain):
+        return True
+    return any(last.dirty_bytes <= before.dirty_bytes * (1 - gain) for before, last in pairwise(newest))
 
 
 def _hopeless_rounds(history: Sequence[RoundStats], view: View, settings: PolicySettings) -> int:

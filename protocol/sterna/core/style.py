@@ -16,7 +16,16 @@ from types import MappingProxyType
 from typing import Final
 
 from sterna.core.negotiate import Selection, offer
-from sterna.core.policy import Action, Decision, PolicySettings, RoundStats, Switchover, View, decide
+from sterna.core.policy import (
+    Action,
+    Decision,
+    PolicySettings,
+    RoundStats,
+    Switchover,
+    View,
+    decide,
+    still_shrinks,
+)
 from sterna.core.words import duration_text, rate_text, size_text
 from sterna.errors import remote_error
 from sterna.limits import CHUNK_BYTES
@@ -58,7 +67,7 @@ def decide_style(
         facts = f"nothing has been sent yet, and nothing is to be: {_early(view, remaining_bytes)}"
         return _switch(decision, view, remaining_bytes, facts, Style.POST_COPY)
     if settings.switchover == "bitmap" and Style.BITMAP in styles and history:
-        return _after_rounds(decision, view, remaining_bytes, len(history), settings)
+        return _after_rounds(decision, view, remaining_bytes, history, settings)
     if settings.switchover == "auto" and _is_stuck(decision, view, remaining_bytes):
         if Style.BITMAP not in styles:
             verdict = f"{decision.verdict} (the destination does not take a switchover by bitmap)"
@@ -113,7 +122,11 @@ def _is_stuck(decision: Decision, view: View, remaining: int) -> bool:
 
 
 def _after_rounds(
-    decision: Decision, view: View, remaining: int, used: int, settings: PolicySettings
+    decision: Decision,
+    view: View,
+    remaining: int,
+    history: Sequence[RoundStats],
+    settings: PolicySettings,
 ) -> Decision:
     """Rounds as long as much is left and each leaves much less to be fetched.
 
@@ -122,8 +135,9 @@ def _after_rounds(
     """
     facts = f"{size_text(remaining)} are left, the guest writes {rate_text(decision.dirty_rate_bytes_s)}"
     following = view.after_another_round(remaining)
-    much = remaining / view.bandwidth > FETCHED_S
-    if much and used < settings.max_rounds and following < remaining * (1 - settings.worthwhile_gain):
+    used, much = len(history), remaining / view.bandwidth > FETCHED_S
+    pays = following < remaining * (1 - settings.worthwhile_gain)
+    if much and pays and used < settings.max_rounds and still_shrinks(history, remaining, settings):
         verdict = f"{facts}; another round should bring that to {size_text(following)}: go on"
         return replace(decision, action=Action.CONTINUE, throttle=view.throttle, verdict=verdict)
     return _switch(decision, view, remaining, f"{facts}: {_early(view, remaining)}", Style.BITMAP)
