@@ -334,3 +334,11 @@ def test_what_waits_for_the_link_has_not_passed() -> None:
         waits += int(MIB - 25 * MIB * seconds)
         bench.pages._note(packer, 2, 0.01, waits, used=2, trial=False)
     assert bench.pages._paying.link_bytes_s == pytest.approx(25 * MIB, rel=0.05)
+
+
+def test_no_level_is_chosen_for_a_core_that_others_may_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection packs in two threads where there are cores, and counts on one."""
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    for streams, threads, sure in ((0, 2, 1), (1, 2, 1), (4, 4, 4)):
+        bench = Bench(streams=streams)
+        assert (len(bench.pages._free), bench.pages._paying._workers) == (threads, sure)

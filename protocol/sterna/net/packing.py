@@ -134,7 +134,9 @@ class PackingPages(SteadyPages):
         self._free = list(range(self._workers))  # threads that have nothing to do
         self._ahead = 1 + -(-(AHEAD - 1) // max(options.streams, 1))
         least = _FIRST_LEVEL if options.compress is Compress.ALWAYS else None
-        self._paying = Paying(self._workers, options.bandwidth_bytes_s or math.inf, least=least)
+        # The second thread of a connection has a core only if nobody else needs it: no level counts on that.
+        sure = min(max(options.streams, 1), self._workers)
+        self._paying = Paying(sure, options.bandwidth_bytes_s or math.inf, least=least)
         self._meter = Meter(self._paying)
         self._changes = Changes(None)
         self._packers: dict[int, Packer] = {}
