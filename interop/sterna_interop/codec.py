@@ -122,6 +122,8 @@ def shown(value: object, name: str = "") -> Json:
             return [shown(item) for item in value]
     found: dict[str, Json] = {}
     for each in fields(value):  # type: ignore[arg-type]  # all that is left are dataclasses
+        if not each.init:
+            continue  # what a record keeps beside what it is made of
         inner = getattr(value, each.name)
         if isinstance(inner, r.Runner):
             found |= {"runner": inner.id.hex(), "runner_host": inner.host}

@@ -7,7 +7,18 @@ from collections.abc import Callable
 import pytest
 from peer_support import played
 
-from sterna.core import conduct, connected, departed, destination, negotiate, opening, session, source, tables
+from sterna.core import (
+    conduct,
+    connected,
+    departed,
+    destination,
+    negotiate,
+    opening,
+    permitted,
+    session,
+    source,
+    tables,
+)
 from sterna.core.deadlines import Watch
 from sterna.core.heartbeat import Heartbeat
 from sterna.core.rounds import IncomingRound, OutgoingRound
@@ -66,7 +77,7 @@ def believes_loaded(patch: Patch) -> None:
 
 
 def believes_epochs(patch: Patch) -> None:
-    for module in (source, departed, destination):
+    for module in (source, departed, destination, permitted):
         patch.setattr(module, "check_epoch", lambda *_: None)
 
 
