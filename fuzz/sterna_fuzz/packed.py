@@ -12,39 +12,18 @@ from types import MappingProxyType
 from typing import Final
 
 import numpy as np
-import zstandard
 
 from sterna.limits import CHUNK_BYTES
 from sterna.registry import Encoding, FrameType
+from sterna.testing.zstd_frames import frame, raw_frame, zeros
 from sterna.wire import page_hash, unchecked
 from sterna.wire.records import Pages, RoundEnd
 from sterna_fuzz.conversations import HEADER_BYTES
 from sterna_fuzz.drafts import BULK, SEQUENCE, STREAM, TYPE, Draft, field
 
-_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _BOMB_BYTES: Final = 1 << 24
-_BLOCK_BYTES: Final = 128 << 10
 
 Make = Callable[[bytes], bytes]
-
-
-def frame(content: bytes, **how: object) -> bytes:
-    """An honest frame, but for what the compressor is told."""
-    settings: dict[str, object] = {"write_content_size": True, **how}
-    return zstandard.ZstdCompressor(level=1, **settings).compress(content)  # type: ignore[arg-type]
-
-
-def zeros(says: int, has: int) -> bytes:
-    """A frame of so many zeros that states another size."""
-    sizes = [_BLOCK_BYTES] * (has // _BLOCK_BYTES) + [has % _BLOCK_BYTES]
-    rows = [size << 3 | 2 | (number == len(sizes) - 1) for number, size in enumerate(sizes)]
-    head = _MAGIC + b"\xa0" + says.to_bytes(4, "little")
-    return head + b"".join(each.to_bytes(3, "little") + b"\0" for each in rows)
-
-
-def _headed(descriptor: int, more: bytes, content: bytes) -> bytes:
-    """A frame with a header of our own, and a block of one byte repeated."""
-    return _MAGIC + bytes([descriptor]) + more + (len(content) << 3 | 3).to_bytes(3, "little") + content[:1]
 
 
 def _size(content: bytes) -> bytes:
@@ -72,8 +51,11 @@ WAYS: Final[Mapping[str, tuple[Encoding, Make]]] = MappingProxyType(
         "torn": (Encoding.ZSTD, lambda content: frame(content)[:-3]),
         "skippable": (Encoding.ZSTD, lambda _: b"\x50\x2a\x4d\x18\x08\0\0\0" + bytes(8)),
         "no frame": (Encoding.ZSTD, lambda content: content[:40]),
-        "window": (Encoding.ZSTD, lambda content: _headed(0x80, b"\xa8" + _size(content), content)),
-        "dictionary": (Encoding.ZSTD, lambda content: _headed(0xA1, b"\x07" + _size(content), content)),
+        "window": (Encoding.ZSTD, lambda content: raw_frame(0x80, b"\xa8" + _size(content), content[:4096])),
+        "dictionary": (
+            Encoding.ZSTD,
+            lambda content: raw_frame(0xA1, b"\x07" + _size(content), content[:4096]),
+        ),
         "empty": (Encoding.ZSTD, lambda _: b""),
         "large": (Encoding.ZSTD, lambda content: frame(content).ljust(len(content) + 1, b"\0")),
         "change of zeros": (Encoding.DELTA, lambda content: base(content) + frame(content)),

@@ -11,9 +11,9 @@ from functools import partial
 from typing import Final, TypeAlias
 
 import numpy as np
-import zstandard
 
 from sterna.registry import Encoding, Feature
+from sterna.testing.zstd_frames import frame, raw_frame, zeros
 from sterna.wire import FeatureOffer, PageRange, page_hash
 from sterna.wire.records import RUN_DTYPE
 from sterna_interop.contract import Role
@@ -32,11 +32,9 @@ FEATURES: Final = (
 # What makes the bulk bytes of a run of the bytes of its pages, and of those that were sent before.
 Make: TypeAlias = Callable[[bytes, bytes], bytes]
 
-_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _MOST: Final = (PageRange(1, 0, 40),)  # of the first batch of a second round
 _PAGE_LOG2: Final = 12
 _BOMB_BYTES: Final = 64 << 20
-_BLOCK_BYTES: Final = 128 << 10
 
 
 def of_packed() -> tuple[Misbehaviour, ...]:
@@ -80,26 +78,6 @@ def packs(
         return Batch(table, bulk + rest.bulk)
 
     return {"features": FEATURES, "packed": (round_number, packed), **plan}
-
-
-def frame(content: bytes, **how: object) -> bytes:
-    """A frame of it, honest but for `how`, arguments of the compressor's."""
-    settings: dict[str, object] = {"write_content_size": True, **how}
-    return zstandard.ZstdCompressor(level=1, **settings).compress(content)  # type: ignore[arg-type]
-
-
-def zeros(says: int, has: int) -> bytes:
-    """A frame of so many zeros that states another size, in blocks of one byte repeated."""
-    sizes = [_BLOCK_BYTES] * (has // _BLOCK_BYTES) + [has % _BLOCK_BYTES]
-    rows = [size << 3 | 2 | (number == len(sizes) - 1) for number, size in enumerate(sizes)]
-    head = _MAGIC + b"\xa0" + says.to_bytes(4, "little")
-    return head + b"".join(each.to_bytes(3, "little") + b"\0" for each in rows)
-
-
-def raw_frame(descriptor: int, head: bytes, content: bytes) -> bytes:
-    """A frame with this descriptor and what follows it, of a part of the content, which is not compressed."""
-    part = content[:4096]
-    return _MAGIC + bytes([descriptor]) + head + (len(part) << 3 | 1).to_bytes(3, "little") + part
 
 
 def change(content: bytes, base: bytes, *, of: bytes | None = None) -> bytes:
@@ -148,7 +126,7 @@ def _frames() -> Rows:
         ),
         wrong(
             "packed-006 size-exabytes: states the largest content that a frame can [PGS-16 SEC-11]",
-            lambda new: raw_frame(0xE0, b"\xff" * 8, new),
+            lambda new: raw_frame(0xE0, b"\xff" * 8, new[:4096]),
             *(bad,),
             **DOS,
         ),
@@ -184,13 +162,13 @@ def _frames() -> Rows:
         wrong("packed-014 no-frame: packs as nobody does [PGS-16]", lambda _: odd * 16, bad),
         wrong(
             "packed-015 window: looks back farther than was agreed on [PGS-16]",
-            lambda new: raw_frame(0x80, bytes([(31 - 10) << 3]) + _size(new), new),
+            lambda new: raw_frame(0x80, bytes([(31 - 10) << 3]) + _size(new), new[:4096]),
             *(bad,),
             **DOS,
         ),
         wrong(
             "packed-016 dictionary: needs a dictionary [PGS-16]",
-            lambda new: raw_frame(0xA1, b"\x07" + _size(new), new),
+            lambda new: raw_frame(0xA1, b"\x07" + _size(new), new[:4096]),
             bad,
         ),
     ]

@@ -32,6 +32,7 @@ from sterna.limits import CHUNK_BYTES, Limits
 from sterna.memory.unpacking import Unpacking
 from sterna.registry import Encoding, ErrorCode, Feature, FrameType
 from sterna.testing.pair import Pair, source_config_of
+from sterna.testing.zstd_frames import zeros
 from sterna.wire import records as r
 from sterna.wire import unchecked
 
@@ -105,14 +106,6 @@ class PackedVictim(Victim):
 
 CONTENT = b"\x11" * (40 * PAGE)
 FRAME = ZSTD.compress(CONTENT)
-
-
-def zeros(says: int, has: int) -> bytes:
-    """A frame of so many zeros that states another size: blocks of 128 KiB of one byte, four bytes each."""
-    head = b"\x28\xb5\x2f\xfd\xa0" + says.to_bytes(4, "little")
-    sizes = [128 * 1024] * (has >> 17) + [has & 0x1FFFF]
-    rows = [(size << 3 | 2 | (number == len(sizes) - 1)) for number, size in enumerate(sizes)]
-    return head + b"".join(row.to_bytes(3, "little") + b"\0" for row in rows)
 
 
 def test_honest_pages_are_taken() -> None:

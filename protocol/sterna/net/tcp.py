@@ -39,8 +39,8 @@ FAST_UNSENT_BYTES: Final = 4 * 1024 * 1024  # a batch
 # What a rate is measured over: several times what the kernel holds, which leaves at no rate at all.
 MEASURED_BYTES: Final = 16 * 1024 * 1024
 
-# How much may be moved between two turns of the other tasks: a millisecond or two, as with TLS. With a turn
-# for each MiB a twentieth of the time goes into turns.
+# How much may be moved between two turns of the other tasks while nobody has to wait for the kernel: two or
+# three milliseconds. With a turn for each MiB a twentieth of the time goes into turns.
 YIELD_BYTES: Final = 8 * 1024 * 1024
 
 # From here on a place to receive into is one for page bytes that were announced; read buffers are smaller.
