@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from core_support import GUEST, PAGE
 
+from sterna.core.events import Prepare
 from sterna.core.following import Following, Sealed
 from sterna.core.state import StateAssembler
 from sterna.errors import RemoteProtocolError
 from sterna.memory.digest import MemoryDigest
-from sterna.memory.pages import RegionPages
+from sterna.memory.pages import RegionPages, zero_batch
 from sterna.memory.regions import PageSets, RegionTable
 from sterna.registry import BitmapEncoding, ErrorCode, Style
-from sterna.wire.records import DirtyBitmap, PageRequest, Switchover
+from sterna.wire.records import DirtyBitmap, PageRequest, Pages, Switchover
 
 TABLE = RegionTable(GUEST.regions)
 BITMAP = DirtyBitmap(1, 0, 1, 2, BitmapEncoding.PLAIN, b"\x03")
@@ -21,6 +23,18 @@ BITMAP = DirtyBitmap(1, 0, 1, 2, BitmapEncoding.PLAIN, b"\x03")
 def sealed(follows: Following):
     pages = RegionPages(TABLE, {0: memoryview(bytearray(4 * PAGE))})
     return follows.seal(pages, MemoryDigest(TABLE), Sealed(1, 2, bytes(16)), 8)
+
+
+def all_zero() -> MemoryDigest:
+    """Entries of pages that are there."""
+    digest = MemoryDigest(TABLE)
+    batch = zero_batch(0, np.array([0]), np.array([4]))
+    digest.record(Pages(1, 1, 0, batch.runs, batch.hashes))
+    return digest
+
+
+def counts(prepare: Prepare) -> dict[int, int]:
+    return {region: bitmap.count() for region, bitmap in prepare.likely.items()}
 
 
 @pytest.mark.parametrize(
@@ -74,20 +88,30 @@ def test_what_is_declared_is_held_until_an_attempt_without_it():
 
 def test_what_is_likely_to_be_stale_is_held_before_the_pause():
     """[PCY-5] An attempt that declares none of it takes that back."""
-    follows, newest = Following(TABLE), PageSets(TABLE)
+    follows, newest, held = Following(TABLE), PageSets(TABLE), all_zero()
     newest[0].set(2)
-    assert follows.prepare(newest).likely == {}
-    assert not follows.prepare(newest).notes_bytes
+    assert follows.prepare(newest, held).likely == {}
+    assert not follows.prepare(newest, held).notes_bytes
     follows.switch(Switchover(1, Style.BITMAP), frozenset({Style.BITMAP}), 1)
-    assert follows.prepare(newest).likely == {0: newest[0]}
-    room = follows.prepare(newest).notes_bytes
-    assert follows.prepare(PageSets(TABLE)).likely == {}
-    assert {region: bitmap.count() for region, bitmap in follows.prepare(None).likely.items()} == {0: 4}
-    assert follows.prepare(None).style is Style.BITMAP
+    assert follows.prepare(newest, held).likely == {0: newest[0]}
+    room = follows.prepare(newest, held).notes_bytes
+    assert follows.prepare(PageSets(TABLE), held).likely == {}
+    assert counts(follows.prepare(None, held)) == {0: 4}
+    assert follows.prepare(None, held).style is Style.BITMAP
     expect = sealed(follows)
     assert expect is not None
     assert expect.stale == {}
     assert expect.notes.size_bytes == room
+
+
+def test_what_is_not_held_is_likely_to_be_stale():
+    """The last round may have left it out, and need not be the one in which it got lost."""
+    follows, newest, held = Following(TABLE), PageSets(TABLE), all_zero()
+    newest[0].set(2)
+    held.mark_stale(0, [0], [1])
+    follows.switch(Switchover(1, Style.BITMAP), frozenset({Style.BITMAP}), 1)
+    assert follows.prepare(newest, held).likely[0].runs()[0].tolist() == [0, 2]
+    assert newest.count() == 1
 
 
 def test_nothing_is_stale_in_stop_and_copy():

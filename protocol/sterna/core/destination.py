@@ -290,7 +290,7 @@ class DestinationMachine(Permitted):
                 self._step(DestinationInput.STATE_LOADED, now)
                 self._send(Loaded(self._attempt, self._sealed))
             case ProbeStore():
-                self._ask(self._follows.prepare(self._holdings.last))
+                self._ask(self._follows.prepare(self._holdings.last, self._digest))
             case Persist(record=SessionRecord()):
                 self._on_session_recorded()
             case Persist():
@@ -388,7 +388,7 @@ class DestinationMachine(Permitted):
         has_store = self._selection is not None and self._selection.has(Feature.LEASE_STORE)
         hello = self._hello
         assert hello is not None
-        ready = self._follows.prepare(self._holdings.last)
+        ready = self._follows.prepare(self._holdings.last, self._digest)
         self._ask(ProbeStore(hello.epoch, hello.runner) if has_store else ready)
 
     def _after_loss(self, now: float) -> None:

@@ -66,19 +66,23 @@ class Following:
         self._declared = Declared(self._table)
         self._held |= record.style is not Style.STOP_AND_COPY  # the likely ones
 
-    def prepare(self, newest: PageSets | None) -> Prepare:
+    def prepare(self, newest: PageSets | None, digest: MemoryDigest) -> Prepare:
         """What is to be done before the pause, with a guess at what will be stale.
 
         To hold accesses to a page takes time, and that can be spent before the pause. A page too many costs
         the guest at most a fault that is answered here, one too few costs blackout. What was written in a
-        round is mostly written again in the next one.
+        round is mostly written again in the next one. And a page that is not held is stale for certain: one
+        that a round left out because it was written meanwhile, for one.
 
         Args:
             newest: the pages of the last complete round; None if there was none.
+            digest: the entries of all pages that arrived.
         """
         if self.style is Style.STOP_AND_COPY:
             return Prepare(self.style)
-        pages = PageSets.full(self._table) if newest is None else newest
+        pages = PageSets.full(self._table) if newest is None else newest.copy()
+        for number in pages:
+            pages[number].__ior__(digest.stale(number))
         likely = {number: pages[number] for number in pages if pages[number].any()}
         return Prepare(self.style, likely, notes_bytes(self._table))
 
