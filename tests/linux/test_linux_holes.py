@@ -66,6 +66,30 @@ def test_behind_very_many_pieces_everything_counts_as_written(
     assert pages(file_holes(file.fileno(), 0, SIZE)) == [[1, 2], [3, 4], [5, 6], [7, 8], [9, 10]]
 
 
+def test_where_data_ends_is_not_sought_where_it_is_known(
+    file: MemoryFile, mapped: MemoryMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for first, count in ((1, 2), (5, 3), (8, 2), (20, 4)):
+        mapped.array[first * PAGE_BYTES : (first + count) * PAGE_BYTES] = 1
+    sought, seek = [], os.lseek
+
+    def lseek(fd: int, position: int, whence: int) -> int:
+        if whence == os.SEEK_HOLE:
+            sought.append(position // PAGE_BYTES)
+        return seek(fd, position, whence)
+
+    monkeypatch.setattr(os, "lseek", lseek)
+    holes = [[0, 1], [3, 5], [10, 20], [24, PAGES]]
+    assert pages(file_holes(file.fileno(), 0, SIZE)) == holes
+    assert sought == [1, 5, 20]
+    sought.clear()
+    backed = np.array([(1, 3), (5, 8), (22, 24)], np.int64) * PAGE_BYTES
+    assert pages(file_holes(file.fileno(), 0, SIZE, backed)) == holes
+    assert sought == [8, 20]
+    part = file_holes(file.fileno(), PAGE_BYTES, 6 * PAGE_BYTES, backed - PAGE_BYTES)
+    assert pages(part) == [[2, 4]]
+
+
 def test_of_files_that_are_not_memory_nothing_is_told() -> None:
     with tempfile.TemporaryFile() as file:
         file.truncate(SIZE)
@@ -108,6 +132,24 @@ def test_memory_of_this_process(flags: int) -> None:
     assert found == ([[0, 9], [10, PAGES]] if flags == PRIVATE else [[0, 7], [8, 9], [10, PAGES]])
     odd = memory_holes(address + 9 * PAGE_BYTES + 16, 2 * PAGE_BYTES)
     assert odd.tolist() == [[PAGE_BYTES - 16, 2 * PAGE_BYTES]]
+
+
+@pytest.mark.skipif("not can_open_mappings()", reason="no right to open what is mapped")
+@pytest.mark.parametrize("scans", [True, False])
+def test_shared_memory_that_another_mapping_has_written(
+    file: MemoryFile, mapped: MemoryMap, monkeypatch: pytest.MonkeyPatch, *, scans: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise CapabilityMissing("pagemap_scan", "none", "")
+
+    if not scans:
+        monkeypatch.setattr(module, "PagemapScanner", refuse)
+    other = file.map()
+    mapped.array[3 * PAGE_BYTES : 5 * PAGE_BYTES] = 1
+    other.array[5 * PAGE_BYTES] = 1  # in no page table of the first mapping
+    other.array[7 * PAGE_BYTES] = 1
+    assert pages(memory_holes(mapped.address, SIZE)) == [[0, 3], [6, 7], [8, PAGES]]
+    other.close()
 
 
 def test_private_pages_over_a_file_are_no_holes() -> None:

@@ -1,7 +1,9 @@
 """Memory that nobody has ever written, found without touching it: by SEEK_DATA or PAGEMAP_SCAN.
 
 Reading such memory is not free: a shared mapping gets a page for it, a zeroed one, which costs more than
-copying a page. The kernel knows what it has given pages to, and says it in milliseconds for a GiB.
+copying a page. The kernel knows what it has given pages to, and says it in milliseconds for a GiB. The end of
+a file's data is sought page by page, several times slower than page tables are scanned: so of a file that is
+mapped these tell what surely is there, and SEEK_DATA what lies between.
 
 A hole reads as zeros at the moment of the question, and may be written right after it. Whoever builds on the
 answer follows writes before it asks. What the kernel cannot tell of, or only in very many pieces, is no hole.
@@ -25,6 +27,8 @@ from sterna.linux.pagemap import PagemapScanner
 # Rows of first byte and the byte behind the last, ascending; int64.
 ByteRanges: TypeAlias = npt.NDArray[np.int64]
 
+_NOTHING: Final = np.empty((0, 2), np.int64)
+
 # Two system calls each, some tenths of a second for all: behind so many pieces everything counts as written.
 _PIECES_MOST: Final = 1 << 17
 # Fewer holes than this share of the file are read sooner than found.
@@ -42,9 +46,13 @@ class _Segment(NamedTuple):
     inode: int
 
 
-def file_holes(fd: int, offset: int, length: int) -> ByteRanges:
-    """Holes of a memory file between these bytes; the ranges count from `offset`. None of other files."""
+def file_holes(fd: int, offset: int, length: int, backed: ByteRanges = _NOTHING) -> ByteRanges:
+    """Holes of a memory file between these bytes; the ranges count from `offset`. None of other files.
+
+    `backed`: ranges that are known to have pages, ascending, counted likewise.
+    """
     data, end = [], offset + length
+    ends = dict((backed[:_PIECES_MOST] + offset).tolist())
     position = offset if is_memory_file(fd) and _has_holes(fd) else end
     if position == end:
         data.append((0, length))
@@ -58,7 +66,7 @@ def file_holes(fd: int, offset: int, length: int) -> ByteRanges:
         if start >= end:
             break
         full = len(data) >= _PIECES_MOST
-        position = end if full else min(os.lseek(fd, start, os.SEEK_HOLE), end)
+        position = end if full else min(ends.get(start) or os.lseek(fd, start, os.SEEK_HOLE), end)
         data.append((start - offset, position - offset))
     return _between(np.array(data, np.int64).reshape(-1, 2), length)
 
@@ -75,7 +83,7 @@ def memory_holes(address: int, length: int) -> ByteRanges:
     Shared memory is told of where the rights of this process let it open what it has mapped (Linux wants
     CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN for it); private memory where PAGEMAP_SCAN is known.
     """
-    found: list[ByteRanges] = [np.empty((0, 2), np.int64)]
+    found: list[ByteRanges] = [_NOTHING]
     with contextlib.suppress(OSError, CapabilityMissing):
         for segment in _segments(address, address + length):
             start, end = max(segment.start, address), min(segment.end, address + length)
@@ -106,17 +114,23 @@ def _shared_holes(segment: _Segment, start: int, end: int) -> ByteRanges:
     path = f"/proc/self/map_files/{segment.start:x}-{segment.end:x}"
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return file_holes(fd, segment.offset + start - segment.start, end - start)
+        backed = _NOTHING
+        with contextlib.suppress(CapabilityMissing):
+            backed = _backed(start, end)
+        return file_holes(fd, segment.offset + start - segment.start, end - start, backed)
     finally:
         os.close(fd)
 
 
 def _private_holes(start: int, end: int) -> ByteRanges:
-    """Memory may begin and end anywhere, pages do not."""
+    return _between(np.clip(_backed(start, end), 0, end - start), end - start)
+
+
+def _backed(start: int, end: int) -> ByteRanges:
+    """What this process's page tables have. Memory may begin and end anywhere, pages do not."""
     low, high = start // PAGE_BYTES * PAGE_BYTES, -(-end // PAGE_BYTES) * PAGE_BYTES
     with contextlib.closing(PagemapScanner()) as scanner:
-        data = scanner.scan_backed(low, high - low).astype(np.int64) * PAGE_BYTES + (low - start)
-    return _between(np.clip(data, 0, end - start), end - start)
+        return scanner.scan_backed(low, high - low).astype(np.int64) * PAGE_BYTES + (low - start)
 
 
 def _between(data: ByteRanges, length: int) -> ByteRanges:

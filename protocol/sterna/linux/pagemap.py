@@ -93,9 +93,10 @@ class PagemapScanner(Descriptor):
         return self._scan_all(start, length, how)
 
     def scan_backed(self, start: int, length: int) -> PageRuns:
-        """Runs of pages of private memory that are in memory or in swap, as `scan_written` returns them.
+        """Runs of pages that are in memory or in swap, as `scan_written` returns them.
 
-        All others read as zeros: nobody has written them. Of shared memory it tells nothing.
+        All others of private memory read as zeros: nobody has written them. Others of shared memory may be
+        there as well, for this process has not touched them, or not lately.
 
         Raises:
             CapabilityMissing: the kernel lacks PAGEMAP_SCAN.
