@@ -70,18 +70,23 @@ class _Share:
         self.is_given_out = False
         self._is_dry = False  # there is nothing left but blanks
         self._blanks_in_a_row = 0
-        self._left: Final = pages.copy()
-        self._blank_left: Final = PageSets(pages.table) if blank is None else blank.copy()
-        self._left.__isub__(self._blank_left)
-        self._later: Final = PageSets(pages.table)  # whose turn comes behind the others'
+        # Sets of a large guest are memory to be touched: there are no more of them than there is need for.
+        self._left = pages.copy() if pages.any() else pages
+        self._blank_left = blank
+        self._later: PageSets | None = None  # whose turn comes behind the others'
+        if blank is not None:
+            self._left -= blank
         self._batch = batch
         self._blank_bytes: Final = blank_bytes
         self._look()
 
     def _look(self) -> None:
         """At what is left."""
-        some = self._blank_left.any()
-        self._blanks = self._blank_left.batches(self._blank_bytes, self._batch[1]) if some else iter(())
+        blank = self._blank_left
+        self._blanks = iter(()) if blank is None else blank.batches(self._blank_bytes, self._batch[1])
+        if self._later is None:
+            self._batches = self._left.batches(*self._batch)  # it loses only what has been given out
+            return
         sooner, later = self._left.copy(), self._left.copy()
         sooner -= self._later
         later &= self._later
@@ -92,31 +97,35 @@ class _Share:
         if self._blanks_in_a_row >= _BLANKS_IN_A_ROW and not self._is_dry:
             return None
         self._blanks_in_a_row += 1
+        if self._blank_left is None:
+            return None
         return _given_out(self._blank_left, next(self._blanks, None))
 
     def next_runs(self) -> tuple[int, Positions, Positions] | None:
         """Region, starts and counts of the next batch of others; None when there are no more of these."""
         runs = next(self._batches, None)
         self._blanks_in_a_row, self._is_dry = 0, runs is None
-        self.is_given_out = runs is None and not self._blank_left.any()
+        self.is_given_out = runs is None and (self._blank_left is None or not self._blank_left.any())
         return _given_out(self._left, runs)
 
     def skip(self, pages: PageSets, later: PageSets | None = None) -> int:
         """Leave these out as far as they have not been given out; how many that were. See `OutgoingRound`."""
         if later is not None:
-            self._later.__ior__(later)
+            self._later = later.copy() if self._later is None else self._later.__ior__(later)
         skipped = 0
         for left in (self._left, self._blank_left):
-            skipped += left.count()
-            left -= pages  # noqa: PLW2901 - in place
-            skipped -= left.count()
+            if left is not None:
+                skipped += left.count()
+                left -= pages  # noqa: PLW2901 - in place
+                skipped -= left.count()
         self._look()
         return skipped
 
     def leave(self) -> PageSets:
         """Leave out all that has not been given out; what that was."""
         left = self._left.copy()
-        left |= self._blank_left
+        if self._blank_left is not None:
+            left |= self._blank_left
         self.skip(left)
         return left
 
@@ -128,7 +137,7 @@ class _Share:
 
     def comes_later(self, region: int, page: int) -> bool:
         """Whether its turn comes behind the others'."""
-        return bool(self._later[region].has(np.array([page]))[0])
+        return self._later is not None and bool(self._later[region].has(np.array([page]))[0])
 
     @property
     def has_more(self) -> bool:

@@ -85,10 +85,11 @@ class Sending:
         self._pages: Final = pages
         self._digest = MemoryDigest(regions)
         self._pending = PageSets.full(regions)
-        self._blank = PageSets(regions)  # read as zeros, without a look
+        self._blank: PageSets | None = None  # read as zeros, without a look
         self._confirmed = 0  # the last round that the destination is known to have had complete
         self._planned: dict[int, PageSets] = {}  # by round after that one
-        self._left_out = PageSets(regions)  # of the newest round: pending, but not since they were written
+        # Of the newest round: pending, but not since they were written.
+        self._left_out: PageSets | None = None
         self._declares = False  # what is pending in the blackout is declared stale
         self._round = self._no_round(0)
         self._look_at = self._look_step = 0
@@ -155,7 +156,8 @@ class Sending:
         dirty = PageSets.collected(self.regions, answer)
         if not dirty.any():
             return False
-        self._blank -= dirty
+        if self._blank is not None:
+            self._blank -= dirty
         self._lacks(dirty)
         return True
 
@@ -189,8 +191,9 @@ class Sending:
 
     def leave_out(self, stream: int) -> None:
         """What of the round under way has not been sent on this stream waits for the next round."""
-        self._left_out |= (left := self._round.leave_out(stream))
+        left = self._round.leave_out(stream)
         self._pending |= left
+        self._left_out = left if self._left_out is None else self._left_out.__ior__(left)
 
     def acknowledged(self, ack: RoundAck) -> None:
         """The destination has the newest round, but for what it rejects [MEM-9].
@@ -231,8 +234,7 @@ class Sending:
         self._forget_planned(self._pending)
         self._peer, self._batch_bytes = peer, batch_bytes
         batch = batch_bounds(self.regions, peer, self._size_of_batch(batch_bytes), rate_bytes_s)
-        blank = self._blank.copy()
-        blank &= self._pending
+        blank = None if self._blank is None else self._blank.copy().__iand__(self._pending)
         shares = None if self._shares is None else _parts(self._shares, self._pending)
         self._round = OutgoingRound(
             self.round + 1,
@@ -246,7 +248,7 @@ class Sending:
             shares=shares,
         )
         self._planned[self.round] = self._round.pages
-        self._pending, self._left_out = PageSets(self.regions), PageSets(self.regions)
+        self._pending, self._left_out = PageSets(self.regions), None
         self._look_step = FIRST_LOOK_BYTES
         self._plan_look()
         self._declares = False
@@ -313,7 +315,8 @@ class Sending:
     def stats(self, now: float, throttle: float, ack: RoundAck | None) -> RoundStats:
         """What the round measured; `ack` is None for the one of the blackout."""
         dirty = self._pending.copy()
-        dirty -= self._left_out
+        if self._left_out is not None:
+            dirty -= self._left_out
         return self._round.stats(now, throttle, dirty, ack)
 
     @property

@@ -95,12 +95,12 @@ class PageBitmap:
     words: Final[Words]
     """The bits, shape ((bits + 63) // 64,). Whoever writes here keeps the bits after the last one zero."""
 
-    def __init__(self, bits: int) -> None:
+    def __init__(self, bits: int, *, _guarded: Words | None = None) -> None:
         """An empty set. Raises ValueError if `bits` is negative."""
         if bits < 0:
             raise ValueError("a bitmap cannot have a negative number of bits")
         self.bits = bits
-        self._guarded = np.zeros((bits + 63 >> 6) + 2, dtype=_WORD)
+        self._guarded = np.zeros((bits + 63 >> 6) + 2, dtype=_WORD) if _guarded is None else _guarded
         self.words = self._guarded[1:-1]
 
     @classmethod
@@ -155,9 +155,8 @@ class PageBitmap:
 
     def copy(self) -> Self:
         """Another set with the same pages."""
-        bitmap = type(self)(self.bits)
-        bitmap.words[:] = self.words
-        return bitmap
+        # Not an empty one to be filled: memory that is touched for the first time costs more than its copy.
+        return type(self)(self.bits, _guarded=self._guarded.copy())
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.count()} of {self.bits}>"

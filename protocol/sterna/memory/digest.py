@@ -69,12 +69,11 @@ class MemoryDigest:
         """Entries for the pages of `table`, all stale."""
         self.table: Final = table
         self._away = False
-        self._hashes: Final[dict[int, Hashes]] = {
-            region.id: np.zeros(region.pages, dtype="<u8") for region in table.copied
-        }
-        self._indexes: Final[dict[int, Indexes]] = {
-            region.id: np.full(region.pages, STALE_INDEX, dtype=np.uint8) for region in table.copied
-        }
+        # In one piece: for a large guest numpy then asks for huge pages, and a few are touched, not hundreds.
+        place = np.zeros(ENTRY_BYTES * table.pages, np.uint8)
+        self._hashes, self._indexes = _entries_in(place.data, table)
+        for indexes in self._indexes.values():
+            indexes.fill(STALE_INDEX)
 
     @property
     def size_bytes(self) -> int:

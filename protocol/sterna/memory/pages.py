@@ -351,7 +351,8 @@ class _Memory:
         pages = expand_runs(first[~long], count[~long])
         self._words[pages[self._touched.has(pages)]] = 0
         for start, length in zip(first[long].tolist(), count[long].tolist(), strict=True):
-            assign_runs(self._words, *self._touched.runs_between(start, length), 0)
+            if self._touched.meets(start, length):
+                assign_runs(self._words, *self._touched.runs_between(start, length), 0)
         self._touched.clear_runs(first, count)
 
 

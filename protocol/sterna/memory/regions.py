@@ -79,10 +79,12 @@ class PageSets:
     __slots__ = ("_bitmaps", "table")
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, table: RegionTable) -> None:
+    def __init__(self, table: RegionTable, *, _bitmaps: dict[int, PageBitmap] | None = None) -> None:
         """An empty set."""
         self.table: Final = table
-        self._bitmaps: Final = {region.id: PageBitmap(region.pages) for region in table.copied}
+        if _bitmaps is None:
+            _bitmaps = {region.id: PageBitmap(region.pages) for region in table.copied}
+        self._bitmaps: Final = _bitmaps
 
     @classmethod
     def full(cls, table: RegionTable) -> Self:
@@ -102,19 +104,21 @@ class PageSets:
         Raises:
             GuestError: a region that the guest does not have, or a bitmap of the wrong length.
         """
-        sets = cls(table)
         known = {region.id for region in table.regions}
         for number, bitmap in answer.items():
             if number not in known:
                 raise GuestError(f"dirty pages of region {number}, which does not exist")
-            if number not in sets._bitmaps:
-                continue
-            if bitmap.bits != table[number].pages:
+            if number in table and bitmap.bits != table[number].pages:
                 raise GuestError(
                     f"{bitmap.bits} dirty bits for {table[number].pages} pages of region {number}"
                 )
-            sets._bitmaps[number] |= bitmap
-        return sets
+        return cls(
+            table,
+            _bitmaps={
+                region.id: answer[region.id].copy() if region.id in answer else PageBitmap(region.pages)
+                for region in table.copied
+            },
+        )
 
     def __getitem__(self, region: int) -> PageBitmap:
         return self._bitmaps[region]
@@ -130,10 +134,8 @@ class PageSets:
 
     def copy(self) -> Self:
         """Another set with the same pages."""
-        sets = type(self)(self.table)
-        for number, bitmap in self._bitmaps.items():
-            sets._bitmaps[number] |= bitmap
-        return sets
+        copies = {number: bitmap.copy() for number, bitmap in self._bitmaps.items()}
+        return type(self)(self.table, _bitmaps=copies)
 
     def count(self) -> int:
         """Pages in the set."""
