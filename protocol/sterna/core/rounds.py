@@ -85,7 +85,8 @@ class _Share:
         blank = self._blank_left
         self._blanks = iter(()) if blank is None else blank.batches(self._blank_bytes, self._batch[1])
         if self._later is None:
-            self._batches = self._left.batches(*self._batch)  # it loses only what has been given out
+            # This set loses only what has been given out. Where there is nothing in it, none of it is read.
+            self._batches = self._left.batches(*self._batch) if self._left.any() else iter(())
             return
         sooner, later = self._left.copy(), self._left.copy()
         sooner -= self._later
