@@ -29,7 +29,7 @@ def write_section(report: Report, path: Path, output: Output) -> None:
         text = path.read_text(encoding="utf-8") if path.exists() else HEAD
         if not text.startswith(HEAD.partition("\n")[0] + "\n"):
             raise ConfigError(f"{path} is another file: name one that does not exist, or BENCHMARKS.md")
-        path.write_text(with_section(text, report.bench, section(report.table())), encoding="utf-8")
+        path.write_text(with_section(text, report.name, section(report.table())), encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
     output.say(f"  written to {path}")
@@ -52,12 +52,12 @@ def section(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def with_section(text: str, bench: str, new: str) -> str:
-    """`text` with this section instead of the benchmark's last one, sections by name."""
+def with_section(text: str, name: str, new: str) -> str:
+    """`text` with this section instead of the last one of its name, sections by name."""
     head, *sections = ("\n" + text).split("\n## ")
     by_name = {each.partition(",")[0]: each.strip("\n") for each in sections}
-    by_name[bench] = new.removeprefix("## ").strip("\n")
-    return "\n\n## ".join([head.strip("\n"), *(by_name[name] for name in sorted(by_name))]) + "\n"
+    by_name[name] = new.removeprefix("## ").strip("\n")
+    return "\n\n## ".join([head.strip("\n"), *(by_name[each] for each in sorted(by_name))]) + "\n"
 
 
 def _line(cells: object) -> str:

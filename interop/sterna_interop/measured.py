@@ -43,6 +43,7 @@ class Report:
         taken: the measures.
         principal: the measure that the benchmark is about, if it is about one: its ratios are called
             ``vs_WAY``, and those of all others ``MEASURE_vs_WAY``.
+        section: name of its table, of a benchmark that has several.
         conditions: by name, what has to be known of how it was measured.
         skipped: by name of a measure, why it was not taken.
     """
@@ -51,8 +52,14 @@ class Report:
     runs: int
     taken: Sequence[Taken]
     principal: str = ""
+    section: str = ""
     conditions: Mapping[str, str] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of its table; the latest of this name is kept."""
+        return self.section or self.bench
 
     @property
     def missed(self) -> list[str]:
@@ -99,7 +106,7 @@ class Report:
         notes += [f"{name}: {text}" for name, text in self.conditions.items()]
         notes += [f"{name} was skipped: {reason}" for name, reason in self.skipped.items()]
         facts = ", ".join(f"{name} {value}" for name, value in machine().items())
-        title = f"{self.bench}, {self.runs} run{'s' * (self.runs > 1)}; {facts}"
+        title = f"{self.name}, {self.runs} run{'s' * (self.runs > 1)}; {facts}"
         return Table(title, columns, rows, notes)
 
 

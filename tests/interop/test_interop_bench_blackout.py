@@ -28,4 +28,6 @@ def test_against_qemu(tmp_path):
     )
     assert found["ratios"]["vs_qemu"]["goal"] == 0.5
     assert "post-copy" in found["conditions"]["QEMU"]
-    assert "## blackout, 1 run" in path.read_text()
+    assert found["bench"] == "blackout"
+    assert found["conditions"]["QEMU's blackouts"].endswith(" ms")
+    assert "## blackout beside QEMU, 1 run" in path.read_text()

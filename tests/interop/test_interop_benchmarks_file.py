@@ -11,9 +11,11 @@ from sterna_interop.measured import Report
 from sterna_interop.measuring import BARE, OURS, Measure, Taken
 
 
-def report(bench, value, runs=1):
+def report(bench, value, runs=1, section=""):
     measure = Measure(name="m", text="a|b", ways={}, yardstick="")
-    return Report(bench=bench, runs=runs, taken=[Taken(measure, {OURS: [value], BARE: [1.0]})])
+    return Report(
+        bench=bench, section=section, runs=runs, taken=[Taken(measure, {OURS: [value], BARE: [1.0]})]
+    )
 
 
 def test_sections_stand_by_name_and_the_latest_counts(tmp_path):
@@ -29,6 +31,16 @@ def test_sections_stand_by_name_and_the_latest_counts(tmp_path):
     assert "| a\\|b | Sterna | 4 s | 4 s |  |  |" in text
     assert "3 s" not in text
     assert text.endswith("turn by turn\n")
+
+
+def test_a_benchmark_may_have_tables_of_other_names(tmp_path):
+    path = tmp_path / "BENCHMARKS.md"
+    beside = report("tls", 5.0, section="tls beside QEMU")
+    for each in (report("tls", 3.0), beside, report("tls", 4.0, runs=2)):
+        write_section(each, path, Output())
+    titles = [line for line in path.read_text().splitlines() if line.startswith("## ")]
+    assert titles == ["## tls, 2 runs", "## tls beside QEMU, 1 run"]
+    assert beside.fields()["bench"] == "tls"
 
 
 def test_the_rest_stays_as_it_is():
