@@ -16,6 +16,7 @@ from sterna.net.tcp import (
     FAST_BYTES_S,
     FAST_UNSENT_BYTES,
     IOV_MAX,
+    LOCAL_CONGESTION_CONTROL,
     MEASURED_BYTES,
     MUCH_BYTES,
     OWED_BYTES,
@@ -277,6 +278,24 @@ async def test_options_are_set():
         assert get(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 3
         assert get(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7500
         assert get(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 123_456
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2"])
+def test_congestion_control_is_the_administrators_unless_the_peer_is_here(host):
+    """The second peer has another address, as one on another machine has."""
+    with socket.create_server((host, 0)) as listener:
+        sock = socket.create_connection(listener.getsockname(), source_address=("127.0.0.1", 0))
+        with sock, listener.accept()[0]:
+            usual = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+            SocketOptions().apply(sock)
+            control = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+    assert control.rstrip(b"\0") == (LOCAL_CONGESTION_CONTROL if host == "127.0.0.1" else usual.rstrip(b"\0"))
+
+
+def test_options_are_set_on_one_that_has_lost_its_peer():
+    with socket.socket() as sock:
+        SocketOptions().apply(sock)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_what_fills_no_segment_is_held_back_where_there_are_segments():
