@@ -347,7 +347,7 @@ def test_batches_grow_where_the_link_turns_out_to_be_fast(monkeypatch, seconds, 
     monkeypatch.setattr(rounds, "_BATCH_FLOOR_BYTES", PAGE)
     memory = Memory()
     memory.bytes[:] = b"x" * len(memory.bytes)
-    memory.sending.begin(1, Limits(), PAGE, 1e12, 0.0, last=False)
+    memory.sending.begin(1, Limits(), 4 * PAGE, 0.0, 0.0, last=False)
     found = []
     while (batch := memory.sending.next_batch(10, zeros=True)) is not None:
         found.append(batch[0].page_count)
@@ -361,9 +361,10 @@ def test_batches_do_not_grow_beyond_what_the_peer_takes(monkeypatch):
     monkeypatch.setattr(sending, "LOOK_BYTES", PAGE)
     monkeypatch.setattr(sending, "ROUND_BATCHES", 1)
     monkeypatch.setattr(rounds, "_UNMEASURED_BYTES", 0)
+    monkeypatch.setattr(rounds, "_BATCH_FLOOR_BYTES", PAGE)
     memory = Memory()
     memory.bytes[:] = b"x" * len(memory.bytes)
-    memory.sending.begin(1, Limits(bulk_bytes=2 * PAGE), 2 * PAGE, 1e12, 0.0, last=False)
+    memory.sending.begin(1, Limits(bulk_bytes=2 * PAGE), 4 * PAGE, 0.0, 0.0, last=False)
     memory.sending.next_batch(10, zeros=True)
     memory.sending.written_early({}, 0.001)
     assert memory.sending.next_batch(11, zeros=True)[0].page_count == 2
@@ -373,11 +374,11 @@ def test_batches_of_packed_pages_grow_by_what_their_pages_take(monkeypatch):
     """Two pages have passed, in few bytes: at that rate of pages four are soon through the link, too."""
     monkeypatch.setattr(sending, "LOOK_BYTES", PAGE)
     monkeypatch.setattr(sending, "ROUND_BATCHES", 1)
-    monkeypatch.setattr(sending, "LARGER", 2)
     monkeypatch.setattr(rounds, "_UNMEASURED_BYTES", PAGE)
+    monkeypatch.setattr(rounds, "_BATCH_FLOOR_BYTES", 2 * PAGE)
     memory = Memory()
     memory.bytes[:] = b"x" * len(memory.bytes)
-    memory.sending.begin(1, Limits(), 2 * PAGE, 1e12, 0.0, last=False)
+    memory.sending.begin(1, Limits(), 4 * PAGE, 0.0, 0.0, last=False)
     batch = RegionPages(TABLE, {3: memoryview(memory.bytes)}).encode(3, [0], [2])
     memory.sending._round.next_runs()
     memory.sending._sent(replace(batch, bulk_bytes=PAGE // 2, unpacked_bytes=2 * PAGE), 10, 0)

@@ -61,9 +61,6 @@ class Job:
     hot: bool = False
 
 
-# Where a link turns out to be fast, batches grow by this factor, to what peers take by default: what a batch
-# costs beside its bytes is work of a core that has enough to do there.
-LARGER: Final = 4
 # A guest's memory is so many batches at least, of this size at least: one is hashed while another travels,
 # and what is held for each of many small guests is small beside them.
 ROUND_BATCHES: Final = 16
@@ -184,7 +181,7 @@ class Sending:
         if self._round.last:
             return
         if rate_bytes_s := self._round.rate_bytes_s(now):
-            batch_bytes = self._size_of_batch(LARGER * self._batch_bytes)
+            batch_bytes = self._size_of_batch(self._batch_bytes)
             self._round.enlarge(batch_bounds(self.regions, self._peer, batch_bytes, rate_bytes_s))
         if some:
             self._round.skip(self._pending)
