@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -112,22 +113,30 @@ def test_a_mapping_outlives_close_while_it_is_in_use() -> None:
     assert view[0] == 1
 
 
-def test_populating_keeps_content_and_reports_what_the_kernel_says(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("populate", [MemoryMap.populate, MemoryMap.populate_entries])
+def test_populating_keeps_content_and_reports_what_the_kernel_says(
+    populate: Callable[[MemoryMap, int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = MemoryFile("test", 4 * PAGE_BYTES)
     mapped = file.map()
     mapped.array[:] = 9
-    mapped.populate(0, mapped.size_bytes)
+    populate(mapped, 0, mapped.size_bytes)
     assert (mapped.array == 9).all()
+    other = file.map()
+    populate(other, 0, other.size_bytes)
+    other.array[:] = 8
+    assert (mapped.array == 8).all()
+    other.close()
 
     def answer(code: int) -> None:
         monkeypatch.setattr("sterna.linux.memfd._libc.madvise", lambda *_: -1)
         monkeypatch.setattr("ctypes.get_errno", lambda: code)
 
     answer(errno.EINVAL)  # a kernel that cannot: pages come by themselves
-    mapped.populate(0, mapped.size_bytes)
+    populate(mapped, 0, mapped.size_bytes)
     answer(errno.EFAULT)
     with pytest.raises(MemoryError, match="populating"):
-        mapped.populate(0, mapped.size_bytes)
+        populate(mapped, 0, mapped.size_bytes)
     mapped.close()
     file.close()
 

@@ -2,11 +2,12 @@
 
 An endpoint writes the pages that a guest waits for through its own mapping: 16 faults of ours would be a
 third of the guest's time. Most pages have come in rounds by then, and have their entries. To walk over those
-costs half as much as to make them, a quarter of a millisecond a mebibyte, so the kernel is asked first.
+costs nearly as much as to make them, some 60 microseconds a mebibyte, so the kernel is asked first.
 
 And an endpoint that takes rounds in would have a fault for every page of the first one, which costs as
 much as to copy the page. `Ahead` makes the entries in a thread that is faster than pages arrive. The memory
-itself comes from the holder, who has it all brought anyway.
+itself comes from the holder, who has it all brought anyway. So the kernel is asked as for reads, which it
+answers for 16 pages at once: as for writes it takes three to four times as long.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Ahead:
                 if self._stopped:
                     return
                 try:
-                    memory.populate(first, min(AHEAD_BYTES, memory.size_bytes - first))
+                    memory.populate_entries(first, min(AHEAD_BYTES, memory.size_bytes - first))
                 except MemoryError:
                     return
 
@@ -86,6 +87,6 @@ def _bare(memory: MemoryMap, offset: int, length: int) -> list[tuple[int, int]]:
 
 def _populate(memory: MemoryMap, offset: int, size: int) -> None:
     try:
-        memory.populate(offset, size)
+        memory.populate_entries(offset, size)
     except MemoryError as error:
         raise GuestError(str(error), ErrorCode.FULL) from error
