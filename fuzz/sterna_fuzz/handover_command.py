@@ -36,6 +36,7 @@ class What:
     kinds: tuple[Fault, ...]
     defects: frozenset[Defect]
     switchover: Switchover
+    resume: bool
     plain: bool
 
 
@@ -49,6 +50,7 @@ def handover(
     jobs: Annotated[int, Parameter(validator=Number(gte=1, lte=2))] = 1,
     kind: Annotated[tuple[Fault, ...], Parameter(negative=(), show_default=False)] = (),
     switchover: Switchover = "stop-and-copy",
+    resume: Annotated[bool, Parameter(negative=())] = False,
     defect: Annotated[tuple[Defect, ...], Parameter(negative=(), show_default=False)] = (),
     plain: Annotated[bool, Parameter(negative=())] = False,
     json: Json = False,
@@ -61,6 +63,7 @@ def handover(
         jobs: processes; one looks at hosts with a store, one at hosts without.
         kind: of the faults; may be given several times; all that an exploration knows, if none is.
         switchover: of the migration; post-copy: all pages follow the guest.
+        resume: sessions outlive connections, and a source that is started again takes its session up.
         defect: let endpoints do this wrong, to see it found; may be given several times.
         plain: carry every step out in every state, to compare; it is many times slower.
         json: one JSON object on stdout.
@@ -71,7 +74,7 @@ def handover(
     if stray := sorted(set(kinds) - set(FAULTS)):
         raise ConfigError(f"--kind {stray[0]}: no step of an exploration; it knows {', '.join(FAULTS)}")
     output.say(f"handover: every interleaving with up to {faults} fault{'s' * (faults != 1)}{_of(kind)}")
-    what = What(faults, kinds, frozenset(defect), switchover, plain)
+    what = What(faults, kinds, frozenset(defect), switchover, resume, plain)
     found = list(_run(what, stores, jobs, output.say))
     seconds = time.monotonic() - started
     _tell(found, what, seconds, output)
@@ -122,6 +125,7 @@ def _explored(what: What, store: bool, say: Callable[[Explored], None]) -> Explo
         kinds=what.kinds,
         defects=what.defects,
         switchover=what.switchover,
+        resume=what.resume,
         plain=what.plain,
         say=say,
     )
@@ -161,6 +165,7 @@ def _tell(found: list[Explored], what: What, seconds: float, output: Output) -> 
         {
             "faults": what.faults,
             "switchover": what.switchover,
+            "resume": what.resume,
             "kinds": [each.value for each in what.kinds],
             "states": states,
             "seconds": round(seconds, 3),

@@ -71,6 +71,15 @@ def test_faults_of_a_kind(capsys):
     assert "1 fault of cut, mark-fails" in err
 
 
+def test_a_source_takes_its_session_up(capsys):
+    """[RES-19]"""
+    arguments = ("--faults", "1", "--no-store", "--kind", "source-killed", "--switchover", "post-copy")
+    _, ends, _ = run(*arguments, "--json", capsys=capsys)
+    code, goes_on, _ = run(*arguments, "--resume", "--json", capsys=capsys)
+    assert (code, ends["resume"], goes_on["resume"]) == (0, False, True)
+    assert goes_on["states"] > ends["states"]
+
+
 def test_pages_that_follow(capsys):
     arguments = ("--faults", "0", "--no-store", "--json")
     _, whole, _ = run(*arguments, capsys=capsys)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sterna.sim.makers import LiveMakers, Shape
+from sterna.sim.makers import LiveMakers, RecallingMakers, Shape
 from sterna.sim.world import Step, World
 
 ALPHA, BETA = 0, 1
 
 
-def world_of(*, store: bool = True, defects: frozenset = frozenset(), **more: object) -> World:
-    """A world at the beginning, with machines of its own; `more` of their shape."""
-    return World(LiveMakers(Shape(store, **more), lambda: 0.0), store=store, defects=defects)
+def world_of(
+    *, store: bool = True, defects: frozenset = frozenset(), clocked: bool = True, **more: object
+) -> World:
+    """A world at the beginning; `clocked`: with machines of its own; `more` of their shape."""
+    shape = Shape(store, **more)
+    makers = LiveMakers(shape, lambda: 0.0) if clocked else RecallingMakers(shape)
+    return World(makers, store=store, defects=defects)
 
 
 def go(world: World, until: Callable[[World], bool] = lambda _: False, steps: int = 2000) -> list[Step]:

@@ -9,7 +9,11 @@ from sterna.core.tables import SourceState
 from sterna.registry import Owner
 from sterna.sim.defects import Defect
 from sterna.sim.ends import ended
+from sterna.sim.holder import Stage
 from sterna.sim.hosts import Task
+from sterna.sim.makers import RecallingMakers, Shape
+from sterna.sim.rest import End, check_rest
+from sterna.sim.world import World
 from sterna.wire.records import NO_RUNNER, Verdict
 
 SESSION = b"s" * 16
@@ -56,6 +60,22 @@ def test_what_a_destination_has_said():
     assert heard(complete) == (Owner.DESTINATION, True, False)
     assert heard(None) == (Owner.UNDECIDED, False, True)
     assert heard(None, line=0) == (Owner.UNDECIDED, False, False), "nobody was there"
+
+
+def test_without_a_clock_a_session_is_kept_once_the_guest_has_moved():
+    """[RES-12] [RES-13]"""
+    for until, keeps in ((SourceState.SEALED, False), (SourceState.MOVED, True)):
+        world = World(RecallingMakers(Shape(resume=True)), store=True)
+        world.begin(ALPHA)
+        go(world, stands(source=until))
+        world.take(("deadline", 1, ALPHA, 0))
+        while world.hosts[ALPHA].endpoint.tasks:
+            world.take(next(step for step in world.steps() if step[:2] == ("act", ALPHA)))
+        endpoint = world.hosts[ALPHA].endpoint
+        assert (b"" in endpoint.kept, endpoint.refused) == (keeps, None)
+        go(world)
+        assert check_rest(world) is End.RUNS
+        assert world.hosts[ALPHA].holders[0].stage is (Stage.FREED if keeps else Stage.RUNS)
 
 
 def test_a_source_that_resumes_on_a_timeout():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from sim_support import states
 
@@ -26,10 +28,23 @@ FOUND = {
     Defect.OLD_CONTROLLER: [(False, 1)],
     Defect.PAGES_FREED: [(True, 0), (False, 0)],
     Defect.INSTALLED_TWICE: [(True, 0), (False, 0)],
+    Defect.TAKEN_UP_UNASKED: [(True, 1), (False, 1)],
+    Defect.NUMBERS_REUSED: [(True, 2), (False, 2)],
 }
-OF_PAGES = {Defect.PAGES_FREED: "one-runner", Defect.INSTALLED_TWICE: "same-memory"}
+OF_PAGES = {
+    Defect.PAGES_FREED: "one-runner",
+    Defect.INSTALLED_TWICE: "same-memory",
+    Defect.NUMBERS_REUSED: "one-runner",
+}
 # Where two faults are needed, the kinds that are tried.
-NEEDED = {Defect.FREED_ON_LOST_CLAIM: (Fault.DEADLINE, Fault.LOCKS_REFUSED)}
+NEEDED = {
+    Defect.FREED_ON_LOST_CLAIM: (Fault.DEADLINE, Fault.LOCKS_REFUSED),
+    Defect.NUMBERS_REUSED: (Fault.SOURCE_KILLED,),
+}
+# What makes sessions be taken up, and is tried there where every step is carried out.
+RESUMED = (Fault.SOURCE_KILLED,)
+# Found only where a source that was killed takes its session up.
+OF_RESUMPTION = {Defect.TAKEN_UP_UNASKED, Defect.NUMBERS_REUSED}
 
 
 def test_it_begins_where_loaded_is_on_its_way():
@@ -69,6 +84,16 @@ def test_with_a_fault_while_pages_follow(store):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("switchover", ["stop-and-copy", "post-copy"])
+def test_with_a_fault_where_a_source_takes_its_session_up(switchover):
+    """[RES-13] [RES-17] [RES-19] [ONE-38] What is missing comes, and none of it twice."""
+    found = explore(store=False, faults=1, switchover=switchover, resume=True)
+    assert found.violation is None, told(found.path)
+    assert set(found.ends) == {"runs", "guest_lost"}
+    assert found.states > explore(store=False, faults=1, switchover=switchover).states
+
+
+@pytest.mark.slow
 def test_two_faults_of_some_kinds():
     kinds = (Fault.DEADLINE, Fault.DESTINATION_KILLED)
     found = explore(store=False, faults=2, kinds=kinds)
@@ -84,13 +109,14 @@ def test_two_faults_of_some_kinds():
 def test_every_defect_is_found(defect, store, faults):
     kinds = NEEDED.get(defect, module.FAULTS)
     switchover = "post-copy" if defect in OF_PAGES else "stop-and-copy"
-    found = explore(
-        store=store, faults=faults, kinds=kinds, defects=frozenset({defect}), switchover=switchover
-    )
+    find = partial(explore, store=store, faults=faults, kinds=kinds, switchover=switchover)
+    found = find(defects=frozenset({defect}), resume=defect in OF_RESUMPTION)
     assert isinstance(found.violation, Violation)
     assert found.violation.name == OF_PAGES.get(defect, "one-runner")
     assert len(found.path) > 0
     assert not explore(store=store, faults=faults, kinds=kinds[:1]).violation
+    if defect in OF_RESUMPTION:
+        assert not find(defects=frozenset({defect}), kinds=(Fault.SOURCE_KILLED,)).violation
 
 
 def test_a_path_leads_there_again():
@@ -131,11 +157,22 @@ def test_a_bad_end_is_a_violation(monkeypatch, plain):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("store", [True, False])
-@pytest.mark.parametrize("switchover", ["stop-and-copy", "post-copy"])
-def test_worlds_in_parts_are_all_worlds(monkeypatch, store, switchover):
+@pytest.mark.parametrize(
+    ("store", "switchover", "kinds"),
+    [
+        *[
+            (store, style, module.FAULTS)
+            for store in (True, False)
+            for style in ("stop-and-copy", "post-copy")
+        ],
+        (True, "stop-and-copy", RESUMED),
+        (False, "post-copy", RESUMED),
+    ],
+)
+def test_worlds_in_parts_are_all_worlds(monkeypatch, store, switchover, kinds):
     """Not one more and not one less, as many steps, and the same at rest."""
-    makers = RecallingMakers(Shape(store, switchover=switchover))
+    resume = kinds is RESUMED
+    makers = RecallingMakers(Shape(store, resume=resume, switchover=switchover))
     monkeypatch.setattr(module, "RecallingMakers", lambda shape: makers)
     rests = {}
     for plain in (False, True):
@@ -146,11 +183,11 @@ def test_worlds_in_parts_are_all_worlds(monkeypatch, store, switchover):
             return check_rest(world)
 
         monkeypatch.setattr(spaces, "check_rest", noted)
-        found = explore(store=store, faults=1, switchover=switchover, plain=plain)
+        found = explore(store=store, faults=1, kinds=kinds, switchover=switchover, resume=resume, plain=plain)
         rests[plain, "counts"] = (found.states, found.steps, found.ends)
     assert rests[False, "counts"] == rests[True, "counts"]
     assert rests[False] == rests[True]
-    assert len(rests[True]) > 20
+    assert len(rests[True]) > (1 if resume else 20)
 
 
 @pytest.mark.slow

@@ -76,8 +76,8 @@ def test_what_was_set_is_not_fetched_over(fetching):
     endpoint = fetching.host.endpoint
     endpoint.undecided = b"session"
     assert dict(fetching.host.parts())[KNOWS] == (None, b"session", None)
-    endpoint.rest, endpoint.looked = None, True
-    assert dict(fetching.host.parts())[REST] == (None, True)
+    endpoint.rest, endpoint.looked, endpoint.refused = None, True, None
+    assert dict(fetching.host.parts())[REST] == (None, True, None)
     assert REST not in fetching.fetched
 
 

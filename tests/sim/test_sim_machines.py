@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from sim_support import ALPHA, BETA, go, stands, world_of
 
 from sterna.core.events import Admission, Admit, Reserve
 from sterna.core.history import RecordConflict
@@ -11,7 +12,7 @@ from sterna.core.tables import DestinationState, SourceState
 from sterna.errors import GuestError, RecordError, StoreUnavailable
 from sterna.registry import ErrorCode
 from sterna.sim.holder import Holder, Stage
-from sterna.sim.machines import Ask, Data, Done, Failed, Lost, Start, Tick, Trouble
+from sterna.sim.machines import Ask, Data, Done, Failed, Left, Lost, Start, Tick, Trouble
 from sterna.sim.makers import LiveMakers, RecallingMakers, Shape
 from sterna.wire.records import Runner
 
@@ -80,6 +81,26 @@ def test_a_room_is_made_for_each_machine():
     assert isinstance(reserving.asked[0], Reserve)
     assert len(reserving.told(Done(), 0.0).room) > 0
     assert len(reserving.room) == 0
+
+
+def test_a_machine_that_is_left_is_made_again_for_each_who_asks():
+    """[RES-13] What one does with it, another one does not see."""
+    world = world_of(resume=True, switchover="post-copy", clocked=False)
+    world.begin(ALPHA)
+    go(world, stands(source=SourceState.MOVED, destination=DestinationState.FETCHING))
+    world.take(("cut", 1, 0, 0))
+    while not (world.hosts[ALPHA].endpoint.kept and world.hosts[BETA].endpoint.kept):
+        world.take(next(step for step in world.steps() if step[0] in {"lost", "act"}))
+    for host in world.hosts:
+        (left,) = host.endpoint.kept.values()
+        one, other = left.again(), left.again()
+        assert one.carry is not other.carry
+        assert one.carry.ticket == other.carry.ticket
+        assert left == Left(left.machine, left.image)
+    notes = one.notes, other.notes
+    assert notes == (None, None), "a destination has none"
+    holder = world.hosts[ALPHA].holders[0]
+    assert isinstance(holder.notes, bytes), "so that nothing writes there but a machine"
 
 
 @pytest.mark.parametrize(

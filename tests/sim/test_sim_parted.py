@@ -6,7 +6,7 @@ import pytest
 from sim_support import ALPHA, BETA
 
 from sterna.sim.explore import loaded
-from sterna.sim.hosts import Line, Task, View
+from sterna.sim.hosts import NEVER, Line, Task, View
 from sterna.sim.makers import RecallingMakers, Shape
 from sterna.sim.parted import PartedWorld
 from sterna.sim.parts import (
@@ -15,6 +15,7 @@ from sterna.sim.parts import (
     HISTORY,
     HOLDERS,
     JUDGE,
+    KEPT,
     LINES,
     LINES_MAX,
     LOCK,
@@ -59,9 +60,8 @@ def test_what_was_asked_for_was_read(parted):
     assert parted.read == read
     assert parted.own(ALPHA) is parted.hosts[ALPHA]
     assert parted.front(ALPHA).lock == parted.hosts[ALPHA].lock
-    assert parted.read == read | bit(ALPHA, LOCK) | bit(ALPHA, SHOWN) | bit(ALPHA, RECORDS) | bit(
-        ALPHA, OTHERS
-    )
+    front = (LOCK, SHOWN, RECORDS, OTHERS, KEPT)
+    assert parted.read == read | sum(bit(ALPHA, each) for each in front)
     assert parted.frozen(BETA, 77) is None
     with pytest.raises(AttributeError):
         _ = parted.weather
@@ -173,3 +173,9 @@ def test_what_is_never_seen_again_is_forgotten(world):
         found.forget(ALPHA)
         assert (found.hosts[ALPHA].endpoint.rest is not None) is kept
         assert (found.changes()[ALPHA] == 0) is kept
+        host.endpoint.rest, host.endpoint.refused = None, rest
+        parts = Parts(world)
+        found = PartedWorld(parts, parts.first)
+        found.forget(ALPHA)
+        assert (found.hosts[ALPHA].endpoint.refused is not NEVER) is kept
+        host.endpoint.refused = None

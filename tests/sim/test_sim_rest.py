@@ -35,6 +35,22 @@ def test_nobody_runs_it():
     assert check_rest(world) is End.LOST
 
 
+def test_nobody_waits_for_pages_that_are_there():
+    """[RES-13] [ONE-38] Where there is a clock, the source may have given up."""
+    for clocked in (True, False):
+        world = world_of(resume=True, switchover="post-copy", clocked=clocked)
+        world.begin(ALPHA)
+        go(world, lambda world: bool(getattr(world.running(), "missing", ())))
+        there = world.hosts[BETA]
+        assert check_rest(world) is End.RUNS, "its endpoint has not kept the session"
+        there.endpoint.kept = {world.running().image: object()}
+        if clocked:
+            assert check_rest(world) is End.RUNS
+        else:
+            with pytest.raises(Violation, match="the guest waits at beta for pages that its source has"):
+                check_rest(world)
+
+
 def test_a_later_controller_without_a_store_waits_to_be_asked():
     """[ONE-58] Of what was written as one a crash has left CLAIMING alone [ONE-62]."""
     world = world_of(store=False)

@@ -17,6 +17,8 @@ class Defect(StrEnum):
     OLD_CONTROLLER = "old-controller"
     PAGES_FREED = "pages-freed"
     INSTALLED_TWICE = "installed-twice"
+    TAKEN_UP_UNASKED = "taken-up-unasked"
+    NUMBERS_REUSED = "numbers-reused"
 
     @property
     def text(self) -> str:
@@ -34,4 +36,6 @@ _TEXTS = {
     Defect.OLD_CONTROLLER: "a new endpoint takes the records over while the old one is only frozen",
     Defect.PAGES_FREED: "a source frees its image as soon as the guest runs, though pages follow it",
     Defect.INSTALLED_TWICE: "a destination installs pages again that the guest may have written meanwhile",
+    Defect.TAKEN_UP_UNASKED: "a source that is started again takes its session up, whosever the guest is",
+    Defect.NUMBERS_REUSED: "a source that is started again numbers connections as the one before it",
 }

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sterna.core.events import Outcome, Result
-from sterna.registry import Owner
+from sterna.core.tables import SourceState
+from sterna.registry import ErrorCode, Owner
 from sterna.sim.defects import Defect
 from sterna.sim.holding import hold
-from sterna.sim.hosts import Hold, Host, Process, Task
-from sterna.sim.machines import LiveMachine
+from sterna.sim.hosts import NEVER, Hold, Host, Process, Task
 
 if TYPE_CHECKING:
     from sterna.sim.world import World
+
+_REFUSED: Final = frozenset({ErrorCode.BUSY, ErrorCode.FULL})  # for now [RES-18]
 
 
 def ended(world: World, host: Host, process: Process, task: Task, result: Result) -> bool:
@@ -27,14 +28,23 @@ def ended(world: World, host: Host, process: Process, task: Task, result: Result
         _heard(world, task, result, reached=reached)
         return True
     process.tasks.remove(task)
-    if result.outcome is Outcome.SUSPENDED:
-        assert isinstance(task.machine, LiveMachine)
-        kept = replace(task.machine.kept, image=task.image)
-        process.kept[b"" if task.kind == "source" else task.image] = kept
+    machine = task.machine
+    state = None if machine is None else machine.state
+    # Without a clock a session is not taken up while the guest runs at the source.
+    early = state is SourceState.SUSPENDED and not world.makers.clocked
+    if result.outcome is Outcome.SUSPENDED and machine is not None and not early:
+        name = b"" if task.kind == "source" else task.image
+        process.kept = {**process.kept, name: machine.kept(task.image)}
+        if task.kind == "source" and result.code not in _REFUSED and task.line:
+            process.refused = None
         return False
-    process.rest, process.looked = None, False
+    if task.kind == "destination" and not task.image and result.outcome is Outcome.ROLLED_BACK:
+        return False  # it was not let in, so there is nothing new
+    process.rest, process.looked, process.refused = None, False, None
     if task.kind == "source" or task.image:
         world.ends.append((task.kind, str(result.outcome)))
+    if state is SourceState.DEPARTED and world.makers.keeps:
+        process.refused = NEVER
     process.undecided = result.session if result.outcome is Outcome.UNDECIDED else b""
     if task.kind == "source":
         handed_back = result.verdict is not None and result.verdict.handed_back

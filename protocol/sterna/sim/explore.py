@@ -7,6 +7,12 @@ once, whatever led to them. What makes two of them equal is computed from all th
 In each state in which nothing is left to be done by anybody, what must be so in the end is checked; in each
 step, what must never happen is. The machines in it are real ones, see `sterna.sim.machines`.
 
+Sessions may outlive connections (`resume`). Then a source whose guest runs at the destination takes its
+session up after a loss, and so does one that was killed and started again, from what its holder keeps
+[RES-19]. A source that is refused tries again when there is something new, or its session is kept and nobody
+does anything: that stands for trying again after a while. While the guest is still at the source no session
+is taken up: rounds would begin anew, and those are left out.
+
 What is left out, because it leads nowhere new: time (a deadline is a connection that is given up at any
 moment), a store that is slow or out of reach (a claim that waits), a record that is written slowly (a record
 that waits), and everything before LOADED, where a failure ends in a roll-back [CON-62].
@@ -103,6 +109,7 @@ class Exploration:
         kinds: which.
         defects: what endpoints do wrong.
         switchover: of the migration; with one by bitmap, or post-copy, pages follow the guest.
+        resume: whether sessions outlive connections, and a source's its process [RES-19].
         plain: every step is carried out in every world, see `sterna.sim.spaces`.
     """
 
@@ -114,10 +121,11 @@ class Exploration:
         kinds: tuple[Fault, ...] = FAULTS,
         defects: frozenset[Defect] = frozenset(),
         switchover: Switchover = "stop-and-copy",
+        resume: bool = False,
         plain: bool = False,
     ) -> None:
         self.found: Final = Explored(store, faults)
-        self._makers: Final = RecallingMakers(Shape(store, switchover=switchover))
+        self._makers: Final = RecallingMakers(Shape(store, resume=resume, switchover=switchover))
         world = loaded(self._makers, store=store, defects=defects)
         self._space: Final[Space] = Plain(world, kinds) if plain else Parted(world, kinds)
         # Every state that was reached, and those in rows: with so many faults, so many steps behind the last.
@@ -208,12 +216,19 @@ def explore(
     kinds: tuple[Fault, ...] = FAULTS,
     defects: frozenset[Defect] = frozenset(),
     switchover: Switchover = "stop-and-copy",
+    resume: bool = False,
     plain: bool = False,
     say: Callable[[Explored], None] = lambda _: None,
 ) -> Explored:
     """An `Exploration`, run."""
     return Exploration(
-        store=store, faults=faults, kinds=kinds, defects=defects, switchover=switchover, plain=plain
+        store=store,
+        faults=faults,
+        kinds=kinds,
+        defects=defects,
+        switchover=switchover,
+        resume=resume,
+        plain=plain,
     ).run(say)
 
 

@@ -17,6 +17,7 @@ from sterna.sim.hosts import NAMES, Front, Host, Process, Task
 from sterna.sim.parts import (
     FIELDS,
     HOLDERS,
+    KEPT,
     KNOWS,
     OTHERS,
     RECORDS,
@@ -128,7 +129,7 @@ class FetchedProcess(Process):
 
     def __init__(self, number: int, fetch: Fetch, *, own: bool) -> None:
         self.number = number
-        self.kept, self.tries = {}, 0
+        self.tries = 0
         self._fetch = fetch
         self.fetched_tasks = FetchedTasks(fetch, own=own)
         self.tasks = cast("list[Task]", self.fetched_tasks)
@@ -283,7 +284,9 @@ class FetchedHost(Host):
     def front(self) -> Front:
         """See `Host`."""
         records = len(self.history.records) if self.has("history") else self._fetch(RECORDS)
-        return Front(records, tuple([(each.number, each.frozen) for each in self.processes]), self.lock)
+        processes = tuple([(each.number, each.frozen) for each in self.processes])
+        keeps = any(each.kept and not each.frozen for each in self.processes)
+        return Front(records, processes, self.lock, keeps)
 
     def close_up(self, renamed: Callable[[int, int, Task, int], None]) -> None:
         """Leave no gap in the numbers of tasks. `renamed`: is told host, process, task and new number."""
@@ -300,6 +303,6 @@ _OF_PROCESS: Final = _Fields(
     Process,
     {
         "beside": SHOWN, "frozen": SHOWN, "stale": KNOWS, "undecided": KNOWS, "heard": KNOWS, "rest": REST,
-        "looked": REST,
+        "looked": REST, "refused": REST, "kept": KEPT,
     },
 )  # fmt: skip

@@ -148,7 +148,7 @@ class Holder:
         self.missing: frozenset[int] = frozenset()
         self.paused_at = 0
         self.faulted = -1
-        self.notes: bytearray | None = None
+        self.notes: bytearray | bytes | None = None
 
     def copy(self) -> Holder:
         """One that goes its own way."""
@@ -162,7 +162,7 @@ class Holder:
         return (
             self.image, self.stage.value, self.count, self.epoch, self.runner, self.mark,
             names.get(self.granter, -1), names.get(self.controller, -1), self.intact, self.missing,
-            self.faulted,
+            self.faulted, bytes(self.notes) if self.mark and self.notes is not None else None,
         )  # fmt: skip
 
     @property

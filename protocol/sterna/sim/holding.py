@@ -55,9 +55,7 @@ def _do(world: World, process: Process, task: Task, holder: Holder, op: Hold) ->
             if holder.stage is Stage.RUNS:
                 holder.stage = Stage.STOPPED
         case "notes":
-            assert task.machine is not None
-            holder.notes = bytearray(getattr(task.machine.asked[0], "size_bytes", 0))
-            return holder
+            return True  # there is room for them
         case "mark":
             holder.set_mark(op.epoch, process.number)
         case "unmark":
@@ -98,6 +96,13 @@ def expect(task: Task, holder: Holder) -> None:
     assert isinstance(request, Expect)
     pages = request.stale.get(REGION.id)
     holder.missing = frozenset(() if pages is None else (page for page in range(PAGES) if page in pages))
+
+
+def keep_notes(host: Host, task: Task) -> None:
+    """What a machine has noted lies with its guest, as long as that is there [HOL-45]."""
+    holder = host.holder(task.image)
+    if holder is not None and holder.lives and task.machine is not None:
+        holder.notes = task.machine.notes
 
 
 def install(task: Task, holder: Holder) -> None:

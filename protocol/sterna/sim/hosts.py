@@ -15,7 +15,7 @@ from sterna.core.recovery import Settled
 from sterna.core.verdict import Store
 from sterna.registry import Owner
 from sterna.sim.holder import GUEST_ID, Holder
-from sterna.sim.machines import Driven, Kept
+from sterna.sim.machines import Driven, Kept, Left, Noted
 from sterna.wire.records import NO_RUNNER, Runner
 
 NAMES: Final = ("alpha", "beta")
@@ -68,11 +68,19 @@ Op: TypeAlias = Write | Hold | Reach | TakeLocks
 
 
 class Front(NamedTuple):
-    """What can be seen of a host from outside: how many records it has, who is there, who has the records."""
+    """What can be seen of a host from outside.
+
+    Attributes:
+        records: how many it has.
+        processes: who is there, and whether he is frozen.
+        lock: who has the records.
+        keeps: whether somebody who is not frozen keeps a session that can be taken up.
+    """
 
     records: int
     processes: tuple[tuple[int, bool], ...]
     lock: int
+    keeps: bool = False
 
     def frozen(self, process: int) -> bool | None:
         """Whether a process is; None if it is not there."""
@@ -114,8 +122,13 @@ class View(NamedTuple):
             self.peer.records,
             tuple([(peers.get(number, -1), frozen) for number, frozen in self.peer.processes]),
             peers.get(self.peer.lock, -1),
+            self.peer.keeps,
         )
         return View(self.records, holders, self.slots, peer)  # type: ignore[arg-type]  # a tuple as it was
+
+
+NEVER: Final = View(-1, (), None, None)
+"""What stands for all that was seen and is never to be seen again."""
 
 
 class Task:
@@ -184,7 +197,9 @@ class Process:
         frozen: it does nothing, though it is there.
         tasks: what it does.
         kept: sessions whose link is lost, by id; a source's stands under nothing.
-        tries: how often the source's was taken up again.
+        tries: how often the source's was taken up again, if there is a clock.
+        refused: what there was to be seen when it could not be; None if it is to be taken up at any time.
+            Where none is kept: it cannot be in this process any more.
         looked: recovery has come to an end at a source, and has changed nothing on the way.
         rest: what there was to be seen when recovery last came to its end; None if it is to look again.
         stale: the records as it knows them, if another process has them by now, as must never be.
@@ -199,6 +214,7 @@ class Process:
         "kept",
         "looked",
         "number",
+        "refused",
         "rest",
         "stale",
         "tasks",
@@ -211,8 +227,9 @@ class Process:
         self.beside = beside
         self.frozen = False
         self.tasks: list[Task] = []
-        self.kept: dict[bytes, Kept] = {}
+        self.kept: Mapping[bytes, Kept | Left | Noted] = {}
         self.tries = 0
+        self.refused: View | None = None
         self.looked = False
         self.rest: View | None = None
         self.stale: History | None = None
@@ -225,14 +242,15 @@ class Process:
         other.number, other.beside, other.frozen = self.number, self.beside, self.frozen
         other.rest, other.heard, other.undecided = self.rest, self.heard, self.undecided
         other.stale, other.looked = self.stale, self.looked
-        other.kept, other.tries = dict(self.kept), self.tries
+        other.kept, other.tries, other.refused = self.kept, self.tries, self.refused
         other.tasks = [each.copy() for each in self.tasks]
         return other
 
     def key(self) -> tuple[object, ...]:
         """Equal for processes that go on alike, as far as they have seen the same."""
-        knows = self.heard, self.undecided, self.stale
-        return (self.beside, self.frozen, self.looked, knows, tuple([each.key() for each in self.tasks]))
+        knows = self.heard, self.undecided, self.stale, tuple(sorted(self.kept.items(), key=_first))
+        tasks = tuple([each.key() for each in self.tasks])
+        return (self.beside, self.frozen, self.looked, self.refused is not None, knows, tasks)
 
     @property
     def next_number(self) -> int:
@@ -242,6 +260,10 @@ class Process:
     def task(self, number: int) -> Task | None:
         """The task of this number."""
         return next((each for each in self.tasks if each.number == number), None)
+
+
+def _first(pair: tuple[bytes, object]) -> bytes:
+    return pair[0]
 
 
 class Host:
@@ -304,12 +326,14 @@ class Host:
                     self.settled is not None and self.settled.lost,
                 )
             )
-        return (self.cached, *[each.rest and sees(each.rest) for each in self.processes])
+        seen = [view for each in self.processes for view in (each.rest, each.refused)]
+        return (self.cached, *[view and sees(view) for view in seen])
 
     def front(self) -> Front:
         """What can be seen of it from outside."""
         processes = tuple([(each.number, each.frozen) for each in self.processes])
-        return Front(len(self.history.records), processes, self.lock)
+        keeps = any(each.kept and not each.frozen for each in self.processes)
+        return Front(len(self.history.records), processes, self.lock, keeps)
 
     def guests(self) -> Guests:
         """What there is of the guest here."""

@@ -24,7 +24,7 @@ from sterna.core.source import SourceMachine
 from sterna.core.tables import State
 from sterna.errors import GuestError, RecordError, SternaError, StoreUnavailable, TransportError
 from sterna.registry import ErrorCode
-from sterna.sim.holder import REGION, Holder, bitmap_of, new_room, state_of
+from sterna.sim.holder import REGION, bitmap_of, new_room, state_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +114,39 @@ class Kept:
 
     Attributes:
         image: of the guest, at a source.
+        notes: that go on being written, at a source.
     """
 
     carry: SourceCarry | DestinationCarry
     room: bytearray
     image: bytes = b""
+    notes: bytearray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The same of a machine that stands for all like it: a real one is made each time."""
+
+    machine: RecalledMachine
+    image: bytes
+
+    def again(self) -> Kept:
+        """What the machine leaves, for whoever needs one of his own."""
+        return self.machine.again().kept(self.image)
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """The same of a source whose process is dead: the notes that are found in its guest's holder.
+
+    Attributes:
+        reuses: whether connections are numbered as if nobody had been there before, as must never be.
+    """
+
+    session: bytes
+    image: bytes
+    notes: bytes
+    reuses: bool = False
 
 
 class Driven(Protocol):
@@ -128,6 +156,7 @@ class Driven(Protocol):
         said: bytes for the peer, of the last input.
         asked: requests that are not answered, oldest first.
         room: the memory that it fills, of a destination.
+        notes: what it has noted for the next process, of a source; the same object as long as nothing new is.
     """
 
     @property
@@ -142,6 +171,11 @@ class Driven(Protocol):
 
     @property
     def room(self) -> bytearray:
+        """See above."""
+        ...
+
+    @property
+    def notes(self) -> bytearray | bytes | None:
         """See above."""
         ...
 
@@ -164,6 +198,10 @@ class Driven(Protocol):
         """The machine after this."""
         ...
 
+    def kept(self, image: bytes) -> Kept | Left:
+        """What a machine whose link is lost leaves of the session of this image."""
+        ...
+
     def key(self) -> Hashable:
         """Equal for machines that were told the same."""
         ...
@@ -172,11 +210,12 @@ class Driven(Protocol):
 class LiveMachine:
     """A machine that changes."""
 
-    def __init__(self, machine: Session) -> None:
+    def __init__(self, machine: Session, notes: bytearray | None = None) -> None:
         self.machine: Final = machine
         self.said = b""
         self.asked: tuple[Request, ...] = ()
         self.room = bytearray()
+        self.notes = notes
 
     @property
     def state(self) -> State:
@@ -227,11 +266,10 @@ class LiveMachine:
         self._drain(now)
         return self
 
-    @property
-    def kept(self) -> Kept:
-        """What a machine that ended as SUSPENDED leaves."""
+    def kept(self, image: bytes) -> Kept:
+        """What a machine whose link is lost leaves."""
         assert isinstance(self.machine, (SourceMachine, DestinationMachine))
-        return Kept(self.machine.carry, self.room)
+        return Kept(self.machine.carry, self.room, image, self.notes)
 
     def _real(self, request: Request, answer: Hashable) -> object:
         """The answer that an answer stands for."""
@@ -245,11 +283,13 @@ class LiveMachine:
             case Reserve():
                 pages, self.room = new_room()
                 return pages
-            case KeepNotes() if isinstance(answer, Holder):
-                return None if answer.notes is None else memoryview(answer.notes)
-            case Readmit() if isinstance(answer, Kept):
-                self.room = answer.room
-                return answer.carry
+            case KeepNotes(size_bytes=size_bytes) if answer is not None:
+                self.notes = bytearray(size_bytes)
+                return memoryview(self.notes)
+            case Readmit() if isinstance(answer, (Kept, Left)):
+                kept = answer.again() if isinstance(answer, Left) else answer
+                self.room = kept.room
+                return kept.carry
             case _:
                 return answer
 
@@ -294,7 +334,9 @@ class Recollection:
 class RecalledMachine:
     """A machine that was told this and that. It does not change. See the module's text."""
 
-    def __init__(self, tree: Recollection, path: tuple[Input, ...], live: LiveMachine) -> None:
+    def __init__(
+        self, tree: Recollection, path: tuple[Input, ...], live: LiveMachine, before: bytes | None = None
+    ) -> None:
         tree.number += 1
         self.number: Final = tree.number
         self.said: Final = live.said
@@ -302,6 +344,7 @@ class RecalledMachine:
         self.state: Final = live.state
         self.result: Final = live.result
         self.room: Final = bytearray(live.room)
+        self.notes: Final = before if live.notes is None or bytes(live.notes) == before else bytes(live.notes)
         self.timer: Final = None
         self._tree: Final = tree
         self._path: Final = path
@@ -312,14 +355,21 @@ class RecalledMachine:
         """Equal for machines that were told the same."""
         return (self._tree.name, self.number)
 
+    def again(self) -> LiveMachine:
+        """A real machine that was told all of this."""
+        return self._tree.again(self._path)
+
+    def kept(self, image: bytes) -> Left:
+        """What a machine whose link is lost leaves."""
+        return Left(self, image)
+
     def told(self, what: Input, now: float) -> RecalledMachine:
         """The machine after this; no time passes here, and how a connection was lost is the same to it."""
         what = Lost() if isinstance(what, Lost) else what
         known = self._next.get(what)
         if known is not None:
             return known
-        live = self._live or self._tree.again(self._path)
-        self._live = None
-        after = RecalledMachine(self._tree, (*self._path, what), live.told(what, 0.0))
+        live, self._live = self._live or self.again(), None
+        after = RecalledMachine(self._tree, (*self._path, what), live.told(what, 0.0), self.notes)
         self._next[what] = after
         return after

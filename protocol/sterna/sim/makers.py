@@ -15,7 +15,7 @@ from sterna.core.source import SourceConfig, SourceMachine
 from sterna.core.style import EARLY_FEATURES, offer_for
 from sterna.registry import Feature
 from sterna.sim.holder import GUEST, GUEST_ID, REGIONS, CountingPages, Holder
-from sterna.sim.machines import Driven, Kept, LiveMachine, Recollection
+from sterna.sim.machines import Driven, Kept, Left, LiveMachine, Noted, Recollection
 from sterna.wire.records import Runner
 
 
@@ -49,6 +49,11 @@ class Makers(Protocol):
         """Whether sessions outlive connections, and processes."""
         ...
 
+    @property
+    def clocked(self) -> bool:
+        """Whether time passes: whoever was refused tries again after a while."""
+        ...
+
     def source(self, holder: Holder) -> Driven:
         """One that sends away what is in this holder."""
         ...
@@ -61,11 +66,23 @@ class Makers(Protocol):
         """One that takes in what comes, or answers."""
         ...
 
+    def departed(self, holder: Holder, session: bytes, *, reuses: bool = False) -> Kept | Noted | None:
+        """What a source process that has died has left of a session, in this holder [RES-19].
+
+        `reuses`: and numbers its connections as that one did, as must never be.
+        """
+        ...
+
+    def resumed(self, holder: Holder, kept: Kept | Left | Noted) -> Driven:
+        """A source that takes up a session again."""
+        ...
+
 
 class LiveMakers:
     """Machines for one run, at the time that `clock` tells."""
 
     keeps: Final = True
+    clocked: Final = True
 
     def __init__(self, shape: Shape, clock: Callable[[], float]) -> None:
         self._shape: Final = shape
@@ -85,30 +102,40 @@ class LiveMakers:
         """See `Makers`."""
         return LiveMachine(DestinationMachine(destination_config(self._shape, host), self._clock()))
 
-    def departed(self, holder: Holder, session: bytes) -> Kept | None:
-        """What a source process that has died has left of a session, in this holder [RES-19]."""
-        place = memoryview(holder.notes or b"")
-        found = Departure.read(place, REGIONS)
-        if found is None or found.ticket.session != session:
+    def departed(self, holder: Holder, session: bytes, *, reuses: bool = False) -> Kept | None:
+        """See `Makers`."""
+        notes = holder.notes
+        place = memoryview(notes if isinstance(notes, bytearray) else b"")
+        found = _noted(place, session)
+        if found is None:
             return None
-        carry = found.next_process(place).carry(CountingPages(holder), self._clock())
-        return Kept(carry, bytearray(), holder.image)
+        assert isinstance(notes, bytearray)
+        departure = found if reuses else found.next_process(place)
+        carry = departure.carry(CountingPages(holder), self._clock())
+        return Kept(carry, bytearray(), holder.image, notes)
 
-    def resumed(self, holder: Holder, kept: Kept) -> LiveMachine:
-        """A source that takes up a session again."""
+    def resumed(self, holder: Holder, kept: Kept | Left | Noted) -> LiveMachine:
+        """See `Makers`."""
+        assert isinstance(kept, Kept)
         assert isinstance(kept.carry, SourceCarry)
         config = source_config(self._shape, holder.host, holder.epoch, holder.runner)
-        pages = CountingPages(holder)
-        return LiveMachine(SourceMachine.resumed(config, pages, kept.carry, self._clock()))
+        machine = SourceMachine.resumed(config, CountingPages(holder), kept.carry, self._clock())
+        return LiveMachine(machine, kept.notes)
+
+
+def _noted(place: memoryview, session: bytes) -> Departure | None:
+    """The notes of a session, None if there are none."""
+    found = Departure.read(place, REGIONS)
+    return found if found is not None and found.ticket.session == session else None
 
 
 class RecallingMakers:
-    """Machines that can be taken in every direction. What they are made from cannot, so sessions end."""
+    """Machines that can be taken in every direction."""
 
-    keeps: Final = False
+    clocked: Final = False
 
     def __init__(self, shape: Shape) -> None:
-        self._shape: Final = shape
+        self.keeps: Final = shape.resume
         self._live: Final = LiveMakers(shape, lambda: 0.0)
         self.trees: Final[dict[Hashable, Recollection]] = {}
 
@@ -135,6 +162,28 @@ class RecallingMakers:
     def destination(self, host: str) -> Driven:
         """See `Makers`."""
         return self._of(("destination", host), lambda: self._live.destination(host))
+
+    def departed(self, holder: Holder, session: bytes, *, reuses: bool = False) -> Noted | None:
+        """See `Makers`."""
+        notes = bytes(holder.notes or b"")
+        found = _noted(memoryview(bytearray(notes)), session)
+        return None if found is None else Noted(session, holder.image, notes, reuses)
+
+    def resumed(self, holder: Holder, kept: Kept | Left | Noted) -> Driven:
+        """See `Makers`. The guest executes nothing any more."""
+        still = holder.copy()
+        name = ("resumed", holder.host, holder.epoch, holder.runner, holder.count, kept)
+        return self._of(name, lambda: self._resumed(still, kept))
+
+    def _resumed(self, still: Holder, kept: Kept | Left | Noted) -> LiveMachine:
+        if isinstance(kept, Left):
+            return self._live.resumed(still, kept.again())
+        assert isinstance(kept, Noted)
+        found = still.copy()
+        found.notes = bytearray(kept.notes)
+        again = self._live.departed(found, kept.session, reuses=kept.reuses)
+        assert again is not None
+        return self._live.resumed(found, again)
 
 
 def source_config(shape: Shape, host: str, epoch: int, runner: Runner) -> SourceConfig:

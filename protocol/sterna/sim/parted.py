@@ -24,7 +24,7 @@ from typing import Any, Final, cast, overload
 
 from sterna.core.records import Claiming
 from sterna.sim.fetched import FetchedHost
-from sterna.sim.hosts import NOBODY, Guests, Host, Line, Task
+from sterna.sim.hosts import NEVER, NOBODY, Guests, Host, Line, Task
 from sterna.sim.parts import (
     CLAIMED,
     GUESTS,
@@ -172,6 +172,8 @@ class PartedWorld(World):
         for process in host.processes:
             if process.rest and not process.rest.may_be_again(records, slots, peer):
                 process.rest = None
+            if process.refused and not process.refused.may_be_again(records, slots, peer):
+                process.refused = NEVER
 
     # ---- what has become of it ----
 

@@ -11,7 +11,7 @@ do they have there (`Parts.keys`), and what would they be with another one (`Par
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -32,7 +32,7 @@ HOST, LINES, STORE, JUDGE = (0, 1), 2, 3, 4
 
 # What a host is made of, each by itself, and behind it what is seen of that without looking at all of it.
 TASKS_MAX: Final = 6
-HISTORY, HOLDERS, LOCK, ARMED, SETTLED, SESSIONS, OTHERS, SHOWN, KNOWS, REST, TASKS = range(11)
+HISTORY, HOLDERS, LOCK, ARMED, SETTLED, SESSIONS, OTHERS, SHOWN, KNOWS, REST, KEPT, TASKS = range(12)
 _SIZE: Final = TASKS + TASKS_MAX
 RECORDS, CLAIMED, GUESTS, RESTS, OTHERS_REST, THERE = range(_SIZE, _SIZE + 6)
 FIELDS: Final = {
@@ -130,7 +130,8 @@ def parts_of(process: Process | None) -> Iterator[tuple[int, object]]:
     """The parts of the first process of a host, or of there being none."""
     yield SHOWN, process and (process.beside, process.frozen)
     yield KNOWS, process and (process.stale, process.undecided, process.heard)
-    yield REST, process and (process.rest, process.looked)
+    yield REST, process and (process.rest, process.looked, process.refused)
+    yield KEPT, process and process.kept
     for number in range(1, TASKS_MAX + 1):
         yield TASKS + number - 1, process and process.task(number)
 
@@ -154,7 +155,7 @@ def _guests(holders: list[Holder]) -> tuple[Hashable, object]:
 
 
 def _processes_key(processes: list[Process]) -> Hashable:
-    return tuple([(each.number, each.rest, each.key()) for each in processes])
+    return tuple([(each.number, each.rest, each.refused, each.key()) for each in processes])
 
 
 def _claimed(history: tuple[History, object]) -> tuple[Hashable, object]:
@@ -162,14 +163,18 @@ def _claimed(history: tuple[History, object]) -> tuple[Hashable, object]:
     return claimed, claimed
 
 
-def _rests(rest: tuple[View | None, bool] | None) -> tuple[Hashable, object]:
-    rests = rest is not None and rest[0] is not None
+def _rests(rest: tuple[View | None, bool, View | None] | None) -> tuple[Hashable, object]:
+    rests = rest is not None and (rest[0] is not None or rest[2] is not None)
     return rests, rests
 
 
 def _others_rest(processes: list[Process]) -> tuple[Hashable, object]:
-    rests = any(each.rest is not None for each in processes)
+    rests = any(each.rest is not None or each.refused is not None for each in processes)
     return rests, rests
+
+
+def _kept_key(kept: Mapping[bytes, object] | None) -> Hashable:
+    return None if kept is None else frozenset(kept.items())
 
 
 def _task_key(task: Task | None) -> Hashable:
@@ -203,7 +208,7 @@ def _line_key(line: Line | None) -> Hashable:
 
 _HOST_KEYS: Final[tuple[Key, ...]] = (
     _history_key, _holders_key, _itself, _itself, _settled_key, _itself, _processes_key, _itself, _itself,
-    _itself, *[_task_key] * TASKS_MAX,
+    _itself, _kept_key, *[_task_key] * TASKS_MAX,
 )  # fmt: skip
 _HOST_SEEN: Final[tuple[tuple[int, Look], ...]] = (
     (HISTORY, _records), (HISTORY, _claimed), (HOLDERS, _guests), (REST, _rests), (OTHERS, _others_rest),

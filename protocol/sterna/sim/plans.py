@@ -169,11 +169,12 @@ def _readmit(world: World, host: Host, process: Process, task: Task, hello: Hell
         return Trouble(ErrorCode.BUSY)  # it has the records, and is done with them in a moment [RES-18]
     for other in others:
         loses(world, host, process, other)
-    kept = process.kept.pop(hello.session, None)
+    kept = process.kept.get(hello.session)
     if kept is None and host.history.complete(hello.session) is not None:
         return _verdict(world, host, process, task, hello)  # it lacks no page any more [RES-15]
     if kept is None or not world.locks(host, process):
         return Trouble(ErrorCode.BUSY)
+    process.kept = {name: each for name, each in process.kept.items() if each is not kept}
     task.image = hello.session
     world.resumed += 1
     return Answered(kept)

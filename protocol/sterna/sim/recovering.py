@@ -6,7 +6,7 @@ named are kept for as long as one recovery goes on; the store is read again afte
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -31,9 +31,8 @@ from sterna.sim.connecting import connect, says
 from sterna.sim.defects import Defect
 from sterna.sim.holder import Stage
 from sterna.sim.holding import attach
-from sterna.sim.hosts import Hold, Host, Op, Process, Reach, Task, View, Write
-from sterna.sim.machines import Ask, Trouble
-from sterna.sim.makers import LiveMakers
+from sterna.sim.hosts import Front, Hold, Host, Op, Process, Reach, Task, View, Write
+from sterna.sim.machines import Ask, Kept, Left, Noted, Trouble
 from sterna.sim.plans import spare_runner
 from sterna.wire.records import NO_RUNNER
 
@@ -71,12 +70,20 @@ def open_session_of(host: Host, process: Process) -> SessionRecord | None:
 
 def view_of(world: World, host: Host, session: SessionRecord) -> View:
     """What recovery of a session goes by: as long as this is the same, it would come to the same end."""
+    if session.side is Side.SOURCE:
+        return source_view(world, host)
+    return _view(world, host, None)
+
+
+def source_view(world: World, host: Host) -> View:
+    """The same of any session at its source, and what a source goes by that was refused a resumption."""
+    return _view(world, host, world.front(1 - host.place))
+
+
+def _view(world: World, host: Host, peer: Front | None) -> View:
     holders = tuple([(each.stage.name, each.mark, each.epoch, each.controller) for each in host.holders])
     slots = None if world.store is None else (len(world.store.slots), world.store.answers)
-    records = len(host.history.records)
-    if session.side is Side.DESTINATION:
-        return View(records, holders, slots, None)
-    return View(records, holders, slots, world.front(1 - host.place))
+    return View(len(host.history.records), holders, slots, peer)
 
 
 def is_due(world: World, host: Host, process: Process) -> bool:
@@ -100,6 +107,10 @@ def begin(world: World, host: Host, process: Process) -> None:
     if holder is not None and holder.lives and not attach(world, holder, process):
         return
     process.rest = view_of(world, host, session)
+    if _takes_up_unasked(world, process, session):
+        _serves_on(world, host, process, image, session)
+        host.rests(process)
+        return
     task = Task(process.next_number, "recovery", None, image)
     task.session, task.peer = session.session, process.heard
     process.tasks.append(task)
@@ -129,6 +140,11 @@ def go_on(world: World, host: Host, process: Process, task: Task) -> None:
         task.op = following
 
 
+def others_kept(process: Process) -> Mapping[bytes, Kept | Left | Noted]:
+    """What a process keeps of sessions, but for the one that it may take up as a source."""
+    return {image: each for image, each in process.kept.items() if image}
+
+
 def learns(task: Task, op: Op, answer: Hashable) -> None:
     """What came of an act. Where it failed, recovery ends, and begins again with a look at everything."""
     claimed = isinstance(op, Reach) and op.verb == "claim"
@@ -147,8 +163,10 @@ def _settles(world: World, host: Host, process: Process, task: Task, settled: Se
     assert session is not None
     process.looked = session.side is Side.SOURCE and process.rest == view_of(world, host, session)
     owner = Owner.UNDECIDED if settled is None else settled.judgement.owner
-    if owner is Owner.DESTINATION:
-        _serves_on(world, host, process, task, session)
+    if session.side is Side.SOURCE and owner is Owner.DESTINATION:
+        _serves_on(world, host, process, task.image, session)
+    elif session.side is Side.SOURCE and owner is Owner.SOURCE:
+        process.kept, process.refused = others_kept(process), None
     if task.failed:
         process.rest = None
     elif owner is not Owner.UNDECIDED:
@@ -157,15 +175,24 @@ def _settles(world: World, host: Host, process: Process, task: Task, settled: Se
     host.rests(process)
 
 
-def _serves_on(world: World, host: Host, process: Process, task: Task, session: SessionRecord) -> None:
+def _takes_up_unasked(world: World, process: Process, session: SessionRecord) -> bool:
+    """Whether a source does so that has found a session, and not had it itself."""
+    broken = Defect.TAKEN_UP_UNASKED in world.defects and world.makers.keeps
+    return broken and session.side is Side.SOURCE and not process.undecided
+
+
+def _serves_on(world: World, host: Host, process: Process, image: bytes, session: SessionRecord) -> None:
     """A source whose guest is the destination's takes the session up, whatever process had it [RES-19]."""
-    holder, makers = host.holder(task.image), world.makers
+    if not world.makers.clocked and (b"" in process.kept or process.refused is not None):
+        return  # it was to be taken up before, and either will be, or cannot be
+    holder = host.holder(image)
     frozen = holder is not None and holder.stage is Stage.STOPPED and holder.mark
-    if session.side is Side.SOURCE and frozen and isinstance(makers, LiveMakers):
+    if frozen and world.makers.keeps:
         assert holder is not None
-        kept = makers.departed(holder, session.session)
+        reuses = Defect.NUMBERS_REUSED in world.defects
+        kept = world.makers.departed(holder, session.session, reuses=reuses)
         if kept is not None:
-            process.kept[b""] = kept
+            process.kept = {**process.kept, b"": kept}
 
 
 def situation_of(world: World, host: Host, task: Task) -> Situation:

@@ -6,7 +6,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from sterna.core.records import SessionRecord, Side
-from sterna.sim.holder import Stage
+from sterna.sim.holder import Holder, Stage
+from sterna.sim.hosts import NAMES
 from sterna.sim.judge import Violation
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def check_rest(world: World) -> End:
             raise Violation(
                 "one-runner", f"{lost[0]} says that the guest is lost, and it runs at {running[0].host}"
             )
+        _check_pages(world, running[0])
         return End.RUNS
     if world.judge.is_lost(world.holders(), histories):
         return End.LOST
@@ -45,6 +47,23 @@ def check_rest(world: World) -> End:
         return End.UNDECIDED
     said = "; ".join(f"{host.name}: {_told(host)}" for host in world.hosts)
     raise Violation("one-runner", f"nobody runs the guest, and its image is there. {said}")
+
+
+def _check_pages(world: World, running: Holder) -> None:
+    """Nobody waits for pages that are there, and that he could be sent [RES-13] [ONE-38].
+
+    Where there is a clock, a source may have given up.
+
+    Raises:
+        Violation: the guest does.
+    """
+    if world.makers.clocked:
+        return
+    there = NAMES.index(running.host)
+    waits = running.missing and any(running.image in each.kept for each in world.hosts[there].processes)
+    served = any(each.stage is Stage.STOPPED and each.mark for each in world.hosts[1 - there].holders)
+    if waits and served:
+        raise Violation("one-runner", f"the guest waits at {running.host} for pages that its source has")
 
 
 def _told(host: Host) -> str:

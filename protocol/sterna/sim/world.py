@@ -20,13 +20,13 @@ from sterna.sim.connecting import connect, forget, hears
 from sterna.sim.defects import Defect
 from sterna.sim.faults import inject
 from sterna.sim.holder import Holder, Stage
-from sterna.sim.holding import attach, controller_gone
+from sterna.sim.holding import attach, controller_gone, keep_notes
 from sterna.sim.hosts import NAMES, Front, Guests, Host, Line, Process, Reach, Task, View
 from sterna.sim.judge import Judge
 from sterna.sim.machines import Lost, Start, Tick, Touch
-from sterna.sim.makers import LiveMakers, Makers
+from sterna.sim.makers import Makers
 from sterna.sim.recovering import begin as recover
-from sterna.sim.recovering import is_due
+from sterna.sim.recovering import is_due, others_kept, source_view
 from sterna.sim.store import SlotStore
 from sterna.sim.tasks import act, reply, tell
 from sterna.wire.records import Runner
@@ -112,7 +112,7 @@ class World:
         )
 
     def _still_seen(self, number: int, rest: View, names: list[dict[int, int]]) -> View | None:
-        """What recovery at a host has seen, None if that is never to be seen again."""
+        """What somebody at a host has seen, None if that is never to be seen again."""
         slots = None if self.store is None else len(self.store.slots)
         records = len(self.hosts[number].history.records)
         if not rest.may_be_again(records, slots, self.front(1 - number)):
@@ -212,15 +212,26 @@ class World:
             yield from self._of_process(number, host, process)
 
     def again_at(self, number: int) -> Iterator[Step]:
-        """Recovery of a source that has looked in vain, and sees something new.
+        """Recovery of a source that has looked in vain, or was refused, and sees something new.
 
         It looks again when nobody else does anything. It might at any time; but as it has changed nothing and
         remembers nothing, that would be as if it had not looked before.
         """
         host = self.hosts[number]
         endpoint = host.endpoint
-        if endpoint is not None and not endpoint.frozen and endpoint.looked:
+        if endpoint is None or endpoint.frozen:
+            return
+        if endpoint.looked:
             yield from self._recovers(number, host, endpoint)
+        if endpoint.refused is not None and self._may_be_let_in(host, endpoint.refused):
+            yield from self._resumes(number, endpoint)
+
+    def _may_be_let_in(self, host: Host, refused: View) -> bool:
+        """Whether a source may be where it was refused: there is something new, or the session is kept there.
+
+        In the latter case something was under way there, and is not any more [RES-18].
+        """
+        return self.front(1 - host.place).keeps or refused != source_view(self, host)
 
     def _of_process(self, number: int, host: Host, process: Process) -> Iterator[Step]:
         at = number, process.number
@@ -231,7 +242,8 @@ class World:
                 yield ("reply", *at, task.number)
             elif task.op is not None and not task.landed and self._may_land(task):
                 yield ("act", *at, task.number)
-        yield from self._resumes(*at[:1], process)
+        if process.refused is None:
+            yield from self._resumes(number, process)
         yield from self._faults(number, host, process)
         if not process.frozen and not process.beside and not process.looked:
             yield from self._recovers(number, host, process)
@@ -385,16 +397,17 @@ class World:
 
     def _resume(self, here: Host, process: Process) -> None:
         """The source takes its session up again, or gives up: then the guest stays where it runs."""
-        kept = process.kept.pop(b"")
+        kept = process.kept[b""]
+        process.kept = others_kept(process)
+        process.refused = None if self.makers.clocked else source_view(self, here)
         holder = here.holder(kept.image)
-        process.tries += 1
-        gone = holder is None or not holder.lives
-        if gone or process.tries > RESUMES_MAX or not isinstance(self.makers, LiveMakers):
+        process.tries += self.makers.clocked
+        if holder is None or not holder.lives or process.tries > RESUMES_MAX:
             return
-        assert holder is not None
         self.locks(here, process)
         task = Task(process.next_number, "source", self.makers.resumed(holder, kept), holder.image)
         process.tasks.append(task)
+        keep_notes(here, task)
         connect(self, here, process, task)
         tell(self, here, process, task, Start())
         if not task.line and task in process.tasks:
