@@ -122,6 +122,26 @@ async def test_a_cancelled_request_leaves_the_connection_usable(
         assert (await connection.call("next")).fields == {"of": "next"}
 
 
+async def test_what_goes_along_is_asked_once_and_answered_in_its_turn() -> None:
+    """In another turn it is asked for anew; what was answered before is dropped."""
+    asked: list[object] = []
+
+    def answer(request: JsonObject) -> list[bytes]:
+        asked.append(request["op"])
+        return [ok(request, of=len(asked))]
+
+    async with scripted(answer) as connection:
+        for operation in ("one", "two", "three"):
+            along = ("two", "three") if operation == "one" else ()
+            await connection.call(operation, along=along)
+            assert connection.has_along("two") is (operation == "one")
+        assert asked == ["one", "two", "three"]
+        await connection.call("one", along=("two", "three"))
+        assert (await connection.call("three")).fields == {"of": 7}
+        assert (await connection.call("two", {"x": 1})).fields == {"of": 8}
+        assert asked[3:] == ["one", "two", "three", "three", "two"]
+
+
 async def test_a_request_cancelled_half_way_is_completed_first() -> None:
     """The peer does not read, so some of the frame is not sent; it goes before the next request."""
     ours, theirs = trio.socket.socketpair(socket.AF_UNIX)

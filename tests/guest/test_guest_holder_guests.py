@@ -79,7 +79,9 @@ async def test_a_whole_migration(serve: Serve) -> None:
         assert 69 in dirty[3]
         await source.throttle(0.25)
         await destination.prepare()
+        left.dirty = {2}
         await source.pause()
+        assert (await source.collect_dirty())[3].runs()[0].tolist() == [2]
         for region in (3, 5):
             destination.memory(region)[:] = source.memory(region)
         sections = await source.save_state()
@@ -100,7 +102,7 @@ async def test_a_whole_migration(serve: Serve) -> None:
         live.close()
         there.close()
         assert left.calls == [
-            "stop_tracking", "start_tracking", "collect", "throttle", "pause", "save_state",
+            "stop_tracking", "start_tracking", "collect", "throttle", "pause", "collect", "save_state",
             "mark_granted", "revoke_grant", "mark_granted", "stop_tracking", "release",
         ]  # fmt: skip
         assert right.calls == ["reserve", "prepare", "load_state", "load_state", "run"]
@@ -270,6 +272,25 @@ async def test_what_a_cancelled_collect_had_taken_is_not_lost(serve: Serve) -> N
         assert (await guest.collect_dirty())[3].count() == PAGES
         held.dirty = {3}
         assert (await guest.collect_dirty())[3].count() == 1
+
+
+async def test_what_was_collected_behind_a_pause_is_not_lost(serve: Serve) -> None:
+    """[HOL-34] It goes along with the pause; if something else is asked for first, its answer is dropped."""
+    async with serve(with_guest=True) as (connection, held):
+        guest = await HolderSourceGuest.open(connection)
+        await guest.start_tracking()
+        held.dirty = {1}
+        await guest.pause()
+        await guest.resume()
+        held.dirty = {2}
+        assert (await guest.collect_dirty())[3].count() == PAGES
+        held.dirty = {3}
+        await guest.pause()
+        assert (await guest.collect_dirty())[3].count() == 1
+        assert tuple(await guest.save_state()) == STATE
+        held.dirty = {4}
+        assert (await guest.collect_dirty())[3].count() == 1
+        assert held.calls[-4:] == ["pause", "collect", "save_state", "collect"]
 
 
 @pytest.mark.parametrize("cut", ["reserve", "discard"])

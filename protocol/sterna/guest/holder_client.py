@@ -4,6 +4,10 @@ A connection has one request under way at a time. Cancelling one does not break 
 goes first at the next request, and an answer that nobody waits for any more is dropped by its number. That
 matters, because the endpoint resumes the guest over the same connection after a deadline has cut a request
 off. Whether the holder has done what was cancelled is for the caller to consider.
+
+Where it is known what will be asked next, that may go along with a request: then the holder has done it when
+it is asked for, and its answer is there. Each way through the kernel, with two processes to wake, is time for
+which a guest stands still.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ import errno
 import os
 import select
 import socket
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -88,6 +94,7 @@ class HolderConnection:
         self._reader = FrameReader()
         self._unsent: list[tuple[bytes, tuple[int, ...]]] = []
         self._number = 0
+        self._along: deque[tuple[str, int]] = deque()  # what was sent along and not asked for yet
         self._busy = False
         self.may_run = False
         self.kind = ""
@@ -109,9 +116,13 @@ class HolderConnection:
         fields: JsonObject | None = None,
         descriptors: tuple[int, ...] = (),
         *,
+        along: Sequence[str] = (),
         within_s: float = ANSWER_WITHIN_S,
     ) -> Frame:
         """One request and its answer. The caller owns the answer's descriptors; the request's stay his.
+
+        `along`: operations without fields that go with it, for the calls that follow. If others follow, the
+        holder has done them all the same, and what it has answered is lost.
 
         Raises:
             HolderSilent: no answer in time.
@@ -122,13 +133,17 @@ class HolderConnection:
         self._busy = True
         try:
             with trio.fail_after(within_s):
-                return await self._exchange(operation, fields or {}, descriptors)
+                return await self._exchange(operation, fields or {}, descriptors, along)
         except trio.TooSlowError as error:
             raise HolderSilent(f"{operation}: no answer from the holder within {within_s:g} s") from error
         except OSError as error:
             raise GuestError(f"{operation}: the holder is gone: {error.strerror}") from error
         finally:
             self._busy = False
+
+    def has_along(self, operation: str) -> bool:
+        """Whether this one has gone along, and is the next to be asked for."""
+        return bool(self._along) and self._along[0][0] == operation
 
     @property
     def is_over(self) -> bool:
@@ -176,12 +191,20 @@ class HolderConnection:
     ) -> None:
         await self.aclose()
 
-    async def _exchange(self, operation: str, fields: JsonObject, descriptors: tuple[int, ...]) -> Frame:
-        self._number += 1
-        number = self._number
-        data = encode_frame({"id": number, "op": operation, **fields}, descriptors)
-        # Copies, because a cancelled request is sent later all the same: half a frame cannot be taken back.
-        self._unsent.append((data, tuple(os.dup(descriptor) for descriptor in descriptors)))
+    async def _exchange(
+        self, operation: str, fields: JsonObject, descriptors: tuple[int, ...], along: Sequence[str]
+    ) -> Frame:
+        if self.has_along(operation) and not fields:
+            _, number = self._along.popleft()
+        else:
+            self._along.clear()
+            number, data = self._encoded(operation, fields, descriptors)
+            for each in along:
+                more, behind = self._encoded(each, {}, ())
+                self._along.append((each, more))
+                data += behind
+            # Copies: a cancelled request is sent later all the same, for half a frame cannot be taken back.
+            self._unsent.append((data, tuple(os.dup(descriptor) for descriptor in descriptors)))
         # A holder that turns us away does not read before it closes; what it said is still there.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             await self._send()
@@ -197,6 +220,11 @@ class HolderConnection:
             frame.close()
             raise _refusal(operation, frame.fields)
         return Frame(answer, frame.descriptors)
+
+    def _encoded(self, operation: str, fields: JsonObject, descriptors: tuple[int, ...]) -> tuple[int, bytes]:
+        """A request's number, and its bytes."""
+        self._number += 1
+        return self._number, encode_frame({"id": self._number, "op": operation, **fields}, descriptors)
 
     async def _send(self) -> None:
         while self._unsent:

@@ -110,6 +110,7 @@ class HolderSourceGuest:
         self._maps = maps
         self._bitmaps: _Bitmaps | None = None
         self._collected = True  # the last collect's answer has come; what it told is not lost
+        self._collects_along = False  # it had come when the newest was sent along with another request
         self._notes: MemoryMap | None = None
 
     @classmethod
@@ -164,7 +165,8 @@ class HolderSourceGuest:
 
     async def collect_dirty(self) -> Mapping[int, PageBitmap]:
         """From the shared bitmap; all, if a collect was cut off after which the holder may have forgotten."""
-        complete, self._collected = self._collected, False
+        complete = self._collected or (self._collects_along and self.connection.has_along("track_collect"))
+        self._collected = self._collects_along = False
         answer = await self.connection.call("track_collect")
         self._collected = True
         if self._bitmaps is None or not complete or answer.fields.get("all") is not False:
@@ -181,8 +183,9 @@ class HolderSourceGuest:
         self._bitmaps = None
 
     async def pause(self) -> None:
-        """Between two of the guest's blocks of work."""
-        await self.connection.call("pause")
+        """Between two of the guest's blocks of work. What it has written is asked for next, and its state."""
+        self._collects_along, self._collected = self._collected, False
+        await self.connection.call("pause", along=("track_collect", "save_state"))
 
     async def resume(self) -> None:
         """Refused with TOO_LATE once the guest was granted."""
