@@ -18,7 +18,7 @@ from sterna_interop.measured import Report
 from sterna_interop.measuring import BARE, BARE_HASH, OURS, Bound, progress
 from sterna_interop.memories import Memories
 from sterna_interop.moving import Way
-from sterna_interop.moving_bare import bare
+from sterna_interop.moving_bare import bare, congestion_control
 from sterna_interop.moving_qemu import QemuMoves
 from sterna_interop.moving_sterna import PLAIN, sterna
 from sterna_interop.moving_tls import Certificates
@@ -73,6 +73,7 @@ class Bulk:
             taken = transfers.take(runs, stack.enter_context(progress(output)))
         conditions = self.conditions | {
             "connection": f"{TLS if self.tls else TCP} over loopback, handshakes included",
+            "congestion control": congestion_control(),
             "Sterna": SESSION,
         }
         if against is not None:

@@ -11,10 +11,12 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, TypeAlias
 
 from sterna.limits import BATCH_BYTES
 from sterna.memory.pages import hash_chunks
+from sterna.net.tcp import LOCAL_CONGESTION_CONTROL, do_not_pace_locally
 from sterna_interop.memories import Memories
 from sterna_interop.moving import Processes, Ready
 
@@ -29,6 +31,15 @@ class Contexts:
     server: ssl.SSLContext
 
 
+_HOSTS_CHOICE: Final = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+
+
+def congestion_control() -> str:
+    """Whose connections have which, for people."""
+    ours, others = LOCAL_CONGESTION_CONTROL.decode(), _HOSTS_CHOICE.read_text().strip()
+    return f"Sterna's and the bare loops' {ours}, as on one machine; QEMU's {others}, this host's"
+
+
 # What a side does with its connected, blocking socket and its memory; the sender tells its seconds.
 SendOver: TypeAlias = Callable[[socket.socket, memoryview], float]
 ReceiveOver: TypeAlias = Callable[[socket.socket, memoryview], None]
@@ -37,16 +48,21 @@ Extents: TypeAlias = Sequence[tuple[int, int]]
 
 
 def over_sockets(send: SendOver, receive: ReceiveOver, memories: Memories) -> Processes:
-    """A way of moving over one connection, which is there already when each side begins."""
+    """A way of moving over one connection, which is there already when each side begins.
+
+    Its congestion control is Sterna's: what a loop can do that is paced as well would be no yardstick.
+    """
 
     def dial(view: memoryview, port: int) -> float:
         with socket.create_connection((HOST, port)) as sock:
+            do_not_pace_locally(sock)
             return send(sock, view)
 
     def accept(view: memoryview, ready: Ready) -> None:
         with socket.create_server((HOST, 0)) as server:
             ready(server.getsockname()[1])
             with server.accept()[0] as sock:
+                do_not_pace_locally(sock)
                 receive(sock, view)
 
     return Processes(dial, accept, memories)

@@ -46,3 +46,18 @@ def test_an_end_that_comes_early_is_noticed():
         "except GuestError as error: print(error)"
     )
     assert "the receiver failed: ConnectionError: the sender ended early" in said
+
+
+def test_the_loops_are_paced_no_more_than_what_they_are_measured_by():
+    said = run(
+        START + "import socket\n"
+        "def control(sock):\n"
+        "    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b'\\0').decode()\n"
+        "def send(sock, view):\n"
+        "    print(control(sock) in congestion_control())\n"
+        "    return 0.0\n"
+        "def receive(sock, view):\n"
+        "    print(control(sock))\n"
+        "over_sockets(send, receive, memories).move()"
+    )
+    assert sorted(said.split()) == ["True", "reno"]

@@ -104,9 +104,7 @@ class SocketOptions:
         ):
             if size is not None:
                 sock.setsockopt(socket.SOL_SOCKET, option, size)
-        with suppress(OSError):  # the peer is gone by now; or it stays as it is
-            if sock.getpeername()[0] == sock.getsockname()[0]:
-                sock.setsockopt(tcp, socket.TCP_CONGESTION, LOCAL_CONGESTION_CONTROL)
+        do_not_pace_locally(sock)
 
 
 DEFAULT_OPTIONS: Final = SocketOptions()
@@ -242,6 +240,13 @@ def round_trip_s(sock: socket.socket) -> float | None:
     except (OSError, struct.error):
         return None
     return float(microseconds * 1e-6)
+
+
+def do_not_pace_locally(sock: socket.socket) -> None:
+    """`LOCAL_CONGESTION_CONTROL` for a connection that does not leave this machine; others are left alone."""
+    with suppress(OSError):  # the peer is gone by now; or it stays as it is
+        if sock.getpeername()[0] == sock.getsockname()[0]:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, LOCAL_CONGESTION_CONTROL)
 
 
 def cork(sock: socket.socket, *, held: bool) -> None:
