@@ -3,7 +3,8 @@
 What counts is what goes over the wire. QEMU has two ways to send less: XBZRLE sends changes of pages that are
 in its cache, and multifd compresses with zstd; one excludes the other, and the better one is the peer. All
 have the same link, the same memory for a cache, and the same time to stand still. Beside it stands that
-Sterna loses nothing by trying: random memory over loopback, packed where that pays and never.
+Sterna loses nothing by trying: random memory over loopback, packed where that pays and never. And what
+memory it takes at each side to pack, where that is most.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from sterna_interop.moving_slowly import SternaSlowly
 from sterna_interop.moving_sterna import PATIENT, PLAIN, sterna
 from sterna_interop.moving_written import LESS_BYTES, Last, QemuWritten, WritingWay, Written, WrittenMove
 from sterna_interop.qemu import Settings, version
-from sterna_interop.transfers import Against, Write, need, write_to
+from sterna_interop.transfers import Against, Write, memory_measures, need, write_to
 from sterna_interop.transfers import Last as LastMove
 
 SIZE_BYTES: Final = 512 << 20
@@ -83,6 +84,7 @@ def compress(
         "connection": f"{TCP} over loopback, through a process that passes {format_rate(CAP_BYTES_S)} on; "
         "random memory: not through it",
         "caches": f"{format_size(CACHE_BYTES)} each, for versions that were sent",
+        "memory": "beyond the guest's and an idle endpoint's: --compress always, random memory, no cache",
         "downtime": f"stop-and-copy, {DOWNTIME_S * 1000:g} ms allowed to each",
         "Sterna": f"--compress always; random memory: auto, and off ({RAW}), {RANDOM_TURNS} turns each "
         f"in a run, which of them is first alternates. {SESSION}",
@@ -103,6 +105,7 @@ def compress(
             taken, conditions["QEMU"] = _best(taken)
         turns = runs * RANDOM_TURNS
         taken += take(_random(size), turns, lambda text: say(f"random memory: {text}"), swaps=True)
+        taken += take(_memory(size), 1, lambda text: say(f"memory of each side: {text}"), warm=True)
     write_to(Report(bench="compress", runs=runs, taken=taken, conditions=conditions), write, output)
 
 
@@ -148,6 +151,12 @@ def _random(size: int) -> list[Measure]:
             ways={name: last.told(lambda moved: sum(moved.cpu_s)) for name, last in lasts.items()},
         ),
     ]
+
+
+def _memory(size: int) -> list[Measure]:
+    """What packing takes: most of random memory, whose copies are held until they have been sent."""
+    options = Options(policy=PATIENT, compress=Compress.ALWAYS, versions_bytes=0)
+    return memory_measures({OURS: LastMove(sterna(Memories(size), PLAIN, options))}, size)
 
 
 def _best(taken: list[Taken]) -> tuple[list[Taken], str]:

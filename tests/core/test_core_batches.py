@@ -6,6 +6,7 @@ import pytest
 from core_support import PAGE
 from lanes_support import check_moved, pair_of, run_to
 
+from sterna.core import batches
 from sterna.core.batches import Batches
 from sterna.core.sending import Job, Sending
 from sterna.core.tables import SourceState as S
@@ -123,6 +124,31 @@ def test_a_connection_has_as_much_ahead_as_the_driver_says():
     assert not pair.source.job_done(jobs[2], encoded(pair, jobs[2]))
     assert pair.source.waiting_bytes(0) > one > 2 * PAGE
     assert pair.source.waiting_bytes(7) == 0  # no such connection
+    check_moved(worked(pair))
+
+
+def test_all_connections_together_hold_so_much(monkeypatch):
+    """However many there are: what is encoded, what waits, and what leaves until it has."""
+    monkeypatch.setattr(batches, "HELD_BYTES", 1)
+    pair = packing(2)
+    pair.source.ahead = 4
+    run_to(pair, S.ROUND)
+    job = pair.source.next_job(1)
+    assert pair.source.next_job(1) is pair.source.next_job(2) is None  # one is encoded
+    pair.source.job_done(job, encoded(pair, job))
+    assert pair.source.next_job(2) is None  # it is queued
+    unit = pair.source.poll_transmit(pair.now, 1)
+    assert pair.source.next_job(2) is None  # it leaves
+    pair.source.transmitted(sum(map(len, unit)), pair.now, 1)
+    pair.lanes[1].to_destination += b"".join(map(bytes, unit))
+    monkeypatch.setattr(batches, "HELD_BYTES", 1 << 20)
+    jobs = [pair.source.next_job(stream) for stream in (1, 2, 2)]
+    assert all(jobs)
+    for each in jobs[1:]:
+        pair.source.job_done(each, encoded(pair, each))
+    monkeypatch.setattr(batches, "HELD_BYTES", 1)
+    assert pair.source.next_job(2) is None
+    pair.source.job_done(jobs[0], encoded(pair, jobs[0]))
     check_moved(worked(pair))
 
 

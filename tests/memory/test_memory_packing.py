@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sterna.limits import CHUNK_BYTES, EXPANSION, Limits
 from sterna.memory import packing
-from sterna.memory.packing import PIECE_BYTES, Measure, Packer
+from sterna.memory.packing import PIECE_BYTES, SAMPLE_BYTES, Measure, Packer
 from sterna.memory.pages import EncodedBatch, RegionPages
 from sterna.memory.recent import RecentPages
 from sterna.memory.regions import RegionTable
@@ -82,7 +82,8 @@ def test_what_compresses_is_compressed():
     measure = pair.packer.measure
     assert (measure.page_bytes, measure.sent_bytes) == (50 * PAGE, batch.bulk_bytes)
     assert (measure.zstd_bytes, measure.change_bytes) == (55 * PAGE, 0)
-    assert pair.packer.sample == bytes(2 * PAGE) + TEXT * 30 + bytes(2 * PAGE)
+    assert pair.packer.sample == bytes(2 * PAGE) + TEXT * 30
+    assert len(pair.packer.sample) == SAMPLE_BYTES
 
 
 def test_nothing_but_zeros():
@@ -126,6 +127,25 @@ def test_pieces_are_cut_at_chunks(monkeypatch):
     assert [first for first, _, _ in kinds(batch)] == [3, 3 + step]
     plain = RegionPages(TABLE, {5: memoryview(pair.here)}).encode(5, [3], [500])
     assert batch.hashes.tolist() == plain.hashes.tolist()
+
+
+def test_frames_are_made_of_some_pieces_at_a_time(monkeypatch):
+    """They take memory until those that are made together are there."""
+    made: list[list[int]] = []
+
+    class Noted(Compressor):
+        def frames(self, contents):
+            made.append([len(content) // PAGE for content in contents])
+            return super().frames(contents)
+
+    monkeypatch.setattr(packing, "PIECE_BYTES", 8 * PAGE)
+    pair = Pair()
+    pair.write(0, RANDOM[: 40 * PAGE])
+    pair.send([0, 10, 20, 30], [3, 3, 3, 10], Noted(1))
+    assert made == [[3, 3], [3], [8], [2]]
+    made.clear()
+    pair.send([0], [1], Noted(1))
+    assert made == [[1]]
 
 
 def test_a_change_is_sent_as_such():

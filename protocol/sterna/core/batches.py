@@ -4,7 +4,8 @@ Pages as they are cost next to nothing to encode, and the newest version of a pa
 these is made when the connection takes it. To pack pages takes longer than to send them. So where they are
 packed the driver takes a `Job`, has it done where nobody waits for it, and brings the batch. Each connection
 has so many jobs under way and batches waiting as the driver says, and no more: what waits grows old. A batch
-that waits is no frame yet, so whatever else is to be said goes before it.
+that waits is no frame yet, so whatever else is to be said goes before it. Such batches are no views of guest
+memory but take memory themselves, so all connections together have no more than `HELD_BYTES` of them.
 
 What a job is of has been given out [8.4]: no early look spares it. If the guest writes to it meanwhile, it is
 sent in a next round, as every page that is written after it was read.
@@ -27,6 +28,8 @@ from sterna.memory.pages import EncodedBatch, PageSource
 from sterna.registry import Feature
 from sterna.wire.records import Record
 
+# Being encoded, waiting and leaving: eight batches of the usual size, two of the largest that peers take.
+HELD_BYTES: Final = 32 << 20
 _SENDS: Final = {SourceState.ROUND, SourceState.BLACKOUT}
 
 
@@ -44,6 +47,8 @@ class Batches(Departed):
         self.ahead = 1
         self._under_way: Final[Counter[int]] = Counter()  # jobs of each connection
         self._waiting: Final[defaultdict[int, deque[tuple[Job, EncodedBatch]]]] = defaultdict(deque)
+        self._encoded_bytes = 0  # of the jobs' pages
+        self._leaving_bytes: Final[Counter[int]] = Counter()  # each connection's newest batch
 
     @property
     def selection(self) -> Selection | None:
@@ -62,10 +67,23 @@ class Batches(Departed):
             return None
         if self._under_way[stream] + len(self._waiting[stream]) + bool(lane.outbox) >= self.ahead:
             return None
+        if self._held_bytes >= HELD_BYTES:
+            return None
         job = self._memory.next_job(stream, zeros=self._zeros)
         if job is not None:
             self._under_way[stream] += 1
+            self._encoded_bytes += self._size_of(job)
         return job
+
+    def _size_of(self, job: Job) -> int:
+        return int(job.counts.sum()) << self._memory.regions[job.region].granule_log2
+
+    @property
+    def _held_bytes(self) -> int:
+        """A batch that leaves is held until all of it has left."""
+        waiting = sum(batch.bulk_bytes for batches in self._waiting.values() for _, batch in batches)
+        leaving = (self._leaving_bytes[lane.stream] for lane in self._lanes if lane.outbox.has_unsent)
+        return self._encoded_bytes + waiting + sum(leaving)
 
     def waiting_bytes(self, stream: int) -> int:
         """What a connection has to send before the next batch that is given out is missed."""
@@ -80,6 +98,7 @@ class Batches(Departed):
             Whether the connection had run out of pages to send.
         """
         self._under_way[job.stream] -= 1
+        self._encoded_bytes -= self._size_of(job)
         lane = self._lanes.get(job.stream)
         if lane is None or not self._can_speak or not self._memory.wants(job):
             return False
@@ -110,6 +129,7 @@ class Batches(Departed):
         while waiting:
             job, batch = waiting.popleft()
             if self._memory.wants(job):
+                self._leaving_bytes[lane.stream] = batch.bulk_bytes
                 self._queue(lane, self._memory.job_done(job, batch, lane.outbox.writer.next_sequence))
                 return True
         return False

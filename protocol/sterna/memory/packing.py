@@ -28,6 +28,7 @@ from sterna.registry import Encoding
 from sterna.wire.records import RUN_DTYPE
 
 PIECE_BYTES: Final = 8 << 20
+SAMPLE_BYTES: Final = 128 << 10
 WORTHWHILE: Final = 0.95
 # A frame has at least so many bytes, and so many for each of its blocks. Hence no run of so many times the
 # receiver's limit is refused, or of any size if its limit is a block of that [PGS-18].
@@ -118,7 +119,7 @@ class Packer:
             if piece.bytes.nbytes == 0:
                 rows.append((piece.first, piece.count, 0, Encoding.ZERO))
                 continue
-            self.sample = self.sample or piece.bytes
+            self.sample = self.sample or memoryview(bytes(piece.bytes[:SAMPLE_BYTES]))  # not to hold the rest
             hashes += hash_chunks(piece.bytes, (0,), (piece.bytes.nbytes,))
             encoding, best = next(packed)
             rows.append((piece.first, piece.count, best.nbytes, encoding))
@@ -226,9 +227,10 @@ class Packer:
                 for number, piece in enumerate(pieces)
                 if best[number][1].nbytes > piece.bytes.nbytes * _SMALL_CHANGE
             ]
-            frames = compressor.frames([pieces[number].bytes for number in rest])
-            for number, frame in zip(rest, frames, strict=True):
-                self._better(best, number, Encoding.ZSTD, frame, pieces[number].bytes.nbytes)
+            for some in _groups(rest, [pieces[number].bytes.nbytes for number in rest]):
+                frames = compressor.frames([pieces[number].bytes for number in some])
+                for number, frame in zip(some, frames, strict=True):
+                    self._better(best, number, Encoding.ZSTD, frame, pieces[number].bytes.nbytes)
         self.measure = Measure(
             zstd_bytes=sum(pieces[number].bytes.nbytes for number in rest),
             change_bytes=sum(pieces[number].bytes.nbytes for number in known),
@@ -247,7 +249,7 @@ class Packer:
         """Take it for this piece if it is smaller by something, and not smaller than the receiver takes."""
         least = -(-size // self._expansion) if self._expansion else size
         if least <= packed.nbytes < min(best[number][1].nbytes, size * WORTHWHILE):
-            best[number] = encoding, packed
+            best[number] = encoding, memoryview(bytes(packed))  # what is not better is let go of at once
 
     def _changes(self, region: int, pieces: list[_Piece], compressor: Compressor) -> list[memoryview]:
         """A `delta` run of each: hashes of the base's chunks, and a frame of what differs."""
@@ -265,3 +267,17 @@ class Packer:
             changes.append(base.data)
         frames = compressor.frames(changes)
         return [memoryview(head + bytes(frame)) for head, frame in zip(heads, frames, strict=True)]
+
+
+def _groups(numbers: list[int], sizes: list[int]) -> Iterator[list[int]]:
+    """Pieces in groups of up to `PIECE_BYTES`, for frames take memory until those of a group are made."""
+    group: list[int] = []
+    room = PIECE_BYTES
+    for number, size in zip(numbers, sizes, strict=True):
+        if group and size > room:
+            yield group
+            group, room = [], PIECE_BYTES
+        group.append(number)
+        room -= size
+    if group:
+        yield group

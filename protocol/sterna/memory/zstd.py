@@ -46,7 +46,8 @@ class Compressor:
         if not contents:
             return []
         made = self._zstd.multi_compress_to_buffer(list(contents), threads=1)
-        return [memoryview(made[number].tobytes()) for number in range(len(made))]
+        # Views, not copies; that segments are buffers is not in the library's annotations.
+        return [memoryview(made[number]) for number in range(len(made))]  # type: ignore[arg-type]
 
 
 class Decompressor:

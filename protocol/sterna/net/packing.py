@@ -28,7 +28,7 @@ from sterna.core.events import Event, RoundFinished, RoundStarted, SessionResume
 from sterna.core.negotiate import Selection
 from sterna.core.paying import Paying
 from sterna.core.sending import Job
-from sterna.memory.packing import Measure, Packer
+from sterna.memory.packing import SAMPLE_BYTES, Measure, Packer
 from sterna.memory.pages import EncodedBatch, RegionPages
 from sterna.memory.recent import RecentPages
 from sterna.memory.zstd import Compressor
@@ -47,7 +47,6 @@ CHANGES_LINK_BYTES_S: Final = 400e6
 # What the changes have to save of a round's bytes, or they are useless; and how many such rounds are enough.
 CHANGES_GAIN: Final = 0.05
 USELESS_ROUNDS: Final = 2
-SAMPLE_BYTES: Final = 128 * 1024
 _FIRST_LEVEL: Final = 2
 # A connection has a second core to itself if there is one; so many batches wait or are being packed then.
 WORKERS: Final = 2
@@ -286,7 +285,7 @@ class PackingPages(SteadyPages):
             pages = gone * measure.page_bytes // max(measure.sent_bytes, 1)
             self._meter.goes(pages, gone, now)
         if self._wants_sample and packer.sample:
-            self._sample = packer.sample[:SAMPLE_BYTES]
+            self._sample = packer.sample
 
     @property
     def _wants_sample(self) -> bool:

@@ -290,6 +290,7 @@ class Pump:
 
     def idle(self, stream: int) -> None:
         """See `Driver`. What follows the last page is said on the control connection."""
+        self.to_pack.set()  # what has left may have been in the way of a batch
         if stream:
             self._lines[0].to_send.set()
 
