@@ -389,7 +389,7 @@ async def test_where_much_is_owed_a_receiver_is_woken_for_much(autojump_clock):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wakes.wait, 4 * MUCH_BYTES)
             await wait_all_tasks_blocked()
-            assert threshold(b) == MUCH_BYTES
+            assert OWED_BYTES < threshold(b) <= MUCH_BYTES  # the kernel has a bound of its own
             a.send(b"x")
             nursery.cancel_scope.cancel()
         await wakes.wait(OWED_BYTES - 1)  # what is there is enough

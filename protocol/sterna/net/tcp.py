@@ -45,7 +45,7 @@ YIELD_BYTES: Final = 8 * 1024 * 1024
 
 # From here on a place to receive into is one for page bytes that were announced; read buffers are smaller.
 OWED_BYTES: Final = 512 * 1024
-MUCH_BYTES: Final = 2 * 1024 * 1024
+MUCH_BYTES: Final = 4 * 1024 * 1024  # a batch
 PATIENCE_S: Final = 0.05
 
 # Where struct tcp_info of linux/tcp.h has its smoothed round trip, in microseconds.
