@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from hypothesis import strategies as st
@@ -27,11 +28,14 @@ from sterna.guest.workload import PAGE_BYTES
 from sterna.registry import ERRORS, ErrorCode, FrameType, Phase
 from sterna_fuzz.conversations import DESTINATION, EPOCH, SOURCE
 from sterna_fuzz.guests import damaged
+from sterna_fuzz.packers import WAYS_OF_RUNS
 from sterna_fuzz.target import Machine, Words
 from sterna_fuzz.worlds import STALL_S, Setting, Side, World
 
 FLOW_STEPS: Final = 4000  # more than any migration of these guests takes
 SILENCE_S: Final = 600.0  # longer than all deadlines of a session one after the other
+# What a destination says of a run that is not what its table says [PGS-16] [PGS-17] [PGS-18] [PGS-19].
+_NOT_PACKED: Final = frozenset({ErrorCode.MALFORMED, ErrorCode.LIMIT_EXPANSION})
 _MADE: Final = frozenset({DestinationState.LOADING, DestinationState.LOADED})
 # Phases come in this order; only a destination that is not ready leads back to rounds.
 _ORDER: Final = (
@@ -108,6 +112,10 @@ class History(Machine):
     @initialize(setting=settings_of_a_world, ending=st.sampled_from(("flow", "cut", "silence")))
     def begin(self, setting: Setting, ending: str) -> None:
         """Start the source."""
+        self.start(setting, ending)
+
+    def start(self, setting: Setting, ending: str) -> None:
+        """In a world like this."""
         self.world = World(setting)
         self.ending = ending
         self.phases: dict[str, list[Phase]] = {SOURCE: [], DESTINATION: []}
@@ -359,15 +367,25 @@ class History(Machine):
             assert there.outcome in {Outcome.COMPLETED, Outcome.MOVED, Outcome.UNDECIDED}, there.outcome
             assert not damaged(world.room.workload), "memory at the destination is damaged"
         if not world.disturbed and self.ending == "flow":
-            good = here.outcome is there.outcome is Outcome.COMPLETED
-            gave_up = here.code is ErrorCode.NOT_CONVERGING
-            gave_up = gave_up or (world.damaged and there.code is ErrorCode.PAGE_HASH)
+            good = here.outcome is there.outcome is Outcome.COMPLETED and not world.spoilt
+            gave_up = here.code is ErrorCode.NOT_CONVERGING and not world.spoilt
+            gave_up = gave_up or there.code in self.explained
             assert good or gave_up, f"undisturbed, and yet {here.error or there.error}"
         elif not self.handed_over and here.outcome is not Outcome.GUEST_FAILED:
             assert here.outcome is Outcome.ROLLED_BACK, f"{here.outcome} before HANDOVER"
         for side in world.sides.values():
             self.last_word(side)
         assert not damaged(world.guest.workload), "memory at the source is damaged"
+
+    @property
+    def explained(self) -> frozenset[ErrorCode]:
+        """What a destination may say of page bytes that were damaged, or packed as nothing may be."""
+        world, codes = self.world, set[ErrorCode]()
+        if world.damaged:
+            codes.add(ErrorCode.PAGE_HASH)
+        if world.spoilt or (world.damaged and world.packs is not None):
+            codes |= _NOT_PACKED
+        return frozenset(codes)
 
     def last_word(self, side: Side) -> None:
         """Whoever ends a session says so, as long as the connection takes it [CON-11] [ABT-1]."""
@@ -397,6 +415,25 @@ class History(Machine):
         ended = [result for result in found if result is not None]
         words = [each.outcome.value if each.code is None else each.code.name.lower() for each in ended]
         return [*words, "handed over"] if self.handed_over else words
+
+
+class PackedHistory(History):
+    """The same of a guest whose pages travel packed; now and then a run is packed as nothing may be."""
+
+    @initialize(
+        setting=settings_of_a_world,
+        ending=st.sampled_from(("flow", "cut", "silence")),
+        changes=st.sampled_from((True, True, False)),
+    )
+    def begin(self, setting: Setting, ending: str, *, changes: bool) -> None:
+        """Start the source."""
+        self.start(replace(setting, packs=True, changes=changes), ending)
+
+    @rule(way=st.sampled_from(sorted(WAYS_OF_RUNS)))
+    def pack(self, way: str) -> None:
+        """A run of the next batch is packed in a way that may be none."""
+        assert self.world.packs is not None
+        self.world.packs.way = way
 
 
 def _flow(world: World) -> None:

@@ -43,6 +43,11 @@ from sterna.wire.records import (
 
 F = FrameType
 _EARLY: Final = frozenset({F.PING, F.PONG, F.PROGRESS})
+_ENCODINGS: Final = {
+    Feature.ENCODING_ZERO: Encoding.ZERO,
+    Feature.ENCODING_ZSTD: Encoding.ZSTD,
+    Feature.ENCODING_DELTA: Encoding.DELTA,
+}
 _LAST: Final = frozenset({F.ABORT, F.REFUSE, F.BYE})
 # What may come behind what, on the way of a session that goes well; an ABORT may come anywhere.
 _ORDER: Final[dict[Sender, dict[FrameType | None, frozenset[FrameType]]]] = {
@@ -120,8 +125,8 @@ class Monitor:
     def greeted(self) -> None:
         """WELCOME has left the destination: what was announced holds."""
         self._reader.set_limits(self._limits)
-        zeros = Feature.ENCODING_ZERO in self.features
-        self._reader.set_encodings(frozenset({Encoding.RAW, Encoding.ZERO} if zeros else {Encoding.RAW}))
+        some = {each for feature, each in _ENCODINGS.items() if feature in self.features}
+        self._reader.set_encodings(frozenset({Encoding.RAW, *some}))
 
     def _frame(self, header: Header, record: Record) -> None:
         kind = record.type

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from sterna_fuzz.histories import History
+from sterna_fuzz.histories import History, PackedHistory
 from sterna_fuzz.target import Property, Stateful, Target
 
 
@@ -17,7 +17,13 @@ def properties(_: Sequence[str]) -> list[Property]:
             "one-runner",
             "whatever happens on the way, the guest runs once, whole, and everybody says how it ended",
             History,
-        )
+        ),
+        Stateful(
+            "packed",
+            "one-runner",
+            "and if its pages travel packed, right or wrong",
+            PackedHistory,
+        ),
     ]
 
 

@@ -9,6 +9,7 @@ by a look at what must hold.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,10 +22,12 @@ from sterna.core.events import (
     Persist,
     Prepare,
     Request,
+    Reserve,
     RollBack,
     RunGuest,
 )
 from sterna.core.history import History
+from sterna.core.negotiate import BASE_FEATURES, offer
 from sterna.core.policy import PolicySettings
 from sterna.core.records import Record
 from sterna.core.session import Session
@@ -39,13 +42,19 @@ from sterna.guest.simulated import (
 )
 from sterna.guest.workload import WorkloadParameters
 from sterna.limits import Limits
-from sterna.registry import ErrorCode, Sender
+from sterna.memory.pages import RegionPages
+from sterna.memory.unpacking import Unpacking
+from sterna.registry import ErrorCode, Feature, Sender
 from sterna.testing.pair import Pair, run_now
+from sterna.wire import Buffer
 from sterna.wire.records import Runner
 from sterna_fuzz.conversations import DESTINATION, EPOCH, SOURCE
 from sterna_fuzz.guests import ScribblingGuest
 from sterna_fuzz.monitor import Monitor
+from sterna_fuzz.packers import ROOM_BYTES, WINDOW_LOG2, Harm, Packs
 
+_EXPANSION: Final = 4096  # so that nothing that is to be packed is refused for being packed too well
+_SCRIBBLED_MAX: Final = 8  # of so many pages an audit says why they are not as expected
 _FLOW_S: Final = 0.0005  # how long a step of a healthy connection takes
 STALL_S: Final = 9.0  # a connection that took nothing for longer may be given up
 _IDLE_STEP_S: Final = 0.25
@@ -66,6 +75,8 @@ class Setting:
         precise: whether the tracker knows which pages were written.
         not_ready: how often preparing fails at first.
         claim: whether the destination wins its claim.
+        packs: whether pages travel packed; then half of the guest, or eight pages, is of some that pack well.
+        changes: and as changes of what was sent before.
     """
 
     pages: int = 8
@@ -80,6 +91,8 @@ class Setting:
     precise: bool = True
     not_ready: int = 0
     claim: bool = True
+    packs: bool = False
+    changes: bool = True
 
 
 @dataclass(slots=True)
@@ -124,6 +137,7 @@ class World(Pair):
         image: memory of the guest at the pause; empty before.
         disturbed: whether anything has happened that may end a migration.
         damaged: whether page bytes were damaged on their way.
+        spoilt: whether page bytes were sent that were packed as nothing may be.
         stuck: whether a roll-back was made to fail.
         quiet_s: for how long nothing has moved; longest_quiet_s: the most of it so far.
         idle_s: for how long hosts have not answered, in all.
@@ -135,18 +149,24 @@ class World(Pair):
 
     def __init__(self, setting: Setting) -> None:
         sizes = _sizes(setting)
-        hot = setting.pages - setting.zero_pages
-        parameters = WorkloadParameters(3, setting.pages, hot, block_pages=1, zero_pages=setting.zero_pages)
+        zero_pages = min(setting.pages // 2, _SCRIBBLED_MAX) if setting.packs else setting.zero_pages
+        hot = setting.pages - zero_pages
+        parameters = WorkloadParameters(3, setting.pages, hot, block_pages=1, zero_pages=zero_pages)
         self.guest: Final = ScribblingGuest(parameters, region_pages=sizes, precise=setting.precise)
+        for number in range(zero_pages if setting.packs else 0):
+            self.guest.scribble(number, 1 + number)  # what the workload writes does not pack at all
         self.guest.machine.epoch = EPOCH
         self.room: Final = SimulatedDestinationGuest(journal=self.guest.machine.journal)
-        limits = Limits(bulk_bytes=setting.bulk_bytes)
+        limits = Limits(bulk_bytes=setting.bulk_bytes, expansion=_EXPANSION if setting.packs else 1)
         super().__init__(
             self.guest,
             self.room,
             source_config=_source_config(setting, self.guest),
-            destination_config=DestinationConfig(agent="there", limits=limits),
+            destination_config=DestinationConfig(
+                agent="there", limits=limits, features=BASE_FEATURES | _packed(setting).keys()
+            ),
         )
+        self.packs: Final = Packs(self.source, self._pages) if setting.packs else None
         self.image = b""
         self.count = 0
         self._not_ready, self._wins = setting.not_ready, setting.claim
@@ -154,7 +174,8 @@ class World(Pair):
         guest_id = self.guest.description.id
         self.histories = {SOURCE: History(guest_id), DESTINATION: History(guest_id)}
         self.claimed = False
-        self.disturbed = self.damaged = self.stuck = False
+        self.disturbed = self.damaged = self.spoilt = self.stuck = False
+        self._scribbles = 0
         self.quiet_s = self.idle_s = self.longest_quiet_s = 0.0
         now = self._clock
         self.sides: Final = {
@@ -172,12 +193,22 @@ class World(Pair):
     def take(self, name: str) -> bool:
         """The next unit that a side's machine has to say. Whether there was one."""
         side = self.sides[name]
+        worked = name == SOURCE and self.packs is not None and self.packs.step()
         buffers = side.machine.poll_transmit(self.now)
+        self._look_for_harm(buffers)
         side.taken.extend(memoryview(buffer) for buffer in buffers)
         if buffers:
             side.bulk = sum(len(buffer) for buffer in buffers[1:])
         self._events(side)
-        return bool(buffers)
+        return worked or bool(buffers)
+
+    def _look_for_harm(self, buffers: Sequence[Buffer]) -> None:
+        """Note what is said of what was packed otherwise than it should be."""
+        for buffer in buffers if self.packs is not None else ():
+            assert self.packs is not None
+            harm = self.packs.harmed.get(bytes(buffer), Harm.NONE)
+            self.damaged |= harm is Harm.REJECTED
+            self.spoilt |= harm is Harm.ENDS
 
     def leave(self, name: str, count: int | None = None) -> bool:
         """So many of the bytes that were taken leave, all by default. Whether there were any."""
@@ -234,7 +265,8 @@ class World(Pair):
     def damage(self) -> None:
         """A bit of page bytes flips, if some have just left: pages are rejected, not the session.
 
-        Once the guest is paused nothing explains that any more, and the session ends [CON-47].
+        Where pages are packed the session may end, for that may be no frame any more. Once the guest is
+        paused nothing explains that any more, and the session ends [CON-47].
         """
         side = self.sides[SOURCE]
         if self.carries_pages:
@@ -341,6 +373,10 @@ class World(Pair):
                 self.check_image()
                 assert self.claimed, "it is to run, and nobody has claimed it [ONE-25]"
                 assert self.records[DESTINATION][-2:] == ["claiming", "start"], "without a record [ONE-28]"
+            case Reserve() if self.packs is not None:
+                pages = await super()._destination(request)
+                assert isinstance(pages, RegionPages)
+                return Unpacking(pages, WINDOW_LOG2)
             case _:
                 pass
         return await super()._destination(request)
@@ -349,6 +385,9 @@ class World(Pair):
 
     def write(self, count: int) -> None:
         """Whichever guest runs writes so many pages, less where it is slowed down."""
+        if self.packs is not None:
+            self._scribbles += 1
+            self.guest.scribble(self._scribbles, 1 + self._scribbles % 250)
         for machine in (self.guest.machine, self.room.machine):
             if machine is not None and machine.running:
                 live(machine, count)
@@ -406,6 +445,8 @@ class World(Pair):
     def _events(self, side: Side) -> None:
         while (event := side.machine.poll_event()) is not None:
             side.events.append(event)
+            if self.packs is not None and side.name == SOURCE:
+                self.packs.hears(event)
 
     # ---- looking ----
 
@@ -435,6 +476,14 @@ def _sizes(setting: Setting) -> tuple[int, ...]:
     return (*[each] * (setting.regions - 1), setting.pages - each * (setting.regions - 1))
 
 
+def _packed(setting: Setting) -> dict[Feature, int]:
+    """The features by which pages travel packed."""
+    if not setting.packs:
+        return {}
+    more = {Feature.ENCODING_DELTA: ROOM_BYTES} if setting.changes else {}
+    return {Feature.ENCODING_ZSTD: WINDOW_LOG2, **more}
+
+
 def _source_config(setting: Setting, guest: SimulatedSourceGuest) -> SourceConfig:
     policy = PolicySettings(
         allowed_downtime_s=setting.allowed_downtime_s,
@@ -444,6 +493,7 @@ def _source_config(setting: Setting, guest: SimulatedSourceGuest) -> SourceConfi
         on_exhausted="switch" if setting.switch else "abort",
     )
     return SourceConfig(
+        features=offer(more=_packed(setting)),
         guest=guest.description.to_record(),
         guest_id=guest.description.id,
         agent="here",
