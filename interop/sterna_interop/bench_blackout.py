@@ -7,8 +7,8 @@ have to say to each other, to their holders and to the disk; the rest is the pri
 Each turn starts processes of its own, so there is nothing to warm up; of a large guest a turn takes long, for
 its memory is filled, and audited in the end.
 
-With ``--against qemu`` everything is plain, and QEMU's machine with a program that writes as much is moved
-in turns with them: by post-copy where our guest goes by bitmap, since that is its shortest switchover.
+With ``--against qemu`` everything is plain, and instead of the idle one QEMU's machine is moved in turns with
+ours, with a program that writes as much: by post-copy where ours goes by bitmap, its shortest switchover.
 That is another table. QEMU's turns do not lie around their median, but in two groups, so each is told.
 """
 
@@ -54,7 +54,7 @@ def blackout(
     write: Write = None,
     json: Json = False,
 ) -> None:
-    """How long a writing guest stands still, beside an idle one and QEMU's.
+    """How long a writing guest stands still, beside an idle one, or beside QEMU's.
 
     Args:
         switchover: how it is moved in the end.
@@ -63,7 +63,7 @@ def blackout(
         dirty_rate: what the guest writes a second.
         downtime: how long it may stand still, for a switchover by stop-and-copy.
         runs: turns of each way; medians are shown.
-        against: measure QEMU as well; its guest needs 64MiB more than the power of two that it writes to.
+        against: measure QEMU instead of an idle guest; memory is 64MiB more than --hot, a power of two.
         write: file for the table, interop/BENCHMARKS.md; the benchmark's last one there is replaced.
         json: one JSON object on stdout.
     """
@@ -75,9 +75,12 @@ def blackout(
         command = ("--memory", f"{memory}B", "--hot", f"{hot}B", "--switchover", switchover)
         command += ("--downtime", format_duration(downtime), *(PLAIN if against else ()))
         writing, idle = (Moved(command, rate) for rate in (dirty_rate, 0.0))
-        blackouts: dict[str, Turn] = {OURS: writing, IDLE: idle}
-        totals: dict[str, Turn] = {OURS: lambda: writing.total_s, IDLE: lambda: idle.total_s}
-        if against is not None:
+        blackouts: dict[str, Turn] = {OURS: writing}
+        totals: dict[str, Turn] = {OURS: lambda: writing.total_s}
+        if against is None:
+            blackouts[IDLE] = idle
+            totals[IDLE] = lambda: idle.total_s
+        else:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sterna-bench-")))
             say("filling memory for QEMU's guest")
             qemu = Last(_qemu(Written(memory, hot, dirty_rate, downtime, switchover), directory))
