@@ -34,7 +34,7 @@ def test_a_source_that_is_started_again_serves_on(monkeypatch: pytest.MonkeyPatc
     """[RES-19] [ONE-38] And where it does not, the cell fails."""
     cell = BY_NAME[f"running/source_killed/bitmap/{store}"]
     assert all(run_cell(cell, seed).passed for seed in range(4))
-    monkeypatch.setattr(LiveMakers, "departed", lambda *_: None)
+    monkeypatch.setattr(LiveMakers, "departed", lambda *_, **__: None)
     failed = [report for seed in range(4) if not (report := run_cell(cell, seed)).passed]
     assert "served its pages to the end" in str([report.failures for report in failed])
 
