@@ -244,9 +244,13 @@ async def test_a_callback_that_raises_does_not_end_a_migration(
     pair.source = Source(
         pair.guest, pair.ends[0], epoch=1, options=Options(clock=trio.current_time, on_event=on_event)
     )
+    heard: list[Event] = []
+    pages = pair.source._pages
+    pages.on_event = heard.append  # type: ignore[method-assign]
     await pair.run()
     assert [result.outcome for result in pair.results.values()] == [Outcome.COMPLETED] * 2
     assert len(calls) == 1
+    assert len(heard) > 5, "what has to know how the session goes is told on"
     assert "on_event" in caplog.text
 
 

@@ -8,13 +8,14 @@ may come, what is recorded, who has claimed what) comes in as a `Host` (`sterna.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from sterna.core.events import Request, Result
 from sterna.core.session import Session
 from sterna.errors import LocalProtocolError
 from sterna.net.hosting import Host, LocalHost
 from sterna.net.options import Options, limiter
-from sterna.net.pump import OnEvent, Perform, Pump
+from sterna.net.pump import OnEvent, Perform, Pump, Shown
 from sterna.net.transport import Transport
 from sterna.registry import ErrorCode
 
@@ -31,7 +32,9 @@ class Endpoint:
         self.result: Result | None = None
         self.transport = transport
         self._host = host or LocalHost()
-        self._options = options or Options()
+        options = options or Options()
+        # By itself: what this side has to learn of events does not end with it.
+        self._options = replace(options, on_event=Shown(options.on_event))
         self._pump: Pump | None = None
         self._cancelled: str | None = None
         self._passed_before = (0, 0)

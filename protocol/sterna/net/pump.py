@@ -91,10 +91,25 @@ class Attended(Protocol):
         """Let it go on with what has come: answer requests of the machine that nobody has taken."""
 
 
-class Pump:
-    """One machine on one transport. `perform` carries out requests, `on_event` sees every event.
+class Shown:
+    """An `on_event` of which an error is logged, and the last one: what shows a migration must not end it."""
 
-    An `on_event` that raises is logged and not called again: what shows a migration must not end it.
+    def __init__(self, on_event: OnEvent) -> None:
+        self._on_event: OnEvent | None = on_event
+
+    def __call__(self, event: Event) -> None:
+        """Tell it."""
+        if self._on_event is None:
+            return
+        try:
+            self._on_event(event)
+        except Exception:  # noqa: BLE001  # an embedder's
+            _log.exception("on_event failed; it is not called any more")
+            self._on_event = None
+
+
+class Pump:
+    """One machine on one transport. `perform` carries out requests, `on_event` sees every event, see `Shown`.
 
     Attributes:
         to_pack: wakes who encodes batches, for a connection may want one.
@@ -116,7 +131,7 @@ class Pump:
         self.clock = clock
         self.limiter = limiter
         self._perform = perform
-        self._on_event = on_event
+        self._tell: Final = Shown(on_event)
         self._beside = () if beside is None else (beside,)
         self._lines = {0: Line(self, 0, transport)}
         self._replaced: list[Line] = []
@@ -326,13 +341,6 @@ class Pump:
         """See `Driver`."""
         self.machine.wear_out(error, self.clock(), line.stream)
         self.kick()
-
-    def _tell(self, event: Event) -> None:
-        try:
-            self._on_event(event)
-        except Exception:  # noqa: BLE001  # an embedder's
-            _log.exception("on_event failed; it is not called any more")
-            self._on_event = lambda _: None
 
     # ---- the tasks ----
 
