@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
+from sterna.core.negotiate import encodings_of
 from sterna.limits import Limits
-from sterna.registry import FRAMES, Encoding, Feature, FrameType, Sender
+from sterna.registry import FRAMES, Feature, FrameType, Sender
 from sterna.wire import FrameReader, FrameReceived, Header, PagesAnnounced, PagesReceived
 from sterna.wire.records import (
     Abort,
@@ -43,11 +44,6 @@ from sterna.wire.records import (
 
 F = FrameType
 _EARLY: Final = frozenset({F.PING, F.PONG, F.PROGRESS})
-_ENCODINGS: Final = {
-    Feature.ENCODING_ZERO: Encoding.ZERO,
-    Feature.ENCODING_ZSTD: Encoding.ZSTD,
-    Feature.ENCODING_DELTA: Encoding.DELTA,
-}
 _LAST: Final = frozenset({F.ABORT, F.REFUSE, F.BYE})
 # What may come behind what, on the way of a session that goes well; an ABORT may come anywhere.
 _ORDER: Final[dict[Sender, dict[FrameType | None, frozenset[FrameType]]]] = {
@@ -125,8 +121,7 @@ class Monitor:
     def greeted(self) -> None:
         """WELCOME has left the destination: what was announced holds."""
         self._reader.set_limits(self._limits)
-        some = {each for feature, each in _ENCODINGS.items() if feature in self.features}
-        self._reader.set_encodings(frozenset({Encoding.RAW, *some}))
+        self._reader.set_encodings(encodings_of(self.features))
 
     def _frame(self, header: Header, record: Record) -> None:
         kind = record.type

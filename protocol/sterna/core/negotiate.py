@@ -71,13 +71,17 @@ class Selection:
     @property
     def encodings(self) -> frozenset[Encoding]:
         """The page encodings that may be used [PGS-9]."""
-        selected = {encoding for feature, encoding in _ENCODINGS.items() if self.has(feature)}
-        return frozenset({Encoding.RAW} | selected)
+        return encodings_of(self.features)
 
     @property
     def window_log2(self) -> int:
         """How far back zstd frames may look, in bytes; 0 if there are none [PGS-16]."""
         return self.features.get(Feature.ENCODING_ZSTD, 0)
+
+
+def encodings_of(features: Collection[int]) -> frozenset[Encoding]:
+    """The page encodings that these features permit [PGS-9]."""
+    return frozenset({Encoding.RAW, *(_ENCODINGS[each] for each in _ENCODINGS if each in features)})
 
 
 def offer(
