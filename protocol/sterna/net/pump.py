@@ -92,7 +92,10 @@ class Attended(Protocol):
 
 
 class Shown:
-    """An `on_event` of which an error is logged, and the last one: what shows a migration must not end it."""
+    """An `on_event` that is not called any more once it has raised, which is logged.
+
+    What shows a migration must not end it.
+    """
 
     def __init__(self, on_event: OnEvent) -> None:
         self._on_event: OnEvent | None = on_event
