@@ -31,6 +31,7 @@ from sterna.core.words import rate_text, size_text
 from sterna.errors import GuestError
 from sterna.host import pki
 from sterna.limits import CHUNK_BYTES
+from sterna.net.tcp import do_not_pace_locally
 from sterna.net.tls import TlsConfig
 from sterna_interop.measured import Report
 from sterna_interop.measuring import BARE, OURS, Measure, Runs, at_most, progress, take
@@ -191,7 +192,8 @@ class PingPong:
         code = 1
         try:
             bulk, pings = (
-                self._pair.contexts[True].wrap_socket(server.accept()[0], server_side=True) for _ in range(2)
+                self._pair.contexts[True].wrap_socket(_unpaced(server.accept()[0]), server_side=True)
+                for _ in range(2)
             )
             echo = threading.Thread(target=self._answer, args=(pings,))
             echo.start()
@@ -205,8 +207,10 @@ class PingPong:
         self._pair.memories.clear()
         context = self._pair.contexts[False]
         with (
-            context.wrap_socket(socket.create_connection(address), server_hostname="there") as bulk,
-            context.wrap_socket(socket.create_connection(address), server_hostname="there") as pings,
+            context.wrap_socket(_unpaced(socket.create_connection(address)), server_hostname="there") as bulk,
+            context.wrap_socket(
+                _unpaced(socket.create_connection(address)), server_hostname="there"
+            ) as pings,
         ):
             pings.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             receiver = threading.Thread(target=bare_receive, args=(bulk, self._pair.memories.arrived))
@@ -229,6 +233,12 @@ class PingPong:
                 sock.sendall(answer)
         except OSError:
             return  # the other side has enough
+
+
+def _unpaced(sock: socket.socket) -> socket.socket:
+    """As Sterna's connections on one machine are."""
+    do_not_pace_locally(sock)
+    return sock
 
 
 def _receive(sock: ssl.SSLSocket, count: int) -> None:

@@ -21,6 +21,7 @@ from sterna_interop.memories import Memories
 from sterna_interop.moving import Processes, Ready
 
 HOST: Final = "127.0.0.1"
+_HOSTS_CHOICE: Final = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +30,6 @@ class Contexts:
 
     client: ssl.SSLContext
     server: ssl.SSLContext
-
-
-_HOSTS_CHOICE: Final = Path("/proc/sys/net/ipv4/tcp_congestion_control")
-
-
-def congestion_control() -> str:
-    """Whose connections have which, for people."""
-    ours, others = LOCAL_CONGESTION_CONTROL.decode(), _HOSTS_CHOICE.read_text().strip()
-    return f"Sterna's and the bare loops' {ours}, as on one machine; QEMU's {others}, this host's"
 
 
 # What a side does with its connected, blocking socket and its memory; the sender tells its seconds.
@@ -66,6 +58,12 @@ def over_sockets(send: SendOver, receive: ReceiveOver, memories: Memories) -> Pr
                 receive(sock, view)
 
     return Processes(dial, accept, memories)
+
+
+def congestion_control() -> str:
+    """Whose connections have which, for people."""
+    ours, others = LOCAL_CONGESTION_CONTROL.decode(), _HOSTS_CHOICE.read_text().strip()
+    return f"Sterna's and the bare loops' {ours}, as on one machine; QEMU's {others}, this host's"
 
 
 def bare(memories: Memories, *, contexts: Contexts | None = None, hashed: bool = False) -> Processes:
