@@ -16,6 +16,7 @@ import trio.testing
 
 from sterna.errors import GuestError
 from sterna.guest.api import DestinationGuest, SourceGuest
+from sterna.guest.holder_bitmaps import set_bits
 from sterna.guest.holder_client import HolderConnection, connect_holder
 from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
 from sterna.guest.process_launch import launch_process_holder
@@ -191,6 +192,7 @@ async def test_a_pause_while_the_guest_waits_for_a_page(rig: Rig) -> None:
 # and has no entry made for it, says which these are, and goes no further.
 ENDPOINT = """
 import sys, trio
+from sterna.guest.holder_bitmaps import set_bits
 from sterna.guest.holder_client import connect_holder
 from sterna.guest.holder_guests import HolderDestinationGuest
 from sterna.guest.holder_bitmaps import set_bits
@@ -263,6 +265,23 @@ async def test_all_pages_are_noted_and_the_endpoint_dies(rig: Rig) -> None:
         guest: SourceGuest = await HolderSourceGuest.open(connection)
         await guest.start_tracking()
         assert (await connection.audit())["errors"] == 0
+
+
+async def test_the_holder_looks_before_the_endpoint_is_done(rig: Rig) -> None:
+    """[HOL-42] It gives the memory back once all is noted: letting go who waits there is no error then."""
+    room = await rig.room(PageBitmap.full(PAGES))
+    await room.run(2, THERE)
+    late = room._late
+    assert late is not None
+    room.memory(0)[:] = rig.image
+    set_bits(late._regions[0].words, 0, PAGES)
+    await room.connection.call("installed")
+    assert late.any_missing  # not counted yet
+    late._resolve_around(late._regions[0], 1)  # a fault that was read before
+    assert not room.let_go(0, 0, PAGES)
+    await room.installed(0, 0, 1)
+    assert await room.missing() == {}
+    assert (await room.connection.audit())["errors"] == 0
 
 
 async def test_another_attempt_expects_other_pages(rig: Rig) -> None:
