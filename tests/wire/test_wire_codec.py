@@ -1,5 +1,6 @@
 """Bodies: round trips, one coded refusal for everything else, and a test for every clause about a body."""
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -732,3 +733,11 @@ def test_what_is_no_record_at_all_is_a_local_error():
 def test_a_type_without_layout_is_a_local_error():
     with pytest.raises(LocalProtocolError):
         decode_body(0x7F00, b"")
+
+
+def test_frames_leave_no_rings():
+    """Nothing of a frame is left for the garbage collector once its record is gone."""
+    gc.collect()
+    for record in (HELLO, WELCOME, GUEST, ACK, SEAL):
+        assert decode_body(record.type, encode_body(record)) == record
+    assert gc.collect() == 0

@@ -17,6 +17,7 @@ from sterna.errors import LocalProtocolError, remote_error
 from sterna.limits import HEADER_BYTES
 from sterna.registry import ErrorCode, FrameType
 from sterna.wire import pages, requests
+from sterna.wire.fields import build_into, parse_from
 from sterna.wire.header import VERSIONS
 from sterna.wire.integrity import Buffer
 from sterna.wire.records import Hello, PageRequest, Pages, Record
@@ -64,7 +65,7 @@ def decode_body(frame_type: int, body: Buffer, bounds: Bounds = DEFAULT_BOUNDS) 
     try:
         if frame_type == FrameType.HELLO:
             return _hello(stream, bounds)
-        return cast("Record", schema.parse_stream(stream, bounds=bounds))
+        return cast("Record", parse_from(schema, stream, bounds=bounds))
     except Violation as violation:
         _blame(violation, frame_type)
     except TerminatedError:
@@ -83,10 +84,10 @@ def _hello(stream: io.BytesIO, bounds: Bounds) -> Hello:
     spoken here. One that merely lists no common version is a record like any other: the core refuses it.
     """
     try:
-        return cast("Hello", BODIES[FrameType.HELLO].parse_stream(stream, bounds=bounds))
+        return cast("Hello", parse_from(BODIES[FrameType.HELLO], stream, bounds=bounds))
     except Violation as violation:
         stream.seek(0)
-        versions = HELLO_OF_ANY_VERSION.parse_stream(stream, bounds=bounds).versions
+        versions = parse_from(HELLO_OF_ANY_VERSION, stream, bounds=bounds).versions
         if not set(versions).isdisjoint(VERSIONS):
             raise
         detail = f"a HELLO of other versions: {violation.detail}"
@@ -121,7 +122,7 @@ def encode_body(record: Record, bounds: Bounds = DEFAULT_BOUNDS) -> bytes:
         if isinstance(record, PageRequest) and (body := requests.build(record, bounds)) is not None:
             return body
         stream = io.BytesIO()
-        BODIES[record.type].build_stream(record, stream, bounds=bounds)
+        build_into(BODIES[record.type], record, stream, bounds=bounds)
         return stream.getvalue()
     except Violation as violation:
         raise LocalProtocolError(

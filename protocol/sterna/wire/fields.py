@@ -58,6 +58,22 @@ def is_unchecked(context: Any) -> bool:
     return bool(context["_params"].get("unchecked", False))
 
 
+def parse_from(schema: AnyConstruct, stream: Any, **given: Any) -> Any:
+    """What `schema` finds in a stream.
+
+    Construct's own `parse_stream` makes a context that holds itself: a ring for the garbage collector with
+    every frame.
+    """
+    context: Any = {"_params": given}
+    return schema._parse(stream, context, "(parsing)")
+
+
+def build_into(schema: AnyConstruct, obj: Any, stream: Any, **given: Any) -> None:
+    """Write `obj` into a stream; see `parse_from`."""
+    context: Any = {"_params": given}
+    schema._build(obj, stream, context, "(building)")
+
+
 class Number(AnyFormatField):
     """A FormatField whose layout is compiled once, and whose errors are found when there is one."""
 

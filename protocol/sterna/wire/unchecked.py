@@ -13,6 +13,7 @@ from typing import Final
 
 from sterna.limits import HEADER_BYTES
 from sterna.registry import MAGIC, VERSION_DRAFT, VERSION_MAJOR
+from sterna.wire.fields import build_into
 from sterna.wire.integrity import crc32
 from sterna.wire.records import Pages, Record
 from sterna.wire.rules import DEFAULT_BOUNDS
@@ -74,7 +75,7 @@ def body(record: Record, counts: Mapping[str, int] | None = None) -> bytes:
         head = _PAGES_HEAD.pack(record.attempt, record.round, record.region, run_count, hash_count, 0)
         return head + record.runs.tobytes() + record.hashes.tobytes()
     stream = io.BytesIO()
-    BODIES[record.type].build_stream(record, stream, bounds=DEFAULT_BOUNDS, unchecked=True, counts=counts)
+    build_into(BODIES[record.type], record, stream, bounds=DEFAULT_BOUNDS, unchecked=True, counts=counts)
     return stream.getvalue()
 
 
