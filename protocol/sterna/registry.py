@@ -109,6 +109,7 @@ class Feature(IntEnum):
     PROGRESS = 7
     HASH_XXH3_64 = 16
     HASH_XXH3_128 = 17
+    UNHASHED = 18
     ENCODING_ZERO = 32
     ENCODING_ZSTD = 33
     ENCODING_DELTA = 34
@@ -414,6 +415,7 @@ IMPLEMENTED_FEATURES: Final[frozenset[Feature]] = frozenset(
         Feature.DATA_STREAMS,
         Feature.PROGRESS,
         Feature.HASH_XXH3_64,
+        Feature.UNHASHED,
         Feature.ENCODING_ZERO,
         Feature.ENCODING_ZSTD,
         Feature.ENCODING_DELTA,

@@ -149,6 +149,15 @@ def test_an_idle_guest_cannot_tell_a_pause() -> None:
     assert not any("as the guest saw it" in text for _, text in said)
 
 
+def test_pages_that_were_not_verified_are_called_so() -> None:
+    """[MEM-21]"""
+    run = replace(RUN, source={**RUN.source, "verified": False})
+    told = [text for _, text in rows(run, WISHES) if "--unverified" in text]
+    assert told == ["of pages without hashes: it does not tell what is in them (--unverified)"]
+    assert run.fields(WISHES)["verified"] is False
+    assert RUN.fields(WISHES)["verified"] is True
+
+
 def test_plaintext_is_called_so() -> None:
     run = replace(RUN, source={**RUN.source, "tls": None})
     assert ("TLS", "none (--insecure)") in rows(run, WISHES)

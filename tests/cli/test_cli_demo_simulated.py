@@ -55,6 +55,15 @@ async def test_over_tls_with_evidence(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+async def test_pages_without_hashes() -> None:
+    """[MEM-21] Both endpoints are told, and say so."""
+    asked = replace(wishes(), unverified=True)
+    run = await SimulatedDemo(asked, Reporter(Output(json=True)), None, "destination").run()
+    assert run.exit_code is Exit.OK
+    assert (run.source["verified"], run.destination["verified"]) == (False, False)
+
+
+@pytest.mark.slow
 async def test_an_idle_guest_in_plaintext() -> None:
     """It writes one page when it begins to run at the destination, and so shows that it does."""
     asked = wishes(rate_bytes_s=0)

@@ -37,6 +37,10 @@ SILENT = TransportError(ErrorCode.PEER_SILENT, "nothing for 5 s")
             ),
         ),
         (
+            result(Outcome.COMPLETED, rounds=(ROUND,), verified=False),
+            "the guest runs at memory: 1 round, 1 MiB in 1 s; nobody has verified its pages (--unverified)",
+        ),
+        (
             result(Outcome.MOVED, rounds=(ROUND,)),
             (
                 "the guest runs at memory: 1 round, 1 MiB in 1 s (the connection was lost at the end; "

@@ -412,9 +412,9 @@ class Spy:
         self.calls.append("targets")
         return self.sink.targets(table)
 
-    def commit(self, table):
+    def commit(self, table, *, hashed):
         self.calls.append("commit")
-        return self.sink.commit(table)
+        return self.sink.commit(table, hashed=hashed)
 
 
 def test_more_pages_than_the_guest_has_are_refused_before_they_are_taken():

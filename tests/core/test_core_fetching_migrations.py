@@ -133,7 +133,8 @@ def test_a_connection_lost_while_pages_follow_leaves_the_guest_there(switchover)
     assert (there.outcome, there.code) == (Outcome.STRANDED, ErrorCode.CONNECTION_LOST)
     assert there.epoch == EPOCH + 1
     assert there.after.demanded + there.after.pushed < there.after.stale
-    kept = ImageNotes.read(memoryview(pair.destination_guest._notes), pair.destination._regions).digest
+    place = memoryview(pair.destination_guest._notes)
+    kept = ImageNotes.read(place, pair.destination._regions, hashed=True).digest
     assert kept.stale_pages == there.after.stale - there.after.demanded - there.after.pushed
     assert here.outcome in {Outcome.UNDECIDED, Outcome.MOVED}
     assert pair.destination_guest.running

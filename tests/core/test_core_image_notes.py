@@ -31,7 +31,7 @@ def test_another_process_finds_what_was_left():
     place = bytearray(here.size_bytes)
     here.move_to(place)
     here.digest.mark_stale(2, [0], [70])
-    there = ImageNotes.read(memoryview(place), TABLE)
+    there = ImageNotes.read(memoryview(place), TABLE, hashed=True)
     assert (there.attempt, there.round, there.style, there.sealed) == (3, 7, Style.BITMAP, SEALED)
     assert {each: there.stale[each].words.tolist() for each in (2, 5)} == {
         each: here.stale[each].words.tolist() for each in (2, 5)
@@ -46,10 +46,10 @@ def test_the_entries_stay_where_they_are():
     place = bytearray(here.size_bytes)
     here.move_to(place)
     here.digest._indexes[2][4] = 1  # what a page that is installed does
-    second = ImageNotes.read(memoryview(place), TABLE)
+    second = ImageNotes.read(memoryview(place), TABLE, hashed=True)
     assert second.digest.held(2) == PageBitmap.from_mask(here.digest._indexes[2] == 1)
     second.digest._indexes[5][0] = 0
-    third = ImageNotes.read(memoryview(place), TABLE)
+    third = ImageNotes.read(memoryview(place), TABLE, hashed=True)
     assert third.digest.held_pages == 2
 
 
@@ -70,4 +70,4 @@ def test_what_makes_no_sense_is_found(change):
         case "bits":
             place[64 + 15] = 0xFF
     with pytest.raises(GuestError, match="notes of the image"):
-        ImageNotes.read(memoryview(place), TABLE)
+        ImageNotes.read(memoryview(place), TABLE, hashed=True)

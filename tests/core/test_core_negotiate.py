@@ -297,6 +297,32 @@ def test_frames_look_back_as_far_as_this_side_likes(offered, selected):
     assert (Feature.ENCODING_DELTA in features) == (selected is not None)
 
 
+def test_hashes_are_left_out_where_both_sides_say_so():
+    """[MEM-21] [NEG-5] By itself nobody offers or selects that; hashes as such stay required [MEM-17]."""
+    asked = hello(features=offer(more={Feature.UNHASHED: 0}))
+    willing = BASE_FEATURES | {Feature.UNHASHED}
+    assert Feature.UNHASHED not in BASE_FEATURES
+    assert select(asked).hashed
+    assert select(hello(), willing).hashed
+    chosen = select(asked, willing)
+    assert not chosen.hashed
+    assert chosen.has(Feature.HASH_XXH3_64)
+    assert not check_welcome(asked, welcome(features=choices(chosen))).hashed
+
+
+def test_no_changes_without_hashes():
+    """[PGS-26] Neither side selects one with the other, or takes it. Compression goes with it."""
+    said = hello(features=offer(more={**PACKED, Feature.UNHASHED: 0}))
+    both = BASE_FEATURES | PACKED.keys() | {Feature.UNHASHED}
+    chosen = select(said, both)
+    assert chosen.encodings == {Encoding.RAW, Encoding.ZERO, Encoding.ZSTD}
+    assert check_welcome(said, welcome(features=choices(chosen))) == chosen
+    answer = welcome(features=(*choices(chosen), r.FeatureChoice(Feature.ENCODING_DELTA, 1)))
+    with pytest.raises(PeerMisbehaved) as caught:
+        check_welcome(said, answer)
+    assert (caught.value.code, caught.value.clause) == (ErrorCode.UNSOLICITED, "PGS-26")
+
+
 def test_no_changes_without_frames():
     """[PGS-23] Neither side selects one without the other, or takes it."""
     said = hello(features=offer(more={Feature.ENCODING_DELTA: 1 << 20}))

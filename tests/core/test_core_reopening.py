@@ -174,7 +174,7 @@ def test_pages_that_are_missing_and_never_were_stale():
     pages = pages_of(pair.destination_guest, pair.source_guest.description)
     place, missing = run_now(pair.destination_guest.notes()), run_now(pair.destination_guest.missing())
     opening = opening_of(pair)
-    notes = ImageNotes.read(place, RegionTable(opening.guest.regions))
+    notes = ImageNotes.read(place, RegionTable(opening.guest.regions), hashed=True)
     region = next(iter(missing))
     stale = replace(notes, stale=PageSets(notes.stale.table))
     stale.move_to(place)

@@ -356,7 +356,7 @@ def test_a_tracker_that_answers_nonsense(state, answer):
 
 def test_memory_that_cannot_be_read():
     class Broken:
-        def encode(self, region, starts, counts, *, zeros=True):
+        def encode(self, region, starts, counts, *, zeros=True, hashed=True):
             raise GuestError("the holder is gone")
 
     rig = SourceRig()

@@ -96,11 +96,12 @@ async def test_what_the_kit_has_recorded(world: World) -> None:
     assert judged == 24 + 9
 
 
-async def test_a_session_with_data_connections_is_verified(world: World) -> None:
-    """[STR-13] [RND-4] [REC-7] As one session, on whatever connection its pages were."""
+@pytest.mark.parametrize("more", [[], ["--unverified"]], ids=["hashed", "unhashed"])
+async def test_a_session_with_data_connections_is_verified(world: World, more: list[str]) -> None:
+    """[STR-13] [RND-4] [REC-7] [MEM-21] As one session, on whatever connection its pages were."""
     path = world.directory / "streams.rec"
     small = ["--memory", "16MiB", "--hot", "4MiB", "--dirty-rate", "8MiB/s", "--streams", "3"]
-    demo = await world.start("demo", "--json", *small, "--record", path)
+    demo = await world.start("demo", "--json", *small, "--record", path, *more)
     assert await demo.end() == 0, demo.said()
     code, found = await verdict(world, path)
     assert code == 0, found
@@ -109,3 +110,4 @@ async def test_a_session_with_data_connections_is_verified(world: World) -> None
     assert session["digest"] == demo.last["digest"]["source"]
     assert [one["pages"] for one in session["rounds"]] == [one["pages"] for one in demo.last["rounds"]]
     assert found["pages"] == session["pages"]
+    assert demo.last["verified"] is session["verified"] is (not more)

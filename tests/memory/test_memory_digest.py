@@ -284,6 +284,29 @@ def test_hashes_of_pages_that_were_never_held_are_not_touched(runs):
     assert not digest._hashes[1][:90].any()
 
 
+@pytest.mark.parametrize("few", [True, False])
+def test_entries_without_hashes(few):
+    """[MEM-20] Held, zero and stale are as ever, places in chunks too; memory for hashes is never touched."""
+    table = RegionTable([Region(9, 0, 256 * PAGE)])
+    rows = [(2 * run, 1, Encoding.ZERO if run % 3 else Encoding.RAW) for run in range(4 if few else 40)]
+    rows += [(100, 70, Encoding.RAW)]
+    hashed, digest = MemoryDigest(table), MemoryDigest(table, hashed=False)
+    digest._hashes[9][:] = 7  # which shows what is written to
+    chunks = sum(-(-count // 16) for _, count, kind in rows if kind == Encoding.RAW)
+    for each in (hashed, digest):
+        each.record(table_of(9, rows, [0] * chunks))
+        each.mark_stale(9, [110], [3])
+        each.record(table_of(9, [(120, 2, Encoding.ZERO)], []), [PageRange(9, 121, 1)])
+    assert (digest._hashes[9] == 7).all()
+    digest._hashes[9][:] = 0
+    assert digest.value() == hashed.value()
+    with pytest.raises(ValueError, match="hashes for"):
+        digest.record(table_of(9, rows, [0] * (chunks + 1)))
+    place = bytearray(digest.size_bytes)
+    digest.move_to(place)
+    assert not MemoryDigest.kept_in(place, table, hashed=False).hashed
+
+
 def test_many_runs_come_to_what_each_of_them_comes_to():
     table = RegionTable([Region(9, 0, 256 * PAGE)])
     rows = [(2 * run, 1, Encoding.ZERO if run % 3 else Encoding.RAW) for run in range(40)]

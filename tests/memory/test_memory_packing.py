@@ -86,6 +86,17 @@ def test_what_compresses_is_compressed():
     assert len(pair.packer.sample) == SAMPLE_BYTES
 
 
+def test_packed_without_hashes():
+    """[MEM-20]"""
+    pair = Pair()
+    pair.write(0, TEXT * 40)
+    packer = Packer(pair.packer._pages, EXPANSION, hashed=False)
+    with_hashes = pair.packer.pack(5, [0], [60], LEVEL_1, zeros=True)
+    without = packer.pack(5, [0], [60], LEVEL_1, zeros=True)
+    assert kinds(without) == kinds(with_hashes)
+    assert without.hashes.tolist() == [0] * len(with_hashes.hashes)
+
+
 def test_nothing_but_zeros():
     pair = Pair(room_bytes=1 << 20)
     batch = pair.send([0], [512])

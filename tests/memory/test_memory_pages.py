@@ -456,6 +456,26 @@ def test_hash_chunks():
     ]
 
 
+def test_pages_without_hashes():
+    """[MEM-20] As many as ever, each of them 0; whatever comes is taken, and zero runs are zeroed."""
+    memory = random_memory(40 * PAGE)
+    memory[20 * PAGE : 22 * PAGE] = bytes(2 * PAGE)
+    for starts, counts, chunks in (([0], [16], 1), ([3], [17], 2), ([0, 30], [25, 3], 4)):
+        source, sink, target = pair(memory, fresh=False)
+        batch = source.encode(5, starts, counts, hashed=False)
+        assert batch.hashes.tolist() == [0] * chunks
+        assert batch.hashes.dtype == np.uint64
+        assert rows(batch) == rows(source.encode(5, starts, counts))
+        transport(batch, sink.targets(batch.table(1, 1)))
+        target[starts[0] * PAGE + 5] ^= 1
+        assert sink.commit(batch.table(1, 1), hashed=False) == []
+        target[starts[0] * PAGE + 5] ^= 1
+        for start, count in zip(starts, counts, strict=True):
+            assert (
+                target[start * PAGE : (start + count) * PAGE] == memory[start * PAGE : (start + count) * PAGE]
+            )
+
+
 def test_batches_are_values():
     batch = pair(random_memory(PAGE))[0].encode(5, [0], [1])
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -170,6 +170,32 @@ def test_rejected_for_either_reason():
     assert room.send(row(0, 16, DELTA), row(64, 16, DELTA)) == [PageRange(5, 0, 16), PageRange(5, 64, 16)]
 
 
+def test_packed_pages_without_hashes():
+    """[MEM-20] [PGS-16] Whatever a frame holds is taken; but it has to be one, of so many bytes."""
+    room = Room()
+    table, bulk = packed(row(0, 2, RAW), row(2, 20, ZSTD))
+    wrong = bytearray(bulk)
+    wrong[0] ^= 1
+    for target in room.sink.targets(table):
+        target[:] = wrong[: len(target)]
+        del wrong[: len(target)]
+    assert room.sink.commit(table, hashed=False) == []
+    assert room.memory[1 : 22 * PAGE] == NEW[1 : 22 * PAGE]
+    table, bulk = packed((0, 4, ZSTD, frame(NEW[: 3 * PAGE]), NEW[: 4 * PAGE]))
+    for target in room.sink.targets(table):
+        target[:] = bulk
+    with pytest.raises(RemoteProtocolError) as caught:
+        room.sink.commit(table, hashed=False)
+    assert caught.value.code is ErrorCode.MALFORMED
+
+
+def test_a_reader_looks_at_no_hashes_where_there_are_none():
+    """[MEM-20]"""
+    table, bulk = packed((0, 20, ZSTD, frame(NEW[: 20 * PAGE]), NEW[PAGE : 21 * PAGE]))
+    assert Unpacker().damaged(table, memoryview(bulk), 12)
+    assert Unpacker().damaged(table, memoryview(bulk), 12, hashed=False) == []
+
+
 def test_what_never_came_is_forgotten():
     """A connection is gone: neither its table nor the bytes set aside for it are kept."""
     room = Room()

@@ -12,9 +12,9 @@ from sterna.registry import Feature
 
 
 def test_a_source_offers_what_it_can_and_insists_on_what_it_needs() -> None:
-    """[NEG-10]"""
+    """[NEG-10] [MEM-21]"""
     plain = {each.id for each in offer(Options(), "stop-and-copy", dials=False)}
-    assert not plain & {*EARLY_FEATURES, Feature.RESUME, Feature.LEASE_STORE}
+    assert not plain & {*EARLY_FEATURES, Feature.RESUME, Feature.LEASE_STORE, Feature.UNHASHED}
     all_of_it = offer(Options(lease_store=True, resume_s=9), "bitmap", dials=True)
     more = {each.id: (each.required, each.parameter) for each in all_of_it if each.id not in plain}
     assert more == {
@@ -28,17 +28,23 @@ def test_a_source_offers_what_it_can_and_insists_on_what_it_needs() -> None:
     assert Feature.DATA_STREAMS not in {
         each.id for each in offer(Options(streams=3), "stop-and-copy", dials=False)
     }
+    for dials in (True, False):
+        bare = {each.id: each for each in offer(Options(verified=False), "stop-and-copy", dials=dials)}
+        assert not bare[Feature.UNHASHED].required
+        assert bare[Feature.HASH_XXH3_64].required
     for streams in (-1, 17):
         with pytest.raises(ConfigError, match="there are at most 16"):
             Options(streams=streams)
 
 
 def test_a_destination_selects_what_its_host_and_guests_can() -> None:
-    """[NEG-10] [NEG-11]"""
+    """[NEG-10] [NEG-11] [MEM-21]"""
     plain = supported(Options(), finds=False)
     assert supported(Options(post_copy=True), finds=False) == plain | EARLY_FEATURES
     more = {Feature.RESUME, Feature.DATA_STREAMS, Feature.LEASE_STORE}
     assert supported(Options(lease_store=True), finds=True) == plain | more
+    assert supported(Options(verified=False), finds=False) == plain | {Feature.UNHASHED}
+    assert Feature.UNHASHED not in plain
 
 
 def test_a_cap_makes_batches_small_and_must_not_be_too_low() -> None:

@@ -78,6 +78,14 @@ def test_what_a_large_guest_bears_spoils_a_small_one() -> None:
     assert tolerable_gap_s(64 << 20) < tolerable_gap_s(256 << 20) < GAP_MAX_S == tolerable_gap_s(1 << 40)
 
 
+def test_without_hashes_nothing_is_copied() -> None:
+    """[MEM-20] What the guest writes meanwhile is sent again as it is; nothing can be rejected."""
+    bench = SlowBench()
+    batch = bench.steady.encode(0, [0, 100], [50, PAGES - 100], hashed=False)
+    assert not bench.is_copied(batch)
+    assert not batch.hashes.any()
+
+
 def finished(pages: int, rejected: int) -> RoundFinished:
     return RoundFinished(RoundStats(1, pages, pages * PAGE, 1.0, 0, 0, rejected_pages=rejected))
 

@@ -1,6 +1,7 @@
 """Page tables: the fast form against the schema, and every clause about them."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,6 +109,7 @@ def test_the_schema_finds_the_same_faults(record, data):
                 Bounds(regions=BOUNDS.regions, encodings=EVERY, limits=LAX),
                 Bounds(regions=BOUNDS.regions, limits=Limits(batch_runs=3)),
                 Bounds(regions=BOUNDS.regions, limits=Limits(bulk_bytes=1 << 20)),
+                Bounds(regions=BOUNDS.regions, hashed=False),
                 Bounds(),
             )
         )
@@ -164,6 +166,19 @@ def test_the_region_is_copied(transfer):
     """[PGS-3]"""
     bounds = Bounds(regions={1: r.Region(1, 0, 200 << 12, transfer=transfer)})
     refused(table(row(0, 1, 0, ZERO)), "PGS-3", ErrorCode.BAD_VALUE, bounds)
+
+
+@pytest.mark.parametrize("runs", [1, 3, 60])
+def test_hashes_of_a_session_without(runs):
+    """[PGS-25] [MEM-20] They are there, and each of them is 0. Checked behind PGS-12."""
+    bounds = replace(SMALL_BOUNDS, hashed=False)
+    found = table(*(row(2 * each, 1, 4096, RAW) for each in range(runs)), hashes=runs)
+    found.hashes[:] = 0
+    assert fast(encode_body(found, bounds), bounds) == as_table(found)
+    found.hashes[-1] = 1 << 63
+    refused(found, "PGS-25", ErrorCode.BAD_VALUE, bounds)
+    found = replace(found, hashes=np.append(found.hashes, found.hashes))
+    refused(found, "PGS-12", ErrorCode.COUNT_MISMATCH, bounds)
 
 
 def test_a_batch_has_runs():

@@ -16,7 +16,7 @@ from sterna.cli.demo_processes import DESTINATION, SOURCE, ProcessDemo
 from sterna.cli.demo_report import tell
 from sterna.cli.demo_run import DemoRun, Wishes
 from sterna.cli.demo_simulated import SimulatedDemo
-from sterna.cli.endpoint import INSECURE, Ending, Flag, PathOption, Security
+from sterna.cli.endpoint import INSECURE, UNVERIFIED, Ending, Flag, PathOption, Security
 from sterna.cli.follow import Reporter
 from sterna.cli.holder import HOT_BYTES, MEMORY_BYTES, RATE_BYTES_S, Vcpus, check_size
 from sterna.cli.output import Output
@@ -61,6 +61,7 @@ def demo(
     bandwidth: Annotated[Rate | None, Parameter(show_default=False)] = None,
     compress: Packing = "off",
     room: Flag = False,
+    unverified: Flag = False,
     insecure: Flag = False,
     evidence: PathOption = None,
     record: PathOption = None,
@@ -89,6 +90,8 @@ def demo(
         bandwidth: the source sends no faster, for example 100MiB/s.
         compress: what is sent packed; see `sterna migrate --help`.
         room: the destination has memory for the guest before it comes; see sterna holder --help.
+        unverified: pages go without hashes, and nobody finds bytes that change in memory or on their way; see
+            `sterna migrate --help`.
         insecure: plaintext instead of TLS.
         evidence: directory for source.img and destination.img (try `cmp`) and the guest's journal; of a
             virtual machine also source-1.img and destination-1.img, the memory of its program.
@@ -121,6 +124,7 @@ def demo(
         bandwidth_bytes_s=bandwidth,
         compress=compress,
         room=room,
+        unverified=unverified,
         insecure=insecure,
         evidence=None if evidence is None else _evidence(evidence, reporter),
         record=record,
@@ -129,6 +133,8 @@ def demo(
     )
     if insecure:
         reporter.notice(INSECURE)
+    if unverified:
+        reporter.notice(UNVERIFIED)
     if record is not None:
         create(record).close()  # trouble with it is for now, not for when the guest runs
         reporter.notice(f"{record} {WARNING}")

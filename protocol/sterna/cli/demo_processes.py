@@ -226,6 +226,8 @@ class ProcessDemo:
 
     def _endpoint_options(self, name: str) -> list[str]:
         options = [*self._security[name], *self._ownership(name), "--follow", "--die-with", str(os.getpid())]
+        if self._wishes.unverified:
+            options.append("--unverified")
         if self._wishes.evidence is not None:
             options += ["--evidence", str(self._wishes.evidence.directory)]
         return options

@@ -77,6 +77,8 @@ def rows(run: DemoRun, wishes: Wishes) -> list[tuple[str, str]]:
     found += _followed(run)
     if source is not None:
         found.append(("memory digest", f"{source}, {'equal' if run.equal else 'NOT equal'} on both sides"))
+        if not run.verified:
+            found.append(("", "of pages without hashes: it does not tell what is in them (--unverified)"))
     if run.audit is not None:
         checked = f"{run.audit['pages_checked']} pages checked, {run.errors} errors"
         found.append(("audit", checked))

@@ -30,7 +30,7 @@ class Wishes:
 
     `records` is where to keep the records of both hosts, None for no longer than the demo; `store` are the
     options that name a lease store; `vcpus` are those of a virtual machine; `streams` is None for auto; with
-    `room` the destination has the guest's memory beforehand.
+    `room` the destination has the guest's memory beforehand; `unverified` leaves out the hashes of pages.
     """
 
     memory_bytes: int
@@ -43,6 +43,7 @@ class Wishes:
     bandwidth_bytes_s: int | None = None
     compress: Packing = "off"
     room: bool = False
+    unverified: bool = False
     insecure: bool
     evidence: Evidence | None
     record: Path | None = None
@@ -132,6 +133,11 @@ class DemoRun:
         return source is not None and source == destination
 
     @property
+    def verified(self) -> bool:
+        """Whether pages were verified by hashes, so that equal digests speak of their content."""
+        return bool(self.source.get("verified", True))
+
+    @property
     def exit_code(self) -> Exit:
         """OK only if the guest has moved, whole, and runs."""
         if self.outcome != Outcome.COMPLETED:
@@ -176,6 +182,7 @@ class DemoRun:
             # A guest that seldom writes cannot tell a pause from its own idleness.
             "seconds_blackout_guest": self.blackout_guest_s if wishes.writes_enough else None,
             "digest": {"source": source, "destination": destination, "equal": self.equal},
+            "verified": self.verified,
             "audit": {
                 "pages_checked": audit["pages_checked"],
                 "errors": self.errors,

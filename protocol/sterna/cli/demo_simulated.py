@@ -175,7 +175,7 @@ class SimulatedDemo:
             switchover=wishes.switchover,
             fixed_cost_s=estimate_fixed_cost_s(wishes.memory_bytes // PAGE_BYTES),
         )
-        options = Options(on_event=self._reporter.on_event, policy=policy)
+        options = Options(on_event=self._reporter.on_event, policy=policy, verified=not wishes.unverified)
         runner = self._guest.machine.runner
         source = Source(self._guest, transport, epoch=1, runner=runner, options=options)
         async with trio.open_nursery() as nursery:
@@ -185,8 +185,9 @@ class SimulatedDemo:
         return {**connection_fields(transport), **result_fields(result)}
 
     async def _take(self, transport: Transport) -> None:
+        options = Options(post_copy=True, verified=not self._wishes.unverified)
         result = await Destination(
-            self._room, transport, host=LocalHost("destination"), options=Options(post_copy=True)
+            self._room, transport, host=LocalHost("destination"), options=options
         ).run()
         self._destination = {**connection_fields(transport), **result_fields(result)}
         self._arrived.set()

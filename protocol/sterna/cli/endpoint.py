@@ -34,6 +34,10 @@ Emitter: TypeAlias = Reporter | ConnectionReporter
 
 PROGRESS_S: Final = 0.2
 
+UNVERIFIED: Final = (
+    "--unverified: pages are not verified if the other side says so, too. Bytes that change in memory or on "
+    "their way are found by nobody then, and the guest runs with them."
+)
 INSECURE: Final = (
     "--insecure: no TLS. Everybody on the network can read the guest's memory, change it on its way, "
     "and send or take guests. For tests on a network of your own only."

@@ -139,6 +139,11 @@ def followed_text(result: Result) -> str:
     return f"; {after.stale} pages followed{when}, {after.demanded} of them because the guest waited for them"
 
 
+def unverified_text(result: Result) -> str:
+    """That pages were not verified, as the end of a sentence for people; empty if they were [MEM-21]."""
+    return "" if result.verified else "; nobody has verified its pages (--unverified)"
+
+
 def result_fields(result: Result) -> Fields:
     """How a session ended at one side."""
     return {
@@ -158,6 +163,7 @@ def result_fields(result: Result) -> Fields:
         "style": style_name(result.style),
         "after": None if result.after is None else after_fields(result.after),
         "digest": result.digest.hex() or None,
+        "verified": result.verified,
         "resumed": result.resumed,
         "resumable": result.resumable,
         "data_streams": result.streams,

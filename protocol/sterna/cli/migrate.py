@@ -10,6 +10,7 @@ import trio
 from cyclopts import Parameter
 
 from sterna.cli.endpoint import (
+    UNVERIFIED,
     Flag,
     PathOption,
     ProcessOption,
@@ -49,6 +50,7 @@ def migrate(
     streams: Streams = None,
     compress: Packing = "off",
     versions: Size = VERSIONS_BYTES,
+    unverified: Flag = False,
     evidence: PathOption = None,
     record: PathOption = None,
     follow: Flag = False,
@@ -78,6 +80,8 @@ def migrate(
         compress: auto: send pages compressed, or as changes of what was sent before, where that is faster at
             the rate of the link. always: wherever they become smaller by it.
         versions: memory for pages that were sent, to send changes of them; 0B for none.
+        unverified: do without hashes of pages, if the destination is told so, too: faster by what they take.
+            Bytes that change in memory or on their way are found by nobody then: the guest runs with them.
         resume: how long a lost session is taken up again, if the connection breaks; 0s for not at all.
         evidence: directory for source.img, the guest's memory at the pause; source-N.img is that of region N.
         record: file for everything that passes on the connection; `sterna inspect` reads it.
@@ -103,6 +107,7 @@ def migrate(
             resume_s=_whole_seconds(resume),
             compress=Compress(compress),
             versions_bytes=versions,
+            verified=not unverified,
             on_request=failpoint(),
         ),
         downtime_s=downtime,
@@ -115,6 +120,8 @@ def migrate(
         reporter=reporter,
         die_with=die_with,
     )
+    if unverified:
+        reporter.notice(UNVERIFIED)
     with reporter:
         return trio.run(job.run)
 

@@ -15,6 +15,7 @@ from sterna.cli.events import (
     holder_fields,
     result_fields,
     resumed_text,
+    unverified_text,
 )
 from sterna.cli.exits import Exit, exit_of_outcome
 from sterna.cli.follow import Reporter
@@ -152,7 +153,7 @@ def sentence(result: Result, transport: Transport) -> str:
     match result.outcome:
         case Outcome.COMPLETED | Outcome.MOVED:
             stood = "" if result.blackout_s is None else f", stopped for {duration_text(result.blackout_s)}"
-            end = f"{followed_text(result)}{resumed_text(result)}"
+            end = f"{followed_text(result)}{resumed_text(result)}{unverified_text(result)}"
             if result.outcome is Outcome.MOVED and result.after is not None:
                 end = f"{why}. It may wait there for pages that are only here: keep this holder and its image"
             elif result.outcome is Outcome.MOVED:

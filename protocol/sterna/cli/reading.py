@@ -101,6 +101,9 @@ def fault_text(fault: Fault) -> str:
     )
 
 
+UNHASHED: Final = "pages without hashes (--unverified): nobody can tell whether they are what was sent"
+
+
 def seconds_text(time_ns: int) -> str:
     """A time of a recording."""
     return f"{time_ns / 1e9:.6f} s"
@@ -130,6 +133,7 @@ def session_fields(connection: int, follower: Follower) -> Fields:
         "bulk_bytes": summary.bulk_bytes,
         "rejected_pages": summary.rejected,
         "digest": summary.digest.hex() or None,
+        "verified": summary.hashed,
         "seconds_blackout": None if blackout_ns is None else blackout_ns / 1e9,
     }
 
@@ -174,6 +178,8 @@ def session_lines(connection: int, follower: Follower) -> Iterator[str]:
         if direction.bytes:
             size = size_text(direction.bytes)
             yield f"  from the {side_name(side)}: {_count(frames, 'frame')}, {size}{behind}"
+    if not summary.hashed:
+        yield f"  {UNHASHED}"
     if summary.skipped:
         yield f"  of unknown type, and skipped: {_count(summary.skipped, 'frame')}"
     for seen in summary.rounds:

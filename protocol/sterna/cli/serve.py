@@ -13,6 +13,7 @@ from cyclopts import Parameter, validators
 
 from sterna.cli.endpoint import (
     INSECURE,
+    UNVERIFIED,
     Ending,
     Flag,
     PathOption,
@@ -24,7 +25,14 @@ from sterna.cli.endpoint import (
     recorded,
     tell_progress,
 )
-from sterna.cli.events import Fields, connection_fields, holder_fields, result_fields, resumed_text
+from sterna.cli.events import (
+    Fields,
+    connection_fields,
+    holder_fields,
+    result_fields,
+    resumed_text,
+    unverified_text,
+)
 from sterna.cli.exits import Exit, exit_of_outcome
 from sterna.cli.follow import ConnectionReporter, Reporter, error_fields
 from sterna.cli.output import Output
@@ -66,6 +74,7 @@ def serve(
     once: Flag = False,
     memory_limit: Annotated[Size | None, Parameter(show_default=False)] = None,
     whole: Flag = False,
+    unverified: Flag = False,
     streams: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=STREAMS_MAX))] = STREAMS_MAX,
     patience: Annotated[Duration | None, Parameter(show_default=False)] = None,
     evidence: PathOption = None,
@@ -91,6 +100,8 @@ def serve(
         once: end after the first session, whatever became of it.
         memory_limit: take no guest with more memory.
         whole: let no guest run before all of its memory is here, whatever the source would like.
+        unverified: take pages without hashes from a source that is told so, too. Bytes that change in memory
+            or on their way are found by nobody then, and the guest runs with them.
         streams: the most connections besides the first on which a source may send pages.
         patience: wait no longer than this for the other side, in any phase; by default 5s to 60s, by the
             phase.
@@ -118,6 +129,7 @@ def serve(
             limits=own_limits(memory_limit),
             post_copy=not whole,
             streams=streams,
+            verified=not unverified,
         ),
         once=once,
         evidence=None if evidence is None else Evidence(evidence),
@@ -125,6 +137,8 @@ def serve(
         reporter=reporter,
         die_with=die_with,
     )
+    if unverified:
+        reporter.notice(UNVERIFIED)
     with reporter:
         return trio.run(job.run)
 
@@ -367,7 +381,7 @@ def _sentence(result: Result, transport: Transport) -> str:
         case Outcome.COMPLETED | Outcome.MOVED:
             stood = "" if result.blackout_s is None else f", {duration_text(result.blackout_s)} after READY"
             came = f"{size_text(result.bytes_received)} from {transport.peer}"
-            return f"the guest runs here{stood}: {came}{resumed_text(result)}"
+            return f"the guest runs here{stood}: {came}{resumed_text(result)}{unverified_text(result)}"
         case Outcome.STRANDED:
             return (
                 f"the guest runs here, and waits for pages that are still at the source{why}. "

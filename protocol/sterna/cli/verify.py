@@ -13,6 +13,7 @@ from sterna.cli.exits import Exit
 from sterna.cli.output import Output
 from sterna.cli.reading import (
     DEFAULT_MEMORY,
+    UNHASHED,
     File,
     Memory,
     fault_text,
@@ -73,6 +74,7 @@ class _Checked:
     bad: int = 0
     unjudged: int = 0
     empty: int = 0
+    unhashed: int = 0
     frames: int = 0
     pages: int = 0
     bulk_bytes: int = 0
@@ -153,12 +155,15 @@ class _Checked:
         self.bad += wrong
         self.unjudged += bool(follower.trouble)
         self.empty += outcome.ended is Ended.NOTHING and not wrong
+        self.unhashed += not summary.hashed
         self.frames += sum(summary.frames.values())
         self.pages += summary.pages
         self.bulk_bytes += summary.bulk_bytes
         if len(self.sessions) < SESSIONS_TOLD:
             self.sessions.append({**fields, "ok": not wrong and not follower.trouble})
             self.output.say(f"connection {connection}: {_verdict(follower, unfinished=unfinished)}")
+            if not summary.hashed:
+                self.output.say(f"  {UNHASHED}")
 
     def _data_over(self, connection: int, follower: Follower) -> None:
         """A data connection: its pages are those of its session."""
@@ -179,7 +184,8 @@ class _Checked:
             yield f"the recorder gave up: {self.gave_up}"
         if self.count == self.empty:
             yield "there is no session in it: nothing was checked"
-        counted = f"{self.frames} frames, {self.pages} pages ({size_text(self.bulk_bytes)}) hashed"
+        hashed = f"hashed{', but for those without hashes' if self.unhashed else ''}"
+        counted = f"{self.frames} frames, {self.pages} pages ({size_text(self.bulk_bytes)}) {hashed}"
         words = {Exit.OK: "OK", Exit.FAILED: "WRONG", Exit.USAGE: "NOT CHECKED"}
         connections = f"{self.count} connection{'' if self.count == 1 else 's'}"
         yield f"{words[self.exit_code]}: {connections}, {counted}"

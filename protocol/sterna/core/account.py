@@ -33,6 +33,7 @@ class Account:
         after: how the pages went that followed the guest.
         streams: data connections that the session has had at once.
         resumable: whether the session can be taken up again.
+        verified: whether pages are verified by hashes.
         forgettable: destination: it is on record, and no SWITCHOVER has come, so nobody has granted in it.
         unrecorded: why the end of the session is not on record here, None if it is.
     """
@@ -51,6 +52,7 @@ class Account:
         self.after: AfterStats | None = None
         self.streams = 0
         self.resumable = self.forgettable = False
+        self.verified = True
         self.unrecorded: SternaError | None = None
         self._started = now
         self._stopped: float | None = None
@@ -127,6 +129,7 @@ class Account:
             blackout_steps=self._blackout_steps,
             run_after_s=None if self._ran is None else self._ran - self._started,
             digest=digest,
+            verified=self.verified,
             retry_after_ms=0 if peer is None else peer.retry_after_ms,
             items=() if peer is None else peer.items,
             session=self.session,

@@ -117,7 +117,8 @@ class Departure:
             or generation > _GENERATION_MAX
         ):
             raise GuestError("the notes of the departed guest are of no session that can be resumed")
-        return cls(ticket, ImageNotes.read(place[_aligned(middle + welcome_bytes) :], table))
+        image = place[_aligned(middle + welcome_bytes) :]
+        return cls(ticket, ImageNotes.read(image, table, hashed=ticket.selection.hashed))
 
     def next_process(self, place: memoryview) -> Departure:
         """The same for a process that has found them there, and numbers connections of its own [RES-1]."""

@@ -220,7 +220,7 @@ class DestinationMachine(Permitted):
             self._followed(self._follows.expected(table), lane, now)
             return
         assert self._sink is not None
-        rejected = self._sink.commit(table)
+        rejected = self._sink.commit(table, hashed=self._digest.hashed)
         self._digest.record(table, rejected)
         self._holdings.take(table, rejected)
         self._bulk_bytes += table.bulk_bytes
@@ -364,12 +364,12 @@ class DestinationMachine(Permitted):
     def _on_reserved(self, answer: object, now: float) -> None:
         assert self._guest is not None
         self._sink = cast("PageSink", answer)
-        self._digest = MemoryDigest(self._regions)
+        assert self._selection is not None
+        self._digest = MemoryDigest(self._regions, hashed=self._selection.hashed)
         self._holdings = Holdings(self._regions)
         self._follows = Following(self._regions)
         self._expect_state()
         self._step(DestinationInput.RESERVED, now)
-        assert self._selection is not None
         assert self._ticket is not None
         streams = self._selection.features.get(Feature.DATA_STREAMS, 0)
         self._ticket = self._ticket.with_streams(streams)

@@ -410,9 +410,8 @@ class PeerProgress:
 class Outcome(StrEnum):
     """How a session ended, as far as this side knows.
 
-    `MOVED` is a `COMPLETED` whose last exchange was cut: the guest runs at the destination, and the
-    source keeps an image that it need not have kept. `UNDECIDED` is not the last word where records are
-    kept: what is in them decides, see sterna.core.recovery.
+    `MOVED` is a `COMPLETED` whose last exchange was cut: the source keeps an image that it need not keep.
+    `UNDECIDED` is not the last word where records are kept: what is in them decides, see core.recovery.
     """
 
     COMPLETED = "completed"
@@ -446,9 +445,9 @@ class Result:
         blackout_s: source: from the order to pause to RUNNING; destination: from READY to the guest's
             start. None where it was not reached.
         blackout_steps: what that consists of, in order; one state waits for what the other side does.
-        run_after_s: from the session's begin until this side knew that the guest runs at the destination;
-            what comes behind, memory that is freed at the source, no guest waits for. None if it does not.
+        run_after_s: from the session's begin until this side knew that the guest runs there; None if not.
         digest: memory digest of the pause image, empty where it was not reached.
+        verified: whether pages were verified by hashes, unless both sides were told to go without [MEM-21].
         session: its id, zeros if none was opened.
         verdict: what the destination has said of who owns the guest; a HANDBACK is one as well.
         resumed: how many times the session was taken up again after a loss.
@@ -473,6 +472,7 @@ class Result:
     blackout_steps: tuple[BlackoutStep, ...] = ()
     run_after_s: float | None = None
     digest: bytes = b""
+    verified: bool = True
     retry_after_ms: int = 0
     items: tuple[str, ...] = field(default=())
     session: bytes = NO_ID

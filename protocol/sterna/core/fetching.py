@@ -265,7 +265,7 @@ class Fetching:
         if not len(numbers):
             return ()
         self._put(numbers, _MISSING)
-        rejected = self._sink.commit(table)
+        rejected = self._sink.commit(table, hashed=self._digest.hashed)
         self._digest.record(table, rejected)
         if rejected:
             numbers = self._without(np.asarray(numbers), rejected, table)

@@ -93,8 +93,13 @@ class ImageNotes:
         return bytes(place[: len(_MAGIC)]) == _MAGIC
 
     @classmethod
-    def read(cls, place: memoryview, table: RegionTable) -> Self:
+    def read(cls, place: memoryview, table: RegionTable, *, hashed: bool) -> Self:
         """What another process has written there; the entries stay there.
+
+        Args:
+            place: where.
+            table: the guest's regions.
+            hashed: whether chunks have hashes in that session [MEM-20].
 
         Raises:
             GuestError: it was not written, or for other regions.
@@ -110,7 +115,7 @@ class ImageNotes:
                 words = np.frombuffer(place, "<u8", (region.pages + 63) // 64, at)
                 stale[region.id] = PageBitmap.from_words(words, region.pages)
                 at += 8 * len(words)
-            digest = MemoryDigest.kept_in(place[at:], table)
+            digest = MemoryDigest.kept_in(place[at:], table, hashed=hashed)
             digest.move_to(place[at:])
             return cls(digest, PageSets.collected(table, stale), attempt, number, Style(style), sealed)
         except (ValueError, struct.error) as error:

@@ -76,9 +76,9 @@ class Lane:
     def equip(self, own: Limits, selection: Selection) -> None:
         """What the two sides have agreed on."""
         self.reader.set_limits(own)
-        self.reader.set_encodings(selection.encodings)
+        self.reader.set_encodings(selection.encodings, hashed=selection.hashed)
         self.outbox.writer.set_limits(selection.limits)
-        self.outbox.writer.set_encodings(selection.encodings)
+        self.outbox.writer.set_encodings(selection.encodings, hashed=selection.hashed)
 
     def describe(self, regions: Iterable[Region]) -> None:
         """The regions that page tables are held to."""

@@ -41,6 +41,7 @@ _CONDITIONAL = frozenset(
         Feature.RESUME,
         Feature.LEASE_STORE,
         Feature.DATA_STREAMS,
+        Feature.UNHASHED,
         Feature.ENCODING_ZSTD,
         Feature.ENCODING_DELTA,
     }
@@ -72,6 +73,11 @@ class Selection:
     def encodings(self) -> frozenset[Encoding]:
         """The page encodings that may be used [PGS-9]."""
         return encodings_of(self.features)
+
+    @property
+    def hashed(self) -> bool:
+        """Whether chunks have hashes; if not, each of them is 0 [MEM-20]."""
+        return Feature.UNHASHED not in self.features
 
     @property
     def window_log2(self) -> int:
@@ -135,6 +141,8 @@ def select(hello: Hello, supported: Collection[int] = BASE_FEATURES, *, data_str
         if not features[Feature.DATA_STREAMS]:
             del features[Feature.DATA_STREAMS]
     _limit_window(features)
+    if Feature.UNHASHED in features:
+        features.pop(Feature.ENCODING_DELTA, None)  # a change needs a base that is known [PGS-26]
     lacking = [feature_name(feature) for feature in sorted(_REQUIRED) if feature not in features]
     if lacking:
         detail = f"the source does not offer {', '.join(lacking)}"
@@ -198,6 +206,9 @@ def check_welcome(hello: Hello, welcome: Welcome) -> Selection:
     if Feature.ENCODING_DELTA in selected and Feature.ENCODING_ZSTD not in selected:
         detail = "encoding_delta without encoding_zstd"
         raise _refusal(ErrorCode.UNSOLICITED, detail, "PGS-23", FrameType.WELCOME)
+    if Feature.ENCODING_DELTA in selected and Feature.UNHASHED in selected:
+        detail = "encoding_delta together with unhashed"
+        raise _refusal(ErrorCode.UNSOLICITED, detail, "PGS-26", FrameType.WELCOME)
     missing = [each.id for each in hello.features if each.required and each.id not in selected]
     if missing:
         raise _refusal(

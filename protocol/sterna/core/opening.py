@@ -189,6 +189,7 @@ class Opening(Session):
         check_room(self._job.guest, selection.limits)
         check_batch(selection)
         self._welcomed(selection, now)
+        self._memory.agreed(hashed=selection.hashed)
         self._account.session, self._token = record.session, record.token
         self._ticket = Ticket(self._hello, record, selection)
         self._emit(SessionOpened(record.session, record.agent, record.version, selection.features))

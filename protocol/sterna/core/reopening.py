@@ -66,7 +66,8 @@ class Opening:
 
     def without_round(self, sink: PageSink, now: float) -> DestinationCarry:
         """The session with nothing but room for its guest [RES-7]."""
-        return self._carry(sink, MemoryDigest(RegionTable(self.guest.regions)), now)
+        regions, hashed = RegionTable(self.guest.regions), self.ticket.selection.hashed
+        return self._carry(sink, MemoryDigest(regions, hashed=hashed), now)
 
     def with_guest(
         self, sink: PageSink, place: memoryview, missing: Mapping[int, PageBitmap], now: float
@@ -82,7 +83,7 @@ class Opening:
         Raises:
             GuestError: these are no notes of this guest, or not of this image.
         """
-        notes = ImageNotes.read(place, RegionTable(self.guest.regions))
+        notes = ImageNotes.read(place, RegionTable(self.guest.regions), hashed=self.ticket.selection.hashed)
         for region, pages in missing.items():
             never_stale = pages.copy()
             never_stale -= notes.stale[region]

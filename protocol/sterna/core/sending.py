@@ -102,6 +102,10 @@ class Sending:
         sending._round = sending._no_round(image.round)
         return sending
 
+    def agreed(self, *, hashed: bool) -> None:
+        """Before anything is sent: whether chunks have hashes [MEM-20]."""
+        self._digest.hashed = hashed
+
     @property
     def round(self) -> int:
         """Number of the newest round, 0 before the first [CON-20]."""
@@ -270,7 +274,7 @@ class Sending:
         elif aside and current.has_more(stream):
             return None
         elif (runs := current.next_runs(stream)) is not None:
-            batch = self._pages.encode(*runs, zeros=zeros)
+            batch = self._pages.encode(*runs, zeros=zeros, hashed=self._digest.hashed)
         elif (blanks := current.next_blanks(stream)) is not None:
             batch = zero_batch(*blanks)
         else:

@@ -320,7 +320,8 @@ class Serving:
     ) -> tuple[Pages, Sequence[memoryview]]:
         """The frame of these groups of one region."""
         region, runs = self.groups.region_of(first), self.groups.runs(groups)
-        batch = self._pages.encode(region, *runs, zeros=zeros, whole=True)
+        hashed = self._digest.hashed
+        batch = self._pages.encode(region, *runs, zeros=zeros, whole=True, hashed=hashed)
         table = batch.table(*self._position)
         self._digest.record(table)
         return table, batch.buffers

@@ -332,7 +332,7 @@ class Session(Connected):
     def _welcomed(self, selection: Selection, now: float) -> None:
         """WELCOME has gone over: limits, heartbeats and GREASE are on."""
         self._selection = selection
-        self._account.resumable = selection.has(Feature.RESUME)
+        self._account.resumable, self._account.verified = selection.has(Feature.RESUME), selection.hashed
         self._greeted = True
         # The peer owed nothing while it waited for WELCOME: its silence begins now.
         self._watch.heard = self._watch.said = now

@@ -15,6 +15,7 @@ the wrong place, overwritten by an older version, or left stale unnoticed. What 
 the source's tracker reported every write (a page changed behind its back keeps its entry on both sides),
 that memory was not changed at the destination after it was verified, or anything against somebody who
 forges pages on purpose: XXH3 is no cryptographic hash, that is what TLS is for.
+Where both sides have agreed to do without hashes [MEM-20] every hash is 0, and content is not proved.
 
 Because entries name chunks, they depend on how pages were cut into chunks. Both sides see the same tables,
 so their entries agree however batches are cut; digests of two different migrations of equal memory differ.
@@ -61,13 +62,18 @@ class MemoryDigest:
     """The entries of all copied regions. At first every page is stale.
 
     Takes 9 bytes a page. Every page is in one of three sets: held, zero, stale.
+
+    Attributes:
+        hashed: whether chunks have hashes in this session; if not, each of them is 0 [MEM-20]. May be changed
+            as long as every page is stale.
     """
 
-    __slots__ = ("_away", "_hashes", "_indexes", "table")
+    __slots__ = ("_away", "_hashes", "_indexes", "hashed", "table")
 
-    def __init__(self, table: RegionTable) -> None:
+    def __init__(self, table: RegionTable, *, hashed: bool = True) -> None:
         """Entries for the pages of `table`, all stale."""
         self.table: Final = table
+        self.hashed = hashed
         self._away = False
         # In one piece: for a large guest numpy then asks for huge pages, and a few are touched, not hundreds.
         place = np.zeros(ENTRY_BYTES * table.pages, np.uint8)
@@ -105,13 +111,13 @@ class MemoryDigest:
         self._indexes.update(indexes)
 
     @classmethod
-    def kept_in(cls, place: memoryview | bytearray, table: RegionTable) -> Self:
+    def kept_in(cls, place: memoryview | bytearray, table: RegionTable, *, hashed: bool = True) -> Self:
         """A copy of the entries that another process has kept there by `move_to`.
 
         Raises:
             ValueError: it has too few bytes for the pages of `table`.
         """
-        digest = cls(table)
+        digest = cls(table, hashed=hashed)
         hashes, indexes = _entries_in(place, table)
         for region in table:
             digest._hashes[region][:], digest._indexes[region][:] = hashes[region], indexes[region]
@@ -145,9 +151,10 @@ class MemoryDigest:
         at = 0
         for (first, end, encoding), some in zip(runs, chunks, strict=True):
             if encoding in _EMPTY:
-                _empty(hashes, indexes, first, end, ZERO_INDEX)
+                self._forget_one(hashes, indexes, first, end, ZERO_INDEX)
                 continue
-            _fill(hashes[first:end], table.hashes[at : at + some], step)
+            if self.hashed:
+                _fill(hashes[first:end], table.hashes[at : at + some], step)
             _number(indexes[first:end], step)
             at += some
 
@@ -161,7 +168,8 @@ class MemoryDigest:
         _check_hashes(table, int(chunks.sum()))
         lengths = _chunk_lengths(count[full], chunks, step)
         numbers = expand_runs(first[full], count[full])
-        hashes[numbers] = np.repeat(table.hashes, lengths)
+        if self.hashed:
+            hashes[numbers] = np.repeat(table.hashes, lengths)
         indexes[numbers] = np.arange(len(numbers)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         if np.count_nonzero(empty):
             self._forget(table.region, first[empty], count[empty], ZERO_INDEX)
@@ -184,13 +192,20 @@ class MemoryDigest:
         hashes, indexes = self._hashes[region], self._indexes[region]
         if len(starts) <= FEW_RUNS:
             for first, count in zip(starts.tolist(), counts.tolist(), strict=True):
-                _empty(hashes, indexes, first, first + count, index)
+                self._forget_one(hashes, indexes, first, first + count, index)
             return
-        some = np.ones(len(starts), np.bool_)
-        for at in np.flatnonzero(counts >= LONG_RUN).tolist():
-            some[at] = _any_held(indexes, int(starts[at]), int(starts[at] + counts[at]))
-        assign_runs(hashes, starts[some], counts[some], 0)
+        if self.hashed:
+            some = np.ones(len(starts), np.bool_)
+            for at in np.flatnonzero(counts >= LONG_RUN).tolist():
+                some[at] = _any_held(indexes, int(starts[at]), int(starts[at] + counts[at]))
+            assign_runs(hashes, starts[some], counts[some], 0)
         assign_runs(indexes, starts, counts, index)
+
+    def _forget_one(self, hashes: Hashes, indexes: Indexes, first: int, end: int, index: int) -> None:
+        """The entries of a run of pages that have no hash: zero or stale ones."""
+        if self.hashed and _any_held(indexes, first, end):
+            hashes[first:end] = 0
+        indexes[first:end] = index
 
     def value(self) -> bytes:
         """The digest [MEM-13]: XXH3-128 over the entries of all copied regions, 16 bytes in canonical order.
@@ -262,13 +277,6 @@ def _check_hashes(table: Pages, chunks: int) -> None:
 def _any_held(indexes: Indexes, first: int, end: int) -> bool:
     """Whether any of these pages has a hash. Of others it is zero, and if never touched takes no memory."""
     return first < end and int(indexes[first:end].min()) < STALE_INDEX
-
-
-def _empty(hashes: Hashes, indexes: Indexes, first: int, end: int, index: int) -> None:
-    """The entries of a run of pages that have no hash: zero or stale ones."""
-    if _any_held(indexes, first, end):
-        hashes[first:end] = 0
-    indexes[first:end] = index
 
 
 def _fill(entries: Hashes, chunks: Hashes, step: int) -> None:

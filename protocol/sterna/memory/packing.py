@@ -21,7 +21,7 @@ from xxhash import xxh3_64_intdigest
 
 from sterna.limits import CHUNK_BYTES
 from sterna.memory.bitmap import Positions, expand_runs
-from sterna.memory.pages import EncodedBatch, RegionPages, hash_chunks
+from sterna.memory.pages import EncodedBatch, RegionPages, chunk_hashes
 from sterna.memory.recent import RecentPages
 from sterna.memory.zstd import Compressor
 from sterna.registry import Encoding
@@ -77,13 +77,21 @@ class Packer:
         sample: some of its pages as they are; empty if all of them are zero.
     """
 
-    def __init__(self, pages: RegionPages, expansion: int, recent: RecentPages | None = None) -> None:
-        """`expansion`: the receiver's limit of that name."""
+    def __init__(
+        self,
+        pages: RegionPages,
+        expansion: int,
+        recent: RecentPages | None = None,
+        *,
+        hashed: bool = True,
+    ) -> None:
+        """`expansion`: the receiver's limit of that name. `hashed`: as for `PageSource.encode`."""
         self.recent = recent
         self.measure = Measure()
         self.sample = memoryview(b"")
         self._pages: Final = pages
         self._expansion: Final = expansion
+        self._hashed: Final = hashed
         self._plainly: Final = Compressor(1)  # where nothing else is compressed
 
     def pack(
@@ -112,7 +120,7 @@ class Packer:
         pieces = list(self._pieces(plain))
         packed = self._pack(region, [piece for piece in pieces if piece.bytes.nbytes], compressor)
         rows: list[tuple[int, int, int, int]] = []
-        hashes: list[int] = []
+        hashes = [np.empty(0, np.uint64)]
         buffers: list[memoryview] = []
         self.sample = memoryview(b"")
         for piece in pieces:
@@ -120,7 +128,7 @@ class Packer:
                 rows.append((piece.first, piece.count, 0, Encoding.ZERO))
                 continue
             self.sample = self.sample or memoryview(bytes(piece.bytes[:SAMPLE_BYTES]))  # not to hold the rest
-            hashes += hash_chunks(piece.bytes, (0,), (piece.bytes.nbytes,))
+            hashes.append(chunk_hashes(piece.bytes, (0,), (piece.bytes.nbytes,), hashed=self._hashed))
             encoding, best = next(packed)
             rows.append((piece.first, piece.count, best.nbytes, encoding))
             buffers.append(best)
@@ -135,7 +143,7 @@ class Packer:
         return EncodedBatch(
             region=region,
             runs=runs,
-            hashes=np.array(hashes, np.uint64),
+            hashes=np.concatenate(hashes),
             buffers=tuple(buffers),
             page_count=plain.page_count,
             bulk_bytes=sent_bytes,

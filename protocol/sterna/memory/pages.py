@@ -54,7 +54,8 @@ class EncodedBatch:
     Attributes:
         region: id of the region.
         runs: table of `RUN_DTYPE`, ascending and disjoint.
-        hashes: one XXH3-64 for each chunk of each run that carries bytes, in order; uint64.
+        hashes: one for each chunk of each run that carries bytes, in order; uint64. XXH3-64, or 0 if
+            chunks are not hashed.
         buffers: the bulk part, in order, as views of guest memory. They change when the guest writes.
         page_count: pages of all runs.
         bulk_bytes: length of all buffers.
@@ -92,6 +93,7 @@ class PageSource(Protocol):
         *,
         zeros: bool = True,
         whole: bool = False,
+        hashed: bool = True,
     ) -> EncodedBatch:
         """Encode runs of pages, ascending and disjoint, as they are now.
 
@@ -104,6 +106,7 @@ class PageSource(Protocol):
             counts: pages of each run.
             zeros: whether zero pages may be sent as such; if not, their bytes are sent [NEG-7].
             whole: every run is one row of the table, as zero if all of it is, with its bytes if not [PCY-7].
+            hashed: whether chunks are hashed; if not, every hash is 0 [MEM-20].
 
         Raises:
             KeyError: not a copied region.
@@ -123,8 +126,12 @@ class PageSink(Protocol):
         """
         ...
 
-    def commit(self, table: Pages) -> list[PageRange]:
+    def commit(self, table: Pages, *, hashed: bool = True) -> list[PageRange]:
         """All bulk bytes are in their place: verify them, make zero runs read as zeros.
+
+        Args:
+            table: what has come.
+            hashed: whether chunks have hashes to be verified by [MEM-20].
 
         Returns:
             The pages of the chunks whose hash does not match, ascending, as few ranges as possible.
@@ -143,6 +150,13 @@ def hash_chunks(view: memoryview, offsets: Sequence[int], sizes: Sequence[int]) 
         hashes += [xxh3_64_intdigest(view[at : at + CHUNK_BYTES]) for at in whole]
         hashes.append(xxh3_64_intdigest(view[last : offset + size]))
     return hashes
+
+
+def chunk_hashes(view: memoryview, offsets: Sequence[int], sizes: Sequence[int], *, hashed: bool) -> Hashes:
+    """One hash for every chunk, as `hash_chunks`; 0 if chunks are not hashed."""
+    if hashed:
+        return np.array(hash_chunks(view, offsets, sizes), dtype=np.uint64)
+    return np.zeros(sum(-(-size // CHUNK_BYTES) for size in sizes), dtype=np.uint64)
 
 
 class RegionPages:
@@ -184,16 +198,16 @@ class RegionPages:
         whole: bool = False,
         hashed: bool = True,
     ) -> EncodedBatch:
-        """See `PageSource.encode`. Without `hashed` there are no hashes: for a caller that makes its own."""
+        """See `PageSource.encode`."""
         return self._memory[region].encode(starts, counts, zeros=zeros, whole=whole, hashed=hashed)
 
     def targets(self, table: Pages) -> list[memoryview]:
         """See `PageSink.targets`. Raises ValueError if the memory is read-only."""
         return self._memory[table.region].targets(table)
 
-    def commit(self, table: Pages) -> list[PageRange]:
+    def commit(self, table: Pages, *, hashed: bool = True) -> list[PageRange]:
         """See `PageSink.commit`."""
-        return self._memory[table.region].commit(table)
+        return self._memory[table.region].commit(table, hashed=hashed)
 
 
 class _Memory:
@@ -239,7 +253,7 @@ class _Memory:
         return EncodedBatch(
             region=self._region.id,
             runs=runs,
-            hashes=np.array(hash_chunks(view, offsets, sizes) if hashed else (), dtype=np.uint64),
+            hashes=chunk_hashes(view, offsets, sizes, hashed=hashed),
             buffers=tuple([view[at : at + length] for at, length in zip(offsets, sizes, strict=True)]),
             page_count=int(count.sum()),
             bulk_bytes=sum(sizes),
@@ -254,11 +268,10 @@ class _Memory:
         if zeros and not self._words[first, 0] and not self._words[first : first + count].any():
             runs = np.array([(first, count, 0, Encoding.ZERO, _RESERVED)], dtype=RUN_DTYPE)
             return EncodedBatch(self._region.id, runs, np.empty(0, np.uint64), (), count, 0)
-        hashes = hash_chunks(self._view, (offset,), (size,)) if hashed else ()
         return EncodedBatch(
             region=self._region.id,
             runs=np.array([(first, count, size, Encoding.RAW, _RESERVED)], dtype=RUN_DTYPE),
-            hashes=np.array(hashes, dtype=np.uint64),
+            hashes=chunk_hashes(self._view, (offset,), (size,), hashed=hashed),
             buffers=(self._view[offset : offset + size],),
             page_count=count,
             bulk_bytes=size,
@@ -322,15 +335,17 @@ class _Memory:
             self._touched.set_runs(runs["first"], runs["count"])
         return [self._view[at : at + size] for at, size in zip(offsets, sizes, strict=True)]
 
-    def commit(self, table: Pages) -> list[PageRange]:
+    def commit(self, table: Pages, *, hashed: bool) -> list[PageRange]:
         """See `PageSink.commit`."""
         offsets, sizes = self._ranges(table)
         if len(offsets) < len(table.runs):
             self._zero_fill(table.runs[~_carries(table)])
-        hashed = hash_chunks(self._view, offsets, sizes)
-        if hashed == table.hashes.tolist():
+        if not hashed:
             return []
-        return _mismatches(table, table.runs[_carries(table)], hashed, self._region.granule_log2)
+        found = hash_chunks(self._view, offsets, sizes)
+        if found == table.hashes.tolist():
+            return []
+        return _mismatches(table, table.runs[_carries(table)], found, self._region.granule_log2)
 
     def _ranges(self, table: Pages) -> tuple[list[int], list[int]]:
         """Offsets and sizes in bytes of the pages of runs with bytes; of a few runs without numpy's help."""

@@ -89,7 +89,7 @@ class Unpacking:
         self._coming[key] = _Batch(plain, tuple(packed), of)
         return targets
 
-    def commit(self, table: Pages) -> list[PageRange]:
+    def commit(self, table: Pages, *, hashed: bool = True) -> list[PageRange]:
         """See `PageSink.commit`.
 
         Raises:
@@ -97,14 +97,14 @@ class Unpacking:
         """
         batch = self._coming.pop(id(table), None)
         if batch is None:
-            return self._pages.commit(table)
+            return self._pages.commit(table, hashed=hashed)
         baseless: list[PageRange] = []
         for run in batch.packed:
             if run.encoding == Encoding.ZSTD:
                 run.place[:] = self._zstd.content(run.bulk, len(run.place))
             else:
                 baseless += self._change(table.region, run)
-        rejected = self._pages.commit(batch.plain)
+        rejected = self._pages.commit(batch.plain, hashed=hashed)
         return _merged(rejected + baseless) if baseless else rejected
 
     def _change(self, region: int, run: _Run) -> list[PageRange]:
@@ -148,7 +148,9 @@ class Unpacker:
     def __init__(self, window_log2: int = WINDOW_LOG2_MAX) -> None:
         self._zstd: Final = Decompressor(window_log2)
 
-    def damaged(self, table: Pages, bulk: memoryview, granule_log2: int) -> list[PageRange]:
+    def damaged(
+        self, table: Pages, bulk: memoryview, granule_log2: int, *, hashed: bool = True
+    ) -> list[PageRange]:
         """The pages of `zstd` chunks whose hash does not match; a `delta` shows only that it can be unpacked.
 
         As `pages.damaged_pages`, for the bulk part of a table that the codec has checked, in one piece.
@@ -168,7 +170,7 @@ class Unpacker:
             for page in range(0, count, step):
                 stated, pages = next(hashes), min(step, count - page)
                 piece = content[page << granule_log2 : page + pages << granule_log2]
-                if encoding != Encoding.DELTA and xxh3_64_intdigest(piece) != stated:
+                if hashed and encoding != Encoding.DELTA and xxh3_64_intdigest(piece) != stated:
                     bad.append(PageRange(table.region, first + page, pages))
         return _merged(bad)
 

@@ -83,6 +83,8 @@ class Options:
         compress: as a source: whether pages are packed. Destinations take what they can bound.
         versions_bytes: memory for versions that were sent, to send changes of them; 0 for none.
         lease_store: whether the host has a lease store; a source does not go without then [ONE-55].
+        verified: whether pages are verified by hashes. They go without where both sides say so, and then
+            nothing finds bytes that change in memory or on the way [MEM-20].
     """
 
     limits: Limits = field(default_factory=own_limits)
@@ -101,6 +103,7 @@ class Options:
     streams: int = 0
     compress: Compress = Compress.OFF
     versions_bytes: int = VERSIONS_BYTES
+    verified: bool = True
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a cap so low that a chunk would look stalled, or too many streams."""
@@ -119,6 +122,8 @@ def offer(options: Options, switchover: Switchover, *, dials: bool) -> tuple[Fea
         more[Feature.ENCODING_DELTA] = options.versions_bytes
     if dials and options.streams:
         more[Feature.DATA_STREAMS] = options.streams
+    if not options.verified:
+        more[Feature.UNHASHED] = 0
     if not options.lease_store:
         return offer_for(switchover, more)
     return offer_for(switchover, {**more, Feature.LEASE_STORE: 0}, {Feature.LEASE_STORE})
@@ -129,7 +134,8 @@ def supported(options: Options, *, finds: bool) -> frozenset[Feature]:
     early = EARLY_FEATURES if options.post_copy else frozenset()
     store = {Feature.LEASE_STORE} if options.lease_store else frozenset()
     more = {Feature.RESUME, Feature.DATA_STREAMS} if finds else frozenset()
-    return BASE_FEATURES | PACKED | early | store | more
+    unhashed = frozenset() if options.verified else {Feature.UNHASHED}
+    return BASE_FEATURES | PACKED | early | store | more | unhashed
 
 
 def batch_bytes(options: Options) -> int:

@@ -158,9 +158,10 @@ class PackingPages(SteadyPages):
         *,
         zeros: bool = True,
         whole: bool = False,
+        hashed: bool = True,
     ) -> EncodedBatch:
         """See `PageSource.encode`: as they are."""
-        batch = super().encode(region, starts, counts, zeros=zeros, whole=whole)
+        batch = super().encode(region, starts, counts, zeros=zeros, whole=whole, hashed=hashed)
         now = self._clock_s()
         if self._used is not None:
             self._used = None
@@ -321,7 +322,8 @@ class PackingPages(SteadyPages):
         if worker not in self._packers:
             assert self._pages is not None
             assert self._selection is not None
-            self._packers[worker] = Packer(self._pages, self._selection.limits.expansion)
+            expansion, hashed = self._selection.limits.expansion, self._selection.hashed
+            self._packers[worker] = Packer(self._pages, expansion, hashed=hashed)
         return self._packers[worker]
 
     def _compressor(self, worker: int, level: int) -> Compressor:

@@ -30,10 +30,10 @@ class Room:
         assert self._pages is not None
         return self._pages.targets(table)
 
-    def commit(self, table: Pages) -> list[PageRange]:
+    def commit(self, table: Pages, *, hashed: bool = True) -> list[PageRange]:
         """See `PageSink.commit`."""
         assert self._pages is not None
-        return self._pages.commit(table)
+        return self._pages.commit(table, hashed=hashed)
 
     def close(self) -> None:
         """Nothing can be received any more."""

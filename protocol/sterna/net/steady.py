@@ -89,9 +89,12 @@ class SteadyPages:
         *,
         zeros: bool = True,
         whole: bool = False,
+        hashed: bool = True,
     ) -> EncodedBatch:
         """See `PageSource.encode`."""
         assert self._pages is not None
+        if not hashed:  # nothing can be rejected
+            return self._pages.encode(region, starts, counts, zeros=zeros, whole=whole, hashed=False)
         slow = self._encoded_at is None or self._clock() - self._encoded_at > self._gap_s
         slow = not self._paused and (slow or self._unmeasured_bytes > 0)
         calm = slow and self._is_calm(region, counts)

@@ -180,10 +180,11 @@ class Direction:
         return Frame(offset, header, record, damaged, self._finish(size, data, start))
 
     def _damaged(self, table: Pages, bulk: memoryview, granule_log2: int) -> list[PageRange]:
+        hashed = self.reader.bounds.hashed
         if not is_packed(table):
-            return damaged_pages(table, bulk, granule_log2)
+            return damaged_pages(table, bulk, granule_log2) if hashed else []
         self._hold(int(table.runs["count"].max()) << granule_log2)  # a run is taken apart at a time
-        return self.unpacker.damaged(table, bulk, granule_log2)
+        return self.unpacker.damaged(table, bulk, granule_log2, hashed=hashed)
 
     def _hold(self, size_bytes: int) -> None:
         if size_bytes > self._held_bytes:

@@ -231,7 +231,7 @@ class Follower:
             bounds = other.reader.bounds
             assert bounds.regions is not None
             direction.unpacker = other.unpacker
-            direction.reader.set_encodings(bounds.encodings)
+            direction.reader.set_encodings(bounds.encodings, hashed=bounds.hashed)
             direction.reader.set_regions(bounds.regions)
 
     def _learn(self, frame: Frame) -> None:
@@ -247,7 +247,7 @@ class Follower:
                 for sender, direction in self.directions.items():
                     direction.set_limits(limits[OTHER[sender]])
                     direction.look_back(selection.window_log2)
-                    direction.reader.set_encodings(selection.encodings)
+                    direction.reader.set_encodings(selection.encodings, hashed=selection.hashed)
             case Attach() if self.summary.frames[Sender.SOURCE] == 0:
                 self.directions[Sender.DESTINATION].reader.set_stream(frame.header.stream)
             case Attached(last_sequence=last) if self.session is not None:

@@ -59,7 +59,7 @@ class Image:
         state_bytes: bytes of state seen.
     """
 
-    def __init__(self, guest: Guest, limits: Limits, share: Share) -> None:
+    def __init__(self, guest: Guest, limits: Limits, share: Share, *, hashed: bool = True) -> None:
         """Of a guest that the destination, with these limits, has accepted.
 
         Raises:
@@ -79,7 +79,7 @@ class Image:
         self.rejected: tuple[PageRange, ...] = ()
         self.pages = 0
         self._share = share
-        self._memory = MemoryDigest(table)
+        self._memory = MemoryDigest(table, hashed=hashed)
         self._sent = PageSets(table)
         self._changed = PageSets(
             table
@@ -246,8 +246,9 @@ class _Passing:
         """A place for each run with bytes, of no size: they have gone by."""
         return [memoryview(b"")] * int(carries_bytes(table.runs).sum())
 
-    def commit(self, table: Pages) -> list[PageRange]:
+    def commit(self, table: Pages, *, hashed: bool = True) -> list[PageRange]:
         """What was damaged, of the pages of this table."""
+        del hashed  # what has none is never damaged
         first = table.runs["first"].astype(np.int64)
         end = first + table.runs["count"]
         found = []

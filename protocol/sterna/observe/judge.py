@@ -366,7 +366,7 @@ class Judge:
         if record.data_streams:
             self._lanes = Lanes(record.data_streams, self._share)
         limits = self._limits[Sender.DESTINATION]
-        image = Image(self._guest, limits, self._share)
+        image = Image(self._guest, limits, self._share, hashed=Feature.UNHASHED not in self._features)
         if record.reserved_bytes < image.table.size_bytes:
             detail = f"{record.reserved_bytes} bytes reserved of {image.table.size_bytes}"
             raise wrong(ErrorCode.BAD_VALUE, detail, "CON-17", record)

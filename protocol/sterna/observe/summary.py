@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sterna.observe.direction import Frame
-from sterna.registry import FrameType, Sender
+from sterna.registry import Feature, FrameType, Sender
 from sterna.wire.records import Guest, Hello, Pages, Round, RoundAck, RoundEnd, Seal, Welcome
 
 # Rounds that are told one by one; a session may have any number of them.
@@ -120,6 +120,11 @@ class Summary:
         elif now is not None:
             now.pages += table.page_count
             now.bulk_bytes += table.bulk_bytes
+
+    @property
+    def hashed(self) -> bool:
+        """Whether pages have hashes, as far as that was agreed on [MEM-20]."""
+        return self.welcome is None or all(each.id != Feature.UNHASHED for each in self.welcome.features)
 
     @property
     def blackout_ns(self) -> int | None:

@@ -128,11 +128,13 @@ class PhantomGuest:
         *,
         zeros: bool = True,
         whole: bool = False,
+        hashed: bool = True,
     ) -> EncodedBatch:
         """See `sterna.memory.pages.PageSource`: a run for each stretch of zero or other pages.
 
         A page is a chunk here, so a group is one page.
         """
+        assert hashed, "versions travel as hashes"
         pages = expand_runs(np.asarray(starts, np.int64), np.asarray(counts, np.int64))
         versions = self.versions[pages]
         zero = (versions == 0) & zeros
@@ -154,8 +156,9 @@ class PhantomGuest:
         """See `sterna.memory.pages.PageSink`: one place, of the right length."""
         return [_NOTHING[: table.bulk_bytes]]
 
-    def commit(self, table: Pages) -> list[PageRange]:
+    def commit(self, table: Pages, *, hashed: bool = True) -> list[PageRange]:
         """See `sterna.memory.pages.PageSink`: the versions are those that came. Nothing is ever rejected."""
+        assert hashed, "versions travel as hashes"
         raw = carries_bytes(table.runs)
         for run, carries in zip(table.runs, raw.tolist(), strict=True):
             first, count = int(run["first"]), int(run["count"])

@@ -95,11 +95,12 @@ class CountingPages:
         *,
         zeros: bool = True,
         whole: bool = False,
+        hashed: bool = True,
     ) -> EncodedBatch:
         """See `sterna.memory.pages.PageSource`."""
         view = memoryview(memory_of(self.holder.count))
         pages = RegionPages(REGIONS, {REGION.id: view})
-        return pages.encode(region, starts, counts, zeros=zeros, whole=whole)
+        return pages.encode(region, starts, counts, zeros=zeros, whole=whole, hashed=hashed)
 
 
 def new_room() -> tuple[RegionPages, bytearray]:

@@ -17,7 +17,7 @@ there. Requests are carried out at once, in order; a test can hold them back (`p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -292,15 +292,17 @@ def resuming_pair(
     destination_guest: DestinationGuest,
     *,
     streams: int = 0,
+    also: Collection[Feature] = (),
     between: Callable[[Pair], None] = lambda _: None,
     **changes: object,
 ) -> Pair:
     """A pair of which both sides can take a lost session up again; `changes` as for `source_config_of`.
 
-    `streams`: data connections that it has.
+    `streams`: data connections that it has. `also`: further features that both sides are to use.
     """
     policy = changes.get("policy")
-    more = {Feature.RESUME: bounds.RESUME_S} | ({Feature.DATA_STREAMS: streams} if streams else {})
+    more = {**dict.fromkeys(also, 0), Feature.RESUME: bounds.RESUME_S}
+    more |= {Feature.DATA_STREAMS: streams} if streams else {}
     switchover = policy.switchover if isinstance(policy, PolicySettings) else PolicySettings().switchover
     features = offer_for(switchover, more)
     return Pair(
@@ -308,7 +310,7 @@ def resuming_pair(
         destination_guest,
         source_config=source_config_of(source_guest.description, **{"features": features, **changes}),
         destination_config=DestinationConfig(
-            features=BASE_FEATURES | EARLY_FEATURES | {Feature.RESUME, Feature.DATA_STREAMS},
+            features=BASE_FEATURES | EARLY_FEATURES | {Feature.RESUME, Feature.DATA_STREAMS, *also},
             limits=Limits(data_streams=streams),
         ),
         between=between,

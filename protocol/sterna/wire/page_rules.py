@@ -191,6 +191,7 @@ TABLE: tuple[Rule[Table], ...] = (
         "the hashes do not match the runs",
         lambda t, b: len(t.hashes) == _chunks(t, _of(t, b)),
     ),
+    Rule("PGS-25", _BAD, "a hash in a session without", lambda t, b: b.hashed or not any(t.hashes)),
 )
 
 # --- bitmaps ------------------------------------------------------------------------------------

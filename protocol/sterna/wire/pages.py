@@ -91,7 +91,7 @@ def parse(body: Buffer, bounds: Bounds) -> Pages:
     """The table of a PAGES body. The record's arrays are views of `body`, which must not change.
 
     Raises:
-        Violation: PGS-1 to PGS-12, PGS-18, PGS-21, PGS-24, FRM-1 to FRM-4, FRM-12.
+        Violation: PGS-1 to PGS-12, PGS-18, PGS-21, PGS-24, PGS-25, FRM-1 to FRM-4, FRM-12.
     """
     if len(body) < HEAD_BYTES:
         _short_head(body, bounds)
@@ -105,7 +105,9 @@ def parse(body: Buffer, bounds: Bounds) -> Pages:
     if not _surely_right(body[HEAD_BYTES:hashes_at], run_count, hash_count, region, bounds):
         _check_rows(runs)
         _check_table(runs, hash_count, _known_region(region_id, bounds), bounds)
-    return Pages(attempt, number, region_id, runs, np.frombuffer(body, _HASH, hash_count, hashes_at))
+    hashes = np.frombuffer(body, _HASH, hash_count, hashes_at)
+    _check_hashes(hashes, bounds)
+    return Pages(attempt, number, region_id, runs, hashes)
 
 
 def build(record: Pages, bounds: Bounds) -> bytes:
@@ -127,6 +129,7 @@ def build(record: Pages, bounds: Bounds) -> bytes:
             _check_order(runs, bounds)
         else:
             _check_table(runs, hash_count, _known_region(record.region, bounds), bounds)
+    _check_hashes(hashes, bounds)
     head = _HEAD.pack(record.attempt, record.round, record.region, run_count, hash_count, 0)
     return b"".join((head, rows, hashes.tobytes()))
 
@@ -139,6 +142,12 @@ def _check_head(run_count: int, reserved: int, bounds: Bounds) -> None:
         rule.check(run_count, bounds, _RUN_COUNT_OFFSET)
     if reserved:
         raise Violation(ErrorCode.BAD_VALUE, "FRM-3", "a reserved field is not zero", HEAD_BYTES - 4)
+
+
+def _check_hashes(hashes: npt.NDArray[np.uint64], bounds: Bounds) -> None:
+    """PGS-25, of a table that is right but for that."""
+    if not bounds.hashed and hashes.any():
+        raise Violation(ErrorCode.BAD_VALUE, "PGS-25", "a hash in a session without", HEAD_BYTES)
 
 
 def _surely_right(

@@ -104,9 +104,9 @@ class FrameWriter:
         """The session's region table by id: page tables and ranges are held to it."""
         self._bounds = replace(self._bounds, regions=regions)
 
-    def set_encodings(self, encodings: frozenset[Encoding]) -> None:
-        """The page encodings that were selected [PGS-9]."""
-        self._bounds = replace(self._bounds, encodings=encodings)
+    def set_encodings(self, encodings: frozenset[Encoding], *, hashed: bool = True) -> None:
+        """The page encodings that were selected [PGS-9], and whether chunks have hashes [PGS-25]."""
+        self._bounds = replace(self._bounds, encodings=encodings, hashed=hashed)
 
     @property
     def next_sequence(self) -> int:

@@ -1,0 +1,46 @@
+"""Sessions without hashes are followed like any other, and said to be such."""
+
+from __future__ import annotations
+
+from observe_support import Tape, migration
+from sterna.cli.reading import UNHASHED, session_fields, session_lines
+from sterna.core.destination import DestinationConfig, DestinationMachine
+from sterna.core.negotiate import BASE_FEATURES, offer
+from sterna.registry import Feature, FrameType
+from sterna.testing.pair import Pair
+from sterna.wire.records import Pages
+
+BARE = {Feature.UNHASHED: 0}
+
+
+def unhashed(*, damage: tuple[int, ...] = ()) -> Tape:
+    """A migration without hashes."""
+
+    def prepare(pair: Pair) -> None:
+        config = DestinationConfig(features=BASE_FEATURES | BARE.keys())
+        pair.destination = DestinationMachine(config, pair.now)
+
+    return migration(prepare=prepare, damage=damage, features=offer(more=BARE))
+
+
+def test_a_session_without_hashes() -> None:
+    """[MEM-20] [MEM-21] Its digests are compared; damage is content, and no reader calls it wrong."""
+    for tape in (unhashed(), unhashed(damage=(1,))):
+        follower = tape.follow()
+        assert follower.fault is None
+        assert not follower.trouble
+        assert follower.summary.rejected == 0
+        assert not follower.summary.hashed
+        assert session_fields(1, follower)["verified"] is False
+        assert f"  {UNHASHED}" in list(session_lines(1, follower))
+    assert migration().follow().summary.hashed
+
+
+def test_a_hash_where_there_is_none() -> None:
+    """[PGS-25]"""
+    tape = unhashed()
+    table = tape.record(FrameType.PAGES)
+    assert isinstance(table, Pages)
+    fault = tape.changed(FrameType.PAGES, hashes=table.hashes + 1).follow().fault
+    assert fault is not None
+    assert fault.clause == "PGS-25"
