@@ -89,6 +89,7 @@ def test_a_new_set_takes_the_place_of_the_old_one() -> None:
     with memory() as maps:
         late = LatePages(REGIONS, maps, {4: PageBitmap.full(70), 1: bitmap(8, 3)})
         late.replace({4: bitmap(70, 5)})
+        late.hold()
         assert late.missing() == 1
         for region, page in ((4, 4), (4, 6), (1, 3)):
             assert done(touched(maps, region, page))
@@ -141,8 +142,10 @@ def test_a_failure_in_the_middle_leaves_nothing_held(monkeypatch: pytest.MonkeyP
         late = LatePages(REGIONS, maps, {1: bitmap(8, 3)})
         with monkeypatch.context() as patch:
             patch.setattr(MemoryMap, "unmap_ranges", fail)
-            with pytest.raises(OSError, match="Cannot allocate"):
-                late.replace({4: bitmap(70, 5)})
+            late.replace({4: bitmap(70, 5)})
+            for refused in (late.hold, late.hold, lambda: late.replace({})):  # the guest is not to run
+                with pytest.raises(OSError, match="Cannot allocate"):
+                    refused()
             assert late.missing() == 1
             late.end()
             with pytest.raises(OSError, match="Cannot allocate"):

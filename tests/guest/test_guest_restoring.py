@@ -88,6 +88,48 @@ def test_it_stops_behind_a_step_and_knows_what_is_left() -> None:
     one.end()
 
 
+def test_entries_are_taken_before_others_are_given_back() -> None:
+    """At once and in any case: who stops it waits for that."""
+    uffd, pages, go_on, order = FakeUffd(), PageBitmap.full(600), threading.Event(), []
+
+    def take() -> None:
+        go_on.wait(WITHIN_S)
+        order.append(list(uffd.resolved))
+
+    one = Restoring(uffd, {7: FakeMap()}, LOG2)  # type: ignore[arg-type, dict-item]
+    one.begin({7: pages}, take)
+    stopping = threading.Thread(target=one.stop)
+    stopping.start()
+    while not one._stopping:
+        pass
+    go_on.set()
+    stopping.join(WITHIN_S)
+    assert order == [[]]
+    one.begin({7: pages}, take)
+    one.taken()
+    one.wait()
+    assert order == [[], []]
+    assert uffd.resolved == [(0, 512), (512, 88)]
+    one.end()
+    one.begin({7: pages}, take)  # there is no thread any more
+    assert len(order) == 3
+    one.begin({7: pages})
+
+
+def test_what_could_not_be_taken_is_told_whenever_somebody_asks() -> None:
+    uffd = FakeUffd()
+    one = Restoring(uffd, {7: FakeMap()}, LOG2)  # type: ignore[arg-type, dict-item]
+
+    def take() -> None:
+        raise OSError(errno.ENOMEM, "no")
+
+    one.begin({7: PageBitmap.full(1)}, take)
+    for ask in (one.taken, one.stop, one.taken):
+        with pytest.raises(OSError, match="no"):
+            ask()
+    one.end()
+
+
 def test_one_that_was_never_told_of_pages_ends() -> None:
     uffd = FakeUffd()
     one = Restoring(uffd, {7: FakeMap()}, LOG2)  # type: ignore[arg-type, dict-item]

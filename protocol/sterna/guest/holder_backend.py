@@ -116,7 +116,7 @@ class HeldGuest(ABC):
         return False
 
     def expect(self, stale: Mapping[int, PageBitmap]) -> None:
-        """Hold accesses to these pages from the return on, the newest set counts. RESERVED or LOADED."""
+        """Hold accesses to these pages when it runs, the newest set counts. RESERVED or LOADED."""
         raise GuestError("this guest runs only when all of its pages are there", ErrorCode.UNSUPPORTED)
 
     @property

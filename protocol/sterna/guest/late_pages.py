@@ -71,7 +71,7 @@ class LatePages:
             try:
                 for memory in self._maps.values():
                     self.uffd.register(memory.address, memory.size_bytes, Mode.MISSING | Mode.MINOR)
-                self._hold(self._stale)
+                self._take(self._stale)
                 log2 = {number: region.granule_log2 for number, region in self._regions.items()}
                 self._restoring = Restoring(self.uffd, self._maps, log2)
             except BaseException:
@@ -91,7 +91,8 @@ class LatePages:
             installed[number] -= bitmap
         return noted, installed
 
-    def _hold(self, stale: Mapping[int, PageBitmap]) -> None:
+    def _take(self, stale: Mapping[int, PageBitmap]) -> None:
+        """The entries of these pages."""
         for number, bitmap in stale.items():
             log2 = self._regions[number].granule_log2
             starts, counts = bitmap.runs()
@@ -100,20 +101,31 @@ class LatePages:
     def replace(self, stale: Mapping[int, PageBitmap]) -> None:
         """Another set in the place of this one. Nothing may have been installed, nor the guest have run.
 
-        The blackout waits for this, so little is done here: entries are taken from pages that are stale now
-        and were not before. Those that are stale no more get theirs back beside.
+        The blackout waits for this, so little is done here. Beside it entries are taken from pages that are
+        stale now and were not before, and those that are stale no more get theirs back: `hold` waits for
+        the former.
+
+        Raises:
+            GuestError: with BAD_VALUE, the bitmaps do not fit.
+            OSError: as `hold`, of the set before.
         """
         noted, installed = self._noted(stale)
         self._restoring.stop()
-        try:
-            self._hold({number: _without(bitmap, self._stale[number]) for number, bitmap in noted.items()})
-            for number, bitmap in noted.items():
-                self._bare[number] |= self._stale[number]
-                self._bare[number] -= bitmap
-            self._stale = noted
-            self._bitmaps.put(installed)
-        finally:
-            self._restoring.begin(self._bare)
+        new = {number: _without(bitmap, self._stale[number]) for number, bitmap in noted.items()}
+        for number, bitmap in noted.items():
+            self._bare[number] |= self._stale[number]
+            self._bare[number] -= bitmap
+        self._stale = noted
+        self._bitmaps.put(installed)
+        self._restoring.begin(self._bare, lambda: self._take(new))
+
+    def hold(self) -> None:
+        """Return when every access to a stale page is held; the guest may run then.
+
+        Raises:
+            OSError: the kernel leaves a page its entry.
+        """
+        self._restoring.taken()
 
     @property
     def file(self) -> MemoryFile:
