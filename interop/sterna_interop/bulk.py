@@ -1,6 +1,7 @@
 """What the benchmarks of memory that stands still share: `sterna bench memory`, `tls` and `sparse`.
 
-Sterna's session has page hashes and the digest of the whole memory on, as always.
+Sterna's session has page hashes and the digest of the whole memory on, as always. One without hashes may be
+measured as well, in the same turns.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -20,7 +21,7 @@ from sterna_interop.memories import Memories
 from sterna_interop.moving import Way
 from sterna_interop.moving_bare import bare, congestion_control
 from sterna_interop.moving_qemu import QemuMoves
-from sterna_interop.moving_sterna import PLAIN, sterna
+from sterna_interop.moving_sterna import PLAIN, UNVERIFIED, sterna
 from sterna_interop.moving_tls import Certificates
 from sterna_interop.qemu import Settings
 from sterna_interop.transfers import Transfers, best_of_qemu, write_to
@@ -47,6 +48,7 @@ class Bulk:
         tls: whether it goes over mutual TLS.
         rate: whether a rate is what counts; if not, the time.
         hashed: whether the bare loop that hashes is of interest.
+        unverified: bounds of a session without hashes, as `bounds`; None if none is of interest.
     """
 
     bench: str
@@ -56,6 +58,7 @@ class Bulk:
     tls: bool = False
     rate: bool = True
     hashed: bool = True
+    unverified: Mapping[str, Bound] | None = None
 
     def run(self, runs: int, against: str | None, output: Output, write: str | None) -> None:
         """Measure, and show what was found.
@@ -69,19 +72,28 @@ class Bulk:
             ways = self._ways(certificates)
             if against is not None:
                 ways |= self._qemu(certificates, directory)
-            transfers = Transfers(memories=self.memories, ways=ways, bounds=self.bounds, rate=self.rate)
+            transfers = self._transfers(ways)
             taken = transfers.take(runs, stack.enter_context(progress(output)))
         conditions = self.conditions | {
             "connection": f"{TLS if self.tls else TCP} over loopback, handshakes included",
             "congestion control": congestion_control(),
             "Sterna": SESSION,
         }
+        if self.unverified is not None:
+            conditions["unverified"] = "the same without page hashes, as --unverified at both ends makes it"
         if against is not None:
             taken, conditions["QEMU"] = best_of_qemu(taken, list(QEMU_CHANNELS))
         report = Report(
             bench=self.bench, runs=runs, taken=taken, principal=transfers.principal, conditions=conditions
         )
         write_to(report, write, output)
+
+    def _transfers(self, ways: Mapping[str, Way]) -> Transfers:
+        plain = Transfers(memories=self.memories, ways=ways, bounds=self.bounds, rate=self.rate)
+        if self.unverified is None:
+            return plain
+        bare_session = sterna(self.memories, PLAIN, UNVERIFIED)
+        return replace(plain, unverified=bare_session, unverified_bounds=self.unverified)
 
     def _ways(self, certificates: Certificates | None) -> dict[str, Way]:
         security = PLAIN if certificates is None else certificates.security()

@@ -45,16 +45,18 @@ PLAIN: Final = Security(None, None)
 # Nobody writes: there is nothing to wait for between the rounds, however slow the machine is.
 PATIENT: Final = PolicySettings(allowed_downtime_s=60.0)
 _OPTIONS: Final = Options(policy=PATIENT)
+UNVERIFIED: Final = Options(policy=PATIENT, verified=False)
 
 
 def sterna(memories: Memories, security: Security = PLAIN, options: Options = _OPTIONS) -> Processes:
-    """Sterna as a way of moving. `options`: of the source."""
+    """Sterna as a way of moving. `options`: of the source; the destination goes without hashes if it does."""
+    theirs = Options(verified=options.verified)
 
     def send(view: memoryview, port: int) -> float:
         return trio.run(_send, view, port, security.source, options)
 
     def receive(view: memoryview, ready: Ready) -> None:
-        trio.run(take_guest_in, view, ready, security.destination)
+        trio.run(take_guest_in, view, ready, security.destination, theirs)
 
     return Processes(send, receive, memories)
 
@@ -118,13 +120,16 @@ async def _send(view: memoryview, port: int, tls: TlsConfig | None, options: Opt
     return seconds
 
 
-async def take_guest_in(view: memoryview, ready: Callable[[int], None], tls: TlsConfig | None) -> None:
+async def take_guest_in(
+    view: memoryview, ready: Callable[[int], None], tls: TlsConfig | None, options: Options | None = None
+) -> None:
     """Take one guest in, and tell the port as soon as it can come."""
     results: list[Result] = []
     async with trio.open_nursery() as nursery:
 
         async def take_in(transport: Transport) -> None:
-            results.append(await Destination(lambda _: EmbeddedGuest(view), transport).run())
+            destination = Destination(lambda _: EmbeddedGuest(view), transport, options=options)
+            results.append(await destination.run())
             nursery.cancel_scope.cancel()
 
         addresses = await nursery.start(partial(listen, Address(HOST, 0), take_in, tls=tls))

@@ -8,7 +8,7 @@ is sampled in turns of their own, whose times do not count.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final, Literal, TypeAlias
 
@@ -18,7 +18,19 @@ from sterna.cli.output import Output
 from sterna.core.words import rate_text
 from sterna_interop.benchmarks_file import write_section
 from sterna_interop.measured import Report
-from sterna_interop.measuring import BARE, COPY, QEMU, Bound, Measure, Taken, Turn, at_most, take
+from sterna_interop.measuring import (
+    BARE,
+    BARE_HASH,
+    COPY,
+    OURS,
+    QEMU,
+    Bound,
+    Measure,
+    Taken,
+    Turn,
+    at_most,
+    take,
+)
 from sterna_interop.memories import Memories
 from sterna_interop.moving import Moved, Way
 from sterna_interop.qemu import program, version
@@ -73,6 +85,8 @@ class Transfers:
         rate: whether the principal measure is a rate; if not, it is the time.
         bounds: of the principal measure, by the name of the other way.
         copied: whether a plain copy of the memory stands beside it.
+        unverified: Sterna without page hashes, which is measured as well, in the same turns.
+        unverified_bounds: of its rate or time, by the name of the other way.
     """
 
     memories: Memories
@@ -80,6 +94,8 @@ class Transfers:
     bounds: Mapping[str, Bound]
     rate: bool = True
     copied: bool = True
+    unverified: Way | None = None
+    unverified_bounds: Mapping[str, Bound] = field(default_factory=dict)
 
     @property
     def principal(self) -> str:
@@ -89,23 +105,50 @@ class Transfers:
     def take(self, runs: int, say: Callable[[str], None]) -> list[Taken]:
         """All measures."""
         lasts = {name: Last(way) for name, way in self.ways.items()}
-        taken = take([self._principal(lasts), *self._cpu(lasts)], runs, say)
+        measures = [self._principal(lasts), *self._cpu(lasts)]
+        if self.unverified is not None:
+            measures += self._unverified(lasts, Last(self.unverified))
+        taken = take(measures, runs, say)
         # Yardsticks do nothing that takes memory.
         watched = {name: last for name, last in lasts.items() if not name.startswith(BARE)}
         measures = memory_measures(watched, self.memories.size)
         return taken + take(measures, min(runs, WATCHED_RUNS), lambda text: say(f"memory: {text}"), warm=True)
 
+    def _figure(self, seconds: float) -> float:
+        return self.memories.size / seconds if self.rate else seconds
+
     def _principal(self, lasts: Mapping[str, Last]) -> Measure:
-        size = self.memories.size
-
-        def figure(seconds: float) -> float:
-            return size / seconds if self.rate else seconds
-
-        ways = {name: last.turn(lambda moved: figure(moved.seconds)) for name, last in lasts.items()}
+        ways = {name: last.turn(lambda moved: self._figure(moved.seconds)) for name, last in lasts.items()}
         if self.copied:
-            ways[COPY] = lambda: figure(self.memories.copy())
+            ways[COPY] = lambda: self._figure(self.memories.copy())
         unit = "bytes/s" if self.rate else "s"
         return Measure(name=self.principal, text=self.principal, ways=ways, unit=unit, bounds=self.bounds)
+
+    def _unverified(self, lasts: Mapping[str, Last], ours: Last) -> list[Measure]:
+        """Beside what the other ways that hash nothing have done in this turn."""
+        others = {name: last for name, last in lasts.items() if name not in {OURS, BARE_HASH}}
+        gib = self.memories.size / GIB
+
+        def seconds(moved: Moved) -> float:
+            return self._figure(moved.seconds)
+
+        def cpu_s(moved: Moved) -> float:
+            return sum(moved.cpu_s) / gib
+
+        return [
+            Measure(
+                name="unverified",
+                text=f"{self.principal}, unverified",
+                ways={OURS: ours.turn(seconds)} | {name: last.told(seconds) for name, last in others.items()},
+                unit="bytes/s" if self.rate else "s",
+                bounds=self.unverified_bounds,
+            ),
+            Measure(
+                name="unverified_cpu",
+                text="  CPU, a GiB",
+                ways={OURS: ours.told(cpu_s)} | {name: last.told(cpu_s) for name, last in others.items()},
+            ),
+        ]
 
     def _cpu(self, lasts: Mapping[str, Last]) -> list[Measure]:
         gib = self.memories.size / GIB
