@@ -63,7 +63,7 @@ def handover(
         jobs: processes; one looks at hosts with a store, one at hosts without.
         kind: of the faults; may be given several times; all that an exploration knows, if none is.
         switchover: of the migration; post-copy: all pages follow the guest.
-        resume: sessions outlive connections, and a source that is started again takes its session up.
+        resume: sessions outlive connections, and whoever is started again takes his session up.
         defect: let endpoints do this wrong, to see it found; may be given several times.
         plain: carry every step out in every state, to compare; it is many times slower.
         json: one JSON object on stdout.

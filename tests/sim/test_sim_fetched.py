@@ -68,7 +68,7 @@ def test_a_field_brings_its_part_once(fetching):
     assert host.sent == fetching.whole.sent
     assert host.has("history")
     assert fetching.fetched == [HISTORY]
-    assert dict(host.parts()) == {HISTORY: (host.history, host.sent)}
+    assert dict(host.parts()) == {HISTORY: (host.history, host.sent, host.openings)}
 
 
 def test_what_was_set_is_not_fetched_over(fetching):

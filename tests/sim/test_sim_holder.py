@@ -14,12 +14,27 @@ from sterna.sim.holder import (
     Stage,
     bitmap_of,
     count_in,
+    is_left,
+    leave,
     memory_of,
     new_room,
+    pages_in,
     state_of,
     written,
 )
 from sterna.wire.records import Runner
+
+
+def test_what_is_left_to_the_guest():
+    _, room = new_room()
+    leave(room, {1, 2})
+    assert is_left(room, {1, 2})
+    assert not is_left(room, {0})
+    room[3 * PAGE_BYTES - 1] = 0
+    assert is_left(room, {1})
+    assert not is_left(room, {1, 2})
+    assert pages_in(None) == frozenset()
+    assert pages_in(bitmap_of((0, 3))) == {0, 3}
 
 
 def versions(memory):

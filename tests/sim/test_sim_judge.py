@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from sterna.core.history import History
@@ -23,6 +25,11 @@ def holders():
     room.load(5, memory_of(5))
     room.epoch, room.runner, room.stage = 2, THERE, Stage.RUNS
     return source, room
+
+
+def test_a_violation_is_told_by_one_process_to_another():
+    told = pickle.loads(pickle.dumps(Violation("one-runner", "two of them")))
+    assert (told.name, told.detail, str(told)) == ("one-runner", "two of them", "one-runner: two of them")
 
 
 def starts(judge, holder, everybody, slots=(HERE, THERE), claimed=()):

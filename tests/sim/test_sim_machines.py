@@ -7,11 +7,13 @@ from sim_support import ALPHA, BETA, go, stands, world_of
 
 from sterna.core.events import Admission, Admit, Reserve
 from sterna.core.history import RecordConflict
+from sterna.core.records import Complete as DurableComplete
 from sterna.core.records import Start as StartRecord
 from sterna.core.tables import DestinationState, SourceState
 from sterna.errors import GuestError, RecordError, StoreUnavailable
 from sterna.registry import ErrorCode
-from sterna.sim.holder import Holder, Stage
+from sterna.sim.holder import PAGE_BYTES, Holder, Stage
+from sterna.sim.judge import Violation
 from sterna.sim.machines import Ask, Data, Done, Failed, Left, Lost, Start, Tick, Trouble
 from sterna.sim.makers import LiveMakers, RecallingMakers, Shape
 from sterna.wire.records import Runner
@@ -97,10 +99,23 @@ def test_a_machine_that_is_left_is_made_again_for_each_who_asks():
         assert one.carry is not other.carry
         assert one.carry.ticket == other.carry.ticket
         assert left == Left(left.machine, left.image)
-    notes = one.notes, other.notes
-    assert notes == (None, None), "a destination has none"
+    assert one.notes == other.notes != b""
+    assert one.notes is not other.notes, "the entries of pages lie there [PCY-16]"
+    assert one.opening == other.opening
     holder = world.hosts[ALPHA].holders[0]
     assert isinstance(holder.notes, bytes), "so that nothing writes there but a machine"
+
+
+def test_a_page_that_is_the_guests_is_written_by_nobody_else():
+    """[PCY-12]"""
+    world = world_of(resume=True, switchover="post-copy")
+    world.begin(ALPHA)
+    go(world, lambda world: DurableComplete in {type(each) for each in world.hosts[BETA].history.records})
+    (task,) = world.hosts[BETA].endpoint.tasks
+    task.machine.told(Tick(), 0.0)
+    task.machine.room[PAGE_BYTES] = 1
+    with pytest.raises(Violation, match="an endpoint writes to a page that the guest has by now"):
+        task.machine.told(Tick(), 0.0)
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ from sterna.core.records import Claiming, HandBack, Start, Voided
 from sterna.core.tables import DestinationState, SourceState
 from sterna.registry import ErrorCode, Mode, Owner
 from sterna.sim.defects import Defect
+from sterna.sim.holder import PAGES, Remains, Stage
 from sterna.sim.hosts import Hold, Process, Reach, Task, Write
-from sterna.sim.machines import Kept, Trouble
+from sterna.sim.machines import Found, Kept, Trouble
 from sterna.sim.makers import RecallingMakers, Shape
 from sterna.sim.plans import Answered, plan, spare_runner
 from sterna.sim.tasks import effect
@@ -176,6 +177,53 @@ def test_a_session_that_nobody_has_kept_is_not_taken_up():
     hello = greeting(world, Mode.RESUME, b"s" * 16)
     assert planned(world, BETA, Readmit(hello)) == Trouble(ErrorCode.BUSY)
     assert planned(world, ALPHA, RunOn()) == Hold("resume", b"i" * 16)
+
+
+def taken_over(**more):
+    """A world whose destination was killed while pages follow, and the HELLO of the source that resumes."""
+    world = world_of(resume=True, switchover="post-copy", clocked=False, store=False, **more)
+    world.begin(ALPHA)
+    go(world, lambda world: world.running() is not None and bool(world.running().missing))
+    world.take(("kill", BETA, world.hosts[BETA].endpoint.number, 0))
+    world.take(("restart", BETA, 0, 0))
+    (session,) = world.hosts[BETA].openings
+    token = world.hosts[BETA].history.session(session).token
+    return world, replace(greeting(world, Mode.RESUME, session), token=token)
+
+
+def test_a_session_is_taken_over_once_its_guest_runs():
+    """[RES-16] [RES-18]"""
+    world, hello = taken_over()
+    there = world.hosts[BETA]
+    (image,) = there.openings
+    (holder,) = there.holders
+    request = Readmit(hello)
+    assert planned(world, BETA, request) == Hold("take-over", image)
+    found = planned(world, BETA, request, Remains(holder.missing, bytes(holder.notes)))
+    assert found == Answered(Found(image, holder.missing, bytes(holder.notes), there.openings[image]))
+    assert isinstance(planned(world, BETA, request, Remains(frozenset(), None)).answer, Verdict)
+    assert "turned-away" not in there.armed
+    holder.stage = Stage.READY
+    assert planned(world, BETA, request) == Trouble(ErrorCode.BUSY)
+    assert "turned-away" in there.armed
+    holder.stage = Stage.KILLED
+    assert planned(world, BETA, request) == Trouble(ErrorCode.GUEST_LOST)
+    there.lock = 99
+    assert planned(world, BETA, request) == Trouble(ErrorCode.BUSY)
+    there.openings = {}
+    assert planned(world, BETA, request) == Trouble(ErrorCode.BUSY)
+
+
+@pytest.mark.parametrize(
+    ("defect", "missing"), [(Defect.BITS_IGNORED, PAGES), (Defect.ALL_TAKEN_AS_INSTALLED, 0)]
+)
+def test_defects_of_a_destination_that_takes_over(defect, missing):
+    world, hello = taken_over(defects=frozenset({defect}))
+    (holder,) = world.hosts[BETA].holders
+    remains = Remains(frozenset({1}), bytes(holder.notes))
+    assert len(planned(world, BETA, Readmit(hello), remains).answer.missing) == missing
+    world, hello = taken_over(defects=frozenset({Defect.OPENING_FORGOTTEN}))
+    assert planned(world, BETA, Readmit(hello)) == Trouble(ErrorCode.BUSY)
 
 
 def test_notes_are_kept_by_the_holder_of_whoever_takes_one_way():

@@ -234,6 +234,37 @@ def test_a_link_that_is_lost_while_pages_follow_is_taken_up_again(switchover):
     assert check_rest(world) is End.RUNS
 
 
+def runs_there(world):
+    running = world.running()
+    return running is not None and running.host == "beta"
+
+
+@pytest.mark.parametrize("store", [True, False])
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_destination_that_is_started_again_takes_over_what_it_finds(store, installed):
+    """[RES-13] [RES-16] [PCY-16] [HOL-41]"""
+    world = world_of(store=store, resume=True, switchover="post-copy", clocked=False)
+    world.begin(ALPHA)
+    go(world, lambda world: runs_there(world) and bool(world.running().missing) is not installed)
+    world.take(("kill", BETA, world.hosts[BETA].endpoint.number, 0))
+    go(world)
+    running = world.running()
+    assert (running.host, running.missing, world.resumed) == ("beta", frozenset(), 1)
+    assert world.hosts[ALPHA].holders[0].stage is Stage.FREED
+    assert check_rest(world) is End.RUNS
+
+
+def test_of_a_guest_that_came_whole_a_later_process_tells_who_has_it():
+    """[RES-15]"""
+    world = world_of(store=False, resume=True, clocked=False)
+    world.begin(ALPHA)
+    go(world, runs_there)
+    world.take(("kill", BETA, world.hosts[BETA].endpoint.number, 0))
+    go(world)
+    assert (world.running().host, world.resumed) == ("beta", 0)
+    assert check_rest(world) is End.RUNS
+
+
 def test_who_gives_up_leaves_the_guest_where_it_runs():
     world = world_of(resume=True, switchover="post-copy")
     world.begin(ALPHA)

@@ -19,6 +19,9 @@ class Defect(StrEnum):
     INSTALLED_TWICE = "installed-twice"
     TAKEN_UP_UNASKED = "taken-up-unasked"
     NUMBERS_REUSED = "numbers-reused"
+    OPENING_FORGOTTEN = "opening-forgotten"
+    BITS_IGNORED = "bits-ignored"
+    ALL_TAKEN_AS_INSTALLED = "all-taken-as-installed"
 
     @property
     def text(self) -> str:
@@ -38,4 +41,7 @@ _TEXTS = {
     Defect.INSTALLED_TWICE: "a destination installs pages again that the guest may have written meanwhile",
     Defect.TAKEN_UP_UNASKED: "a source that is started again takes its session up, whosever the guest is",
     Defect.NUMBERS_REUSED: "a source that is started again numbers connections as the one before it",
+    Defect.OPENING_FORGOTTEN: "a destination that is started again knows no session whose guest lacks pages",
+    Defect.BITS_IGNORED: "a destination that is started again fetches what was installed before, too",
+    Defect.ALL_TAKEN_AS_INSTALLED: "a destination that is started again takes all pages for installed",
 }

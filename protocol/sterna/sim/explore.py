@@ -9,9 +9,11 @@ step, what must never happen is. The machines in it are real ones, see `sterna.s
 
 Sessions may outlive connections (`resume`). Then a source whose guest runs at the destination takes its
 session up after a loss, and so does one that was killed and started again, from what its holder keeps
-[RES-19]. A source that is refused tries again when there is something new, or its session is kept and nobody
-does anything: that stands for trying again after a while. While the guest is still at the source no session
-is taken up: rounds would begin anew, and those are left out.
+[RES-19]. A destination that was killed after RUNNING and started again finds what is installed in its holder,
+and lets the source send the rest [RES-16]. A source that is refused tries again when there is something new,
+or its session is kept, or it was turned away for a moment, and nobody does anything: that stands for trying
+again after a while. While the guest is still at the source no session is taken up: rounds would begin anew,
+and those are left out.
 
 What is left out, because it leads nowhere new: time (a deadline is a connection that is given up at any
 moment), a store that is slow or out of reach (a claim that waits), a record that is written slowly (a record
@@ -109,7 +111,7 @@ class Exploration:
         kinds: which.
         defects: what endpoints do wrong.
         switchover: of the migration; with one by bitmap, or post-copy, pages follow the guest.
-        resume: whether sessions outlive connections, and a source's its process [RES-19].
+        resume: whether sessions outlive connections, and processes [RES-16] [RES-19].
         plain: every step is carried out in every world, see `sterna.sim.spaces`.
     """
 

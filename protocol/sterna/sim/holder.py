@@ -10,7 +10,8 @@ its controller is gone, a marked one does not, a room that was made for a guest 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from typing import Final
@@ -41,6 +42,14 @@ class Stage(Enum):
     STOPPED = "a guest that has run here and is paused"
     FREED = "nothing any more"
     KILLED = "nothing: the holder was killed"
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """What an endpoint finds in the holder of a guest that another one has begun to take in."""
+
+    missing: frozenset[int]
+    notes: bytes | None
 
 
 class HolderError(Exception):
@@ -109,6 +118,26 @@ def new_room() -> tuple[RegionPages, bytearray]:
     return RegionPages(REGIONS, {REGION.id: memoryview(memory)}), memory
 
 
+_LEFT: Final = b"\xee" * PAGE_BYTES
+"""What stands in an endpoint's memory for a page that is the guest's: nobody reads it, or writes there."""
+
+
+def leave(room: bytearray, pages: Iterable[int]) -> None:
+    """Pages are the guest's from now on, in the memory that an endpoint fills."""
+    for page in pages:
+        room[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = _LEFT
+
+
+def is_left(room: bytearray, pages: Iterable[int]) -> bool:
+    """Whether nobody has written to these pages since."""
+    return all(room.startswith(_LEFT, page * PAGE_BYTES) for page in pages)
+
+
+def pages_in(bitmap: PageBitmap | None) -> frozenset[int]:
+    """The pages of a bitmap, none of none."""
+    return frozenset(() if bitmap is None else (page for page in range(PAGES) if page in bitmap))
+
+
 class Holder:
     """One holder.
 
@@ -126,7 +155,7 @@ class Holder:
         missing: pages that are to follow the guest and are not there yet.
         paused_at: the count with which the guest came.
         faulted: the page that the guest waits for and the endpoint was told of, -1 for none.
-        notes: what a source keeps there for the next process, None for nothing [HOL-45].
+        notes: what an endpoint keeps there for the next one, None for nothing [HOL-45].
     """
 
     __slots__ = (
@@ -163,8 +192,14 @@ class Holder:
         return (
             self.image, self.stage.value, self.count, self.epoch, self.runner, self.mark,
             names.get(self.granter, -1), names.get(self.controller, -1), self.intact, self.missing,
-            self.faulted, bytes(self.notes) if self.mark and self.notes is not None else None,
+            self.faulted, self._kept_notes,
         )  # fmt: skip
+
+    @property
+    def _kept_notes(self) -> bytes | None:
+        """What may be read still: a source's once the guest is granted, a destination's once it is sealed."""
+        read = self.mark or self.stage in {Stage.READY, Stage.RUNS}
+        return bytes(self.notes) if read and self.notes is not None else None
 
     @property
     def lives(self) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sterna.core.events import Expect, Installed
 from sterna.registry import ErrorCode
 from sterna.sim.defects import Defect
-from sterna.sim.holder import PAGES, REGION, Holder, HolderError, Stage, count_in
+from sterna.sim.holder import REGION, Holder, HolderError, Remains, Stage, count_in, pages_in
 from sterna.sim.hosts import NAMES, Hold, Host, Process, Task
 from sterna.sim.judge import Violation
 from sterna.sim.machines import Trouble
@@ -27,6 +27,8 @@ def hold(world: World, host: Host, process: Process, task: Task, op: Hold) -> Ha
     if op.verb == "reserve":
         holder = Holder(host.name, op.image)
         host.holders.append(holder)
+        if task.machine is not None and task.machine.opening is not None:
+            host.openings = {**host.openings, op.image: task.machine.opening}
     if holder is None or not holder.lives or not attach(world, holder, process):
         return Trouble(ErrorCode.GUEST_FAILED)
     try:
@@ -54,6 +56,9 @@ def _do(world: World, process: Process, task: Task, holder: Holder, op: Hold) ->
         case "pause":
             if holder.stage is Stage.RUNS:
                 holder.stage = Stage.STOPPED
+        case "take-over":  # whoever waits tells it anew [HOL-41]
+            holder.faulted = -1
+            return Remains(holder.missing, None if holder.notes is None else bytes(holder.notes))
         case "notes":
             return True  # there is room for them
         case "mark":
@@ -94,8 +99,7 @@ def expect(task: Task, holder: Holder) -> None:
     assert task.machine is not None
     request = task.machine.asked[0]
     assert isinstance(request, Expect)
-    pages = request.stale.get(REGION.id)
-    holder.missing = frozenset(() if pages is None else (page for page in range(PAGES) if page in pages))
+    holder.missing = pages_in(request.stale.get(REGION.id))
 
 
 def keep_notes(host: Host, task: Task) -> None:

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, TypeAlias
 from sterna.core.history import History
 from sterna.core.records import Claiming, Record
 from sterna.core.recovery import Settled
+from sterna.core.reopening import Opening
 from sterna.core.verdict import Store
 from sterna.registry import Owner
 from sterna.sim.holder import GUEST_ID, Holder
@@ -272,19 +273,20 @@ class Host:
     Attributes:
         history: the durable records.
         holders: that were ever started here.
+        openings: what was noted of sessions that others have opened, by id [RES-16]. A session has one.
         sent: which image was sent in which session: what an operator would say on the command line.
         processes: the endpoint, if it runs, and what stands beside it.
         starts: how many processes were started here.
         lock: the process that has the guest's records, 0 for none.
         settled: where recovery came to its end last.
         sessions: how many were admitted here.
-        armed: what goes wrong next, by name.
+        armed: what goes wrong next, by name; and `turned-away`, if a source is to come again [RES-18].
         cached: of the key, None when something may have changed.
     """
 
     __slots__ = (
-        "armed", "cached", "history", "holders", "lock", "name", "processes", "sent", "sessions", "settled",
-        "starts",
+        "armed", "cached", "history", "holders", "lock", "name", "openings", "processes", "sent",
+        "sessions", "settled", "starts",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
@@ -292,6 +294,7 @@ class Host:
         self.history = History(GUEST_ID)
         self.holders: list[Holder] = []
         self.sent: tuple[tuple[bytes, bytes], ...] = ()
+        self.openings: Mapping[bytes, Opening] = {}
         self.processes: list[Process] = []
         self.starts = 0
         self.lock = 0
@@ -305,7 +308,7 @@ class Host:
         other = object.__new__(Host)
         other.name, other.history, other.sent = self.name, self.history, self.sent
         other.lock, other.sessions, other.armed = self.lock, self.sessions, self.armed
-        other.settled, other.starts = self.settled, self.starts
+        other.settled, other.starts, other.openings = self.settled, self.starts, self.openings
         other.cached = None
         other.holders = [each.copy() for each in self.holders]
         other.processes = [each.copy() for each in self.processes]
@@ -322,6 +325,7 @@ class Host:
                     tuple([each.key(names) for each in self.holders]),
                     tuple([each.key() for each in self.processes]),
                     names.get(self.lock, -1),
+                    tuple(self.openings),
                     self.armed,
                     self.settled is not None and self.settled.lost,
                 )

@@ -23,6 +23,10 @@ class Violation(Exception):  # noqa: N818 - not an error of the program
         self.name = name
         self.detail = detail
 
+    def __reduce__(self) -> tuple[type[Violation], tuple[str, str]]:
+        """It is told by one process to another."""
+        return type(self), (self.name, self.detail)
+
 
 class Judge:
     """See above.

@@ -16,15 +16,29 @@ from typing import Final, Protocol, TypeAlias
 
 from sterna.core.carry import DestinationCarry, SourceCarry
 from sterna.core.destination import DestinationMachine
-from sterna.core.events import CollectDirty, KeepNotes, Readmit, Request, Reserve, Result, SaveState
+from sterna.core.events import (
+    CollectDirty,
+    Expect,
+    Installed,
+    KeepNotes,
+    Readmit,
+    Request,
+    Reserve,
+    Result,
+    RunGuest,
+    SaveState,
+)
 from sterna.core.history import RecordConflict
 from sterna.core.records import Record
+from sterna.core.reopening import Opening
 from sterna.core.session import Session
 from sterna.core.source import SourceMachine
 from sterna.core.tables import State
 from sterna.errors import GuestError, RecordError, SternaError, StoreUnavailable, TransportError
 from sterna.registry import ErrorCode
-from sterna.sim.holder import REGION, bitmap_of, new_room, state_of
+from sterna.sim.holder import PAGES, REGION, bitmap_of, is_left, leave, new_room, pages_in, state_of
+from sterna.sim.judge import Violation
+from sterna.wire.records import Guest
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +128,17 @@ class Kept:
 
     Attributes:
         image: of the guest, at a source.
-        notes: that go on being written, at a source.
+        notes: that go on being written.
+        theirs: pages of that memory that are the guest's by now, at a destination.
+        opening: at a destination, what a later process has to know of the session.
     """
 
     carry: SourceCarry | DestinationCarry
     room: bytearray
     image: bytes = b""
     notes: bytearray | None = None
+    theirs: frozenset[int] = frozenset()
+    opening: Opening | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +167,33 @@ class Noted:
     reuses: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The same of a destination whose process is dead: what the next one finds of a guest that runs [RES-16].
+
+    Attributes:
+        session: that brought it.
+        missing: pages that are not installed.
+        notes: of the image, as its holder has them [PCY-16].
+        opening: what was noted of the session; the same in all worlds.
+    """
+
+    session: bytes
+    missing: frozenset[int]
+    notes: bytes
+    opening: Opening = field(compare=False, repr=False)
+
+    def again(self) -> Kept:
+        """What a machine goes on with: memory in which what is installed is the guest's."""
+        pages, room = new_room()
+        theirs = frozenset(range(PAGES)) - self.missing
+        leave(room, theirs)
+        notes = bytearray(self.notes)
+        lacks = {REGION.id: bitmap_of(tuple(sorted(self.missing)))}
+        carry = self.opening.with_guest(pages, memoryview(notes), lacks, 0.0)
+        return Kept(carry, room, notes=notes, theirs=theirs, opening=self.opening)
+
+
 class Driven(Protocol):
     """A machine, and what it has said and asked for since it was told something.
 
@@ -156,7 +201,8 @@ class Driven(Protocol):
         said: bytes for the peer, of the last input.
         asked: requests that are not answered, oldest first.
         room: the memory that it fills, of a destination.
-        notes: what it has noted for the next process, of a source; the same object as long as nothing new is.
+        notes: what it has noted for the next process; the same object as long as nothing new is.
+        opening: of a destination, what a later process has to know of the session, once that is known.
     """
 
     @property
@@ -176,6 +222,11 @@ class Driven(Protocol):
 
     @property
     def notes(self) -> bytearray | bytes | None:
+        """See above."""
+        ...
+
+    @property
+    def opening(self) -> Opening | None:
         """See above."""
         ...
 
@@ -216,6 +267,9 @@ class LiveMachine:
         self.asked: tuple[Request, ...] = ()
         self.room = bytearray()
         self.notes = notes
+        self.opening: Opening | None = None
+        self._stale: frozenset[int] = frozenset()
+        self._theirs: frozenset[int] = frozenset()  # pages in the room that are the guest's by now
 
     @property
     def state(self) -> State:
@@ -255,6 +309,7 @@ class LiveMachine:
                 request = self.asked[0]
                 machine.complete(request, self._real(request, answer), now)
                 self.asked = self.asked[1:]
+                self._lets_go(request)
             case Failed(trouble):
                 machine.fail(self.asked[0], trouble.error(), now)
                 self.asked = self.asked[1:]
@@ -264,12 +319,26 @@ class LiveMachine:
                 assert isinstance(machine, DestinationMachine)
                 machine.fault(REGION.id, page, 1, now)
         self._drain(now)
+        if not is_left(self.room, self._theirs):
+            raise Violation("same-memory", "an endpoint writes to a page that the guest has by now")
         return self
+
+    def _lets_go(self, request: Request) -> None:
+        """From now on the guest may write to these pages, and nobody else."""
+        match request:
+            case RunGuest():
+                self._theirs = frozenset(range(PAGES)) - self._stale
+            case Installed():
+                installed = (range(each.first, each.first + each.count) for each in request.pages)
+                self._theirs |= {page for pages in installed for page in pages}
+            case _:
+                return
+        leave(self.room, self._theirs)
 
     def kept(self, image: bytes) -> Kept:
         """What a machine whose link is lost leaves."""
         assert isinstance(self.machine, (SourceMachine, DestinationMachine))
-        return Kept(self.machine.carry, self.room, image, self.notes)
+        return Kept(self.machine.carry, self.room, image, self.notes, self._theirs, self.opening)
 
     def _real(self, request: Request, answer: Hashable) -> object:
         """The answer that an answer stands for."""
@@ -283,21 +352,33 @@ class LiveMachine:
             case Reserve():
                 pages, self.room = new_room()
                 return pages
+            case Expect(stale=stale, notes=notes):
+                self._stale = pages_in(stale.get(REGION.id))
+                self.notes = bytearray(notes.size_bytes) if stale else None
+                if self.notes is not None:
+                    notes.move_to(self.notes)
+                return None
             case KeepNotes(size_bytes=size_bytes) if answer is not None:
                 self.notes = bytearray(size_bytes)
                 return memoryview(self.notes)
-            case Readmit() if isinstance(answer, (Kept, Left)):
-                kept = answer.again() if isinstance(answer, Left) else answer
-                self.room = kept.room
-                return kept.carry
+            case Readmit() if isinstance(answer, (Kept, Left, Found)):
+                return self._takes_up(answer)
             case _:
                 return answer
+
+    def _takes_up(self, answer: Kept | Left | Found) -> SourceCarry | DestinationCarry:
+        kept = answer if isinstance(answer, Kept) else answer.again()
+        self.room, self._theirs = kept.room, kept.theirs
+        self.notes, self.opening = kept.notes, kept.opening
+        return kept.carry
 
     def _drain(self, now: float) -> None:
         machine, said = self.machine, []
         while True:
             while (request := machine.poll_request()) is not None:
                 self.asked = (*self.asked, request)
+                if isinstance(request, Reserve) and isinstance(machine, DestinationMachine):
+                    self.opening = _opening(machine, request.guest)
             while machine.poll_event() is not None:
                 pass
             buffers = machine.poll_transmit(now)
@@ -307,6 +388,12 @@ class LiveMachine:
             machine.transmitted(len(unit), now)
             said.append(unit)
         self.said = b"".join(said)
+
+
+def _opening(machine: DestinationMachine, guest: Guest) -> Opening:
+    """What is noted of a session before its ACCEPT [RES-16]."""
+    assert machine.ticket is not None
+    return Opening(machine.ticket.hello, machine.ticket.welcome, guest, machine.runner)
 
 
 class Recollection:
@@ -346,6 +433,7 @@ class RecalledMachine:
         self.room: Final = bytearray(live.room)
         self.notes: Final = before if live.notes is None or bytes(live.notes) == before else bytes(live.notes)
         self.timer: Final = None
+        self.opening: Final = live.opening
         self._tree: Final = tree
         self._path: Final = path
         self._next: Final[dict[Input, RecalledMachine]] = {}

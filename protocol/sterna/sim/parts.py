@@ -36,8 +36,8 @@ HISTORY, HOLDERS, LOCK, ARMED, SETTLED, SESSIONS, OTHERS, SHOWN, KNOWS, REST, KE
 _SIZE: Final = TASKS + TASKS_MAX
 RECORDS, CLAIMED, GUESTS, RESTS, OTHERS_REST, THERE = range(_SIZE, _SIZE + 6)
 FIELDS: Final = {
-    "history": HISTORY, "sent": HISTORY, "holders": HOLDERS, "lock": LOCK, "armed": ARMED,
-    "settled": SETTLED, "sessions": SESSIONS,
+    "history": HISTORY, "sent": HISTORY, "openings": HISTORY, "holders": HOLDERS, "lock": LOCK,
+    "armed": ARMED, "settled": SETTLED, "sessions": SESSIONS,
 }  # fmt: skip
 LINES_MAX: Final = 6
 READS: Final = 48
@@ -141,7 +141,8 @@ def fields_of(host: Host) -> list[object]:
     first = host.process(first_number(host.place))
     others = [each for each in host.processes if each is not first]
     parts = [
-        (host.history, host.sent), host.holders, host.lock, host.armed, host.settled, host.sessions, others,
+        (host.history, host.sent, host.openings), host.holders, host.lock, host.armed, host.settled,
+        host.sessions, others,
     ]  # fmt: skip
     return [*parts, *[part for _, part in parts_of(first)]]
 
@@ -158,7 +159,7 @@ def _processes_key(processes: list[Process]) -> Hashable:
     return tuple([(each.number, each.rest, each.refused, each.key()) for each in processes])
 
 
-def _claimed(history: tuple[History, object]) -> tuple[Hashable, object]:
+def _claimed(history: tuple[History, object, object]) -> tuple[Hashable, object]:
     claimed = frozenset([each.epoch for each in history[0].each(Claiming)])
     return claimed, claimed
 
@@ -181,13 +182,13 @@ def _task_key(task: Task | None) -> Hashable:
     return task and task.key()
 
 
-def _records(history: tuple[History, object]) -> tuple[Hashable, object]:
+def _records(history: tuple[History, object, object]) -> tuple[Hashable, object]:
     number = len(history[0].records)
     return number, number
 
 
-def _history_key(history: tuple[History, object]) -> Hashable:
-    return history[0].records
+def _history_key(history: tuple[History, object, Mapping[bytes, object]]) -> Hashable:
+    return history[0].records, tuple(history[2])
 
 
 def _settled_key(settled: Settled | None) -> Hashable:

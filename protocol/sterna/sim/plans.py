@@ -44,8 +44,9 @@ from sterna.core.recovery import before_verdict
 from sterna.core.verdict import Facts, Store, answer
 from sterna.registry import ErrorCode
 from sterna.sim.defects import Defect
+from sterna.sim.holder import PAGES, Remains, Stage
 from sterna.sim.hosts import Hold, Host, Op, Process, Reach, TakeLocks, Task, Write, peer_of
-from sterna.sim.machines import Trouble
+from sterna.sim.machines import Found, Trouble
 from sterna.wire.records import Hello, Runner
 
 if TYPE_CHECKING:
@@ -166,18 +167,60 @@ def _readmit(world: World, host: Host, process: Process, task: Task, hello: Hell
 
     others = [each for each in process.tasks if each.image == hello.session and each is not task]
     if any(each.kind == "recovery" for each in others):
-        return Trouble(ErrorCode.BUSY)  # it has the records, and is done with them in a moment [RES-18]
+        return _turned_away(host)  # it has the records, and is done with them in a moment
     for other in others:
         loses(world, host, process, other)
     kept = process.kept.get(hello.session)
     if kept is None and host.history.complete(hello.session) is not None:
         return _verdict(world, host, process, task, hello)  # it lacks no page any more [RES-15]
-    if kept is None or not world.locks(host, process):
+    if kept is None and any(each in process.tasks for each in others):
+        return _turned_away(host)  # what it has begun is to be done first
+    if kept is None:
+        return _reopen(world, host, process, task, hello)
+    if not world.locks(host, process):
         return Trouble(ErrorCode.BUSY)
     process.kept = {name: each for name, each in process.kept.items() if each is not kept}
     task.image = hello.session
     world.resumed += 1
     return Answered(kept)
+
+
+def _turned_away(host: Host) -> Trouble:
+    """Not now: the source is to come again when what is under way is done [RES-18]."""
+    host.armed |= {"turned-away"}
+    return Trouble(ErrorCode.BUSY)
+
+
+def _reopen(world: World, host: Host, process: Process, task: Task, hello: Hello) -> Plan:
+    """Take up a session of a process that is dead, whose guest runs here and may lack pages [RES-13]."""
+    session, opening = host.history.session(hello.session), host.openings.get(hello.session)
+    forgets = Defect.OPENING_FORGOTTEN in world.defects or not world.makers.keeps
+    if session is None or opening is None or forgets:
+        return Trouble(ErrorCode.BUSY)
+    if not world.locks(host, process):
+        return _turned_away(host)
+    if not host.history.claiming(session.epoch + 1):
+        return Trouble(ErrorCode.BUSY)
+    if not isinstance(host.history.fate(session.epoch + 1), Start):
+        return _verdict(world, host, process, task, hello)
+    holder = host.holder(hello.session)
+    if holder is None or not holder.lives:
+        return Trouble(ErrorCode.GUEST_LOST)
+    if holder.stage is not Stage.RUNS:
+        return _turned_away(host)  # recovery comes first, and either runs it or knows better
+    if not task.results or isinstance(task.results[0], Trouble):
+        return _once(task, Hold("take-over", hello.session))
+    found = task.results[0]
+    if not isinstance(found, Remains) or found.notes is None:  # it has come with all of its pages [RES-15]
+        return _verdict(world, host, process, task, hello)
+    missing = found.missing
+    if Defect.BITS_IGNORED in world.defects:
+        missing = frozenset(range(PAGES))
+    if Defect.ALL_TAKEN_AS_INSTALLED in world.defects:
+        missing = frozenset()
+    task.image = hello.session
+    world.resumed += 1
+    return Answered(Found(hello.session, missing, found.notes, opening))
 
 
 def _verdict(world: World, host: Host, process: Process, task: Task, hello: Hello) -> Plan:

@@ -203,7 +203,8 @@ def situation_of(world: World, host: Host, task: Task) -> Situation:
     facts = Facts(host.name, store, mark, task.peer)
     if holder is None:
         return Situation(facts)
-    return Situation(facts, _IMAGES[holder.stage], holder.image, holder.epoch, task.complete)
+    image, stale = _IMAGES[holder.stage], bool(holder.missing)
+    return Situation(facts, image, holder.image, holder.epoch, task.complete, stale)
 
 
 def next_of(world: World, host: Host, task: Task) -> Next:

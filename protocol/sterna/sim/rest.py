@@ -60,7 +60,8 @@ def _check_pages(world: World, running: Holder) -> None:
     if world.makers.clocked:
         return
     there = NAMES.index(running.host)
-    waits = running.missing and any(running.image in each.kept for each in world.hosts[there].processes)
+    kept = any(running.image in each.kept for each in world.hosts[there].processes)
+    waits = running.missing and (kept or world.makers.keeps)
     served = any(each.stage is Stage.STOPPED and each.mark for each in world.hosts[1 - there].holders)
     if waits and served:
         raise Violation("one-runner", f"the guest waits at {running.host} for pages that its source has")

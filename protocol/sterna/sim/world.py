@@ -229,9 +229,12 @@ class World:
     def _may_be_let_in(self, host: Host, refused: View) -> bool:
         """Whether a source may be where it was refused: there is something new, or the session is kept there.
 
-        In the latter case something was under way there, and is not any more [RES-18].
+        In the latter case something was under way there, and is not any more [RES-18]; and so where it was
+        turned away by a process that had not had the session, and can take it up.
         """
-        return self.front(1 - host.place).keeps or refused != source_view(self, host)
+        there = 1 - host.place
+        may = self.front(there).keeps or "turned-away" in self.hosts[there].armed
+        return may or refused != source_view(self, host)
 
     def _of_process(self, number: int, host: Host, process: Process) -> Iterator[Step]:
         at = number, process.number
@@ -399,6 +402,8 @@ class World:
         """The source takes its session up again, or gives up: then the guest stays where it runs."""
         kept = process.kept[b""]
         process.kept = others_kept(process)
+        if "turned-away" in self.hosts[1 - here.place].armed:
+            self.own(1 - here.place).armed -= {"turned-away"}
         process.refused = None if self.makers.clocked else source_view(self, here)
         holder = here.holder(kept.image)
         process.tries += self.makers.clocked
