@@ -11,15 +11,15 @@ from sterna.errors import LocalProtocolError
 
 def test_first_come_first_served():
     queue, requests = RequestQueue(), [StartTracking(), Pause(), SaveState()]
-    assert queue.take() is None
+    assert (queue.take(), queue.prompt, bool(queue)) == (None, None, False)
     for request in requests:
         queue.ask(request)
-    assert list(queue) == requests
+    assert (list(queue), queue.prompt, bool(queue)) == (requests, requests[0], True)
     assert [queue.take(), queue.take()] == requests[:2]
-    assert (queue.taken, list(queue)) == (tuple(requests[:2]), requests[2:])
+    assert (queue.taken, list(queue), queue.prompt) == (tuple(requests[:2]), requests[2:], None)
     for request in requests[:2]:
         queue.answered(request)
-    assert queue.taken == ()
+    assert (queue.taken, queue.prompt) == ((), requests[2])
 
 
 def test_an_answer_out_of_turn_changes_nothing():

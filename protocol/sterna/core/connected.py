@@ -54,7 +54,8 @@ class Connected(ABC):
         self._role = role
         # Who is called learns from the first frame what the connection is for [HDR-5].
         reader = FrameReader(stream=0 if role is Sender.SOURCE else None)
-        self._lanes = Lanes(Lane(0, now, reader=reader, outbox=Outbox(config.grease)))
+        self._outbox: Final = Outbox(config.grease)  # of the control connection
+        self._lanes = Lanes(Lane(0, now, reader=reader, outbox=self._outbox))
         self._reading = self._lanes.control  # the lane whose frame is being looked at
         self._regions_told: Sequence[Region] = ()
         self._watch = Watch(config.deadlines, now)
@@ -220,11 +221,6 @@ class Connected(ABC):
         """A frame of a data connection that is none of PAGES and ABORT."""
         del lane, now
         raise wrong(ErrorCode.UNEXPECTED_FRAME, "on a data connection", "STR-3", record)
-
-    @property
-    def _outbox(self) -> Outbox:
-        """Of the control connection."""
-        return self._lanes.control.outbox
 
     @property
     def _can_speak(self) -> bool:

@@ -155,4 +155,8 @@ class Lanes:
     @property
     def stalled_since(self) -> float | None:
         """Of the connections that have bytes to take, when the slowest last took one; None without any."""
-        return min((lane.left for lane in self if lane.outbox.in_flight_bytes), default=None)
+        since = None
+        for lane in self._by_stream.values():
+            if lane.outbox.in_flight_bytes and (since is None or lane.left < since):
+                since = lane.left
+        return since

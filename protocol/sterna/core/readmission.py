@@ -203,7 +203,7 @@ class Readmission(Session):
 
     def _rest(self, now: float) -> None:
         """Nothing of the session may be under way any more when its carry is given."""
-        if self._requests.taken or (self._fetching is not None and any(self._requests)):
+        if self._requests.taken or (self._fetching is not None and self._requests):
             return
         if self._fetching is not None and self._state is DestinationState.SUSPENDING:
             self._step(DestinationInput.REJOINED, now)

@@ -20,6 +20,15 @@ class RequestQueue:
     def __iter__(self) -> Iterator[Request]:
         return iter(self._waiting)
 
+    def __bool__(self) -> bool:
+        """Whether there are any that nobody has taken yet."""
+        return bool(self._waiting)
+
+    @property
+    def prompt(self) -> Request | None:
+        """What `take` gives next, if all that it gave is answered."""
+        return self._waiting[0] if self._waiting and not self._taken else None
+
     @property
     def taken(self) -> tuple[Request, ...]:
         """Those that the driver has taken and not answered, in the order in which it must."""

@@ -17,6 +17,7 @@ mistakes become an ABORT, a roll-back and a `Finished` event. What is raised is 
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
@@ -104,7 +105,7 @@ class Session(Connected):
     @property
     def prompt_request(self) -> Request | None:
         """What `poll_request` gives next, if nothing that it gave is unanswered."""
-        return None if self._requests.taken else next(iter(self._requests), None)
+        return self._requests.prompt
 
     def poll_event(self) -> Event | None:
         """The next event."""
@@ -112,10 +113,12 @@ class Session(Connected):
 
     def poll_timeout(self) -> float | None:
         """When `handle_timeout` has to be called next, None when nothing waits for its time."""
-        times = [self._watch.next_look(code, at) for code, at in self._alarms()]
-        if self._beats:
-            times.append(self._watch.said + self._watch.deadlines.heartbeat_s)
-        return min(times, default=None)
+        watch = self._watch
+        first = watch.said + watch.deadlines.heartbeat_s if self._beats else math.inf
+        for code, at in self._alarms():
+            if at < first:
+                first = min(first, watch.next_look(code, at))  # that is never before `at`
+        return None if first == math.inf else first
 
     # ---- in ----
 
@@ -320,7 +323,7 @@ class Session(Connected):
 
     @property
     def _has_words(self) -> bool:
-        return bool(self._events or self._outbox) or any(True for _ in self._requests)
+        return bool(self._events or self._outbox or self._requests)
 
     @property
     def _is_deaf(self) -> bool:

@@ -27,6 +27,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final, Protocol, TypeAlias
 
 import trio
@@ -71,14 +72,12 @@ MAKE_WAY_S: Final = 0.002
 # most half of the time, so that a guest that waits again and again does not hold up the push.
 ANSWERED_S: Final = 0.0005
 
+# Seconds of CLOCK_BOOTTIME: it goes on while a host sleeps, as the peer's patience does.
+boottime: Final[Clock] = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+
 _UNDOING: Final = DEAF - TERMINAL
 
 _log = logging.getLogger(__name__)
-
-
-def boottime() -> float:
-    """Seconds of CLOCK_BOOTTIME: it goes on while a host sleeps, as the peer's patience does."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Attended(Protocol):
@@ -440,28 +439,32 @@ class Pump:
             line.transport.abort()
 
     async def _shielded(self, request: Request) -> object:
-        name = type(request).__name__
-        with trio.CancelScope(shield=True) as self._carrying:
-            if isinstance(request, RollBack | RunOn | Discard):
-                self._limit(UNDO_S)
-            self._hurry()
-            if isinstance(request, Discard):
-                for line in (*self._lines.values(), *self._replaced):
-                    await line.memory_free.wait()
-            return await self._perform(request)
-        raise GuestError(f"{name} was given up: it did not end in time")
+        try:
+            with trio.CancelScope(shield=True) as self._carrying:
+                if isinstance(request, RollBack | RunOn | Discard):
+                    self._limit(UNDO_S)
+                self._hurry()
+                if isinstance(request, Discard):
+                    for line in (*self._lines.values(), *self._replaced):
+                        await line.memory_free.wait()
+                return await self._perform(request)
+        finally:
+            self._carrying = None
+        raise GuestError(f"{type(request).__name__} was given up: it did not end in time")
 
     def _hurry(self) -> None:
         """Bound the request under way if something waits for it that matters more."""
-        if self.machine.state in _UNDOING:
+        if self._carrying is None:
+            return
+        state = self.machine.state
+        if state in _UNDOING:
             self._limit(OVERTAKEN_S)
-        elif self._given_up or (
-            self.machine.state is SourceState.RELEASING and self.machine.poll_timeout() is None
-        ):
+        elif self._given_up or (state is SourceState.RELEASING and self.machine.poll_timeout() is None):
             self._limit(UNDO_S)
 
     def _limit(self, seconds: float) -> None:
-        if self._carrying is not None and self._carrying.deadline == math.inf:
+        assert self._carrying is not None
+        if self._carrying.deadline == math.inf:
             self._carrying.deadline = trio.current_time() + seconds
 
     # ---- the end ----

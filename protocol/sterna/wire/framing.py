@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from enum import Enum, auto
+from enum import Enum, IntEnum, auto
 from itertools import islice
 from typing import Final, NoReturn, TypeAlias
 
@@ -98,7 +98,7 @@ class PagesReceived:
 Event: TypeAlias = PrefaceReceived | FrameReceived | UnknownFrame | PagesAnnounced | PagesReceived
 
 
-class _State(Enum):
+class _State(IntEnum):  # looked up for each event, which takes a hash
     PREFACE = auto()
     HEADER = auto()
     BODY = auto()
