@@ -73,7 +73,7 @@ class PagemapScanner(Descriptor):
                 f"{_PAGEMAP}: {error.strerror}",
                 "mount /proc, and let this process see itself there",
             ) from error
-        self._rows = np.zeros((vector_rows, _REGION_WORDS), dtype=np.uint64)
+        self._rows = np.empty((vector_rows, _REGION_WORDS), dtype=np.uint64)  # most are never touched
 
     def scan_written(self, start: int, length: int, *, rearm: bool = True) -> PageRuns:
         """Runs of pages written since they were last protected.

@@ -30,6 +30,8 @@ from enum import Enum, IntEnum, auto
 from itertools import islice
 from typing import Final, NoReturn, TypeAlias
 
+import numpy as np
+
 from sterna.errors import LocalProtocolError, RemoteProtocolError, remote_error
 from sterna.limits import (
     CHUNK_BYTES,
@@ -134,7 +136,7 @@ class FrameReader:
         self._error: RemoteProtocolError | None = None
         # What was received and not consumed: a part of the caller's data or of the read buffer.
         self._input = _NOTHING
-        self._read_ahead = memoryview(bytearray(read_ahead_bytes))
+        self._read_ahead = np.empty(read_ahead_bytes, np.uint8).data  # untouched, it takes no memory
         self._lent: list[memoryview] = []  # what get_buffer returned last
         # A unit (preface, header, body) that comes in pieces, and how much of it is there.
         self._unit = _NOTHING
