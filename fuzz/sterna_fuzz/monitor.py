@@ -121,7 +121,8 @@ class Monitor:
     def greeted(self) -> None:
         """WELCOME has left the destination: what was announced holds."""
         self._reader.set_limits(self._limits)
-        self._reader.set_encodings(encodings_of(self.features))
+        hashed = Feature.UNHASHED not in self.features
+        self._reader.set_encodings(encodings_of(self.features), hashed=hashed)
 
     def _frame(self, header: Header, record: Record) -> None:
         kind = record.type

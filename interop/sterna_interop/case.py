@@ -218,6 +218,7 @@ class Case:
         deadline_s: what the endpoint is told about waiting; well below `timeout_s` where `play` is silent.
         timeout_s: when the case has failed, and everything is killed.
         streams: data connections that the endpoint is told of.
+        unverified: whether it is told to go without page hashes.
     """
 
     id: str
@@ -237,3 +238,4 @@ class Case:
     deadline_s: float = 0.0
     timeout_s: float = 20.0
     streams: int = 0
+    unverified: bool = False

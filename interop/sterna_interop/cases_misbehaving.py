@@ -16,6 +16,7 @@ from sterna_interop.misbehaviours_pages import of_pages
 from sterna_interop.misbehaviours_source import of_source
 from sterna_interop.misbehaviours_streams import of_granted_streams, of_streams
 from sterna_interop.misbehaviours_takeover import of_takeover
+from sterna_interop.misbehaviours_unhashed import of_unhashed
 from sterna_interop.peer_play import Script
 
 MISBEHAVIOURS: Final = (
@@ -23,6 +24,7 @@ MISBEHAVIOURS: Final = (
     *of_source(),
     *of_pages(),
     *of_packed(),
+    *of_unhashed(Role.SOURCE),
     *of_blackout(),
     *of_ends(Role.SOURCE),
     *of_streams(),
@@ -31,6 +33,7 @@ MISBEHAVIOURS: Final = (
     *of_takeover(),
     *of_ends(Role.DESTINATION),
     *of_granted_streams(),
+    *of_unhashed(Role.DESTINATION),
 )
 
 _KEPT: Final = frozenset({GuestState.PAUSED, GuestState.NONE})  # as the endpoint sees an image that it keeps
@@ -71,6 +74,7 @@ def case_of(row: Misbehaviour) -> Case:
         deadline_s=row.deadline_s,
         wire=row.wire,
         streams=0 if row.lanes is None else row.lanes.count,
+        unverified=row.unverified,
     )
 
 

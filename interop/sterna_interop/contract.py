@@ -116,6 +116,8 @@ class Params:
         deadline_s: for every wait for the peer, its silence and a stalled connection; 0: as usual.
         streams: data connections: a source asks for so many, a destination takes as many. Only what is not 0
             stands in the file.
+        unverified: whether the endpoint is told to go without page hashes if its peer does [MEM-21]; in the
+            file only if it is.
     """
 
     case: str
@@ -131,6 +133,7 @@ class Params:
     limits: Mapping[str, int] = field(default_factory=dict)
     deadline_s: float = 0.0
     streams: int = 0
+    unverified: bool = False
 
     def to_json(self) -> str:
         """The file's text."""
@@ -164,6 +167,8 @@ class Params:
         }
         if self.streams:
             parts["streams"] = self.streams
+        if self.unverified:
+            parts["unverified"] = True
         return json.dumps(parts, indent=1)
 
     @classmethod
@@ -202,6 +207,7 @@ class Params:
             limits=parts["limits"],
             deadline_s=parts["deadline_s"],
             streams=parts.get("streams", 0),
+            unverified=parts.get("unverified", False),
         )
 
 

@@ -77,6 +77,7 @@ class _Conversation:
             limits=case.limits,
             deadline_s=case.deadline_s,
             streams=case.streams,
+            unverified=case.unverified,
         )
 
         async def serve(sock: socket.socket) -> None:

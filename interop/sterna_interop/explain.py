@@ -49,6 +49,8 @@ def _endpoint(case: Case) -> Iterator[str]:
     names = ("round", "rounds", "times", "code")
     order = [f"{name} {value}" for name in names if (value := getattr(case.order, name))]
     yield f"The shim is told: {' '.join([case.order.do, *order])}."
+    if case.unverified:
+        yield "It is told to go without page hashes."
     if case.streams:
         yield f"Data connections: {case.streams}."
     if case.limits:

@@ -67,6 +67,7 @@ class Misbehaviour:
         legal: an endpoint may know what is done, and then completes; the codes are of one that does not.
         plan, manner: what is changed of the honest conversation.
         guest, order, limits, deadline_s: what the endpoint is told.
+        unverified: whether the endpoint is told to go without page hashes; it need not.
         lanes: what is done with data connections; without any the session has none.
         wire: what lies between the endpoint and the peer.
     """
@@ -94,6 +95,7 @@ class Misbehaviour:
     order: Order = field(default_factory=Order)
     limits: dict[str, int] = field(default_factory=dict)
     deadline_s: float = 0.0
+    unverified: bool = False
     lanes: LanePlan | None = None
     wire: Wire = Wire.PLAIN
 

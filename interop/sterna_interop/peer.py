@@ -370,9 +370,9 @@ class Peer:
         """The peer's own limits have been announced: the endpoint is held to them [LIM-1]."""
         self._agreed(lambda reader: reader.set_limits(self.manner.limits))
 
-    def selected(self, encodings: frozenset[Encoding]) -> None:
-        """The page encodings that the endpoint may use [PGS-9]."""
-        self._agreed(lambda reader: reader.set_encodings(encodings))
+    def selected(self, encodings: frozenset[Encoding], *, hashed: bool = True) -> None:
+        """The page encodings that the endpoint may use [PGS-9], and whether pages have hashes [PGS-25]."""
+        self._agreed(lambda reader: reader.set_encodings(encodings, hashed=hashed))
 
     def described(self, guest: Guest) -> None:
         """The regions of the session [PGS-2]."""

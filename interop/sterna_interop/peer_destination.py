@@ -57,6 +57,7 @@ class DestinationPlan:
         features: what is selected beside that which every session needs, if it is offered.
         refuse_hello, refuse_guest: how the session or the guest is refused.
         not_ready: how many times SWITCHOVER is answered with NOT_READY.
+        unhashed: whether the endpoint was told to go without page hashes.
         rejects: how many pages of the first round are rejected, whatever they are.
     """
 
@@ -67,6 +68,7 @@ class DestinationPlan:
     refuse_hello: Refuse | None = None
     refuse_guest: Refuse | None = None
     not_ready: int = 0
+    unhashed: bool = False
     rejects: int = 0
 
 
@@ -99,6 +101,8 @@ class Destination:
             each.id for each in hello.features if each.required
         }:
             raise Breach("HELLO does not require page hashes and stop-and-copy [MEM-17]")
+        if Feature.UNHASHED in offered and not self._plan.unhashed:
+            raise Breach("HELLO offers to go without page hashes, which nobody has asked for [MEM-21]")
         if (hello.guest, hello.epoch, hello.runner) != (
             self._plan.guest.id,
             self._plan.epoch,
@@ -110,9 +114,9 @@ class Destination:
         chosen = tuple(FeatureChoice(each, offered[each]) for each in wanted if each in offered)
         welcome = Welcome(VERSION, SESSION, TOKEN, chosen, peer.manner.limits.to_wire(), AGENT)
         peer.announced()
-        peer.selected(
-            frozenset({Encoding.RAW, *(_ENCODINGS[each.id] for each in chosen if each.id in _ENCODINGS)})
-        )
+        hashed = all(each.id != Feature.UNHASHED for each in chosen)
+        encodings = {Encoding.RAW, *(_ENCODINGS[each.id] for each in chosen if each.id in _ENCODINGS)}
+        peer.selected(frozenset(encodings), hashed=hashed)
         peer.reports = Feature.PROGRESS in wanted and Feature.PROGRESS in offered
         await peer.say(welcome)
         peer.greeted = True
@@ -121,7 +125,7 @@ class Destination:
         if guest != self._plan.guest.description.to_record():
             raise Breach("GUEST describes another guest than the parameters")
         await self._refuse(peer, self._plan.refuse_guest)
-        self._image = Image(guest.regions)
+        self._image = Image(guest.regions, hashed=hashed)
         await self._accept(peer)
 
     async def _accept(self, peer: Peer) -> None:

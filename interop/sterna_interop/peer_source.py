@@ -76,6 +76,8 @@ class SourcePlan:
         rejected: what the ROUND_ACK of `rejected_round` has to reject: exactly this.
         packed: the round whose first batch is packed, and how, if the destination takes it so: a function of
             the batch and of what a page of it held at first.
+        needs: the features without which it goes as it is.
+        unhashed: whether the endpoint was told to go without page hashes.
         unasked: whether they are packed though nothing was selected.
         resends: whether what was rejected is sent again. (It has to be.)
         omitted: pages that are never sent. (There may be none.)
@@ -92,6 +94,8 @@ class SourcePlan:
     rejected: tuple[PageRange, ...] = ()
     rejected_round: int = 1
     packed: tuple[int, Packs] | None = None
+    needs: frozenset[Feature] = _PACKED
+    unhashed: bool = False
     unasked: bool = False
     resends: bool = True
     omitted: tuple[PageName, ...] = ()
@@ -171,6 +175,7 @@ class Source:
         peer.greeted = True
         self._check_welcome(hello, welcome)
         peer.welcome = welcome
+        self._image.hashed = all(each.id != Feature.UNHASHED for each in welcome.features)
         self._limits = Limits.from_wire(welcome.limits)
         peer.reports = any(each.id == Feature.PROGRESS for each in welcome.features)
         await peer.say(self._plan.guest.description.to_record())
@@ -197,6 +202,8 @@ class Source:
         oftener = chosen.get(Feature.PROGRESS, 1 << 64) < offered.get(Feature.PROGRESS, 0)
         if more - {Feature.PROGRESS} or oftener:
             raise Breach("WELCOME selects a parameter that asks for more than the offered one [NEG-8]")
+        if Feature.UNHASHED in chosen and not self._plan.unhashed:
+            raise Breach("WELCOME selects to go without page hashes, which nobody has asked for [MEM-21]")
         if not chosen.keys() >= set(REQUIRED):
             raise Breach("WELCOME lacks a required feature [NEG-4]")
 
@@ -239,7 +246,7 @@ class Source:
     def _packed(self, peer: Peer, batch: Batch) -> Batch:
         """A round's first batch as the plan packs it."""
         assert peer.welcome is not None
-        takes = self._plan.unasked or {each.id for each in peer.welcome.features} >= _PACKED
+        takes = self._plan.unasked or {each.id for each in peer.welcome.features} >= self._plan.needs
         if self._plan.packed is None or self._round != self._plan.packed[0] or not takes:
             return batch
         peer.account.acted = True

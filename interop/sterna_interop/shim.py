@@ -151,6 +151,7 @@ def options(params: Params, rounds: Rounds) -> Options:
         deadlines=deadlines(params.deadline_s),
         on_event=rounds.on_event,
         streams=params.streams,
+        verified=not params.unverified,
         resume_s=0,  # the kit's relay cuts for good
     )
 

@@ -52,6 +52,7 @@ def params_of(case: Case) -> Params:
         limits=case.limits,
         deadline_s=case.deadline_s,
         streams=case.streams,
+        unverified=case.unverified,
     )
 
 

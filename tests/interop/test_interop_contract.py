@@ -58,6 +58,12 @@ def test_data_connections_stand_in_the_file_only_where_there_are_some() -> None:
     assert Params.from_json(asked.to_json()) == asked
 
 
+def test_page_hashes_are_spoken_of_only_where_they_are_not_wanted() -> None:
+    assert "unverified" not in json.loads(PARAMS.to_json())
+    asked = replace(PARAMS, unverified=True)
+    assert Params.from_json(asked.to_json()) == asked
+
+
 def test_parameters_of_another_schema_are_not_for_us() -> None:
     text = json.dumps(json.loads(PARAMS.to_json()) | {"schema": 2})
     with pytest.raises(ValueError, match="schema 2"):

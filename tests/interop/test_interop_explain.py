@@ -30,6 +30,7 @@ def test_a_scenario() -> None:
 
 def test_data_connections_are_told_of() -> None:
     assert "Data connections: 2." in text("stream-011")
+    assert "without page hashes." in text("unhashed-001")
     assert "Data connections: 16." in text("matrix-041")
 
 

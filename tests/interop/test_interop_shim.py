@@ -54,6 +54,12 @@ def test_data_connections_are_asked_for_and_nothing_is_resumed() -> None:
     assert (made.streams, made.resume_s) == (3, 0)
 
 
+def test_hashes_are_left_out_only_where_that_was_told() -> None:
+    """[MEM-21]"""
+    assert options(params(), Rounds(params())).verified
+    assert not options(replace(params(), unverified=True), Rounds(params())).verified
+
+
 def test_deadlines_and_limits_are_what_was_told() -> None:
     made = options(replace(params(), deadline_s=2.0, limits={"regions": 3}), Rounds(params()))
     assert (made.deadlines.round_s, made.deadlines.silence_s, made.deadlines.heartbeat_s) == (2, 2, 0.5)
