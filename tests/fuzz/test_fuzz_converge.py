@@ -101,5 +101,5 @@ def test_a_throttle_that_is_loosened_is_noticed(monkeypatch):
 
 def test_stale_pages_are_noticed(monkeypatch):
     """[MEM-11]"""
-    monkeypatch.setattr("sterna.sim.guest.PhantomGuest.commit", lambda self, table: [])
+    monkeypatch.setattr("sterna.sim.guest.PhantomGuest.commit", lambda self, table, *, hashed: [])
     noticed(check_end, BUSY, PolicySettings(), text="pages are not those of the pause")

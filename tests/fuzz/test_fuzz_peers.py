@@ -60,7 +60,7 @@ def noticed(plan, text, checked=check_machine):
 
 def test_pages_that_nobody_verifies_are_noticed(monkeypatch):
     """[CON-47] The bytes differ from their hash, and the guest would run with them."""
-    monkeypatch.setattr(RegionPages, "commit", lambda self, table: [])
+    monkeypatch.setattr(RegionPages, "commit", lambda self, table, *, hashed: [])
     noticed(Plan("plain", SOURCE, (Step("flip_bulk", 0, 5),)), "it runs with another memory")
 
 

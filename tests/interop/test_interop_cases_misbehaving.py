@@ -44,7 +44,7 @@ Patch = pytest.MonkeyPatch
 
 
 def believes_pages(patch: Patch) -> None:
-    patch.setattr(RegionPages, "commit", lambda _self, _table: [])
+    patch.setattr(RegionPages, "commit", lambda _self, _table, *, hashed: [])
 
 
 def forgets_rejections(patch: Patch) -> None:

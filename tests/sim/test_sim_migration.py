@@ -109,7 +109,7 @@ def test_what_hosts_cannot_do_is_told(monkeypatch):
 
 
 def test_stale_pages_are_counted(monkeypatch):
-    monkeypatch.setattr("sterna.sim.guest.PhantomGuest.commit", lambda self, table: [])
+    monkeypatch.setattr("sterna.sim.guest.PhantomGuest.commit", lambda self, table, *, hashed: [])
     assert Migration(MIB, Writes(), SLOW).run().stale_pages == 16
 
 
