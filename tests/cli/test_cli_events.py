@@ -115,7 +115,8 @@ def test_a_result() -> None:
     assert fields["code"] is None
     assert fields["text"] == ""
     assert fields["digest"] == (b"d" * 16).hex()
-    assert fields["verified"] is True
+    assert fields["verified"] is None  # nothing was agreed on
+    assert result_fields(replace(result, verified=True))["verified"] is True
     assert result_fields(replace(result, verified=False))["verified"] is False
     assert fields["seconds_blackout"] == 0.1
     assert fields["blackout_steps"] == [{"state": "pausing", "seconds": 0.1}]

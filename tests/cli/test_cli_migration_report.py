@@ -89,6 +89,13 @@ SILENT = TransportError(ErrorCode.PEER_SILENT, "nothing for 5 s")
             ),
         ),
         (
+            result(Outcome.STRANDED, verified=False),
+            (
+                "the guest runs there, and pages that it needs are here; nobody has verified its pages "
+                "(--unverified). Keep this holder: it has them"
+            ),
+        ),
+        (
             result(Outcome.GUEST_FAILED, error=GuestError("gone")),
             "the guest is here but could not be set running again: guest_failed: gone",
         ),

@@ -80,7 +80,18 @@ def test_whoever_takes_the_session_up_again_goes_without_hashes_too():
         death()
     pair.run(chunk=100_000, steps=200_000)
     completed(pair)
-    assert not pair.source.result.verified
+    assert pair.source.result.verified is False
+    assert pair.destination.result.verified is False
+
+
+def test_whoever_takes_it_up_knows_before_anybody_has_answered():
+    """[MEM-21] What it reports of a guest that waits there for good, or of which no more is heard."""
+    pair = migration("bitmap")
+    pair.start()
+    while pair.destination.state is not DestinationState.FETCHING:
+        assert pair.step(chunk=100_000)
+    assert opening_of(pair).without_round(None, pair.now).account.verified is False
+    assert source_dies(pair).account.verified is False
 
 
 def test_a_process_that_dies_before_the_handover():

@@ -110,4 +110,4 @@ async def test_a_session_with_data_connections_is_verified(world: World, more: l
     assert session["digest"] == demo.last["digest"]["source"]
     assert [one["pages"] for one in session["rounds"]] == [one["pages"] for one in demo.last["rounds"]]
     assert found["pages"] == session["pages"]
-    assert demo.last["verified"] is session["verified"] is (not more)
+    assert demo.last["verified"] is session["hashed"] is (not more)

@@ -6,7 +6,8 @@ from observe_support import Tape, migration
 from sterna.cli.reading import UNHASHED, session_fields, session_lines
 from sterna.core.destination import DestinationConfig, DestinationMachine
 from sterna.core.negotiate import BASE_FEATURES, offer
-from sterna.registry import Feature, FrameType
+from sterna.observe.follow import Follower
+from sterna.registry import Feature, FrameType, Sender
 from sterna.testing.pair import Pair
 from sterna.wire.records import Pages
 
@@ -31,9 +32,21 @@ def test_a_session_without_hashes() -> None:
         assert not follower.trouble
         assert follower.summary.rejected == 0
         assert not follower.summary.hashed
-        assert session_fields(1, follower)["verified"] is False
+        assert session_fields(1, follower)["hashed"] is False
         assert f"  {UNHASHED}" in list(session_lines(1, follower))
     assert migration().follow().summary.hashed
+
+
+def test_what_one_side_alone_tells() -> None:
+    """A source offers both, and what was selected has passed elsewhere: no page is called damaged for it."""
+    for tape, hashed in ((unhashed(), None), (migration(), True)):
+        follower = Follower(alone=True)
+        units = [unit for unit in tape if unit.sender is Sender.SOURCE]
+        frames = [frame for unit in units for frame in follower.feed(Sender.SOURCE, unit.raw, 0)]
+        assert follower.summary.hashed is hashed
+        assert follower.summary.pages
+        assert not any(getattr(frame, "damaged", ()) for frame in frames)
+    assert Follower().summary.hashed is None
 
 
 def test_a_hash_where_there_is_none() -> None:

@@ -141,7 +141,7 @@ def followed_text(result: Result) -> str:
 
 def unverified_text(result: Result) -> str:
     """That pages were not verified, as the end of a sentence for people; empty if they were [MEM-21]."""
-    return "" if result.verified else "; nobody has verified its pages (--unverified)"
+    return "" if result.verified is not False else "; nobody has verified its pages (--unverified)"
 
 
 def result_fields(result: Result) -> Fields:

@@ -155,7 +155,8 @@ def sentence(result: Result, transport: Transport) -> str:
             stood = "" if result.blackout_s is None else f", stopped for {duration_text(result.blackout_s)}"
             end = f"{followed_text(result)}{resumed_text(result)}{unverified_text(result)}"
             if result.outcome is Outcome.MOVED and result.after is not None:
-                end = f"{why}. It may wait there for pages that are only here: keep this holder and its image"
+                end = f"{unverified_text(result)}{why}. It may wait there for pages that are only here: "
+                end += "keep this holder and its image"
             elif result.outcome is Outcome.MOVED:
                 end += " (the connection was lost at the end; the image is still here)"
             return (
@@ -164,7 +165,8 @@ def sentence(result: Result, transport: Transport) -> str:
             )
         case Outcome.STRANDED:
             return (
-                f"the guest runs there, and pages that it needs are here{why}. Keep this holder: it has them"
+                f"the guest runs there, and pages that it needs are here{unverified_text(result)}{why}. "
+                "Keep this holder: it has them"
             )
         case Outcome.ROLLED_BACK | Outcome.SUSPENDED | Outcome.JOINED:
             return hinted(f"the guest runs on here{why}", result.error)

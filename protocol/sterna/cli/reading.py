@@ -133,7 +133,7 @@ def session_fields(connection: int, follower: Follower) -> Fields:
         "bulk_bytes": summary.bulk_bytes,
         "rejected_pages": summary.rejected,
         "digest": summary.digest.hex() or None,
-        "verified": summary.hashed,
+        "hashed": summary.hashed,
         "seconds_blackout": None if blackout_ns is None else blackout_ns / 1e9,
     }
 
@@ -178,7 +178,7 @@ def session_lines(connection: int, follower: Follower) -> Iterator[str]:
         if direction.bytes:
             size = size_text(direction.bytes)
             yield f"  from the {side_name(side)}: {_count(frames, 'frame')}, {size}{behind}"
-    if not summary.hashed:
+    if summary.hashed is False:
         yield f"  {UNHASHED}"
     if summary.skipped:
         yield f"  of unknown type, and skipped: {_count(summary.skipped, 'frame')}"

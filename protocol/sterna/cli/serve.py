@@ -384,8 +384,9 @@ def _sentence(result: Result, transport: Transport) -> str:
             return f"the guest runs here{stood}: {came}{resumed_text(result)}{unverified_text(result)}"
         case Outcome.STRANDED:
             return (
-                f"the guest runs here, and waits for pages that are still at the source{why}. "
-                f"{_missing(result)} pages are missing: keep the source's image"
+                "the guest runs here, and waits for pages that are still at the source"
+                f"{unverified_text(result)}{why}. {_missing(result)} pages are missing: "
+                "keep the source's image"
             )
         case Outcome.UNDECIDED:
             return (

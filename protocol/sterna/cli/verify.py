@@ -155,14 +155,14 @@ class _Checked:
         self.bad += wrong
         self.unjudged += bool(follower.trouble)
         self.empty += outcome.ended is Ended.NOTHING and not wrong
-        self.unhashed += not summary.hashed
+        self.unhashed += summary.hashed is False
         self.frames += sum(summary.frames.values())
         self.pages += summary.pages
         self.bulk_bytes += summary.bulk_bytes
         if len(self.sessions) < SESSIONS_TOLD:
             self.sessions.append({**fields, "ok": not wrong and not follower.trouble})
             self.output.say(f"connection {connection}: {_verdict(follower, unfinished=unfinished)}")
-            if not summary.hashed:
+            if summary.hashed is False:
                 self.output.say(f"  {UNHASHED}")
 
     def _data_over(self, connection: int, follower: Follower) -> None:
@@ -184,7 +184,7 @@ class _Checked:
             yield f"the recorder gave up: {self.gave_up}"
         if self.count == self.empty:
             yield "there is no session in it: nothing was checked"
-        hashed = f"hashed{', but for those without hashes' if self.unhashed else ''}"
+        hashed = f"hashed{', but for those of sessions without hashes' if self.unhashed else ''}"
         counted = f"{self.frames} frames, {self.pages} pages ({size_text(self.bulk_bytes)}) {hashed}"
         words = {Exit.OK: "OK", Exit.FAILED: "WRONG", Exit.USAGE: "NOT CHECKED"}
         connections = f"{self.count} connection{'' if self.count == 1 else 's'}"

@@ -33,7 +33,7 @@ class Account:
         after: how the pages went that followed the guest.
         streams: data connections that the session has had at once.
         resumable: whether the session can be taken up again.
-        verified: whether pages are verified by hashes.
+        verified: whether pages are verified by hashes; None as long as nothing was agreed on.
         forgettable: destination: it is on record, and no SWITCHOVER has come, so nobody has granted in it.
         unrecorded: why the end of the session is not on record here, None if it is.
     """
@@ -52,7 +52,7 @@ class Account:
         self.after: AfterStats | None = None
         self.streams = 0
         self.resumable = self.forgettable = False
-        self.verified = True
+        self.verified: bool | None = None
         self.unrecorded: SternaError | None = None
         self._started = now
         self._stopped: float | None = None

@@ -447,7 +447,8 @@ class Result:
         blackout_steps: what that consists of, in order; one state waits for what the other side does.
         run_after_s: from the session's begin until this side knew that the guest runs there; None if not.
         digest: memory digest of the pause image, empty where it was not reached.
-        verified: whether pages were verified by hashes, unless both sides were told to go without [MEM-21].
+        verified: whether pages were verified by hashes, unless both sides were told to go without [MEM-21];
+            None if the session came to no agreement.
         session: its id, zeros if none was opened.
         verdict: what the destination has said of who owns the guest; a HANDBACK is one as well.
         resumed: how many times the session was taken up again after a loss.
@@ -472,7 +473,7 @@ class Result:
     blackout_steps: tuple[BlackoutStep, ...] = ()
     run_after_s: float | None = None
     digest: bytes = b""
-    verified: bool = True
+    verified: bool | None = None
     retry_after_ms: int = 0
     items: tuple[str, ...] = field(default=())
     session: bytes = NO_ID

@@ -101,7 +101,7 @@ class Opening:
 
     def _carry(self, sink: PageSink, digest: MemoryDigest, now: float) -> DestinationCarry:
         account = Account(now)
-        account.session = self.welcome.session
+        account.session, account.verified = self.welcome.session, self.ticket.selection.hashed
         return DestinationCarry(
             ticket=self.ticket,
             attempt=1,

@@ -79,6 +79,7 @@ class Direction:
         keep_bytes: how much of each frame's raw bytes is kept.
         announced: what its receiver takes.
         unpacker: takes packed pages apart.
+        tells_hashes: whether what passed tells if pages have hashes; where it does not, none is compared.
         error: what ended it, if anything has: the bytes behind it are counted, and not looked at.
     """
 
@@ -88,6 +89,7 @@ class Direction:
         self.offset = 0
         self.bytes = 0
         self.keep_bytes: Final = keep_bytes
+        self.tells_hashes = True
         self.error: SternaError | None = None
         self._share: Final = share
         self.unpacker = Unpacker()
@@ -180,7 +182,7 @@ class Direction:
         return Frame(offset, header, record, damaged, self._finish(size, data, start))
 
     def _damaged(self, table: Pages, bulk: memoryview, granule_log2: int) -> list[PageRange]:
-        hashed = self.reader.bounds.hashed
+        hashed = self.reader.bounds.hashed and self.tells_hashes
         if not is_packed(table):
             return damaged_pages(table, bulk, granule_log2) if hashed else []
         self._hold(int(table.runs["count"].max()) << granule_log2)  # a run is taken apart at a time

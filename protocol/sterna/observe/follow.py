@@ -25,9 +25,9 @@ from sterna.observe.judge import BreachError, Judge
 from sterna.observe.outcome import Outcome, Signs
 from sterna.observe.recording import OTHER, How, RecordClock, Side
 from sterna.observe.summary import Summary
-from sterna.registry import FRAMES, ErrorCode, Sender
+from sterna.registry import FRAMES, ErrorCode, Feature, Sender
 from sterna.wire import Buffer
-from sterna.wire.records import Abort, Attach, Attached, Guest, Pages, Refuse, Welcome
+from sterna.wire.records import Abort, Attach, Attached, Guest, Hello, Pages, Refuse, Welcome
 
 _NS: Final = 1e-9
 # A region takes 24 bytes in GUEST, and about so many times more in memory.
@@ -237,6 +237,9 @@ class Follower:
     def _learn(self, frame: Frame) -> None:
         """What frames tell about the frames to come."""
         match frame.record:
+            case Hello() as hello if self.alone:  # nothing tells what was selected
+                offers = any(each.id == Feature.UNHASHED for each in hello.features)
+                self.directions[Sender.SOURCE].tells_hashes = not offers
             case Welcome() as welcome if self.summary.welcome is None and self.summary.hello is not None:
                 limits = {
                     Sender.SOURCE: Limits.from_wire(self.summary.hello.limits),

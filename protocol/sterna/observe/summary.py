@@ -122,9 +122,12 @@ class Summary:
             now.bulk_bytes += table.bulk_bytes
 
     @property
-    def hashed(self) -> bool:
-        """Whether pages have hashes, as far as that was agreed on [MEM-20]."""
-        return self.welcome is None or all(each.id != Feature.UNHASHED for each in self.welcome.features)
+    def hashed(self) -> bool | None:
+        """Whether pages have hashes [MEM-20]; None if nothing that passed tells."""
+        if self.welcome is not None:
+            return all(each.id != Feature.UNHASHED for each in self.welcome.features)
+        offered = () if self.hello is None else self.hello.features
+        return None if self.hello is None or any(each.id == Feature.UNHASHED for each in offered) else True
 
     @property
     def blackout_ns(self) -> int | None:
