@@ -216,7 +216,7 @@ class Driven(Protocol):
         ...
 
     @property
-    def room(self) -> bytearray:
+    def room(self) -> bytearray | bytes:
         """See above."""
         ...
 
@@ -418,11 +418,19 @@ class Recollection:
         return live
 
 
+def _as_before(now: bytearray | bytes | None, before: bytes | None) -> bytes | None:
+    return before if now is None or now == before else bytes(now)
+
+
 class RecalledMachine:
     """A machine that was told this and that. It does not change. See the module's text."""
 
     def __init__(
-        self, tree: Recollection, path: tuple[Input, ...], live: LiveMachine, before: bytes | None = None
+        self,
+        tree: Recollection,
+        path: tuple[Input, ...],
+        live: LiveMachine,
+        before: RecalledMachine | None = None,
     ) -> None:
         tree.number += 1
         self.number: Final = tree.number
@@ -430,8 +438,9 @@ class RecalledMachine:
         self.asked: Final = live.asked
         self.state: Final = live.state
         self.result: Final = live.result
-        self.room: Final = bytearray(live.room)
-        self.notes: Final = before if live.notes is None or bytes(live.notes) == before else bytes(live.notes)
+        # Where nothing is new it is the same object.
+        self.room: Final[bytes] = _as_before(live.room, None if before is None else before.room) or b""
+        self.notes: Final[bytes | None] = _as_before(live.notes, None if before is None else before.notes)
         self.timer: Final = None
         self.opening: Final = live.opening
         self._tree: Final = tree
@@ -458,6 +467,6 @@ class RecalledMachine:
         if known is not None:
             return known
         live, self._live = self._live or self.again(), None
-        after = RecalledMachine(self._tree, (*self._path, what), live.told(what, 0.0), self.notes)
+        after = RecalledMachine(self._tree, (*self._path, what), live.told(what, 0.0), self)
         self._next[what] = after
         return after
