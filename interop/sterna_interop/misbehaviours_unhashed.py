@@ -74,7 +74,7 @@ def _of_destination() -> Rows:
             unverified=False,
         ),
         row(
-            "unhashed-103 changes: selects changes of pages together with no hashes [PGS-26 NEG-5]",
+            "unhashed-103 changes: selects changes of pages, which were not offered either [NEG-5]",
             *(*selects(FeatureChoice(Feature.ENCODING_DELTA)), E.UNSOLICITED),
             plan=bare,
         ),
