@@ -18,6 +18,9 @@ and those are left out.
 What is left out, because it leads nowhere new: time (a deadline is a connection that is given up at any
 moment), a store that is slow or out of reach (a claim that waits), a record that is written slowly (a record
 that waits), and everything before LOADED, where a failure ends in a roll-back [CON-62].
+
+And one thing that might: the few pages of this guest are one group, so a destination that is started again
+finds all of them installed or none.
 """
 
 from __future__ import annotations
