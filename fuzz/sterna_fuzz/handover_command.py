@@ -119,16 +119,19 @@ def _noted(what: What, store: bool, number: int) -> Explored:
 
 
 def _explored(what: What, store: bool, say: Callable[[Explored], None]) -> Explored:
-    return explore(
-        store=store,
-        faults=what.faults,
-        kinds=what.kinds,
-        defects=what.defects,
-        switchover=what.switchover,
-        resume=what.resume,
-        plain=what.plain,
-        say=say,
-    )
+    try:
+        return explore(
+            store=store,
+            faults=what.faults,
+            kinds=what.kinds,
+            defects=what.defects,
+            switchover=what.switchover,
+            resume=what.resume,
+            plain=what.plain,
+            say=say,
+        )
+    except OverflowError as error:  # there is more to be met than has a number
+        raise ConfigError(str(error)) from error
 
 
 def _of(kinds: tuple[Fault, ...]) -> str:

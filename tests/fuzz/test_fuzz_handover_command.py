@@ -56,6 +56,17 @@ def test_a_defect_is_found_and_the_way_there_told(capsys):
     assert all(line in err for line in found["path"])
 
 
+def test_more_than_can_be_explored(capsys, monkeypatch):
+    def explore(**_):
+        raise OverflowError("more than 131072 parts of a kind: explore with fewer faults")
+
+    monkeypatch.setattr(handover_command, "explore", explore)
+    code, result, err = run("--faults", "0", "--no-store", "--json", capsys=capsys)
+    assert (code, result["error"]["code"]) == (2, "usage")
+    assert "with fewer faults" in result["error"]["text"]
+    assert "bug" not in err
+
+
 def test_one_way(capsys):
     code, result, err = run("--faults", "0", "--no-store", capsys=capsys)
     assert (code, result) == (0, None)
