@@ -11,7 +11,7 @@ import json
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Final, TextIO, TypeAlias, TypeVar
 
 import numpy as np
@@ -79,7 +79,8 @@ class Context:
         bounds = Bounds(limits, regions)
         if "encodings" in parts:
             chosen = frozenset(Encoding(integer(one)) for one in expect(list, parts["encodings"]))
-            bounds = Bounds(limits, regions, chosen)
+            bounds = replace(bounds, encodings=chosen)
+        bounds = replace(bounds, hashed=not parts.get("unhashed"))
         return cls(bool(parts.get("handshake")), bounds, integer(parts.get("stream", 0)))
 
     def reader(self) -> wire.FrameReader:
@@ -89,7 +90,7 @@ class Context:
             made.set_limits(self.bounds.limits)
         if self.bounds.regions is not None:
             made.set_regions(self.bounds.regions)
-        made.set_encodings(self.bounds.encodings)
+        made.set_encodings(self.bounds.encodings, hashed=self.bounds.hashed)
         return made
 
 

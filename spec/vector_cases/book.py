@@ -32,7 +32,7 @@ class Group:
         kind: what `hex` is: a body, a header, a preface or a stream.
         frame: the frame type's name; "" where it is not of one frame.
         clauses: the clauses that define what is tested.
-        context: limits (those that are not the registry's defaults), regions, encodings, stream.
+        context: limits (those that are not the registry's defaults), regions, encodings, unhashed, stream.
     """
 
     file: str

@@ -35,6 +35,7 @@ EXCUSED: Final[dict[str, str]] = {
     "PGS-17": _CONTENT,
     "PGS-19": _CONTENT,
     "PGS-23": _SELECTED,
+    "PGS-26": _SELECTED,
     "RAK-5": "depends on the round's pages",
     "SWI-1": _SELECTED,
     "SWI-2": _STATE,

@@ -87,7 +87,7 @@ def pages() -> list[Group]:
     )
     _optional_encodings(every)
     _absent(every)
-    return [group, small, early, plain_only, every]
+    return [group, small, early, plain_only, every, _without_hashes()]
 
 
 def _valid(group: Group) -> None:
@@ -506,6 +506,39 @@ def _optional_encodings(group: Group) -> None:
             "Order",
             "OptionalFeature",
         )
+
+
+def _without_hashes() -> Group:
+    """Tables where `unhashed` was selected: as many hashes as ever, and each of them 0."""
+    group = Group(
+        "pages", "body", "PAGES", ["PGS-25"], {**CONTEXT, "encodings": [RAW, ZERO], "unhashed": True}
+    )
+    for name, comment, runs, hashes in (
+        ("page", "a page and three of zeros", (raw(2, 1), zero(5, 3)), 1),
+        ("chunks", "two chunks", (raw(0, 17),), 2),
+    ):
+        value = table(*runs, hashes=[0] * hashes)
+        group.valid(f"unhashed-{name}", comment, value, "OptionalFeature", clause="PGS-25")
+        for place in range(hashes):
+            stated = [int(number == place) for number in range(hashes)]
+            group.wrong_value(
+                f"unhashed-{name}-{place}",
+                f"{comment}, and hash {place} is not 0",
+                "PGS-25",
+                "bad_value",
+                table(*runs, hashes=stated),
+                "OptionalFeature",
+            )
+    group.wrong_value(
+        "unhashed-none",
+        "a page without its hash of 0",
+        "PGS-12",
+        "count_mismatch",
+        table(raw(2, 1)),
+        "Count",
+        "OptionalFeature",
+    )
+    return group
 
 
 def _absent(group: Group) -> None:

@@ -87,6 +87,10 @@ def test_a_context_is_parsed() -> None:
     assert found.bounds.regions is not None
     assert found.bounds.regions[1].transfer is Transfer.SHARED
     assert Context.from_json({"regions": None}) == Context()
+    bare = Context.from_json({"unhashed": True})
+    assert found.bounds.hashed
+    assert not bare.bounds.hashed
+    assert not bare.reader().bounds.hashed
 
 
 @pytest.mark.parametrize("wrong", [{"limits": 5}, {"regions": [4]}, {"encodings": [99]}, {"stream": 1.5}])

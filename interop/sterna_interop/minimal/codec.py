@@ -156,6 +156,8 @@ def read_body(question: Mapping[str, Any]) -> Fields:
         return {"skip": f"{frame} is reserved"}
     if set(context.get("encodings", ())) - {RAW, ZERO}:
         return {"skip": "encodings that are reserved"}
+    if context.get("unhashed"):
+        return {"skip": "pages without hashes"}
     data = bytes.fromhex(question["hex"])
     known = known_of(context, lambda fields: sum(run["size_bytes"] for run in fields["runs"]))
     fields, later = decode(frame, data, Known(known["limits"], known["regions"]))
