@@ -90,7 +90,7 @@ def demo(
         bandwidth: the source sends no faster, for example 100MiB/s.
         compress: what is sent packed; see `sterna migrate --help`.
         room: the destination has memory for the guest before it comes; see sterna holder --help.
-        unverified: pages go without hashes, and nobody finds bytes that change in memory or on their way; see
+        unverified: pages go without hashes, and nobody finds bytes that change in memory; see
             `sterna migrate --help`.
         insecure: plaintext instead of TLS.
         evidence: directory for source.img and destination.img (try `cmp`) and the guest's journal; of a

@@ -35,8 +35,8 @@ Emitter: TypeAlias = Reporter | ConnectionReporter
 PROGRESS_S: Final = 0.2
 
 UNVERIFIED: Final = (
-    "--unverified: pages are not verified if the other side says so, too. Bytes that change in memory or on "
-    "their way are found by nobody then, and the guest runs with them."
+    "--unverified: pages are not verified if the other side says so, too. Bytes that change in memory, or on "
+    "a connection without TLS, are found by nobody then, and the guest runs with them."
 )
 INSECURE: Final = (
     "--insecure: no TLS. Everybody on the network can read the guest's memory, change it on its way, "

@@ -81,7 +81,8 @@ def migrate(
             the rate of the link. always: wherever they become smaller by it.
         versions: memory for pages that were sent, to send changes of them; 0B for none.
         unverified: do without hashes of pages, if the destination is told so, too: faster by what they take.
-            Bytes that change in memory or on their way are found by nobody then: the guest runs with them.
+            Bytes that change in memory, or on a connection without TLS, are found by nobody then: the guest
+            runs with them.
         resume: how long a lost session is taken up again, if the connection breaks; 0s for not at all.
         evidence: directory for source.img, the guest's memory at the pause; source-N.img is that of region N.
         record: file for everything that passes on the connection; `sterna inspect` reads it.

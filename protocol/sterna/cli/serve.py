@@ -100,8 +100,8 @@ def serve(
         once: end after the first session, whatever became of it.
         memory_limit: take no guest with more memory.
         whole: let no guest run before all of its memory is here, whatever the source would like.
-        unverified: take pages without hashes from a source that is told so, too. Bytes that change in memory
-            or on their way are found by nobody then, and the guest runs with them.
+        unverified: take pages without hashes from a source that is told so, too. Bytes that change in memory,
+            or on a connection without TLS, are found by nobody then, and the guest runs with them.
         streams: the most connections besides the first on which a source may send pages.
         patience: wait no longer than this for the other side, in any phase; by default 5s to 60s, by the
             phase.
