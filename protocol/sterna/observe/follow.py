@@ -24,8 +24,8 @@ from sterna.observe.direction import Direction, Frame, Preface
 from sterna.observe.judge import BreachError, Judge
 from sterna.observe.outcome import Outcome, Signs
 from sterna.observe.recording import OTHER, How, RecordClock, Side
-from sterna.observe.summary import Summary
-from sterna.registry import FRAMES, ErrorCode, Feature, Sender
+from sterna.observe.summary import Summary, names_unhashed
+from sterna.registry import FRAMES, ErrorCode, Sender
 from sterna.wire import Buffer
 from sterna.wire.records import Abort, Attach, Attached, Guest, Hello, Pages, Refuse, Welcome
 
@@ -238,8 +238,7 @@ class Follower:
         """What frames tell about the frames to come."""
         match frame.record:
             case Hello() as hello if self.alone:  # nothing tells what was selected
-                offers = any(each.id == Feature.UNHASHED for each in hello.features)
-                self.directions[Sender.SOURCE].tells_hashes = not offers
+                self.directions[Sender.SOURCE].tells_hashes = not names_unhashed(hello)
             case Welcome() as welcome if self.summary.welcome is None and self.summary.hello is not None:
                 limits = {
                     Sender.SOURCE: Limits.from_wire(self.summary.hello.limits),

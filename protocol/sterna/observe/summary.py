@@ -13,6 +13,11 @@ from sterna.wire.records import Guest, Hello, Pages, Round, RoundAck, RoundEnd, 
 ROUNDS_TOLD: Final = 256
 
 
+def names_unhashed(record: Hello | Welcome) -> bool:
+    """Whether it offers or selects to go without page hashes [MEM-20]."""
+    return any(each.id == Feature.UNHASHED for each in record.features)
+
+
 @dataclass(slots=True)
 class RoundSeen:
     """A round as it passed. Times in nanoseconds, by the recording's clock.
@@ -125,9 +130,8 @@ class Summary:
     def hashed(self) -> bool | None:
         """Whether pages have hashes [MEM-20]; None if nothing that passed tells."""
         if self.welcome is not None:
-            return all(each.id != Feature.UNHASHED for each in self.welcome.features)
-        offered = () if self.hello is None else self.hello.features
-        return None if self.hello is None or any(each.id == Feature.UNHASHED for each in offered) else True
+            return not names_unhashed(self.welcome)
+        return None if self.hello is None or names_unhashed(self.hello) else True
 
     @property
     def blackout_ns(self) -> int | None:
