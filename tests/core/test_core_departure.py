@@ -41,8 +41,8 @@ class HeldGuest(SimulatedSourceGuest):
         return memoryview(self.kept)
 
 
-def migration(switchover: str, streams: int = 0) -> Pair:
-    """Guests that write while they run."""
+def migration(switchover: str, streams: int = 0, **given: object) -> Pair:
+    """Guests that write while they run; `given` as for `resuming_pair`."""
     source = HeldGuest(PARAMETERS, rate_bytes_s=400.0 * MIB)
     destination = SimulatedDestinationGuest(rate_bytes_s=400.0 * MIB)
 
@@ -53,7 +53,14 @@ def migration(switchover: str, streams: int = 0) -> Pair:
 
     policy = PolicySettings(switchover=switchover, max_rounds=3, on_exhausted="switch")
     return resuming_pair(
-        source, destination, streams=streams, between=between, epoch=EPOCH, runner=HERE, policy=policy
+        source,
+        destination,
+        streams=streams,
+        between=between,
+        epoch=EPOCH,
+        runner=HERE,
+        policy=policy,
+        **given,
     )
 
 

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import pytest
 from arrival import completed
-from core_support import EPOCH, HERE, DestinationRig, SourceRig, code_of
-from test_core_departure import HeldGuest
+from core_support import DestinationRig, SourceRig, code_of
 from test_core_departure import die as source_dies
+from test_core_departure import migration as written_while_moved
 from test_core_reopening import die as destination_dies
 from test_core_reopening import opening_of
 
 from sterna.core.negotiate import BASE_FEATURES, offer
-from sterna.core.policy import PolicySettings
 from sterna.core.tables import DestinationState, SourceState
-from sterna.guest.simulated import SimulatedDestinationGuest
-from sterna.guest.workload import WorkloadParameters
 from sterna.memory import pages
 from sterna.registry import ErrorCode, Feature
-from sterna.testing.pair import Pair, resuming_pair
+from sterna.testing.pair import Pair
 from sterna.wire import FrameReader, PagesAnnounced
 from sterna.wire import records as r
 
 UNHASHED = {Feature.UNHASHED}
-MIB = 1 << 20
-PARAMETERS = WorkloadParameters(seed=7, pages=512, hot_pages=128, cold_every=4, block_pages=8, zero_pages=64)
 STYLES = pytest.mark.parametrize("switchover", ["stop-and-copy", "bitmap", "post-copy"])
 
 
@@ -38,19 +33,8 @@ def no_hash(monkeypatch):
 
 
 def migration(switchover: str) -> Pair:
-    """Guests that write while they run."""
-    source = HeldGuest(PARAMETERS, rate_bytes_s=40.0 * MIB)
-    destination = SimulatedDestinationGuest(rate_bytes_s=40.0 * MIB)
-
-    def between(pair: Pair) -> None:
-        pair.now += 0.01
-        source.advance(0.01)
-        destination.advance(0.01)
-
-    policy = PolicySettings(switchover=switchover, max_rounds=3, on_exhausted="switch")
-    return resuming_pair(
-        source, destination, also=UNHASHED, between=between, epoch=EPOCH, runner=HERE, policy=policy
-    )
+    """Guests that write while they run, and whose pages go without hashes."""
+    return written_while_moved(switchover, also=UNHASHED)
 
 
 @STYLES
