@@ -107,6 +107,7 @@ class Feature(IntEnum):
     LEASE_STORE = 5
     DATA_STREAMS = 6
     PROGRESS = 7
+    EARLY_PAGES = 8
     HASH_XXH3_64 = 16
     HASH_XXH3_128 = 17
     UNHASHED = 18
@@ -322,8 +323,12 @@ FRAMES: Final[dict[FrameType, FrameInfo]] = {
     FrameType.REFUSE: FrameInfo(Sender.DESTINATION, Phase.HANDSHAKE),
     FrameType.GUEST: FrameInfo(Sender.SOURCE, Phase.DESCRIBE),
     FrameType.ACCEPT: FrameInfo(Sender.DESTINATION, Phase.DESCRIBE),
-    FrameType.ATTACH: FrameInfo(Sender.SOURCE, Phase.STREAMS, frozenset({Feature.DATA_STREAMS})),
-    FrameType.ATTACHED: FrameInfo(Sender.DESTINATION, Phase.STREAMS, frozenset({Feature.DATA_STREAMS})),
+    FrameType.ATTACH: FrameInfo(
+        Sender.SOURCE, Phase.STREAMS, frozenset({Feature.DATA_STREAMS, Feature.EARLY_PAGES})
+    ),
+    FrameType.ATTACHED: FrameInfo(
+        Sender.DESTINATION, Phase.STREAMS, frozenset({Feature.DATA_STREAMS, Feature.EARLY_PAGES})
+    ),
     FrameType.HELD: FrameInfo(Sender.DESTINATION, Phase.RESUME, frozenset({Feature.RESUME})),
     FrameType.ROUND: FrameInfo(Sender.SOURCE, Phase.ROUNDS),
     FrameType.PAGES: FrameInfo(Sender.SOURCE, Phase.ROUNDS),
@@ -414,6 +419,7 @@ IMPLEMENTED_FEATURES: Final[frozenset[Feature]] = frozenset(
         Feature.LEASE_STORE,
         Feature.DATA_STREAMS,
         Feature.PROGRESS,
+        Feature.EARLY_PAGES,
         Feature.HASH_XXH3_64,
         Feature.UNHASHED,
         Feature.ENCODING_ZERO,

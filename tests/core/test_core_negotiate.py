@@ -335,3 +335,20 @@ def test_no_changes_without_frames():
     with pytest.raises(PeerMisbehaved) as caught:
         check_welcome(said, welcome(features=(*ALL_FEATURES, both[1])))
     assert (caught.value.code, caught.value.clause) == (ErrorCode.UNSOLICITED, "PGS-23")
+
+
+@pytest.mark.parametrize("style", [Feature.BITMAP, Feature.POST_COPY, None])
+def test_no_early_pages_where_none_follows(style):
+    """[PCY-25] Neither side selects them alone, or takes that; by itself nobody offers or selects them."""
+    assert Feature.EARLY_PAGES not in BASE_FEATURES
+    styles = () if style is None else (style,)
+    more = dict.fromkeys((Feature.EARLY_PAGES, *styles), 0)
+    said = hello(features=offer(more=more))
+    chosen = select(said, BASE_FEATURES | more.keys())
+    assert chosen.has(Feature.EARLY_PAGES) == (style is not None)
+    assert check_welcome(said, welcome(features=choices(chosen))) == chosen
+    alone = r.FeatureChoice(Feature.EARLY_PAGES, 0)
+    answer = welcome(features=(*without(choices(chosen), Feature.EARLY_PAGES, *styles), alone))
+    with pytest.raises(PeerMisbehaved) as caught:
+        check_welcome(said, answer)
+    assert (caught.value.code, caught.value.clause) == (ErrorCode.UNSOLICITED, "PCY-25")

@@ -41,6 +41,7 @@ _CONDITIONAL = frozenset(
         Feature.RESUME,
         Feature.LEASE_STORE,
         Feature.DATA_STREAMS,
+        Feature.EARLY_PAGES,
         Feature.UNHASHED,
         Feature.ENCODING_ZSTD,
         Feature.ENCODING_DELTA,
@@ -140,6 +141,8 @@ def select(hello: Hello, supported: Collection[int] = BASE_FEATURES, *, data_str
         features[Feature.DATA_STREAMS] = min(features[Feature.DATA_STREAMS], data_streams, bounds.STREAMS_MAX)
         if not features[Feature.DATA_STREAMS]:
             del features[Feature.DATA_STREAMS]
+    if not _follows(features):
+        features.pop(Feature.EARLY_PAGES, None)  # no page could be early [PCY-25]
     _limit_window(features)
     if Feature.UNHASHED in features:
         features.pop(Feature.ENCODING_DELTA, None)  # a change needs a base that is known [PGS-26]
@@ -148,6 +151,11 @@ def select(hello: Hello, supported: Collection[int] = BASE_FEATURES, *, data_str
         detail = f"the source does not offer {', '.join(lacking)}"
         raise _refusal(ErrorCode.MISSING_FEATURE, detail, "NEG-4", FrameType.HELLO)
     return Selection(VERSION, features, usable_limits(hello.limits, FrameType.HELLO))
+
+
+def _follows(features: Collection[int]) -> bool:
+    """Whether the guest may run before all of its pages are there."""
+    return Feature.BITMAP in features or Feature.POST_COPY in features
 
 
 def _limit_window(features: dict[int, int]) -> None:
@@ -209,6 +217,9 @@ def check_welcome(hello: Hello, welcome: Welcome) -> Selection:
     if Feature.ENCODING_DELTA in selected and Feature.UNHASHED in selected:
         detail = "encoding_delta together with unhashed"
         raise _refusal(ErrorCode.UNSOLICITED, detail, "PGS-26", FrameType.WELCOME)
+    if Feature.EARLY_PAGES in selected and not _follows(selected):
+        detail = "early_pages without bitmap or post_copy"
+        raise _refusal(ErrorCode.UNSOLICITED, detail, "PCY-25", FrameType.WELCOME)
     missing = [each.id for each in hello.features if each.required and each.id not in selected]
     if missing:
         raise _refusal(
