@@ -22,9 +22,10 @@ from sterna.core.policy import Decision
 from sterna.core.sending import Sending
 from sterna.core.serving import Serving
 from sterna.errors import SternaError
+from sterna.limits import STREAMS_MAX
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import PageSink
-from sterna.registry import ErrorCode, Mode, Phase
+from sterna.registry import ErrorCode, Feature, Mode, Phase
 from sterna.wire.records import Attach, FeatureOffer, Guest, Hello, Runner, Welcome
 
 
@@ -51,6 +52,12 @@ class Ticket:
         """The session's id."""
         return self.welcome.session
 
+    @property
+    def demand_index(self) -> int | None:
+        """Index of a demand connection, once ACCEPT has come; None if the session can have none [PCY-26]."""
+        can = self.selection.has(Feature.EARLY_PAGES) and self.streams < STREAMS_MAX
+        return self.streams if can else None
+
     def check_attach(self, attach: Attach, stream: int, mark: Mark) -> None:
         """Whether an ATTACH may join a data connection to this session, where the one before left this mark.
 
@@ -64,7 +71,7 @@ class Ticket:
         right = hmac.compare_digest(attach.token, self.welcome.token)
         if not right or attach.session != self.session:
             raise wrong(ErrorCode.BAD_TOKEN, "no session has this id and token", "ATT-3", attach)
-        if attach.index >= self.streams:
+        if attach.index >= self.streams and attach.index != self.demand_index:
             detail = f"index {attach.index} of {self.streams} data connections"
             raise wrong(ErrorCode.BAD_VALUE, detail, "ATT-2", attach)
         if attach.generation <= mark.generation:

@@ -7,6 +7,9 @@ Lanes know no order among each other. PAGES may come before the ROUND that they 
 that has come [STR-13]; ROUND_END may come before the pages that it counts, and is put off until the lanes
 have reached the numbers that it states [RND-4]. Meanwhile nothing else of the conversation is acted on, but
 PING is answered.
+
+A demand connection comes by the same door and becomes no lane: the machine lets it in, and knows nothing of
+what is said there. Whatever that is, it brings the session nothing that it waits for [PCY-30] [PCY-31].
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ class Joining(Refusing):
 
     _attach: Attach | None = None
     _put_off: RoundEnd | None = None  # until the lanes have reached what it states
+    _demand = Mark()  # of the newest demand connection
 
     # ---- of the machine that is called ----
 
@@ -81,8 +85,12 @@ class Joining(Refusing):
 
     # ---- of the session's machine ----
 
+    def is_demand(self, attach: Attach) -> bool:
+        """Whether it is a demand connection that begins so: one to `join_demand`, and not to `join`."""
+        return self._ticket is not None and attach.index == self._ticket.demand_index
+
     def check_join(self, attach: Attach, door: Lane) -> None:
-        """Whether a data connection may join this session. Who comes with it is for the host [STR-4].
+        """Whether a connection may join this session. Who comes with it is for the host [STR-4].
 
         Raises:
             SternaError: why not; nothing has changed, here or on the connections that are there.
@@ -90,8 +98,14 @@ class Joining(Refusing):
         if self._is_deaf or self._ticket is None:
             raise LocalProtocolError(ErrorCode.BAD_TOKEN, "no such session", clause="ATT-3")
         stream = door.reader.stream or 0
-        self._ticket.check_attach(attach, stream, self._lanes.mark(stream))
-        self._require(DestinationInput.STREAM_JOINS, FrameType.ATTACH)
+        if self.is_demand(attach):
+            self._ticket.check_attach(attach, stream, self._demand)
+            if self._sink is None or self._ticket.generation:
+                detail = "a demand connection before ACCEPT, or of a session that was resumed"
+                raise wrong(ErrorCode.UNEXPECTED_FRAME, detail, "PCY-26", attach)
+        else:
+            self._ticket.check_attach(attach, stream, self._lanes.mark(stream))
+            self._require(DestinationInput.STREAM_JOINS, FrameType.ATTACH)
         if not door.reader.is_drained:
             raise wrong(ErrorCode.BAD_SEQUENCE, "a frame between ATTACH and ATTACHED", "ATT-5", attach)
 
@@ -101,6 +115,7 @@ class Joining(Refusing):
         Raises:
             SternaError: as for `check_join`.
         """
+        assert not self.is_demand(attach)
         self.check_join(attach, door)
         stream = attach.index + 1
         applied = self._lanes.mark(stream).sequence
@@ -116,6 +131,23 @@ class Joining(Refusing):
         self._lanes.add(lane)
         self._attached(lane)
         self._emit(StreamAttached(stream, attach.generation))
+        return stream
+
+    def join_demand(self, attach: Attach, door: Lane, now: float) -> int:
+        """A demand connection may be used as soon as what is queued has left; its number [PCY-26].
+
+        Nothing of it concerns this machine any more. An older one has to be closed [STR-6].
+
+        Raises:
+            SternaError: as for `check_join`.
+        """
+        assert self.is_demand(attach)
+        self.check_join(attach, door)
+        self._demand = Mark(attach.generation)
+        self._account.bytes_received += door.received_bytes
+        stream = attach.index + 1
+        door.outbox.writer, door.left = FrameWriter(stream=stream), now
+        door.outbox.send(Attached(attach.index, attach.generation, 0))
         return stream
 
     @property

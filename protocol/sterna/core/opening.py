@@ -34,7 +34,7 @@ from sterna.core.tables import SOURCE, SourceInput, SourceState
 from sterna.errors import LocalProtocolError, SternaError
 from sterna.memory.pages import PageSource
 from sterna.memory.regions import RegionTable
-from sterna.registry import ErrorCode, FrameType, Mode, Sender
+from sterna.registry import ErrorCode, FrameType, Mode, Phase, Sender
 from sterna.wire.records import (
     NO_ID,
     NO_RUNNER,
@@ -246,6 +246,18 @@ class Opening(Session):
             self._go_on()
 
     # ---- data connections ----
+
+    @property
+    def demand_attach(self) -> Attach | None:
+        """What a demand connection begins with; None if there can be none, or can be none now [PCY-26].
+
+        Once it has come to its end there is no other, so its generation is the first.
+        """
+        ticket, opens = self._ticket, self._hello is not None and self._hello.mode is Mode.OPEN
+        if ticket is None or not opens or self._is_deaf or self.phase is Phase.DESCRIBE:
+            return None
+        index = ticket.demand_index
+        return None if index is None else Attach(ticket.session, self._token, index, generation=0)
 
     def _on_streams(self, streams: Iterable[int], now: float) -> None:
         """They are there: each begins with ATTACH [STR-2]."""
