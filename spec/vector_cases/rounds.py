@@ -31,6 +31,7 @@ _ROWS: Final = next(f for f in LAYOUTS["GUEST"] if f.name == "regions").items
 REGIONS: Final = [region(5, 1 << 36), region(7, 100), region(8, 20, 16), region(9, 20, 12, transfer=1)]
 CONTEXT: Final[dict[str, Any]] = {"regions": [plain(_ROWS, row) for row in REGIONS]}
 ANYWHERE: Final[dict[str, Any]] = {"regions": None}
+UNHASHED: Final[dict[str, Any]] = {**CONTEXT, "unhashed": True}
 
 
 def round_() -> list[Group]:
@@ -216,7 +217,13 @@ def round_ack() -> list[Group]:
     small.valid("limit-2", "as many ranges as announced", base, "Boundary", clause="RAK-2")
     value = rejects((7, 0, 1), (7, 2, 1), (7, 4, 1))
     small.wrong_value("limit-3", "a range more than announced", "RAK-2", "limit_rejected", value, "Limit")
-    return [group, small]
+    bare = Group("round-ack", "body", "ROUND_ACK", ["RAK-6"], UNHASHED)
+    comment = "nothing is rejected, without hashes"
+    bare.valid("unhashed-rejected-0", comment, rejects(), "OptionalFeature", clause="RAK-6")
+    comment = "a page is rejected, without hashes"
+    value = rejects((7, 10, 1))
+    bare.wrong_value("unhashed-rejected-1", comment, "RAK-6", "bad_value", value, "OptionalFeature")
+    return [group, small, bare]
 
 
 def _runs(*runs: tuple[int, int]) -> bytes:
@@ -254,7 +261,19 @@ def bitmaps() -> list[Group]:
         anywhere = Group(file, "body", frame, ["BMP-1", "BMP-5"], ANYWHERE)
         _far_bitmaps(anywhere, {**base, "encoding": 1})
         groups += [group, anywhere]
+        if frame == "HELD":
+            groups.append(_held_unhashed(base))
     return groups
+
+
+def _held_unhashed(base: dict[str, Any]) -> Group:
+    """HELD where `unhashed` was selected: no page is rejected."""
+    group = Group("held", "body", "HELD", ["BMP-9"], UNHASHED)
+    comment = "pages that were applied, without hashes"
+    group.valid("unhashed-applied", comment, base, clause="BMP-9")
+    comment, value = "pages that were rejected, without hashes", {**base, "rejected": True}
+    group.wrong_value("unhashed-rejected", comment, "BMP-9", "bad_value", value)
+    return group
 
 
 def _plain_bitmaps(group: Group, base: dict[str, Any]) -> None:

@@ -19,20 +19,20 @@ from sterna.wire import records as r
 S, D = SourceState, DestinationState
 SECONDS = 60
 OFFER = offer(more={Feature.RESUME: SECONDS})
-CHOICES = tuple(r.FeatureChoice(each.id, each.parameter) for each in OFFER)
 FEATURES = BASE_FEATURES | {Feature.RESUME}
 EARLY_OFFER = offer_for("bitmap", {Feature.RESUME: SECONDS})
 EARLY_CHOICES = tuple(r.FeatureChoice(each.id, each.parameter) for each in EARLY_OFFER)
 
 
 class FirstSourceRig(SourceRig):
-    """A source that offers to resume, and a destination that selects it."""
+    """A source that offers to resume, and a destination that selects all that it offers."""
 
     def __init__(self, **changes: object) -> None:
-        super().__init__(features=OFFER, **changes)
+        super().__init__(**{"features": OFFER, **changes})
 
     def welcome(self, **changes: object) -> r.Welcome:
-        return super().welcome(**{"features": CHOICES, **changes})
+        choices = tuple(r.FeatureChoice(each.id, each.parameter) for each in self.machine._job.features)
+        return super().welcome(**{"features": choices, **changes})
 
     def lose(self) -> SourceCarry:
         """The link is lost, and the guest runs on."""

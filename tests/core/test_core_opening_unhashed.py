@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from arrival import completed
-from core_support import DestinationRig, SourceRig, code_of
+from core_support import DestinationRig, code_of
+from resume_support import SECONDS, FirstSourceRig, SecondSourceRig
 from test_core_departure import die as source_dies
 from test_core_departure import migration as written_while_moved
 from test_core_reopening import die as destination_dies
@@ -89,12 +90,14 @@ def test_a_process_that_dies_before_the_handover():
     completed(pair)
 
 
+def bare_source() -> FirstSourceRig:
+    """A source that goes without, and so does its destination."""
+    return FirstSourceRig(features=offer(more=dict.fromkeys(UNHASHED, 0)))
+
+
 def test_what_the_source_sends():
     """[MEM-20] [PGS-25] As many hashes as ever, and each of them 0."""
-    rig = SourceRig(features=offer(more=dict.fromkeys(UNHASHED, 0)))
-    rig.welcome = lambda **_: SourceRig.welcome(
-        rig, features=tuple(r.FeatureChoice(each.id, each.parameter) for each in rig.machine._job.features)
-    )
+    rig = bare_source()
     heard: list[r.Pages] = []
     announced = FrameReader.next_event
 
@@ -108,6 +111,23 @@ def test_what_the_source_sends():
         patch.setattr(FrameReader, "next_event", listen)
         rig.until(SourceState.ACKING)
     assert [each for table in heard for each in table.hashes.tolist()] == [0]
+
+
+def test_a_destination_that_rejects_pages_nevertheless():
+    """[RAK-6]"""
+    rig = bare_source().until(SourceState.ACKING)
+    rig.say(rig.ack(r.PageRange(0, 1, 1)))
+    assert code_of(rig) is ErrorCode.BAD_VALUE
+    assert rig.machine._account.error.clause == "RAK-6"
+
+
+def test_a_destination_that_says_so_when_it_is_back():
+    """[BMP-9] Who takes the session up goes by what it was opened with."""
+    features = offer(more={**dict.fromkeys(UNHASHED, 0), Feature.RESUME: SECONDS})
+    rig = SecondSourceRig(features=features).until(SourceState.RESUMING)
+    rig.say(rig.welcome_back(held_frames=1), rig.held(rejected=True))
+    assert code_of(rig) is ErrorCode.BAD_VALUE
+    assert rig.machine._account.error.clause == "BMP-9"
 
 
 class UnhashedRig(DestinationRig):

@@ -9,7 +9,7 @@ from sterna.core.negotiate import BASE_FEATURES, offer
 from sterna.observe.follow import Follower
 from sterna.registry import Feature, FrameType, Sender
 from sterna.testing.pair import Pair
-from sterna.wire.records import Pages
+from sterna.wire.records import PageRange, Pages
 
 BARE = {Feature.UNHASHED: 0}
 
@@ -57,3 +57,11 @@ def test_a_hash_where_there_is_none() -> None:
     fault = tape.changed(FrameType.PAGES, hashes=table.hashes + 1).follow().fault
     assert fault is not None
     assert fault.clause == "PGS-25"
+
+
+def test_a_page_is_rejected_where_nobody_finds_one() -> None:
+    """[RAK-6]"""
+    rejected = (PageRange(0, 0, 1),)
+    fault = unhashed().changed(FrameType.ROUND_ACK, rejected=rejected).follow().fault
+    assert fault is not None
+    assert fault.clause == "RAK-6"

@@ -573,6 +573,17 @@ def test_rejected_ranges_are_bounded():
     assert refusal(FrameType.ROUND_ACK, body) == ("RAK-2", ErrorCode.LIMIT_REJECTED)
 
 
+def test_nothing_is_rejected_without_hashes():
+    """[RAK-6] [BMP-9] Checked behind RAK-2, and where the field is."""
+    bounds = replace(BOUNDS, hashed=False)
+    held = r.Held(1, BITMAP.region, True, BITMAP.first, BITMAP.bits, BITMAP.encoding, BITMAP.data)
+    both_refuse(ACK, "RAK-6", ErrorCode.BAD_VALUE, bounds)
+    both_refuse(held, "BMP-9", ErrorCode.BAD_VALUE, bounds)
+    for record in (replace(ACK, rejected=()), replace(held, rejected=False)):
+        assert decode_body(record.type, encode_body(record, bounds), bounds) == record
+    both_refuse(ACK, "RAK-2", ErrorCode.LIMIT_REJECTED, replace(bounds, limits=Limits(rejected_runs=1)))
+
+
 @pytest.mark.parametrize(
     "rejected",
     [

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import pytest
 
 from sterna.registry import BitmapEncoding, ErrorCode
-from sterna.wire.page_rules import BITMAP, PAGE_SPACE, RANGE, REJECTED, REJECTED_COUNT
+from sterna.wire.page_rules import (
+    BITMAP,
+    HELD_REJECTED,
+    NONE_REJECTED,
+    PAGE_SPACE,
+    RANGE,
+    REJECTED,
+    REJECTED_COUNT,
+)
 from sterna.wire.records import DirtyBitmap, Held, PageRange, PageRequest, Region
 from sterna.wire.rules import DEFAULT_BOUNDS, Bounds, Violation
 
@@ -68,6 +77,15 @@ def test_rejected_ranges_are_limited():
     most = DEFAULT_BOUNDS.limits.rejected_runs
     assert broken([REJECTED_COUNT], most) is None
     assert broken([REJECTED_COUNT], most + 1) == ("RAK-2", ErrorCode.LIMIT_REJECTED)
+
+
+def test_nothing_is_rejected_without_hashes():
+    """[RAK-6] [BMP-9]"""
+    for rule, clause in ((NONE_REJECTED, "RAK-6"), (HELD_REJECTED, "BMP-9")):
+        for value in (False, True):
+            assert broken([rule], value) is None
+            found = broken([rule], value, replace(DEFAULT_BOUNDS, hashed=False))
+            assert found == ((clause, ErrorCode.BAD_VALUE) if value else None)
 
 
 def bitmap(bits, data, encoding=RUNS, first=0, kind=DirtyBitmap):

@@ -53,6 +53,9 @@ REJECTED_COUNT: Rule[int] = Rule(
     "more rejected ranges than announced",
     lambda count, b: count <= b.limits.rejected_runs,
 )
+NONE_REJECTED: Rule[int] = Rule(
+    "RAK-6", _BAD, "pages are rejected in a session without hashes", lambda count, b: b.hashed or not count
+)
 REJECTED: Rule[Sequence[PageRange]] = Rule(
     "RAK-3",
     ErrorCode.OVERLAPPING_RUNS,
@@ -197,6 +200,10 @@ TABLE: tuple[Rule[Table], ...] = (
 # --- bitmaps ------------------------------------------------------------------------------------
 
 Bitmap = DirtyBitmap | Held
+
+HELD_REJECTED: Rule[bool] = Rule(
+    "BMP-9", _BAD, "pages are rejected in a session without hashes", lambda flag, b: b.hashed or not flag
+)
 
 
 def _bitmap_runs(data: bytes) -> npt.NDArray[np.uint64]:

@@ -61,7 +61,7 @@ class Bounds:
         regions: the session's region table by id; None before GUEST. PAGES needs it to be read;
             other ranges of pages are checked against it when it is there.
         encodings: page encodings that may be used, that is those that were selected.
-        hashed: whether chunks have hashes; if not, each of them is stated to be 0.
+        hashed: whether chunks have hashes; if not, each of them is stated to be 0, and none is rejected.
     """
 
     limits: Limits = field(default_factory=Limits)

@@ -238,7 +238,7 @@ ROUND_ACK: Final = body(
     "round" / Ruled(Int32ul, rules.ACK_ROUND),
     "pages" / Int64ul,
     "receive_rate_bytes_s" / Int64ul,
-    "rejected_count" / count("rejected", page_rules.REJECTED_COUNT, width=Int32ul),
+    "rejected_count" / count("rejected", page_rules.REJECTED_COUNT, page_rules.NONE_REJECTED, width=Int32ul),
     reserved(4),
     "rejected"
     / AtOnce(
@@ -322,7 +322,11 @@ DIRTY_BITMAP: Final = _bitmap(
     reserved(1),
 )
 HELD: Final = _bitmap(
-    r.Held, "round" / Int32ul, "region" / Int32ul, "encoding" / closed(BitmapEncoding), "rejected" / FLAG
+    r.Held,
+    "round" / Int32ul,
+    "region" / Int32ul,
+    "encoding" / closed(BitmapEncoding),
+    "rejected" / Ruled(FLAG, page_rules.HELD_REJECTED),
 )
 
 STATE: Final = body(
