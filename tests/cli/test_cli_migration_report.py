@@ -37,6 +37,13 @@ SILENT = TransportError(ErrorCode.PEER_SILENT, "nothing for 5 s")
             ),
         ),
         (
+            result(Outcome.COMPLETED, rounds=(ROUND,), after=AfterStats(7, 2, 5, early=3)),
+            (
+                "the guest runs at memory: 1 round, 1 MiB in 1 s; 7 pages followed, 2 of them "
+                "because the guest waited for them, 3 one by one"
+            ),
+        ),
+        (
             result(Outcome.COMPLETED, rounds=(ROUND,), verified=False),
             "the guest runs at memory: 1 round, 1 MiB in 1 s; nobody has verified its pages (--unverified)",
         ),

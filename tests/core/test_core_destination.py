@@ -416,6 +416,10 @@ class Spy:
         self.calls.append("commit")
         return self.sink.commit(table, hashed=hashed)
 
+    @property
+    def early_pages(self):
+        return self.sink.early_pages
+
 
 def test_more_pages_than_the_guest_has_are_refused_before_they_are_taken():
     """[CON-27] [SEC-6]"""

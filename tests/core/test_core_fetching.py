@@ -371,3 +371,23 @@ def test_no_change_follows_the_guest():
     with pytest.raises(RemoteProtocolError) as caught:
         room.fetching.announce(table)
     assert (caught.value.code, caught.value.clause) == (ErrorCode.NOT_SELECTED, "PCY-17")
+
+
+class Early(RegionPages):
+    """A sink that has some of the pages before their groups come."""
+
+    early_pages = 0
+
+
+def test_what_was_early_counts_for_nothing_but_the_figures():
+    """[PCY-31] It is missing until its group has come, then it is one of those that came."""
+    room = Room((1, 0, 2 * BLOCK))
+    assert room.fetching.stats().early == 0
+    views = {region: memoryview(memory) for region, memory in room.memory.items()}
+    sink = Early(TABLE, views)
+    waits = Fetching(room.stale, sink, room.digest, (3, 8), 256)
+    sink.early_pages = 3
+    assert not waits.held().any()
+    assert not waits.is_complete
+    assert (waits.stats().early, waits.stats().demanded + waits.stats().pushed) == (3, 0)
+    assert waits.position == (3, 8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import trio
 
@@ -126,8 +128,9 @@ def test_a_guest_that_cannot_be_seen_to(monkeypatch) -> None:
 
 
 def test_a_room_that_is_closed_takes_nothing() -> None:
-    room = Room(object())
+    room = Room(SimpleNamespace(early_pages=3))
     room.close()
+    assert room.early_pages == 3
     for use in (room.targets, room.commit):
         with pytest.raises(AssertionError):
             use(object())

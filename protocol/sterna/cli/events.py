@@ -114,6 +114,7 @@ def after_fields(stats: AfterStats) -> Fields:
         "stale_pages": stats.stale,
         "demanded_pages": stats.demanded,
         "pushed_pages": stats.pushed,
+        "early_pages": stats.early,
         "repeated_pages": stats.repeated,
         "page_requests": stats.requests,
         "mismatched_pages": stats.mismatched,
@@ -136,7 +137,9 @@ def followed_text(result: Result) -> str:
     if after is None:
         return ""
     when = "" if after.seconds is None else f" within {duration_text(after.seconds)}"
-    return f"; {after.stale} pages followed{when}, {after.demanded} of them because the guest waited for them"
+    early = f", {after.early} one by one" if after.early else ""
+    waited = f"{after.demanded} of them because the guest waited for them"
+    return f"; {after.stale} pages followed{when}, {waited}{early}"
 
 
 def unverified_text(result: Result) -> str:

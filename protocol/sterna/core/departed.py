@@ -26,6 +26,11 @@ from sterna.wire.records import Complete, Progress, Running, Verdict
 
 U64_MAX: Final = (1 << 64) - 1
 
+# SEAL has gone over, or is about to, and RUNNING has not come.
+_SEALED: Final = frozenset(
+    {SourceState.SEALED, SourceState.GRANTING, SourceState.RECORDING, SourceState.HANDED_OVER}
+)
+
 
 class Departed(Replacing):
     """The part of a source's machine behind HANDOVER."""
@@ -68,6 +73,21 @@ class Departed(Replacing):
             self._departure.write(self._room_for_notes)
 
     # ---- after ----
+
+    @property
+    def position(self) -> tuple[int, int] | None:
+        """Attempt and round of pages that follow the guest [PCY-8]; None if none does, or not yet.
+
+        It is known from SEAL on: the guest may run, and wait for pages, before RUNNING has come.
+        """
+        if self._serving is None and self._state in _SEALED and self._memory.stale.any():
+            return self._memory.next_position(self._attempt)
+        return None if self._serving is None else self._serving.position
+
+    def near(self, region: int, page: int) -> None:
+        """The guest has got this page by another way: go on with what lies there. Never does any harm."""
+        if self._serving is not None:
+            self._serving.near(region, page)
 
     def _on_running(self, record: Running, now: float) -> None:
         check_epoch(record, self._job.epoch + 1, "RUN-1")

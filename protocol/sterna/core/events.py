@@ -320,7 +320,8 @@ def check_answer(request: Request, answer: object) -> None:
             carry = hasattr(answer, "ticket") and hasattr(answer, "holdings")
             good, wanted = carry or isinstance(answer, Verdict), "a DestinationCarry or a Verdict"
         case Reserve():
-            good, wanted = hasattr(answer, "targets") and hasattr(answer, "commit"), "a PageSink"
+            sink = all(hasattr(answer, each) for each in ("targets", "commit", "early_pages"))
+            good, wanted = sink, "a PageSink"
         case Claim():
             good, wanted = isinstance(answer, Runner), "the runner in the slot"
         case AnswerVerdict():

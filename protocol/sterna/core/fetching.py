@@ -45,6 +45,7 @@ class Fetching:
 
     Attributes:
         groups: the stale pages.
+        position: attempt and round that PAGES have to carry [PCY-8].
         demanded: pages that were asked for before they came.
         pushed: pages that came unasked.
         repeated: pages that came once more, dropped.
@@ -75,7 +76,7 @@ class Fetching:
         self.requests = self.mismatched = self.outside = 0
         self._sink: Final = sink
         self._digest: Final = digest
-        self._position: Final = position
+        self.position: Final = position
         self._most_requests: Final = most_requests
         count = len(self.groups)
         self._state: Final[npt.NDArray[np.uint8]] = np.zeros(count, dtype=np.uint8)
@@ -104,6 +105,7 @@ class Fetching:
             stale=self.groups.pages,
             demanded=self.demanded,
             pushed=self.pushed,
+            early=self._sink.early_pages,
             repeated=self.repeated,
             requests=self.requests,
             mismatched=self.mismatched,
@@ -188,8 +190,8 @@ class Fetching:
         Raises:
             RemoteProtocolError: BAD_ROUND, BAD_VALUE for what is no whole group, NOT_SELECTED for a change.
         """
-        if (table.attempt, table.round) != self._position:
-            detail = f"pages of round {table.round}, expected {self._position[1]}"
+        if (table.attempt, table.round) != self.position:
+            detail = f"pages of round {table.round}, expected {self.position[1]}"
             raise wrong(ErrorCode.BAD_ROUND, detail, "PCY-8", table)
         numbers, fresh = (self._few if len(table.runs) <= FEW_RUNS else self._many)(table)
         wanted = table if len(numbers) == len(table.runs) else _only(table, np.asarray(fresh))

@@ -76,6 +76,12 @@ class Readmission(Session):
         return self._ticket
 
     @property
+    def position(self) -> tuple[int, int] | None:
+        """Attempt and round of pages that follow the guest [PCY-8]; None if none does, or not yet."""
+        fetching = self._follows.fetching
+        return None if fetching is None else fetching.position
+
+    @property
     def runner(self) -> Runner:
         """Who will run the guest here, once the host has let it in."""
         assert self._admission is not None

@@ -115,6 +115,7 @@ class AfterStats:
         stale: missing when the guest began to run.
         demanded: of these, asked for before they came, or were sent.
         pushed: of these, not asked for.
+        early: of these, there before their group had come [PCY-31] (destination).
         repeated: sent again (source), or dropped because they were there already (destination).
         requests: PAGE_REQUEST frames.
         mismatched: came with another content than their hash says.
@@ -125,6 +126,7 @@ class AfterStats:
     stale: int = 0
     demanded: int = 0
     pushed: int = 0
+    early: int = 0
     repeated: int = 0
     requests: int = 0
     mismatched: int = 0
@@ -137,6 +139,7 @@ class Serving:
 
     Attributes:
         groups: the stale pages.
+        position: attempt and round that PAGES carry [PCY-8].
         demanded: pages sent because they were asked for, the first time.
         pushed: pages sent unasked.
         repeated: pages sent once more.
@@ -167,7 +170,7 @@ class Serving:
         self.demanded = self.pushed = self.repeated = self.requests = 0
         self._pages: Final = pages
         self._digest: Final = digest
-        self._position: Final = position
+        self.position: Final = position
         most, self._most_runs = batch_bounds(stale.table, peer, PUSH_BYTES, 0.0)
         self._most_bytes: Final = max(most, CHUNK_BYTES)
         self._most_requests: Final = own.page_requests
@@ -224,6 +227,15 @@ class Serving:
         asked += 1
         (self._urgent if record.urgent else self._patient).append(groups)
 
+    def near(self, region: int, page: int) -> None:
+        """The guest has touched this page, and it was served elsewhere [PCY-28]: the push goes on from there.
+
+        Nothing happens for a page that is not stale, or none at all.
+        """
+        if region in self.groups.table and 0 <= page < self.groups.table[region].pages:
+            groups = self.groups.covering(region, page, 1)
+            self._cursor = groups.start if groups else self._cursor
+
     # ---- a lost process ----
 
     def take_over(self) -> None:
@@ -243,7 +255,7 @@ class Serving:
         Raises:
             RemoteProtocolError: BAD_ROUND for another round than that of the blackout.
         """
-        number = self._position[1]
+        number = self.position[1]
         if welcome.complete_round != number - 1:
             detail = f"round {welcome.complete_round} is complete, the blackout was round {number - 1}"
             raise wrong(ErrorCode.BAD_ROUND, detail, "RES-13", welcome)
@@ -259,7 +271,7 @@ class Serving:
         Raises:
             RemoteProtocolError: COUNT_MISMATCH for pages that were never sent.
         """
-        installed = report.applied[self._position[1]]
+        installed = report.applied[self.position[1]]
         starts, _ = self.groups.runs(slice(None))
         for region in self.groups.table.copied:
             mine = self.groups.of(region.id)
@@ -322,7 +334,7 @@ class Serving:
         region, runs = self.groups.region_of(first), self.groups.runs(groups)
         hashed = self._digest.hashed
         batch = self._pages.encode(region, *runs, zeros=zeros, whole=True, hashed=hashed)
-        table = batch.table(*self._position)
+        table = batch.table(*self.position)
         self._digest.record(table)
         return table, batch.buffers
 

@@ -138,6 +138,11 @@ class PageSink(Protocol):
         """
         ...
 
+    @property
+    def early_pages(self) -> int:
+        """Pages of batches that were committed that were there already, and stay as they were [PCY-32]."""
+        ...
+
 
 def hash_chunks(view: memoryview, offsets: Sequence[int], sizes: Sequence[int]) -> list[int]:
     """XXH3-64 of every chunk of byte ranges of a view; chunks count from each range's start [MEM-1].
@@ -208,6 +213,11 @@ class RegionPages:
     def commit(self, table: Pages, *, hashed: bool = True) -> list[PageRange]:
         """See `PageSink.commit`."""
         return self._memory[table.region].commit(table, hashed=hashed)
+
+    @property
+    def early_pages(self) -> int:
+        """See `PageSink.early_pages`."""
+        return 0
 
 
 class _Memory:

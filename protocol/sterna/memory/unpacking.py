@@ -107,6 +107,11 @@ class Unpacking:
         rejected = self._pages.commit(batch.plain, hashed=hashed)
         return _merged(rejected + baseless) if baseless else rejected
 
+    @property
+    def early_pages(self) -> int:
+        """See `PageSink.early_pages`."""
+        return self._pages.early_pages
+
     def _change(self, region: int, run: _Run) -> list[PageRange]:
         """Apply a `delta` run; the pages of the chunks that are a change of something else."""
         size = len(run.place)

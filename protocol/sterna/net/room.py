@@ -24,6 +24,7 @@ class Room:
         """`ticket`: of the session, which says whether pages may come packed."""
         window_log2 = 0 if ticket is None else ticket.selection.window_log2
         self._pages: PageSink | None = Unpacking(pages, window_log2) if window_log2 else pages
+        self._early_pages = 0  # when it was closed
 
     def targets(self, table: Pages) -> list[memoryview]:
         """See `PageSink.targets`."""
@@ -35,9 +36,14 @@ class Room:
         assert self._pages is not None
         return self._pages.commit(table, hashed=hashed)
 
+    @property
+    def early_pages(self) -> int:
+        """See `PageSink.early_pages`."""
+        return self._early_pages if self._pages is None else self._pages.early_pages
+
     def close(self) -> None:
         """Nothing can be received any more."""
-        self._pages = None
+        self._early_pages, self._pages = self.early_pages, None
 
 
 async def tell_faults(

@@ -246,6 +246,11 @@ class _Passing:
         """A place for each run with bytes, of no size: they have gone by."""
         return [memoryview(b"")] * int(carries_bytes(table.runs).sum())
 
+    @property
+    def early_pages(self) -> int:
+        """None: there is no demand connection in a recording."""
+        return 0
+
     def commit(self, table: Pages, *, hashed: bool = True) -> list[PageRange]:
         """What was damaged, of the pages of this table."""
         del hashed  # what has none is never damaged

@@ -169,3 +169,8 @@ class PhantomGuest:
         )
         self.versions[pages] = table.hashes
         return []
+
+    @property
+    def early_pages(self) -> int:
+        """See `sterna.memory.pages.PageSink`: every page comes with its group."""
+        return 0

@@ -1,0 +1,44 @@
+"""What whoever serves single pages has to know of a session that goes on beside it."""
+
+from __future__ import annotations
+
+import pytest
+from core_support import DestinationRig, FetchingRig, ServingRig, SourceRig
+
+from sterna.core.tables import DestinationState as D
+from sterna.core.tables import SourceState as S
+
+
+@pytest.mark.parametrize("state", [S.SEALED, S.GRANTING, S.RECORDING, S.HANDED_OVER, S.MOVED])
+def test_the_source_knows_the_number_of_pages_that_follow_from_seal_on(state):
+    """[PCY-8]"""
+    rig = ServingRig()
+    for before in (S.ROUND, S.PREPARING, S.PAUSING, S.BLACKOUT):
+        assert rig.until(before).machine.position is None
+        rig.machine.near(0, 1)
+    assert rig.until(state).machine.position == (1, 3)
+
+
+def test_where_no_page_follows_there_is_no_number():
+    """[PCY-8] [PCY-21]"""
+    source, destination = SourceRig(), DestinationRig()
+    for state in (S.SEALED, S.HANDED_OVER, S.MOVED):
+        assert source.until(state).machine.position is None
+    for state in (D.LOADED, D.RUNNING):
+        assert destination.until(state).machine.position is None
+
+
+def test_the_destination_knows_it_from_seal_on():
+    """[PCY-8]"""
+    rig = FetchingRig().until(D.FROZEN)
+    assert rig.machine.position is None
+    for state in (D.LOADING, D.FETCHING):
+        assert rig.until(state).machine.position == (1, 3)
+
+
+def test_the_push_goes_on_where_the_guest_is():
+    """[PCY-13]"""
+    rig = ServingRig().until(S.MOVED)
+    rig.machine._serving._cursor = 9
+    rig.machine.near(0, 2)
+    assert rig.machine._serving._cursor == 0
