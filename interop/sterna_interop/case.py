@@ -13,7 +13,8 @@ and looks at what the endpoint says::
 When `play` returns, the runner ends the line properly (unless that has been done) and waits until the shim
 has ended, at most until `timeout_s`. Then exit code and `result.json` are compared with `expect`. So a case
 can fail in two ways: by what the endpoint says on the wire (`Unexpected`), and by what became of its guest.
-What is legal on the wire, but not what the specification recommends, is `NotStrict`.
+What is legal on the wire, but not what the specification recommends, is `NotStrict`. With an endpoint that
+does without the optional feature that the case is about nothing was tried, which is `NotTried`.
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ class Unexpected(Exception):  # noqa: N818 (the field's word for it)
 
 class NotStrict(Unexpected):
     """The endpoint did not do what the specification asks for with SHOULD, or suggests: legal, and told."""
+
+
+class NotTried(Exception):  # noqa: N818 (it is no failure)
+    """The whole conversation was had without the optional feature that the case is about: which, in words."""
 
 
 class Level(StrEnum):

@@ -54,6 +54,7 @@ def case_of(row: Misbehaviour) -> Case:
         refused=row.refused,
         named=row.named,
         optional=row.optional or row.legal,
+        about=row.about,
         completes=not row.codes,
         lanes=row.lanes,
     )

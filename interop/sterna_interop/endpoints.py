@@ -18,7 +18,7 @@ from sterna.net.tcp import TcpTransport
 from sterna.net.transport import Transport
 from sterna.observe.recording import Side
 from sterna.registry import ErrorCode
-from sterna_interop.case import Case, Line, NotStrict, Unexpected, Wire
+from sterna_interop.case import Case, Line, NotStrict, NotTried, Unexpected, Wire, completed
 from sterna_interop.contract import Exit, Order, Params, Role
 from sterna_interop.credentials import STRANGER, Credentials
 from sterna_interop.door import Door
@@ -58,6 +58,7 @@ class _Conversation:
     implementation: Implementation
     blank: CaseResult
     unexpected: Unexpected | None = None
+    untried: str = ""
     no_tls: str = ""
     door: Door = field(default_factory=Door)
 
@@ -108,7 +109,10 @@ class _Conversation:
         with recording:
             line = Line(transport, recording.first.on_peer, partial(self._another, recording))
             try:
-                await case.play(line, params)
+                try:
+                    await case.play(line, params)
+                except NotTried as reason:
+                    self.untried = str(reason)
                 await line.end()
             except Unexpected as difference:
                 self.unexpected = difference
@@ -144,12 +148,14 @@ class _Conversation:
         result = replace(result, code=report.code or "")
         if self.no_tls and case.wire is Wire.TLS:
             return judged(result, Unexpected("a TLS handshake", self.no_tls))
-        difference = case.expect.mismatch(report)
+        expect = completed(case.role) if self.untried else case.expect
+        difference = expect.mismatch(report)
         for ends, reason in case.tolerated if difference is not None else ():
             if ends.mismatch(report) is None:
                 return replace(result, verdict=Verdict.NON_STRICT, detail=reason)
-        memory = case.expect.memory
-        difference = difference or judge_side(case.role, case.guest, report, memory=memory)
+        difference = difference or judge_side(case.role, case.guest, report, memory=expect.memory)
+        if difference is None and self.untried:
+            return replace(result, verdict=Verdict.UNSUPPORTED, detail=self.untried)
         if difference is None and self.unexpected is not None:
             legal = judged(result, self.unexpected)
             return replace(legal, verdict=Verdict.NON_STRICT, detail="legal, but not what is recommended")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, TypeAlias
 
-from sterna.registry import GREASE_FIRST, ErrorCode, FrameType, Phase
+from sterna.registry import GREASE_FIRST, ErrorCode, Feature, FrameType, Phase
 from sterna.wire import Abort, Bye, Pong, Progress, Region, unchecked
 from sterna_interop import peer_acts as do
 from sterna_interop.case import Severity, Wire
@@ -31,6 +31,7 @@ DOS: Final[dict[str, object]] = {"severity": Severity.DOS}
 OTHER_DIGEST: Final = b"sixteen others.."
 FUTURE_VERSION: Final = 99 << 16
 UNKNOWN_ID: Final = 0x7ABC  # of a feature or a limit
+ROUNDS: Final = Order(rounds=2)
 LARGE: Final = GuestSpec(regions=(Region(1, 0, 2048 << 12),), writes=())  # more pages than may be rejected
 
 IMPATIENT_S: Final = 0.4  # what an endpoint is told about waiting where a peer does not go on
@@ -63,6 +64,7 @@ class Misbehaviour:
         by_peer: the code is the peer's own, from its ABORT or REFUSE; None where it may be seen so.
         named: its ABORT has to name the frame.
         optional: an endpoint need not come to the place, and then completes.
+        about: the optional feature that the row is about: an endpoint that does without it completes.
         understood: an endpoint may know what is said; it then says nothing, and reports `undecided`.
         legal: an endpoint may know what is done, and then completes; the codes are of one that does not.
         plan, manner: what is changed of the honest conversation.
@@ -87,6 +89,7 @@ class Misbehaviour:
     by_peer: bool | None = False
     named: bool = False
     optional: bool = False
+    about: Feature | None = None
     understood: bool = False
     legal: bool = False
     plan: dict[str, object] = field(default_factory=dict)

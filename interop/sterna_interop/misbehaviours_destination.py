@@ -22,7 +22,7 @@ from sterna.wire import (
     Welcome,
 )
 from sterna_interop import peer_acts as do
-from sterna_interop.contract import Order, Role
+from sterna_interop.contract import Role
 from sterna_interop.misbehaviours import (
     DOS,
     ENDLESS_S,
@@ -31,6 +31,7 @@ from sterna_interop.misbehaviours import (
     LARGE,
     LOST,
     OTHER_DIGEST,
+    ROUNDS,
     UNKNOWN_ID,
     E,
     F,
@@ -45,7 +46,6 @@ row = partial(misbehaviour, Role.DESTINATION)
 _WELCOME: Final = Place(F.WELCOME)
 _ACCEPT: Final = Place(F.ACCEPT)
 _ACK: Final = Place(F.ROUND_ACK)
-_ROUNDS: Final = Order(rounds=2)
 _HELD: Final = Held(1, 1, False, 0, 8, BitmapEncoding.PLAIN, b"\xff")
 
 
@@ -156,14 +156,7 @@ def _greeting() -> Rows:
 
 def _acks() -> Rows:
     def ack(head: str, act: Act, /, *codes: E, **more: object) -> Misbehaviour:
-        return row(head, _ACK, act, *codes, order=_ROUNDS, optional=True, **more)
-
-    def rejects(*ranges: PageRange) -> Act:
-        def changed(record: RoundAck) -> RoundAck:
-            lost = sum(each.count for each in ranges)
-            return replace(record, rejected=ranges, pages=max(record.pages - lost, 0))
-
-        return do.alter(RoundAck, changed)
+        return row(head, _ACK, act, *codes, order=ROUNDS, optional=True, **more)
 
     fewer = do.alter(RoundAck, lambda record: replace(record, pages=record.pages - 1))
     begun = Place(F.ROUND, heard=True)
@@ -178,36 +171,40 @@ def _acks() -> Rows:
             "ack-006 before-end: acknowledges a round that has only begun [CON-31 CON-3]",
             # A fast source has sent the rest of it meanwhile; then it is the count that is wrong.
             *(begun, do.after(Say(RoundAck(1, 1, 0, 0))), E.UNEXPECTED_FRAME, E.COUNT_MISMATCH),
-            order=_ROUNDS,
+            order=ROUNDS,
             **LOST,
         ),
         ack("ack-007 twice: acknowledges twice [CON-30]", do.twice(), E.UNEXPECTED_FRAME, E.BAD_ROUND),
         ack(
             "ack-008 rejects-outside: rejects pages past a region's end [CON-33 FRM-18]",
-            *(rejects(PageRange(1, 250, 10)), E.OUTSIDE_REGION),
+            *(do.rejects(PageRange(1, 250, 10)), E.OUTSIDE_REGION),
         ),
         ack(
             "ack-009 rejects-nowhere: rejects pages of no region [CON-33]",
-            rejects(PageRange(9, 0, 1)),
+            do.rejects(PageRange(9, 0, 1)),
             E.OUTSIDE_REGION,
         ),
-        ack("ack-010 rejects-none: rejects no pages [FRM-17]", rejects(PageRange(1, 0, 0)), E.BAD_VALUE),
-        ack("ack-011 rejects-twice: rejects a page twice [RAK-3]", rejects(first, first), E.OVERLAPPING_RUNS),
+        ack("ack-010 rejects-none: rejects no pages [FRM-17]", do.rejects(PageRange(1, 0, 0)), E.BAD_VALUE),
+        ack(
+            "ack-011 rejects-twice: rejects a page twice [RAK-3]",
+            do.rejects(first, first),
+            E.OVERLAPPING_RUNS,
+        ),
         row(
             "ack-012 rejects-unsent: rejects a page that was not sent in that round [CON-33]",
-            *(Place(F.ROUND_ACK, 2), rejects(PageRange(1, 100, 1)), E.COUNT_MISMATCH),
-            order=_ROUNDS,
+            *(Place(F.ROUND_ACK, 2), do.rejects(PageRange(1, 100, 1)), E.COUNT_MISMATCH),
+            order=ROUNDS,
             optional=True,
         ),
         ack(
             "ack-013 too-many-ranges: lists more ranges than were announced [RAK-2 LIM-4]",
-            *(rejects(first, PageRange(1, 2, 1)), E.LIMIT_REJECTED),
+            *(do.rejects(first, PageRange(1, 2, 1)), E.LIMIT_REJECTED),
             limits={"rejected_runs": 1},
             **DOS,
         ),
         ack(
             "ack-014 rejects-everything: rejects a whole large round [RAK-5]",
-            *(rejects(PageRange(1, 0, 2048)), E.TOO_MANY_REJECTED),
+            *(do.rejects(PageRange(1, 0, 2048)), E.TOO_MANY_REJECTED),
             guest=LARGE,
             **DOS,
         ),

@@ -9,7 +9,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 
 from sterna.registry import Encoding
-from sterna.wire import Pages, Record, make_runs, unchecked
+from sterna.wire import PageRange, Pages, Record, RoundAck, make_runs, unchecked
 from sterna_interop.peer_steps import Act, End, Moment, Raw, Say, Step, Wait
 
 Steps: TypeAlias = Iterable[Step]
@@ -133,6 +133,16 @@ def for_ever(step: Step, interval_s: float, times: int = 1000) -> Act:
 
 
 # ---- tables of pages ----
+
+
+def rejects(*ranges: PageRange) -> Act:
+    """ROUND_ACK that rejects these pages, and counts as if they had been verified otherwise."""
+
+    def changed(record: RoundAck) -> RoundAck:
+        lost = sum(each.count for each in ranges)
+        return replace(record, rejected=ranges, pages=max(record.pages - lost, 0))
+
+    return alter(RoundAck, changed)
 
 
 def with_run(table: Pages, number: int, **columns: int) -> Pages:

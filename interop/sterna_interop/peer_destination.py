@@ -114,7 +114,8 @@ class Destination:
         chosen = tuple(FeatureChoice(each, offered[each]) for each in wanted if each in offered)
         welcome = Welcome(VERSION, SESSION, TOKEN, chosen, peer.manner.limits.to_wire(), AGENT)
         peer.announced()
-        hashed = all(each.id != Feature.UNHASHED for each in chosen)
+        peer.account.features = frozenset(each.id for each in chosen)
+        hashed = Feature.UNHASHED not in peer.account.features
         encodings = {Encoding.RAW, *(_ENCODINGS[each.id] for each in chosen if each.id in _ENCODINGS)}
         peer.selected(frozenset(encodings), hashed=hashed)
         peer.reports = Feature.PROGRESS in wanted and Feature.PROGRESS in offered

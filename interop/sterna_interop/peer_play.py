@@ -7,7 +7,7 @@ from typing import Final
 
 from sterna.registry import ErrorCode, Feature, FrameType
 from sterna.wire import Abort, FeatureOffer, Refuse, Runner
-from sterna_interop.case import Line, NotStrict, Unexpected
+from sterna_interop.case import Line, NotStrict, NotTried, Unexpected
 from sterna_interop.contract import Params, Role
 from sterna_interop.peer import Conversation, Peer
 from sterna_interop.peer_destination import Destination, DestinationPlan
@@ -32,6 +32,7 @@ class Script:
         refused: the answer must be REFUSE [CON-11].
         named: the ABORT must name the frame of the act, by type and number [ABT-2].
         optional: the endpoint need not come to the act's place.
+        about: an optional feature: a whole conversation without it has tried nothing.
         hears: a frame that the endpoint should have sent.
         completes: the whole conversation must be had.
         patience_s: how long the endpoint may take for the conversation, and then for the end.
@@ -49,6 +50,7 @@ class Script:
     refused: bool = False
     named: bool = False
     optional: bool = False
+    about: Feature | None = None
     hears: FrameType | None = None
     completes: bool = False
     patience_s: float = PATIENCE_S
@@ -59,6 +61,7 @@ class Script:
 
         Raises:
             Unexpected: it said something else than it must.
+            NotTried: it goes without what the case is about.
         """
         manner = self.manner
         if told.deadline_s:
@@ -96,10 +99,13 @@ class Script:
         Raises:
             Unexpected: it was not.
             NotStrict: it was legal.
+            NotTried: it was right, and has nothing to do with the case.
         """
         wanted = self._wanted()
         if account.breach:
             raise Unexpected(wanted, account.breach)
+        if self.about is not None and account.completed and self.about not in account.features:
+            raise NotTried(f"the {self.role.other} does without {self.about.name.lower()}")
         if self.optional and account.completed and not account.acted:
             return
         code = code_of(account.answer)

@@ -175,9 +175,10 @@ class Source:
         peer.greeted = True
         self._check_welcome(hello, welcome)
         peer.welcome = welcome
-        self._image.hashed = all(each.id != Feature.UNHASHED for each in welcome.features)
+        peer.account.features = frozenset(each.id for each in welcome.features)
+        self._image.hashed = Feature.UNHASHED not in peer.account.features
         self._limits = Limits.from_wire(welcome.limits)
-        peer.reports = any(each.id == Feature.PROGRESS for each in welcome.features)
+        peer.reports = Feature.PROGRESS in peer.account.features
         await peer.say(self._plan.guest.description.to_record())
         accept = await peer.hear(Accept)
         if accept.reserved_bytes < self._image.size_bytes:

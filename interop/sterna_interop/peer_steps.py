@@ -137,6 +137,7 @@ class Account:
         last_act: number of the last frame that the act has said.
         breach: what the endpoint did that the specification forbids.
         completed: the whole conversation was had, BYE of both sides included.
+        features: that WELCOME selects, an act on it aside.
     """
 
     said: list[str] = field(default_factory=list)
@@ -147,6 +148,7 @@ class Account:
     last_act: int = 0
     breach: str = ""
     completed: bool = False
+    features: frozenset[int] = frozenset()
 
     def has_heard(self, frame: FrameType) -> bool:
         """Whether the endpoint has sent such a frame."""

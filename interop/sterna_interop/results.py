@@ -24,7 +24,7 @@ class Verdict(StrEnum):
     NON_STRICT = "non_strict"  # not what a SHOULD asks for, and legal
     FAIL = "fail"
     CRASH = "crash"  # the shim ended in a way that the contract does not have
-    UNSUPPORTED = "unsupported"  # exit code 89
+    UNSUPPORTED = "unsupported"  # exit code 89, or an endpoint that does without what the case is about
     SKIP = "skip"  # not tried, for a reason that is told
     XFAIL = "xfail"  # failed, as `expect_fail` says
     XPASS = "xpass"  # passed, although `expect_fail` says otherwise

@@ -19,7 +19,7 @@ from sterna.net.source import Source
 from sterna.net.transport import Transport
 from sterna.wire.records import Runner
 from sterna_interop import shim
-from sterna_interop.case import Case, Line, NotStrict, Unexpected, Wire
+from sterna_interop.case import Case, Line, NotStrict, NotTried, Unexpected, Wire, completed
 from sterna_interop.cases_misbehaving import case_of
 from sterna_interop.contract import Params, Report, Role
 from sterna_interop.matrix import judge_side
@@ -37,6 +37,7 @@ class Played:
     report: Report | None = None
     wrong: Unexpected | None = None
     strict: bool = True
+    untried: str = ""
     seconds: float = 0.0
 
 
@@ -124,6 +125,8 @@ async def play(case: Case) -> Played:
                 await case.play(line, params)
             except NotStrict:
                 played.strict = False
+            except NotTried as reason:
+                played.untried = str(reason)
             except Unexpected as wrong:
                 played.wrong = wrong
             await line.end()
@@ -139,10 +142,11 @@ def judge(case: Case, played: Played) -> None:
     """The shim's report against what the case expects."""
     report = played.report
     assert report is not None
-    wrong = case.expect.mismatch(report)
+    expect = completed(case.role) if played.untried else case.expect
+    wrong = expect.mismatch(report)
     if wrong is not None and any(ends.mismatch(report) is None for ends, _ in case.tolerated):
         played.strict, wrong = False, None
-    played.wrong = wrong or judge_side(case.role, case.guest, report, memory=case.expect.memory)
+    played.wrong = wrong or judge_side(case.role, case.guest, report, memory=expect.memory)
 
 
 def played(case: Case) -> Played:
@@ -156,6 +160,7 @@ def check(case: Case) -> None:
     came = played(case)
     assert came.wrong is None, f"{case.id}: {came.wrong}; {came.report}"
     assert came.strict
+    assert not came.untried
 
 
 def rows(table: Iterable[Misbehaviour]) -> Any:

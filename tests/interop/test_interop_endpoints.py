@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from interop_support import implementation, settings
 
-from sterna_interop.case import Case, Line, NotStrict, Unexpected, Wire, rolled_back
+from sterna_interop.case import Case, Line, NotStrict, NotTried, Unexpected, Wire, rolled_back
 from sterna_interop.contract import GuestState, Outcome, Params, Role
 from sterna_interop.credentials import Credentials
 from sterna_interop.endpoints import endpoint_cell, probe_cell
@@ -94,6 +94,34 @@ async def test_what_is_only_recommended_is_not_strict(tmp_path: Path) -> None:
     assert (result.verdict, result.expected, result.actual) == (Verdict.NON_STRICT, "a PING", "none")
     result = await run(HONEST.replace("running", "paused"), tmp_path / "wrong", case)
     assert (result.verdict, result.actual) == (Verdict.FAIL, "guest paused")
+
+
+@pytest.mark.parametrize(
+    ("end", "verdict", "detail"),
+    [
+        ('outcome="completed", guest="none", code=None', Verdict.UNSUPPORTED, "goes without"),
+        ('outcome="completed", guest="running", code=None', Verdict.FAIL, ""),
+        ('outcome="rolled_back", guest="running", code="bad_magic"', Verdict.FAIL, ""),
+    ],
+)
+async def test_what_was_not_tried_is_unsupported(
+    end: str, verdict: Verdict, detail: str, tmp_path: Path
+) -> None:
+    """If it was a whole migration, whatever the case asks for where it is tried."""
+
+    async def without(line: Line, told: Params) -> None:
+        await greet(line, told)
+        raise NotTried("goes without")
+
+    memory = GuestSpec().memory_hash(len(GuestSpec().writes))
+    code = f"""
+sock = dial()
+sock.sendall(b"hello")
+while sock.recv(100): pass
+say({end}, memory={memory!r})
+"""
+    result = await run(code, tmp_path, replace(CASE, play=without))
+    assert (result.verdict, result.detail) == (verdict, detail), result
 
 
 async def test_a_bug_in_a_script_is_not_the_endpoints(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from peer_support import played
 
-from sterna.registry import ErrorCode, FrameType, Phase
+from sterna.registry import ErrorCode, Feature, FrameType, Phase
 from sterna.wire import Abort, Refuse
-from sterna_interop.case import Case, NotStrict, Unexpected, completed
+from sterna_interop.case import Case, NotStrict, NotTried, Unexpected, completed
 from sterna_interop.contract import Role
 from sterna_interop.peer_play import Script
 from sterna_interop.peer_steps import Account, Place
@@ -67,6 +69,16 @@ def test_what_should_be_heard_is_not_strict() -> None:
     """[CON-76] The intervals of 8.11 are suggestions."""
     with pytest.raises(NotStrict, match="expected a PONG, got none"):
         script(hears=FrameType.PONG).judge(DONE)
+
+
+def test_a_conversation_without_what_the_case_is_about_tries_nothing() -> None:
+    asked = script(answers=FULL, about=Feature.UNHASHED)
+    with pytest.raises(NotTried, match="the destination does without unhashed"):
+        asked.judge(DONE)
+    asked.judge(ABORTED)
+    for account in (replace(DONE, features=frozenset({Feature.UNHASHED})), LOST, replace(DONE, breach="BYE")):
+        with pytest.raises(Unexpected):
+            asked.judge(account)
 
 
 def test_an_abort_has_to_name_the_frame() -> None:
