@@ -26,6 +26,14 @@ def test_resume_is_offered_and_not_required():
     assert Feature.RESUME in destination_config(Shape(resume=True), "beta").features
 
 
+def test_both_sides_are_told_to_go_without_hashes():
+    """[MEM-21]"""
+    assert offered(Shape(unhashed=True))[Feature.UNHASHED] is False
+    assert Feature.UNHASHED not in offered(Shape())
+    assert Feature.UNHASHED in destination_config(Shape(unhashed=True), "beta").features
+    assert Feature.UNHASHED not in destination_config(Shape(), "beta").features
+
+
 def test_who_switches_over_early_requires_it():
     assert offered(Shape(switchover="post-copy"))[Feature.POST_COPY] is True
     assert Feature.POST_COPY not in offered(Shape())

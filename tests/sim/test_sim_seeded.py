@@ -53,6 +53,18 @@ def test_without_a_store_nothing_of_the_store_goes_wrong():
             assert not faults & {Fault.STORE_OUT, Fault.REPLY_LOST, Fault.CLAIM_LATE, Fault.CLAIM_DOUBLED}
 
 
+def test_some_seeds_go_without_page_hashes():
+    """[MEM-20] Nothing else of them changes, and nothing is violated."""
+    scripts = [script for script in map(script_of, range(100)) if script.shape.unhashed]
+    assert 10 < len(scripts) < 30
+    tally, hashed = Tally(), Tally()
+    for script in scripts:
+        tally.add(play(script))
+        hashed.add(play(replace(script, shape=replace(script.shape, unhashed=False))))
+    assert tally.failures == []
+    assert (tally.steps, tally.faults, tally.completed) == (hashed.steps, hashed.faults, hashed.completed)
+
+
 LOSS = Mishap(Fault.DEADLINE, 0, "S.HANDED_OVER", 0, 0, 1.0)
 LATE = Mishap(Fault.RECORD_SLOW, 0, "S.ACKING", 0, 0, 0.01)
 NEVER = Mishap(Fault.NOT_READY, 0, "D.COMPLETING", 0, 0, 0.01)

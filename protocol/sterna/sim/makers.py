@@ -29,6 +29,7 @@ class Shape:
         resume: whether sessions whose link is lost are taken up again.
         downtime_s: what it allows; the smaller, the more rounds there are.
         switchover: how a source is to switch over.
+        unhashed: whether pages go without hashes.
     """
 
     store: bool = True
@@ -36,6 +37,7 @@ class Shape:
     resume: bool = False
     downtime_s: float = 0.3
     switchover: Switchover = "stop-and-copy"
+    unhashed: bool = False
 
 
 _RESUME_S: Final = 60  # for which a destination keeps what it has
@@ -190,6 +192,7 @@ def source_config(shape: Shape, host: str, epoch: int, runner: Runner) -> Source
     """How a source of a world is configured."""
     required = {Feature.LEASE_STORE: 0} if shape.store else {}
     more = {**required, **({Feature.RESUME: _RESUME_S} if shape.resume else {})}
+    more |= {Feature.UNHASHED: 0} if shape.unhashed else {}
     return SourceConfig(
         agent=host,
         guest=GUEST,
@@ -210,5 +213,6 @@ def destination_config(shape: Shape, host: str) -> DestinationConfig:
     """How a destination of a world is configured."""
     more = {Feature.LEASE_STORE} if shape.store else set()
     more |= {Feature.RESUME} if shape.resume else set()
+    more |= {Feature.UNHASHED} if shape.unhashed else set()
     more |= EARLY_FEATURES if shape.switchover != "stop-and-copy" else set()
     return DestinationConfig(agent=host, features=BASE_FEATURES | more)

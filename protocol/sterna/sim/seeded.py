@@ -36,6 +36,7 @@ ANCHORS: Final = (
     *(_D.LOADED, _D.RECORDING, _D.CLAIMING, _D.COMMITTING, _D.STARTING, _D.COMPLETING, _D.RUNNING) * 2,
     *(_D.FETCHING, _D.PARTING) * 2,
 )  # fmt: skip
+_UNHASHED: Final = 0.2  # the share of seeds whose sessions go without page hashes
 RECOVERY: Final = "recovery"
 _NAMES: Final = (*(type(each).__name__[0] + "." + each.name for each in ANCHORS), RECOVERY, RECOVERY)
 
@@ -84,6 +85,8 @@ def script_of(seed: int) -> Script:
         resume=dice.random() < 0.5,
         downtime_s=dice.choice((0.01, 0.3, 2.0)),
         switchover=dice.choice(("stop-and-copy", "stop-and-copy", "bitmap", "post-copy", "auto")),
+        unhashed=random.Random(f"unhashed/{seed}").random()
+        < _UNHASHED,  # other dice: the rest stays as it is
     )
     legs = dice.choice((1, 1, 2, 3))
     known = dice.sample(list(Fault), dice.randint(2, 6))
