@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import os
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sterna.errors import GuestError
-from sterna.guest.holder_bitmaps import BitmapFile, bits_of, read_bitmaps, set_bits, words_of
+from sterna.guest.holder_bitmaps import BitmapFile, bit_runs, bits_of, read_bitmaps, set_bits, words_of
 from sterna.linux.memfd import MemoryMap
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode, Transfer
@@ -64,6 +65,29 @@ def test_what_one_side_lays_out_the_other_reads_where_it_is() -> None:
     view.close()
     file.close()
     assert kept.tolist() == [0, 32]
+
+
+def test_a_file_may_have_more_than_one_set() -> None:
+    """Each where its layout says, and none touches another."""
+    file = BitmapFile([Region(7, 0, 70 << 12), Region(2, 1 << 40, 3 << 12)], sets=2)
+    assert [place["offset"] for place in file.layout(1)] == [24, 40]
+    assert file.put({2: PageBitmap.full(3)}, 1) == 3
+    assert file.put({7: PageBitmap.full(70)}) == 70
+    found = read_bitmaps({"bitmaps": file.layout(1)}, file._words)
+    assert [words.tolist() for words, _ in found.values()] == [[0, 0], [7]]
+    assert file.words(7).tolist() == [(1 << 64) - 1, 63]
+    assert file.put({}, 1) == 0
+    assert file.words(2, 1).tolist() == [0]
+    del found
+    file.close()
+
+
+@given(st.integers(0, (1 << 200) - 1))
+def test_runs_of_a_number(bits: int) -> None:
+    runs = list(bit_runs(bits))
+    assert sum((1 << count) - 1 << first for first, count in runs) == bits
+    assert all(first + count < after for (first, count), (after, _) in itertools.pairwise(runs))
+    assert all(count > 0 for _, count in runs)
 
 
 @pytest.mark.parametrize(

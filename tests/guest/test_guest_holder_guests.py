@@ -13,7 +13,7 @@ from test_guest_holder_backend import DESCRIPTION, PAGES, STATE, FakeHeld
 from test_guest_holder_server import serving
 
 from sterna.errors import GuestError
-from sterna.guest.api import DestinationGuest, PromptGuest, SourceGuest
+from sterna.guest.api import DestinationGuest, PagesEarly, PromptGuest, SourceGuest
 from sterna.guest.holder_backend import HeldState
 from sterna.guest.holder_client import HolderConnection, connect_holder
 from sterna.guest.holder_engine import HolderEngine
@@ -392,7 +392,11 @@ async def test_pages_of_two_regions_come_later(tmp_path: Path) -> None:
     """[HOL-38] [HOL-40] [HOL-42] [HOL-33]"""
     async with late_room(tmp_path / "holder") as (room, held):
         await room.expect({3: PageBitmap.full(PAGES)})
+        assert isinstance(room, PagesEarly)
         await room.expect(full())
+        early = room.early_pages()
+        assert early is not None
+        assert early.claims.take(5, 1, 1)
         assert await room.missing() == full()
         await room.run(5, RUNNER)
         thread = threading.Thread(target=held.maps[5].touch, args=(4096,))
@@ -415,6 +419,7 @@ async def test_pages_of_two_regions_come_later(tmp_path: Path) -> None:
             await room.installed(3, 0, PAGES)
             await room.installed(5, 0, 2)
             assert room.memory(5).readonly
+            assert room.early_pages() is None
             assert await room.missing() == {}
             await room.installed(5, 0, 2)
             assert held.late is None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import threading
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -11,92 +11,21 @@ import trio
 import trio.testing
 
 from descriptors_support import nothing_stays_open
+from late_support import REGION, WITHIN_S, Rig, rigs, told
 from sterna.errors import GuestError
+from sterna.guest.api import FAULT
 from sterna.guest.holder_frames import Frame
 from sterna.guest.late_endpoint import LateEndpoint, _joined
-from sterna.guest.late_pages import LatePages
 from sterna.guest.schedule import PAGE_BYTES
-from sterna.linux.memfd import MemoryFile
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode
 from sterna.wire.records import PageRange, Region
 
-REGION = Region(3, 1 << 40, 8 * PAGE_BYTES)
-WITHIN_S = 30.0
-
-
-class Rig:
-    """Eight pages of which some are held, and both ends of them."""
-
-    def __init__(self, *stale: int) -> None:
-        self.file = MemoryFile("test", REGION.size_bytes)
-        self.theirs, self.ours = self.file.map(), self.file.map()
-        self.theirs.array[:] = 1
-        bitmap = PageBitmap(REGION.pages)
-        for page in stale:
-            bitmap.set(page)
-        self.late = LatePages((REGION,), {3: self.theirs}, {3: bitmap})
-        self.threads: list[threading.Thread] = []
-        self.endpoint = self.attach()
-
-    def attach(self) -> LateEndpoint:
-        return LateEndpoint(self.answer(), (REGION,), {3: self.ours})
-
-    def answer(self, **changes: object) -> Frame:
-        place = {**self.late.layout()[0], **changes}
-        descriptors = os.dup(self.late.uffd.fileno()), os.dup(self.late.file.fileno())
-        return Frame({"regions": [place]}, descriptors)
-
-    def touch(self, page: int) -> threading.Thread:
-        thread = threading.Thread(target=self.theirs.touch, args=(page * PAGE_BYTES,))
-        thread.start()
-        self.threads.append(thread)
-        return thread
-
-    async def served(self, thread: threading.Thread | None = None) -> None:
-        """Serve what needs nobody else, until the thread (the newest, if not said) has gone on."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.endpoint.faults)
-            await self.went_on(thread or self.threads[-1])
-            nursery.cancel_scope.cancel()
-
-    def entries(self) -> list[bool]:
-        """Which pages have an entry in the guest's mapping, as the kernel tells."""
-        with open("/proc/self/pagemap", "rb") as pagemap:
-            pagemap.seek(self.theirs.address // PAGE_BYTES * 8)
-            return [bool(top & 0x80) for top in pagemap.read(REGION.pages * 8)[7::8]]
-
-    async def went_on(self, thread: threading.Thread) -> None:
-        with trio.fail_after(WITHIN_S):
-            await trio.to_thread.run_sync(thread.join)
-
 
 @pytest.fixture
 async def rig_of() -> AsyncIterator[Callable[..., Rig]]:
-    rigs: list[Rig] = []
-
-    def make(*stale: int) -> Rig:
-        rigs.append(Rig(*stale))
-        return rigs[-1]
-
-    yield make
-    for rig in rigs:
-        rig.late.end()
-        rig.endpoint.close()
-        for thread in rig.threads:
-            thread.join(WITHIN_S)
-            assert not thread.is_alive()
-        for each in (rig.theirs, rig.ours, rig.file):
-            each.close()
-
-
-async def told(endpoint: LateEndpoint, pages: int) -> list[PageRange]:
-    """Faults until so many pages were told."""
-    found: list[PageRange] = []
-    with trio.fail_after(WITHIN_S):
-        while sum(each.count for each in found) < pages:
-            found += await endpoint.faults()
-    return found
+    async with rigs() as make:
+        yield make
 
 
 @pytest.mark.needs("minor_faults")
@@ -159,7 +88,7 @@ async def test_its_neighbours_get_their_entries_too(
     rig_of: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a huge page was taken apart. What is missing stays so, what is far is for another fault."""
-    monkeypatch.setattr("sterna.guest.late_endpoint._HUGE_BYTES", 4 * PAGE_BYTES)
+    monkeypatch.setattr("sterna.guest.late_entries._HUGE_BYTES", 4 * PAGE_BYTES)
     rig = rig_of(2, 5)
     rig.theirs.unmap_pages(0, REGION.size_bytes)
     rig.touch(0)
@@ -229,6 +158,7 @@ async def test_others_are_missing_before_the_guest_has_run(rig_of: Callable[...,
     assert rig.endpoint.missing() == another.missing() == {3: bitmap}
     another.close()
     assert rig.endpoint.missing() != before
+    rig.late.hold()
     thread = rig.touch(5)
     assert await told(rig.endpoint, 1) == [PageRange(3, 5, 1)]
     rig.endpoint.installed(3, 5, 1)
@@ -273,9 +203,14 @@ async def test_answers_that_make_no_sense(rig_of: Callable[..., Rig]) -> None:
     """[HOL-39] Every descriptor of theirs is closed."""
     rig = rig_of(2)
     with nothing_stays_open():
-        for changes in ({"region": 4}, {"bits": 7}, {"offset": 8}, {"address": 5}, {"bits": 1 << 40}):
+        for changes in ({"region": 4}, {"bits": 7}, {"offset": 8}, {"offset": 16}, {"address": 5}):
             with pytest.raises(GuestError):
                 LateEndpoint(rig.answer(**changes), (REGION,), {3: rig.ours})
+        for changes in ({"region": 4}, {"bits": 7}, {"offset": 0}, {"offset": 16}):
+            early = rig.answer()
+            early.fields["early"] = [{**rig.late.early_layout()[0], **changes}]
+            with pytest.raises(GuestError):
+                LateEndpoint(early, (REGION,), {3: rig.ours})
         with pytest.raises(GuestError):  # a region of which nothing is said
             LateEndpoint(rig.answer(), (REGION, Region(5, 0, 4096)), {3: rig.ours, 5: rig.ours})
         few = rig.answer()
@@ -287,3 +222,133 @@ async def test_answers_that_make_no_sense(rig_of: Callable[..., Rig]) -> None:
         os.close(whole.descriptors[1])
         with pytest.raises(GuestError, match="shrink"):
             LateEndpoint(Frame(whole.fields, (whole.descriptors[0], growing)), (REGION,), {3: rig.ours})
+
+
+@pytest.mark.needs("minor_faults")
+async def test_a_page_that_is_early_is_resolved_without_asking(rig_of: Callable[..., Rig]) -> None:
+    """[HOL-40] [HOL-47] It is missing until its group is there."""
+    rig = rig_of(2, 3)
+    rig.late.early(3)[0] |= 1 << 2
+    thread = rig.touch(2)
+    await rig.served()
+    await rig.went_on(thread)
+    assert rig.endpoint.missing()[3].runs()[0].tolist() == [2]
+    assert rig.entries()[2:4] == [True, False]
+    rig.endpoint.installed(3, 2, 2)
+    assert not rig.endpoint.any_missing
+
+
+@pytest.mark.needs("minor_faults")
+async def test_a_holder_without_early_pages(rig_of: Callable[..., Rig]) -> None:
+    """[HOL-47]"""
+    rig = rig_of(2)
+    answer = rig.answer()
+    del answer.fields["early"]
+    with contextlib.closing(LateEndpoint(answer, (REGION,), {3: rig.ours})) as endpoint:
+        assert endpoint.early is None
+        endpoint.renew()
+        rig.touch(2)
+        assert await told(endpoint, 1) == [PageRange(3, 2, 1)]
+        endpoint.installed(3, 2, 1)
+
+
+@pytest.mark.needs("minor_faults")
+async def test_a_pager_tells_through_a_pipe(rig_of: Callable[..., Rig]) -> None:
+    """Only what it tells is told; what is installed by now is resolved. When it ends, all is told again."""
+    rig = rig_of(2, 3, 5)
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    rig.endpoint.hear(reader)
+    held = rig.touch(2)
+    assert rig.endpoint.news() == []
+    os.write(writer, FAULT.pack(3, 2) + FAULT.pack(3, 3) + FAULT.pack(3, 2))
+    assert rig.endpoint.news() == [PageRange(3, 2, 2)]
+    os.write(writer, FAULT.pack(3, 3))
+    assert rig.endpoint.news() == []
+    rig.late.installed(3)[0] |= 1 << 2
+    rig.endpoint.installed(3, 2, 1)
+    await rig.went_on(held)
+    other = rig.touch(5)
+    os.close(writer)
+    assert await told(rig.endpoint, 1) == [PageRange(3, 5, 1)]
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(reader)
+    rig.endpoint.hear_kernel()
+    rig.endpoint.installed(3, 0, 8)
+    await rig.went_on(other)
+
+
+@pytest.mark.parametrize("nonsense", [b"?", FAULT.pack(4, 2), FAULT.pack(3, 8), FAULT.pack(3, 2) + b"?"])
+@pytest.mark.needs("minor_faults")
+async def test_a_pager_that_makes_no_sense_is_not_heard(rig_of: Callable[..., Rig], nonsense: bytes) -> None:
+    rig = rig_of(2)
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    rig.endpoint.hear(reader)
+    os.write(writer, nonsense)
+    rig.touch(2)
+    assert await told(rig.endpoint, 1) == [PageRange(3, 2, 1)]
+    os.close(writer)
+    rig.endpoint.installed(3, 2, 1)
+
+
+@pytest.mark.needs("minor_faults")
+async def test_who_waits_already_hears_of_what_is_told_elsewhere(rig_of: Callable[..., Rig]) -> None:
+    """By a pipe, by another one, and by the kernel again."""
+    rig = rig_of(2, 3, 5)
+    heard: list[PageRange] = []
+    news = trio.Event()
+
+    async def listen() -> None:
+        nonlocal news
+        while True:
+            heard.extend(await rig.endpoint.faults())
+            news.set()
+            news = trio.Event()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listen)
+        for page in (2, 3):
+            await trio.testing.wait_all_tasks_blocked()
+            reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            rig.endpoint.hear(reader)
+            await trio.testing.wait_all_tasks_blocked()
+            os.write(writer, FAULT.pack(3, page))
+            with trio.fail_after(WITHIN_S):
+                await news.wait()
+            assert heard[-1] == PageRange(3, page, 1)
+        rig.endpoint.hear_kernel()
+        await trio.testing.wait_all_tasks_blocked()
+        rig.touch(5)
+        with trio.fail_after(WITHIN_S):
+            await news.wait()
+        assert heard[-1] == PageRange(3, 5, 1)
+        nursery.cancel_scope.cancel()
+    with contextlib.suppress(BrokenPipeError):
+        os.write(writer, b"!")
+    os.close(writer)
+    rig.endpoint.installed(3, 0, 8)
+
+
+async def test_nothing_is_heard_behind_the_end(rig_of: Callable[..., Rig]) -> None:
+    rig = rig_of(2)
+    with nothing_stays_open():
+        pipes = [os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) for _ in range(2)]
+        rig.endpoint.hear(pipes[0][0])
+        rig.endpoint.close()
+        rig.endpoint.hear(pipes[1][0])
+        rig.endpoint.hear_kernel()
+        for _, writer in pipes:
+            os.close(writer)
+
+
+@pytest.mark.needs("minor_faults")
+async def test_what_was_taken_is_free_when_other_pages_are_expected(rig_of: Callable[..., Rig]) -> None:
+    """[HOL-39] And nothing is early."""
+    rig = rig_of(2)
+    rig.endpoint.claims.take(3, 0, 4)
+    rig.late.early(3)[0] |= 1 << 5
+    bitmap = PageBitmap(REGION.pages)
+    bitmap.set(3)
+    rig.late.replace({3: bitmap})
+    rig.endpoint.renew()
+    assert rig.late.early(3).tolist() == [0]
+    assert rig.endpoint.claims.free(3, 0) & 0xFF == 1 << 3

@@ -66,6 +66,8 @@ def test_stale_pages_are_held_and_others_are_not() -> None:
         assert late.installed(4).tolist() == [(1 << 64) - 2, 31]
         assert late.installed(1).tolist() == [255]
         assert late.missing() == 2
+        assert [(place["region"], place["bits"]) for place in late.early_layout()] == [(4, 70), (1, 8)]
+        assert not any(late.early(n).any() for n in (4, 1))
         for page in (1, 68):
             assert done(touched(maps, 4, page))
         assert done(touched(maps, 1, 0))
@@ -88,8 +90,11 @@ def test_a_new_set_takes_the_place_of_the_old_one() -> None:
     """[HOL-38]"""
     with memory() as maps:
         late = LatePages(REGIONS, maps, {4: PageBitmap.full(70), 1: bitmap(8, 3)})
+        set_bits(late.early(4), 5, 2)
+        assert late.missing() == 71  # the guest has two of them [HOL-47]
         late.replace({4: bitmap(70, 5)})
         late.hold()
+        assert not late.early(4).any()  # [HOL-39]
         assert late.missing() == 1
         for region, page in ((4, 4), (4, 6), (1, 3)):
             assert done(touched(maps, region, page))

@@ -47,7 +47,7 @@ def test_the_gate_opens_when_its_pages_are_there() -> None:
     stale = PageBitmap(8)
     stale.set(2, 4)
     late = LatePages((Region(0, 0, memory.size_bytes),), {0: memory}, {0: stale})
-    gate = FaultGate(memory, late.stale(0), late.installed(0))
+    gate = FaultGate(memory, late.stale(0), (late.installed(0), late.early(0)))
     assert gate.enter(0, 2)
     assert gate.enter(6, 2)
     assert gate.times.count == 0
@@ -69,12 +69,31 @@ def test_the_gate_opens_when_its_pages_are_there() -> None:
 
 
 @pytest.mark.needs("minor_faults")
+def test_the_gate_opens_for_early_pages() -> None:
+    """[HOL-47] They are missing for everybody else."""
+    file = MemoryFile("test", 8 * PAGE_BYTES)
+    memory = file.map()
+    memory.populate(0, memory.size_bytes)
+    late = LatePages((Region(0, 0, memory.size_bytes),), {0: memory}, {0: PageBitmap.full(8)})
+    gate = FaultGate(memory, late.stale(0), (late.installed(0), late.early(0)))
+    set_bits(late.early(0), 0, 3)
+    set_bits(late.installed(0), 3, 1)
+    late.uffd.resolve(memory.address, 4 * PAGE_BYTES)
+    assert gate.enter(0, 4)
+    assert gate.times.count == 0
+    assert late.missing() == 7
+    late.end()
+    memory.close()
+    file.close()
+
+
+@pytest.mark.needs("minor_faults")
 def test_who_is_let_go_without_a_page_is_told() -> None:
     file = MemoryFile("test", PAGE_BYTES)
     memory = file.map()
     memory.populate(0, PAGE_BYTES)
     late = LatePages((Region(0, 0, PAGE_BYTES),), {0: memory}, {0: PageBitmap.full(1)})
-    gate = FaultGate(memory, late.stale(0), late.installed(0))
+    gate = FaultGate(memory, late.stale(0), (late.installed(0), late.early(0)))
     passed: list[bool] = []
     thread = threading.Thread(target=lambda: passed.append(gate.enter(0, 1)))
     thread.start()

@@ -12,7 +12,7 @@ import pytest
 
 from holder_support import GUEST_ID, MEMORY_BYTES, holder
 from sterna.errors import GuestError, TransportError
-from sterna.guest.api import DestinationGuest, GuestDescription, OutlivingGuest, SourceGuest
+from sterna.guest.api import DestinationGuest, GuestDescription, OutlivingGuest, PagesEarly, SourceGuest
 from sterna.guest.holder_backend import HeldState
 from sterna.guest.holder_client import connect_holder
 from sterna.guest.holder_engine import HolderEngine
@@ -113,8 +113,11 @@ async def test_a_guest_that_runs_before_its_pages_are_there(
         arriving = ArrivingGuest(there[0], anything, evidence)
         destination: DestinationGuest = arriving
         assert not destination.can_post_copy
+        assert arriving.early_pages() is None
         await destination.reserve(leaving.description)
         assert destination.can_post_copy
+        assert isinstance(arriving, PagesEarly)
+        assert arriving.early_pages() is None
         await leaving.pause()
         frozen = bytes(leaving.memory(0))
         await destination.load_state(await leaving.save_state())
@@ -124,6 +127,7 @@ async def test_a_guest_that_runs_before_its_pages_are_there(
         await destination.expect({0: PageBitmap.full(PAGES)})
         await leaving.mark_granted(2)
         await destination.run(2, RUNNER)
+        assert arriving.early_pages() is not None
         (first, *_) = await destination.faults()
         assert (await destination.missing())[0].count() == PAGES
         await arriving.leave()

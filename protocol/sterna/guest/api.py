@@ -37,18 +37,21 @@ Those of a guest that may run before all of its pages are there (`can_post_copy`
    `memory`, which stays writable for stale pages until they are installed, and calls `installed`; that notes
    them as installed as durably as the guest itself is, and only then lets the guest go on [PCY-12]. No page
    is ever emptied on the way [PCY-6].
+   A process forked from the endpoint may let the guest have single pages before (`PagesEarly`) [HOL-47].
 10. While a stale page is not installed, the guest is not to be sent away: as a source it refuses
     `start_tracking`, `save_state` and `mark_granted` [ONE-41]. With the last one installed it is like any.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self, runtime_checkable
+from typing import Final, Protocol, Self, runtime_checkable
 
 from sterna.errors import GuestError
 from sterna.memory.bitmap import PageBitmap
+from sterna.memory.merging import Claims
 from sterna.registry import Architecture, ErrorCode
 from sterna.wire.records import NO_VCPU, Disk, Guest, Nic, PageRange, Region, Runner, StateSection
 
@@ -62,6 +65,8 @@ __all__ = [
     "StateSection",
     "WithoutPostCopy",
 ]
+
+FAULT: Final = struct.Struct("<QQ")  # region and page that the guest waits for, as a pager tells its endpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,6 +367,104 @@ class PromptGuest(Protocol):
 
         Raises:
             GuestError: as `installed`.
+        """
+        ...
+
+
+class Pager(Protocol):
+    """What a process forked from the endpoint does with a guest that waits for pages."""
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when the guest waits."""
+        ...
+
+    def news(self) -> list[tuple[int, int]]:
+        """Region and page of accesses that wait for what was not asked for; none if there are none.
+
+        Raises:
+            GuestError: the guest is gone.
+        """
+        ...
+
+    def wanted(self, region: int, page: int) -> list[tuple[int, int]]:
+        """What to ask for when the guest waits for a page.
+
+        Runs, as first page and count, of one chunk; that page comes first. Each page is in one answer only.
+        Empty: the page was asked for, or is the endpoint's to bring, who has to be told that the guest waits.
+        """
+        ...
+
+    def install(self, region: int, page: int, data: memoryview, hash_: int) -> bool:
+        """Write a page that was verified, and let the guest have it.
+
+        False: it has it already, or the page is the endpoint's to bring, who has to be told if somebody waits
+        for it (`is_missing`).
+
+        Args:
+            region: id of the page's region.
+            page: its number there.
+            data: its bytes.
+            hash_: their XXH3-64; 0 if it is not known, and the page's group is not to be compared with it.
+
+        Raises:
+            GuestError: the guest is gone.
+        """
+        ...
+
+    def is_missing(self, region: int, page: int) -> bool:
+        """Whether an access to the page would wait."""
+        ...
+
+
+class EarlyRoom(Protocol):
+    """A guest's pages that may come early, for as long as some are missing.
+
+    Attributes:
+        on_stuck: has to end the pager, which does not let the endpoint decide. Called by `claims`.
+    """
+
+    on_stuck: Callable[[], None]
+
+    @property
+    def claims(self) -> Claims:
+        """For `sterna.memory.merging.Merging`, without which nothing may be received any more."""
+        ...
+
+    def descriptors(self) -> list[int]:
+        """What a forked process has to keep open for `pager`."""
+        ...
+
+    def pager(self) -> Pager:
+        """In the forked process: what it does from now on until it ends. There is one at a time.
+
+        Raises:
+            GuestError: BUSY, there is another one.
+            OSError: it cannot be had.
+        """
+        ...
+
+    def hear(self, descriptor: int) -> None:
+        """`faults` tells what comes from this pipe as records of `FAULT`, and nothing of its own.
+
+        The descriptor, which does not block, is the guest's from now on. When nobody can write there any
+        more, or nonsense comes, it is as after `hear_kernel`. Who writes records does so whole ones at once.
+        """
+        ...
+
+    def hear_kernel(self) -> None:
+        """The pager has ended: `faults` tells anew of all that the guest waits for. Legal at any time."""
+        ...
+
+
+@runtime_checkable
+class PagesEarly(Protocol):
+    """A `DestinationGuest` that can have pages before they are installed."""
+
+    def early_pages(self) -> EarlyRoom | None:
+        """Where these are noted; None while no page is missing, or if it cannot.
+
+        There is one from an `expect` on. It is no more when the last page was installed; what is called then
+        does no harm.
         """
         ...
 

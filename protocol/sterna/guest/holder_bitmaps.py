@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,38 +23,40 @@ def words_of(pages: int) -> int:
     return (pages + 63) // 64
 
 
-def bitmap_bytes(regions: Sequence[Region]) -> int:
-    """The size of a file with one bitmap a copied region; of at least a word, for no file may be empty."""
+def bitmap_bytes(regions: Sequence[Region], sets: int = 1) -> int:
+    """The size of a file with so many bitmaps a copied region; of at least a word: no file may be empty."""
     words = sum(words_of(region.pages) for region in regions if region.transfer is Transfer.COPY)
-    return max(words, 1) * _WORD_BYTES
+    return max(words * sets, 1) * _WORD_BYTES
 
 
 class BitmapFile:
-    """One bitmap a copied region, one after the other, in a memory file."""
+    """One bitmap a copied region, one after the other, in a memory file; or several such sets of bitmaps."""
 
-    def __init__(self, regions: Sequence[Region], name: str = "sterna-dirty") -> None:
-        self._places: dict[int, tuple[int, int]] = {}  # region id -> first word, pages
+    def __init__(self, regions: Sequence[Region], name: str = "sterna-dirty", sets: int = 1) -> None:
+        self._places: dict[int, tuple[int, int]] = {}  # region id -> first word of the first set, pages
         position = 0
         for region in regions:
             if region.transfer is Transfer.COPY:
                 self._places[region.id] = (position, region.pages)
                 position += words_of(region.pages)
-        self.file = MemoryFile(name, bitmap_bytes(regions))
+        self._set_words = position
+        self.file = MemoryFile(name, bitmap_bytes(regions, sets))
         self._map = self.file.map()
         self._words = self._map.array.view("<u8")
 
-    def layout(self) -> list[Json]:
-        """Where each region's bitmap is."""
+    def layout(self, which: int = 0) -> list[Json]:
+        """Where each region's bitmap of a set is."""
+        before = which * self._set_words
         return [
-            {"region": region, "offset": first * _WORD_BYTES, "bits": pages}
+            {"region": region, "offset": (before + first) * _WORD_BYTES, "bits": pages}
             for region, (first, pages) in self._places.items()
         ]
 
-    def put(self, bitmaps: Mapping[int, PageBitmap]) -> int:
-        """Replace all bitmaps; a region without one has no dirty pages. Returns the number of dirty pages."""
+    def put(self, bitmaps: Mapping[int, PageBitmap], which: int = 0) -> int:
+        """Replace a set's bitmaps; a region without one has no pages there. Returns the number of pages."""
         total = 0
-        for region, (first, pages) in self._places.items():
-            target = self._words[first : first + words_of(pages)]
+        for region in self._places:
+            target = self.words(region, which)
             bitmap = bitmaps.get(region)
             if bitmap is None:
                 target[:] = 0
@@ -63,9 +65,10 @@ class BitmapFile:
             total += bitmap.count()
         return total
 
-    def words(self, region: int) -> npt.NDArray[np.uint64]:
-        """A region's bitmap, live. It stays what it was when the file is closed."""
+    def words(self, region: int, which: int = 0) -> npt.NDArray[np.uint64]:
+        """A region's bitmap of a set, live. It stays what it was when the file is closed."""
         first, pages = self._places[region]
+        first += which * self._set_words
         return self._words[first : first + words_of(pages)]
 
     def close(self) -> None:
@@ -97,6 +100,18 @@ def bits_of(words: npt.NDArray[np.uint64], first: int, count: int) -> int:
     """Some neighbouring bits as one number, the first of them its lowest."""
     part = words[first >> 6 : (first + count + 63) >> 6]
     return int.from_bytes(part.tobytes(), "little") >> (first & 63) & (1 << count) - 1
+
+
+def bit_runs(bits: int) -> Iterator[tuple[int, int]]:
+    """The runs of set bits, ascending: first and count."""
+    at = 0
+    while bits:
+        skip = (bits & -bits).bit_length() - 1
+        bits >>= skip
+        count = (bits + 1 & ~bits).bit_length() - 1
+        bits >>= count
+        yield at + skip, count
+        at += skip + count
 
 
 def set_bits(words: npt.NDArray[np.uint64], first: int, count: int) -> None:

@@ -337,7 +337,8 @@ class HolderEngine:
         late = self.guest.late_pages
         if late is None:
             return Answer({"regions": []})
-        return Answer({"regions": late.layout()}, (late.uffd.fileno(), late.file.fileno()))
+        fields: JsonObject = {"regions": late.layout(), "early": late.early_layout()}
+        return Answer(fields, (late.uffd.fileno(), late.file.fileno()))
 
     def _installed(self, _: Frame) -> Answer:
         return Answer({"missing": self._settle()})

@@ -439,6 +439,10 @@ class HolderDestinationGuest:
         self._late.installed(region, first, count)
         return self._late.any_missing
 
+    def early_pages(self) -> LateEndpoint | None:
+        """What the holder has passed, if it has room to note them."""
+        return None if self._late is None or self._late.early is None else self._late
+
     async def missing(self) -> Mapping[int, PageBitmap]:
         """As the shared bitmap has it."""
         return {} if self._late is None else self._late.missing()

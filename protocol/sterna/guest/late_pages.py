@@ -24,6 +24,8 @@ from sterna.linux.userfaultfd import LATE_PAGES, Mode, Userfaultfd
 from sterna.memory.bitmap import PageBitmap
 from sterna.wire.records import Region
 
+_INSTALLED, _EARLY, _SETS = range(3)  # bitmaps of a region in the shared file
+
 
 @functools.cache
 def why_no_late_pages() -> str:
@@ -64,7 +66,7 @@ class LatePages:
         # Pages that are not stale and have no entry all the same.
         self._bare = {number: PageBitmap(region.pages) for number, region in self._regions.items()}
         self._stale, installed = self._noted(stale)
-        self._bitmaps = BitmapFile(tuple(self._regions.values()), "sterna-installed")
+        self._bitmaps = BitmapFile(tuple(self._regions.values()), "sterna-installed", _SETS)
         self._bitmaps.put(installed)
         try:
             self.uffd = Userfaultfd(LATE_PAGES)
@@ -116,6 +118,7 @@ class LatePages:
             self._bare[number] |= self._stale[number]
             self._bare[number] -= bitmap
         self._stale = noted
+        self._bitmaps.put({}, _EARLY)
         self._bitmaps.put(installed)
         self._restoring.begin(self._bare, lambda: self._take(new))
 
@@ -129,12 +132,12 @@ class LatePages:
 
     @property
     def file(self) -> MemoryFile:
-        """The bitmap of installed pages, for the controller."""
+        """The bitmaps of installed and of early pages, for the controller."""
         return self._bitmaps.file
 
     def layout(self) -> list[Json]:
-        """What the answer to `faults` says: where a region is, and its bitmap."""
-        places = self._bitmaps.layout()
+        """What the answer to `faults` says: where a region is, and its bitmap of installed pages."""
+        places = self._bitmaps.layout(_INSTALLED)
         for place in places:
             assert isinstance(place, dict)
             number = place["region"]
@@ -142,8 +145,12 @@ class LatePages:
             place["address"] = f"0x{self._maps[number].address:x}"
         return places
 
+    def early_layout(self) -> list[Json]:
+        """And where its bitmap of early pages is [HOL-47]."""
+        return self._bitmaps.layout(_EARLY)
+
     def missing(self) -> int:
-        """How many stale pages were not installed."""
+        """How many stale pages were not installed; early ones are among them."""
         left = (self.stale(number) & ~self.installed(number) for number in self._stale)
         return sum(int(np.bitwise_count(words).sum()) for words in left)
 
@@ -153,7 +160,11 @@ class LatePages:
 
     def installed(self, region: int) -> npt.NDArray[np.uint64]:
         """The words of what was installed, live, also when this has ended."""
-        return self._bitmaps.words(region)
+        return self._bitmaps.words(region, _INSTALLED)
+
+    def early(self, region: int) -> npt.NDArray[np.uint64]:
+        """The words of what the guest has without being counted as installed, likewise."""
+        return self._bitmaps.words(region, _EARLY)
 
     def end(self) -> None:
         """Hold nothing any more, and let go who waits. Legal twice."""

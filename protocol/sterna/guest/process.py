@@ -242,7 +242,8 @@ class ProcessGuest(HeldGuest):
         if not self._late.missing():
             self.complete()
         else:
-            self._gate = FaultGate(image.map, self._late.stale(REGION), self._late.installed(REGION))
+            there = self._late.installed(REGION), self._late.early(REGION)
+            self._gate = FaultGate(image.map, self._late.stale(REGION), there)
 
     def complete(self) -> None:
         """The workload need not look at its pages any more."""

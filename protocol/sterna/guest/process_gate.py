@@ -8,6 +8,7 @@ each, by a call that holds no lock. All of them, always: the kernel may have tak
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -70,19 +71,20 @@ class FaultGate:
     Args:
         memory: the guest's mapping.
         stale: words of the bitmap of pages that come later.
-        installed: words of the bitmap of pages that are there, which another process sets.
+        there: words of the bitmaps of pages that are there, which other processes set: of installed ones, and
+            of early ones.
 
     Attributes:
         times: of the accesses that had to wait.
     """
 
     def __init__(
-        self, memory: MemoryMap, stale: npt.NDArray[np.uint64], installed: npt.NDArray[np.uint64]
+        self, memory: MemoryMap, stale: npt.NDArray[np.uint64], there: Sequence[npt.NDArray[np.uint64]]
     ) -> None:
         self.times = Times()
         self._memory = memory
         self._stale = stale
-        self._installed = installed
+        self._there = tuple(there)
 
     def enter(self, first: int, count: int) -> bool:
         """Wait until these pages are there. False: somebody let go who waited, and they are not."""
@@ -100,4 +102,7 @@ class FaultGate:
 
     def _missing(self, first: int, count: int) -> int:
         """Which of these pages are missing, a bit each."""
-        return bits_of(self._stale, first, count) & ~bits_of(self._installed, first, count)
+        missing = bits_of(self._stale, first, count)
+        for words in self._there if missing else ():
+            missing &= ~bits_of(words, first, count)
+        return missing

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from sterna.errors import GuestError
-from sterna.guest.api import GuestDescription, PageRange, StateSection
+from sterna.guest.api import EarlyRoom, GuestDescription, PageRange, StateSection
 from sterna.guest.holder_client import HolderConnection, HolderStatus
 from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
 from sterna.host.evidence import DESTINATION_IMAGE, SOURCE_IMAGE, Evidence, ImageCopy
@@ -172,6 +172,10 @@ class ArrivingGuest:
     def let_go(self, region: int, first: int, count: int) -> bool:
         """Let the guest go on, at once if possible."""
         return self._here.let_go(region, first, count)
+
+    def early_pages(self) -> EarlyRoom | None:
+        """The holder's room for pages that come early."""
+        return None if self._guest is None else self._guest.early_pages()
 
     async def missing(self) -> Mapping[int, PageBitmap]:
         """What is not here yet."""

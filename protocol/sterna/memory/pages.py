@@ -18,7 +18,7 @@ bytes must not be able to make a terabyte resident.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, Protocol
@@ -141,6 +141,15 @@ class PageSink(Protocol):
     @property
     def early_pages(self) -> int:
         """Pages of batches that were committed that were there already, and stay as they were [PCY-32]."""
+        ...
+
+
+class RegionSink(PageSink, Protocol):
+    """A `PageSink` that knows the guest's regions."""
+
+    @property
+    def table(self) -> RegionTable:
+        """The guest's regions."""
         ...
 
 
@@ -418,3 +427,16 @@ def _rejected(region: int, runs: Runs, bad: Positions, step: int) -> list[PageRa
             first, pages = ranges[-1].first, ranges.pop().count + pages
         ranges.append(PageRange(region, first, pages))
     return ranges
+
+
+def merged_ranges(ranges: Iterable[PageRange]) -> list[PageRange]:
+    """Ranges of one region in order, each page once."""
+    merged: list[PageRange] = []
+    for each in sorted(ranges, key=lambda pages: pages.first):
+        if merged and each.first <= merged[-1].first + merged[-1].count:
+            last = merged.pop()
+            end = max(last.first + last.count, each.first + each.count)
+            merged.append(PageRange(last.region, last.first, end - last.first))
+        else:
+            merged.append(each)
+    return merged

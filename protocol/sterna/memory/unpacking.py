@@ -12,9 +12,7 @@ that lied, or whose cache is out of step, another transfer; it cannot change wha
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from typing import Final
 
@@ -23,7 +21,8 @@ from xxhash import xxh3_64_intdigest
 
 from sterna.limits import CHUNK_BYTES
 from sterna.memory.bitmap import FEW_RUNS
-from sterna.memory.pages import RegionPages
+from sterna.memory.by_table import ByTable
+from sterna.memory.pages import RegionSink, merged_ranges
 from sterna.memory.regions import chunk_pages
 from sterna.memory.zstd import WINDOW_LOG2_MAX, Decompressor, malformed
 from sterna.registry import Encoding
@@ -52,22 +51,20 @@ class _Batch:
     Attributes:
         plain: the table that it would have if all of it came raw.
         packed: its packed runs.
-        of: the table as it came. Who forgets that table has forgotten the batch.
     """
 
     plain: Pages
     packed: tuple[_Run, ...]
-    of: weakref.ref[Pages]
 
 
 class Unpacking:
     """A `PageSink` over a guest's memory that takes packed runs, too."""
 
-    def __init__(self, pages: RegionPages, window_log2: int = WINDOW_LOG2_MAX) -> None:
+    def __init__(self, pages: RegionSink, window_log2: int = WINDOW_LOG2_MAX) -> None:
         """`window_log2`: the selected parameter of `encoding_zstd`."""
         self._pages: Final = pages
         self._zstd: Final = Decompressor(window_log2)
-        self._coming: Final[dict[int, _Batch]] = {}
+        self._coming: Final[ByTable[_Batch]] = ByTable()
 
     def targets(self, table: Pages) -> list[memoryview]:
         """See `PageSink.targets`; the places of packed runs are not guest memory."""
@@ -84,9 +81,7 @@ class Unpacking:
                 targets.append(packed[-1].bulk)
             else:
                 targets.append(place)
-        key = id(table)
-        of = weakref.ref(table, partial(self._forget, key))
-        self._coming[key] = _Batch(plain, tuple(packed), of)
+        self._coming.put(table, _Batch(plain, tuple(packed)))
         return targets
 
     def commit(self, table: Pages, *, hashed: bool = True) -> list[PageRange]:
@@ -95,7 +90,7 @@ class Unpacking:
         Raises:
             RemoteProtocolError: MALFORMED, a run is not what its table says [PGS-16] [PGS-17] [PGS-19].
         """
-        batch = self._coming.pop(id(table), None)
+        batch = self._coming.pop(table)
         if batch is None:
             return self._pages.commit(table, hashed=hashed)
         baseless: list[PageRange] = []
@@ -105,7 +100,7 @@ class Unpacking:
             else:
                 baseless += self._change(table.region, run)
         rejected = self._pages.commit(batch.plain, hashed=hashed)
-        return _merged(rejected + baseless) if baseless else rejected
+        return merged_ranges(rejected + baseless) if baseless else rejected
 
     @property
     def early_pages(self) -> int:
@@ -141,11 +136,6 @@ class Unpacking:
         runs["size_bytes"][packed] = runs["count"][packed] << np.uint32(granule_log2)
         return Pages(table.attempt, table.round, table.region, runs, table.hashes)
 
-    def _forget(self, key: int, of: weakref.ref[Pages]) -> None:
-        """A table is gone whose bytes never came: its connection is."""
-        if key in self._coming and self._coming[key].of is of:
-            del self._coming[key]
-
 
 class Unpacker:
     """Packed runs for readers that have no memory of a guest."""
@@ -177,7 +167,7 @@ class Unpacker:
                 piece = content[page << granule_log2 : page + pages << granule_log2]
                 if hashed and encoding != Encoding.DELTA and xxh3_64_intdigest(piece) != stated:
                     bad.append(PageRange(table.region, first + page, pages))
-        return _merged(bad)
+        return merged_ranges(bad)
 
     def _content(self, encoding: int, bulk: memoryview, size: int) -> memoryview:
         if encoding == Encoding.RAW:
@@ -193,16 +183,3 @@ def is_packed(table: Pages) -> bool:
     if len(table.runs) <= FEW_RUNS:
         return any(encoding > Encoding.ZERO for *_, encoding in table.rows)
     return bool((table.runs["encoding"] > Encoding.ZERO).any())
-
-
-def _merged(ranges: list[PageRange]) -> list[PageRange]:
-    """Ranges of one region in order, each page once."""
-    merged: list[PageRange] = []
-    for each in sorted(ranges, key=lambda pages: pages.first):
-        if merged and each.first <= merged[-1].first + merged[-1].count:
-            last = merged.pop()
-            end = max(last.first + last.count, each.first + each.count)
-            merged.append(PageRange(last.region, last.first, end - last.first))
-        else:
-            merged.append(each)
-    return merged

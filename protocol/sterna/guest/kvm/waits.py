@@ -46,7 +46,7 @@ class PageWaits:
         self.times = Times()
         self.over = False
         self.machine = machine
-        self._stale, self._installed = late.stale(RAM), late.installed(RAM)
+        self._stale, self._installed, self._early = late.stale(RAM), late.installed(RAM), late.early(RAM)
         self._lock = threading.Lock()  # the vCPUs' threads have one count of times
 
     def stale(self, pages: Pages) -> Mask:
@@ -55,11 +55,12 @@ class PageWaits:
 
     def missing(self, pages: Pages) -> Mask:
         """Which of these still have to."""
-        return _bits(self._stale, pages) & ~_bits(self._installed, pages)
+        return _bits(self._stale, pages) & ~_bits(self._installed, pages) & ~_bits(self._early, pages)
 
     def end(self) -> None:
         """No page is missing any more; what the bitmaps are views of may go."""
         self._stale, self._installed = self._stale.copy(), self._installed.copy()
+        self._early = self._early.copy()
         self.over = True
 
     def add(self, ns: int) -> None:
