@@ -105,9 +105,11 @@ class Packs:
         assert selection is not None
         if self._packer is None:
             recent = self._recent if selection.has(Feature.ENCODING_DELTA) else None
-            self._packer = Packer(self._pages, selection.limits.expansion, recent)
+            expansion, hashed = selection.limits.expansion, selection.hashed
+            self._packer = Packer(self._pages, expansion, recent, hashed=hashed)
         if self.way:
-            found = self._spoilt(self._pages.encode(*runs, zeros=job.zeros), self.way, selection)
+            plain = self._pages.encode(*runs, zeros=job.zeros, hashed=selection.hashed)
+            found = self._spoilt(plain, self.way, selection)
             if found is not None:
                 self.way = ""
                 return found

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from sterna_fuzz.histories import History, PackedHistory
+from sterna_fuzz.histories import History
 from sterna_fuzz.target import Property, Stateful, Target
+from sterna_fuzz.variants import PackedHistory, UnhashedHistory
 
 
 def properties(_: Sequence[str]) -> list[Property]:
@@ -23,6 +24,12 @@ def properties(_: Sequence[str]) -> list[Property]:
             "one-runner",
             "and if its pages travel packed, right or wrong",
             PackedHistory,
+        ),
+        Stateful(
+            "unhashed",
+            "one-runner",
+            "and if its pages go without hashes, though they may be damaged on their way",
+            UnhashedHistory,
         ),
     ]
 

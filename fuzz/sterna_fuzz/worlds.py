@@ -77,6 +77,7 @@ class Setting:
         claim: whether the destination wins its claim.
         packs: whether pages travel packed; then half of the guest, or eight pages, is of some that pack well.
         changes: and as changes of what was sent before.
+        hashed: whether they have hashes; changes need them.
     """
 
     pages: int = 8
@@ -93,6 +94,7 @@ class Setting:
     claim: bool = True
     packs: bool = False
     changes: bool = True
+    hashed: bool = True
 
 
 @dataclass(slots=True)
@@ -138,6 +140,7 @@ class World(Pair):
         disturbed: whether anything has happened that may end a migration.
         damaged: whether page bytes were damaged on their way.
         spoilt: whether page bytes were sent that were packed as nothing may be.
+        altered: whether page bytes may have changed of which there is no hash, so that nobody finds it.
         stuck: whether a roll-back was made to fail.
         quiet_s: for how long nothing has moved; longest_quiet_s: the most of it so far.
         idle_s: for how long hosts have not answered, in all.
@@ -163,18 +166,18 @@ class World(Pair):
             self.room,
             source_config=_source_config(setting, self.guest),
             destination_config=DestinationConfig(
-                agent="there", limits=limits, features=BASE_FEATURES | _packed(setting).keys()
+                agent="there", limits=limits, features=BASE_FEATURES | _more(setting).keys()
             ),
         )
         self.packs: Final = Packs(self.source, self._pages) if setting.packs else None
         self.image = b""
         self.count = 0
-        self._not_ready, self._wins = setting.not_ready, setting.claim
+        self._hashed, self._not_ready, self._wins = setting.hashed, setting.not_ready, setting.claim
         self.records: dict[str, list[str]] = {SOURCE: [], DESTINATION: []}
         guest_id = self.guest.description.id
         self.histories = {SOURCE: History(guest_id), DESTINATION: History(guest_id)}
         self.claimed = False
-        self.disturbed = self.damaged = self.spoilt = self.stuck = False
+        self.disturbed = self.damaged = self.spoilt = self.altered = self.stuck = False
         self._scribbles = 0
         self.quiet_s = self.idle_s = self.longest_quiet_s = 0.0
         now = self._clock
@@ -207,7 +210,8 @@ class World(Pair):
         for buffer in buffers if self.packs is not None else ():
             assert self.packs is not None
             harm = self.packs.harmed.get(bytes(buffer), Harm.NONE)
-            self.damaged |= harm is Harm.REJECTED
+            if harm is Harm.REJECTED:
+                self._damaged()
             self.spoilt |= harm is Harm.ENDS
 
     def leave(self, name: str, count: int | None = None) -> bool:
@@ -261,17 +265,23 @@ class World(Pair):
         if pipe:
             pipe[at // 8 % len(pipe)] ^= 1 << at % 8
             self.disturbed = True
+            self.altered |= not self._hashed
 
     def damage(self) -> None:
         """A bit of page bytes flips, if some have just left: pages are rejected, not the session.
 
         Where pages are packed the session may end, for that may be no frame any more. Once the guest is
-        paused nothing explains that any more, and the session ends [CON-47].
+        paused nothing explains that any more, and the session ends [CON-47]. Without hashes it is content.
         """
         side = self.sides[SOURCE]
         if self.carries_pages:
             side.pipe[-side.left_bulk] ^= 1
-            self.damaged = True
+            self._damaged()
+
+    def _damaged(self) -> None:
+        """Page bytes are not those that they were."""
+        self.damaged = True
+        self.altered |= not self._hashed
 
     @property
     def carries_pages(self) -> bool:
@@ -454,7 +464,7 @@ class World(Pair):
         """The guest that is about to run at the destination is the one that was paused [same-memory]."""
         machine = self.room.machine
         assert machine is not None, "no state was loaded"
-        assert machine.memory.tobytes() == self.image, "another memory than that of the pause"
+        assert self.altered or machine.memory.tobytes() == self.image, "another memory than that of the pause"
         assert machine.workload.count == self.count, "another state than that of the pause"
 
 
@@ -476,12 +486,13 @@ def _sizes(setting: Setting) -> tuple[int, ...]:
     return (*[each] * (setting.regions - 1), setting.pages - each * (setting.regions - 1))
 
 
-def _packed(setting: Setting) -> dict[Feature, int]:
-    """The features by which pages travel packed."""
-    if not setting.packs:
-        return {}
-    more = {Feature.ENCODING_DELTA: ROOM_BYTES} if setting.changes else {}
-    return {Feature.ENCODING_ZSTD: WINDOW_LOG2, **more}
+def _more(setting: Setting) -> dict[Feature, int]:
+    """The features by which pages travel packed, and without hashes."""
+    more = {} if setting.hashed else {Feature.UNHASHED: 0}
+    if setting.packs:
+        more |= {Feature.ENCODING_ZSTD: WINDOW_LOG2}
+        more |= {Feature.ENCODING_DELTA: ROOM_BYTES} if setting.changes else {}
+    return more
 
 
 def _source_config(setting: Setting, guest: SimulatedSourceGuest) -> SourceConfig:
@@ -493,7 +504,7 @@ def _source_config(setting: Setting, guest: SimulatedSourceGuest) -> SourceConfi
         on_exhausted="switch" if setting.switch else "abort",
     )
     return SourceConfig(
-        features=offer(more=_packed(setting)),
+        features=offer(more=_more(setting)),
         guest=guest.description.to_record(),
         guest_id=guest.description.id,
         agent="here",

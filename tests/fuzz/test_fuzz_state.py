@@ -12,9 +12,9 @@ from sterna_fuzz.state import TARGET
 
 @pytest.mark.slow
 def test_it_holds():
-    report = run(TARGET.properties(), Wish(1, 40))
+    report = run(TARGET.properties(), Wish(1, 60))
     assert report.failures == []
-    for name in ("history", "packed"):
+    for name in ("history", "packed", "unhashed"):
         assert report.examples[name] >= 20
         assert {"completed", "handed over"} <= set(report.reached[name])
 
