@@ -114,7 +114,7 @@ def test_what_was_not_reached_is_not_measured(capsys: pytest.CaptureFixture[str]
 
 
 def test_pages_that_followed_and_how_long_the_guest_waited() -> None:
-    after = {"stale_pages": 900, "demanded_pages": 16, "seconds_until_complete": 0.25}
+    after = {"stale_pages": 900, "demanded_pages": 16, "early_pages": 0, "seconds_until_complete": 0.25}
     run = replace(RUN, source={**RUN.source, "after": after})
     said = dict(rows(run, WISHES))
     assert said["followed"] == "900 pages when the guest ran there, 16 asked for, within 250 ms"
@@ -123,6 +123,9 @@ def test_pages_that_followed_and_how_long_the_guest_waited() -> None:
     assert dict(rows(waited, WISHES))["it waited"] == "3 times for a page, median 200 µs, p99 1 ms"
     cut = replace(RUN, source={**RUN.source, "after": {**after, "seconds_until_complete": None}})
     assert dict(rows(cut, WISHES))["followed"] == "900 pages when the guest ran there, 16 asked for"
+    early = replace(cut, destination={**RUN.destination, "after": {**after, "early_pages": 7}})
+    text = "900 pages when the guest ran there, 16 asked for, 7 one by one, within 250 ms"
+    assert dict(rows(early, WISHES))["followed"] == text
 
 
 def test_what_was_looked_at_of_a_virtual_machine() -> None:

@@ -42,3 +42,14 @@ def test_the_push_goes_on_where_the_guest_is():
     rig.machine._serving._cursor = 9
     rig.machine.near(0, 2)
     assert rig.machine._serving._cursor == 0
+
+
+def test_who_serves_single_pages_knows_what_was_agreed_on_and_which_pages_follow():
+    """[PCY-28]"""
+    rig = ServingRig()
+    assert rig.machine.selection is None
+    assert rig.until(S.SEALED).machine.groups is None
+    groups = rig.until(S.MOVED).machine.groups
+    assert groups is not None
+    assert groups.pages > 0
+    assert rig.machine.selection.hashed

@@ -132,3 +132,16 @@ def test_a_gibibyte_of_scattered_pages():
     groups = Groups(stale)
     assert (len(groups), groups.pages) == (1 << 17, 1 << 17)
     assert list(groups.covering(0, 1 << 17, 5)) == [1 << 16, (1 << 16) + 1, (1 << 16) + 2]
+
+
+def test_a_part_of_a_group_is_one_that_crosses_no_border() -> None:
+    """[PCY-27] [PCY-28]"""
+    stale = PageSets(TABLE)
+    stale[3].set(5, 30)
+    groups = Groups(stale)
+    for right in ((5, 11), (5, 1), (7, 3), (16, 16), (34, 1)):
+        assert groups.holds(3, *right)
+    for wrong in ((4, 1), (4, 2), (5, 12), (15, 2), (34, 2), (5, 0), (5, -1), (1 << 40, 1)):
+        assert not groups.holds(3, *wrong)
+    assert not groups.holds(4, 5, 1)
+    assert not groups.holds(99, 5, 1)

@@ -32,6 +32,16 @@ def test_a_source_offers_what_it_can_and_insists_on_what_it_needs() -> None:
         bare = {each.id: each for each in offer(Options(verified=False), "stop-and-copy", dials=dials)}
         assert not bare[Feature.UNHASHED].required
         assert bare[Feature.HASH_XXH3_64].required
+    single = Options(early_pages=True, streams=1)
+    assert Feature.EARLY_PAGES in {each.id for each in offer(single, "bitmap", dials=True)}
+    for options, switchover, dials in (
+        (Options(streams=1), "bitmap", True),
+        (single, "stop-and-copy", True),
+        (single, "bitmap", False),
+        (Options(early_pages=True), "bitmap", True),
+        (Options(early_pages=True, streams=1, bandwidth_bytes_s=1e6), "bitmap", True),
+    ):
+        assert Feature.EARLY_PAGES not in {each.id for each in offer(options, switchover, dials=dials)}
     for streams in (-1, 17):
         with pytest.raises(ConfigError, match="there are at most 16"):
             Options(streams=streams)
@@ -45,6 +55,13 @@ def test_a_destination_selects_what_its_host_and_guests_can() -> None:
     assert supported(Options(lease_store=True), finds=True) == plain | more
     assert supported(Options(verified=False), finds=False) == plain | {Feature.UNHASHED}
     assert Feature.UNHASHED not in plain
+    assert Feature.EARLY_PAGES in supported(Options(early_pages=True, post_copy=True), finds=True)
+    for options, finds in (
+        (Options(early_pages=True, post_copy=True), False),
+        (Options(early_pages=True), True),
+        (Options(post_copy=True), True),
+    ):
+        assert Feature.EARLY_PAGES not in supported(options, finds=finds)
 
 
 def test_a_cap_makes_batches_small_and_must_not_be_too_low() -> None:

@@ -131,6 +131,7 @@ def test_a_room_that_is_closed_takes_nothing() -> None:
     room = Room(SimpleNamespace(early_pages=3))
     room.close()
     assert room.early_pages == 3
+    room.spare(object())  # does no harm any more
     for use in (room.targets, room.commit):
         with pytest.raises(AssertionError):
             use(object())

@@ -231,3 +231,36 @@ async def test_a_transport_need_not_hear_without_a_wait():
     sink.between = lambda: pieces.append(len(sink.data))
     await sink.send([b"ab", b"c"])
     assert pieces
+
+
+@pytest.mark.parametrize("kind", ["plain", "tls"])
+async def test_a_socket_that_is_given_away_is_left_alone(kind, tls_pair):
+    a, b = tls_pair if kind == "tls" else map(TcpTransport, tcp_pair())
+    sock = a.detach()
+    assert a.closed
+    assert a.detach() is None
+    a.abort()
+    await a.close()
+    sock.setblocking(True)
+    sock.sendall(b"still there")
+    place = memoryview(bytearray(11))
+    assert await b.receive_into(place) == 11
+    assert place == b"still there"
+    sock.close()
+    b.abort()
+
+
+async def test_what_is_in_use_or_has_no_socket_is_not_given_away():
+    sink = Sink()
+    assert sink.detach() is None
+    assert not sink.closed
+    a, b = map(TcpTransport, tcp_pair())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(b.receive_into, memoryview(bytearray(1)))
+        await wait_all_tasks_blocked()
+        assert b.detach() is None
+        await a.send([b"x"])
+    assert a.detach() is not None
+    a._sock.close()
+    b.abort()
+    assert b.detach() is None

@@ -62,6 +62,7 @@ def demo(
     compress: Packing = "off",
     room: Flag = False,
     unverified: Flag = False,
+    no_early_pages: Flag = False,
     insecure: Flag = False,
     evidence: PathOption = None,
     record: PathOption = None,
@@ -92,6 +93,7 @@ def demo(
         room: the destination has memory for the guest before it comes; see sterna holder --help.
         unverified: pages go without hashes, and nobody finds bytes that change in memory; see
             `sterna migrate --help`.
+        no_early_pages: what the guest waits for comes in groups alone; see `sterna migrate --help`.
         insecure: plaintext instead of TLS.
         evidence: directory for source.img and destination.img (try `cmp`) and the guest's journal; of a
             virtual machine also source-1.img and destination-1.img, the memory of its program.
@@ -125,6 +127,7 @@ def demo(
         compress=compress,
         room=room,
         unverified=unverified,
+        early_pages=not no_early_pages,
         insecure=insecure,
         evidence=None if evidence is None else _evidence(evidence, reporter),
         record=record,

@@ -228,6 +228,8 @@ class ProcessDemo:
         options = [*self._security[name], *self._ownership(name), "--follow", "--die-with", str(os.getpid())]
         if self._wishes.unverified:
             options.append("--unverified")
+        if not self._wishes.early_pages:
+            options.append("--no-early-pages")
         if self._wishes.evidence is not None:
             options += ["--evidence", str(self._wishes.evidence.directory)]
         return options

@@ -112,10 +112,12 @@ def _steps(run: DemoRun, side: str) -> str:
 
 def _followed(run: DemoRun) -> list[tuple[str, str]]:
     """The pages that followed the guest, if any had to."""
-    after = run.source.get("after")
+    after = run.after
     if not isinstance(after, dict):
         return []
     text = f"{after['stale_pages']} pages when the guest ran there, {after['demanded_pages']} asked for"
+    if after["early_pages"]:
+        text += f", {after['early_pages']} one by one"
     if after["seconds_until_complete"] is not None:
         text += f", within {_seconds(after, 'seconds_until_complete')}"
     rows = [("followed", text)]

@@ -30,7 +30,8 @@ class Wishes:
 
     `records` is where to keep the records of both hosts, None for no longer than the demo; `store` are the
     options that name a lease store; `vcpus` are those of a virtual machine; `streams` is None for auto; with
-    `room` the destination has the guest's memory beforehand; `unverified` leaves out the hashes of pages.
+    `room` the destination has the guest's memory beforehand; `unverified` leaves out the hashes of pages;
+    without `early_pages` what the guest waits for comes in groups alone.
     """
 
     memory_bytes: int
@@ -44,6 +45,7 @@ class Wishes:
     compress: Packing = "off"
     room: bool = False
     unverified: bool = False
+    early_pages: bool = True
     insecure: bool
     evidence: Evidence | None
     record: Path | None = None
@@ -127,6 +129,11 @@ class DemoRun:
         return bool(looked) and not (cpu["mismatches"] or cpu["time_backwards"] or jumped)
 
     @property
+    def after(self) -> object:
+        """How the pages went that followed the guest. The source does not know which of them came early."""
+        return self.destination.get("after") or self.source.get("after")
+
+    @property
     def equal(self) -> bool:
         """Whether both digests are there and equal."""
         source, destination = self.digests
@@ -168,7 +175,7 @@ class DemoRun:
             "hot_set_bytes": self.hot_bytes,
             "switchover": wishes.switchover,
             "style": self.source.get("style"),
-            "after": self.source.get("after"),
+            "after": self.after,
             "demand_faults": None if self.faults is None else dict(self.faults),
             "rounds": rounds if isinstance(rounds, list) else [],
             "bytes_sent": self.source.get("bytes_sent", 0),

@@ -51,6 +51,7 @@ def migrate(
     compress: Packing = "off",
     versions: Size = VERSIONS_BYTES,
     unverified: Flag = False,
+    no_early_pages: Flag = False,
     evidence: PathOption = None,
     record: PathOption = None,
     follow: Flag = False,
@@ -83,6 +84,8 @@ def migrate(
         unverified: do without hashes of pages, if the destination is told so, too: faster by what they take.
             Bytes that change in memory, or on a connection without TLS, are found by nobody then: the guest
             runs with them.
+        no_early_pages: a guest that waits for pages gets them in groups alone. Without this, and --record and
+            --bandwidth, single pages come before their group, by a process that is forked for it.
         resume: how long a lost session is taken up again, if the connection breaks; 0s for not at all.
         evidence: directory for source.img, the guest's memory at the pause; source-N.img is that of region N.
         record: file for everything that passes on the connection; `sterna inspect` reads it.
@@ -109,6 +112,7 @@ def migrate(
             compress=Compress(compress),
             versions_bytes=versions,
             verified=not unverified,
+            early_pages=not no_early_pages and record is None,
             on_request=failpoint(),
         ),
         downtime_s=downtime,

@@ -76,6 +76,7 @@ def serve(
     whole: Flag = False,
     unverified: Flag = False,
     streams: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=STREAMS_MAX))] = STREAMS_MAX,
+    no_early_pages: Flag = False,
     patience: Annotated[Duration | None, Parameter(show_default=False)] = None,
     evidence: PathOption = None,
     record: PathOption = None,
@@ -103,6 +104,8 @@ def serve(
         unverified: take pages without hashes from a source that is told so, too. Bytes that change in memory,
             or on a connection without TLS, are found by nobody then, and the guest runs with them.
         streams: the most connections besides the first on which a source may send pages.
+        no_early_pages: a guest that waits for pages gets them in groups alone. Without this, and --record,
+            single pages come before their group, by a process that is forked for it.
         patience: wait no longer than this for the other side, in any phase; by default 5s to 60s, by the
             phase.
         evidence: directory for destination.img, the guest's memory at its first instruction;
@@ -130,6 +133,7 @@ def serve(
             post_copy=not whole,
             streams=streams,
             verified=not unverified,
+            early_pages=not no_early_pages and record is None,
         ),
         once=once,
         evidence=None if evidence is None else Evidence(evidence),

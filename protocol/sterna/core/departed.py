@@ -20,6 +20,7 @@ from sterna.core.replacing import Replacing
 from sterna.core.serving import Window
 from sterna.core.tables import SourceInput, SourceState
 from sterna.errors import SternaError
+from sterna.memory.groups import Groups
 from sterna.memory.pages import PageSource
 from sterna.registry import ErrorCode, Feature, FrameType, Owner
 from sterna.wire.records import Complete, Progress, Running, Verdict
@@ -83,6 +84,11 @@ class Departed(Replacing):
         if self._serving is None and self._state in _SEALED and self._memory.stale.any():
             return self._memory.next_position(self._attempt)
         return None if self._serving is None else self._serving.position
+
+    @property
+    def groups(self) -> Groups | None:
+        """Of the pages that follow the guest; None before RUNNING, and if none does."""
+        return None if self._serving is None else self._serving.groups
 
     def near(self, region: int, page: int) -> None:
         """The guest has got this page by another way: go on with what lies there. Never does any harm."""

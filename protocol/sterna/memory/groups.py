@@ -75,6 +75,14 @@ class Groups:
             begin += 1
         return range(begin, low + int(starts.searchsorted(first + count)))
 
+    def holds(self, region: int, first: int, count: int) -> bool:
+        """Whether these pages are a part of one group, or all of it."""
+        groups = self.covering(region, first, count) if count > 0 else ()
+        if len(groups) != 1:
+            return False
+        start, pages = self.run(groups[0])
+        return start <= first and first + count <= start + pages
+
     def find(
         self, region: int, starts: Positions, counts: Positions
     ) -> tuple[Positions, npt.NDArray[np.bool_]]:

@@ -22,6 +22,7 @@ from sterna.core.events import (
     Join,
     Outcome,
     Persist,
+    Prepare,
     Readmit,
     Request,
     Reserve,
@@ -31,8 +32,9 @@ from sterna.core.image_notes import ImageNotes
 from sterna.core.records import Released
 from sterna.core.reopening import Opening
 from sterna.errors import GuestError, LocalProtocolError, SternaError, TransportError
-from sterna.guest.api import DestinationGuest, GuestDescription, OutlivingGuest, PromptGuest
+from sterna.guest.api import DestinationGuest, GuestDescription, OutlivingGuest, PagesEarly, PromptGuest
 from sterna.memory.pages import PageSink
+from sterna.net.early_requests import EarlyRequests
 from sterna.net.endpoint import Endpoint
 from sterna.net.hosting import Host, check_takes
 from sterna.net.kept import KeptSession, Sessions
@@ -78,6 +80,7 @@ class Destination(Endpoint):
         self._hello: Hello | None = None
         self._room: Room | None = None
         self._expects = trio.Event()
+        self._early = EarlyRequests()
         self.guest: DestinationGuest | None = None
         self.description: GuestDescription | None = None
 
@@ -113,7 +116,10 @@ class Destination(Endpoint):
         attach, door = machine.door
         self.took_up = True
         with suppress(SternaError):  # it has ended meanwhile
-            await self._joined.join(attach, door, self.transport).wait()
+            if self._joined.is_demand(attach):
+                await (await self._joined.join_demand(attach, door, self.transport)).wait()
+            else:
+                await self._joined.join(attach, door, self.transport).wait()
 
     async def _until_over(self, kept: KeptSession) -> Result:
         """Other connections may go on with the session; or nobody does, and the room is freed [RES-14]."""
@@ -159,9 +165,13 @@ class Destination(Endpoint):
                         lost = TransportError(ErrorCode.CONNECTION_LOST, "the endpoint was cancelled")
                         self.result = await self._expire(carry, lost)
         self._free_room()
+        if kept is not None and not self.took_up:
+            kept.close_demand()
 
     def _on_event(self, event: Event) -> None:
         owner = self._owner
+        if owner is None:
+            self._early.on_event(event)
         (self._options.on_event if owner is None else owner.on_event)(event)
 
     @property
@@ -207,7 +217,17 @@ class Destination(Endpoint):
                 guest, self.guest = self.guest, None
                 return None if guest is None else await serve_destination(guest, self._host, request)
         assert self.guest is not None
-        return await serve_destination(self.guest, self._host, request)
+        answer = await serve_destination(self.guest, self._host, request)
+        if isinstance(request, Prepare | Expect):
+            self._spare_early_pages(self.guest)
+        return answer
+
+    def _spare_early_pages(self, guest: DestinationGuest) -> None:
+        """Pages that the guest may have been given before their group: they are its own by then [PCY-32]."""
+        if self._room is not None and isinstance(guest, PagesEarly):
+            early = guest.early_pages()
+            if early is not None:
+                self._room.spare(early.claims)
 
     def _find(self, attach: Attach) -> None:
         if self._sessions is None:
@@ -224,7 +244,11 @@ class Destination(Endpoint):
         assert self._pump is not None
         if isinstance(guest, PromptGuest):
             self._pump.attend(Prompt(guest, self._machine, self._options.clock))
-        await tell_faults(guest, self._machine, self._pump.ask, self._options.clock)
+        async with trio.open_nursery() as nursery:
+            if self._kept is not None and not self.took_up and self.description is not None:
+                regions, ask = self.description.regions, self._pump.ask
+                nursery.start_soon(self._early.run, self._kept, guest, regions, self._machine, ask)
+            await tell_faults(guest, self._machine, self._pump.ask, self._options.clock)
 
     async def _reserve(self, record: Guest) -> PageSink:
         assert self._hello is not None
@@ -292,6 +316,7 @@ class Destination(Endpoint):
             if not notes or not (lacks or ImageNotes.lie_in(notes)):  # it has all of its pages [RES-15]
                 return await self._host.verdict(hello)
             self._room = Room(pages_of(guest, description), opening.ticket)
+            self._spare_early_pages(guest)
             carry = opening.with_guest(self._room, notes, missing, clock())
         else:
             raise GuestError("this guest has not outlived the process that took it in", ErrorCode.GUEST_LOST)

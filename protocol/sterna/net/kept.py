@@ -20,6 +20,7 @@ from sterna.core.lanes import Lane
 from sterna.core.tables import DestinationState
 from sterna.errors import LocalProtocolError, TransportError
 from sterna.guest.api import DestinationGuest
+from sterna.net.demand import DemandConnection
 from sterna.net.pump import OnEvent, Perform, Pump
 from sterna.net.transport import Peer, Transport
 from sterna.registry import ErrorCode, Feature
@@ -44,6 +45,8 @@ class KeptSession:
         perform: carries out requests, whatever connection they come from.
         on_event: sees every event, likewise.
         guest: of which the session is.
+        demand: the demand connection that came last, if one has come.
+        demanded: set when the first one has.
     """
 
     def __init__(
@@ -68,6 +71,8 @@ class KeptSession:
         self._cancelled = False
         self._changed = trio.Event()
         self._handing_over: Final = trio.Lock()
+        self.demand: DemandConnection | None = None
+        self.demanded: Final = trio.Event()
 
     @property
     def session(self) -> bytes:
@@ -129,6 +134,10 @@ class KeptSession:
         """Whether a data connection may join it. Raises what `DestinationMachine.check_join` does."""
         self._machine.check_join(attach, door)
 
+    def is_demand(self, attach: Attach) -> bool:
+        """Whether it asks for the demand connection, of which it need not know whether it may be had."""
+        return self._machine.is_demand(attach)
+
     def join(self, attach: Attach, door: Lane, transport: Transport) -> trio.Event:
         """It is this session's now; what is returned is set when it is not needed any more.
 
@@ -137,6 +146,25 @@ class KeptSession:
         """
         stream = self._machine.join(attach, door, self._pump.clock())
         return self._pump.attach(stream, transport)
+
+    async def join_demand(self, attach: Attach, door: Lane, transport: Transport) -> trio.Event:
+        """It is this session's demand connection; what is returned is set when it is not needed any more.
+
+        Raises:
+            SternaError: as for `check_join`; or it is lost already.
+        """
+        stream = self._machine.join_demand(attach, door, self._pump.clock())
+        while buffers := door.outbox.take():
+            await transport.send(buffers, door.outbox.left)
+        self.close_demand()
+        self.demand = DemandConnection(transport, stream)
+        self.demanded.set()
+        return self.demand.ended
+
+    def close_demand(self) -> None:
+        """No page comes early any more. Legal at any time."""
+        if self.demand is not None:
+            self.demand.close()
 
     # ---- the owner ----
 

@@ -85,6 +85,8 @@ class Options:
         lease_store: whether the host has a lease store; a source does not go without then [ONE-55].
         verified: whether pages are verified by hashes. They go without where both sides say so, and then
             nothing finds bytes that change in memory or on the way [MEM-20].
+        early_pages: whether what a guest waits for may come page by page on a connection of its own, beside
+            the groups of pages that follow it. Each side forks a process for that.
     """
 
     limits: Limits = field(default_factory=own_limits)
@@ -104,6 +106,7 @@ class Options:
     compress: Compress = Compress.OFF
     versions_bytes: int = VERSIONS_BYTES
     verified: bool = True
+    early_pages: bool = False
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a cap so low that a chunk would look stalled, or too many streams."""
@@ -122,11 +125,18 @@ def offer(options: Options, switchover: Switchover, *, dials: bool) -> tuple[Fea
         more[Feature.ENCODING_DELTA] = options.versions_bytes
     if dials and options.streams:
         more[Feature.DATA_STREAMS] = options.streams
+    if dials and options.streams and _can_answer_early(options) and switchover != "stop-and-copy":
+        more[Feature.EARLY_PAGES] = 0
     if not options.verified:
         more[Feature.UNHASHED] = 0
     if not options.lease_store:
         return offer_for(switchover, more)
     return offer_for(switchover, {**more, Feature.LEASE_STORE: 0}, {Feature.LEASE_STORE})
+
+
+def _can_answer_early(options: Options) -> bool:
+    """Its pages would pass by a cap."""
+    return options.early_pages and options.bandwidth_bytes_s is None
 
 
 def supported(options: Options, *, finds: bool) -> frozenset[Feature]:
@@ -135,7 +145,8 @@ def supported(options: Options, *, finds: bool) -> frozenset[Feature]:
     store = {Feature.LEASE_STORE} if options.lease_store else frozenset()
     more = {Feature.RESUME, Feature.DATA_STREAMS} if finds else frozenset()
     unhashed = frozenset() if options.verified else {Feature.UNHASHED}
-    return BASE_FEATURES | PACKED | early | store | more | unhashed
+    single = {Feature.EARLY_PAGES} if finds and options.early_pages and options.post_copy else frozenset()
+    return BASE_FEATURES | PACKED | early | store | more | unhashed | single
 
 
 def batch_bytes(options: Options) -> int:

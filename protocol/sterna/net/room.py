@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Final
 
 from sterna.core.carry import Ticket
 from sterna.core.destination import DestinationMachine
 from sterna.core.events import Installed
 from sterna.errors import GuestError
 from sterna.guest.api import DestinationGuest, PromptGuest
-from sterna.memory.pages import PageSink, RegionPages
+from sterna.memory.merging import Claims, Merging
+from sterna.memory.pages import PageSink, RegionPages, RegionSink
 from sterna.memory.unpacking import Unpacking
 from sterna.wire.records import PageRange, Pages
 
@@ -23,8 +25,23 @@ class Room:
     def __init__(self, pages: RegionPages, ticket: Ticket | None = None) -> None:
         """`ticket`: of the session, which says whether pages may come packed."""
         window_log2 = 0 if ticket is None else ticket.selection.window_log2
-        self._pages: PageSink | None = Unpacking(pages, window_log2) if window_log2 else pages
+        self._memory: RegionPages | None = pages
+        self._window_log2: Final = window_log2
+        self._claims: Claims | None = None
+        self._pages: PageSink | None = self._packed(pages)
         self._early_pages = 0  # when it was closed
+
+    def spare(self, claims: Claims) -> None:
+        """From now on nothing is received in the place of a page that the guest has by then [PCY-33].
+
+        Nothing may be under way. Legal again, with the same claims.
+        """
+        if claims is not self._claims and self._memory is not None:
+            self._claims = claims
+            self._pages = self._packed(Merging(self._memory, claims))
+
+    def _packed(self, pages: RegionSink) -> PageSink:
+        return Unpacking(pages, self._window_log2) if self._window_log2 else pages
 
     def targets(self, table: Pages) -> list[memoryview]:
         """See `PageSink.targets`."""
@@ -43,7 +60,7 @@ class Room:
 
     def close(self) -> None:
         """Nothing can be received any more."""
-        self._early_pages, self._pages = self.early_pages, None
+        self._early_pages, self._pages, self._memory = self.early_pages, None, None
 
 
 async def tell_faults(

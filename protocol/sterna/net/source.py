@@ -16,6 +16,7 @@ from sterna.core.source import SourceConfig, SourceMachine
 from sterna.core.tables import SourceState
 from sterna.errors import LocalProtocolError, PeerAborted, SternaError, TransportError
 from sterna.guest.api import SourceGuest
+from sterna.net.early_answers import EarlyAnswers
 from sterna.net.endpoint import Endpoint
 from sterna.net.hosting import Host, declined
 from sterna.net.options import Options, batch_bytes, grease, offer
@@ -79,13 +80,14 @@ class Source(Endpoint):
             features=offer(options, policy.switchover, dials=reconnect is not None),
         )
         self._pages = pages_to_send(pages, options)
+        self._early = EarlyAnswers(guest, self._config.guest.regions)
 
     async def run(self) -> Result:
         """Migrate, once. Returns when it is decided who runs the guest, or that nobody can know."""
         clock = self._options.clock
         self._check_first()
         self._machine = machine = SourceMachine(self._config, self._pages, clock())
-        pump = self._pump_of(machine, self._perform, self._on_event, self._pack)
+        pump = self._pump_of(machine, self._perform, self._on_event, self._go_along)
         try:
             description = self._guest.description
             refused = await declined(self._host, description, self.transport, self._config.epoch)
@@ -95,6 +97,7 @@ class Source(Endpoint):
             if machine.state is SourceState.IDLE:  # not cancelled meanwhile
                 machine.start(clock())
             result = await pump.drive()
+            self._early.close()  # it ends with the first connection
             while (carry := await self._carry(result)) is not None:
                 result = await self._go_on(carry)
             return result
@@ -120,8 +123,16 @@ class Source(Endpoint):
                 lost = TransportError(ErrorCode.CONNECTION_LOST, "the endpoint was cancelled")
                 await self._give_up(self._machine.carry, lost)
         self.transport.abort()
+        self._early.close()
         self._pages.close()
         self.result = self.result or self._machine.result
+
+    async def _go_along(self) -> None:
+        """What goes beside the pump of the first connection."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._pack)
+            if self._reconnect is not None:
+                nursery.start_soon(self._early.run, self._machine, self._reconnect, self.transport.peer)
 
     async def _pack(self) -> None:
         """What goes beside the pump where pages are packed."""
@@ -191,11 +202,13 @@ class Source(Endpoint):
             self._tell(event)
 
     def _tell(self, event: Event) -> None:
+        self._early.on_event(event)
         self._pages.on_event(event)
         self._options.on_event(event)
 
     async def _perform(self, request: Request) -> object:
         if isinstance(request, ReleaseImage):
+            self._early.close()
             self._pages.close()  # the memory goes next
         if isinstance(request, OpenStreams):
             assert self._reconnect is not None

@@ -224,6 +224,9 @@ class TcpTransport(Transport):
         """See `Transport.rtt_s`."""
         return round_trip_s(self._sock)
 
+    def _detach(self) -> socket.socket | None:
+        return self._sock
+
     async def _finish(self) -> None:
         trio.lowlevel.notify_closing(self._sock)
         await linger(self._sock)

@@ -327,6 +327,9 @@ class TlsTransport(Transport):
         # Essential: after `unwrap` this socket would read and write plaintext.
         self._waited()
 
+    def _detach(self) -> ssl.SSLSocket | None:
+        return None if self._early or self._failed else self._sock
+
     async def _finish(self) -> None:
         trio.lowlevel.notify_closing(self._sock)
         try:

@@ -22,6 +22,7 @@ Rules, kept by the base class:
 from __future__ import annotations
 
 import math
+import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -125,6 +126,7 @@ class Transport(ABC):
         self._receiving = Guard("another task is receiving on this transport")
         self._torn = False
         self._closed = False
+        self._detached = False
         self._unyielded_bytes = 0
 
     def __repr__(self) -> str:
@@ -256,7 +258,24 @@ class Transport(ABC):
     def abort(self) -> None:
         """Close at once; the peer sees a lost connection. Legal at any moment, any number of times."""
         self._closed = True
-        self._dispose(abrupt=True)
+        if not self._detached:
+            self._dispose(abrupt=True)
+
+    def detach(self) -> socket.socket | None:
+        """Give the socket away, which is the caller's from now on; None if it cannot be, and nothing changes.
+
+        Nothing may be under way, and what follows on the connection is none of this transport's business.
+        """
+        if self._sending.held or self._receiving.held or self._closed or self._torn or self.owes:
+            return None
+        sock = self._detach()
+        if sock is not None:
+            self._closed = self._detached = True
+        return sock
+
+    def _detach(self) -> socket.socket | None:
+        """The socket, if that is all there is to it."""
+        return None
 
     def _check_open(self) -> None:
         """Raise if this side has closed it: what failed then failed for that reason."""

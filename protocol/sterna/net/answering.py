@@ -1,0 +1,136 @@
+"""What a source's pager does: it answers requests for single pages, on a connection of its own [PCY-28].
+
+It reads a request and sends the pages of it, one a frame, until the connection ends or something is wrong
+with it. The image stands still meanwhile, and nothing of the session depends on this: what is asked for here
+is sent with its group all the same.
+"""
+
+from __future__ import annotations
+
+import mmap
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from sterna.errors import remote_error
+from sterna.memory.groups import Groups
+from sterna.registry import ErrorCode
+from sterna.wire.integrity import page_hash
+from sterna.wire.records import PageRequest, Region
+from sterna.wire.single import PAGE_HEAD_BYTES, REQUEST_BYTES, decode_request, encode_page
+
+# How often, on the average, each page of the image may be asked for.
+_TIMES: Final = 2
+_PAGES_MAX: Final = 1 << 22  # for each a TLS record, and the key must last
+
+_NEAR: Final = struct.Struct("=QQQ")
+
+
+class Near:
+    """Where the guest has asked last, told by one process and looked at by another.
+
+    Both may be at it at the same time. Then what is read is no page that was asked for, which does no harm:
+    it only says where the push goes on.
+    """
+
+    def __init__(self) -> None:
+        self._shared = mmap.mmap(-1, mmap.PAGESIZE)
+        self._seen = 0
+        self._count = 0
+
+    def tell(self, region: int, page: int) -> None:
+        """Here."""
+        self._count += 1
+        _NEAR.pack_into(self._shared, 0, self._count, region, page)
+
+    def news(self) -> tuple[int, int] | None:
+        """Region and page, None if nothing was asked for since the last call."""
+        count, region, page = _NEAR.unpack_from(self._shared)
+        if count == self._seen:
+            return None
+        self._seen = count
+        return region, page
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What is answered from.
+
+    Attributes:
+        memory: of the copied regions, by id.
+        groups: of the pages that follow the guest; others are not to be asked for.
+        position: attempt and round that the pages carry [PCY-8].
+        hashed: whether they have hashes [MEM-20].
+    """
+
+    memory: Mapping[int, tuple[Region, memoryview]]
+    groups: Groups
+    position: tuple[int, int]
+    hashed: bool
+
+
+class Answering:
+    """Answers on a connection.
+
+    Args:
+        sock: the connection, behind ATTACHED; blocking from here on.
+        stream: its number.
+        image: what is answered from.
+        tell: called with region and page of every request.
+    """
+
+    def __init__(
+        self, sock: socket.socket, stream: int, image: Image, tell: Callable[[int, int], None]
+    ) -> None:
+        self._sock = sock
+        self._stream = stream
+        self._image = image
+        self._tell = tell
+        self._sequence = 1  # behind ATTACH
+        self._left = min(_TIMES * sum(region.pages for region, _ in image.memory.values()), _PAGES_MAX)
+
+    def run(self) -> None:
+        """Until the peer has enough.
+
+        Raises:
+            SternaError: something is wrong with a request.
+            OSError: the connection is lost.
+        """
+        self._sock.setblocking(True)
+        frame = memoryview(bytearray(REQUEST_BYTES))
+        number = 1  # behind ATTACHED
+        while self._left > 0 and self._receive(frame):
+            request = decode_request(frame, self._stream, number)
+            number += 1
+            if not self._image.groups.holds(request.region, request.first, request.count):
+                detail = f"pages {request.first}+{request.count} of region {request.region} do not follow"
+                raise remote_error(ErrorCode.UNEXPECTED_FRAME, detail, clause="PCY-28", frame=request.type)
+            self._tell(request.region, request.first)
+            self._answer(request)
+
+    def _answer(self, request: PageRequest) -> None:
+        """Each page by itself: the guest waits for the first, and will for others."""
+        region, memory = self._image.memory[request.region]
+        log2, size = region.granule_log2, 1 << region.granule_log2
+        frame = memoryview(bytearray(PAGE_HEAD_BYTES + size))
+        content = frame[PAGE_HEAD_BYTES:]
+        for page in range(request.first, request.first + request.count):
+            content[:] = memory[page << log2 : page + 1 << log2]
+            hashed = page_hash(content) if self._image.hashed else 0
+            frame[:PAGE_HEAD_BYTES] = encode_page(
+                self._stream, self._sequence, self._image.position, region.id, page, size, hashed
+            )
+            self._sock.sendall(frame)
+            self._sequence += 1
+        self._left -= request.count
+
+    def _receive(self, view: memoryview) -> bool:
+        """Fill `view`; False at the end of the connection."""
+        while view.nbytes:
+            count = self._sock.recv_into(view)
+            if not count:
+                return False
+            view = view[count:]
+        return True

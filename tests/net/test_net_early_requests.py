@@ -1,0 +1,116 @@
+"""net/early_requests.py: a guest that waits for pages has single ones before their groups come [13.3]."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from early_support import Moved, Scene, scene
+
+from descriptors_support import descriptors
+from sterna.core.events import Outcome
+from sterna.net.asking import Asking
+
+pytestmark = [pytest.mark.needs("minor_faults"), pytest.mark.slow]
+
+
+@pytest.fixture
+async def made(tmp_path: Path) -> AsyncIterator[Scene]:
+    async with scene(tmp_path) as made:
+        yield made
+
+
+def early(moved: Moved) -> int:
+    """How many pages came early, of a migration in which nothing went wrong."""
+    for result in moved.results.values():
+        assert result.outcome is Outcome.COMPLETED
+    after = moved.results["destination"].after
+    assert after is not None
+    assert after.mismatched == 0
+    assert after.demanded + after.pushed == after.stale
+    assert moved.errors == 0
+    return after.early
+
+
+async def test_what_the_guest_waits_for_comes_page_by_page(made: Scene) -> None:
+    """[PCY-26] [PCY-28] [PCY-31] [PCY-32]"""
+    assert early(await made.run()) > 0
+
+
+async def test_without_hashes_too(made: Scene) -> None:
+    """[MEM-20]"""
+    made.source_options["verified"] = made.destination_options["verified"] = False
+    assert early(await made.run()) > 0
+
+
+@pytest.mark.parametrize("end", ["source", "destination"])
+async def test_either_side_can_do_without(made: Scene, end: str) -> None:
+    """[NEG-5]"""
+    options = made.source_options if end == "source" else made.destination_options
+    options["early_pages"] = False
+    assert early(await made.run()) == 0
+
+
+async def test_a_cap_is_not_passed_by(made: Scene) -> None:
+    made.source_options["bandwidth_bytes_s"] = 100e6
+    assert early(await made.run()) == 0
+
+
+def _left() -> set[object]:
+    """Sockets and pipes that are open, and processes that this one has made."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return {each for each in descriptors() if each[1].startswith(("socket:", "pipe:"))} | set(children)
+
+
+async def test_nothing_stays_behind(made: Scene) -> None:
+    gc.collect()
+    before = _left()
+    assert early(await made.run()) > 0
+    assert not _left() - before
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _fail() -> None:
+    raise ValueError("the pager's own trouble")
+
+
+@pytest.mark.parametrize("how", [_kill, _stop, _fail])
+@pytest.mark.parametrize("end", ["answers", "requests"])
+async def test_a_pager_that_never_does_its_work(
+    made: Scene, end: str, how: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[PCY-30] What the guest waits for comes with its group."""
+    job = {"answers": "early_answers._answer", "requests": "early_requests._ask"}[end]
+    assert callable(how)
+    monkeypatch.setattr(f"sterna.net.{job}", lambda *_: how())
+    assert early(await made.run()) == 0
+
+
+@pytest.mark.parametrize("how", [_kill, _stop, _fail])
+async def test_a_pager_that_ends_in_the_midst_of_its_work(
+    made: Scene, how: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[PCY-30] [PCY-32]: what it has let the guest have is the guest's."""
+    take, came = Asking._take, 0
+
+    def some(asking: Asking) -> bool:
+        nonlocal came
+        came += 1
+        if came == 3:
+            assert callable(how)
+            how()
+        return take(asking)
+
+    monkeypatch.setattr(Asking, "_take", some)
+    assert early(await made.run()) > 0
