@@ -55,6 +55,7 @@ class Script:
         sections: sizes of further state sections, besides the workload's.
         wiped: whether a page that was sent becomes zero afterwards.
         packed: whether pages may come packed, and some compress. They do not come so: mutators pack them.
+        hashed: whether pages have hashes.
         fault: the request that fails, None for none.
     """
 
@@ -70,6 +71,7 @@ class Script:
     sections: tuple[int, ...] = ()
     wiped: bool = False
     packed: bool = False
+    hashed: bool = True
     fault: type | None = None
 
 
@@ -85,6 +87,7 @@ SCRIPTS: Final[Mapping[str, Script]] = {
     "state": Script(sections=(0, 300, 40_000)),
     "wiped": Script(rounds=2, wiped=True),
     "packed": Script(pages=24, zero_pages=12, writes=(3, 1), rounds=2, packed=True),
+    "unhashed": Script(writes=(2, 1), rounds=2, hashed=False),
     "refused": Script(fault=Reserve),
     "aborted": Script(fault=Pause),
 }
@@ -188,7 +191,7 @@ def source_config(script: Script, guest: SimulatedSourceGuest) -> SourceConfig:
         max_throttle=0.0,
         on_exhausted="switch",
     )
-    offered = offer(more=PACKED if script.packed else {})
+    offered = offer(more=_more(script))
     features = tuple(each for each in offered if script.zeros or each.id != Feature.ENCODING_ZERO)
     runner = Runner("here", bytes(range(32, 48)))
     record = guest.description.to_record()
@@ -207,11 +210,16 @@ def source_config(script: Script, guest: SimulatedSourceGuest) -> SourceConfig:
 def destination_config_of(script: Script, limits: Limits | None = None) -> DestinationConfig:
     """What a destination announces and takes; `limits` other than the default ones."""
     config = DestinationConfig(agent="there", grease=() if limits else _grease(script))
-    config = replace(config, limits=limits or config.limits)
-    if not script.packed:
-        return config
-    expands = replace(config.limits, expansion=EXPANSION)
-    return replace(config, limits=expands, features=BASE_FEATURES | PACKED.keys())
+    limits = limits or config.limits
+    if script.packed:
+        limits = replace(limits, expansion=EXPANSION)
+    return replace(config, limits=limits, features=BASE_FEATURES | _more(script).keys())
+
+
+def _more(script: Script) -> dict[Feature, int]:
+    """What is offered and taken besides what always is."""
+    bare = {} if script.hashed else {Feature.UNHASHED: 0}
+    return {**bare, **(PACKED if script.packed else {})}
 
 
 def _grease(script: Script) -> tuple[Grease, ...]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sterna.registry import FrameType
+from sterna.wire.records import Pages
 from sterna_fuzz.conversations import DESTINATION, SCRIPTS, SOURCE, conversation, split
+from sterna_fuzz.peers import understand
 
 F = FrameType
 
@@ -59,6 +61,15 @@ def test_a_page_that_becomes_zero_is_sent_twice():
 def test_zeros_travel_as_bytes_where_they_must():
     assert max(map(len, conversation("bytes_only").frames[SOURCE])) > 6 * 4096
     assert max(map(len, conversation("plain").frames[SOURCE])) < 5 * 4096
+
+
+def test_pages_go_without_hashes_where_that_is_agreed():
+    """[PGS-25]"""
+    whole = conversation("unhashed")
+    words = understand(b"".join(whole.frames[SOURCE]), whole.regions)
+    hashes = [each.hashes.tolist() for each in words if isinstance(each, Pages)]
+    assert len(hashes) == 3
+    assert not any(map(any, hashes))
 
 
 def test_streams_are_split_at_their_frames():

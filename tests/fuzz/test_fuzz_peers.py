@@ -7,6 +7,7 @@ import pytest
 from sterna.core.destination import DestinationMachine
 from sterna.core.events import Outcome
 from sterna.core.session import Session
+from sterna.errors import RemoteProtocolError
 from sterna.guest.simulated import SimulatedSourceGuest
 from sterna.memory.pages import RegionPages
 from sterna.wire import framing, unchecked
@@ -62,6 +63,25 @@ def test_pages_that_nobody_verifies_are_noticed(monkeypatch):
     """[CON-47] The bytes differ from their hash, and the guest would run with them."""
     monkeypatch.setattr(RegionPages, "commit", lambda self, table, *, hashed: [])
     noticed(Plan("plain", SOURCE, (Step("flip_bulk", 0, 5),)), "it runs with another memory")
+
+
+def test_without_hashes_damage_is_content(monkeypatch):
+    """[MEM-20] But the guest runs with no other pages than those that came."""
+    damage, pause = Plan("unhashed", SOURCE, (Step("flip_bulk", 0, 5),)), Plan("unhashed", SOURCE)
+    assert check_machine(damage) == check_machine(pause) == ("completed",)
+    monkeypatch.setattr(RegionPages, "targets", lambda self, table: [bytearray(table.bulk_bytes)])
+    assert check_machine(damage) == ("completed",)
+    noticed(pause, "it runs with another memory")
+
+
+def test_pages_that_are_rejected_without_hashes_are_noticed():
+    """[RAK-6]"""
+    whole = conversation("rejected")
+    said = list(whole.frames[DESTINATION])
+    assert understand(b"".join(said), whole.regions)
+    said[1] = conversation("unhashed").frames[DESTINATION][1]
+    with pytest.raises(RemoteProtocolError, match="RAK-6"):
+        understand(b"".join(said), whole.regions)
 
 
 def test_a_guest_that_is_not_set_running_again_is_noticed(monkeypatch):
