@@ -34,8 +34,10 @@ DECIDING, LIVING = range(2)  # the bytes that are locked, by what one does meanw
 _WORD_BYTES: Final = 8
 _MAP_NORESERVE: Final = 0x4000  # the mmap module has no name for it
 _FEW_PAGES: Final = 1 << 10
-# How often the other process may be found deciding, which takes it microseconds: some milliseconds of tries.
-_TRIES: Final = 4000
+# How often the pager may be found deciding. That takes it microseconds if it has a processor, for which it
+# may have to wait some time slices of others: so the endpoint gives up its own at first, and then sleeps.
+_YIELDS: Final = 200
+_TRIES: Final = 300
 _FREE_WITHIN_S: Final = 3.0  # a process that was killed has ended by then
 _STEP_S: Final = 0.0005
 
@@ -165,8 +167,11 @@ class EarlyPages:
             raise GuestError("no page is missing any more")
         if self._locks.try_lock(DECIDING):
             return
-        for _ in range(_TRIES):
-            os.sched_yield()
+        for tried in range(_TRIES):
+            if tried < _YIELDS:
+                os.sched_yield()
+            else:
+                time.sleep(_STEP_S)
             if self._locks.try_lock(DECIDING):
                 return
         self.on_stuck()
