@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import trio
@@ -120,6 +122,60 @@ async def test_a_terminal_s_interrupt_is_the_parent_s_to_act_on() -> None:
     os.close(writing)
     assert await child.wait() == ""
     assert _read(reading) == "True True False"
+
+
+@pytest.mark.parametrize("call", ["fork", "pidfd_open"])
+async def test_where_there_is_no_room_for_a_process_nothing_is_left(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> int:
+        raise OSError(errno.EAGAIN, "no room")
+
+    monkeypatch.setattr(os, call, fails)
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    before, mask = children.read_text(), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with nothing_stays_open(), pytest.raises(OSError, match="no room"):
+        Forked(signal.pause, [])
+    assert children.read_text() == before
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+
+
+async def test_who_waits_for_its_end_goes_on_when_somebody_kills_it() -> None:
+    child = Forked(signal.pause, [])
+    words: list[str] = []
+
+    async def wait() -> None:
+        words.append(await child.wait())
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            child.kill()
+    assert words == [""]
+
+
+async def test_a_signal_that_comes_at_once_does_not_make_a_second_parent_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fork, parent = os.fork, os.getpid()
+
+    def interrupted() -> int:
+        pid = fork()
+        if not pid:
+            os.kill(os.getpid(), signal.SIGINT)
+        return pid
+
+    monkeypatch.setattr(os, "fork", interrupted)
+    reading, writing = os.pipe()
+    try:
+        child = Forked(lambda: _say(writing, lambda: "done"), [writing])
+    finally:
+        if os.getpid() != parent:
+            os._exit(1)
+    os.close(writing)
+    assert await child.wait() == ""
+    assert _read(reading) == "done"
 
 
 def test_it_dies_with_its_parent() -> None:

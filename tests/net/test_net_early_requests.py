@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest
 from early_support import Moved, Scene, scene
 
 from descriptors_support import descriptors
-from sterna.core.events import Outcome
+from sterna.core.events import Event, Finished, Outcome, PagesFollow
 from sterna.net.asking import Asking
 
 pytestmark = [pytest.mark.needs("minor_faults"), pytest.mark.slow]
@@ -70,6 +71,34 @@ async def test_nothing_stays_behind(made: Scene) -> None:
     gc.collect()
     before = _left()
     assert early(await made.run()) > 0
+    assert not _left() - before
+
+
+@pytest.mark.parametrize("call", ["fork", "pipe2"])
+async def test_where_there_is_no_room_for_a_pager_the_session_goes_on(
+    made: Scene, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[PCY-30]"""
+    real = getattr(os, call)
+
+    def fails(*_: object) -> object:
+        raise OSError(errno.EAGAIN, "no room")
+
+    def from_here(event: Event) -> None:
+        if isinstance(event, PagesFollow):
+            monkeypatch.setattr(os, call, fails)
+
+    def till_here(event: Event) -> None:
+        if isinstance(event, Finished):
+            monkeypatch.setattr(os, call, real)
+
+    made.on_source = made.on_destination = lambda event: (from_here(event), till_here(event))
+    gc.collect()
+    before = _left()
+    moved = await made.run()
+    monkeypatch.setattr(os, call, real)
+    assert early(moved) == 0
+    assert moved.results["destination"].resumed == 0
     assert not _left() - before
 
 

@@ -34,19 +34,30 @@ class Forked:
     Args:
         job: what the child does; it ends when this returns or raises.
         keep: descriptors that the job needs; the child closes all others but the standard ones.
+
+    Raises:
+        OSError: there is no room for a process more; nothing is left of it.
     """
 
     def __init__(self, job: Callable[[], None], keep: Iterable[int]) -> None:
         parent = os.getpid()
         self._hears, says = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         kept = sorted({*_STANDARD, says, *keep})
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # that there are threads: see above
-            pid = os.fork()
-        if not pid:
-            _be_child(job, kept, says, parent)
-        os.close(says)
-        self._process = Pidfd.open(pid)
+        # What the parent does at a signal the child must not do: it would end tasks that are not its own.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # that there are threads: see above
+                pid = os.fork()
+            if not pid:
+                _be_child(job, kept, says, parent, mask)
+            self._process = _name(pid)
+        except OSError:
+            os.close(self._hears)
+            raise
+        finally:
+            os.close(says)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._words: str | None = None
 
     @property
@@ -57,7 +68,8 @@ class Forked:
     async def wait(self) -> str:
         """Wait for its end: in words what its job has raised, empty if it was killed, or all was well."""
         if self._words is None:
-            await trio.lowlevel.wait_readable(self._process)
+            with contextlib.suppress(trio.ClosedResourceError):  # `kill` has seen its end meanwhile
+                await trio.lowlevel.wait_readable(self._process)
         else:
             await trio.lowlevel.checkpoint()
         return self._reap()
@@ -78,6 +90,7 @@ class Forked:
                 os.waitpid(self._process.pid, 0)
             except ChildProcessError:  # somebody else collects the children of this process
                 self._process.ended(timeout_s=1.0)
+            trio.lowlevel.notify_closing(self._process)
             self._process.close()
             with contextlib.suppress(BlockingIOError):
                 self._words = os.read(self._hears, _WORDS_BYTES).decode(errors="replace")
@@ -86,11 +99,25 @@ class Forked:
         return self._words
 
 
-def _be_child(job: Callable[[], None], kept: list[int], says: int, parent: int) -> None:
+def _name(pid: int) -> Pidfd:
+    """A child that nothing can be waited for by is none."""
+    try:
+        return Pidfd.open(pid)
+    except OSError:
+        os.kill(pid, signal.SIGKILL)  # nobody but this process collects it, so the number is its own still
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+        raise
+
+
+def _be_child(
+    job: Callable[[], None], kept: list[int], says: int, parent: int, mask: set[signal.Signals]
+) -> None:
     """Does not return."""
     status = 1
     try:
         _leave(kept, parent)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         job()
         status = 0
     except BaseException as error:  # noqa: BLE001 - nothing of the parent's may go on here

@@ -47,7 +47,9 @@ class DemandConnection:
         return self._process is not None
 
     def serve(self, job: Callable[..., None], *arguments: object, keep: Iterable[int] = ()) -> bool:
-        """Fork a process that does `job(socket, *arguments)`; False if the connection cannot be given away.
+        """Fork a process that does `job(socket, *arguments)`.
+
+        False: the connection cannot be given away, or there is no room for a process, and it is lost [PCY-30].
 
         Args:
             job: what it does; see `sterna.linux.forked`.
@@ -58,7 +60,11 @@ class DemandConnection:
         if sock is None:
             return False
         with sock:
-            self._process = Forked(lambda: job(sock, *arguments), (sock.fileno(), *keep))
+            try:
+                self._process = Forked(lambda: job(sock, *arguments), (sock.fileno(), *keep))
+            except OSError as error:
+                _log.warning("pages do not come early, there is no process for them: %s", error)
+                return False
         return True
 
     async def wait(self) -> None:

@@ -35,7 +35,6 @@ class EarlyAnswers:
         self._attached = trio.Event()
         self._follow = trio.Event()
         self._connection: DemandConnection | None = None
-        self._closed = False
 
     def on_event(self, event: Event) -> None:
         """Of the session's machine."""
@@ -66,6 +65,8 @@ class EarlyAnswers:
                 nursery.start_soon(self._follow_guest, machine, near)
                 await connection.wait()
                 nursery.cancel_scope.cancel()
+        else:
+            connection.close()  # nobody would answer there
 
     async def _follow_guest(self, machine: SourceMachine, near: Near) -> None:
         """The push goes on where the guest is."""
@@ -76,7 +77,6 @@ class EarlyAnswers:
 
     def close(self) -> None:
         """Nothing of the image is read when this returns. Legal twice."""
-        self._closed = True
         if self._connection is not None:
             self._connection.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ from sterna.guest.api import DestinationGuest, EarlyRoom, PagesEarly
 from sterna.net.asking import Asking, Terms
 from sterna.net.kept import KeptSession
 from sterna.wire.records import Region
+
+_log = logging.getLogger(__name__)
 
 
 class EarlyRequests:
@@ -50,7 +53,12 @@ class EarlyRequests:
         connection, position = kept.demand, machine.position
         if early is None or connection is None or position is None:
             return
-        told, tells = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            told, tells = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            _log.warning("pages do not come early, there is no pipe for them: %s", error)
+            connection.close()
+            return
         try:
             sizes = {region.id: 1 << region.granule_log2 for region in regions}
             selection = kept.ticket.selection
@@ -58,6 +66,7 @@ class EarlyRequests:
             terms = Terms(connection.stream, position, selection.hashed, most, sizes)
             if not connection.serve(_ask, terms, early, tells, keep=(tells, *early.descriptors())):
                 os.close(told)
+                connection.close()  # nobody would ask there
                 return
         finally:
             os.close(tells)
