@@ -225,6 +225,23 @@ async def test_answers_that_make_no_sense(rig_of: Callable[..., Rig]) -> None:
 
 
 @pytest.mark.needs("minor_faults")
+async def test_there_is_no_descriptor_left(
+    rig_of: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = rig_of(2)
+
+    def refuse(_: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    with nothing_stays_open():
+        answer = rig.answer()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "dup", refuse)
+            with pytest.raises(GuestError, match="Too many"):
+                LateEndpoint(answer, (REGION,), {3: rig.ours})
+
+
+@pytest.mark.needs("minor_faults")
 async def test_a_page_that_is_early_is_resolved_without_asking(rig_of: Callable[..., Rig]) -> None:
     """[HOL-40] [HOL-47] It is missing until its group is there."""
     rig = rig_of(2, 3)
@@ -326,6 +343,25 @@ async def test_who_waits_already_hears_of_what_is_told_elsewhere(rig_of: Callabl
         os.write(writer, b"!")
     os.close(writer)
     rig.endpoint.installed(3, 0, 8)
+
+
+@pytest.mark.needs("minor_faults")
+async def test_what_a_pager_has_read_is_told_to_the_next_one(rig_of: Callable[..., Rig]) -> None:
+    rig = rig_of(2)
+    pipes = [os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) for _ in range(2)]
+    rig.endpoint.hear(pipes[0][0])
+    thread = rig.touch(2)
+    for reader, _ in pipes[1:] * 2:
+        faults: list[tuple[int, int]] = []
+        while not faults:
+            faults = rig.endpoint._entries.faults()  # as a pager does
+        assert faults == [(3, 2)]
+        rig.endpoint.hear(os.dup(reader))
+    assert rig.endpoint.news() == []
+    for descriptor in (pipes[0][1], *pipes[1]):
+        os.close(descriptor)
+    rig.endpoint.installed(3, 2, 1)
+    await rig.went_on(thread)
 
 
 async def test_nothing_is_heard_behind_the_end(rig_of: Callable[..., Rig]) -> None:

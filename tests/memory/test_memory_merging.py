@@ -107,7 +107,9 @@ def many(count: int = 20) -> tuple[Row, ...]:
     return tuple((16 * number, 15 - number % 3, ZERO if number % 5 == 2 else RAW) for number in range(count))
 
 
-@pytest.mark.parametrize("rows", [((3, 16, RAW), (32, 2, ZERO)), many()])
+@pytest.mark.parametrize(
+    "rows", [((3, 16, RAW), (32, 2, ZERO)), many(), tuple(row for row in many(30) if row[2] == RAW)]
+)
 def test_what_has_no_early_page_goes_straight_to_its_place(room: Room, rows: tuple[Row, ...]) -> None:
     """And is the endpoint's from then on [PCY-32]."""
     table, bulk = batch(rows)

@@ -447,7 +447,8 @@ class EarlyRoom(Protocol):
         """`faults` tells what comes from this pipe as records of `FAULT`, and nothing of its own.
 
         The descriptor, which does not block, is the guest's from now on. When nobody can write there any
-        more, or nonsense comes, it is as after `hear_kernel`. Who writes records does so whole ones at once.
+        more, or nonsense comes, it is as after `hear_kernel`; another pipe takes the place of one before
+        likewise. Who writes records does so whole ones at once.
         """
         ...
 

@@ -208,8 +208,9 @@ class LateEndpoint:
         """See `EarlyRoom`."""
         if self._is_closed:
             os.close(descriptor)
-        else:
-            self._listen(descriptor)
+            return
+        self.hear_kernel()  # what another pager has read of is lost with it
+        self._listen(descriptor)
 
     def hear_kernel(self) -> None:
         """See `EarlyRoom`."""
