@@ -117,7 +117,7 @@ class EarlyPages:
         return bool(self._regions[region].installed[page >> 6] >> (page & 63) & 1)
 
     def close(self) -> None:
-        """Decide nothing any more. Legal twice."""
+        """There is no pager any more, nor will be: no page becomes early. Legal twice."""
         self._locks.close()
 
     # ---- the endpoint's ----
@@ -131,7 +131,7 @@ class EarlyPages:
         """See `sterna.memory.merging.Claims`.
 
         Raises:
-            GuestError: the pager decides for ever, or nothing is missing any more.
+            GuestError: BUSY, the pager decides for ever.
         """
         one = self._regions[region]
         self._decide()
@@ -140,7 +140,7 @@ class EarlyPages:
                 return False
             set_bits(one.taken_words, first, count)
         finally:
-            self._locks.unlock(DECIDING)
+            self._decided()
         return True
 
     def claim(self, region: int, first: int, count: int) -> int:
@@ -155,7 +155,7 @@ class EarlyPages:
             set_bits(one.taken_words, first, count)
             return bits_of(one.early_words, first, count)
         finally:
-            self._locks.unlock(DECIDING)
+            self._decided()
 
     def noted(self, region: int, page: int) -> int:
         """See `sterna.memory.merging.Claims`."""
@@ -163,9 +163,7 @@ class EarlyPages:
 
     def _decide(self) -> None:
         """Have the lock. Whatever the pager does, the endpoint does not wait for it for ever."""
-        if self._locks.fileno() < 0:
-            raise GuestError("no page is missing any more")
-        if self._locks.try_lock(DECIDING):
+        if self._locks.fileno() < 0 or self._locks.try_lock(DECIDING):
             return
         for tried in range(_TRIES):
             if tried < _YIELDS:
@@ -176,6 +174,10 @@ class EarlyPages:
                 return
         self.on_stuck()
         _wait_for(lambda: self._locks.try_lock(DECIDING), "another process holds the lock of early pages")
+
+    def _decided(self) -> None:
+        if self._locks.fileno() >= 0:
+            self._locks.unlock(DECIDING)
 
     # ---- the pager's ----
 
