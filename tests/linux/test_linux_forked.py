@@ -124,6 +124,10 @@ async def test_a_terminal_s_interrupt_is_the_parent_s_to_act_on() -> None:
     assert _read(reading) == "True True False"
 
 
+def _children() -> str:
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+
+
 @pytest.mark.parametrize("call", ["fork", "pidfd_open"])
 async def test_where_there_is_no_room_for_a_process_nothing_is_left(
     call: str, monkeypatch: pytest.MonkeyPatch
@@ -132,11 +136,10 @@ async def test_where_there_is_no_room_for_a_process_nothing_is_left(
         raise OSError(errno.EAGAIN, "no room")
 
     monkeypatch.setattr(os, call, fails)
-    children = Path(f"/proc/self/task/{os.getpid()}/children")
-    before, mask = children.read_text(), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    before, mask = _children(), signal.pthread_sigmask(signal.SIG_BLOCK, ())
     with nothing_stays_open(), pytest.raises(OSError, match="no room"):
         Forked(signal.pause, [])
-    assert children.read_text() == before
+    assert _children() == before
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
 
 

@@ -16,9 +16,10 @@ from sterna.net.demand import DemandConnection, open_demand
 from sterna.net.memory import memory_transport_pair
 from sterna.net.tcp import TcpTransport
 from sterna.net.transport import Transport
-from sterna.registry import ErrorCode
-from sterna.wire import FrameReader, FrameReceived, FrameWriter
+from sterna.registry import GREASE_FIRST, ErrorCode, FrameType, Phase
+from sterna.wire import FrameReader, FrameReceived, FrameWriter, unchecked
 from sterna.wire.records import Abort, Attach, Attached, Record
+from sterna.wire.single import encode_page, encode_request
 
 ATTACH = Attach(b"s" * 16, b"t" * 32, 2, 0)
 STREAM = 3
@@ -76,8 +77,63 @@ async def test_it_begins_with_attach_and_is_there_with_attached() -> None:
     assert connection.ended.is_set()
 
 
+@pytest.mark.parametrize("skipped", [False, True])
+async def test_what_comes_behind_attached_is_left_to_the_process(*, skipped: bool) -> None:
+    """[PCY-26] [PCY-28] [FRM-7] The guest may run there by the time that ATTACHED is read here."""
+    near, far = tcp_transports()
+    writer = FrameWriter(stream=STREAM)
+    first = [unchecked.frame(GREASE_FIRST, b"1234", stream=STREAM)] if skipped else []
+    writer.go_on_from(len(first))
+    request = encode_request(STREAM, 1, 3, 5, 2)
+    await far.send([writer.preface(), *first, *writer.frame(Attached(2, 0, 0)), request])
+
+    async def dial() -> Transport:
+        await trio.lowlevel.checkpoint()
+        return near
+
+    connection = await open_demand(dial, near.peer, ATTACH)
+    buffer = bytearray(2 * len(request))
+    assert bytes(buffer[: await near.receive_into(memoryview(buffer))]) == request
+    connection.close()
+    far.abort()
+
+
 @pytest.mark.parametrize(
-    "answer", [Attached(2, 1, 0), Attached(1, 0, 0), Attached(2, 0, 1), Abort(ErrorCode.BAD_TOKEN, "no")]
+    "junk",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n" * 4,
+        unchecked.preface() + unchecked.frame(FrameType.PAGES, bytes(24), bytes(4096), stream=STREAM),
+        unchecked.preface() + encode_page(STREAM, 0, (1, 2), 0, 0, 4096, 0) + bytes(4096),
+        unchecked.preface() + unchecked.frame(GREASE_FIRST, stream=STREAM, sequence=1),
+        b"".join(
+            [unchecked.preface()]
+            + [unchecked.frame(GREASE_FIRST, stream=STREAM, sequence=number) for number in range(300)]
+        ),
+    ],
+)
+async def test_whatever_else_answers_ends_that_connection_with_a_code(junk: bytes) -> None:
+    """[PCY-30]"""
+    near, far = memory_transport_pair()
+    await far.send([junk])
+    await far.close()
+
+    async def dial() -> Transport:
+        await trio.lowlevel.checkpoint()
+        return near
+
+    with pytest.raises(SternaError):
+        await open_demand(dial, near.peer, ATTACH)
+    assert near.closed
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Attached(2, 1, 0),
+        Attached(1, 0, 0),
+        Attached(2, 0, 1),
+        Abort(ErrorCode.BAD_TOKEN, Phase.STREAMS, text="no"),
+    ],
 )
 async def test_another_answer_is_none(answer: Record) -> None:
     """[ATT-6]"""

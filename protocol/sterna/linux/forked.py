@@ -111,7 +111,7 @@ def _name(pid: int) -> Pidfd:
 
 
 def _be_child(
-    job: Callable[[], None], kept: list[int], says: int, parent: int, mask: set[signal.Signals]
+    job: Callable[[], None], kept: list[int], says: int, parent: int, mask: set[int | signal.Signals]
 ) -> None:
     """Does not return."""
     status = 1

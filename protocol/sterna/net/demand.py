@@ -49,7 +49,7 @@ class DemandConnection:
     def serve(self, job: Callable[..., None], *arguments: object, keep: Iterable[int] = ()) -> bool:
         """Fork a process that does `job(socket, *arguments)`.
 
-        False: the connection cannot be given away, or there is no room for a process, and it is lost [PCY-30].
+        False: the connection cannot be given away, or there is no room for a process and it is lost [PCY-30].
 
         Args:
             job: what it does; see `sterna.linux.forked`.
@@ -109,16 +109,20 @@ async def open_demand(reconnect: Reconnect, peer: Peer, attach: Attach) -> Deman
 
 
 async def _attached(transport: Transport, attach: Attach) -> None:
-    reader = FrameReader(stream=attach.index + 1)
+    """Read to the end of ATTACHED, and no further: what is behind it is for the process."""
+    reader, answer = FrameReader(stream=attach.index + 1), Attached(attach.index, attach.generation, 0)
+    writer, came = FrameWriter(stream=attach.index + 1), 0
+    expected = sum(len(bytes(part)) for part in (writer.preface(), *writer.frame(answer)))
     while True:
         event = reader.next_event()
         if event is None:
-            place = reader.get_buffer()
+            place = reader.get_buffer()[: max(expected - came, 1)]  # more if frames are to be skipped
             count = await transport.receive_into(place)
+            came += count
             if not count:
                 raise TransportError(ErrorCode.CONNECTION_LOST, "the peer has closed the demand connection")
             reader.buffer_updated(count)
         elif isinstance(event, FrameReceived):
-            if event.record != Attached(attach.index, attach.generation, 0):
+            if event.record != answer:
                 raise RemoteProtocolError(ErrorCode.UNEXPECTED_FRAME, "no ATTACHED", clause="PCY-26")
             return

@@ -110,6 +110,7 @@ class KeptSession:
             self._carry = machine.carry
         else:
             self._over = machine
+        self.close_demand()  # it does not outlive the first control connection [PCY-30]
         self._change()
 
     async def hand_over(self, hello: Hello) -> DestinationCarry | None:
