@@ -469,7 +469,11 @@ async def test_a_set_that_is_taken_back(tmp_path: Path) -> None:
         await room.expect({})
         assert "expect" not in held.calls  # there is nothing to take back
         await room.expect(full())
+        early = room.early_pages()
+        assert early is not None
         await room.expect({})
+        assert room.early_pages() is None
+        assert early.claims.take(3, 0, PAGES)  # for whoever has it still
         assert not any(map(PageBitmap.any, (await room.missing()).values()))
         with pytest.raises(GuestError) as caught:
             await room.expect({4: PageBitmap(1)})
