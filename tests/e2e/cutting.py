@@ -15,9 +15,13 @@ class Relay:
         connections: how many there have been.
     """
 
-    def __init__(self, target: int, cuts: Sequence[int]) -> None:
-        """`cuts`: bytes from the source after which each connection is lost; those behind the last live."""
+    def __init__(self, target: int, cuts: Sequence[int], *, rate_bytes_s: float | None = None) -> None:
+        """`cuts`: bytes from the source after which each connection is lost; those behind the last live.
+
+        `rate_bytes_s`: what passes on a connection from the source, which knows of no cap.
+        """
         self.port = 0
+        self._rate_bytes_s = rate_bytes_s
         self.connections = 0
         self._target = target
         self._cuts = tuple(cuts)
@@ -46,8 +50,8 @@ class Relay:
             return
         async with near, far, trio.open_nursery() as both:
             self._scopes.add(both.cancel_scope)
-            both.start_soon(self._pass_on, near, far, left, both.cancel_scope)
-            both.start_soon(self._pass_on, far, near, None, both.cancel_scope)
+            both.start_soon(self._pass_on, near, far, left, both.cancel_scope, self._rate_bytes_s)
+            both.start_soon(self._pass_on, far, near, None, both.cancel_scope, None)
         self._scopes.discard(both.cancel_scope)
 
     async def _pass_on(
@@ -56,12 +60,15 @@ class Relay:
         outward: trio.SocketStream,
         left: int | None,
         scope: trio.CancelScope,
+        rate_bytes_s: float | None,
     ) -> None:
         try:
             while data := await inward.receive_some(65536):
                 if left is not None:
                     data, left = data[:left], left - len(data)
                 await outward.send_all(data)
+                if rate_bytes_s is not None:
+                    await trio.sleep(len(data) / rate_bytes_s)
                 if left is not None and left <= 0:
                     break
             else:
