@@ -14,7 +14,7 @@ import pytest
 from sterna.errors import RemoteProtocolError, SternaError
 from sterna.guest.api import FAULT
 from sterna.net import asking
-from sterna.net.asking import Asking, Terms
+from sterna.net.asking import Asking, Terms, Turns
 from sterna.wire.integrity import page_hash
 from sterna.wire.single import REQUEST_BYTES, decode_request, encode_page
 
@@ -135,7 +135,7 @@ def _line(terms: Terms) -> Iterator[Line]:
     def ask() -> None:
         with there:
             try:
-                Asking(there, terms, guest, tells).run()
+                Asking(there, terms, guest, tells, Turns()).run()
             except (SternaError, OSError) as error:
                 line.failed.append(error)
 

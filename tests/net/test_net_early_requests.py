@@ -6,15 +6,22 @@ import errno
 import gc
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import trio
 from early_support import Moved, Scene, scene
+from trio.testing import MockClock
 
 from descriptors_support import descriptors
 from sterna.core.events import Event, Finished, Outcome, PagesFollow
-from sterna.net.asking import Asking
+from sterna.net.asking import Asking, Turns
+from sterna.net.demand import DemandConnection
+from sterna.net.early_requests import STANDS_STILL_S, _end_if_still
+from sterna.net.tcp import TcpTransport
 
 pytestmark = [pytest.mark.needs("minor_faults"), pytest.mark.slow]
 
@@ -124,6 +131,26 @@ async def test_a_pager_that_never_does_its_work(
     assert callable(how)
     monkeypatch.setattr(f"sterna.net.{job}", lambda *_: how())
     assert early(await made.run()) == 0
+
+
+@pytest.mark.parametrize("reads", [0, 1, 10])
+async def test_a_pager_that_stands_still_is_ended(autojump_clock: MockClock, reads: int) -> None:
+    """[PCY-30] Else nobody would read of what the guest waits for, and it would wait for the push."""
+    turns = Turns()
+    guest = SimpleNamespace(any_unread=lambda: True)
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    connection = DemandConnection(TcpTransport(near), 1)
+    assert connection.serve(lambda _: _stop())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_end_if_still, connection, guest, turns)
+        for _ in range(reads):
+            await trio.sleep(STANDS_STILL_S / 2)
+            turns.take()
+    assert reads / 2 < trio.current_time() / STANDS_STILL_S <= reads / 2 + 2
+    await connection.wait()
+    connection.close()
+    far.close()
 
 
 @pytest.mark.parametrize("how", [_kill, _stop, _fail])

@@ -452,6 +452,10 @@ class EarlyRoom(Protocol):
         """
         ...
 
+    def any_unread(self) -> bool:
+        """Whether the guest waits for what the pager has not read of yet."""
+        ...
+
     def hear_kernel(self) -> None:
         """The pager has ended: `faults` tells anew of all that the guest waits for. Legal at any time."""
         ...

@@ -212,6 +212,10 @@ class LateEndpoint:
         self.hear_kernel()  # what another pager has read of is lost with it
         self._listen(descriptor)
 
+    def any_unread(self) -> bool:
+        """See `EarlyRoom`."""
+        return not self._is_closed and self._uffd.any_unread()
+
     def hear_kernel(self) -> None:
         """See `EarlyRoom`."""
         if self._pipe is not None:

@@ -26,6 +26,7 @@ import fcntl
 import mmap
 import os
 import platform
+import select
 import struct
 from dataclasses import dataclass
 from enum import IntFlag
@@ -158,6 +159,12 @@ class FaultDescriptor(Descriptor):
             for event, flags, address in messages
             if event == _EVENT_PAGEFAULT
         ]
+
+    def any_unread(self) -> bool:
+        """Whether there are faults that nobody has read yet."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def resolve(self, start: int, length: int) -> None:
         """Make page table entries for pages that the memory has, and let go who waits for them.

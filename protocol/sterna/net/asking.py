@@ -8,6 +8,7 @@ that they are not to be written again.
 
 from __future__ import annotations
 
+import mmap
 import os
 import select
 import socket
@@ -49,6 +50,22 @@ class Terms:
     sizes: Mapping[int, int]
 
 
+class Turns:
+    """How often the pager has seen to all that there was, told by it and looked at by the endpoint."""
+
+    def __init__(self) -> None:
+        self._shared = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
+
+    def take(self) -> None:
+        """Once more."""
+        self._shared[0] += 1
+
+    @property
+    def count(self) -> int:
+        """So often."""
+        return self._shared[0]
+
+
 class Asking:
     """Asks on a connection. Answers come in the order of the requests, so each frame is known beforehand.
 
@@ -57,13 +74,15 @@ class Asking:
         terms: see there.
         pager: the kernel and the guest's memory.
         endpoint: where the endpoint is told of faults, a pipe that does not block.
+        turns: where it is told that somebody is at work.
     """
 
-    def __init__(self, sock: socket.socket, terms: Terms, pager: Pager, endpoint: int) -> None:
+    def __init__(self, sock: socket.socket, terms: Terms, pager: Pager, endpoint: int, turns: Turns) -> None:
         self._sock = sock
         self._terms = terms
         self._pager = pager
         self._endpoint = endpoint
+        self._turns = turns
         self._sequence = self._next = 1  # behind ATTACHED, and ATTACH
         self._asked: deque[tuple[int, int, float]] = deque()  # region, page, and until when it may take
         self._told = 0  # so many of them, from the first on, have taken longer
@@ -91,6 +110,7 @@ class Asking:
                 elif not self._take():
                     return
             self._lose_patience()
+            self._turns.take()
 
     def _ask(self, region: int, page: int) -> bool:
         """Ask for it and what is missing around it; False if that would be too much, or is the endpoint's."""

@@ -6,17 +6,22 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import trio
 
 from sterna.core.destination import DestinationMachine
 from sterna.core.events import Event, PagesFollow
 from sterna.guest.api import DestinationGuest, EarlyRoom, PagesEarly
-from sterna.net.asking import Asking, Terms
+from sterna.net.asking import Asking, Terms, Turns
+from sterna.net.demand import DemandConnection
 from sterna.net.kept import KeptSession
 from sterna.wire.records import Region
 
 _log = logging.getLogger(__name__)
+
+# How long the pager may leave a fault unread. It reads within microseconds if it has a processor.
+STANDS_STILL_S: Final = 0.25
 
 
 class EarlyRequests:
@@ -64,7 +69,8 @@ class EarlyRequests:
             selection = kept.ticket.selection
             most = selection.limits.page_requests
             terms = Terms(connection.stream, position, selection.hashed, most, sizes)
-            if not connection.serve(_ask, terms, early, tells, keep=(tells, *early.descriptors())):
+            turns = Turns()
+            if not connection.serve(_ask, terms, early, tells, turns, keep=(tells, *early.descriptors())):
                 os.close(told)
                 connection.close()  # nobody would ask there
                 return
@@ -73,13 +79,26 @@ class EarlyRequests:
         early.on_stuck = connection.kill
         early.hear(told)
         try:
-            await connection.wait()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_end_if_still, connection, early, turns)
+                await connection.wait()
+                nursery.cancel_scope.cancel()
         finally:
             connection.close()
             early.hear_kernel()
         ask()
 
 
-def _ask(sock: socket.socket, terms: Terms, early: EarlyRoom, endpoint: int) -> None:
+async def _end_if_still(connection: DemandConnection, early: EarlyRoom, turns: Turns) -> None:
+    """A process that is stopped reads no faults, and nobody else does: the guest would wait for the push."""
+    seen: int | None = None
+    while seen is None or seen != turns.count or not early.any_unread():
+        seen = turns.count if early.any_unread() else None
+        await trio.sleep(STANDS_STILL_S)
+    _log.warning("pages do not come early any more: the process that asks for them stands still")
+    connection.kill()
+
+
+def _ask(sock: socket.socket, terms: Terms, early: EarlyRoom, endpoint: int, turns: Turns) -> None:
     """What the forked process does."""
-    Asking(sock, terms, early.pager(), endpoint).run()
+    Asking(sock, terms, early.pager(), endpoint, turns).run()
