@@ -4,20 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
-from sterna.core.serving import (
-    ASKED_MAX,
-    PUSH_BYTES,
-    WINDOW_BYTES,
-    WINDOW_LEAST_BYTES,
-    AfterStats,
-    Serving,
-    Window,
-)
+from sterna.core.serving import ASKED_MAX, AfterStats, Serving
 from sterna.errors import RemoteProtocolError
-from sterna.limits import CHUNK_BYTES, Limits
+from sterna.limits import Limits
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import RegionPages
 from sterna.memory.regions import PageSets, RegionTable
@@ -279,103 +269,3 @@ def test_entries_do_not_depend_on_the_order():
         assert image.digest.stale_pages == TABLE.pages - 8 * BLOCK
         digests.add(image.digest.value())
     assert len(digests) == 1
-
-
-def opened(window: Window, times: int = 200) -> Window:
-    """After so many answers without a request."""
-    for ping in range(times):
-        window.pushed(window.batch_bytes)
-        window.marked(ping)
-        assert window.is_open(set().__contains__)
-    return window
-
-
-def test_the_push_stays_a_little_ahead_of_what_was_read():
-    """[PCY-23]"""
-    unanswered = {1, 2}
-    window = opened(Window(0.0, 0.0))
-    assert window.is_open(unanswered.__contains__)
-    assert window.batch_bytes == WINDOW_BYTES // 2
-    assert not window.pushed(WINDOW_BYTES // 2 - 1)
-    assert window.pushed(1)
-    window.marked(1)
-    assert window.is_open(unanswered.__contains__)
-    assert window.pushed(WINDOW_BYTES // 2)
-    window.marked(2)
-    assert not window.is_open(unanswered.__contains__)
-    unanswered.remove(1)
-    assert window.is_open(unanswered.__contains__)
-    assert not window.pushed(1)
-    assert not window.is_open(unanswered.__contains__)
-    assert window.pushed(WINDOW_BYTES // 2 - 1)
-
-
-def test_a_guest_that_waits_again_and_again_finds_little_before_its_pages():
-    """[PCY-23] But the push goes on [PCY-13]."""
-    window = opened(Window(0.0, 0.0))
-    window.close()
-    for ping in range(1, 100):
-        assert window.is_open({ping}.__contains__)
-        assert window.pushed(WINDOW_LEAST_BYTES)
-        window.marked(ping)
-        assert not window.is_open({ping}.__contains__)
-        window.close()
-    assert opened(window, 3).batch_bytes == CHUNK_BYTES
-    assert opened(window).batch_bytes == PUSH_BYTES
-
-
-@given(
-    st.floats(0, 1e9),
-    st.floats(0, 1),
-    st.lists(st.one_of(st.integers(1, PUSH_BYTES), st.sampled_from(["request", "answer"])), max_size=60),
-)
-@example(0.0, 0.0, [60 << 10, "answer", 28 << 10])  # a small group before a large one
-@example(0.0, 0.0, [PUSH_BYTES, "answer"] * 20 + [100 << 10, "request"])
-def test_a_push_never_stands_still_while_nothing_is_under_way(rate_bytes_s, rtt_s, steps):
-    """[PCY-13] [PCY-23] Whatever the sizes of the groups: more may be pushed, or an answer will come."""
-    window, unanswered, pings = Window(rate_bytes_s, rtt_s), [], 0
-    for step in steps:
-        if step == "request":
-            window.close()
-        elif step == "answer":
-            del unanswered[:1]
-        elif window.is_open(unanswered.__contains__) and window.pushed(min(step, window.batch_bytes)):
-            pings += 1
-            unanswered.append(pings)
-            window.marked(pings)
-        assert window.is_open(unanswered.__contains__) or unanswered
-
-
-def test_batches_grow_where_nothing_waits_behind_them():
-    """On data connections, which need no window; a request makes them small again."""
-    window = Window(0.0, 0.0)
-    sizes = []
-    for _ in range(100):
-        sizes.append(window.batch_bytes)
-        window.open(window.batch_bytes)
-    assert sizes == sorted(sizes)
-    assert (sizes[0], sizes[-1]) == (CHUNK_BYTES, PUSH_BYTES)
-    window.close()
-    assert window.batch_bytes == CHUNK_BYTES
-
-
-def test_a_long_link_is_kept_full_and_half_full_for_a_guest_that_waits():
-    """[PCY-23]"""
-    window = Window(1e8, 0.05)
-    assert pushed_before_an_answer(window) == 2_500_000 // PUSH_BYTES
-    assert pushed_before_an_answer(opened(window)) == 10_000_000 // PUSH_BYTES
-    window.close()
-    assert pushed_before_an_answer(window) == 2_500_000 // PUSH_BYTES
-
-
-def pushed_before_an_answer(window: Window) -> int:
-    """How many batches; the answer comes then."""
-    batches = 0
-    while window.is_open(lambda _: True):
-        if window.pushed(window.batch_bytes):
-            window.marked(batches)
-        batches += 1
-    window.marked(batches)
-    window.close()
-    assert window.is_open(lambda _: False)
-    return batches

@@ -17,11 +17,11 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from typing import Final
 
-from sterna.core.departed import Departed
 from sterna.core.events import CollectDirty
 from sterna.core.lanes import Lane
 from sterna.core.negotiate import Selection
 from sterna.core.opening import SourceConfig
+from sterna.core.replacing import Replacing
 from sterna.core.sending import Job
 from sterna.core.tables import SourceState
 from sterna.memory.pages import EncodedBatch, PageSource
@@ -33,7 +33,7 @@ HELD_BYTES: Final = 32 << 20
 _SENDS: Final = {SourceState.ROUND, SourceState.BLACKOUT}
 
 
-class Batches(Departed):
+class Batches(Replacing):
     """The part of a source's machine that sends a round's pages.
 
     Attributes:

@@ -10,20 +10,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from sterna.core.batches import Batches
 from sterna.core.carry import SourceCarry
 from sterna.core.conduct import check_epoch, wrong
 from sterna.core.departure import Departure
 from sterna.core.events import KeepNotes, PagesFollow, PagesFollowed, Persist, ProbeStore, ReleaseImage
+from sterna.core.lanes import Lane
 from sterna.core.opening import SourceConfig
+from sterna.core.pushing import Push, Window
 from sterna.core.records import Decided, SessionRecord, Side
-from sterna.core.replacing import Replacing
-from sterna.core.serving import Window
+from sterna.core.serving import Serving
 from sterna.core.tables import SourceInput, SourceState
 from sterna.errors import SternaError
 from sterna.memory.groups import Groups
 from sterna.memory.pages import PageSource
 from sterna.registry import ErrorCode, Feature, FrameType, Owner
-from sterna.wire.records import Complete, Progress, Running, Verdict
+from sterna.wire.records import Complete, PageRequest, Progress, Running, Verdict
 
 U64_MAX: Final = (1 << 64) - 1
 
@@ -33,12 +35,12 @@ _SEALED: Final = frozenset(
 )
 
 
-class Departed(Replacing):
+class Departed(Batches):
     """The part of a source's machine behind HANDOVER."""
 
     def __init__(self, config: SourceConfig, pages: PageSource, now: float) -> None:
         super().__init__(config, pages, now)
-        self._window: Window | None = None
+        self._push: Push | None = None
         self._room_for_notes: memoryview | None = None
 
     # ---- before ----
@@ -118,7 +120,7 @@ class Departed(Replacing):
             assert self._selection is not None
             peer, own = self._selection.limits, self._config.limits
             self._serving = self._memory.serving(self._attempt, peer=peer, own=own)
-            self._open_window()
+            self._begin_push(self._serving)
             self._emit(PagesFollow(self._serving.groups.pages))
 
     @property
@@ -133,9 +135,39 @@ class Departed(Replacing):
         self._account.suspended(self._outbox.sent_bytes)
         return self._carried()
 
-    def _open_window(self) -> None:
+    # ---- pages that follow ----
+
+    @property
+    def guest_waits(self) -> bool:
+        """See `Session.guest_waits`."""
+        return self._serving is not None and self._serving.is_asked
+
+    def _begin_push(self, serving: Serving) -> None:
+        assert self._ticket is not None
         rate_bytes_s = 0.0 if self._decision is None else self._decision.bandwidth_bytes_s
-        self._window = Window(rate_bytes_s, self.rtt_s or 0.0)
+        window = Window(rate_bytes_s, self.rtt_s or 0.0)
+        self._push = Push(serving, window, apart=self._ticket.streams > 0)
+
+    def _on_page_request(self, record: PageRequest, now: float) -> None:
+        if self._push is None:
+            raise wrong(ErrorCode.UNEXPECTED_FRAME, "no page was stale", "PCY-21", record)
+        self._push.request(record)
+        self._step(FrameType.PAGE_REQUEST, now)
+
+    def _serve(self, push: Push, lane: Lane, now: float) -> None:
+        """Queue the next stale pages, unasked ones only as far as the destination can follow [PCY-23]."""
+        batch = push.next_batch(lane, self._heartbeat.waits_for, zeros=self._zeros)
+        if batch is None:
+            return
+        self._send_on(lane, *batch)
+        self._memory.bulk_bytes += batch[0].bulk_bytes
+        self._watch.entered = now  # COMPLETE is due when all of them are there
+        if push.sent(lane.stream, batch[0].bulk_bytes):
+            ping = self._heartbeat.ask(now)
+            self._send(ping)
+            push.window.marked(ping.id)
+
+    # ---- the end ----
 
     def _on_complete(self, record: Complete, now: float) -> None:
         check_epoch(record, self._job.epoch + 1, "CMP-4")

@@ -4,10 +4,8 @@ Two things compete for the connection. Pages that a vCPU waits for go first, in 
 asked for; the rest is pushed while nothing is asked for. The push goes on behind the group that was asked for
 last, because what a guest touches next most often lies there, and wraps at the end.
 
-What is asked for waits for the batch under way, and so batches are small here; and for what is on its way and
-not read yet, and so the push stays only a little ahead of what the destination has read. How little follows
-from the guest: each request closes the window to one group, and each answer that comes without one opens it
-again by a part, so that a guest that has found its working set does not slow the push.
+What is asked for waits for the batch under way, and so batches are small here. How much of the push goes
+before it on the connection is for sterna.core.pushing.
 
 The image does not change any more. So a group is found to be zero or not the same each time that it is
 encoded [PCY-17], and its entries are the same however often it is sent [PCY-14].
@@ -16,7 +14,7 @@ encoded [PCY-17], and its entries are the same however often it is sent [PCY-14]
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -42,69 +40,6 @@ DEMAND_BYTES: Final = 2 * CHUNK_BYTES
 # How often a group may be asked for on one connection. A destination asks once, and again after a mismatch;
 # more is a peer that makes this side send without end [PCY-18].
 ASKED_MAX: Final = 32
-
-
-# What is pushed and not known to have been read stands in the way of what is asked for. So much of it keeps a
-# link of little delay busy; of one with more, twice what it holds.
-WINDOW_BYTES: Final = 2 * PUSH_BYTES
-# While the guest waits again and again there is room for so much, or for half of what the link holds: the
-# push goes on, however often it is asked for something.
-WINDOW_LEAST_BYTES: Final = CHUNK_BYTES
-# PINGs tell what was read: so many of them in a window, which is far below what a peer must answer at once.
-_PINGS: Final = 2
-# It opens by this part of what was read: from the least to the most in ten round trips.
-_OPENING: Final = 4
-
-
-class Window:
-    """How far the push is ahead of what the destination has read, seen by its answers to PING [PCY-23]."""
-
-    def __init__(self, rate_bytes_s: float, rtt_s: float) -> None:
-        """For a link of this rate and round trip, as far as they are known."""
-        holds = int(rate_bytes_s * rtt_s)
-        self._most: Final = max(WINDOW_BYTES, 2 * holds)
-        self._least: Final = max(WINDOW_LEAST_BYTES, holds // 2)
-        self._size = self._least
-        self._ahead = 0
-        self._unmarked = 0
-        self._marks: deque[tuple[int, int]] = deque()  # number of a PING, bytes that went before it
-
-    def is_open(self, waits_for: Callable[[int], bool]) -> bool:
-        """Whether more may be pushed; `waits_for` tells whether a PING is unanswered."""
-        while self._marks and not waits_for(self._marks[0][0]):
-            read = self._marks.popleft()[1]
-            self._ahead -= read
-            self.open(read)
-        # Closed without a PING under way it would stay so: a request has just made it small.
-        return self._has_room or not self._marks
-
-    @property
-    def _has_room(self) -> bool:
-        return self._ahead + self.batch_bytes <= self._size
-
-    def open(self, read_bytes: int) -> None:
-        """So much was read, or need not be waited for: on a connection of its own."""
-        self._size = min(self._size + read_bytes // _OPENING, self._most)
-
-    @property
-    def batch_bytes(self) -> int:
-        """How much to push at once."""
-        return min(max(self._size // _PINGS, CHUNK_BYTES), PUSH_BYTES)
-
-    def close(self) -> None:
-        """The guest waits for pages: what it waits for next should not find much in its way."""
-        self._size = self._least
-
-    def pushed(self, size_bytes: int) -> bool:
-        """So much was sent. Whether a PING should follow, to be told to `marked`."""
-        self._ahead += size_bytes
-        self._unmarked += size_bytes
-        return self._unmarked >= self._size // _PINGS or not (self._has_room or self._marks)
-
-    def marked(self, ping: int) -> None:
-        """This PING was sent behind it."""
-        self._marks.append((ping, self._unmarked))
-        self._unmarked = 0
 
 
 @dataclass(frozen=True, slots=True)

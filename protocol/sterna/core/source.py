@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from sterna.core.batches import Batches
 from sterna.core.bitmap_frames import dirty_frames
 from sterna.core.conduct import check_epoch, wrong
-from sterna.core.departed import U64_MAX
+from sterna.core.departed import U64_MAX, Departed
 from sterna.core.events import (
     CollectDirty,
     Decided,
@@ -38,7 +37,6 @@ from sterna.core.opening import SourceConfig
 from sterna.core.policy import Action
 from sterna.core.records import Decided as OwnerDecided
 from sterna.core.records import Granted, Voided
-from sterna.core.serving import Serving
 from sterna.core.state import check_sections, fragments
 from sterna.core.style import decide_style, selected_styles
 from sterna.core.tables import SourceInput, SourceState
@@ -77,7 +75,7 @@ NOT_READY_MAX: Final = 3
 _PASSES: Final = frozenset({ErrorCode.BUSY, ErrorCode.FULL})
 
 
-class SourceMachine(Batches):
+class SourceMachine(Departed):
     """Sends a guest away. `pages` reads and encodes its memory.
 
     Commands: `start`, `cancel`. Requests: see sterna.core.events. Everything else: see sterna.core.session.
@@ -125,12 +123,7 @@ class SourceMachine(Batches):
             case Running():
                 self._on_running(record, now)
             case PageRequest():
-                if self._serving is None:
-                    raise wrong(ErrorCode.UNEXPECTED_FRAME, "no page was stale", "PCY-21", record)
-                assert self._window is not None
-                self._serving.request(record)
-                self._window.close()
-                self._step(FrameType.PAGE_REQUEST, now)
+                self._on_page_request(record, now)
             case HandBack():
                 self._on_handback(record, now)
             case Verdict():
@@ -216,7 +209,7 @@ class SourceMachine(Batches):
             self._ask(CollectDirty())
         else:
             self._report = None
-            self._open_window()
+            self._begin_push(self._serving)
             self._note_owner()  # RUNNING may have been lost
 
     @property
@@ -440,8 +433,8 @@ class SourceMachine(Batches):
         self._send(opening)
 
     def _more(self, lane: Lane, now: float) -> None:
-        if self._state is SourceState.MOVED and self._serving is not None:
-            self._serve(self._serving, lane, now)
+        if self._state is SourceState.MOVED and self._push is not None:
+            self._serve(self._push, lane, now)
         elif self._state in {SourceState.ROUND, SourceState.BLACKOUT} and not self._send_batch(lane):
             self._when_given_out(lane, now)
 
@@ -456,36 +449,6 @@ class SourceMachine(Batches):
         self._last_part = self._last_part or self._send_last_part()
         if next(self._last_part, self) is self:
             self._seal(now)
-
-    @property
-    def guest_waits(self) -> bool:
-        """See `Session.guest_waits`."""
-        return self._serving is not None and self._serving.is_asked
-
-    def _serve(self, serving: Serving, lane: Lane, now: float) -> None:
-        """Queue the next stale pages, unasked ones only as far as the destination can follow [PCY-23].
-
-        With data connections what was asked for goes on the control connection, where no push is [STR-16].
-        """
-        assert self._window is not None
-        assert self._ticket is not None
-        apart = self._ticket.streams > 0
-        pushes = lane.attached if apart else self._window.is_open(self._heartbeat.waits_for)
-        if not pushes and not (lane.stream == 0 and serving.is_asked):
-            return
-        take = serving.next_push if lane.stream else serving.next_batch
-        batch = take(zeros=self._zeros, push_bytes=self._window.batch_bytes)
-        if batch is None:
-            return
-        self._send_on(lane, *batch)
-        self._memory.bulk_bytes += batch[0].bulk_bytes
-        self._watch.entered = now  # COMPLETE is due when all of them are there
-        if lane.stream:
-            self._window.open(batch[0].bulk_bytes)
-        elif not apart and self._window.pushed(batch[0].bulk_bytes):
-            ping = self._heartbeat.ask(now)
-            self._send(ping)
-            self._window.marked(ping.id)
 
     def _note_round(self, now: float, ack: RoundAck | None) -> None:
         stats = self._memory.stats(now, self._throttle, ack)
