@@ -597,6 +597,16 @@ def code_of(rig: Rig) -> ErrorCode | None:
     return ErrorCode(last.code)
 
 
+def rolled_back(rig: SourceRig, code: ErrorCode, *, by_peer: bool = False) -> e.Result:
+    """The guest is set running here again, and the result says why."""
+    rig.do(e.RollBack)
+    result = rig.machine.result
+    assert result is not None
+    assert (result.outcome, result.code, result.by_peer) == (e.Outcome.ROLLED_BACK, code, by_peer)
+    assert result.epoch == EPOCH
+    return result
+
+
 def discarded(rig: DestinationRig, code: ErrorCode, *, by_peer: bool = False) -> e.Result:
     """Everything that was reserved is freed, and the result says why."""
     rig.do(e.Discard)

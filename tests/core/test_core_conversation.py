@@ -22,7 +22,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sterna.core import events as e
-from sterna.core import source as source_module
 from sterna.core.destination import DestinationConfig
 from sterna.core.events import Outcome
 from sterna.core.negotiate import offer
@@ -355,7 +354,7 @@ def test_grease_changes_nothing():
 def test_a_migration_without_a_round(monkeypatch):
     """[CON-37] Everything travels in the blackout."""
     decision = Decision(Action.SWITCHOVER, 0.0, 0.0, 1e9, 0.0, "at once")
-    monkeypatch.setattr(source_module, "decide_style", lambda *_, **__: decision)
+    monkeypatch.setattr("sterna.core.choosing.decide_style", lambda *_, **__: decision)
     pair = plain_pair(PlainSource((replace(REGION, size_bytes=40 * PAGE),), seed=1))
     heard = record(pair)
     completed(pair)

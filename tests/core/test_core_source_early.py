@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
-from core_support import EARLY_FEATURES, PAGE, SECTION, ServingRig, SourceRig
+from core_support import PAGE, SECTION, ServingRig, SourceRig
 
 from sterna.core import events as e
 from sterna.core.policy import PolicySettings
 from sterna.core.style import offer_for
 from sterna.core.tables import SourceState as S
-from sterna.registry import BitmapEncoding, ErrorCode, Style
+from sterna.registry import BitmapEncoding, Style
 from sterna.wire import records as r
 
 
@@ -46,22 +45,3 @@ def test_post_copy_makes_no_round():
     (bitmap,) = [each for each in rig.heard if isinstance(each, r.DirtyBitmap)]
     assert (bitmap.first, bitmap.bits) == (0, 4)
     assert r.Round(1, 1, 0) in rig.heard
-
-
-@pytest.mark.parametrize("code", [ErrorCode.UNSUPPORTED, ErrorCode.NOT_READY])
-def test_auto_does_without_what_this_guest_cannot(code):
-    """[CON-42] Another reason may pass."""
-    policy = PolicySettings(switchover="auto", max_rounds=1, allowed_downtime_s=0.001, on_exhausted="switch")
-    rig = SourceRig(policy=policy, features=offer_for("auto"))
-    rig.start()
-    rig.say(rig.welcome(features=EARLY_FEATURES), r.Accept(4 * PAGE))
-    rig.do(e.StartTracking)
-    rig.drain()
-    rig.acknowledge()
-    rig.do(e.CollectDirty, rig.dirty(1))
-    rig.do(e.Persist)
-    assert rig.last().style is Style.BITMAP
-    rig.say(r.NotReady(1, code, "not now"))
-    rig.do(e.CollectDirty, rig.clean())
-    rig.do(e.Persist)
-    assert rig.last().style is (Style.STOP_AND_COPY if code is ErrorCode.UNSUPPORTED else Style.BITMAP)

@@ -86,7 +86,11 @@ class Window:
 
 
 class Push:
-    """The stale pages of one migration, on the connections of one machine."""
+    """The stale pages of one migration, on the connections of one machine.
+
+    Attributes:
+        window: is told of PINGs that follow pages.
+    """
 
     def __init__(self, serving: Serving, window: Window, *, apart: bool) -> None:
         """Begin. `apart`: there are data connections, or will be."""

@@ -1,4 +1,7 @@
-"""The source's machine: rounds while the guest runs, then pause, seal, hand over.
+"""The source's machine: what each frame and each completion leads to, and the blackout up to SEAL.
+
+What it consists of: how it comes to a session (`Opening`), from round to round and to the switchover
+(`Choosing`), with batches of pages (`Batches`), and what it does for a guest that has left (`Departed`).
 
 Until HANDOVER is queued every trouble ends in a roll-back and the guest runs on here; from then on nothing
 that this side decides can make it run again [ONE-20].
@@ -7,15 +10,13 @@ that this side decides can make it run again [ONE-20].
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Final
 
 from sterna.core.bitmap_frames import dirty_frames
+from sterna.core.choosing import Choosing
 from sterna.core.conduct import check_epoch, wrong
-from sterna.core.departed import U64_MAX, Departed
 from sterna.core.events import (
     CollectDirty,
-    Decided,
     KeepNotes,
     MarkGranted,
     OpenStreams,
@@ -25,24 +26,19 @@ from sterna.core.events import (
     ReleaseImage,
     Request,
     RollBack,
-    RoundFinished,
-    RoundStarted,
     RunOn,
     SaveState,
     StartTracking,
-    Throttle,
 )
 from sterna.core.lanes import Lane
 from sterna.core.opening import SourceConfig
-from sterna.core.policy import Action
 from sterna.core.records import Decided as OwnerDecided
 from sterna.core.records import Granted, Voided
 from sterna.core.state import check_sections, fragments
-from sterna.core.style import decide_style, selected_styles
 from sterna.core.tables import SourceInput, SourceState
 from sterna.errors import LocalProtocolError, PeerAborted, SternaError, TransportError
 from sterna.memory.pages import PageSource
-from sterna.registry import Checksum, ErrorCode, Feature, FrameType, Owner, Style
+from sterna.registry import Checksum, ErrorCode, Feature, FrameType, Owner
 from sterna.wire import Header, state_digest
 from sterna.wire.records import (
     Accept,
@@ -61,21 +57,17 @@ from sterna.wire.records import (
     Running,
     Seal,
     StateSection,
-    Switchover,
     Verdict,
     Welcome,
 )
 
-__all__ = ["NOT_READY_MAX", "SourceConfig", "SourceMachine"]
-
-# A destination that is not ready after so many tries will not be.
-NOT_READY_MAX: Final = 3
+__all__ = ["SourceConfig", "SourceMachine"]
 
 # What a destination refuses for may be over in a moment.
 _PASSES: Final = frozenset({ErrorCode.BUSY, ErrorCode.FULL})
 
 
-class SourceMachine(Departed):
+class SourceMachine(Choosing):
     """Sends a guest away. `pages` reads and encodes its memory.
 
     Commands: `start`, `cancel`. Requests: see sterna.core.events. Everything else: see sterna.core.session.
@@ -83,11 +75,8 @@ class SourceMachine(Departed):
 
     def __init__(self, config: SourceConfig, pages: PageSource, now: float) -> None:
         super().__init__(config, pages, now)
-        self._ack: RoundAck | None = None
-        self._throttle = 0.0
         self._sections: Sequence[StateSection] | None = None
         self._last_part: Iterator[None] | None = None
-        self._styles = frozenset(Style)  # what may be tried
 
     # ---- frames ----
 
@@ -152,24 +141,6 @@ class SourceMachine(Departed):
         self._ticket = self._ticket.with_streams(streams)
         self._step(SourceInput.STREAMS_GRANTED, now)
         self._ask(OpenStreams(streams))
-
-    def _on_round_ack(self, record: RoundAck, now: float) -> None:
-        self._memory.acknowledged(record)
-        self._step(FrameType.ROUND_ACK, now)
-        self._ack = record
-        self._ask(CollectDirty())
-
-    def _on_not_ready(self, record: NotReady, now: float) -> None:
-        self._step(FrameType.NOT_READY, now)
-        self._attempt += 1
-        self._not_ready += 1
-        if self._not_ready >= NOT_READY_MAX:
-            detail = f"not ready {self._not_ready} times, the last time because of {record.text!r}"
-            self._fail(LocalProtocolError(ErrorCode.NOT_READY, detail, clause="CON-43"), now)
-            return
-        if record.code == ErrorCode.UNSUPPORTED and self._job.policy.switchover == "auto":
-            self._styles = frozenset()  # this guest cannot, whatever its host can: go without [CON-42]
-        self._ask(CollectDirty())
 
     def _on_loaded(self, record: Loaded, now: float) -> None:
         if record.digest != self._sealed:
@@ -319,29 +290,6 @@ class SourceMachine(Departed):
         self._step(SourceInput.LOST, now)
         self._after_loss(now)
 
-    def _on_tracking(self, answer: object, now: float) -> None:
-        assert self._selection is not None
-        if isinstance(answer, Mapping) and self._selection.has(Feature.ENCODING_ZERO):
-            self._memory.unwritten(answer)
-        self._step(SourceInput.TRACKING, now)
-        self._choose(now)
-
-    def _on_collected(self, answer: object, now: float) -> None:
-        assert isinstance(answer, Mapping)
-        self._memory.written(answer)
-        was_last = self._state is SourceState.FREEZING
-        self._step(SourceInput.COLLECTED, now)
-        if was_last:
-            self._begin_round(now, last=True)
-            self._last_part = None
-            return
-        if self._ack is not None:
-            self._note_round(now, self._ack)
-            self._ack = None
-            if self._replaces(now):
-                return
-        self._choose(now)
-
     def _on_saved(self, answer: object) -> None:
         assert isinstance(answer, Sequence)
         assert self._selection is not None
@@ -383,54 +331,7 @@ class SourceMachine(Departed):
             case _:
                 pass  # RELEASING goes on
 
-    # ---- rounds ----
-
-    def _choose(self, now: float) -> None:
-        """Ask the policy what comes next, and begin it."""
-        most, expected = self._job.guest.state_bytes, self._job.expected_state_bytes
-        assert self._selection is not None
-        decision = decide_style(
-            self._account.rounds,
-            self._memory.pending_bytes,
-            most if expected is None else min(expected, most),
-            self.rtt_s or 0.0,
-            self._job.policy,
-            styles=self._styles & selected_styles(self._selection),
-        )
-        if decision.action is not Action.GIVE_UP and self._report is not None:
-            # What follows a resumption is a round, however little is left for it [RES-8].
-            verdict = "the link was lost: a round of what may be missing comes first"
-            decision = replace(decision, action=Action.CONTINUE, throttle=0.0, verdict=verdict)
-        self._decision, self._report = decision, None
-        self._emit(Decided(decision))
-        match decision.action:
-            case Action.SWITCHOVER:
-                self._account.style = decision.style
-                self._note_session()
-                self._step(SourceInput.SWITCHOVER_CHOSEN, now)
-                downtime_us = min(int(decision.predicted_downtime_s * 1e6), U64_MAX)
-                self._send(Switchover(self._attempt, decision.style, downtime_us))
-            case Action.GIVE_UP:
-                self._fail(LocalProtocolError(ErrorCode.NOT_CONVERGING, decision.verdict), now)
-            case _:
-                if decision.throttle != self._throttle:
-                    self._throttle = decision.throttle
-                    self._ask(Throttle(decision.throttle))
-                self._step(SourceInput.ROUND_CHOSEN, now)
-                self._begin_round(now, last=False)
-                if len(self._account.rounds) == 1:  # while pages travel, the guest does not wait for a disk
-                    self._note_session(early=True)
-
-    def _begin_round(self, now: float, *, last: bool) -> None:
-        assert self._selection is not None
-        assert self._decision is not None
-        bounds = self._selection.limits, self._job.batch_bytes, self._decision.bandwidth_bytes_s
-        if last and self._account.style is not Style.STOP_AND_COPY:
-            opening = self._memory.begin_empty(self._attempt, now)
-        else:
-            opening = self._memory.begin(self._attempt, *bounds, now, last=last)
-        self._emit(RoundStarted(opening.round, opening.pages, last))
-        self._send(opening)
+    # ---- pages ----
 
     def _more(self, lane: Lane, now: float) -> None:
         if self._state is SourceState.MOVED and self._push is not None:
@@ -449,11 +350,6 @@ class SourceMachine(Departed):
         self._last_part = self._last_part or self._send_last_part()
         if next(self._last_part, self) is self:
             self._seal(now)
-
-    def _note_round(self, now: float, ack: RoundAck | None) -> None:
-        stats = self._memory.stats(now, self._throttle, ack)
-        self._account.round_over(stats)
-        self._emit(RoundFinished(stats))
 
     # ---- blackout ----
 
