@@ -1,20 +1,97 @@
-"""A source whose guest runs elsewhere, and that was not told so, or not that everything is there."""
+"""A source whose guest runs elsewhere: what it was told, notes and frees; or that it was not told."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
-from core_support import EPOCH, VERDICT, ServingRig
+from core_support import EPOCH, SESSION, THERE, VERDICT, ServingRig, SourceRig, code_of
 from resume_support import FirstServingRig, FirstSourceRig, SecondServingRig
 from test_core_serving_again import pages_of
 
 from sterna.core import events as e
 from sterna.core.events import Outcome
+from sterna.core.records import Decided
 from sterna.core.source import SourceMachine
 from sterna.core.tables import SourceState as S
-from sterna.registry import ErrorCode
+from sterna.errors import GuestError
+from sterna.registry import ErrorCode, Owner, Phase
 from sterna.wire import records as r
+
+# ---- RUNNING, and the record of it ----
+
+
+@pytest.mark.parametrize("epoch", [EPOCH, EPOCH + 2, 0])
+def test_running_under_another_epoch(epoch):
+    """[RUN-1] It is not believed: who runs the guest is not known."""
+    rig = SourceRig().until(S.HANDED_OVER)
+    rig.say(r.Running(epoch, THERE))
+    assert code_of(rig) is ErrorCode.BAD_EPOCH
+    assert rig.heard[-1].phase == Phase.COMMIT
+    result = rig.machine.result
+    assert (result.outcome, result.code) == (Outcome.UNDECIDED, ErrorCode.BAD_EPOCH)
+
+
+def decided_rig(*, failing: bool) -> SourceRig:
+    rig = SourceRig().until(S.HANDED_OVER)
+    rig.say(r.Running(EPOCH + 1, THERE))
+    note_owner(rig, failing=failing)
+    assert (rig.machine.state, rig.machine.result) == (S.MOVED, None)
+    return rig
+
+
+def note_owner(rig: SourceRig, *, failing: bool) -> None:
+    assert rig.take(e.Persist).record == Decided(SESSION, EPOCH + 1, Owner.DESTINATION)
+    if failing:
+        rig.machine.fail(rig.asked[-1], GuestError("disk full"), rig.now)
+    else:
+        rig.machine.complete(rig.asked[-1], None, rig.now)
+
+
+@pytest.mark.parametrize("tries", [0, 1, 2])
+def test_the_decision_is_recorded_before_the_session_is_forgotten(tries):
+    """[ONE-38] [ONE-63] One that cannot be is tried once more, and then told; the session goes on."""
+    rig = decided_rig(failing=tries > 0)
+    rig.say(r.Complete(EPOCH + 1, rig.machine.digest))
+    if tries:
+        note_owner(rig, failing=tries > 1)
+    rig.do(e.ReleaseImage)
+    rig.drain()
+    rig.say(r.Bye())
+    result = rig.machine.result
+    assert (result.outcome, result.code) == (Outcome.COMPLETED, None)
+    assert str(result.unrecorded) == ("guest_failed: disk full" if tries > 1 else "None")
+
+
+def test_a_decision_that_fails_behind_the_end_is_told_as_well():
+    """[ONE-63]"""
+    rig = SourceRig().until(S.HANDED_OVER)
+    rig.say(r.Running(EPOCH + 1, THERE))
+    request = rig.take(e.Persist)
+    rig.machine.connection_lost(None, rig.now)
+    assert rig.machine.result.unrecorded is None
+    rig.machine.fail(request, GuestError("disk full"), rig.now)
+    assert str(rig.machine.result.unrecorded) == "guest_failed: disk full"
+
+
+# ---- COMPLETE, and the word that it was said ----
+
+
+@pytest.mark.parametrize(
+    ("epoch", "digest", "code"),
+    [(EPOCH + 1, bytes(16), ErrorCode.MEMORY_MISMATCH), (EPOCH, None, ErrorCode.BAD_EPOCH)],
+    ids=["digest", "epoch"],
+)
+def test_complete_with_another_digest_or_epoch(epoch, digest, code):
+    """[CMP-1] [CMP-2] [CMP-4] [ONE-40] The image is kept, the peer told, and the session over."""
+    rig = SourceRig().until(S.MOVED)
+    rig.say(r.Complete(epoch, digest or rig.machine.digest))
+    assert code_of(rig) is code
+    result = rig.machine.result
+    assert (result.outcome, result.code) == (Outcome.MOVED, code)
+    assert result.epoch == EPOCH + 1
+    assert rig.wishes == []
+    assert e.ReleaseImage not in [type(each) for each in rig.asked]
 
 
 def without_pages() -> FirstSourceRig:

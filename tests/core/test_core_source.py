@@ -30,7 +30,7 @@ from sterna.core import sending
 from sterna.core.events import Outcome
 from sterna.core.negotiate import offer
 from sterna.core.policy import PolicySettings
-from sterna.core.records import Decided, Granted, SessionRecord, Side, Voided
+from sterna.core.records import Granted, SessionRecord, Side, Voided
 from sterna.core.source import SourceConfig, SourceMachine
 from sterna.core.tables import SourceState
 from sterna.errors import GuestError, LocalProtocolError
@@ -543,17 +543,6 @@ def test_handed_over_and_lost():
     assert result.digest == b""
 
 
-@pytest.mark.parametrize("epoch", [EPOCH, EPOCH + 2, 0])
-def test_running_under_another_epoch(epoch):
-    """[RUN-1] It is not believed: who runs the guest is not known."""
-    rig = SourceRig().until(S.HANDED_OVER)
-    rig.say(r.Running(epoch, THERE))
-    assert code_of(rig) is ErrorCode.BAD_EPOCH
-    assert rig.heard[-1].phase == Phase.COMMIT
-    result = rig.machine.result
-    assert (result.outcome, result.code) == (Outcome.UNDECIDED, ErrorCode.BAD_EPOCH)
-
-
 def test_a_guest_that_is_handed_back():
     """[ONE-37] It stays paused: only the claim of n + 2 makes it run again, and that is the recovery's."""
     rig = SourceRig().until(S.HANDED_OVER)
@@ -590,48 +579,6 @@ def test_words_about_the_owner_that_nobody_has_asked_for(state, record):
     rig.say(record)
     assert code_of(rig) is ErrorCode.UNEXPECTED_FRAME
     assert e.ReleaseImage not in rig.wishes
-
-
-def decided_rig(*, failing: bool) -> SourceRig:
-    rig = SourceRig().until(S.HANDED_OVER)
-    rig.say(r.Running(EPOCH + 1, THERE))
-    note_owner(rig, failing=failing)
-    assert (rig.machine.state, rig.machine.result) == (S.MOVED, None)
-    return rig
-
-
-def note_owner(rig: SourceRig, *, failing: bool) -> None:
-    assert rig.take(e.Persist).record == Decided(SESSION, EPOCH + 1, Owner.DESTINATION)
-    if failing:
-        rig.machine.fail(rig.asked[-1], GuestError("disk full"), rig.now)
-    else:
-        rig.machine.complete(rig.asked[-1], None, rig.now)
-
-
-@pytest.mark.parametrize("tries", [0, 1, 2])
-def test_the_decision_is_recorded_before_the_session_is_forgotten(tries):
-    """[ONE-38] [ONE-63] One that cannot be is tried once more, and then told; the session goes on."""
-    rig = decided_rig(failing=tries > 0)
-    rig.say(r.Complete(EPOCH + 1, rig.machine.digest))
-    if tries:
-        note_owner(rig, failing=tries > 1)
-    rig.do(e.ReleaseImage)
-    rig.drain()
-    rig.say(r.Bye())
-    result = rig.machine.result
-    assert (result.outcome, result.code) == (Outcome.COMPLETED, None)
-    assert str(result.unrecorded) == ("guest_failed: disk full" if tries > 1 else "None")
-
-
-def test_a_decision_that_fails_behind_the_end_is_told_as_well():
-    """[ONE-63]"""
-    rig = SourceRig().until(S.HANDED_OVER)
-    rig.say(r.Running(EPOCH + 1, THERE))
-    request = rig.take(e.Persist)
-    rig.machine.connection_lost(None, rig.now)
-    assert rig.machine.result.unrecorded is None
-    rig.machine.fail(request, GuestError("disk full"), rig.now)
-    assert str(rig.machine.result.unrecorded) == "guest_failed: disk full"
 
 
 # ---- asking ----
@@ -693,23 +640,6 @@ def test_an_opening_that_comes_too_late():
     assert rig.drain() == []
     result = rolled_back(rig, ErrorCode.STALE_EPOCH, by_peer=True)
     assert result.verdict == VERDICT
-
-
-@pytest.mark.parametrize(
-    ("epoch", "digest", "code"),
-    [(EPOCH + 1, WRONG, ErrorCode.MEMORY_MISMATCH), (EPOCH, None, ErrorCode.BAD_EPOCH)],
-    ids=["digest", "epoch"],
-)
-def test_complete_with_another_digest_or_epoch(epoch, digest, code):
-    """[CMP-1] [CMP-2] [CMP-4] [ONE-40] The image is kept, the peer told, and the session over."""
-    rig = SourceRig().until(S.MOVED)
-    rig.say(r.Complete(epoch, digest or rig.machine.digest))
-    assert code_of(rig) is code
-    result = rig.machine.result
-    assert (result.outcome, result.code) == (Outcome.MOVED, code)
-    assert result.epoch == EPOCH + 1
-    assert rig.wishes == []
-    assert e.ReleaseImage not in [type(each) for each in rig.asked]
 
 
 def test_moved_and_lost():
