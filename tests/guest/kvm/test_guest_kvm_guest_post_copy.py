@@ -66,20 +66,22 @@ def faults(guest: KvmGuest) -> list[Fault]:
     raise AssertionError("it waits for nothing")
 
 
-def install(here: KvmGuest, there: KvmGuest, region: int, first: int, count: int = 1) -> None:
-    """As a controller does: write, note, have the entry made."""
+def install(
+    here: KvmGuest, there: KvmGuest, region: int, first: int, count: int = 1, *, early: bool = False
+) -> None:
+    """As a controller does, or its pager: write, note, have the entry made."""
     late = there.late_pages
     assert late is not None
     start, end = first * PAGE_BYTES, (first + count) * PAGE_BYTES
     descriptor = there.memory()[region].map()  # a second mapping, as in another process
     descriptor.array[start:end] = here._here.maps[region].array[start:end]
     for page in range(first, first + count):
-        late.installed(region)[page >> 6] |= 1 << (page & 63)
+        (late.early if early else late.installed)(region)[page >> 6] |= 1 << (page & 63)
     late.uffd.resolve(there._here.maps[region].address + start, end - start)
     descriptor.close()
 
 
-def serve(here: KvmGuest, there: KvmGuest, until: int) -> int:
+def serve(here: KvmGuest, there: KvmGuest, until: int, *, early: bool = False) -> int:
     """Serve what is asked for until the guest has written so often; how many pages were asked for."""
     maps, served = there._here.maps, 0
     while figure(there, "writes") < until:
@@ -87,7 +89,8 @@ def serve(here: KvmGuest, there: KvmGuest, until: int) -> int:
         for fault in there.late_pages.uffd.read_faults():
             for number, one in maps.items():
                 if one.address <= fault.address < one.address + one.size_bytes:
-                    install(here, there, number, (fault.address - one.address) // PAGE_BYTES)
+                    page = (fault.address - one.address) // PAGE_BYTES
+                    install(here, there, number, page, early=early)
                     served += 1
     return served
 
@@ -116,6 +119,31 @@ def test_a_guest_that_has_no_page_yet() -> None:
         assert found["errors"] == found["errors_while_running"] == found["register_mismatches"] == 0
         assert figure(there, "hot_set_bytes") == figure(here, "hot_set_bytes")
         wait_for_writes(there, int(figure(there, "writes")))
+
+
+def test_pages_that_come_early_are_the_guests() -> None:
+    """[HOL-47] Page tables and program too; it waited for them, and they are missing all the same."""
+    with on_its_way(2) as (here, there):
+        there.expect(everything(there))
+        there.load_state(here.save_state())
+        late = there.late_pages
+        assert late is not None
+        missing, before = late.missing(), int(figure(here, "writes"))
+        there.run(2, THERE)
+        serve(here, there, before + 100, early=True)
+        assert late.missing() == missing
+        for region in there.description.regions:
+            for page in range(region.pages):
+                bit = 1 << (page & 63)
+                if int(late.early(region.id)[page >> 6]) & bit:
+                    late.installed(region.id)[page >> 6] |= bit
+                else:
+                    install(here, there, region.id, page)
+        there.complete()
+        found = there.audit()
+        assert found["errors"] == found["errors_while_running"] == found["register_mismatches"] == 0
+        wait_for_writes(there, int(figure(there, "writes")) + PAGES)
+        assert figure(there, "fault_count")
 
 
 def test_a_guest_tells_how_long_it_has_waited_for_pages() -> None:
