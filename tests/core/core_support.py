@@ -60,7 +60,7 @@ GUEST = r.Guest("guest", 0, 1, 4096, (REGION,))
 VERDICT = r.Verdict(Owner.DESTINATION, EPOCH + 1, THERE)
 IMAGE = b"\x11" * PAGE + b"\x22" * PAGE + bytes(2 * PAGE)
 SECTION = r.StateSection(StateKind.WORKLOAD, 1, b"registers")
-EARLY_FEATURES = tuple(r.FeatureChoice(each.id, each.parameter) for each in offer_for("bitmap"))
+BITMAP_FEATURES = tuple(r.FeatureChoice(each.id, each.parameter) for each in offer_for("bitmap"))
 ALL_FEATURES = tuple(r.FeatureChoice(each.id, each.parameter) for each in offer())
 
 _SENDING = {SourceState.ROUND, SourceState.BLACKOUT}  # there, what is taken leads on
@@ -415,7 +415,7 @@ class ServingRig(SourceRig):
 
     def welcome(self, **changes: object) -> r.Welcome:
         """A WELCOME that selects everything that is offered."""
-        return super().welcome(**{"features": EARLY_FEATURES, **changes})
+        return super().welcome(**{"features": BITMAP_FEATURES, **changes})
 
     def running_early(self) -> None:
         """RUNNING; what follows stays in the machine."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from core_support import (
     ALL_FEATURES,
-    EARLY_FEATURES,
+    BITMAP_FEATURES,
     EPOCH,
     GUEST,
     IMAGE,
@@ -256,7 +256,7 @@ def test_auto_does_without_what_this_guest_cannot(code):
     policy = PolicySettings(switchover="auto", max_rounds=1, allowed_downtime_s=0.001, on_exhausted="switch")
     rig = SourceRig(policy=policy, features=offer_for("auto"))
     rig.start()
-    rig.say(rig.welcome(features=EARLY_FEATURES), r.Accept(4 * PAGE))
+    rig.say(rig.welcome(features=BITMAP_FEATURES), r.Accept(4 * PAGE))
     rig.do(e.StartTracking)
     rig.drain()
     rig.acknowledge()

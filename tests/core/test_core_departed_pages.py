@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from core_support import EARLY_FEATURES, EPOCH, IMAGE, PAGE, THERE, ServingRig, SourceRig, code_of
+from core_support import BITMAP_FEATURES, EPOCH, IMAGE, PAGE, THERE, ServingRig, SourceRig, code_of
 
 from sterna.core import events as e
 from sterna.core.style import offer_for
@@ -74,7 +74,7 @@ def test_a_request_where_nothing_is_stale_is_unexpected():
     """[PCY-21]"""
     rig = SourceRig(features=offer_for("bitmap")).until(S.GREETING)
     rig.script = [(state, step) for state, step in SourceRig.script]
-    rig.script[1] = (S.DESCRIBING, lambda rig: rig.say(rig.welcome(features=EARLY_FEATURES)))
+    rig.script[1] = (S.DESCRIBING, lambda rig: rig.say(rig.welcome(features=BITMAP_FEATURES)))
     rig.until(S.MOVED)
     rig.say(ASK)
     assert code_of(rig) is ErrorCode.UNEXPECTED_FRAME

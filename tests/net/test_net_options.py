@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sterna.core.style import EARLY_FEATURES
+from sterna.core.negotiate import FOLLOW_FEATURES
 from sterna.errors import ConfigError
 from sterna.limits import CHUNK_BYTES
 from sterna.net.options import Options, batch_bytes, limiter, offer, supported
@@ -14,7 +14,7 @@ from sterna.registry import Feature
 def test_a_source_offers_what_it_can_and_insists_on_what_it_needs() -> None:
     """[NEG-10] [MEM-21]"""
     plain = {each.id for each in offer(Options(), "stop-and-copy", dials=False)}
-    assert not plain & {*EARLY_FEATURES, Feature.RESUME, Feature.LEASE_STORE, Feature.UNHASHED}
+    assert not plain & {*FOLLOW_FEATURES, Feature.RESUME, Feature.LEASE_STORE, Feature.UNHASHED}
     all_of_it = offer(Options(lease_store=True, resume_s=9), "bitmap", dials=True)
     more = {each.id: (each.required, each.parameter) for each in all_of_it if each.id not in plain}
     assert more == {
@@ -50,7 +50,7 @@ def test_a_source_offers_what_it_can_and_insists_on_what_it_needs() -> None:
 def test_a_destination_selects_what_its_host_and_guests_can() -> None:
     """[NEG-10] [NEG-11] [MEM-21]"""
     plain = supported(Options(), finds=False)
-    assert supported(Options(post_copy=True), finds=False) == plain | EARLY_FEATURES
+    assert supported(Options(post_copy=True), finds=False) == plain | FOLLOW_FEATURES
     more = {Feature.RESUME, Feature.DATA_STREAMS, Feature.LEASE_STORE}
     assert supported(Options(lease_store=True), finds=True) == plain | more
     assert supported(Options(verified=False), finds=False) == plain | {Feature.UNHASHED}

@@ -212,7 +212,7 @@ class Connected(ABC):
         """Whether what follows is for this machine."""
         return True
 
-    def _is_early(self, event: WireEvent, lane: Lane) -> bool:
+    def _must_wait(self, event: WireEvent, lane: Lane) -> bool:
         """Whether something has to come on another connection before this one's time has come."""
         del event, lane
         return False
@@ -248,7 +248,7 @@ class Connected(ABC):
         """Act on what was held, as far as its time has come."""
         while not self._is_deaf:
             for lane in self._lanes:
-                if lane.held is not None and not self._is_early(lane.held, lane):
+                if lane.held is not None and not self._must_wait(lane.held, lane):
                     break
             else:
                 return
@@ -262,7 +262,7 @@ class Connected(ABC):
                 and not self._is_deaf
                 and (event := lane.held or lane.reader.next_event()) is not None
             ):
-                lane.held = event if self._is_early(event, lane) else None
+                lane.held = event if self._must_wait(event, lane) else None
                 if lane.held is not None:
                     return
                 self._act_on(event, lane, now)

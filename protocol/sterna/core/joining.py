@@ -161,7 +161,7 @@ class Joining(Refusing):
 
     # ---- order ----
 
-    def _is_early(self, event: WireEvent, lane: Lane) -> bool:
+    def _must_wait(self, event: WireEvent, lane: Lane) -> bool:
         if lane.stream:
             return isinstance(event, PagesAnnounced) and self._is_ahead(event.record)
         if self._put_off is None or not isinstance(event, FrameReceived):

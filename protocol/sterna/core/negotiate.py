@@ -50,6 +50,9 @@ _CONDITIONAL = frozenset(
 
 # What every endpoint of ours supports.
 BASE_FEATURES: Final[frozenset[Feature]] = IMPLEMENTED_FEATURES - _CONDITIONAL
+
+# With one of these the guest may run before all of its pages are there: the rest follows it.
+FOLLOW_FEATURES: Final = frozenset({Feature.BITMAP, Feature.POST_COPY})
 _ENCODINGS: Final = {
     Feature.ENCODING_ZERO: Encoding.ZERO,
     Feature.ENCODING_ZSTD: Encoding.ZSTD,
@@ -154,8 +157,8 @@ def select(hello: Hello, supported: Collection[int] = BASE_FEATURES, *, data_str
 
 
 def _follows(features: Collection[int]) -> bool:
-    """Whether the guest may run before all of its pages are there."""
-    return Feature.BITMAP in features or Feature.POST_COPY in features
+    """Whether pages may follow the guest."""
+    return not FOLLOW_FEATURES.isdisjoint(features)
 
 
 def _limit_window(features: dict[int, int]) -> None:

@@ -95,7 +95,7 @@ class Permitted(Joining):
 
     def _on_started(self, request: RunGuest, now: float) -> None:
         if (fetching := self._follows.fetching) is not None:
-            self._on_started_early(request, fetching, now)
+            self._on_started_ahead(request, fetching, now)
             return
         self._step(DestinationInput.STARTED, now)
         self._account.guest_runs(now)
@@ -142,8 +142,8 @@ class Permitted(Joining):
             fetching.fault(region, first, count)
             self._request_pages(fetching, now)
 
-    def _on_started_early(self, request: RunGuest, fetching: Fetching, now: float) -> None:
-        self._step(DestinationInput.STARTED_EARLY, now)
+    def _on_started_ahead(self, request: RunGuest, fetching: Fetching, now: float) -> None:
+        self._step(DestinationInput.STARTED_AHEAD, now)
         self._fetching = fetching
         self._account.guest_runs(now)
         self._emit(PagesFollow(fetching.groups.pages))

@@ -83,9 +83,6 @@ def selected_styles(selection: Selection) -> frozenset[Style]:
     return frozenset(style for feature, style in pairs if selection.has(feature))
 
 
-# What a destination selects whose guests can run before all of their pages are there.
-EARLY_FEATURES: Final = frozenset({Feature.BITMAP, Feature.POST_COPY})
-
 # What a source offers, and what it cannot do without, by what its operator wants.
 _OFFERED: Final[Mapping[Switchover, tuple[frozenset[Feature], frozenset[Feature]]]] = {
     "stop-and-copy": (frozenset(), frozenset()),

@@ -166,7 +166,7 @@ class DestinationInput(_Quick):
     HAND_BACK = "storage locks refused, or START not to be recorded"
     ANSWERED = "verdict found"
     STARTED = "guest runs"
-    STARTED_EARLY = "guest runs, pages are missing"
+    STARTED_AHEAD = "guest runs, pages are missing"
     FAULTED = "guest waits for pages, or they came damaged"
     INSTALLED = "last page installed"
     START_FAILED = "recording, claiming, handing back or starting failed"
@@ -340,7 +340,7 @@ DESTINATION: Final[Table] = {
     (_D.STARTING, _J.STARTED): Row(_D.COMPLETING, "send RUNNING", "CON-56"),
     (_D.COMPLETING, _J.RECORDED): Row(_D.RUNNING, "send COMPLETE", "ONE-39"),
     (_D.COMPLETING, _J.LOST): Row(_D.SETTLED, "guest runs on", "CON-64"),
-    (_D.STARTING, _J.STARTED_EARLY): Row(_D.FETCHING, "send RUNNING, PAGE_REQUEST...", "CON-56"),
+    (_D.STARTING, _J.STARTED_AHEAD): Row(_D.FETCHING, "send RUNNING, PAGE_REQUEST...", "CON-56"),
     (_D.FETCHING, _J.FAULTED): Row(_D.FETCHING, "send PAGE_REQUEST...", "PCY-11"),
     (_D.FETCHING, F.PAGES): Row(_D.FETCHING, "verify, install", "PCY-12"),
     (_D.FETCHING, _J.INSTALLED): Row(_D.COMPLETING, "record COMPLETE", "CON-57"),

@@ -11,10 +11,10 @@ from typing import Protocol
 from sterna import limits as bounds
 from sterna.core.deadlines import Deadlines
 from sterna.core.events import Request
-from sterna.core.negotiate import BASE_FEATURES
+from sterna.core.negotiate import BASE_FEATURES, FOLLOW_FEATURES
 from sterna.core.policy import PolicySettings, Switchover
 from sterna.core.session import Grease
-from sterna.core.style import EARLY_FEATURES, offer_for
+from sterna.core.style import offer_for
 from sterna.errors import ConfigError
 from sterna.limits import Limits
 from sterna.memory.zstd import WINDOW_LOG2
@@ -135,18 +135,18 @@ def offer(options: Options, switchover: Switchover, *, dials: bool) -> tuple[Fea
 
 
 def _can_answer_early(options: Options) -> bool:
-    """Its pages would pass by a cap."""
+    """A source with a bandwidth cap cannot: these pages would pass it by."""
     return options.early_pages and options.bandwidth_bytes_s is None
 
 
 def supported(options: Options, *, finds: bool) -> frozenset[Feature]:
     """What a destination selects if it is offered. `finds`: a connection finds the session of another."""
-    early = EARLY_FEATURES if options.post_copy else frozenset()
+    follow = FOLLOW_FEATURES if options.post_copy else frozenset()
     store = {Feature.LEASE_STORE} if options.lease_store else frozenset()
     more = {Feature.RESUME, Feature.DATA_STREAMS} if finds else frozenset()
     unhashed = frozenset() if options.verified else {Feature.UNHASHED}
-    single = {Feature.EARLY_PAGES} if finds and options.early_pages and options.post_copy else frozenset()
-    return BASE_FEATURES | PACKED | early | store | more | unhashed | single
+    early = {Feature.EARLY_PAGES} if finds and options.early_pages and options.post_copy else frozenset()
+    return BASE_FEATURES | PACKED | follow | store | more | unhashed | early
 
 
 def batch_bytes(options: Options) -> int:

@@ -9,10 +9,10 @@ from typing import Final, Protocol
 from sterna.core.carry import SourceCarry
 from sterna.core.departure import Departure
 from sterna.core.destination import DestinationConfig, DestinationMachine
-from sterna.core.negotiate import BASE_FEATURES
+from sterna.core.negotiate import BASE_FEATURES, FOLLOW_FEATURES
 from sterna.core.policy import PolicySettings, Switchover
 from sterna.core.source import SourceConfig, SourceMachine
-from sterna.core.style import EARLY_FEATURES, offer_for
+from sterna.core.style import offer_for
 from sterna.registry import Feature
 from sterna.sim.holder import GUEST, GUEST_ID, REGIONS, CountingPages, Holder
 from sterna.sim.machines import Driven, Kept, Left, LiveMachine, Noted, Recollection
@@ -214,5 +214,5 @@ def destination_config(shape: Shape, host: str) -> DestinationConfig:
     more = {Feature.LEASE_STORE} if shape.store else set()
     more |= {Feature.RESUME} if shape.resume else set()
     more |= {Feature.UNHASHED} if shape.unhashed else set()
-    more |= EARLY_FEATURES if shape.switchover != "stop-and-copy" else set()
+    more |= FOLLOW_FEATURES if shape.switchover != "stop-and-copy" else set()
     return DestinationConfig(agent=host, features=BASE_FEATURES | more)

@@ -79,14 +79,14 @@ class Script:
 def script_of(seed: int) -> Script:
     """What a seed stands for."""
     dice = random.Random(f"script/{seed}")
+    others = random.Random(f"unhashed/{seed}")  # so that all else of a seed is as it was before
     shape = Shape(
         store=dice.random() < 0.6,
         max_rounds=dice.randint(1, 3),
         resume=dice.random() < 0.5,
         downtime_s=dice.choice((0.01, 0.3, 2.0)),
         switchover=dice.choice(("stop-and-copy", "stop-and-copy", "bitmap", "post-copy", "auto")),
-        unhashed=random.Random(f"unhashed/{seed}").random()
-        < _UNHASHED,  # other dice: the rest stays as it is
+        unhashed=others.random() < _UNHASHED,
     )
     legs = dice.choice((1, 1, 2, 3))
     known = dice.sample(list(Fault), dice.randint(2, 6))

@@ -26,11 +26,11 @@ from sterna.core.carry import DestinationCarry
 from sterna.core.destination import DestinationConfig, DestinationMachine
 from sterna.core.duties import NoRecords, pages_of, reserve, serve_destination, serve_source
 from sterna.core.events import Admission, Admit, Event, Join, OpenStreams, Readmit, Request, Reserve
-from sterna.core.negotiate import BASE_FEATURES
+from sterna.core.negotiate import BASE_FEATURES, FOLLOW_FEATURES
 from sterna.core.policy import PolicySettings
 from sterna.core.session import Session
 from sterna.core.source import SourceConfig, SourceMachine
-from sterna.core.style import EARLY_FEATURES, offer_for
+from sterna.core.style import offer_for
 from sterna.core.tables import DestinationState, SourceState
 from sterna.errors import LocalProtocolError, SternaError, TransportError
 from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 NO_RECORDS = NoRecords()
 RUNNER = Runner("destination.test", bytes(range(16)))
-TAKES_EVERYTHING = DestinationConfig(features=BASE_FEATURES | EARLY_FEATURES)
+TAKES_EVERYTHING = DestinationConfig(features=BASE_FEATURES | FOLLOW_FEATURES)
 ADMISSION = Admission(bytes(range(1, 17)), bytes(range(32)), RUNNER)
 
 
@@ -310,7 +310,7 @@ def resuming_pair(
         destination_guest,
         source_config=source_config_of(source_guest.description, **{"features": features, **changes}),
         destination_config=DestinationConfig(
-            features=BASE_FEATURES | EARLY_FEATURES | {Feature.RESUME, Feature.DATA_STREAMS, *also},
+            features=BASE_FEATURES | FOLLOW_FEATURES | {Feature.RESUME, Feature.DATA_STREAMS, *also},
             limits=Limits(data_streams=streams),
         ),
         between=between,
