@@ -224,6 +224,7 @@ class Case:
         timeout_s: when the case has failed, and everything is killed.
         streams: data connections that the endpoint is told of.
         unverified: whether it is told to go without page hashes.
+        follows: whether it is told that pages may follow the guest.
     """
 
     id: str
@@ -244,3 +245,4 @@ class Case:
     timeout_s: float = 20.0
     streams: int = 0
     unverified: bool = False
+    follows: bool = False

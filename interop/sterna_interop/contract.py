@@ -118,6 +118,8 @@ class Params:
             stands in the file.
         unverified: whether the endpoint is told to go without page hashes if its peer does [MEM-21]; in the
             file only if it is.
+        follows: whether the guest is to run at the destination before its pages are there (chapter 13), which
+            come early if both can; in the file only if it is.
     """
 
     case: str
@@ -134,6 +136,7 @@ class Params:
     deadline_s: float = 0.0
     streams: int = 0
     unverified: bool = False
+    follows: bool = False
 
     def to_json(self) -> str:
         """The file's text."""
@@ -169,6 +172,8 @@ class Params:
             parts["streams"] = self.streams
         if self.unverified:
             parts["unverified"] = True
+        if self.follows:
+            parts["follows"] = True
         return json.dumps(parts, indent=1)
 
     @classmethod
@@ -208,6 +213,7 @@ class Params:
             deadline_s=parts["deadline_s"],
             streams=parts.get("streams", 0),
             unverified=parts.get("unverified", False),
+            follows=parts.get("follows", False),
         )
 
 

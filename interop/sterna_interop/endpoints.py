@@ -79,6 +79,7 @@ class _Conversation:
             deadline_s=case.deadline_s,
             streams=case.streams,
             unverified=case.unverified,
+            follows=case.follows,
         )
 
         async def serve(sock: socket.socket) -> None:

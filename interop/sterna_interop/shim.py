@@ -11,7 +11,7 @@ import argparse
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from sterna.registry import ErrorCode, Phase
 from sterna.wire.records import Runner
 from sterna_interop import contract
 from sterna_interop.contract import RESULT, Do, Exit, GuestState, Params, Report, Role
+from sterna_interop.shim_following import FollowedRoom
 from sterna_interop.shim_guest import RoomForGuest, ScriptedSource
 
 HANDSHAKE_S = 10.0
@@ -145,6 +146,8 @@ def options(params: Params, rounds: Rounds) -> Options:
     policy = PolicySettings(on_exhausted="switch")
     if params.order.rounds:  # with a cost that no round can lower, all of them are used up
         policy = replace(policy, allowed_downtime_s=0.001, max_rounds=params.order.rounds, fixed_cost_s=1.0)
+    if params.follows:
+        policy = replace(policy, switchover="post-copy")
     return Options(
         limits=Limits(**params.limits),
         policy=policy,
@@ -152,15 +155,26 @@ def options(params: Params, rounds: Rounds) -> Options:
         on_event=rounds.on_event,
         streams=params.streams,
         verified=not params.unverified,
+        post_copy=params.follows,
+        early_pages=params.follows,
         resume_s=0,  # the kit's relay cuts for good
     )
 
 
+def room_for(params: Params) -> RoomForGuest:
+    """Room at the destination."""
+    return FollowedRoom(params.order) if params.follows else RoomForGuest(params.order)
+
+
 async def migrate(params: Params) -> Report:
     """One session, and what is to be said about it."""
+    with closing(room_for(params)) as room:
+        return await _migrate(params, room)
+
+
+async def _migrate(params: Params, room: RoomForGuest) -> Report:
     rounds = Rounds(params)
     source = ScriptedSource(params.guest)
-    room = RoomForGuest(params.order)
     guest: ScriptedSource | RoomForGuest = source if params.role is Role.SOURCE else room
     try:
         transport = await dial(params)
@@ -237,8 +251,10 @@ def report(params: Params, result: Result, guest: ScriptedSource | RoomForGuest,
     here = (result.outcome is Outcome.UNDECIDED and any(result.session)) or (
         params.role is Role.SOURCE and result.outcome is Outcome.GUEST_FAILED
     )
+    # For the contract a guest that waits for pages which nobody sends has moved, and lacks some of them.
+    outcome = Outcome.MOVED if result.outcome is Outcome.STRANDED else result.outcome
     return Report(
-        outcome=contract.Outcome(result.outcome.value),
+        outcome=contract.Outcome(outcome.value),
         guest=GuestState.RUNNING if guest.running else GuestState.PAUSED if here else GuestState.NONE,
         code=None if result.code is None else result.code.name.lower(),
         by_peer=result.by_peer,

@@ -122,7 +122,7 @@ class RoomForGuest(WithoutPostCopy):
         self.running = False
         self._order = order
         self._not_ready = order.times if order.do == Do.NOT_READY else 0
-        self._memory: dict[int, bytearray] = {}
+        self._memory: dict[int, bytearray | memoryview] = {}
         self._sections: Sequence[StateSection] | None = None
 
     async def reserve(self, description: GuestDescription) -> None:
@@ -160,6 +160,9 @@ class RoomForGuest(WithoutPostCopy):
     async def discard(self) -> None:
         """Nothing of the guest is here."""
         self._memory, self._sections = {}, None
+
+    def close(self) -> None:
+        """Give back what is not memory of this process. Called when the report is made, or cannot be."""
 
     def hashes(self) -> tuple[str | None, str | None]:
         """Of memory and state, for the report; None for what is not here."""

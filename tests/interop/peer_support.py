@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import trio
@@ -16,6 +18,7 @@ from sterna.net.kept import Sessions
 from sterna.net.memory import memory_transport_pair
 from sterna.net.options import Options
 from sterna.net.source import Source
+from sterna.net.tcp import TcpTransport
 from sterna.net.transport import Transport
 from sterna.wire.records import Runner
 from sterna_interop import shim
@@ -28,6 +31,8 @@ from sterna_interop.shim_guest import RoomForGuest, ScriptedSource
 
 # The longest wait of an endpoint here is its time for a round, and it looks twice.
 BOUND_S = 70.0
+
+Pair: TypeAlias = Callable[[], tuple[Transport, Transport]]
 
 
 @dataclass
@@ -54,20 +59,22 @@ def params_of(case: Case) -> Params:
         deadline_s=case.deadline_s,
         streams=case.streams,
         unverified=case.unverified,
+        follows=case.follows,
     )
 
 
 class Calls:
     """Further connections: those that the endpoint makes, and those that it takes."""
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, pair: Pair) -> None:
         self._nursery = nursery
+        self._pair = pair
         self._send, self._receive = trio.open_memory_channel[Transport](16)
         self.take: Callable[[Transport], Awaitable[object]] | None = None
 
     async def dial(self) -> Transport:
         """By the endpoint."""
-        near, far = memory_transport_pair()
+        near, far = self._pair()
         await self._send.send(far)
         return near
 
@@ -75,16 +82,21 @@ class Calls:
         """By the kit."""
         if self.take is None:
             return Line(await self._receive.receive())
-        near, far = memory_transport_pair()
+        near, far = self._pair()
         self._nursery.start_soon(self.take, near)
         return Line(far)
 
 
 async def endpoint(params: Params, transport: Transport, calls: Calls) -> Report:
     """What the shim does once the connection stands; without dice, so that a run can be repeated."""
+    with closing(shim.room_for(params)) as room:
+        return await _endpoint(params, transport, calls, room)
+
+
+async def _endpoint(params: Params, transport: Transport, calls: Calls, room: RoomForGuest) -> Report:
     rounds = shim.Rounds(params)
     options: Options = replace(shim.options(params, rounds), clock=trio.current_time, grease=False)
-    source, room = ScriptedSource(params.guest), RoomForGuest(params.order)
+    source = ScriptedSource(params.guest)
     if params.role is Role.SOURCE:
         runner = Runner(params.runner_host, params.runner)
         rounds.endpoint = Source(
@@ -107,10 +119,10 @@ async def endpoint(params: Params, transport: Transport, calls: Calls) -> Report
     return shim.report(params, await rounds.endpoint.run(), guest, rounds.counted)
 
 
-async def play(case: Case) -> Played:
-    """A case, as the runner plays and judges it."""
+async def play(case: Case, pair: Pair = memory_transport_pair) -> Played:
+    """A case, as the runner plays and judges it, over connections that `pair` makes."""
     played, params = Played(), params_of(case)
-    near, far = memory_transport_pair()
+    near, far = pair()
     began = trio.current_time()
 
     async def run(calls: Calls) -> None:
@@ -118,7 +130,7 @@ async def play(case: Case) -> Played:
 
     with trio.move_on_after(BOUND_S) as whole:
         async with trio.open_nursery() as nursery:
-            calls = Calls(nursery)
+            calls = Calls(nursery, pair)
             nursery.start_soon(run, calls)
             line = Line(far, another=calls.another)
             try:
@@ -155,9 +167,26 @@ def played(case: Case) -> Played:
     return trio.run(play, case, clock=MockClock(autojump_threshold=0))
 
 
-def check(case: Case) -> None:
+def tcp_transport_pair() -> tuple[Transport, Transport]:
+    """Over sockets, which a process can be given."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        here = socket.create_connection(server.getsockname())
+        there, _ = server.accept()
+    for each in (here, there):
+        each.setblocking(False)
+        each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return TcpTransport(here), TcpTransport(there)
+
+
+def played_over_sockets(case: Case) -> Played:
+    """Play it in real time."""
+    assert case.wire is Wire.PLAIN
+    return trio.run(play, case, tcp_transport_pair)
+
+
+def check(case: Case, how: Callable[[Case], Played] = played) -> None:
     """Sterna passes it, strictly."""
-    came = played(case)
+    came = how(case)
     assert came.wrong is None, f"{case.id}: {came.wrong}; {came.report}"
     assert came.strict
     assert not came.untried

@@ -52,6 +52,12 @@ def test_parameters_come_back() -> None:
     assert Params.from_json(PARAMS.to_json()) == PARAMS
 
 
+def test_pages_follow_only_where_that_is_said() -> None:
+    assert "follows" not in json.loads(PARAMS.to_json())
+    told = replace(PARAMS, follows=True)
+    assert Params.from_json(told.to_json()) == told
+
+
 def test_data_connections_stand_in_the_file_only_where_there_are_some() -> None:
     assert "streams" not in json.loads(PARAMS.to_json())
     asked = replace(PARAMS, streams=3)

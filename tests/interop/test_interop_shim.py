@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from sterna.core.events import PhaseEntered, Result, RoundFinished, RoundStarted
 from sterna.core.policy import RoundStats
 from sterna.registry import ErrorCode, Phase
 from sterna_interop.contract import Exit, GuestState, Order, Outcome, Role
-from sterna_interop.shim import Rounds, deadlines, options, report, supported
+from sterna_interop.shim import Rounds, deadlines, options, report, room_for, supported
+from sterna_interop.shim_following import FollowedRoom
 from sterna_interop.shim_guest import RoomForGuest, ScriptedSource
 
 STATS = RoundStats(1, 1, 1, 1.0, 1, 1)
@@ -58,6 +60,29 @@ def test_hashes_are_left_out_only_where_that_was_told() -> None:
     """[MEM-21]"""
     assert options(params(), Rounds(params())).verified
     assert not options(replace(params(), unverified=True), Rounds(params())).verified
+
+
+def test_pages_follow_the_guest_only_where_that_was_told() -> None:
+    made, told = (
+        options(each, Rounds(each)) for each in (params(), replace(params(), streams=1, follows=True))
+    )
+    assert not made.post_copy
+    assert not made.early_pages
+    assert told.post_copy
+    assert told.early_pages
+    assert told.policy is not None
+    assert told.policy.switchover == "post-copy"
+    assert isinstance(room_for(params()), RoomForGuest)
+    with closing(room_for(replace(params(), follows=True))) as room:
+        assert isinstance(room, FollowedRoom)
+
+
+def test_a_guest_that_waits_in_vain_has_moved() -> None:
+    """[CON-64]"""
+    source = ScriptedSource(params().guest)
+    source.running = False
+    told = report(params(), Result(CoreOutcome.STRANDED, ErrorCode.CONNECTION_LOST, epoch=8), source, 0)
+    assert told.outcome is Outcome.MOVED
 
 
 def test_deadlines_and_limits_are_what_was_told() -> None:
