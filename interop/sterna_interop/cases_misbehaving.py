@@ -10,6 +10,7 @@ from sterna_interop.contract import GuestState, Outcome, Role
 from sterna_interop.misbehaviours import Misbehaviour, Stage, of_any
 from sterna_interop.misbehaviours_blackout import of_blackout
 from sterna_interop.misbehaviours_destination import of_destination
+from sterna_interop.misbehaviours_early import of_early
 from sterna_interop.misbehaviours_ends import of_ends
 from sterna_interop.misbehaviours_packed import of_packed
 from sterna_interop.misbehaviours_pages import of_pages
@@ -28,12 +29,14 @@ MISBEHAVIOURS: Final = (
     *of_blackout(),
     *of_ends(Role.SOURCE),
     *of_streams(),
+    *of_early(Role.SOURCE),
     *of_any(Role.DESTINATION),
     *of_destination(),
     *of_takeover(),
     *of_ends(Role.DESTINATION),
     *of_granted_streams(),
     *of_unhashed(Role.DESTINATION),
+    *of_early(Role.DESTINATION),
 )
 
 _KEPT: Final = frozenset({GuestState.PAUSED, GuestState.NONE})  # as the endpoint sees an image that it keeps
@@ -57,6 +60,7 @@ def case_of(row: Misbehaviour) -> Case:
         about=row.about,
         completes=not row.codes,
         lanes=row.lanes,
+        early=row.early,
     )
     return Case(
         id=row.case,
@@ -74,8 +78,9 @@ def case_of(row: Misbehaviour) -> Case:
         limits=row.limits,
         deadline_s=row.deadline_s,
         wire=row.wire,
-        streams=0 if row.lanes is None else row.lanes.count,
+        streams=1 if row.early is not None else 0 if row.lanes is None else row.lanes.count,
         unverified=row.unverified,
+        follows=row.early is not None,
     )
 
 

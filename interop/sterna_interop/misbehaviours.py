@@ -18,6 +18,7 @@ from sterna_interop import peer_acts as do
 from sterna_interop.case import Severity, Wire
 from sterna_interop.contract import Order, Role
 from sterna_interop.guest import GuestSpec
+from sterna_interop.peer_early import EarlyPlan
 from sterna_interop.peer_lanes import LanePlan
 from sterna_interop.peer_steps import Act, Ear, End, Manner, Place, Raw, Say, Wait
 
@@ -71,6 +72,7 @@ class Misbehaviour:
         guest, order, limits, deadline_s: what the endpoint is told.
         unverified: whether the endpoint is told to go without page hashes; it need not.
         lanes: what is done with data connections; without any the session has none.
+        early: what is done with the demand connection; without it no page follows the guest.
         wire: what lies between the endpoint and the peer.
     """
 
@@ -100,6 +102,7 @@ class Misbehaviour:
     deadline_s: float = 0.0
     unverified: bool = False
     lanes: LanePlan | None = None
+    early: EarlyPlan | None = None
     wire: Wire = Wire.PLAIN
 
 

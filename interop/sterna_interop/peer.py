@@ -205,6 +205,10 @@ class Peer:
         """Say the preface."""
         await self._send(Raw(lambda _: unchecked.preface(), 0), None)
 
+    def misbehave(self, place: Place | None, act: Act | None) -> None:
+        """From now on, where the endpoint's first frame has to tell which connection it is."""
+        self._place, self._act = place, act
+
     def go_on_from(self, number: int) -> None:
         """Number of the next frame, where an earlier connection of this stream has said some [ATT-5]."""
         self._sequence = number
@@ -234,6 +238,12 @@ class Peer:
         if isinstance(made[0], TransportError):
             raise made[0]
         return made[0]
+
+    async def heard_out(self, within_s: float) -> bool:
+        """Wait until the endpoint has ended this connection; false if it does not in time."""
+        with trio.move_on_after(within_s) as waiting:
+            await self._heard_all.wait()
+        return not waiting.cancelled_caught
 
     async def ping(self) -> None:
         """Say PING, which is to be answered."""

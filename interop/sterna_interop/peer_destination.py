@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final
@@ -21,6 +21,7 @@ from sterna.wire import (
     PageRange,
     Pages,
     Ready,
+    Record,
     Refuse,
     Release,
     Round,
@@ -83,6 +84,8 @@ class Destination:
         self._epoch = 0
         self._sections: list[StateSection] = []
         self._open = b""  # of a section that is not whole
+        self._style = Style.STOP_AND_COPY
+        self._stale: set[PageName] = set()  # pages that follow the guest
 
     async def __call__(self, peer: Peer) -> None:
         """The whole of it."""
@@ -153,14 +156,19 @@ class Destination:
             assert isinstance(heard, Switchover)
             if heard.attempt != self._attempt:
                 raise Breach(f"SWITCHOVER of attempt {heard.attempt} instead of {self._attempt} [CON-23]")
-            if heard.style != Style.STOP_AND_COPY:
+            if heard.style not in self._styles(peer):
                 raise Breach("SWITCHOVER of a style that was not selected [SWI-1]")
             if not refusals:
+                self._style = Style(heard.style)
                 await peer.say(Ready(self._attempt))
                 return
             refusals -= 1
             await peer.say(NotReady(self._attempt, ErrorCode.NOT_READY, "not yet"))
             self._attempt += 1
+
+    def _styles(self, peer: Peer) -> Collection[int]:
+        """In which it may be switched over."""
+        return {Style.STOP_AND_COPY}
 
     async def _round_of(
         self, peer: Peer, begun: Round, *, rejects: int = 0
@@ -219,12 +227,20 @@ class Destination:
         ended, rejected = await self._round_of(peer, await peer.hear(Round))
         if rejected:
             raise Breach(f"pages {rejected} of a paused guest differ from their hashes [PGS-13]")
-        while isinstance(heard := (await peer.hear_frame(State, Seal)).record, State):
-            self._assemble(heard)
-        assert isinstance(heard, Seal)
+        while not isinstance(heard := (await peer.hear_frame(*self._sealed, Seal)).record, Seal):
+            self._take_in(heard)
         self._check_seal(heard, ended)
         self._check_image()
         await peer.say(Loaded(self._attempt, self._image.digest()))
+
+    @property
+    def _sealed(self) -> tuple[type[Record], ...]:
+        """What may come before SEAL."""
+        return (State,)
+
+    def _take_in(self, record: Record) -> None:
+        assert isinstance(record, State)
+        self._assemble(record)
 
     def _assemble(self, fragment: State) -> None:
         if fragment.attempt != self._attempt or fragment.offset != len(self._open):
@@ -249,8 +265,10 @@ class Destination:
             raise Breach("SEAL does not repeat attempt and last sequences of the blackout round [STR-8]")
         if (seal.state_sections, seal.state_bytes) != sizes or self._open:
             raise Breach("SEAL does not count the state that was sent [SEA-3]")
-        if missing := self._image.missing():
-            raise Breach(f"{missing} pages are not held at SEAL [MEM-11]")
+        if (missing := self._image.missing()) != len(self._stale):
+            raise Breach(
+                f"{missing} pages are not held at SEAL, {len(self._stale)} are stale [MEM-11] [PCY-2]"
+            )
         if seal.digest != self._image.digest():
             raise Breach("SEAL's digest is not that of what was sent [MEM-14]")
         if seal.state_digest != state_digest(self._sections):
@@ -258,23 +276,30 @@ class Destination:
 
     def _check_image(self) -> None:
         """What came is the guest as it was paused, and its whole state [CON-48]."""
-        guest = self._plan.guest
-        if self._image.memory != guest.image():
-            raise Breach("the image that was sealed is not the guest's, all of its script written [MEM-12]")
-        if sorted(map(repr, self._sections)) != sorted(map(repr, guest.state)):
+        if not self._stale:
+            self._check_memory()
+        if sorted(map(repr, self._sections)) != sorted(map(repr, self._plan.guest.state)):
             raise Breach("the state that was sealed is not the guest's [CON-48]")
+
+    def _check_memory(self) -> None:
+        if self._image.memory != self._plan.guest.image():
+            raise Breach("the image that was sealed is not the guest's, all of its script written [MEM-12]")
 
     async def _take_over(self, peer: Peer) -> None:
         handover = await peer.hear(Handover)
         if (handover.attempt, handover.epoch) != (self._attempt, self._epoch):
             raise Breach(f"{handover}, due is epoch {self._epoch} of attempt {self._attempt} [HND-1]")
         await peer.say(Running(self._epoch + 1, RUNNER))
+        await self._wait_for_rest(peer)
         await peer.say(Complete(self._epoch + 1, self._image.digest()))
         release = await peer.hear(Release)
         if release.epoch != self._epoch + 1:
             raise Breach(f"RELEASE of epoch {release.epoch} [CMP-4]")
         await peer.hear(Bye)
         await peer.say(Bye())
+
+    async def _wait_for_rest(self, peer: Peer) -> None:
+        """The guest runs, and has all of its pages when this returns."""
 
 
 def _names(table: Pages) -> set[PageName]:

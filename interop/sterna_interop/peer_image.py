@@ -118,6 +118,15 @@ class Image:
         self.note(table)
         return Batch(table, b"".join(parts))
 
+    def whole(self, attempt: int, round_number: int, names: Sequence[PageName]) -> Batch:
+        """Neighbouring pages of one chunk as one run, always with bytes [PCY-7] [PCY-17]."""
+        (region, first), count = names[0], len(names)
+        content = b"".join(bytes(self.page(name)) for name in names)
+        runs = make_runs([(first, count, Encoding.RAW)], self.regions[region].granule_log2)
+        return Batch(
+            Pages(attempt, round_number, region, runs, np.array([self._hash(content)], "<u8")), content
+        )
+
     # ---- receiving ----
 
     def take(self, table: Pages, bulk: bytes) -> list[PageRange]:

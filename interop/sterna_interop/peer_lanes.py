@@ -28,7 +28,7 @@ from sterna_interop.peer_steps import Act, Breach, Call, Over, Place, code_of
 
 _BLOCK_PAGES: Final = 16  # so many pages travel on one lane, the next ones on the next
 _AHEAD_S: Final = 0.2  # so long pages are under way before their ROUND
-_ENDS: Final = (Breach, Over, TransportError, trio.ClosedResourceError)
+ENDS: Final = (Breach, Over, TransportError, trio.ClosedResourceError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,17 +220,14 @@ class StreamDestination(Destination):
     async def _attach(self, peer: Peer, nth: int) -> None:
         assert peer.nursery is not None
         lane = _lane(peer, self._lane_plan, await peer.another(), None, nth)
-        peer.lend(lane)
-        peer.nursery.start_soon(lane.listen)
-        await lane.open()
-        heard = await lane.hear(Attach)
-        if (heard.session, heard.token, heard.generation) != (SCRIPTED, TOKEN, 0):
-            raise Breach(f"{heard} on a new data connection [ATT-3] [STR-5]")
-        lane.stream = heard.index + 1
-        if lane.heard_on != lane.stream:
-            raise Breach(f"ATTACH of index {heard.index} on stream {lane.heard_on} [HDR-5]")
+        await heard_attach(peer, lane)
+        await self._begin(peer, lane)
+
+    async def _begin(self, peer: Peer, lane: Peer) -> None:
+        """Answer ATTACH, and take what comes."""
+        assert peer.nursery is not None
         self._came[lane.stream] = _Came()
-        await lane.say(Attached(heard.index, heard.generation, 0))
+        await lane.say(Attached(lane.stream - 1, 0, 0))
         peer.nursery.start_soon(self._collect, peer, lane)
 
     async def _collect(self, peer: Peer, lane: Peer) -> None:
@@ -241,7 +238,7 @@ class StreamDestination(Destination):
                 frame = await lane.hear_frame(Pages)
                 came.frames.append(frame)
                 self._change()
-        except _ENDS as end:
+        except ENDS as end:
             problem = lane.account.breach or (str(end) if isinstance(end, Breach) else "")
             peer.account.breach = peer.account.breach or problem
         came.ended = True
@@ -274,6 +271,21 @@ class StreamDestination(Destination):
         yield 0, end
 
 
+async def heard_attach(peer: Peer, lane: Peer) -> Attach:
+    """What a new connection begins with at a destination, if it is right."""
+    assert peer.nursery is not None
+    peer.lend(lane)
+    peer.nursery.start_soon(lane.listen)
+    await lane.open()
+    heard = await lane.hear(Attach)
+    if (heard.session, heard.token, heard.generation) != (SCRIPTED, TOKEN, 0):
+        raise Breach(f"{heard} on a new data connection [ATT-3] [STR-5]")
+    lane.stream = heard.index + 1
+    if lane.heard_on != lane.stream:
+        raise Breach(f"ATTACH of index {heard.index} on stream {lane.heard_on} [HDR-5]")
+    return heard
+
+
 def _lane(peer: Peer, plan: LanePlan, line: Line, stream: int | None, nth: int) -> Peer:
     """The connection, with the act if it is the one that misbehaves."""
     act = (plan.place, plan.act) if nth == plan.lane else (None, None)
@@ -297,7 +309,7 @@ async def _together(*jobs: Callable[[], Awaitable[object]]) -> None:
     async def run(job: Callable[[], Awaitable[object]]) -> None:
         try:
             await job()
-        except _ENDS as end:
+        except ENDS as end:
             ends.append(end)
 
     async with trio.open_nursery() as nursery:

@@ -11,6 +11,7 @@ from sterna_interop.case import Line, NotStrict, NotTried, Unexpected
 from sterna_interop.contract import Params, Role
 from sterna_interop.peer import Conversation, Peer
 from sterna_interop.peer_destination import Destination, DestinationPlan
+from sterna_interop.peer_early import EarlyDestination, EarlyPlan, EarlySource
 from sterna_interop.peer_lanes import LanePlan, StreamDestination, StreamSource
 from sterna_interop.peer_source import Source, SourcePlan
 from sterna_interop.peer_steps import Account, Act, Manner, Place, code_of
@@ -37,6 +38,7 @@ class Script:
         completes: the whole conversation must be had.
         patience_s: how long the endpoint may take for the conversation, and then for the end.
         lanes: what is done with data connections, where there are any.
+        early: what is done with the demand connection, where pages follow the guest.
     """
 
     role: Role
@@ -55,6 +57,7 @@ class Script:
     completes: bool = False
     patience_s: float = PATIENCE_S
     lanes: LanePlan | None = None
+    early: EarlyPlan | None = None
 
     async def __call__(self, line: Line, told: Params) -> None:
         """Play, and judge what the endpoint said.
@@ -83,6 +86,8 @@ class Script:
         facts: dict[str, object] = {"guest": told.guest, "epoch": told.epoch, "runner": runner}
         if self.role is Role.SOURCE:
             plan = SourcePlan(**facts | self.plan)  # type: ignore[arg-type]
+            if self.early is not None:
+                return EarlySource(plan, self.early)
             if self.lanes is None:
                 return Source(plan)
             offer = FeatureOffer(Feature.DATA_STREAMS, parameter=self.lanes.count)
@@ -91,6 +96,8 @@ class Script:
         if self.lanes is None:
             return Destination(taking)
         taking = replace(taking, features=(*taking.features, Feature.DATA_STREAMS))
+        if self.early is not None:
+            return EarlyDestination(taking, self.lanes, self.early)
         return StreamDestination(taking, self.lanes)
 
     def judge(self, account: Account) -> None:
@@ -106,6 +113,8 @@ class Script:
             raise Unexpected(wanted, account.breach)
         if self.about is not None and account.completed and self.about not in account.features:
             raise NotTried(f"the {self.role.other} does without {self.about.name.lower()}")
+        if account.completed and account.untried:
+            raise NotTried(account.untried)
         if self.optional and account.completed and not account.acted:
             return
         code = code_of(account.answer)

@@ -124,6 +124,7 @@ class Source:
         self._plan: Final = plan
         self._image: Final = Image(plan.guest.regions)
         self._attempt = 1
+        self._style = Style.STOP_AND_COPY
         self._round = 0
         self._limits = Limits()  # the destination's
         self._entries = 0  # of the guest's script
@@ -205,6 +206,8 @@ class Source:
             raise Breach("WELCOME selects a parameter that asks for more than the offered one [NEG-8]")
         if Feature.UNHASHED in chosen and not self._plan.unhashed:
             raise Breach("WELCOME selects to go without page hashes, which nobody has asked for [MEM-21]")
+        if Feature.EARLY_PAGES in chosen and not chosen.keys() & {Feature.BITMAP, Feature.POST_COPY}:
+            raise Breach("WELCOME selects early pages where no page follows the guest [PCY-25]")
         if not chosen.keys() >= set(REQUIRED):
             raise Breach("WELCOME lacks a required feature [NEG-4]")
 
@@ -272,7 +275,7 @@ class Source:
     async def _switch_over(self, peer: Peer) -> None:
         due = self._plan.not_ready
         while True:
-            await peer.say(Switchover(self._attempt, Style.STOP_AND_COPY))
+            await peer.say(Switchover(self._attempt, self._style))
             answer = (await peer.hear_frame(Ready, NotReady)).record
             assert isinstance(answer, Ready | NotReady)
             if answer.attempt != self._attempt:
@@ -312,12 +315,16 @@ class Source:
         running = await peer.hear(Running)
         if running.epoch != epoch:
             raise Breach(f"RUNNING under epoch {running.epoch}, granted was {epoch} [RUN-1]")
-        complete = await peer.hear(Complete)
+        complete = await self._completed(peer)
         if (complete.epoch, complete.digest) != (epoch, self._image.digest()):
             raise Breach("COMPLETE does not carry the granted epoch and the image's digest [CMP-1] [CMP-4]")
         await peer.say(Release(epoch))
         await peer.say(Bye())
         await peer.hear(Bye)
+
+    async def _completed(self, peer: Peer) -> Complete:
+        """What the guest lacks is sent, and it has everything."""
+        return await peer.hear(Complete)
 
 
 def fragments(section: StateSection, attempt: int, step: int = _FRAGMENT_BYTES) -> Iterator[State]:

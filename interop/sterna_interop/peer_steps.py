@@ -138,6 +138,7 @@ class Account:
         breach: what the endpoint did that the specification forbids.
         completed: the whole conversation was had, BYE of both sides included.
         features: that WELCOME selects, an act on it aside.
+        untried: why nothing of what the case is about has happened, in words, if nothing has.
     """
 
     said: list[str] = field(default_factory=list)
@@ -149,6 +150,7 @@ class Account:
     breach: str = ""
     completed: bool = False
     features: frozenset[int] = frozenset()
+    untried: str = ""
 
     def has_heard(self, frame: FrameType) -> bool:
         """Whether the endpoint has sent such a frame."""
