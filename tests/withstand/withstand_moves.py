@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from sterna.core.carry import Ticket
-from sterna.core.events import Event, Outcome, Result, RoundStarted
+from sterna.core.events import Event, Outcome, Result, RoundStarted, SessionResumed
 from sterna.errors import TransportError
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
@@ -36,6 +36,7 @@ class Move:
 
     Attributes:
         answers: what the caller was told, on whatever connection.
+        resumed: set when an end has the session again that was lost.
     """
 
     def __init__(self, **options: object) -> None:
@@ -44,6 +45,7 @@ class Move:
         self.sessions = Sessions()
         self.answers: list[tuple[int, r.Record]] = []
         self.begun = trio.Event()
+        self.resumed = trio.Event()
         self.results: dict[str, Result] = {}
         self.transports: list[MemoryTransport] = []
         near, far = self.pair(OURS)
@@ -55,6 +57,8 @@ class Move:
     def on_event(self, event: Event) -> None:
         if isinstance(event, RoundStarted):
             self.begun.set()
+        if isinstance(event, SessionResumed):
+            self.resumed.set()
 
     def pair(self, identity: str) -> tuple[MemoryTransport, MemoryTransport]:
         return memory_transport_pair(identities=(identity, THEIRS), rate_bytes_s=5e5)
