@@ -16,7 +16,7 @@ import numpy as np
 import trio
 
 from sterna.errors import GuestError
-from sterna.guest.api import FAULT, GuestDescription
+from sterna.guest.api import FAULT, EarlyRoom, GuestDescription
 from sterna.guest.early_pages import EarlyPages
 from sterna.guest.holder_bitmaps import BitmapFile, bits_of, set_bits
 from sterna.guest.late_entries import LateEntries, LateRegion
@@ -165,7 +165,7 @@ class FollowedRoom(RoomForGuest):
 
     # ---- early pages ----
 
-    def early_pages(self) -> FollowedRoom | None:
+    def early_pages(self) -> EarlyRoom | None:
         """Itself, while it lacks pages."""
         lacks = self._early is not None and any(
             int(np.bitwise_count(one.words).sum()) < one.region.pages
@@ -199,7 +199,12 @@ class FollowedRoom(RoomForGuest):
 
     def hear(self, descriptor: int) -> None:
         """See `EarlyRoom`."""
+        self.hear_kernel()
         self._listen(descriptor)
+
+    def any_unread(self) -> bool:
+        """See `EarlyRoom`."""
+        return self._entries.uffd.any_unread()
 
     def hear_kernel(self) -> None:
         """See `EarlyRoom`."""

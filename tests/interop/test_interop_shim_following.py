@@ -85,7 +85,9 @@ async def test_a_pager_has_it_get_on_by_early_pages(room: FollowedRoom) -> None:
     made.hear(told)
     assert await waits_for(room) is None
     pager = made.pager()  # of this process: one that is forked does the same
+    assert made.any_unread()
     assert pager.news() == [(1, 39)]
+    assert not made.any_unread()
     assert pager.wanted(1, 39) == [(39, 1), (32, 7)]
     for page in (39, 38):
         assert pager.install(1, page, memoryview(PAGE), page_hash(memoryview(PAGE)))
