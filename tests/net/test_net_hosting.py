@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import trio
-from endpoint_support import DestinationGuest
+from endpoint_support import PARAMETERS, DestinationGuest
 from resume_net_support import NAMES, Resuming
 from trio.abc import Clock
 
@@ -18,6 +18,7 @@ from sterna.core.reopening import Opening
 from sterna.errors import GuestError, LocalProtocolError
 from sterna.guest.api import GuestDescription
 from sterna.limits import RESUME_S, Limits
+from sterna.memory.bitmap import expand_runs
 from sterna.net.hosting import LocalHost, Reopened
 from sterna.net.kept import Sessions, no_session
 from sterna.net.memory import memory_transport_pair
@@ -114,6 +115,25 @@ async def test_another_process_goes_on_with_a_guest_that_runs(virtual_time: Cloc
     assert one.room.taken_over == 1
     assert one.room.workload.audit().errors == 0
     assert one.guest.released
+
+
+async def test_a_page_that_is_zero_by_now_was_not_when_the_other_process_had_it(virtual_time: Clock) -> None:
+    """[RES-13] [MEM-18] What is there of rounds before the pause is overwritten, with zeros too."""
+    one = migration("post-copy", parameters=replace(PARAMETERS, zero_pages=32))
+    one.room = Outliving(rate_bytes_s=one.rate_bytes_s, journal=one.journal)
+
+    async def die_with_old_pages() -> None:
+        await die(one)
+        missing = (await one.room.missing())[0]
+        memory = one.room.memory(0)
+        starts, counts = missing.runs()
+        for page in expand_runs(starts, counts).tolist():
+            memory[page * 4096 : (page + 1) * 4096] = b"o" * 4096
+
+    await one.run(die_with_old_pages)
+    assert one.results["source"].outcome is Outcome.COMPLETED
+    assert one.room.taken_over == 1
+    assert one.room.workload.audit().errors == 0
 
 
 async def test_another_process_makes_room_again(virtual_time: Clock) -> None:

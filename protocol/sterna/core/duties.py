@@ -104,14 +104,16 @@ class NoRecords:
         return Verdict(Owner.UNDECIDED, hello.epoch, hello.runner)
 
 
-def pages_of(guest: SourceGuest | DestinationGuest, description: GuestDescription) -> RegionPages:
-    """The guest's memory as the core reads and fills it.
+def pages_of(
+    guest: SourceGuest | DestinationGuest, description: GuestDescription, *, fresh: bool = True
+) -> RegionPages:
+    """The guest's memory as the core reads and fills it; `fresh`: nobody has written there.
 
     Raises:
         GuestError, ValueError: the description or the memory makes no sense.
     """
     table = RegionTable(description.regions)
-    return RegionPages(table, {region.id: guest.memory(region.id) for region in table.copied})
+    return RegionPages(table, {region.id: guest.memory(region.id) for region in table.copied}, fresh=fresh)
 
 
 async def reserve(guest: DestinationGuest, description: GuestDescription) -> RegionPages:

@@ -315,7 +315,8 @@ class Destination(Endpoint):
             lacks = any(pages.any() for pages in missing.values())
             if not notes or not (lacks or ImageNotes.lie_in(notes)):  # it has all of its pages [RES-15]
                 return await self._host.verdict(hello)
-            self._room = Room(pages_of(guest, description), opening.ticket)
+            # What is missing still is as a round before the pause has left it.
+            self._room = Room(pages_of(guest, description, fresh=False), opening.ticket)
             self._spare_early_pages(guest)
             carry = opening.with_guest(self._room, notes, missing, clock())
         else:
