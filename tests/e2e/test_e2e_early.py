@@ -56,9 +56,7 @@ async def completed(world: World, serve: Command, migrate: Command, resumed: int
 
 
 @pytest.mark.parametrize("side", ["serve", "migrate"])
-@pytest.mark.parametrize(
-    "number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM], ids=lambda each: each.name
-)
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda each: each.name)
 async def test_a_pager_that_is_ended_or_stopped(
     world: World, nursery: trio.Nursery, side: str, number: signal.Signals
 ) -> None:

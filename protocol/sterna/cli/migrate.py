@@ -84,8 +84,9 @@ def migrate(
         unverified: do without hashes of pages, if the destination is told so, too: faster by what they take.
             Bytes that change in memory, or on a connection without TLS, are found by nobody then: the guest
             runs with them.
-        no_early_pages: a guest that waits for pages gets them in groups alone. Without this, and --record and
-            --bandwidth, single pages come before their group, by a process that is forked for it.
+        no_early_pages: a guest that waits for pages gets them in groups alone. Else single pages go ahead of
+            their groups, on a connection of their own that a forked process serves; never with --record or
+            --bandwidth, and only if there are data connections (--streams) and the destination does so, too.
         resume: how long a lost session is taken up again, if the connection breaks; 0s for not at all.
         evidence: directory for source.img, the guest's memory at the pause; source-N.img is that of region N.
         record: file for everything that passes on the connection; `sterna inspect` reads it.

@@ -104,8 +104,8 @@ def serve(
         unverified: take pages without hashes from a source that is told so, too. Bytes that change in memory,
             or on a connection without TLS, are found by nobody then, and the guest runs with them.
         streams: the most connections besides the first on which a source may send pages.
-        no_early_pages: a guest that waits for pages gets them in groups alone. Without this, and --record,
-            single pages come before their group, by a process that is forked for it.
+        no_early_pages: a guest that waits for pages gets them in groups alone. Else single pages come ahead
+            of their groups, on a connection of their own that a forked process serves; never with --record.
         patience: wait no longer than this for the other side, in any phase; by default 5s to 60s, by the
             phase.
         evidence: directory for destination.img, the guest's memory at its first instruction;

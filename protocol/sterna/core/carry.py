@@ -59,7 +59,7 @@ class Ticket:
         return self.streams if can else None
 
     def check_attach(self, attach: Attach, stream: int, mark: Mark) -> None:
-        """Whether an ATTACH may join a data connection to this session, where the one before left this mark.
+        """Whether an ATTACH may join its connection to this session. The one before has left this mark.
 
         Who comes with it is for the host, as for a resumption [STR-4].
 

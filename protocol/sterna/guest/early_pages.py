@@ -33,13 +33,14 @@ Words = npt.NDArray[np.uint64]
 DECIDING, LIVING = range(2)  # the bytes that are locked, by what one does meanwhile
 _WORD_BYTES: Final = 8
 _MAP_NORESERVE: Final = 0x4000  # the mmap module has no name for it
-_FEW_PAGES: Final = 1 << 10
+_FEW_PAGES: Final = 1 << 10  # as one integer; of more, numpy is quicker to find that none is set
 # How often the pager may be found deciding. That takes it microseconds if it has a processor, for which it
-# may have to wait some time slices of others: so the endpoint gives up its own at first, and then sleeps.
+# may have to wait some time slices of others: so the endpoint gives up its own at first, and then sleeps. It
+# does nothing else meanwhile, so all of that is 50 ms, and a pager that is not done by then is ended.
 _YIELDS: Final = 200
-_TRIES: Final = 300
-_FREE_WITHIN_S: Final = 3.0  # a process that was killed has ended by then
+_TRIES: Final = 300  # the yields included
 _STEP_S: Final = 0.0005
+_FREE_WITHIN_S: Final = 3.0  # a process that was killed has ended by then
 
 
 class _Region:

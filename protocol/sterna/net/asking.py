@@ -164,10 +164,13 @@ class Asking:
 
     def _lose_patience(self) -> None:
         """What has not come in time is the endpoint's, too."""
-        if self._told < len(self._asked) and self._asked[self._told][2] < (now := time.monotonic()):
-            while self._told < len(self._asked) and self._asked[self._told][2] < now:
-                self._tell(*self._asked[self._told][:2])
-                self._told += 1
+        now = time.monotonic()
+        while self._told < len(self._asked):
+            region, page, until = self._asked[self._told]
+            if until >= now:
+                return
+            self._tell(region, page)
+            self._told += 1
 
     def _tell(self, region: int, page: int) -> None:
         with suppress(BlockingIOError):  # it has much to read; every page comes in its turn

@@ -49,7 +49,8 @@ class DemandConnection:
     def serve(self, job: Callable[..., None], *arguments: object, keep: Iterable[int] = ()) -> bool:
         """Fork a process that does `job(socket, *arguments)`.
 
-        False: the connection cannot be given away, or there is no room for a process and it is lost [PCY-30].
+        False: the connection cannot be given away, or there is no room for a process. Then nobody serves it,
+        and it can only be closed [PCY-30].
 
         Args:
             job: what it does; see `sterna.linux.forked`.
@@ -87,7 +88,7 @@ class DemandConnection:
 
 
 async def open_demand(reconnect: Reconnect, peer: Peer, attach: Attach) -> DemandConnection:
-    """Dial the same host once more and attach [PCY-25].
+    """Dial the same host once more and attach [PCY-26].
 
     Raises:
         SternaError: it cannot be had, or the peer does not want it.

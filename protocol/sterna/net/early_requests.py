@@ -58,24 +58,14 @@ class EarlyRequests:
         connection, position = kept.demand, machine.position
         if early is None or connection is None or position is None:
             return
-        try:
-            told, tells = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            _log.warning("pages do not come early, there is no pipe for them: %s", error)
-            connection.close()
+        sizes = {region.id: 1 << region.granule_log2 for region in regions}
+        selection = kept.ticket.selection
+        most = selection.limits.page_requests
+        terms, turns = Terms(connection.stream, position, selection.hashed, most, sizes), Turns()
+        told = _fork(connection, terms, early, turns)
+        if told is None:
+            connection.close()  # nobody would ask there
             return
-        try:
-            sizes = {region.id: 1 << region.granule_log2 for region in regions}
-            selection = kept.ticket.selection
-            most = selection.limits.page_requests
-            terms = Terms(connection.stream, position, selection.hashed, most, sizes)
-            turns = Turns()
-            if not connection.serve(_ask, terms, early, tells, turns, keep=(tells, *early.descriptors())):
-                os.close(told)
-                connection.close()  # nobody would ask there
-                return
-        finally:
-            os.close(tells)
         early.on_stuck = connection.kill
         early.hear(told)
         try:
@@ -87,6 +77,22 @@ class EarlyRequests:
             connection.close()
             early.hear_kernel()
         ask()
+
+
+def _fork(connection: DemandConnection, terms: Terms, early: EarlyRoom, turns: Turns) -> int | None:
+    """Have a process ask on the connection: the pipe on which it tells of faults; None if there is none."""
+    try:
+        told, tells = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        _log.warning("pages do not come early, there is no pipe for them: %s", error)
+        return None
+    try:
+        if connection.serve(_ask, terms, early, tells, turns, keep=(tells, *early.descriptors())):
+            return told
+    finally:
+        os.close(tells)
+    os.close(told)
+    return None
 
 
 async def _end_if_still(connection: DemandConnection, early: EarlyRoom, turns: Turns) -> None:

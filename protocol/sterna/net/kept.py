@@ -136,7 +136,7 @@ class KeptSession:
         self._machine.check_join(attach, door)
 
     def is_demand(self, attach: Attach) -> bool:
-        """Whether it asks for the demand connection, of which it need not know whether it may be had."""
+        """Whether it asks for a demand connection; whether that may be had, `check_join` says."""
         return self._machine.is_demand(attach)
 
     def join(self, attach: Attach, door: Lane, transport: Transport) -> trio.Event:

@@ -85,8 +85,9 @@ class Options:
         lease_store: whether the host has a lease store; a source does not go without then [ONE-55].
         verified: whether pages are verified by hashes. They go without where both sides say so, and then
             nothing finds bytes that change in memory or on the way [MEM-20].
-        early_pages: whether what a guest waits for may come page by page on a connection of its own, beside
-            the groups of pages that follow it. Each side forks a process for that.
+        early_pages: whether what a guest waits for may come page by page on a connection of its own, ahead of
+            the groups of pages that follow it [13.3]. Each side forks a process for that. Not for connections
+            that are recorded, which nobody can give away.
     """
 
     limits: Limits = field(default_factory=own_limits)
