@@ -17,6 +17,7 @@ from sterna.wire import (
     Attached,
     FeatureChoice,
     FeatureOffer,
+    PageRequest,
     Pages,
     Ping,
     Welcome,
@@ -29,7 +30,7 @@ from sterna_interop.misbehaviours import DOS, ENDLESS_S, LOST, E, F, Misbehaviou
 from sterna_interop.peer_destination import SESSION, TOKEN
 from sterna_interop.peer_early import EarlyPlan
 from sterna_interop.peer_lanes import LanePlan, attempt
-from sterna_interop.peer_steps import Act, End, Manner, Place, Raw, Say, Step, Wait
+from sterna_interop.peer_steps import Act, Ear, End, Manner, Place, Raw, Say, Step, Wait
 
 _OFFERED: Final = tuple(
     FeatureOffer(each) for each in (Feature.ENCODING_ZERO, Feature.POST_COPY, Feature.EARLY_PAGES)
@@ -321,4 +322,8 @@ def _requests() -> Rows:
         ended("early-130 early-closed: closes it [PCY-30]", do.instead(End.PROPER)),
         ended("early-131 early-lost: loses it behind a request [PCY-30]", do.after(End.RESET)),
         ended("early-132 early-cut: closes it inside a request [PCY-30]", do.part(0.5, End.PROPER)),
+        ended(
+            "early-133 early-flood: asks for more than it may, and takes no answer [PCY-29 PCY-30]",
+            do.instead(Ear.DEAF, *[Say(PageRequest(1, 0, 16), stream=2)] * 1000, End.SILENCE),
+        ),
     ]
