@@ -37,8 +37,9 @@ from sterna_interop.peer_lanes import ENDS, LanePlan, StreamDestination, heard_a
 from sterna_interop.peer_source import Source, SourcePlan
 from sterna_interop.peer_steps import Act, Breach, Over, Place
 
-_PUSH_AFTER_S: Final = 0.1  # so long nobody has asked for anything
-_OPEN_WITHIN_S: Final = 1.0  # the source's demand connection
+_PUSH_AFTER_S: Final = 0.1  # so long nobody has asked for anything,
+_FIRST_WITHIN_S: Final = 2.0  # or ever
+_OPEN_WITHIN_S: Final = 2.0  # the source's demand connection
 _END_WITHIN_S: Final = 4.0
 _GONE: Final = (Over, TransportError, trio.ClosedResourceError)
 _FROM_DESTINATION: Final = {FrameType.ATTACHED.name, FrameType.PAGE_REQUEST.name}
@@ -100,6 +101,8 @@ class EarlySource(Source):
         self._answered: set[PageName] = set()
         self._asked: list[int] = []  # groups of which pages were asked for early, in order
         self._heard_at = 0.0
+        self._heard = trio.Event()
+        self._may_send = trio.Event()  # what is asked for on the control connection
         self._unanswered = 0
 
     async def _accepted(self, peer: Peer, accept: Accept) -> None:
@@ -165,10 +168,12 @@ class EarlySource(Source):
 
     async def _completed(self, peer: Peer) -> Complete:
         assert peer.nursery is not None
-        self._heard_at = trio.current_time()
+        if not self._early.differs:
+            self._may_send.set()
         peer.nursery.start_soon(self._push, peer)
         while isinstance(record := (await peer.hear_frame(PageRequest, Complete)).record, PageRequest):
-            self._heard_at = trio.current_time()
+            self._was_asked()
+            await self._may_send.wait()
             names = [(record.region, page) for page in range(record.first, record.first + record.count)]
             for group in sorted({self._group_of[name] for name in names if name in self._group_of}):
                 await self._send(peer, group)
@@ -185,6 +190,7 @@ class EarlySource(Source):
             await self._quiet()
             if self._early.differs:
                 await self._send_other_bytes(peer)
+                self._may_send.set()
             if self._lane is not None:
                 await _see_the_end(self._lane, self._early)
             for group in range(len(self._groups)):
@@ -193,8 +199,14 @@ class EarlySource(Source):
         except ENDS as end:
             _note(peer, end)
 
+    def _was_asked(self) -> None:
+        self._heard_at = trio.current_time()
+        self._heard.set()
+
     async def _quiet(self) -> None:
         """Wait until nobody has asked for anything for a while."""
+        with trio.move_on_after(_FIRST_WITHIN_S):
+            await self._heard.wait()
         due = 0.0
         while due < self._heard_at + _PUSH_AFTER_S:
             due = self._heard_at + _PUSH_AFTER_S
@@ -231,7 +243,7 @@ class EarlySource(Source):
             while True:
                 request = await lane.hear(PageRequest)
                 self._check_request(peer, request)
-                self._heard_at = trio.current_time()
+                self._was_asked()
                 if (group := self._group_of[request.region, request.first]) not in self._asked:
                     self._asked.append(group)
                 if self._early.answers:
