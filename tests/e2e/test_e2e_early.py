@@ -107,3 +107,22 @@ async def test_a_link_that_is_cut_with_pages_that_came_early(world: World, nurse
     await migrate.until("session_resumed")
     assert not any(map(alive, pids))
     assert await completed(world, serve, migrate, 1) > 0
+
+
+async def test_a_source_that_dies_with_pages_that_came_early(world: World, nursery: trio.Nursery) -> None:
+    """[RES-19] [PCY-30] Its pager dies with it, and the next process serves what is missing, by groups."""
+    relay, serve, migrate = await under_way(world, nursery)
+    pids = [await pager(serve), await pager(migrate)]
+    migrate.send(signal.SIGKILL)
+    await migrate.end()
+    assert (await world.status("d")).missing > 0
+    migrate = await world.migrate(relay.port, *BY_POST_COPY)
+    assert await migrate.end() == 0, migrate.said()
+    assert await serve.end() == 0, serve.said()
+    assert (migrate.last["outcome"], serve.last["outcome"]) == ("completed", "completed")
+    assert serve.last["resumed"] == 1
+    assert serve.last["digest"] == migrate.last["digest"]
+    assert serve.last["after"]["early_pages"] > 0
+    assert not any(map(alive, pids))
+    await world.check_runs("d")
+    assert judge_journal(world.journal) == []

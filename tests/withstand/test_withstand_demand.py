@@ -7,7 +7,7 @@ that is disturbed, a guest that waits for ever or finds another page than it sho
 
 Published bugs of this class: none known.
 
-[ATT-2] [ATT-3] [ATT-5] [STR-4] [STR-5] [STR-6] [PCY-26] [PCY-27] [PCY-28] [PCY-29] [PCY-30] [PCY-34] [PCY-35]
+[ATT-2] [ATT-3] [ATT-5] [STR-4] [STR-5] [STR-6] [PCY-26] [PCY-27] [PCY-28] [PCY-30] [PCY-34] [PCY-35]
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from withstand_moves import OTHER, OURS, STREAMS, Move, moved, said
 
 from early_support import Moved, Scene, scene
 from sterna.core import shares
-from sterna.core.events import Outcome
+from sterna.core.events import Event, Finished, Outcome, Result
 from sterna.core.policy import PolicySettings
-from sterna.errors import TransportError
+from sterna.errors import GuestError, TransportError
 from sterna.net.answering import Image
 from sterna.net.asking import Terms
 from sterna.registry import ErrorCode, FrameType, Phase
@@ -305,6 +305,33 @@ async def test_what_may_be_answered(made: Scene, answer: Answer, monkeypatch: py
     monkeypatch.setattr("sterna.net.early_answers._answer", answer)
     before = _children()
     _check(before, await made.run())
+
+
+def _lies(sock: socket.socket, stream: int, image: Image, _: object) -> None:
+    pages = _Pages(stream, image)
+    for asked in _requests(sock, stream):
+        for page in range(asked.first, asked.first + asked.count):
+            sock.sendall(pages.frame(asked.region, page, content=b"x" * PAGE))
+
+
+@pytest.mark.slow
+@pytest.mark.needs("minor_faults")
+async def test_a_source_that_says_two_things_of_a_page(made: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """[PCY-35] [MEM-5] Whatever the guest has made of it by then, nobody calls that a good migration."""
+    monkeypatch.setattr("sterna.net.early_answers._answer", _lies)
+    ends: dict[str, Result] = {}
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Finished):
+            ends["destination"] = event.result
+
+    made.on_destination = on_event
+    before = _children()
+    with pytest.raises(GuestError):  # for pages are missing, and stay so
+        await made.run()
+    assert (ends["destination"].outcome, ends["destination"].code) == (Outcome.STRANDED, ErrorCode.PAGE_HASH)
+    assert ends["destination"].after.mismatched > 0
+    assert _children() == before
 
 
 # ---- who asks a source's pager ----
