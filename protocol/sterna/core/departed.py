@@ -29,11 +29,6 @@ from sterna.wire.records import Complete, PageRequest, Progress, Running, Verdic
 
 U64_MAX: Final = (1 << 64) - 1
 
-# SEAL has gone over, or is about to, and RUNNING has not come.
-_SEALED: Final = frozenset(
-    {SourceState.SEALED, SourceState.GRANTING, SourceState.RECORDING, SourceState.HANDED_OVER}
-)
-
 
 class Departed(Batches):
     """The part of a source's machine behind HANDOVER."""
@@ -79,12 +74,7 @@ class Departed(Batches):
 
     @property
     def position(self) -> tuple[int, int] | None:
-        """Attempt and round of pages that follow the guest [PCY-8]; None if none does, or not yet.
-
-        It is known from SEAL on: the guest may run, and wait for pages, before RUNNING has come.
-        """
-        if self._serving is None and self._state in _SEALED and self._memory.stale.any():
-            return self._memory.next_position(self._attempt)
+        """Attempt and round of pages that follow the guest [PCY-8]; None before RUNNING, and if none does."""
         return None if self._serving is None else self._serving.position
 
     @property

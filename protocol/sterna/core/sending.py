@@ -336,12 +336,8 @@ class Sending:
 
     def serving(self, attempt: int, *, peer: Limits, own: Limits) -> Serving:
         """What follows after RUNNING, with the limits that the peer and this side have announced."""
-        position = self.next_position(attempt)
+        position = attempt, self.round + 1  # [PCY-8]
         return Serving(self._pending, self._pages, self._digest, position, peer=peer, own=own)
-
-    def next_position(self, attempt: int) -> tuple[int, int]:
-        """Attempt and round that pages carry which follow the blackout of this attempt [PCY-8]."""
-        return attempt, self.round + 1
 
     def complete(self) -> bytes:
         """The digest of the pause image when everything has been sent [MEM-16]."""
