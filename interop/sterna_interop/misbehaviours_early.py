@@ -55,16 +55,14 @@ _destination = partial(
 )
 
 
-def _said(*parts: int | bytes) -> Raw:
-    """A frame of the demand connection whose type and body are these."""
-    frame_type, body = parts
-    assert isinstance(frame_type, int)
-    assert isinstance(body, bytes)
-    return Raw(lambda number: unchecked.frame(frame_type, body, stream=1, sequence=number))
+def _unknown(stream: int) -> Raw:
+    """A frame of a type that nobody knows, which is skipped elsewhere [FRM-7]."""
+    return Raw(lambda number: unchecked.frame(GREASE_FIRST, b"skip me", stream=stream, sequence=number))
 
 
-def _garbage(size_bytes: int = 8192) -> Raw:
-    return Raw(lambda _: bytes(range(1, 256)) * (size_bytes // 255), 0)
+def _garbage() -> Raw:
+    """8 KiB that are no frame."""
+    return Raw(lambda _: bytes(range(1, 256)) * 32, 0)
 
 
 # ---- the source's ----
@@ -208,7 +206,7 @@ def _answers() -> Rows:
         row("early-037 early-ping: says PING there [PCY-27]", do.before(Say(Ping(1), stream=1))),
         row(
             "early-038 early-grease: has an unknown frame there [PCY-27]",
-            do.before(_said(GREASE_FIRST, b"skip me")),
+            do.before(_unknown(stream=1)),
         ),
         row("early-039 early-gap: leaves out a number there [PCY-26 HDR-6]", do.numbered(1)),
         row("early-040 early-garbage: sends there what is no frame [PCY-30]", do.before(_garbage()), **DOS),
@@ -299,7 +297,6 @@ def _requests() -> Rows:
         return _destination(head, None, None, early=EarlyPlan(place=_REQUEST, act=act))
 
     ping = Say(Ping(1), stream=2)
-    unknown = Raw(lambda number: unchecked.frame(GREASE_FIRST, b"skip me", stream=2, sequence=number))
     return [
         row("early-120 early-patient: asks for what nobody waits for [PCY-27]", do.change(urgent=False)),
         row("early-121 early-border: asks for pages of two blocks [PCY-27]", do.change(first=40, count=16)),
@@ -316,7 +313,10 @@ def _requests() -> Rows:
             **DOS,
         ),
         row("early-126 early-ping: says PING there [PCY-27]", do.before(ping)),
-        row("early-127 early-grease: has an unknown frame there [PCY-27]", do.before(unknown)),
+        row(
+            "early-127 early-grease: has an unknown frame there [PCY-27]",
+            do.before(_unknown(stream=2)),
+        ),
         row("early-128 early-gap: leaves out a number there [PCY-26 HDR-6]", do.numbered(1)),
         row("early-129 early-garbage: sends there what is no frame [PCY-30]", do.before(_garbage()), **DOS),
         ended("early-130 early-closed: closes it [PCY-30]", do.instead(End.PROPER)),
