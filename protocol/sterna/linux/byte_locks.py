@@ -20,6 +20,11 @@ from sterna.linux.descriptor import Descriptor
 _FLOCK: Final = struct.Struct("@hhqqi4x")
 _TAKEN: Final = frozenset({errno.EAGAIN, errno.EACCES})
 
+# Packed once: these calls come with each table of pages.
+BYTES: Final = 2  # from 0 on; nobody locks another one
+_LOCKS: Final = tuple(_FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0) for byte in range(BYTES))
+_UNLOCKS: Final = tuple(_FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0) for byte in range(BYTES))
+
 
 class ByteLocks(Descriptor):
     """An open file description of its own, which can lock bytes for writing. Closing it lets go of them."""
@@ -67,8 +72,3 @@ class ByteLocks(Descriptor):
         """Whether nobody but this description has it locked."""
         answer = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, _LOCKS[byte])
         return int(_FLOCK.unpack(answer)[0]) == fcntl.F_UNLCK
-
-
-BYTES: Final = 2  # that have a use here
-_LOCKS: Final = tuple(_FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0) for byte in range(BYTES))
-_UNLOCKS: Final = tuple(_FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0) for byte in range(BYTES))

@@ -51,7 +51,7 @@ class Forked:
                 pid = os.fork()
             if not pid:
                 _be_child(job, kept, says, parent, mask)
-            self._process = _name(pid)
+            self._process = _pidfd_of(pid)
         except OSError:
             os.close(self._hears)
             raise
@@ -99,8 +99,12 @@ class Forked:
         return self._words
 
 
-def _name(pid: int) -> Pidfd:
-    """A child that nothing can be waited for by is none."""
+def _pidfd_of(pid: int) -> Pidfd:
+    """A child's, for without one its end cannot be waited for: then the child is ended at once.
+
+    Raises:
+        OSError: there is no descriptor more; the child is gone.
+    """
     try:
         return Pidfd.open(pid)
     except OSError:
