@@ -45,7 +45,7 @@ class EarlyAnswers:
 
     async def run(self, machine: SourceMachine, reconnect: Reconnect, peer: Peer) -> None:
         """Beside the pump. Whatever goes wrong here, every page comes with its group."""
-        await self._attached.wait()
+        await self._attached.wait()  # data connections are dialled first, and then ACCEPT has come [PCY-26]
         if (attach := machine.demand_attach) is None:
             return
         try:

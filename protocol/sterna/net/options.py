@@ -126,8 +126,8 @@ def offer(options: Options, switchover: Switchover, *, dials: bool) -> tuple[Fea
         more[Feature.ENCODING_DELTA] = options.versions_bytes
     if dials and options.streams:
         more[Feature.DATA_STREAMS] = options.streams
-    if dials and options.streams and _can_answer_early(options) and switchover != "stop-and-copy":
-        more[Feature.EARLY_PAGES] = 0
+        if _can_answer_early(options) and switchover != "stop-and-copy":
+            more[Feature.EARLY_PAGES] = 0
     if not options.verified:
         more[Feature.UNHASHED] = 0
     if not options.lease_store:
