@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from early_support import Scene, scene
 
+from early_support import Scene, scene
 from sterna.core.events import Outcome
 from sterna.errors import TransportError
 from sterna.net.early_answers import EarlyAnswers

@@ -7,17 +7,20 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import trio
-from early_support import Moved, Scene, scene
 from trio.testing import MockClock
 
 from descriptors_support import descriptors
+from early_support import Moved, Scene, scene
 from sterna.core.events import Event, Finished, Outcome, PagesFollow
+from sterna.guest.early_pages import EarlyPages
+from sterna.guest.late_entries import LateEntries
+from sterna.linux.byte_locks import ByteLocks
 from sterna.net.asking import Asking, Turns
 from sterna.net.demand import DemandConnection
 from sterna.net.early_requests import STANDS_STILL_S, _end_if_still
@@ -170,3 +173,26 @@ async def test_a_pager_that_ends_in_the_midst_of_its_work(
 
     monkeypatch.setattr(Asking, "_take", some)
     assert early(await made.run()) > 0
+
+
+@pytest.mark.parametrize("how", [_kill, _stop])
+@pytest.mark.parametrize(
+    ("of", "step"),
+    [(EarlyPages, "install"), (ByteLocks, "unlock"), (LateEntries, "resolve"), (Asking, "_tell")],
+)
+async def test_a_pager_that_ends_at_a_step(
+    made: Scene, of: type, step: str, how: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[PCY-30] [PCY-34] [HOL-48] With the lock in its hand, or with an early page that has no entry yet."""
+    does, endpoint, times = getattr(of, step), os.getpid(), 0
+
+    def ends(*arguments: object) -> object:
+        nonlocal times
+        if os.getpid() != endpoint:
+            times += 1
+            if times == 10:
+                how()
+        return does(*arguments)
+
+    monkeypatch.setattr(of, step, ends)
+    early(await made.run())
