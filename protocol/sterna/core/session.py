@@ -232,11 +232,6 @@ class Session(Connected):
         """What to say of this side's progress, None for a plain PING."""
 
     @property
-    def selection(self) -> Selection | None:
-        """What the two sides have agreed on; None before WELCOME."""
-        return self._selection
-
-    @property
     @abstractmethod
     def _needs_data_lanes(self) -> bool:
         """Whether pages may still have to travel, so that the end of a data connection is a loss [STR-14]."""
