@@ -255,3 +255,9 @@ def test_without_hashes_none_may_come(unhashed: Line) -> None:
 
 def test_the_peer_s_end_is_the_end(line: Line) -> None:
     assert not line.end()
+
+
+def test_a_link_of_long_delay_is_waited_for() -> None:
+    """Else every page would be asked for twice there."""
+    assert TERMS.patience_s == asking.PATIENCE_S
+    assert replace(TERMS, rtt_s=0.1).patience_s == pytest.approx(0.3)

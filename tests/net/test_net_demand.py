@@ -163,6 +163,7 @@ async def test_a_peer_that_says_nothing_is_not_waited_for(autojump_clock: trio.t
 async def test_a_process_has_it_and_nobody_else() -> None:
     here, there = tcp_transports()
     connection = DemandConnection(here, STREAM)
+    assert 0 < connection.rtt_s < 1
     reading, writing = os.pipe()
 
     def job(sock: socket.socket, word: bytes) -> None:
@@ -173,6 +174,7 @@ async def test_a_process_has_it_and_nobody_else() -> None:
     assert connection.serve(job, b"hello", keep=[writing])
     os.close(writing)
     assert connection.is_served
+    assert connection.rtt_s == 0
     assert here.closed
     await connection.wait()
     buffer = bytearray(16)
@@ -213,6 +215,7 @@ async def test_what_a_process_has_to_say_is_logged(caplog: pytest.LogCaptureFixt
 async def test_what_has_no_socket_cannot_be_served() -> None:
     near, _ = memory_transport_pair()
     connection = DemandConnection(near, STREAM)
+    assert connection.rtt_s == 0
     assert not connection.serve(lambda _: None)
     assert not connection.is_served
     connection.close()

@@ -27,8 +27,10 @@ from sterna.registry import ErrorCode, FrameType
 from sterna.wire.integrity import page_hash
 from sterna.wire.single import PAGE_HEAD_BYTES, decode_page, encode_request
 
-# For how long a page is waited for before the endpoint asks for its group, which it then does as ever.
+# For how long a page is waited for before the endpoint asks for its group, which it then does as ever, or for
+# how many round trips of the link, if that is longer.
 PATIENCE_S: Final = 0.02
+PATIENCE_TRIPS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Terms:
         hashed: whether pages have hashes [MEM-20].
         most: pages that may be asked for at a time.
         sizes: bytes of a page, by region.
+        rtt_s: round trip of the link, 0 if it is not known.
     """
 
     stream: int
@@ -48,6 +51,12 @@ class Terms:
     hashed: bool
     most: int
     sizes: Mapping[int, int]
+    rtt_s: float = 0.0
+
+    @property
+    def patience_s(self) -> float:
+        """How long an answer may take before the endpoint is told, seconds."""
+        return max(PATIENCE_S, PATIENCE_TRIPS * self.rtt_s)
 
 
 class Turns:
@@ -98,11 +107,12 @@ class Asking:
         """
         self._sock.setblocking(False)
         faults, answers = self._pager.fileno(), self._sock.fileno()
+        patience_ms = self._terms.patience_s * 1000
         poll = select.poll()
         poll.register(faults, select.POLLIN)
         poll.register(answers, select.POLLIN)
         while True:
-            for descriptor, _ in poll.poll(PATIENCE_S * 1000 if self._told < len(self._asked) else None):
+            for descriptor, _ in poll.poll(patience_ms if self._told < len(self._asked) else None):
                 if descriptor == faults:
                     for region, page in self._pager.news():
                         if not self._ask(region, page):
@@ -118,7 +128,7 @@ class Asking:
         if len(self._asked) + block > self._terms.most:
             return False
         wanted = self._pager.wanted(region, page)
-        until, frames = time.monotonic() + PATIENCE_S, []
+        until, frames = time.monotonic() + self._terms.patience_s, []
         for first, count in wanted:
             frames.append(encode_request(self._terms.stream, self._sequence, region, first, count))
             self._sequence += 1

@@ -46,6 +46,11 @@ class DemandConnection:
         """Whether a process has it."""
         return self._process is not None
 
+    @property
+    def rtt_s(self) -> float:
+        """Round trip of the link in seconds; 0 if it is not known, or a process has the connection."""
+        return 0.0 if self._transport.closed else self._transport.rtt_s or 0.0
+
     def serve(self, job: Callable[..., None], *arguments: object, keep: Iterable[int] = ()) -> bool:
         """Fork a process that does `job(socket, *arguments)`.
 

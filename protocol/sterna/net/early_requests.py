@@ -60,8 +60,15 @@ class EarlyRequests:
             return
         sizes = {region.id: 1 << region.granule_log2 for region in regions}
         selection = kept.ticket.selection
-        most = selection.limits.page_requests
-        terms, turns = Terms(connection.stream, position, selection.hashed, most, sizes), Turns()
+        terms = Terms(
+            stream=connection.stream,
+            position=position,
+            hashed=selection.hashed,
+            most=selection.limits.page_requests,
+            sizes=sizes,
+            rtt_s=connection.rtt_s,
+        )
+        turns = Turns()
         told = _fork(connection, terms, early, turns)
         if told is None:
             connection.close()  # nobody would ask there
