@@ -49,6 +49,7 @@ class Scene:
     """Two holders, and what the endpoints between them are told.
 
     Attributes:
+        wrap: put around each of the source's transports.
         on_source: told of the source's events.
         on_destination: likewise.
         endpoints: of the first connection, once they are there.
@@ -59,6 +60,7 @@ class Scene:
     source_options: dict[str, object] = field(default_factory=dict)
     destination_options: dict[str, object] = field(default_factory=dict)
     tls: tuple[TlsConfig, TlsConfig] | None = None
+    wrap: Callable[[Transport], Transport] = lambda transport: transport
     on_source: Callable[[Event], None] = lambda _: None
     on_destination: Callable[[Event], None] = lambda _: None
     endpoints: dict[str, Source | Destination] = field(default_factory=dict)
@@ -89,7 +91,9 @@ class Scene:
                 (address,) = await nursery.start(_listen, take, there)
 
                 async def dial() -> Transport:
-                    return await connect(address, tls=here, expected=None if here is None else "there")
+                    return self.wrap(
+                        await connect(address, tls=here, expected=None if here is None else "there")
+                    )
 
                 options = Options(
                     streams=1,

@@ -24,7 +24,9 @@ from sterna.linux.byte_locks import ByteLocks
 from sterna.net.asking import Asking, Turns
 from sterna.net.demand import DemandConnection
 from sterna.net.early_requests import STANDS_STILL_S, _end_if_still
+from sterna.net.recorder import record
 from sterna.net.tcp import TcpTransport
+from sterna.observe.recording import Side
 
 pytestmark = [pytest.mark.needs("minor_faults"), pytest.mark.slow]
 
@@ -64,6 +66,13 @@ async def test_either_side_can_do_without(made: Scene, end: str) -> None:
     options = made.source_options if end == "source" else made.destination_options
     options["early_pages"] = False
     assert early(await made.run()) == 0
+
+
+async def test_a_recording_is_not_passed_by(made: Scene, tmp_path: Path) -> None:
+    """What two processes would say to each other could not be in it."""
+    async with record(tmp_path / "recording", Side.SOURCE, pytest.fail) as recorder:
+        made.wrap = recorder.wrap
+        assert early(await made.run()) == 0
 
 
 async def test_a_cap_is_not_passed_by(made: Scene) -> None:

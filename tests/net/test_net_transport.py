@@ -264,3 +264,12 @@ async def test_what_is_in_use_or_has_no_socket_is_not_given_away():
     a._sock.close()
     b.abort()
     assert b.detach() is None
+
+
+async def test_what_is_a_socket_underneath_can_be_given_away(tls_pair):
+    a, b = map(TcpTransport, tcp_pair())
+    assert a.gives_socket
+    assert tls_pair[0].gives_socket
+    assert not Sink().gives_socket
+    a.abort()
+    b.abort()

@@ -113,7 +113,7 @@ def migrate(
             compress=Compress(compress),
             versions_bytes=versions,
             verified=not unverified,
-            early_pages=not no_early_pages and record is None,
+            early_pages=not no_early_pages,
             on_request=failpoint(),
         ),
         downtime_s=downtime,

@@ -133,7 +133,7 @@ def serve(
             post_copy=not whole,
             streams=streams,
             verified=not unverified,
-            early_pages=not no_early_pages and record is None,
+            early_pages=not no_early_pages,
         ),
         once=once,
         evidence=None if evidence is None else Evidence(evidence),

@@ -34,7 +34,10 @@ class Endpoint:
         self._host = host or LocalHost()
         options = options or Options()
         # By itself: what this side has to learn of events does not end with it.
-        self._options = replace(options, on_event=Shown(options.on_event))
+        on_event = Shown(options.on_event)
+        # What is recorded, say, cannot be given to another process, nor what that would send be recorded.
+        early = options.early_pages and transport.gives_socket
+        self._options = replace(options, on_event=on_event, early_pages=early)
         self._pump: Pump | None = None
         self._cancelled: str | None = None
         self._passed_before = (0, 0)

@@ -86,8 +86,8 @@ class Options:
         verified: whether pages are verified by hashes. They go without where both sides say so, and then
             nothing finds bytes that change in memory or on the way [MEM-20].
         early_pages: whether what a guest waits for may come page by page on a connection of its own, ahead of
-            the groups of pages that follow it [13.3]. Each side forks a process for that. Not for connections
-            that are recorded, which nobody can give away.
+            the groups of pages that follow it [13.3]. Each side forks a process for that. Connections that
+            are recorded go without: nobody can give them away.
     """
 
     limits: Limits = field(default_factory=own_limits)

@@ -224,6 +224,11 @@ class TcpTransport(Transport):
         """See `Transport.rtt_s`."""
         return round_trip_s(self._sock)
 
+    @property
+    def gives_socket(self) -> bool:
+        """See `Transport.gives_socket`."""
+        return True
+
     def _detach(self) -> socket.socket | None:
         return self._sock
 

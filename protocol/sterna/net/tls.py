@@ -327,6 +327,11 @@ class TlsTransport(Transport):
         # Essential: after `unwrap` this socket would read and write plaintext.
         self._waited()
 
+    @property
+    def gives_socket(self) -> bool:
+        """See `Transport.gives_socket`."""
+        return True
+
     def _detach(self) -> ssl.SSLSocket | None:
         return None if self._early or self._failed else self._sock
 

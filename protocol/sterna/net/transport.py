@@ -261,6 +261,11 @@ class Transport(ABC):
         if not self._detached:
             self._dispose(abrupt=True)
 
+    @property
+    def gives_socket(self) -> bool:
+        """Whether connections of this kind can be given away by `detach`."""
+        return False
+
     def detach(self) -> socket.socket | None:
         """Give the socket away, which is the caller's from now on; None if it cannot be, and nothing changes.
 
