@@ -19,6 +19,7 @@ from sterna.net.options import Options
 from sterna.net.source import Source
 from sterna.net.tcp import TcpTransport
 from sterna.net.transport import OnSent, Transport
+from sterna.wire.framing import READ_AHEAD_BYTES
 
 # For peers that shall not be the first to lose patience.
 PATIENT = Deadlines(**dict.fromkeys(("round_s", "prepare_s", "blackout_s", "commit_s", "silence_s"), 600.0))
@@ -30,8 +31,15 @@ IMPATIENT = Deadlines(
 )
 
 
+# What is read ahead of a frame by a peer that is to stop there: less than a blackout without pages has.
+AHEAD_BYTES = 128
+
+
 class Stalling(Transport):
-    """A transport whose reading and sending can be stopped: the process is there, and does nothing."""
+    """A transport whose reading and sending can be stopped: the process is there, and does nothing.
+
+    Nor has it more than a few bytes already of what came behind the frame at which it stopped.
+    """
 
     def __init__(self, inner: TcpTransport) -> None:
         super().__init__(inner.peer, inner.tls)
@@ -54,7 +62,8 @@ class Stalling(Transport):
     async def _receive_into(self, view: memoryview) -> int:
         if self.reads:
             with trio.CancelScope() as self._reading:
-                return await self._inner._receive_into(view)
+                few = AHEAD_BYTES if view.nbytes == READ_AHEAD_BYTES else view.nbytes
+                return await self._inner._receive_into(view[:few])
         await trio.sleep_forever()
         raise AssertionError
 
