@@ -71,7 +71,6 @@ async def test_it_begins_with_attach_and_is_there_with_attached() -> None:
     connection, heard = await _open(Attached(2, 0, 0))
     assert heard == [ATTACH]
     assert connection.stream == STREAM
-    assert not connection.is_served
     connection.close()
     connection.close()
     assert connection.ended.is_set()
@@ -173,7 +172,6 @@ async def test_a_process_has_it_and_nobody_else() -> None:
 
     assert connection.serve(job, b"hello", keep=[writing])
     os.close(writing)
-    assert connection.is_served
     assert connection.rtt_s == 0
     assert here.closed
     await connection.wait()
@@ -217,6 +215,5 @@ async def test_what_has_no_socket_cannot_be_served() -> None:
     connection = DemandConnection(near, STREAM)
     assert connection.rtt_s == 0
     assert not connection.serve(lambda _: None)
-    assert not connection.is_served
     connection.close()
     assert near.closed

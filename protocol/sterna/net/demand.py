@@ -42,11 +42,6 @@ class DemandConnection:
         self._process: Forked | None = None
 
     @property
-    def is_served(self) -> bool:
-        """Whether a process has it."""
-        return self._process is not None
-
-    @property
     def rtt_s(self) -> float:
         """Round trip of the link in seconds; 0 if it is not known, or a process has the connection."""
         return 0.0 if self._transport.closed else self._transport.rtt_s or 0.0
