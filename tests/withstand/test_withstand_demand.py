@@ -32,6 +32,7 @@ from sterna.core.policy import PolicySettings
 from sterna.errors import GuestError, TransportError
 from sterna.net.answering import Image
 from sterna.net.asking import Terms
+from sterna.net.memory import MemoryTransport
 from sterna.registry import ErrorCode, FrameType, Phase
 from sterna.wire import records as r
 from sterna.wire import unchecked
@@ -46,6 +47,8 @@ PAGE = 4096
 @pytest.fixture(autouse=True)
 def _short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shares, "BLOCK_BYTES", 2 * PAGE)
+    # An endpoint asks for a demand connection only where it could give one away.
+    monkeypatch.setattr(MemoryTransport, "gives_socket", True)
 
 
 # ---- who calls a destination ----
