@@ -15,6 +15,7 @@ from sterna.core import shares
 from sterna.core.events import Outcome, StreamAttached, Suspended
 from sterna.errors import TransportError
 from sterna.net import line as lines
+from sterna.net.kept import KeptSession
 from sterna.net.line import HURRY_BYTES, LITTLE_BYTES, UNIT_BUFFERS, Line
 from sterna.net.memory import MemoryTransport
 from sterna.registry import ErrorCode
@@ -363,3 +364,26 @@ async def test_a_prompt_receiver_keeps_no_place_while_it_waits(end):
     line.is_prompt = True
     await line.tasks[0]()
     assert (driver.came, transport.taken) == ([b"one", b"two"], ["asked"])
+
+
+async def test_a_data_connection_is_not_let_go_of_before_the_control_connection(
+    virtual_time: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end could be there before the ABORT that was sent ahead of it, and pass for a loss [STR-14]."""
+    join, closed = KeptSession.join, []
+
+    def joined(kept: KeptSession, *arguments: object) -> trio.Event:
+        needed = join(kept, *arguments)
+        control = kept._pump._lines[0].transport
+
+        async def watch() -> None:
+            await needed.wait()
+            closed.append(control.closed)
+
+        trio.lowlevel.spawn_system_task(watch)
+        return needed
+
+    monkeypatch.setattr(KeptSession, "join", joined)
+    moved = await migration(2).run()
+    moved.check_moved()
+    assert closed == [True, True]

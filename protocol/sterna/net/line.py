@@ -94,7 +94,8 @@ class Line:
         to_send: wakes the sender.
         to_receive: wakes a receiver that was told to wait.
         memory_free: the receiver reads into guest memory no more.
-        ended: both tasks are over.
+        ended: the connection is needed no more: it has ended by itself, another has taken its place, or the
+            driver has done with the session.
         is_prompt: what comes may be taken by `take_now`, before the receiver has its turn.
     """
 
@@ -126,14 +127,17 @@ class Line:
         self._running.append(scope)
         if self._closed:
             scope.cancel()
+        by_itself = False
         try:
             with scope:
                 await task()
+            by_itself = True
         finally:
             self._running.remove(scope)
             if not self._running:
                 self.memory_free.set()
-                self.ended.set()
+                if by_itself:
+                    self.ended.set()
 
     def hush(self) -> None:
         """What still comes does not matter."""

@@ -170,6 +170,10 @@ class Pump:
                 for line in self._lines.values():
                     line.transport.abort()
             self._close_replaced()
+            # Not before: whoever brought a data connection closes it then. Its end could be there ahead of
+            # what was said last on the control connection, and pass for a loss.
+            for line in (*self._lines.values(), *self._replaced):
+                line.ended.set()
             await self._carry_out_rest()
         result = self.machine.result
         assert result is not None
