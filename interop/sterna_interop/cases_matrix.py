@@ -6,28 +6,20 @@ whatever an implementation's frames are like; under TLS a byte is counted, and o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 from sterna.registry import FrameType
+from sterna_interop.cases_following import FOLLOWING
 from sterna_interop.cases_streams import STREAMS
 from sterna_interop.cases_told import TOLD
 from sterna_interop.contract import Outcome
-from sterna_interop.matrix import BOTH, COMPLETED, PLAIN, ROLLED_BACK, TLS, Scenario, clean
-from sterna_interop.relay import HEADER_BYTES, AtByte, AtFrame, Delay, End, Fault, Rechunk, Way
+from sterna_interop.faults import HEADER_BYTES, End, Rechunk, Way, at_byte, at_frame, clean, late
+from sterna_interop.matrix import BOTH, COMPLETED, PLAIN, ROLLED_BACK, TLS, Scenario
 
 IN_ROUNDS: Final = 300_000  # a byte of the first round, which has three quarters of 1.25 MiB
 
 LOST: Final = frozenset({"connection_lost", "not_closed", "truncated", "tls_failed", "peer_silent"})
 SILENT: Final = frozenset({"peer_silent", "peer_stalled", "phase_deadline"})
-
-
-def _at(frame: FrameType, end: End | None = None, **where: int) -> Callable[[int], Fault]:
-    return lambda _seed: AtFrame(frame, end, **where)  # type: ignore[arg-type]
-
-
-def _byte(way: Way, at: int, end: End | None = None) -> Callable[[int], Fault]:
-    return lambda _seed: AtByte(way, at, end)
 
 
 FAULTS: Final[tuple[Scenario, ...]] = (
@@ -49,7 +41,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
         title="every piece of the stream is late",
         clauses=("FRM-13",),
         transports=BOTH,
-        fault=lambda _seed: Delay(0.01),
+        fault=late(0.01),
         ends=COMPLETED,
     ),
     Scenario(
@@ -69,7 +61,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
             "PRE-7",
         ),
         transports=BOTH,
-        fault=_byte(Way.TO_DESTINATION, 7, End.RESET),
+        fault=at_byte(Way.TO_DESTINATION, 7, End.RESET),
         ends=ROLLED_BACK,
         codes=LOST,
     ),
@@ -81,7 +73,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
             "CON-63",
         ),
         transports=BOTH,
-        fault=_byte(Way.TO_SOURCE, 60, End.RESET),
+        fault=at_byte(Way.TO_SOURCE, 60, End.RESET),
         ends=ROLLED_BACK,
         codes=LOST,
     ),
@@ -94,7 +86,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
             "CON-69",
         ),
         transports=BOTH,
-        fault=_byte(Way.TO_DESTINATION, IN_ROUNDS, End.RESET),
+        fault=at_byte(Way.TO_DESTINATION, IN_ROUNDS, End.RESET),
         ends=ROLLED_BACK,
         codes=LOST,
     ),
@@ -106,7 +98,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
             "CON-69",
         ),
         transports=PLAIN,
-        fault=_byte(Way.TO_DESTINATION, IN_ROUNDS, End.FIN),
+        fault=at_byte(Way.TO_DESTINATION, IN_ROUNDS, End.FIN),
         ends=ROLLED_BACK,
         codes=frozenset({"truncated"}),
     ),
@@ -118,7 +110,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
             "CON-69",
         ),
         transports=TLS,
-        fault=_byte(Way.TO_DESTINATION, IN_ROUNDS, End.FIN),
+        fault=at_byte(Way.TO_DESTINATION, IN_ROUNDS, End.FIN),
         ends=ROLLED_BACK,
         codes=frozenset({"not_closed"}),
     ),
@@ -130,7 +122,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
             "CON-77",
         ),
         transports=BOTH,
-        fault=_byte(Way.TO_DESTINATION, IN_ROUNDS, End.SILENCE),
+        fault=at_byte(Way.TO_DESTINATION, IN_ROUNDS, End.SILENCE),
         ends=ROLLED_BACK,
         codes=SILENT,
         deadline_s=1.0,
@@ -144,7 +136,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
             "CON-77",
         ),
         transports=BOTH,
-        fault=_byte(Way.TO_DESTINATION, IN_ROUNDS, End.HALF),
+        fault=at_byte(Way.TO_DESTINATION, IN_ROUNDS, End.HALF),
         ends=ROLLED_BACK,
         codes=SILENT | LOST,
         deadline_s=1.0,
@@ -157,7 +149,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
             "CON-62",
         ),
         transports=TLS,
-        fault=_byte(Way.TO_DESTINATION, IN_ROUNDS),
+        fault=at_byte(Way.TO_DESTINATION, IN_ROUNDS),
         ends=ROLLED_BACK,
         codes=LOST,
     ),
@@ -166,7 +158,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
         title="a byte of the TLS handshake changes",
         clauses=("CON-62",),
         transports=TLS,
-        fault=_byte(Way.TO_SOURCE, 60),
+        fault=at_byte(Way.TO_SOURCE, 60),
         ends=ROLLED_BACK,
         codes=LOST,
     ),
@@ -180,7 +172,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
             "MEM-3",
         ),
         transports=PLAIN,
-        fault=_at(FrameType.PAGES, offset=9000, in_bulk=True),
+        fault=at_frame(FrameType.PAGES, offset=9000, in_bulk=True),
         ends=COMPLETED,
     ),
     Scenario(
@@ -191,7 +183,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
             "MEM-4",
         ),
         transports=PLAIN,
-        fault=_at(FrameType.PAGES, offset=9000, in_bulk=True, armed_by=FrameType.READY),
+        fault=at_frame(FrameType.PAGES, offset=9000, in_bulk=True, armed_by=FrameType.READY),
         ends=ROLLED_BACK,
         codes=frozenset({"page_hash"}),
     ),
@@ -200,7 +192,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
         title="a byte of a page table changes",
         clauses=("HDR-10",),
         transports=PLAIN,
-        fault=_at(FrameType.PAGES, offset=HEADER_BYTES + 30),
+        fault=at_frame(FrameType.PAGES, offset=HEADER_BYTES + 30),
         ends=ROLLED_BACK,
         codes=frozenset({"body_checksum"}),
     ),
@@ -209,7 +201,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
         title="a byte of a header changes",
         clauses=("HDR-2",),
         transports=PLAIN,
-        fault=_at(FrameType.ROUND_END, offset=8),
+        fault=at_frame(FrameType.ROUND_END, offset=8),
         ends=ROLLED_BACK,
         codes=frozenset({"header_checksum"}),
     ),
@@ -218,7 +210,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
         title="a byte of the state changes",
         clauses=("HDR-10",),
         transports=PLAIN,
-        fault=_at(FrameType.STATE, offset=HEADER_BYTES + 50),
+        fault=at_frame(FrameType.STATE, offset=HEADER_BYTES + 50),
         ends=ROLLED_BACK,
         codes=frozenset({"body_checksum"}),
     ),
@@ -230,7 +222,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
             "CON-62",
         ),
         transports=PLAIN,
-        fault=_at(FrameType.ROUND_ACK, offset=HEADER_BYTES),
+        fault=at_frame(FrameType.ROUND_ACK, offset=HEADER_BYTES),
         ends=ROLLED_BACK,
         codes=frozenset({"body_checksum"}),
     ),
@@ -242,7 +234,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
             "CON-63",
         ),
         transports=PLAIN,
-        fault=_at(FrameType.ROUND_ACK, End.RESET),
+        fault=at_frame(FrameType.ROUND_ACK, End.RESET),
         ends=ROLLED_BACK,
         codes=LOST,
     ),
@@ -255,7 +247,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
             "CON-63",
         ),
         transports=PLAIN,
-        fault=_at(FrameType.READY, End.RESET),
+        fault=at_frame(FrameType.READY, End.RESET),
         ends=ROLLED_BACK,
         codes=LOST,
     ),
@@ -267,7 +259,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
             "CON-63",
         ),
         transports=PLAIN,
-        fault=_at(FrameType.SEAL, End.RESET),
+        fault=at_frame(FrameType.SEAL, End.RESET),
         ends=ROLLED_BACK,
         codes=LOST,
     ),
@@ -279,7 +271,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
             "CON-63",
         ),
         transports=PLAIN,
-        fault=_at(FrameType.LOADED, End.RESET),
+        fault=at_frame(FrameType.LOADED, End.RESET),
         ends=ROLLED_BACK,
         codes=LOST,
     ),
@@ -291,7 +283,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
             "CON-63",
         ),
         transports=PLAIN,
-        fault=_at(FrameType.HANDOVER, End.RESET),
+        fault=at_frame(FrameType.HANDOVER, End.RESET),
         ends=frozenset({(Outcome.UNDECIDED, Outcome.ROLLED_BACK)}),
         codes=LOST,
     ),
@@ -304,7 +296,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
             "CON-63",
         ),
         transports=PLAIN,
-        fault=_at(FrameType.HANDOVER, offset=HEADER_BYTES),
+        fault=at_frame(FrameType.HANDOVER, offset=HEADER_BYTES),
         ends=frozenset({(Outcome.UNDECIDED, Outcome.ROLLED_BACK)}),
         codes=frozenset({"body_checksum"}),
     ),
@@ -317,7 +309,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
             "CON-64",
         ),
         transports=PLAIN,
-        fault=_at(FrameType.RUNNING, End.RESET),
+        fault=at_frame(FrameType.RUNNING, End.RESET),
         ends=frozenset({(Outcome.UNDECIDED, Outcome.MOVED)}),
         codes=LOST,
     ),
@@ -330,7 +322,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
             "ONE-38",
         ),
         transports=PLAIN,
-        fault=_at(FrameType.COMPLETE, End.RESET),
+        fault=at_frame(FrameType.COMPLETE, End.RESET),
         ends=frozenset({(Outcome.MOVED, Outcome.MOVED)}),
         codes=LOST,
     ),
@@ -342,7 +334,7 @@ FAULTS: Final[tuple[Scenario, ...]] = (
             "CON-70",
         ),
         transports=PLAIN,
-        fault=_at(FrameType.RELEASE, End.RESET),
+        fault=at_frame(FrameType.RELEASE, End.RESET),
         ends=frozenset({(Outcome.COMPLETED, Outcome.MOVED), (Outcome.MOVED, Outcome.MOVED)}),
     ),
     Scenario(
@@ -350,9 +342,9 @@ FAULTS: Final[tuple[Scenario, ...]] = (
         title="the connection is lost behind the source's BYE",
         clauses=("CON-70",),
         transports=PLAIN,
-        fault=_at(FrameType.BYE, End.RESET, after=True),
+        fault=at_frame(FrameType.BYE, End.RESET, after=True),
         ends=COMPLETED,
     ),
 )
 
-SCENARIOS: Final[tuple[Scenario, ...]] = (*FAULTS, *TOLD, *STREAMS)
+SCENARIOS: Final[tuple[Scenario, ...]] = (*FAULTS, *TOLD, *STREAMS, *FOLLOWING)

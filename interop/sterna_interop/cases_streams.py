@@ -6,14 +6,11 @@ them. A fault is therefore put on the nth that comes, and at a place that each o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 from sterna.registry import FrameType
-from sterna_interop.matrix import BOTH, COMPLETED, PLAIN, ROLLED_BACK, TLS, Scenario, Transport, clean
-from sterna_interop.relay import HEADER_BYTES, AtByte, AtFrame, Delay, End, Fault, Rechunk, Way
+from sterna_interop.faults import HEADER_BYTES, End, MakeFault, Rechunk, Way, at_byte, at_frame, clean, late
+from sterna_interop.matrix import BOTH, COMPLETED, PLAIN, ROLLED_BACK, TLS, Scenario, Transport
 
 IN_PAGES: Final = 40_000  # a byte of the first pages of a data connection, behind TLS's handshake and ATTACH
 
@@ -25,7 +22,7 @@ def _scenario(
     number: int,
     title: str,
     clauses: str,
-    fault: Callable[[int], Fault] | None,
+    fault: MakeFault | None,
     *codes: str,
     on: int = 2,
     streams: int = 2,
@@ -47,22 +44,8 @@ def _scenario(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Once:
-    """Makes a fault that knows nothing of the seed."""
-
-    make: Callable[[], Fault]
-
-    def __call__(self, _seed: int) -> Fault:
-        return self.make()
-
-
-def _byte(end: End | None = None, at: int = IN_PAGES, way: Way = Way.TO_DESTINATION) -> _Once:
-    return _Once(partial(AtByte, way, at, end))
-
-
-def _at(frame: FrameType, end: End | None = None, *, offset: int = 0, in_bulk: bool = False) -> _Once:
-    return _Once(partial(AtFrame, frame, end, offset=offset, in_bulk=in_bulk))
+def _byte(end: End | None = None) -> MakeFault:
+    return at_byte(Way.TO_DESTINATION, IN_PAGES, end)
 
 
 STREAMS: Final[tuple[Scenario, ...]] = (
@@ -83,7 +66,7 @@ STREAMS: Final[tuple[Scenario, ...]] = (
         42,
         "one of two data connections is slow: the rounds' ends come before their pages",
         "STR-9 STR-13 RND-4",
-        _Once(partial(Delay, 0.02)),
+        late(0.02),
     ),
     _scenario(
         43, "the same bytes in other pieces on one of two data connections", "FRM-13 HDR-6", Rechunk, on=1
@@ -106,7 +89,7 @@ STREAMS: Final[tuple[Scenario, ...]] = (
         46,
         "one of two data connections is lost before its ATTACHED has come",
         "STR-2 STR-14 CON-62",
-        _at(FrameType.ATTACHED, End.RESET),
+        at_frame(FrameType.ATTACHED, End.RESET),
         *LOST,
         transports=PLAIN,
     ),
@@ -123,14 +106,14 @@ STREAMS: Final[tuple[Scenario, ...]] = (
         48,
         "a byte of a page changes on one of two data connections: that chunk is sent again",
         "CON-34 CON-35 RAK-4 MEM-3",
-        _at(FrameType.PAGES, offset=9000, in_bulk=True),
+        at_frame(FrameType.PAGES, offset=9000, in_bulk=True),
         transports=PLAIN,
     ),
     _scenario(
         49,
         "a byte of a page table changes on one of two data connections",
         "HDR-10 CON-62",
-        _at(FrameType.PAGES, offset=HEADER_BYTES + 30),
+        at_frame(FrameType.PAGES, offset=HEADER_BYTES + 30),
         "body_checksum",
         transports=PLAIN,
     ),
@@ -146,7 +129,7 @@ STREAMS: Final[tuple[Scenario, ...]] = (
         51,
         "a byte of ATTACH's token changes: that connection is refused, and its end is the session's",
         "ATT-3 STR-4 STR-14",
-        _at(FrameType.ATTACH, offset=HEADER_BYTES + 20),
+        at_frame(FrameType.ATTACH, offset=HEADER_BYTES + 20),
         "body_checksum",
         "bad_token",
         transports=PLAIN,

@@ -10,8 +10,9 @@ from typing import Final
 from sterna.registry import Transfer
 from sterna.wire.records import Region
 from sterna_interop.contract import Do, Order, Role
+from sterna_interop.faults import clean
 from sterna_interop.guest import GuestSpec, SectionSpec, Write
-from sterna_interop.matrix import BOTH, COMPLETED, PLAIN, ROLLED_BACK, Scenario, clean
+from sterna_interop.matrix import BOTH, COMPLETED, PLAIN, ROLLED_BACK, Scenario
 
 TOLD: Final[tuple[Scenario, ...]] = (
     Scenario(

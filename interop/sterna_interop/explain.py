@@ -15,6 +15,7 @@ from sterna_interop.report import CaseInfo
 from sterna_interop.resources import clauses
 
 SHOWN: Final = 600  # characters of a vector's bytes, context and value
+FOLLOWS: Final = "Pages may follow the guest, and come early."
 
 _WIRES = {
     Wire.PLAIN: "plaintext",
@@ -53,6 +54,8 @@ def _endpoint(case: Case) -> Iterator[str]:
         yield "It is told to go without page hashes."
     if case.streams:
         yield f"Data connections: {case.streams}."
+    if case.follows:
+        yield FOLLOWS
     if case.limits:
         yield f"Its limits: {', '.join(f'{name} {value}' for name, value in case.limits.items())}."
     yield f"Right is {_ends(case.expect)}; all within {case.timeout_s:g} s."
@@ -74,6 +77,8 @@ def _matrix(scenario: Scenario) -> Iterator[str]:
     yield f"Any source and any destination, through the relay: {' and '.join(scenario.transports)}."
     if scenario.streams:
         yield f"Data connections: {scenario.streams}."
+    if scenario.follows:
+        yield FOLLOWS
     ends = sorted(f"{source} / {destination}" for source, destination in scenario.ends)
     yield f"Right is {' or '.join(ends)} (source / destination); all within {scenario.timeout_s:g} s."
     if scenario.codes:

@@ -13,15 +13,15 @@ holds every pair to, whatever the scenario did to their connection:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
 from sterna_interop.case import Severity, Unexpected
 from sterna_interop.contract import GuestState, Order, Outcome, Report, Role
+from sterna_interop.faults import Clean, Fault, MakeFault, OfIndex, clean
 from sterna_interop.guest import GuestSpec, state_hash
-from sterna_interop.relay import Clean, Fault
 
 
 class Transport(StrEnum):
@@ -40,11 +40,6 @@ COMPLETED: Final[Ends] = frozenset({(Outcome.COMPLETED, Outcome.COMPLETED)})
 ROLLED_BACK: Final[Ends] = frozenset({(Outcome.ROLLED_BACK, Outcome.ROLLED_BACK)})
 
 
-def clean(_seed: int) -> Fault:
-    """Nothing happens to the connection."""
-    return Clean()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """What happens to the connection, and which ends are right.
@@ -59,14 +54,16 @@ class Scenario:
         severity: what it would cost if a pair got this wrong.
         streams: data connections that both are told of.
         data_fault: that of one of them: its number in the order in which they come, from 1, and what makes
-            the fault.
+            the fault. Where pages follow the guest there is one, or none.
+        follows: whether both are told that pages may follow the guest, and come early.
+        demand_fault: what makes the fault of the demand connection, which is none of those.
     """
 
     id: str
     title: str
     clauses: tuple[str, ...]
     transports: Sequence[Transport]
-    fault: Callable[[int], Fault]
+    fault: MakeFault
     ends: Ends
     codes: frozenset[str] = field(default_factory=frozenset)
     orders: Mapping[Role, Order] = field(default_factory=dict)
@@ -77,13 +74,23 @@ class Scenario:
     timeout_s: float = 20.0
     severity: Severity = Severity.DATA_LOSS
     streams: int = 0
-    data_fault: tuple[int, Callable[[int], Fault]] | None = None
+    data_fault: tuple[int, MakeFault] | None = None
+    follows: bool = False
+    demand_fault: MakeFault = clean
 
     def fault_on(self, number: int, seed: int) -> Fault:
-        """What happens to a connection; number 0 is the control connection."""
-        if number and (self.data_fault is None or self.data_fault[0] != number):
+        """What happens to a connection; number 0 is the control connection.
+
+        Where pages follow the guest every other one is an `OfIndex`.
+        """
+        if not number:
+            return self.fault(seed)
+        if self.follows:
+            groups = clean if self.data_fault is None else self.data_fault[1]
+            return OfIndex(self.streams, self.demand_fault(seed), groups(seed))
+        if self.data_fault is None or self.data_fault[0] != number:
             return Clean()
-        return (self.fault if self.data_fault is None or not number else self.data_fault[1])(seed)
+        return self.data_fault[1](seed)
 
 
 def judge(scenario: Scenario, guest: GuestSpec, source: Report, destination: Report) -> Unexpected | None:
@@ -91,7 +98,7 @@ def judge(scenario: Scenario, guest: GuestSpec, source: Report, destination: Rep
     return (
         _one_runner(source, destination)
         or judge_side(Role.SOURCE, guest, source)
-        or judge_side(Role.DESTINATION, guest, destination)
+        or judge_side(Role.DESTINATION, guest, destination, memory=not _may_lack(scenario, destination))
         or _digests(source, destination)
         or _scenario(scenario, source, destination)
     )
@@ -100,6 +107,11 @@ def judge(scenario: Scenario, guest: GuestSpec, source: Report, destination: Rep
 def judge_side(role: Role, guest: GuestSpec, report: Report, *, memory: bool = True) -> Unexpected | None:
     """What is wrong with what one side says, without regard to the other."""
     return _coherent(role, report) or (_memory(role, guest, report) if memory else None)
+
+
+def _may_lack(scenario: Scenario, destination: Report) -> bool:
+    """Whether its guest may wait for pages that nobody sends any more [CON-64]."""
+    return scenario.follows and destination.outcome is Outcome.MOVED
 
 
 def _one_runner(source: Report, destination: Report) -> Unexpected | None:

@@ -26,6 +26,8 @@ from sterna_interop.runner import RECORDING, Cell, Settings, artifacts, judged, 
 
 ROUNDS: Final = 2  # of the running guest, so that there is something of everything to cut off
 
+NO_DEMAND: Final = "the source opens no demand connection, or no data connection was granted beside it"
+
 
 def matrix_cell(
     settings: Settings,
@@ -108,6 +110,7 @@ class _Pair:
             limits=self.scenario.limits.get(role, {}),
             deadline_s=self.scenario.deadline_s,
             streams=self.scenario.streams,
+            follows=self.scenario.follows,
         )
 
     async def _between(self, calls: Door, waits: Door) -> None:
@@ -154,6 +157,8 @@ class _Pair:
         difference = judge(self.scenario, self.guest, source, destination)
         if difference is None and self.connections < min(self.scenario.streams, 1) + 1:
             difference = Unexpected("data connections", "none")
+        if difference is None and self.scenario.follows and self.connections < self.scenario.streams + 2:
+            return replace(result, verdict=Verdict.UNSUPPORTED, detail=NO_DEMAND)
         return judged(replace(result, code=code), difference)
 
 

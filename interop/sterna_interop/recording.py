@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from sterna.observe.recording import OTHER, How, RecordingWriter, Side, create
 from sterna.registry import Sender
-from sterna_interop.relay import Way
+from sterna_interop.faults import Way
 
 _SENDERS: Final = {Way.TO_DESTINATION: Sender.SOURCE, Way.TO_SOURCE: Sender.DESTINATION}
 

@@ -6,8 +6,8 @@ import json
 
 from sterna_interop.cases_streams import STREAMS
 from sterna_interop.contract import Params, Role
+from sterna_interop.faults import Clean
 from sterna_interop.minimal.__main__ import supported as minimal_knows
-from sterna_interop.relay import Clean
 from sterna_interop.shim import supported
 
 

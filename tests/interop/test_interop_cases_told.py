@@ -8,7 +8,7 @@ from sterna.limits import Limits
 from sterna.memory.regions import RegionTable
 from sterna_interop.cases_told import TOLD
 from sterna_interop.contract import Params, Role
-from sterna_interop.relay import Clean
+from sterna_interop.faults import Clean
 from sterna_interop.shim import supported
 
 

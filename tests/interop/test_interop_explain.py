@@ -32,6 +32,8 @@ def test_data_connections_are_told_of() -> None:
     assert "Data connections: 2." in text("stream-011")
     assert "without page hashes." in text("unhashed-001")
     assert "Data connections: 16." in text("matrix-041")
+    assert "Pages may follow the guest" in text("early-001")
+    assert "Pages may follow the guest" in text("matrix-052")
 
 
 def test_a_vector() -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from sterna_interop.case import Unexpected
 from sterna_interop.contract import GuestState, Outcome, Report, Role
+from sterna_interop.faults import Clean
 from sterna_interop.guest import GuestSpec, state_hash
 from sterna_interop.matrix import Scenario, images, judge, judge_side
-from sterna_interop.relay import Clean
 
 GUEST = GuestSpec()
 ALL = frozenset((one, other) for one in Outcome for other in Outcome)
@@ -68,6 +68,16 @@ def test_ends_that_are_right(source: Report, destination: Report) -> None:
 def test_lies(source: Report, destination: Report, text: str) -> None:
     """[ONE-1, MEM-11, CON-62, CON-63]"""
     assert text in verdict(source, destination)
+
+
+def test_a_guest_may_wait_for_pages_that_nobody_sends() -> None:
+    """[CON-64]"""
+    moved = replace(HERE, outcome=Outcome.MOVED, code="connection_lost", memory="0" * 64)
+    source = replace(GONE, outcome=Outcome.MOVED, code="connection_lost")
+    assert "got another memory" in verdict(source, moved)
+    follows = replace(ANYTHING, follows=True)
+    assert not verdict(source, moved, follows)
+    assert "got another memory" in verdict(GONE, replace(HERE, memory="0" * 64), follows)
 
 
 def test_what_a_scenario_asks_for() -> None:

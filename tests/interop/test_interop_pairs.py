@@ -9,9 +9,10 @@ from interop_support import implementation, settings
 
 from sterna.observe.recording import Passed, RecordingReader
 from sterna_interop.cases_matrix import SCENARIOS
+from sterna_interop.faults import clean
 from sterna_interop.guest import GuestSpec, state_hash
-from sterna_interop.matrix import PLAIN, ROLLED_BACK, Scenario, Transport, clean
-from sterna_interop.pairs import matrix_cell
+from sterna_interop.matrix import PLAIN, ROLLED_BACK, Scenario, Transport
+from sterna_interop.pairs import NO_DEMAND, matrix_cell
 from sterna_interop.results import CaseResult, Verdict
 
 # Two liars that never speak the protocol: they meet through the relay, and claim to have migrated.
@@ -68,7 +69,7 @@ say(outcome="rolled_back", guest="running" if told["role"] == "source" else "non
 """
 
 
-def scenario(**more: object) -> Scenario:
+def scenario(streams: int = 2, **more: object) -> Scenario:
     return Scenario(
         id="matrix-999",
         title="a test",
@@ -76,14 +77,14 @@ def scenario(**more: object) -> Scenario:
         transports=PLAIN,
         fault=clean,
         ends=ROLLED_BACK,
-        streams=2,
+        streams=streams,
         **more,  # type: ignore[arg-type]
     )
 
 
-async def several(code: str, directory: Path) -> CaseResult:
+async def several(code: str, directory: Path, **more: object) -> CaseResult:
     mine, other = implementation(KNOWN + code, "mine"), implementation(KNOWN + code, "other")
-    return await matrix_cell(settings(directory), scenario(), Transport.PLAIN, mine, other).run()
+    return await matrix_cell(settings(directory), scenario(**more), Transport.PLAIN, mine, other).run()
 
 
 async def test_connections_meet_in_the_order_in_which_they_come(tmp_path: Path) -> None:
@@ -96,6 +97,12 @@ async def test_connections_meet_in_the_order_in_which_they_come(tmp_path: Path) 
 async def test_who_makes_no_data_connection_has_not_done_what_it_was_told(tmp_path: Path) -> None:
     result = await several(SEVERAL.replace("range(3)", "range(1)"), tmp_path)
     assert (result.verdict, result.expected) == (Verdict.FAIL, "data connections")
+
+
+async def test_who_makes_no_demand_connection_may(tmp_path: Path) -> None:
+    assert (await several(SEVERAL, tmp_path / "2", streams=1, follows=True)).verdict is Verdict.PASS
+    result = await several(SEVERAL, tmp_path / "3", streams=2, follows=True)
+    assert (result.verdict, result.detail) == (Verdict.UNSUPPORTED, NO_DEMAND)
 
 
 async def test_what_a_shim_puts_in_the_recording_s_place_is_its_failure(tmp_path: Path) -> None:

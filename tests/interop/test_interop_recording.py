@@ -12,8 +12,9 @@ from observe_support import D, S, migration
 from sterna.observe.outcome import Ended
 from sterna.observe.recording import Passed, RecordingReader, Side
 from sterna.observe.sessions import Over, Sessions
+from sterna_interop.faults import Clean, Way
 from sterna_interop.recording import CaseRecording
-from sterna_interop.relay import Clean, Way, relay
+from sterna_interop.relay import relay
 
 TAPE = migration()
 
