@@ -8,18 +8,18 @@ computed wherever somebody asks what it waits for.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Final
 
 import numpy as np
 import trio
 
 from sterna.errors import GuestError
-from sterna.guest.api import FAULT, EarlyRoom, GuestDescription
+from sterna.guest.api import EarlyRoom, GuestDescription
 from sterna.guest.early_pages import EarlyPages
 from sterna.guest.holder_bitmaps import BitmapFile, bits_of, set_bits
 from sterna.guest.late_entries import LateEntries, LateRegion
+from sterna.guest.late_faults import LateFaults
 from sterna.guest.late_pager import LatePager
 from sterna.linux.memfd import MemoryFile
 from sterna.linux.userfaultfd import FaultDescriptor
@@ -29,7 +29,6 @@ from sterna.wire.records import PageRange, Runner
 from sterna_interop.contract import Order
 from sterna_interop.shim_guest import RoomForGuest
 
-_RECORDS: Final = 64  # of one read of the pager's pipe
 _INSTALLED, _EARLY = range(2)  # the sets of bitmaps
 
 
@@ -74,17 +73,24 @@ class _Reading(LateEntries):
         return bool(bits_of(one.words, page, 1) | bits_of(one.early, page, 1))
 
 
+class _Told(LateFaults):
+    """Its faults."""
+
+    def pager(self) -> LatePager:
+        """See `EarlyRoom`. It asks, too, for what the endpoint was told that the guest waits for."""
+        self.repeat()
+        return super().pager()
+
+
 class FollowedRoom(RoomForGuest):
-    """Room whose pages may come later, and early: an `EarlyRoom`, too. Whoever makes it closes it."""
+    """Room whose pages may come later, and early. Whoever makes it closes it."""
 
     def __init__(self, order: Order) -> None:
         super().__init__(order)
-        self._reading: _Reading | None = None
-        self._early: EarlyPages | None = None
+        self._late: LateFaults | None = None
         self._files: list[MemoryFile] = []
         self._bitmaps: BitmapFile | None = None
         self._notes = memoryview(b"")
-        self._pipe: int | None = None
 
     @property
     def can_post_copy(self) -> bool:
@@ -96,54 +102,52 @@ class FollowedRoom(RoomForGuest):
         await super().reserve(description)
         copied = RegionTable(description.regions).copied
         self._bitmaps = bitmaps = BitmapFile(copied, "sterna-interop", sets=2)
+        installed = {region.id: bitmaps.words(region.id, _INSTALLED) for region in copied}
+        early = {region.id: bitmaps.words(region.id, _EARLY) for region in copied}
         regions = {}
         for region in copied:
             self._files.append(file := MemoryFile("sterna-interop", region.size_bytes))
             memory = file.map()
             self._memory[region.id] = memory.view
-            words = (bitmaps.words(region.id, which) for which in (_INSTALLED, _EARLY))
+            words = installed[region.id], early[region.id]
             regions[region.id] = LateRegion(region, memory, 0, *words)
-        self._reading = _Reading(regions)
+        pages = {region.id: region.pages for region in copied}
+        notes = EarlyPages(bitmaps.file.fileno(), early, installed, pages)
+        self._late = _Told(_Reading(regions), notes)
+        await self.expect({})
 
     async def expect(self, stale: Mapping[int, PageBitmap]) -> None:
         """What is not stale is installed."""
-        assert self._bitmaps is not None
-        for number, one in self._entries.regions.items():
+        for number, one in self._faults.entries.regions.items():
             there = PageBitmap.full(one.region.pages)
             if number in stale:
                 there -= stale[number]
             np.copyto(one.words, there.words)
-        if self._early is not None:
-            self._early.renew()
-            return
-        early = {number: self._bitmaps.words(number, _EARLY) for number in self._entries.regions}
-        installed = {number: one.words for number, one in self._entries.regions.items()}
-        pages = {number: one.region.pages for number, one in self._entries.regions.items()}
-        self._early = EarlyPages(self._bitmaps.file.fileno(), early, installed, pages)
+        self._faults.claims.renew()
 
     async def run(self, epoch: int, runner: Runner) -> None:
         """It reads."""
         await super().run(epoch, runner)
-        self._entries.wake()
+        self._faults.repeat()
 
     async def faults(self) -> Sequence[PageRange]:
         """What it waits for, if no pager is there to see to it, or what that leaves to the endpoint."""
         while True:
             await trio.lowlevel.checkpoint()
-            if self.running and (found := self._told()):
+            if self.running and (found := self._faults.read()):
                 return [PageRange(region, page, 1) for region, page in found]
-            with suppress(trio.ClosedResourceError):  # something else is to be waited for
-                await trio.lowlevel.wait_readable(self._told_by)
+            await self._faults.wait()
 
     async def installed(self, region: int, first: int, count: int) -> None:
         """Noted; the guest may have got on."""
-        set_bits(self._entries.regions[region].words, first, count)
-        self._entries.resolve(region, first, count)
+        entries = self._faults.entries
+        set_bits(entries.regions[region].words, first, count)
+        entries.resolve(region, first, count)
 
     async def missing(self) -> Mapping[int, PageBitmap]:
         """What is not installed."""
         found = {}
-        for number, one in self._entries.regions.items():
+        for number, one in self._faults.entries.regions.items():
             found[number] = PageBitmap.full(one.region.pages)
             found[number] -= PageBitmap.from_words(one.words, one.region.pages)
         return found
@@ -156,86 +160,18 @@ class FollowedRoom(RoomForGuest):
 
     def close(self) -> None:
         """See `RoomForGuest.close`. Nothing is told any more."""
-        self._listen(None)
-        for each in (self._early, self._bitmaps, *self._files):
+        for each in (self._late, self._bitmaps, *self._files):
             if each is not None:
                 each.close()
-        if self._reading is not None:
-            self._reading.uffd.close()
-
-    # ---- early pages ----
 
     def early_pages(self) -> EarlyRoom | None:
-        """Itself, while it lacks pages."""
-        lacks = self._early is not None and any(
-            int(np.bitwise_count(one.words).sum()) < one.region.pages
-            for one in self._entries.regions.values()
-        )
-        return self if lacks else None
+        """While it lacks pages."""
+        regions = () if self._late is None else self._late.entries.regions.values()
+        lacks = any(int(np.bitwise_count(one.words).sum()) < one.region.pages for one in regions)
+        return self._late if lacks else None
 
     @property
-    def claims(self) -> EarlyPages:
-        """See `EarlyRoom`."""
-        assert self._early is not None
-        return self._early
-
-    @property
-    def on_stuck(self) -> Callable[[], None]:
-        """See `EarlyRoom`."""
-        return self.claims.on_stuck
-
-    @on_stuck.setter
-    def on_stuck(self, end: Callable[[], None]) -> None:
-        self.claims.on_stuck = end
-
-    def descriptors(self) -> list[int]:
-        """See `EarlyRoom`."""
-        return [self._entries.uffd.fileno(), self.claims.fileno()]
-
-    def pager(self) -> LatePager:
-        """See `EarlyRoom`."""
-        self._entries.wake()  # what the guest waits for may have been told to the endpoint
-        return LatePager(self._entries, self.claims)
-
-    def hear(self, descriptor: int) -> None:
-        """See `EarlyRoom`."""
-        self.hear_kernel()
-        self._listen(descriptor)
-
-    def any_unread(self) -> bool:
-        """See `EarlyRoom`."""
-        return self._entries.uffd.any_unread()
-
-    def hear_kernel(self) -> None:
-        """See `EarlyRoom`."""
-        if self._pipe is not None:
-            self._listen(None)
-            self._entries.wake()
-
-    def _listen(self, pipe: int | None) -> None:
-        if self._reading is not None and pipe != self._pipe:
-            trio.lowlevel.notify_closing(self._told_by)
-        if self._pipe is not None:
-            os.close(self._pipe)
-        self._pipe = pipe
-
-    @property
-    def _entries(self) -> _Reading:
-        if self._reading is None:
+    def _faults(self) -> LateFaults:
+        if self._late is None:
             raise GuestError("no room was reserved")
-        return self._reading
-
-    @property
-    def _told_by(self) -> int:
-        return self._entries.uffd.fileno() if self._pipe is None else self._pipe
-
-    def _told(self) -> list[tuple[int, int]]:
-        if self._pipe is None:
-            return self._entries.faults()
-        try:
-            data = os.read(self._pipe, _RECORDS * FAULT.size)
-        except BlockingIOError:
-            return []
-        if not data:  # the pager has ended
-            self.hear_kernel()
-        return list(FAULT.iter_unpack(data))
+        return self._late

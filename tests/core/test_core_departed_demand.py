@@ -13,7 +13,7 @@ def test_the_source_serves_pages_that_follow_from_running_on():
     rig = ServingRig()
     for before in (S.ROUND, S.PREPARING, S.PAUSING, S.BLACKOUT, S.SEALED, S.HANDED_OVER):
         assert rig.until(before).machine.position is None
-        rig.machine.near(0, 1)
+        rig.machine.push_near(0, 1)
     assert rig.until(S.MOVED).machine.position == (1, 3)
 
 
@@ -38,7 +38,7 @@ def test_the_push_goes_on_where_the_guest_is():
     """[PCY-13]"""
     rig = ServingRig().until(S.MOVED)
     rig.machine._serving._cursor = 9
-    rig.machine.near(0, 2)
+    rig.machine.push_near(0, 2)
     assert rig.machine._serving._cursor == 0
 
 

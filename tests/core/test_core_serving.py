@@ -130,11 +130,11 @@ def test_what_is_asked_for_goes_first_and_the_push_follows_it():
 def test_the_push_goes_on_where_the_guest_is():
     """[PCY-13] It got a page elsewhere: what lies there, that page's group first, comes next."""
     source = serving((1, 0, 12 * BLOCK))
-    source.near(1, 5 * BLOCK + 3)
+    source.push_near(1, 5 * BLOCK + 3)
     assert sent(source) == blocks(5, 4)
-    source.near(1, 6 * BLOCK)  # that has been sent, and what is behind it has not
+    source.push_near(1, 6 * BLOCK)  # that has been sent, and what is behind it has not
     assert everything(source) == [blocks(9, 3), blocks(0, 4), blocks(4, 1)]
-    source.near(1, 0)
+    source.push_near(1, 0)
     assert sent(source) is None
 
 
@@ -143,7 +143,7 @@ def test_the_push_stays_where_it_was_for_any_other_page(page):
     """One that is not stale, or none at all."""
     source = serving((1, 0, 6 * BLOCK), (2, 1, 2))
     assert sent(source) == blocks(0, 4)
-    source.near(*page)
+    source.push_near(*page)
     assert sent(source) == blocks(4, 2)
 
 

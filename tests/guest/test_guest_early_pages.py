@@ -60,8 +60,8 @@ def test_an_early_page_is_written_and_noted(bitmaps: Bitmaps) -> None:
 def test_what_is_taken_or_installed_is_not_written(bitmaps: Bitmaps) -> None:
     """[HOL-48] [PCY-33]"""
     pager = bitmaps.fork()
-    assert bitmaps.endpoint.take(5, 64, 3)
-    assert bitmaps.endpoint.take(5, 66, 2)
+    assert bitmaps.endpoint.take_all(5, 64, 3)
+    assert bitmaps.endpoint.take_all(5, 66, 2)
     set_bits(bitmaps.file.words(5), 100, 1)
     for page in (0, 64, 67, 100):
         assert install(pager, 5, page) is None
@@ -77,10 +77,10 @@ def test_of_a_span_with_an_early_page_nothing_is_taken(bitmaps: Bitmaps, early: 
     pager = bitmaps.fork()
     assert install(pager, 5, early) is not None
     for first, count in ((early, 1), (1, 2990), (0, early + 1), (early, PAGES - early)):
-        assert not bitmaps.endpoint.take(5, first, count)
+        assert not bitmaps.endpoint.take_all(5, first, count)
     assert install(pager, 5, early - 1) is not None
-    assert bitmaps.endpoint.take(5, early + 1, PAGES - early - 1)
-    assert bitmaps.endpoint.take(5, 0, early - 1)
+    assert bitmaps.endpoint.take_all(5, early + 1, PAGES - early - 1)
+    assert bitmaps.endpoint.take_all(5, 0, early - 1)
     assert install(pager, 5, early + 1) is None
     pager.close()
 
@@ -89,16 +89,16 @@ def test_a_claim_takes_what_is_not_early_and_tells_the_rest(bitmaps: Bitmaps) ->
     pager = bitmaps.fork()
     install(pager, 9, 62)
     install(pager, 9, 65)
-    assert bitmaps.endpoint.claim(9, 60, 10) == 0b100100
+    assert bitmaps.endpoint.take_rest(9, 60, 10) == 0b100100
     for page in range(60, 70):
         assert install(pager, 9, page) is None
     assert install(pager, 9, 59) is not None
-    assert bitmaps.endpoint.claim(9, 60, 10) == 0b100100
+    assert bitmaps.endpoint.take_rest(9, 60, 10) == 0b100100
     pager.close()
 
 
 def test_other_pages_are_expected(bitmaps: Bitmaps) -> None:
-    bitmaps.endpoint.take(5, 0, PAGES)
+    bitmaps.endpoint.take_all(5, 0, PAGES)
     bitmaps.endpoint.renew()
     pager = bitmaps.fork()
     assert install(pager, 5, 2999) is not None
@@ -109,11 +109,11 @@ def test_the_next_endpoint_knows_what_is_early_and_nothing_else(bitmaps: Bitmaps
     """[HOL-41] [HOL-47]"""
     pager = bitmaps.fork()
     install(pager, 5, 7)
-    bitmaps.endpoint.take(5, 8, 1)
+    bitmaps.endpoint.take_all(5, 8, 1)
     bitmaps.endpoint.close()
     pager.close()
     bitmaps.endpoint = bitmaps.attach()
-    assert not bitmaps.endpoint.take(5, 7, 1)
+    assert not bitmaps.endpoint.take_all(5, 7, 1)
     assert bitmaps.endpoint.noted(5, 7) == 0
     pager = bitmaps.fork()
     assert install(pager, 5, 8) is not None
@@ -166,7 +166,7 @@ def test_the_endpoint_waits_a_little_while_the_pager_decides(
 
         monkeypatch.setattr(os, "sched_yield", others_run)
         bitmaps.endpoint.on_stuck = lambda: pytest.fail("it was not stuck")
-        assert bitmaps.endpoint.take(5, 0, 1)
+        assert bitmaps.endpoint.take_all(5, 0, 1)
         assert len(yields) == 3
 
 
@@ -175,15 +175,15 @@ def test_a_pager_that_decides_for_ever_is_ended(bitmaps: Bitmaps, monkeypatch: p
     with ByteLocks.on(bitmaps.file.file.fileno()) as pager:
         pager.lock(DECIDING)
         bitmaps.endpoint.on_stuck = lambda: pager.unlock(DECIDING)
-        assert bitmaps.endpoint.claim(5, 0, 1) == 0
+        assert bitmaps.endpoint.take_rest(5, 0, 1) == 0
         pager.lock(DECIDING)
         bitmaps.endpoint.on_stuck = lambda: None
         monkeypatch.setattr(early_pages, "_FREE_WITHIN_S", 0.0)
-        for decide in (bitmaps.endpoint.take, bitmaps.endpoint.claim):
+        for decide in (bitmaps.endpoint.take_all, bitmaps.endpoint.take_rest):
             with pytest.raises(GuestError) as caught:
                 decide(5, 0, 1)
             assert caught.value.code is ErrorCode.BUSY
-    assert bitmaps.endpoint.take(5, 0, 1)
+    assert bitmaps.endpoint.take_all(5, 0, 1)
 
 
 def test_nobody_has_to_be_ended_where_there_is_no_pager(bitmaps: Bitmaps) -> None:
@@ -195,7 +195,7 @@ def test_a_failure_lets_go_of_the_lock(bitmaps: Bitmaps) -> None:
     with pytest.raises(ValueError, match="assignment"):
         pager.install(5, 7, memoryview(DATA), HASH, memoryview(bytearray(1)))
     assert bitmaps.early(5) == []
-    assert bitmaps.endpoint.take(5, 7, 1)
+    assert bitmaps.endpoint.take_all(5, 7, 1)
     pager.close()
 
 
@@ -206,9 +206,9 @@ def test_behind_the_end_nobody_else_decides(bitmaps: Bitmaps) -> None:
     pager.close()
     bitmaps.endpoint.close()
     bitmaps.endpoint.close()
-    assert bitmaps.endpoint.take(5, 0, 7)
-    assert not bitmaps.endpoint.take(5, 7, 2)
-    assert bitmaps.endpoint.claim(5, 6, 3) == 0b10
+    assert bitmaps.endpoint.take_all(5, 0, 7)
+    assert not bitmaps.endpoint.take_all(5, 7, 2)
+    assert bitmaps.endpoint.take_rest(5, 6, 3) == 0b10
 
 
 def test_descriptors_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -396,7 +396,7 @@ async def test_pages_of_two_regions_come_later(tmp_path: Path) -> None:
         await room.expect(full())
         early = room.early_pages()
         assert early is not None
-        assert early.claims.take(5, 1, 1)
+        assert early.claims.take_all(5, 1, 1)
         assert await room.missing() == full()
         await room.run(5, RUNNER)
         thread = threading.Thread(target=held.maps[5].touch, args=(4096,))
@@ -473,7 +473,7 @@ async def test_a_set_that_is_taken_back(tmp_path: Path) -> None:
         assert early is not None
         await room.expect({})
         assert room.early_pages() is None
-        assert early.claims.take(3, 0, PAGES)  # for whoever has it still
+        assert early.claims.take_all(3, 0, PAGES)  # for whoever has it still
         assert not any(map(PageBitmap.any, (await room.missing()).values()))
         with pytest.raises(GuestError) as caught:
             await room.expect({4: PageBitmap(1)})

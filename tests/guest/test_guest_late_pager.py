@@ -39,7 +39,7 @@ def here_of() -> Iterator[MakeHere]:
 
     def make(rig: Rig) -> Here:
         made.append(beside(rig.endpoint.claims))
-        return Here(LatePager(rig.endpoint._entries, made[-1]))
+        return Here(LatePager(rig.endpoint.entries, made[-1]))
 
     yield make
     for early in made:
@@ -94,7 +94,7 @@ async def test_the_guest_gets_a_page_early(rig: Rig) -> None:
     assert rig.late.missing() == PAGES - 1
     assert 5 in rig.endpoint.missing()[3]
     assert rig.endpoint.claims.noted(3, 5) == xxh3_64_intdigest(DATA)
-    assert not rig.endpoint.claims.take(3, 0, 16)
+    assert not rig.endpoint.claims.take_all(3, 0, 16)
 
 
 @pytest.mark.needs("minor_faults")
@@ -156,7 +156,7 @@ async def test_a_pager_that_dies_in_the_middle(
         rig.endpoint.close()
         rig.endpoint = rig.attach()
     rig.endpoint.repeat()
-    assert rig.endpoint.claims.take(3, 0, 16) == (not is_early)
+    assert rig.endpoint.claims.take_all(3, 0, 16) == (not is_early)
     if is_early:
         await rig.served(thread)
         assert rig.theirs.array[5 * PAGE_BYTES] == 7
@@ -206,7 +206,7 @@ async def test_a_stopped_pager_is_ended(rig: Rig, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("sterna.guest.early_pages._TRIES", 3)
     rig.endpoint.on_stuck = pager.kill
     assert rig.endpoint.on_stuck == pager.kill
-    assert rig.endpoint.claims.take(3, 0, 16)
+    assert rig.endpoint.claims.take_all(3, 0, 16)
     os.close(reader)
     os.close(writer)
 
@@ -251,7 +251,7 @@ async def test_what_was_asked_for_is_not_told_again(rig: Rig, here_of: MakeHere)
 async def test_a_chunks_pages_are_wanted_once(rig: Rig, here_of: MakeHere) -> None:
     """The page first, those behind it, those before; and none that somebody has, or will bring."""
     here = here_of(rig)
-    rig.endpoint.claims.take(3, 36, 2)
+    rig.endpoint.claims.take_all(3, 36, 2)
     set_bits(rig.late.installed(3), 41, 1)
     assert here.install(33)
     assert here.pager.wanted(3, 39) == [(39, 2), (42, 6), (32, 1), (34, 2), (38, 1)]
@@ -268,7 +268,7 @@ async def test_a_page_of_the_endpoints_is_left_to_it(rig: Rig, here_of: MakeHere
     here = here_of(rig)
     thread = rig.touch(17)
     assert here.news() == [(3, 17)]
-    rig.endpoint.claims.take(3, 16, 16)
+    rig.endpoint.claims.take_all(3, 16, 16)
     assert not here.install(17)
     assert here.pager.is_missing(3, 17)
     rig.endpoint.installed(3, 16, 16)

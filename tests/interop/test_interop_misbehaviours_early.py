@@ -13,6 +13,7 @@ from sterna.guest.early_pages import EarlyPages
 from sterna.memory.groups import Groups
 from sterna.memory.merging import Merging
 from sterna.net import asking
+from sterna.net.demand import DemandConnection
 from sterna.registry import Feature
 from sterna_interop.case import Wire
 from sterna_interop.cases import CASES
@@ -39,9 +40,9 @@ def test_an_endpoint_that_does_without_has_tried_nothing(row: Misbehaviour) -> N
     assert came.strict
 
 
-def test_an_endpoint_that_makes_no_use_of_it_has_tried_nothing() -> None:
-    """In memory there is no connection that a process could be given."""
-    came = played(BY_ID["early-001"])
+def test_an_endpoint_that_makes_no_use_of_it_has_tried_nothing(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(DemandConnection, "serve", lambda *_, **__: False)  # no process could be forked
+    came = played_over_sockets(BY_ID["early-001"])
     assert came.untried == "the destination asks for no page on the demand connection"
     assert came.wrong is None
 
@@ -83,7 +84,7 @@ def asks_without_end(patch: Patch) -> None:
 
 
 def takes_what_is_taken(patch: Patch) -> None:
-    patch.setattr(EarlyPages, "take", lambda *_: True)
+    patch.setattr(EarlyPages, "take_all", lambda *_: True)
 
 
 TEETH: list[tuple[Callable[[Patch], None], str]] = [

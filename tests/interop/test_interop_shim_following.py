@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 import trio
@@ -22,7 +22,7 @@ PAGE = bytes(range(256)) * 16
 
 
 @pytest.fixture
-def room() -> Iterator[FollowedRoom]:
+async def room() -> AsyncIterator[FollowedRoom]:
     room = FollowedRoom(Order())
     yield room
     room.close()

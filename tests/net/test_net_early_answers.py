@@ -25,7 +25,7 @@ async def made(tmp_path: Path) -> AsyncIterator[Scene]:
 async def test_the_push_goes_on_where_the_guest_is(made: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[int, int]] = []
     monkeypatch.setattr("sterna.net.early_answers.NEAR_S", 0.0)
-    monkeypatch.setattr("sterna.core.source.SourceMachine.near", lambda _, *at: told.append(at))
+    monkeypatch.setattr("sterna.core.source.SourceMachine.push_near", lambda _, *at: told.append(at))
     moved = await made.run()
     assert moved.results["source"].outcome is Outcome.COMPLETED
     assert told

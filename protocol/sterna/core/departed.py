@@ -82,10 +82,10 @@ class Departed(Batches):
         """Of the pages that follow the guest; None before RUNNING, and if none does."""
         return None if self._serving is None else self._serving.groups
 
-    def near(self, region: int, page: int) -> None:
+    def push_near(self, region: int, page: int) -> None:
         """The guest has got this page by another way: go on with what lies there. Never does any harm."""
         if self._serving is not None:
-            self._serving.near(region, page)
+            self._serving.push_near(region, page)
 
     def _on_running(self, record: Running, now: float) -> None:
         check_epoch(record, self._job.epoch + 1, "RUN-1")

@@ -162,7 +162,7 @@ class Serving:
         asked += 1
         (self._urgent if record.urgent else self._patient).append(groups)
 
-    def near(self, region: int, page: int) -> None:
+    def push_near(self, region: int, page: int) -> None:
         """The guest has touched this page, and it was served elsewhere [PCY-28]: the push goes on from there.
 
         Nothing happens for a page that is not stale, or none at all.

@@ -128,7 +128,7 @@ class EarlyPages:
         for one in self._regions.values():
             one.clear()
 
-    def take(self, region: int, first: int, count: int) -> bool:
+    def take_all(self, region: int, first: int, count: int) -> bool:
         """See `sterna.memory.merging.Claims`.
 
         Raises:
@@ -144,11 +144,11 @@ class EarlyPages:
             self._decided()
         return True
 
-    def claim(self, region: int, first: int, count: int) -> int:
+    def take_rest(self, region: int, first: int, count: int) -> int:
         """See `sterna.memory.merging.Claims`.
 
         Raises:
-            GuestError: as `take`.
+            GuestError: as `take_all`.
         """
         one = self._regions[region]
         self._decide()

@@ -31,11 +31,11 @@ from sterna.wire.records import PageRange, Pages
 class Claims(Protocol):
     """Who may write a page: whoever has taken it, or, if it is early, the guest alone."""
 
-    def take(self, region: int, first: int, count: int) -> bool:
+    def take_all(self, region: int, first: int, count: int) -> bool:
         """Take these pages if none of them is early; else take none. Legal for what was taken."""
         ...
 
-    def claim(self, region: int, first: int, count: int) -> int:
+    def take_rest(self, region: int, first: int, count: int) -> int:
         """Take those of these pages that are not early. Returns which are early, a bit each."""
         ...
 
@@ -110,12 +110,12 @@ class Merging:
             if not (table.runs["encoding"] == encoding).any():
                 return set()
             first, last = int(table.runs["first"][0]), table.runs[-1]
-            if self._claims.take(table.region, first, int(last["first"]) + int(last["count"]) - first):
+            if self._claims.take_all(table.region, first, int(last["first"]) + int(last["count"]) - first):
                 return set()
         return {
             row
             for row, (first, count, _, kind) in enumerate(table.rows)
-            if kind == encoding and not self._claims.take(table.region, first, count)
+            if kind == encoding and not self._claims.take_all(table.region, first, count)
         }
 
     def _without(self, table: Pages, rows: Collection[int]) -> Pages:
@@ -143,7 +143,7 @@ class Merging:
         """Put a chunk's pages beside its early ones. False: one of these differs, and nothing is changed."""
         size = 1 << self._pages.table[region].granule_log2
         count = len(came) // size
-        early = self._claims.claim(region, first, count)
+        early = self._claims.take_rest(region, first, count)
         parts = [slice(at * size, (at + 1) * size) for at in range(count)]
         for at, part in enumerate(parts):
             if hashed and early >> at & 1 and not self._is_as_noted(region, first + at, came[part]):
@@ -162,7 +162,7 @@ class Merging:
         step = chunk_pages(self._granule_log2(table))
         for start in range(first, first + count, step):
             pages = range(start, min(start + step, first + count))
-            early = self._claims.claim(region, start, len(pages))
+            early = self._claims.take_rest(region, start, len(pages))
             some = [page for page in pages if early >> page - start & 1]
             if not hashed or all(self._is_as_noted(region, page, zeros) for page in some):
                 fill += [page for page in pages if page not in some]

@@ -73,7 +73,7 @@ class EarlyAnswers:
         while True:
             await trio.sleep(NEAR_S)
             if (found := near.news()) is not None:
-                machine.near(*found)
+                machine.push_near(*found)
 
     def close(self) -> None:
         """Nothing of the image is read when this returns. Legal twice."""
