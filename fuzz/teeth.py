@@ -20,6 +20,7 @@ for it, 1 if not, 2 if the harness could not work: a text of defects.toml that i
 from __future__ import annotations
 
 import argparse
+import compileall
 import fnmatch
 import json
 import os
@@ -33,6 +34,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import cache_from_source
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +46,6 @@ TIMEOUT_S = 300  # a defect can make the product wait for ever: that is no find,
 CLEAN, FOUND, TROUBLE = 0, 1, 2
 
 STERNA = (sys.executable, "-m", "sterna")
-CHANGED = {"PYTHONDONTWRITEBYTECODE": "1"}
 
 
 class TeethError(Exception):
@@ -85,9 +86,10 @@ def seeded(defect: Defect | None) -> Iterator[Path]:
     """A directory with the package, and the defect in it, if any."""
     with tempfile.TemporaryDirectory(prefix="sterna-teeth-") as name:
         package = Path(name) / "sterna"
-        shutil.copytree(PRODUCT, package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(PRODUCT, package)  # with what was compiled already, which still fits
         if defect is not None:
             path = package / defect.file
+            Path(cache_from_source(path)).unlink(missing_ok=True)
             path.write_text(
                 path.read_text(encoding="utf-8").replace(defect.old, defect.new), encoding="utf-8"
             )
@@ -96,10 +98,9 @@ def seeded(defect: Defect | None) -> Iterator[Path]:
 
 def seen_by_kit(names: Sequence[str], product: Path) -> set[str]:
     """Those cases and vectors that a product's endpoints fail; the kit is the one without a defect."""
-    start = ["/usr/bin/env", *(f"{name}={value}" for name, value in CHANGED.items())]
-    paths = f"PYTHONPATH={path_of(product)}"
+    start = ["/usr/bin/env", f"PYTHONPATH={path_of(product)}", sys.executable]
     shims = {
-        word: [*start, paths, sys.executable, "-m", f"sterna_interop.{module}"]
+        word: [*start, "-m", f"sterna_interop.{module}"]
         for word, module in (("command", "shim"), ("codec", "codec"))
     }
     with tempfile.TemporaryDirectory(prefix="sterna-teeth-") as place:
@@ -137,7 +138,7 @@ def run(line: Sequence[str], product: Path) -> int:
     Raises:
         TeethError: it is another one than those that say what was found.
     """
-    env = os.environ | CHANGED | {"PYTHONPATH": path_of(product)}
+    env = os.environ | {"PYTHONPATH": path_of(product)}
     try:
         done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
@@ -175,6 +176,8 @@ def found(defect: Defect) -> list[str]:
 
 def check(chosen: Sequence[Defect], jobs: int) -> int:
     """Seed the chosen defects, and let what is named for each look. How many were missed by something."""
+    for place in (PRODUCT, ROOT / "interop", ROOT / "fuzz"):
+        compileall.compile_dir(place, quiet=1)  # once, and not by each of some hundred processes
     with seeded(None) as product:
         named = sorted({detector for defect in chosen for detector in defect.found_by})
         if wrong := look(named, product):
