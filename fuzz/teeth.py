@@ -64,6 +64,10 @@ class Defect:
     new: str
     found_by: tuple[str, ...] = ()
 
+    def text(self) -> str:
+        """Of the file, with the defect in it."""
+        return (PRODUCT / self.file).read_text(encoding="utf-8").replace(self.old, self.new)
+
 
 def defects() -> list[Defect]:
     """All of defects.toml.
@@ -86,13 +90,12 @@ def seeded(defect: Defect | None) -> Iterator[Path]:
     """A directory with the package, and the defect in it, if any."""
     with tempfile.TemporaryDirectory(prefix="sterna-teeth-") as name:
         package = Path(name) / "sterna"
-        shutil.copytree(PRODUCT, package)  # with what was compiled already, which still fits
+        # With what was compiled already, which still fits, but for what somebody is about to write.
+        shutil.copytree(PRODUCT, package, ignore=shutil.ignore_patterns("*.pyc.*"))
         if defect is not None:
             path = package / defect.file
             Path(cache_from_source(path)).unlink(missing_ok=True)
-            path.write_text(
-                path.read_text(encoding="utf-8").replace(defect.old, defect.new), encoding="utf-8"
-            )
+            path.write_text(defect.text(), encoding="utf-8")
         yield Path(name)
 
 

@@ -26,12 +26,22 @@ def test_every_text_stands_once_in_its_file() -> None:
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.id)
 def test_a_seeded_product_is_another_one_that_still_compiles(defect: Any) -> None:
-    with TEETH["seeded"](defect) as product:
-        path = product / "sterna" / defect.file
-        text = path.read_text(encoding="utf-8")
-        compile(text, str(path), "exec")
-    assert text != (TEETH["PRODUCT"] / defect.file).read_text(encoding="utf-8")
+    path = TEETH["PRODUCT"] / defect.file
+    compile(defect.text(), str(path), "exec")
+    assert defect.text() != path.read_text(encoding="utf-8")
     assert defect.found_by
+
+
+def test_a_seeded_product_has_the_defect_and_is_else_what_it_was() -> None:
+    defect = DEFECTS[0]
+    with TEETH["seeded"](defect) as product:
+        made = {
+            path.relative_to(product / "sterna"): path.read_text(encoding="utf-8")
+            for path in (product / "sterna").rglob("*.py")
+        }
+    same = {path.relative_to(TEETH["PRODUCT"]): path for path in TEETH["PRODUCT"].rglob("*.py")}
+    differ = {name for name in same if made.pop(name) != same[name].read_text(encoding="utf-8")}
+    assert (differ, made) == ({Path(defect.file)}, {})
 
 
 def test_what_is_named_for_a_defect_exists() -> None:
