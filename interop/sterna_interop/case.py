@@ -225,6 +225,7 @@ class Case:
         streams: data connections that the endpoint is told of.
         unverified: whether it is told to go without page hashes.
         follows: whether it is told that pages may follow the guest.
+        chooses: whether it is told that the source decides that.
     """
 
     id: str
@@ -246,3 +247,4 @@ class Case:
     streams: int = 0
     unverified: bool = False
     follows: bool = False
+    chooses: bool = False

@@ -29,6 +29,7 @@ def _scenario(
     ends: Ends = COMPLETED,
     transports: tuple[Transport, ...] = PLAIN,
     deadline_s: float = 0.0,
+    chooses: bool = False,
 ) -> Scenario:
     """A row: what happens to the demand connection."""
     return Scenario(
@@ -39,6 +40,7 @@ def _scenario(
         fault=fault,
         streams=1,
         follows=True,
+        chooses=chooses,
         data_fault=(1, groups),
         demand_fault=demand,
         ends=ends,
@@ -137,5 +139,12 @@ FOLLOWING: Final[tuple[Scenario, ...]] = (
         groups=late(0.1),
         ends=COMPLETED | {(Outcome.MOVED, Outcome.MOVED)},
         deadline_s=1.0,
+    ),
+    _scenario(
+        66,
+        "the source chooses: rounds, and behind them what they have left, by bitmap and early",
+        "PCY-1 PCY-2 PCY-3 PCY-26 PCY-31 PCY-32",
+        clean,
+        chooses=True,
     ),
 )

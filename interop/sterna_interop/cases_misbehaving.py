@@ -81,6 +81,7 @@ def case_of(row: Misbehaviour) -> Case:
         streams=1 if row.early is not None else 0 if row.lanes is None else row.lanes.count,
         unverified=row.unverified,
         follows=row.early is not None,
+        chooses=row.chooses,
     )
 
 

@@ -120,6 +120,7 @@ class Params:
             file only if it is.
         follows: whether the guest is to run at the destination before its pages are there (chapter 13), which
             come early if both can; in the file only if it is.
+        chooses: whether the source decides whether they follow, behind rounds [PCY-1]; likewise.
     """
 
     case: str
@@ -137,6 +138,7 @@ class Params:
     streams: int = 0
     unverified: bool = False
     follows: bool = False
+    chooses: bool = False
 
     def to_json(self) -> str:
         """The file's text."""
@@ -174,6 +176,8 @@ class Params:
             parts["unverified"] = True
         if self.follows:
             parts["follows"] = True
+        if self.chooses:
+            parts["chooses"] = True
         return json.dumps(parts, indent=1)
 
     @classmethod
@@ -214,6 +218,7 @@ class Params:
             streams=parts.get("streams", 0),
             unverified=parts.get("unverified", False),
             follows=parts.get("follows", False),
+            chooses=parts.get("chooses", False),
         )
 
 

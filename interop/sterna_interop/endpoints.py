@@ -80,6 +80,7 @@ class _Conversation:
             streams=case.streams,
             unverified=case.unverified,
             follows=case.follows,
+            chooses=case.chooses,
         )
 
         async def serve(sock: socket.socket) -> None:

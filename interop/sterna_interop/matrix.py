@@ -56,6 +56,7 @@ class Scenario:
         data_fault: that of one of them: its number in the order in which they come, from 1, and what makes
             the fault. Where pages follow the guest there is one, or none.
         follows: whether both are told that pages may follow the guest, and come early.
+        chooses: whether both are told that the source decides that.
         demand_fault: what makes the fault of the demand connection, which is none of those.
     """
 
@@ -76,6 +77,7 @@ class Scenario:
     streams: int = 0
     data_fault: tuple[int, MakeFault] | None = None
     follows: bool = False
+    chooses: bool = False
     demand_fault: MakeFault = clean
 
     def fault_on(self, number: int, seed: int) -> Fault:

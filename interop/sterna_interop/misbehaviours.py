@@ -73,6 +73,7 @@ class Misbehaviour:
         unverified: whether the endpoint is told to go without page hashes; it need not.
         lanes: what is done with data connections; without any the session has none.
         early: what is done with the demand connection; without it no page follows the guest.
+        chooses: whether the endpoint is told that the source decides whether pages follow.
         wire: what lies between the endpoint and the peer.
     """
 
@@ -103,6 +104,7 @@ class Misbehaviour:
     unverified: bool = False
     lanes: LanePlan | None = None
     early: EarlyPlan | None = None
+    chooses: bool = False
     wire: Wire = Wire.PLAIN
 
 

@@ -26,9 +26,9 @@ from sterna.wire import (
 from sterna_interop import peer_acts as do
 from sterna_interop.case import Wire
 from sterna_interop.contract import Role
-from sterna_interop.misbehaviours import DOS, ENDLESS_S, LOST, E, F, Misbehaviour, Rows, misbehaviour
+from sterna_interop.misbehaviours import DOS, ENDLESS_S, LOST, ROUNDS, E, F, Misbehaviour, Rows, misbehaviour
 from sterna_interop.peer_destination import SESSION, TOKEN
-from sterna_interop.peer_early import EarlyPlan
+from sterna_interop.peer_early import LAST_WRITTEN, EarlyPlan
 from sterna_interop.peer_lanes import LanePlan, attempt
 from sterna_interop.peer_steps import Act, Ear, End, Manner, Place, Raw, Say, Step, Wait
 
@@ -45,7 +45,7 @@ _FEW: Final = Limits(memory_bytes=1 << 26, bulk_bytes=1 << 20, page_requests=20)
 
 def of_early(role: Role) -> tuple[Misbehaviour, ...]:
     """The rows of one role."""
-    tables = (_uses, _attempts, _answers) if role is Role.SOURCE else (_choices, _attached, _requests)
+    tables = (_uses, _attempts, _answers, _bare) if role is Role.SOURCE else (_choices, _attached, _requests)
     return tuple(row for table in tables for row in table())
 
 
@@ -113,6 +113,31 @@ def _uses() -> Rows:
             EarlyPlan(answers=False),
             manner=Manner(limits=_FEW),
         ),
+        row(
+            "early-009 early-bitmap: sends rounds, and early what they have left [PCY-1 PCY-3 PCY-26 PCY-32]",
+            EarlyPlan(),
+            plan={"features": (_OFFERED[0], FeatureOffer(Feature.BITMAP), _OFFERED[2])},
+        ),
+    ]
+
+
+def _bare() -> Rows:
+    """Without page hashes."""
+    offered = (*_OFFERED, FeatureOffer(Feature.UNHASHED))
+    bare = {"plan": {"features": offered, "unhashed": True}, "unverified": True, "about": Feature.UNHASHED}
+
+    def row(head: str, early: EarlyPlan, **more: object) -> Misbehaviour:
+        return _source(head, None, None, early=early, **bare | more)
+
+    hashes = EarlyPlan(place=_PAGE, act=do.wrong_hash(), ends=True)
+    return [
+        row("early-050 early-bare: sends pages early without hashes [PCY-27 MEM-20 PGS-25]", EarlyPlan()),
+        row(
+            "early-051 early-bare-differs: brings other bytes than came early, and nobody compares [PCY-32]",
+            EarlyPlan(differs=True),
+            **LOST,
+        ),
+        row("early-052 early-bare-hash: has a hash there nevertheless [PCY-27 PGS-25]", hashes),
     ]
 
 
@@ -245,6 +270,22 @@ def _choices() -> Rows:
             "early-103 early-unasked: asks for no page there [PCY-13 PCY-30]",
             *(None, None),
             early=EarlyPlan(asks=()),
+        ),
+        _destination(
+            "early-106 early-bitmap: takes rounds, and asks for what they have left [PCY-1 PCY-2 PCY-28]",
+            *(None, None),
+            early=EarlyPlan(asks=LAST_WRITTEN),
+            plan={"features": (Feature.ENCODING_ZERO, Feature.BITMAP, Feature.EARLY_PAGES)},
+            order=ROUNDS,
+            chooses=True,
+        ),
+        _destination(
+            "early-107 early-bare: asks for pages one by one, and takes them without hashes [PCY-27 PGS-25]",
+            *(None, None),
+            early=EarlyPlan(),
+            plan={"features": (*_ASKED, Feature.UNHASHED), "unhashed": True},
+            unverified=True,
+            about=Feature.UNHASHED,
         ),
         _destination(
             "early-104 early-alone: selects early pages, and none that follow the guest [PCY-25]",

@@ -111,6 +111,7 @@ class _Pair:
             deadline_s=self.scenario.deadline_s,
             streams=self.scenario.streams,
             follows=self.scenario.follows,
+            chooses=self.scenario.chooses,
         )
 
     async def _between(self, calls: Door, waits: Door) -> None:

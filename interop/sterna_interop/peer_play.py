@@ -11,7 +11,9 @@ from sterna_interop.case import Line, NotStrict, NotTried, Unexpected
 from sterna_interop.contract import Params, Role
 from sterna_interop.peer import Conversation, Peer
 from sterna_interop.peer_destination import Destination, DestinationPlan
-from sterna_interop.peer_early import EarlyDestination, EarlyPlan, EarlySource
+from sterna_interop.peer_early import EarlyPlan
+from sterna_interop.peer_early_destination import EarlyDestination
+from sterna_interop.peer_early_source import EarlySource
 from sterna_interop.peer_lanes import LanePlan, StreamDestination, StreamSource
 from sterna_interop.peer_source import Source, SourcePlan
 from sterna_interop.peer_steps import Account, Act, Manner, Place, code_of

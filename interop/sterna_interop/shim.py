@@ -147,7 +147,7 @@ def options(params: Params, rounds: Rounds) -> Options:
     if params.order.rounds:  # with a cost that no round can lower, all of them are used up
         policy = replace(policy, allowed_downtime_s=0.001, max_rounds=params.order.rounds, fixed_cost_s=1.0)
     if params.follows:
-        policy = replace(policy, switchover="post-copy")
+        policy = replace(policy, switchover="auto" if params.chooses else "post-copy")
     return Options(
         limits=Limits(**params.limits),
         policy=policy,

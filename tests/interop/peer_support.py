@@ -60,6 +60,7 @@ def params_of(case: Case) -> Params:
         streams=case.streams,
         unverified=case.unverified,
         follows=case.follows,
+        chooses=case.chooses,
     )
 
 

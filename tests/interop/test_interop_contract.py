@@ -53,8 +53,8 @@ def test_parameters_come_back() -> None:
 
 
 def test_pages_follow_only_where_that_is_said() -> None:
-    assert "follows" not in json.loads(PARAMS.to_json())
-    told = replace(PARAMS, follows=True)
+    assert not {"follows", "chooses"} & json.loads(PARAMS.to_json()).keys()
+    told = replace(PARAMS, follows=True, chooses=True)
     assert Params.from_json(told.to_json()) == told
 
 

@@ -91,6 +91,7 @@ TEETH: list[tuple[Callable[[Patch], None], str]] = [
     (selects_it_alone, "early-004"),
     (compares_nothing, "early-006"),
     (overwrites_early_pages, "early-006"),
+    (overwrites_early_pages, "early-051"),
     (takes_what_is_taken, "early-006"),
     (believes_early_pages, "early-032"),
     (asks_without_end, "early-008"),
