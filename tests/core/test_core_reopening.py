@@ -16,15 +16,17 @@ from sterna.core.events import SessionResumed
 from sterna.core.image_notes import ImageNotes
 from sterna.core.policy import PolicySettings
 from sterna.core.records import Complete
-from sterna.core.reopening import Opening
+from sterna.core.reopening import Opening, pages_left
 from sterna.core.tables import DestinationState
 from sterna.errors import GuestError
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
+from sterna.memory.pages import RegionPages
 from sterna.memory.regions import PageSets, RegionTable
 from sterna.registry import Style
 from sterna.testing import pair as pairs
 from sterna.testing.pair import ADMISSION, RUNNER, Pair, resuming_pair, run_now
+from sterna.wire.records import Region
 
 MIB = 1 << 20
 SLOW = 4.0 * MIB  # converges in whatever style, after whatever loss
@@ -64,7 +66,7 @@ def die(pair: Pair, opening: Opening) -> None:
     pair.source.connection_lost(None, pair.now)
     guest = pair.destination_guest
     if guest.running:
-        pages = pages_of(guest, pair.source_guest.description)
+        pages = pages_of(guest, pair.source_guest.description, pages_left)
         place, missing = run_now(guest.notes()), run_now(guest.missing())
         pair.kept = opening.with_guest(pages, place, missing, pair.now)
     else:
@@ -108,6 +110,14 @@ def test_the_next_process_goes_on_with_a_guest_that_runs(switchover):
     assert there.after.demanded + there.after.pushed == there.after.stale == here.after.stale
     told = [each.complete_round for each in pair.events["source"] if isinstance(each, SessionResumed)]
     assert told == [len(here.rounds)] * 2
+
+
+def test_what_is_missing_need_not_be_zero():
+    """[RES-13] Memory that another process has begun to fill is overwritten, with zeros too."""
+    table, memory = RegionTable((Region(0, 0, 2 * 4096),)), bytearray(b"o" * 8192)
+    runs = [RegionPages(table, {0: memoryview(bytes(8192))}).encode(0, [1], [1]).table(1, 1)]
+    assert pages_left(table, {0: memoryview(memory)}).commit(*runs) == []
+    assert memory == b"o" * 4096 + bytes(4096)
 
 
 class _DiedError(Exception):

@@ -118,7 +118,7 @@ async def test_another_process_goes_on_with_a_guest_that_runs(virtual_time: Cloc
 
 
 async def test_a_page_that_is_zero_by_now_was_not_when_the_other_process_had_it(virtual_time: Clock) -> None:
-    """[RES-13] [MEM-18] What is there of rounds before the pause is overwritten, with zeros too."""
+    """[RES-13] What is there of rounds before the pause is overwritten, with zeros too."""
     one = migration("post-copy", parameters=replace(PARAMETERS, zero_pages=32))
     one.room = Outliving(rate_bytes_s=one.rate_bytes_s, journal=one.journal)
 

@@ -25,7 +25,7 @@ def test_the_endpoint_is_reached():
     assert end_of(world, process, task) == (line, 0)
     answering = world.hosts[BETA].endpoint.tasks[0]
     assert end_of(world, world.hosts[BETA].endpoint, answering) == (line, 1)
-    line.push(1, b"hello")
+    line.push(1, (b"hel", b"lo"))
     assert hears(world, "deliver", line, 1, answering) == Data(b"hello")
     hangs_up(world, process, task)
     assert hears(world, "closed", line, 1, answering) == Lost(closed=True)

@@ -33,6 +33,7 @@ FOUND = {
     Defect.OPENING_FORGOTTEN: [(False, 1)],
     Defect.BITS_IGNORED: [(False, 1)],
     Defect.ALL_TAKEN_AS_INSTALLED: [(False, 1)],
+    Defect.TAKEN_FOR_NEW: [(False, 1)],
 }
 OF_PAGES = {
     Defect.PAGES_FREED: "one-runner",
@@ -41,9 +42,17 @@ OF_PAGES = {
     Defect.OPENING_FORGOTTEN: "one-runner",
     Defect.BITS_IGNORED: "same-memory",
     Defect.ALL_TAKEN_AS_INSTALLED: "one-runner",
+    Defect.TAKEN_FOR_NEW: "same-memory",
 }
 # Found only where a destination that was killed takes its guest over.
-TAKEN_OVER = (Defect.OPENING_FORGOTTEN, Defect.BITS_IGNORED, Defect.ALL_TAKEN_AS_INSTALLED)
+TAKEN_OVER = (
+    Defect.OPENING_FORGOTTEN,
+    Defect.BITS_IGNORED,
+    Defect.ALL_TAKEN_AS_INSTALLED,
+    Defect.TAKEN_FOR_NEW,
+)
+# Found only where rounds before the pause have brought pages that are stale by then.
+OF_ROUNDS = {Defect.TAKEN_FOR_NEW}
 # Where not all kinds are tried, those that are.
 NEEDED = {
     Defect.FREED_ON_LOST_CLAIM: (Fault.DEADLINE, Fault.LOCKS_REFUSED),
@@ -118,6 +127,7 @@ def test_two_faults_of_some_kinds():
 def test_every_defect_is_found(defect, store, faults):
     kinds = NEEDED.get(defect, module.FAULTS)
     switchover = "post-copy" if defect in OF_PAGES else "stop-and-copy"
+    switchover = "bitmap" if defect in OF_ROUNDS else switchover
     find = partial(explore, store=store, faults=faults, kinds=kinds, switchover=switchover)
     found = find(defects=frozenset({defect}), resume=defect in OF_RESUMPTION)
     assert isinstance(found.violation, Violation)
@@ -177,6 +187,7 @@ def test_a_bad_end_is_a_violation(monkeypatch, plain):
         (True, "stop-and-copy", RESUMED),
         (False, "post-copy", RESUMED),
         (False, "post-copy", (Fault.DESTINATION_KILLED,)),
+        (False, "bitmap", (Fault.TORN,)),
     ],
 )
 def test_worlds_in_parts_are_all_worlds(monkeypatch, store, switchover, kinds):

@@ -6,7 +6,9 @@ import pytest
 from sim_support import ALPHA, BETA, go, kinds, stands, states, world_of
 
 from sterna.core.tables import DestinationState, SourceState
+from sterna.sim.explore import loaded
 from sterna.sim.faults import Fault, possible
+from sterna.sim.makers import RecallingMakers, Shape
 from sterna.sim.rest import End, check_rest
 
 
@@ -39,6 +41,20 @@ def test_a_cut():
     assert world.lines[0].broken
     assert possible(world, Fault.CUT, ALPHA) == []
     assert possible(world, Fault.DEADLINE, ALPHA) == []
+
+
+def test_a_cut_between_two_groups():
+    """[PCY-7] [RES-13] Of two that leave together one is installed, and the other is asked for afterwards."""
+    world = loaded(RecallingMakers(Shape(False, resume=True, switchover="bitmap")), store=False)
+    (room,) = world.hosts[BETA].holders
+    go(world, lambda world: any(len(sent) > 1 for sent in world.lines[0].pipes[1]))
+    assert room.missing == {0, 2, 3}
+    inject(world, Fault.TORN)
+    assert possible(world, Fault.TORN, ALPHA) == []
+    go(world, lambda world: len(world.lines) > 0 and not world.lines[0].broken)
+    assert room.missing == {2, 3}
+    go(world)
+    assert (world.resumed, room.missing, check_rest(world)) == (1, set(), End.RUNS)
 
 
 def test_a_deadline_lets_arrive_what_was_sent():

@@ -8,6 +8,7 @@ import pytest
 from sterna.sim.holder import (
     PAGE_BYTES,
     PAGES,
+    Collected,
     CountingPages,
     Holder,
     HolderError,
@@ -46,7 +47,7 @@ def versions(memory):
 def test_memory_is_what_the_instructions_have_written():
     expected = [0] * PAGES
     for count in range(1, 12):
-        expected[count % PAGES] = count
+        expected[count % PAGES] = count if count % 3 else 0
         assert versions(memory_of(count)) == expected
     assert versions(memory_of(0)) == [0] * PAGES
     assert len(memory_of(3)) == PAGES * PAGE_BYTES
@@ -58,8 +59,8 @@ def test_the_pages_written_between_two_counts():
     assert written(0, 100) == (0, 1, 2, 3)
     assert bitmap_of((1, 3)).count() == 2
     holder = stopped()
-    assert holder.collect() == (0, 1, 2)
-    assert holder.collect() == ()
+    assert holder.collect() == Collected((0, 1, 2), 6)
+    assert holder.collect() == Collected((), 6)
 
 
 def test_state_is_the_count():
@@ -70,15 +71,49 @@ def test_pages_go_over_as_they_are():
     holder = stopped()
     holder.count = 7
     batch = CountingPages(holder).encode(0, [0], [PAGES])
-    assert b"".join(bytes(each) for each in batch.buffers) == memory_of(7)
     sink, memory = new_room()
-    (place,) = sink.targets(batch.table(1, 1))
-    place[:] = memory_of(7)
+    for place, data in zip(sink.targets(batch.table(1, 1)), batch.buffers, strict=True):
+        place[:] = data
     assert sink.commit(batch.table(1, 1)) == []
-    holder.load(7, bytes(memory))
+    assert memory == memory_of(7)
+    holder.load(7, memory)
     assert (holder.stage, holder.intact) == (Stage.READY, True)
-    holder.load(6, bytes(memory))
+    holder.load(6, memory)
     assert not holder.intact
+
+
+def late(missing=frozenset({0, 3})):
+    """A holder whose guest runs and lacks pages, of which one has an old version and one is none."""
+    holder = Holder("beta", b"r" * 16)
+    _, holder.memory = new_room()
+    holder.memory[:] = memory_of(4)
+    holder.missing, holder.notes, holder.stage = missing, bytearray(8), Stage.RUNS
+    return holder
+
+
+def test_memory_outlives_who_has_filled_it():
+    """[HOL-41] What is missing is as it was left; what the guest has, nobody reads."""
+    holder = late()
+    memory = bytearray(holder.remains().memory)
+    assert (holder.remains().missing, holder.remains().notes) == ({0, 3}, bytes(8))
+    assert is_left(memory, {1, 2})
+    assert memory[:PAGE_BYTES] == memory_of(4)[:PAGE_BYTES]
+    assert not is_left(holder.memory, {1}), "only what is found is changed"
+    holder.free()
+    assert holder.memory == b""
+
+
+def test_holders_differ_by_memory_that_may_be_read_still():
+    """Only where a later endpoint may take the guest over, and only in pages that are missing."""
+    one, other = late(), late()
+    other.memory[PAGE_BYTES] = 9
+    assert one.key({}) == other.key({}), "it is the guest's page"
+    other.memory[0] = 9
+    assert one.key({}) != other.key({})
+    one.notes = other.notes = None
+    assert one.key({}) == other.key({})
+    one.stage = other.stage = Stage.ROOM
+    assert one.key({}) != other.key({}), "it is to be filled"
 
 
 def stopped(epoch=1):

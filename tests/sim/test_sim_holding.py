@@ -8,7 +8,7 @@ from sim_support import ALPHA, BETA, go, stands, world_of
 from sterna.core.tables import DestinationState
 from sterna.registry import ErrorCode
 from sterna.sim.defects import Defect
-from sterna.sim.holder import Stage, memory_of
+from sterna.sim.holder import Collected, Stage, memory_of
 from sterna.sim.holding import attach, controller_gone, destroy, hold
 from sterna.sim.hosts import Hold, Process, Task
 from sterna.sim.judge import Violation
@@ -51,7 +51,10 @@ def test_a_marked_guest_waits():
 def test_what_is_not_there_does_nothing():
     world = world_of()
     assert do(world, "pause", image=b"x" * 16) == NO
-    destroy(world, world.hosts[ALPHA].holders[0])
+    (holder,) = world.hosts[ALPHA].holders
+    holder.memory = b"m"
+    destroy(world, holder)
+    assert (holder.stage, holder.memory) == (Stage.KILLED, b"")
     assert do(world, "pause") == NO
     assert world.judge.killed
 
@@ -61,7 +64,7 @@ def test_collecting_and_saving():
     (holder,) = world.hosts[ALPHA].holders
     assert do(world, "track") is None
     world.judge.executes(holder)
-    assert do(world, "collect") == (holder.count % 4,)
+    assert do(world, "collect") == Collected((holder.count % 4,), holder.count)
     assert do(world, "save") == holder.count
     assert do(world, "prepare") is None
 
@@ -101,7 +104,7 @@ def test_a_guest_waits_for_pages_that_are_missing():
 def test_a_page_comes_once_and_as_it_was():
     _, room = following()
     right = memory_of(room.paused_at)
-    assert not room.install(0, bytes(len(right)))
+    assert not room.install(0, b"\x01" * len(right))
     assert room.install(1, right)
     assert not room.install(1, right)
     world, _ = following(defects=frozenset({Defect.INSTALLED_TWICE}))

@@ -65,27 +65,37 @@ def test_who_is_who():
 
 def test_a_connection():
     line = Line(1, ((0, 2, 1), (1, 3, 1)))
-    line.push(1, b"one")
-    line.push(1, b"")
-    assert line.pipes == [(), (b"one",)]
+    line.push(1, (b"one",))
+    line.push(1, ())
+    assert line.pipes == [(), ((b"one",),)]
     other = line.copy()
     names = {(0, 2, 1): (0, 1, 1), (1, 3, 1): (1, 1, 1)}
     assert other.key(names) == line.key(names) != line.key() == other.key()
     line.leaves(0, crashed=True)
     assert line.ends == ((0, NOBODY, 0), (1, 3, 1))
-    line.push(1, b"two")
-    line.push(0, b"three")
-    assert (line.pipes, line.closed, line.gone) == ([(), (b"one",)], [True, False], [True, False])
+    line.push(1, (b"two",))
+    line.push(0, (b"three",))
+    assert (line.pipes, line.closed, line.gone) == ([(), ((b"one",),)], [True, False], [True, False])
     assert line.crashed == [True, False]
     other.cut()
-    other.push(1, b"four")
+    other.push(1, (b"four",))
     assert (other.broken, other.pipes) == (True, [(), ()])
+
+
+def test_a_connection_is_torn():
+    """Of what comes next the first piece arrives; all else is lost, on both ways."""
+    line = Line(1, ((0, 2, 1), (1, 3, 1)))
+    line.push(0, (b"zero",))
+    line.push(1, (b"one", b"two"))
+    line.push(1, (b"three",))
+    line.tear(1)
+    assert (line.broken, line.pipes) == (True, [(), ((b"one",),)])
 
 
 def test_who_has_crashed_differs_only_while_bytes_of_his_are_on_their_way():
     lines = [Line(1, ((0, 2, 1), (1, 3, 1))) for _ in range(2)]
     for line, crashed in zip(lines, (True, False), strict=True):
-        line.push(1, b"one")
+        line.push(1, (b"one",))
         line.leaves(0, crashed=crashed)
     assert lines[0].key() != lines[1].key()
     for line in lines:

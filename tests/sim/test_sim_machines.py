@@ -32,8 +32,8 @@ def test_live_and_recalled_say_the_same():
     live, recalled = LiveMakers(Shape(), lambda: 0.0), RecallingMakers(Shape())
     first, second = live.source(holder()), recalled.source(holder())
     first, second = first.told(Start(), 0.0), second.told(Start(), 0.0)
-    assert first.said == second.said != b""
-    hello = first.said
+    assert first.said == second.said != ()
+    (hello,) = first.said
     first, second = live.destination("beta"), recalled.destination("beta")
     first, second = first.told(Data(hello), 0.0), second.told(Data(hello), 0.0)
     assert [type(each) for each in first.asked] == [type(each) for each in second.asked] == [Admit]
@@ -76,10 +76,10 @@ def test_a_room_is_made_for_each_machine():
     makers = RecallingMakers(Shape(store=False))
     source = makers.source(holder())
     source = source.told(Start(), 0.0)
-    admitting = makers.destination("beta").told(Data(source.said), 0.0)
+    admitting = makers.destination("beta").told(Data(*source.said), 0.0)
     destination = admitting.told(Done(ADMISSION), 0.0)
-    described = source.told(Data(admitting.said + destination.said), 0.0)
-    reserving = destination.told(Data(described.said), 0.0)
+    described = source.told(Data(b"".join(admitting.said + destination.said)), 0.0)
+    reserving = destination.told(Data(*described.said), 0.0)
     assert isinstance(reserving.asked[0], Reserve)
     assert len(reserving.told(Done(), 0.0).room) > 0
     assert len(reserving.room) == 0

@@ -199,8 +199,11 @@ def test_a_session_is_taken_over_once_its_guest_runs():
     (holder,) = there.holders
     request = Readmit(hello)
     assert planned(world, BETA, request) == Hold("take-over", image)
-    found = planned(world, BETA, request, Remains(holder.missing, bytes(holder.notes)))
-    assert found == Answered(Found(image, holder.missing, bytes(holder.notes), there.openings[image]))
+    found = planned(world, BETA, request, holder.remains())
+    remains = holder.remains()
+    assert found == Answered(
+        Found(image, remains.missing, remains.notes, remains.memory, there.openings[image])
+    )
     assert isinstance(planned(world, BETA, request, Remains(frozenset(), None)).answer, Verdict)
     assert "turned-away" not in there.armed
     holder.stage = Stage.READY
@@ -215,13 +218,15 @@ def test_a_session_is_taken_over_once_its_guest_runs():
 
 
 @pytest.mark.parametrize(
-    ("defect", "missing"), [(Defect.BITS_IGNORED, PAGES), (Defect.ALL_TAKEN_AS_INSTALLED, 0)]
+    ("defect", "missing"),
+    [(Defect.BITS_IGNORED, PAGES), (Defect.ALL_TAKEN_AS_INSTALLED, 0), (Defect.TAKEN_FOR_NEW, 1)],
 )
 def test_defects_of_a_destination_that_takes_over(defect, missing):
     world, hello = taken_over(defects=frozenset({defect}))
     (holder,) = world.hosts[BETA].holders
     remains = Remains(frozenset({1}), bytes(holder.notes))
-    assert len(planned(world, BETA, Readmit(hello), remains).answer.missing) == missing
+    answer = planned(world, BETA, Readmit(hello), remains).answer
+    assert (len(answer.missing), answer.fresh) == (missing, defect is Defect.TAKEN_FOR_NEW)
     world, hello = taken_over(defects=frozenset({Defect.OPENING_FORGOTTEN}))
     assert planned(world, BETA, Readmit(hello)) == Trouble(ErrorCode.BUSY)
 

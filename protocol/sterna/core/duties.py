@@ -6,7 +6,8 @@ what depends on where it stands: admission, the room for a new guest, and when i
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeAlias
 
 from sterna.core.events import (
     AnswerVerdict,
@@ -104,16 +105,20 @@ class NoRecords:
         return Verdict(Owner.UNDECIDED, hello.epoch, hello.runner)
 
 
+Make: TypeAlias = Callable[[RegionTable, Mapping[int, memoryview]], RegionPages]
+"""What pages are made by: `RegionPages` of new memory, `sterna.core.reopening.pages_left` of another's."""
+
+
 def pages_of(
-    guest: SourceGuest | DestinationGuest, description: GuestDescription, *, fresh: bool = True
+    guest: SourceGuest | DestinationGuest, description: GuestDescription, make: Make = RegionPages
 ) -> RegionPages:
-    """The guest's memory as the core reads and fills it; `fresh`: nobody has written there.
+    """The guest's memory as the core reads and fills it.
 
     Raises:
         GuestError, ValueError: the description or the memory makes no sense.
     """
     table = RegionTable(description.regions)
-    return RegionPages(table, {region.id: guest.memory(region.id) for region in table.copied}, fresh=fresh)
+    return make(table, {region.id: guest.memory(region.id) for region in table.copied})
 
 
 async def reserve(guest: DestinationGuest, description: GuestDescription) -> RegionPages:

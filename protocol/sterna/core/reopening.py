@@ -26,10 +26,21 @@ from sterna.core.negotiate import Selection, usable_limits
 from sterna.errors import GuestError
 from sterna.memory.bitmap import PageBitmap
 from sterna.memory.digest import MemoryDigest
-from sterna.memory.pages import PageSink
+from sterna.memory.pages import PageSink, RegionPages
 from sterna.memory.regions import RegionTable
 from sterna.registry import Feature, FrameType
 from sterna.wire.records import Guest, Hello, Runner, Welcome
+
+
+def pages_left(table: RegionTable, memory: Mapping[int, memoryview]) -> RegionPages:
+    """Memory that a process goes on filling which has not begun to: what is missing there need not be zero.
+
+    It is as the process before has left it, with pages of rounds before the pause [RES-13].
+
+    Raises:
+        ValueError: the memory does not fit the regions.
+    """
+    return RegionPages(table, memory, fresh=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from sterna.core.events import (
 )
 from sterna.core.image_notes import ImageNotes
 from sterna.core.records import Released
-from sterna.core.reopening import Opening
+from sterna.core.reopening import Opening, pages_left
 from sterna.errors import GuestError, LocalProtocolError, SternaError, TransportError
 from sterna.guest.api import DestinationGuest, GuestDescription, OutlivingGuest, PagesEarly, PromptGuest
 from sterna.memory.pages import PageSink
@@ -315,8 +315,7 @@ class Destination(Endpoint):
             lacks = any(pages.any() for pages in missing.values())
             if not notes or not (lacks or ImageNotes.lie_in(notes)):  # it has all of its pages [RES-15]
                 return await self._host.verdict(hello)
-            # What is missing still is as a round before the pause has left it.
-            self._room = Room(pages_of(guest, description, fresh=False), opening.ticket)
+            self._room = Room(pages_of(guest, description, pages_left), opening.ticket)
             self._spare_early_pages(guest)
             carry = opening.with_guest(self._room, notes, missing, clock())
         else:

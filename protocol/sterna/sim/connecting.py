@@ -69,7 +69,7 @@ def hears(world: World, word: str, line: Line, end: int, task: Task) -> Input:
     if word == "deliver":
         data, *rest = line.pipes[end]
         line.pipes[end] = tuple(rest)
-        return Data(data)
+        return Data(b"".join(data))
     closed = word == "closed" and not line.crashed[1 - end]
     _leaves(world, line, end, task)
     return Lost(closed)

@@ -22,6 +22,7 @@ class Defect(StrEnum):
     OPENING_FORGOTTEN = "opening-forgotten"
     BITS_IGNORED = "bits-ignored"
     ALL_TAKEN_AS_INSTALLED = "all-taken-as-installed"
+    TAKEN_FOR_NEW = "taken-for-new"
 
     @property
     def text(self) -> str:
@@ -44,4 +45,5 @@ _TEXTS = {
     Defect.OPENING_FORGOTTEN: "a destination that is started again knows no session whose guest lacks pages",
     Defect.BITS_IGNORED: "a destination that is started again fetches what was installed before, too",
     Defect.ALL_TAKEN_AS_INSTALLED: "a destination that is started again takes all pages for installed",
+    Defect.TAKEN_FOR_NEW: "a destination that is started again takes memory for new that has old pages",
 }

@@ -25,6 +25,7 @@ class Fault(StrEnum):
     """A kind of fault."""
 
     CUT = "cut"
+    TORN = "torn"
     DEADLINE = "deadline"
     SOURCE_KILLED = "source-killed"
     DESTINATION_KILLED = "destination-killed"
@@ -53,6 +54,7 @@ class Fault(StrEnum):
 
 _TEXTS: Final = {
     Fault.CUT: "the connection is cut, and what is on its way is lost",
+    Fault.TORN: "the connection is cut behind a group, and the one that left with it is lost",
     Fault.DEADLINE: "one end gives the connection up; what it has sent still arrives",
     Fault.SOURCE_KILLED: "the source's endpoint is killed",
     Fault.DESTINATION_KILLED: "the destination's endpoint is killed",
@@ -99,6 +101,11 @@ def possible_between(world: World, fault: Fault) -> Iterator[Step]:
     match fault:
         case Fault.CUT:
             yield from (("cut", line.number, 0, 0) for line in world.lines if not line.broken)
+        case Fault.TORN:
+            for line in world.lines:
+                for end in (0, 1):
+                    if line.pipes[end] and len(line.pipes[end][0]) > 1:
+                        yield ("torn", line.number, end, 0)
         case Fault.DEADLINE:
             yield from _deadlines(world)
         case Fault.STORE_OUT if world.store is not None and world.store.answers:
@@ -110,7 +117,7 @@ def possible_between(world: World, fault: Fault) -> Iterator[Step]:
 def possible_at(world: World, fault: Fault, source: int, host: int) -> Iterator[Step]:
     """Those that befall this host."""
     match fault:
-        case Fault.CUT | Fault.DEADLINE | Fault.STORE_OUT:
+        case Fault.CUT | Fault.TORN | Fault.DEADLINE | Fault.STORE_OUT:
             return
         case _ if host != source ^ _SIDES.get(fault, host ^ source):
             return
@@ -180,6 +187,10 @@ def inject(world: World, step: Step) -> None:
             line = world.line(one)
             assert line is not None
             line.cut()
+        case "torn":
+            line = world.line(one)
+            assert line is not None
+            line.tear(two)
         case "destroy":
             destroy(world, world.hosts[one].holders[two])
         case "store-out" | "store-back":

@@ -1,8 +1,15 @@
 """A holder and the guest in it: a few pages, a count of instructions, and the rules of a holder.
 
-The guest's n-th instruction writes the number n to page n modulo `PAGES`. So its count tells what its whole
-memory must be, and whoever compares two counts compares two images: an image with a lower count is older.
-With a switchover in which pages follow the guest, it waits before an instruction whose page is missing.
+The guest's n-th instruction writes the number n to page n modulo `PAGES`, or zeros if 3 divides n. So its
+count tells what its whole memory must be, and whoever compares two counts compares two images: an image with
+a lower count is older. With a switchover in which pages follow the guest, it waits before an instruction
+whose page is missing.
+
+Memory is the holder's: what endpoints write there outlives them, and is lost with the holder alone. Room is
+zero when it is reserved. An endpoint that takes a guest over finds in pages that are missing what the one
+before has left [HOL-41]: zeros, what a round before the pause has brought, or the page of the pause already,
+if it was not noted as installed. All else is the guest's, and no endpoint reads it. Left out are half of a
+group, for which bytes would have to arrive one by one, and early pages, which need a demand connection.
 
 What a holder allows is what `sterna.guest.holder_engine` allows: a paused guest without a mark runs on when
 its controller is gone, a marked one does not, a room that was made for a guest never starts by itself.
@@ -11,10 +18,10 @@ its controller is gone, a marked one does not, a room that was made for a guest 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +34,8 @@ from sterna.wire.records import NO_RUNNER, Guest, Region, StateSection
 
 PAGES: Final = 4
 PAGE_BYTES: Final = 4096
+ZERO_EACH: Final = 3
+"""One instruction in so many writes zeros."""
 REGION: Final = Region(0, 0, PAGES * PAGE_BYTES)
 REGIONS: Final = RegionTable((REGION,))
 GUEST: Final = Guest("counter", Architecture.SYNTHETIC, 1, 4096, (REGION,))
@@ -50,6 +59,14 @@ class Remains:
 
     missing: frozenset[int]
     notes: bytes | None
+    memory: bytes = field(default=b"", repr=False)
+
+
+class Collected(NamedTuple):
+    """The pages that the guest has written since the last time, and how many instructions it has executed."""
+
+    pages: tuple[int, ...]
+    executed: int
 
 
 class HolderError(Exception):
@@ -64,7 +81,7 @@ def memory_of(count: int) -> bytes:
 
 def _version(count: int, page: int) -> int:
     newest = count - (count - page) % PAGES
-    return max(newest, 0)
+    return max(newest, 0) if newest % ZERO_EACH else 0
 
 
 def written(first: int, last: int) -> tuple[int, ...]:
@@ -118,6 +135,10 @@ def new_room() -> tuple[RegionPages, bytearray]:
     return RegionPages(REGIONS, {REGION.id: memoryview(memory)}), memory
 
 
+def _page(memory: bytes | bytearray, page: int) -> bytes | bytearray:
+    return memory[page * PAGE_BYTES : (page + 1) * PAGE_BYTES]
+
+
 _LEFT: Final = b"\xee" * PAGE_BYTES
 """What stands in an endpoint's memory for a page that is the guest's: nobody reads it, or writes there."""
 
@@ -156,11 +177,12 @@ class Holder:
         paused_at: the count with which the guest came.
         faulted: the page that the guest waits for and the endpoint was told of, -1 for none.
         notes: what an endpoint keeps there for the next one, None for nothing [HOL-45].
+        memory: what endpoints have written there, for the next one, with a pattern for what is the guest's.
     """
 
     __slots__ = (
         "collected", "controller", "count", "epoch", "faulted", "granter", "host", "image", "intact", "mark",
-        "missing", "notes", "paused_at", "runner", "stage",
+        "memory", "missing", "notes", "paused_at", "runner", "stage",
     )  # fmt: skip
 
     def __init__(self, host: str, image: bytes, stage: Stage = Stage.ROOM) -> None:
@@ -179,6 +201,7 @@ class Holder:
         self.paused_at = 0
         self.faulted = -1
         self.notes: bytearray | bytes | None = None
+        self.memory: bytearray | bytes = b""
 
     def copy(self) -> Holder:
         """One that goes its own way."""
@@ -192,7 +215,7 @@ class Holder:
         return (
             self.image, self.stage.value, self.count, self.epoch, self.runner, self.mark,
             names.get(self.granter, -1), names.get(self.controller, -1), self.intact, self.missing,
-            self.faulted, self._kept_notes,
+            self.faulted, self._kept_notes, self._kept_memory,
         )  # fmt: skip
 
     @property
@@ -200,6 +223,14 @@ class Holder:
         """What may be read still: a source's once the guest is granted, a destination's once it is sealed."""
         read = self.mark or self.stage in {Stage.READY, Stage.RUNS}
         return bytes(self.notes) if read and self.notes is not None else None
+
+    @property
+    def _kept_memory(self) -> tuple[bytes, ...]:
+        """The same of memory: all until the guest is sealed, and then what is missing."""
+        if self.stage is Stage.ROOM:
+            return (bytes(self.memory),)
+        read = self.notes is not None and self.stage in {Stage.READY, Stage.RUNS}
+        return tuple([bytes(_page(self.memory, page)) for page in sorted(self.missing)]) if read else ()
 
     @property
     def lives(self) -> bool:
@@ -219,10 +250,10 @@ class Holder:
 
     # ---- what a controller asks for ----
 
-    def collect(self) -> tuple[int, ...]:
+    def collect(self) -> Collected:
         """The pages written since the last time."""
         pages, self.collected = written(self.collected, self.count), self.count
-        return pages
+        return Collected(pages, self.count)
 
     def set_mark(self, epoch: int, process: int) -> None:
         """Note that `epoch` is granted."""
@@ -250,22 +281,27 @@ class Holder:
         if not self.is_whole or self.stage is Stage.RUNS or (self.stage is Stage.STOPPED and not self.mark):
             raise HolderError(f"run: {self.stage.value}")
 
-    def load(self, count: int, memory: bytes) -> None:
+    def load(self, count: int, memory: bytes | bytearray) -> None:
         """Take the state of the guest, whose memory is this by now, as far as it is not missing."""
         self.count, self.collected, self.paused_at = count, 0, count
         self.intact = all(self._is_right(page, memory) for page in range(PAGES) if page not in self.missing)
         self.stage = Stage.READY
 
-    def _is_right(self, page: int, memory: bytes) -> bool:
-        at = slice(page * PAGE_BYTES, (page + 1) * PAGE_BYTES)
-        return memory[at] == memory_of(self.paused_at)[at]
+    def _is_right(self, page: int, memory: bytes | bytearray) -> bool:
+        return _page(memory, page) == _page(memory_of(self.paused_at), page)
 
-    def install(self, page: int, memory: bytes) -> bool:
+    def install(self, page: int, memory: bytes | bytearray) -> bool:
         """A missing page is there. Whether it is that of the pause, and was missing: it must be both."""
         right = page in self.missing and self._is_right(page, memory)
         self.missing -= {page}
         return right
 
-    def free(self) -> None:
-        """Let go of all of it."""
-        self.stage, self.notes = Stage.FREED, None
+    def remains(self) -> Remains:
+        """What whoever takes the guest over finds; all that is not missing is the guest's."""
+        memory = bytearray(self.memory)
+        leave(memory, (page for page in range(PAGES) if page not in self.missing))
+        return Remains(self.missing, None if self.notes is None else bytes(self.notes), bytes(memory))
+
+    def free(self, stage: Stage = Stage.FREED) -> None:
+        """Let go of all of it, or lose it."""
+        self.stage, self.notes, self.memory = stage, None, b""

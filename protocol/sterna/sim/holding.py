@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sterna.core.events import Expect, Installed
 from sterna.registry import ErrorCode
 from sterna.sim.defects import Defect
-from sterna.sim.holder import REGION, Holder, HolderError, Remains, Stage, count_in, pages_in
+from sterna.sim.holder import REGION, Holder, HolderError, Stage, count_in, pages_in
 from sterna.sim.hosts import NAMES, Hold, Host, Process, Task
 from sterna.sim.judge import Violation
 from sterna.sim.machines import Trouble
@@ -58,7 +58,7 @@ def _do(world: World, process: Process, task: Task, holder: Holder, op: Hold) ->
                 holder.stage = Stage.STOPPED
         case "take-over":  # whoever waits tells it anew [HOL-41]
             holder.faulted = -1
-            return Remains(holder.missing, None if holder.notes is None else bytes(holder.notes))
+            return holder.remains()
         case "notes":
             return True  # there is room for them
         case "mark":
@@ -87,11 +87,11 @@ def _do(world: World, process: Process, task: Task, holder: Holder, op: Hold) ->
 
 
 def load(task: Task, holder: Holder) -> None:
-    """Take over what a machine has filled, and its state."""
+    """Take the guest's state, beside the memory that a machine has filled."""
     assert task.machine is not None
     request = task.machine.asked[0]
     sections = getattr(request, "sections", ())
-    holder.load(count_in(sections), bytes(task.machine.room))
+    holder.load(count_in(sections), task.machine.room)
 
 
 def expect(task: Task, holder: Holder) -> None:
@@ -102,11 +102,11 @@ def expect(task: Task, holder: Holder) -> None:
     holder.missing = pages_in(request.stale.get(REGION.id))
 
 
-def keep_notes(host: Host, task: Task) -> None:
-    """What a machine has noted lies with its guest, as long as that is there [HOL-45]."""
-    holder = host.holder(task.image)
+def keep(world: World, host: Host, task: Task) -> None:
+    """What a machine has noted, and written to memory, lies there for the next one [HOL-41] [HOL-45]."""
+    holder = host.holder(task.image) if world.makers.keeps else None
     if holder is not None and holder.lives and task.machine is not None:
-        holder.notes = task.machine.notes
+        holder.notes, holder.memory = task.machine.notes, task.machine.room
 
 
 def install(task: Task, holder: Holder) -> None:
@@ -120,7 +120,7 @@ def install(task: Task, holder: Holder) -> None:
     assert isinstance(request, Installed)
     for pages in request.pages:
         for page in range(pages.first, pages.first + pages.count):
-            if not holder.install(page, bytes(task.machine.room)):
+            if not holder.install(page, task.machine.room):
                 raise Violation("same-memory", f"page {page} at {holder.host} came wrong, or a second time")
 
 
@@ -151,4 +151,5 @@ def controller_gone(world: World, host: Host, process: int) -> None:
 def destroy(world: World, holder: Holder) -> None:
     """A holder is killed, and all that it has is gone."""
     world.judge.kills(holder)
-    holder.stage, holder.controller = Stage.KILLED, 0
+    holder.free(Stage.KILLED)
+    holder.controller = 0

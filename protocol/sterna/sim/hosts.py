@@ -417,10 +417,10 @@ class Line:
 
     Attributes:
         ends: host, process and task at each end; of one that is gone its host only.
-        pipes: what is on its way to each end, in the order in which it comes.
+        pipes: what is on its way to each end, in the order in which it comes, and of what pieces.
         closed: whether an end will say no more; `crashed`, because its process is dead.
         gone: whether an end does not listen any more.
-        broken: it is cut: nothing arrives, and each end will notice.
+        broken: it is cut: nothing more is sent, and each end will notice.
     """
 
     __slots__ = ("broken", "closed", "crashed", "ends", "gone", "number", "pipes")
@@ -428,7 +428,7 @@ class Line:
     def __init__(self, number: int, ends: tuple[End, End]) -> None:
         self.number = number
         self.ends = ends
-        self.pipes: list[tuple[bytes, ...]] = [(), ()]
+        self.pipes: list[tuple[tuple[bytes, ...], ...]] = [(), ()]
         self.closed = [False, False]
         self.crashed = [False, False]
         self.gone = [False, False]
@@ -455,8 +455,8 @@ class Line:
         crashed = tuple([self.crashed[end] and self.pipes[1 - end] != () for end in (0, 1)])
         return (self.number, ends, tuple(self.pipes), crashed, tuple(self.gone), self.broken)
 
-    def push(self, end: int, data: bytes) -> None:
-        """Send to an end."""
+    def push(self, end: int, data: tuple[bytes, ...]) -> None:
+        """Send to an end; what is in pieces may be torn there."""
         if data and not (self.broken or self.gone[end] or self.closed[1 - end]):
             self.pipes[end] = (*self.pipes[end], data)
 
@@ -472,3 +472,9 @@ class Line:
         """What is on its way is lost."""
         self.broken = True
         self.pipes = [(), ()]
+
+    def tear(self, end: int) -> None:
+        """The same, but the first piece of what comes to an end next arrives."""
+        first = self.pipes[end][0][:1]
+        self.cut()
+        self.pipes[end] = (first,)

@@ -30,14 +30,29 @@ from sterna.core.events import (
 )
 from sterna.core.history import RecordConflict
 from sterna.core.records import Record
-from sterna.core.reopening import Opening
+from sterna.core.reopening import Opening, pages_left
 from sterna.core.session import Session
 from sterna.core.source import SourceMachine
-from sterna.core.tables import State
+from sterna.core.tables import SourceState, State
 from sterna.errors import GuestError, RecordError, SternaError, StoreUnavailable, TransportError
-from sterna.registry import ErrorCode
-from sterna.sim.holder import PAGES, REGION, bitmap_of, is_left, leave, new_room, pages_in, state_of
+from sterna.limits import HEADER_BYTES
+from sterna.memory.pages import RegionPages
+from sterna.registry import ErrorCode, FrameType
+from sterna.sim.holder import (
+    PAGES,
+    REGION,
+    REGIONS,
+    Collected,
+    Holder,
+    bitmap_of,
+    is_left,
+    leave,
+    new_room,
+    pages_in,
+    state_of,
+)
 from sterna.sim.judge import Violation
+from sterna.wire.header import decode_header
 from sterna.wire.records import Guest
 
 
@@ -175,17 +190,23 @@ class Found:
         session: that brought it.
         missing: pages that are not installed.
         notes: of the image, as its holder has them [PCY-16].
+        memory: as the holder has it, see there.
         opening: what was noted of the session; the same in all worlds.
+        fresh: whether the memory is taken for new, as must never be.
     """
 
     session: bytes
     missing: frozenset[int]
     notes: bytes
+    memory: bytes = field(repr=False)
     opening: Opening = field(compare=False, repr=False)
+    fresh: bool = False
 
     def again(self) -> Kept:
-        """What a machine goes on with: memory in which what is installed is the guest's."""
-        pages, room = new_room()
+        """What a machine goes on with: memory as it was left, in which what is installed is the guest's."""
+        room = bytearray(self.memory)
+        views = {REGION.id: memoryview(room)}
+        pages = RegionPages(REGIONS, views) if self.fresh else pages_left(REGIONS, views)
         theirs = frozenset(range(PAGES)) - self.missing
         leave(room, theirs)
         notes = bytearray(self.notes)
@@ -198,7 +219,7 @@ class Driven(Protocol):
     """A machine, and what it has said and asked for since it was told something.
 
     Attributes:
-        said: bytes for the peer, of the last input.
+        said: bytes for the peer, of the last input: together, or cut off between two pieces.
         asked: requests that are not answered, oldest first.
         room: the memory that it fills, of a destination.
         notes: what it has noted for the next process; the same object as long as nothing new is.
@@ -206,7 +227,7 @@ class Driven(Protocol):
     """
 
     @property
-    def said(self) -> bytes:
+    def said(self) -> tuple[bytes, ...]:
         """See above."""
         ...
 
@@ -259,11 +280,19 @@ class Driven(Protocol):
 
 
 class LiveMachine:
-    """A machine that changes."""
+    """A machine that changes.
 
-    def __init__(self, machine: Session, notes: bytearray | None = None) -> None:
+    Args:
+        machine: the real one.
+        notes: that it goes on with.
+        still: the holder that a source reads pages from, if that is to change only where writes of its guest
+            are collected.
+    """
+
+    def __init__(self, machine: Session, notes: bytearray | None = None, still: Holder | None = None) -> None:
         self.machine: Final = machine
-        self.said = b""
+        self._still: Final = still
+        self.said: tuple[bytes, ...] = ()
         self.asked: tuple[Request, ...] = ()
         self.room = bytearray()
         self.notes = notes
@@ -344,8 +373,10 @@ class LiveMachine:
         """The answer that an answer stands for."""
         match request:
             case CollectDirty():
-                assert isinstance(answer, tuple)
-                return {0: bitmap_of(answer)}
+                assert isinstance(answer, Collected)
+                if self._still is not None:
+                    self._still.count = answer.executed
+                return {0: bitmap_of(answer.pages)}
             case SaveState():
                 assert isinstance(answer, int)
                 return state_of(answer)
@@ -373,7 +404,7 @@ class LiveMachine:
         return kept.carry
 
     def _drain(self, now: float) -> None:
-        machine, said = self.machine, []
+        machine, said = self.machine, [b""]
         while True:
             while (request := machine.poll_request()) is not None:
                 self.asked = (*self.asked, request)
@@ -386,8 +417,14 @@ class LiveMachine:
                 break
             unit = b"".join(bytes(buffer) for buffer in buffers)
             machine.transmitted(len(unit), now)
-            said.append(unit)
-        self.said = b"".join(said)
+            if machine.state is SourceState.MOVED and _carries_pages(unit):
+                said.append(b"")  # one group may come, and the next one be lost
+            said[-1] += unit
+        self.said = tuple([piece for piece in said if piece])
+
+
+def _carries_pages(unit: bytes) -> bool:
+    return decode_header(unit[:HEADER_BYTES]).type == FrameType.PAGES
 
 
 def _opening(machine: DestinationMachine, guest: Guest) -> Opening:

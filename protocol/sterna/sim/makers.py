@@ -13,6 +13,7 @@ from sterna.core.negotiate import BASE_FEATURES, FOLLOW_FEATURES
 from sterna.core.policy import PolicySettings, Switchover
 from sterna.core.source import SourceConfig, SourceMachine
 from sterna.core.style import offer_for
+from sterna.limits import Limits
 from sterna.registry import Feature
 from sterna.sim.holder import GUEST, GUEST_ID, REGIONS, CountingPages, Holder
 from sterna.sim.machines import Driven, Kept, Left, LiveMachine, Noted, Recollection
@@ -90,10 +91,11 @@ class LiveMakers:
         self._shape: Final = shape
         self._clock: Final = clock
 
-    def source(self, holder: Holder) -> LiveMachine:
-        """See `Makers`."""
+    def source(self, holder: Holder, *, follows: bool = False) -> LiveMachine:
+        """See `Makers`. `follows`: what is in the holder is what the machine was told."""
         config = source_config(self._shape, holder.host, holder.epoch, holder.runner)
-        return LiveMachine(SourceMachine(config, CountingPages(holder), self._clock()))
+        machine = SourceMachine(config, CountingPages(holder), self._clock())
+        return LiveMachine(machine, still=holder if follows else None)
 
     def asker(self, host: str, epoch: int, runner: Runner) -> LiveMachine:
         """See `Makers`."""
@@ -152,10 +154,10 @@ class RecallingMakers:
         return self.trees[name].root
 
     def source(self, holder: Holder) -> Driven:
-        """See `Makers`. Until it is paused, the guest must execute nothing."""
+        """See `Makers`. What the guest writes before it is paused, the machine sees when it collects."""
         still = holder.copy()
         name = ("source", holder.host, holder.epoch, holder.runner, holder.count)
-        return self._of(name, lambda: self._live.source(still))
+        return self._of(name, lambda: self._live.source(still.copy(), follows=True))
 
     def asker(self, host: str, epoch: int, runner: Runner) -> Driven:
         """See `Makers`."""
@@ -215,4 +217,5 @@ def destination_config(shape: Shape, host: str) -> DestinationConfig:
     more |= {Feature.RESUME} if shape.resume else set()
     more |= {Feature.UNHASHED} if shape.unhashed else set()
     more |= FOLLOW_FEATURES if shape.switchover != "stop-and-copy" else set()
-    return DestinationConfig(agent=host, features=BASE_FEATURES | more)
+    limits = Limits(batch_runs=1)  # each group comes in a frame of its own
+    return DestinationConfig(agent=host, features=BASE_FEATURES | more, limits=limits)

@@ -220,7 +220,8 @@ def _reopen(world: World, host: Host, process: Process, task: Task, hello: Hello
         missing = frozenset()
     task.image = hello.session
     world.resumed += 1
-    return Answered(Found(hello.session, missing, found.notes, opening))
+    fresh = Defect.TAKEN_FOR_NEW in world.defects
+    return Answered(Found(hello.session, missing, found.notes, found.memory, opening, fresh))
 
 
 def _verdict(world: World, host: Host, process: Process, task: Task, hello: Hello) -> Plan:

@@ -11,7 +11,7 @@ from sterna.registry import ErrorCode
 from sterna.sim import recovering
 from sterna.sim.connecting import hangs_up, says
 from sterna.sim.ends import ended
-from sterna.sim.holding import hold, keep_notes
+from sterna.sim.holding import hold, keep
 from sterna.sim.hosts import Hold, Host, Process, Reach, TakeLocks, Task, Write, write
 from sterna.sim.machines import Done, Failed, Input, Lost, Trouble
 from sterna.sim.plans import Answered, plan
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 def tell(world: World, host: Host, process: Process, task: Task, what: Input) -> None:
     """A machine is told something; what it says is sent, and what it asks for is begun."""
     assert task.machine is not None
-    noted = task.machine.notes
+    noted, room = task.machine.notes, task.machine.room
     task.machine = task.machine.told(what, world.now)
-    if task.machine.notes is not noted:
-        keep_notes(host, task)
+    if task.machine.notes is not noted or task.machine.room is not room:
+        keep(world, host, task)
     says(world, process, task)
     go_on(world, host, process, task)
 

@@ -20,7 +20,7 @@ from sterna.sim.connecting import connect, forget, hears
 from sterna.sim.defects import Defect
 from sterna.sim.faults import inject
 from sterna.sim.holder import Holder, Stage
-from sterna.sim.holding import attach, controller_gone, keep_notes
+from sterna.sim.holding import attach, controller_gone, keep
 from sterna.sim.hosts import NAMES, Front, Guests, Host, Line, Process, Reach, Task, View
 from sterna.sim.judge import Judge
 from sterna.sim.machines import Lost, Start, Tick, Touch
@@ -35,7 +35,7 @@ Step: TypeAlias = tuple[str, int, int, int]
 """What happens: a word, and what it happens to."""
 
 FIRST_IMAGE: Final = bytes([1]) * 16
-_FIRST_COUNT: Final = 5
+FIRST_COUNT: Final = 9
 
 
 # What happens to an end of a connection, and what to nothing of a host's; all else happens to a host.
@@ -43,7 +43,7 @@ _OF_LINES: Final = frozenset({"deliver", "lost", "closed", "expire", "deadline"}
 RESUMES_MAX: Final = 4
 """So often a source takes a session up again, then it gives up."""
 
-_OF_NO_HOST: Final = frozenset({"cut", "drop", "land", "store-out", "store-back"})
+_OF_NO_HOST: Final = frozenset({"cut", "torn", "drop", "land", "store-out", "store-back"})
 
 
 def are_idle(steps: Iterable[Step]) -> bool:
@@ -76,7 +76,7 @@ class World:
         self.resumed = 0
         here = self.hosts[0]
         holder = Holder(here.name, FIRST_IMAGE, Stage.RUNS)
-        holder.count = _FIRST_COUNT
+        holder.count = FIRST_COUNT
         self.store: SlotStore | None = None
         self.stores: Final = store
         if store:
@@ -279,10 +279,10 @@ class World:
                 host, process, _ = line.ends[end]
                 if line.gone[end] or self.frozen(host, process) is not False:
                     continue
-                if line.broken:
-                    yield ("lost", line.number, end, 0)
-                elif line.pipes[end]:
+                if line.pipes[end]:
                     yield ("deliver", line.number, end, 0)
+                elif line.broken:
+                    yield ("lost", line.number, end, 0)
                 elif line.closed[1 - end]:
                     yield ("closed", line.number, end, 0)
 
@@ -412,7 +412,7 @@ class World:
         self.locks(here, process)
         task = Task(process.next_number, "source", self.makers.resumed(holder, kept), holder.image)
         process.tasks.append(task)
-        keep_notes(here, task)
+        keep(self, here, task)
         connect(self, here, process, task)
         tell(self, here, process, task, Start())
         if not task.line and task in process.tasks:
