@@ -52,7 +52,7 @@ def run(
         only: ids of cases, as globs; may be given again.
         peer: an implementation as NAME=COMMAND, where the command is its shim; may be given again.
         peers: TOML file of implementations, with what is known to fail.
-        jobs: cases at a time.
+        jobs: cases at a time, those not counted that wait for a deadline, up to twice as many.
         seed: of the guest's content and of what the relay draws.
         keep: keep what every case left, not only what went wrong.
         out: directory of the report; a temporary one by default.

@@ -24,6 +24,9 @@ from sterna_interop.process import Ended
 from sterna_interop.results import CaseResult, Verdict
 from sterna_interop.start import Start, Zygote, program
 
+WAITS_AFTER_S: Final = 0.5  # most cells are over by then
+WAITING_EACH: Final = 2  # cells that wait, for each that works: they may have to do something yet
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -69,21 +72,53 @@ async def run_cells(
 ) -> list[CaseResult]:
     """Run all of them, so many at a time; results in the order of `cells`.
 
+    A cell that has run for `WAITS_AFTER_S` does hardly anything but wait, for a deadline say: another one may
+    run beside it.
+
     Raises:
         ConfigError: in a group: a shim's command cannot be started.
     """
     results: list[CaseResult | None] = [None] * len(cells)
-    limiter = trio.CapacityLimiter(jobs)
+    working, waiting = trio.Semaphore(jobs), trio.Semaphore(WAITING_EACH * jobs)
 
     async def one(index: int, cell: Cell) -> None:
-        async with limiter:
-            results[index] = result = await _guarded(cell)
-            on_result(result)
+        await working.acquire()
+        place = _Place(working)
+        nursery.start_soon(place.change, waiting)
+        results[index] = result = await _guarded(cell)
+        place.leave()
+        on_result(result)
 
     async with trio.open_nursery() as nursery:
         for index, cell in enumerate(cells):
             nursery.start_soon(one, index, cell)
     return [result for result in results if result is not None]
+
+
+class _Place:
+    """What a cell holds of how many may run.
+
+    Args:
+        held: what it has acquired.
+    """
+
+    def __init__(self, held: trio.Semaphore) -> None:
+        self._held = held
+        self._scope: Final = trio.CancelScope()
+
+    async def change(self, waiting: trio.Semaphore) -> None:
+        """Have a place among those that wait, as soon as this cell has run for long and there is one."""
+        with self._scope:
+            await trio.sleep(WAITS_AFTER_S)
+            await waiting.acquire()
+            if not self._scope.cancel_called:  # the cell has not left meanwhile
+                self._held, waiting = waiting, self._held
+            waiting.release()
+
+    def leave(self) -> None:
+        """The cell has run."""
+        self._scope.cancel()
+        self._held.release()
 
 
 async def _guarded(cell: Cell) -> CaseResult:

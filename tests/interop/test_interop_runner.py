@@ -10,7 +10,16 @@ from sterna_interop.case import Unexpected
 from sterna_interop.contract import GuestState, Outcome, Report, Role
 from sterna_interop.process import Ended
 from sterna_interop.results import CaseResult, Kind, Verdict
-from sterna_interop.runner import RECORDING, Cell, artifacts, judged, not_judged, run_cells
+from sterna_interop.runner import (
+    RECORDING,
+    WAITING_EACH,
+    WAITS_AFTER_S,
+    Cell,
+    artifacts,
+    judged,
+    not_judged,
+    run_cells,
+)
 
 BLANK = CaseResult(case="x-001", kind=Kind.MATRIX, source="a", destination="b", verdict=Verdict.SKIP)
 REPORT = Report(outcome=Outcome.COMPLETED, guest=GuestState.NONE)
@@ -34,12 +43,36 @@ async def test_results_come_in_order_and_a_bug_is_the_kits(autojump_clock: trio.
         return Cell(BLANK, run)
 
     seen: list[Verdict] = []
-    cells = [cell(seconds) for seconds in (3, 1, 0, 2)]
+    cells = [cell(seconds) for seconds in (0.3, 0.1, 0, 0.2)]
     results = await run_cells(cells, jobs=2, on_result=lambda result: seen.append(result.verdict))
     verdicts = [result.verdict for result in results]
     assert verdicts == [Verdict.PASS, Verdict.PASS, Verdict.KIT_ERROR, Verdict.PASS]
     assert "RuntimeError: a bug" in results[2].detail
     assert (most, len(seen)) == (2, 4)
+
+
+async def test_who_waits_for_long_lets_others_run(autojump_clock: trio.testing.MockClock) -> None:
+    """But not without end."""
+    running: set[int] = set()
+    began: list[float] = []
+
+    def cell(number: int) -> Cell:
+        async def run() -> CaseResult:
+            running.add(number)
+            began.append(trio.current_time())
+            assert len(running) <= 2 + 2 * WAITING_EACH
+            await trio.sleep(10)
+            running.remove(number)
+            return BLANK
+
+        return Cell(BLANK, run)
+
+    start = trio.current_time()
+    await run_cells([cell(number) for number in range(10)], jobs=2, on_result=lambda _: None)
+    assert [round(time - start, 3) for time in began] == [
+        *(0, 0, WAITS_AFTER_S, WAITS_AFTER_S, 2 * WAITS_AFTER_S, 2 * WAITS_AFTER_S),
+        *(10, 10, 10 + WAITS_AFTER_S, 10 + WAITS_AFTER_S),
+    ]
 
 
 def test_verdicts_of_what_is_left() -> None:
