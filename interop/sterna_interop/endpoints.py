@@ -132,7 +132,8 @@ class _Conversation:
         with suppress(OSError):
             sock.send(GO)
         case = self.case if wire is None else replace(self.case, wire=wire)
-        return Line(await _wrap(sock, case, self.settings.credentials), recording.another().on_peer)
+        transport = await _wrap(sock, case, self.settings.credentials)
+        return Line(transport, recording.another().on_peer, partial(self._another, recording))
 
     def _verdict(self, ended: Ended) -> CaseResult:
         case, sides = self.case, {self.case.role: ended}

@@ -35,6 +35,7 @@ from sterna_interop.peer_steps import Act, Ear, End, Manner, Place, Raw, Say, St
 _OFFERED: Final = tuple(
     FeatureOffer(each) for each in (Feature.ENCODING_ZERO, Feature.POST_COPY, Feature.EARLY_PAGES)
 )
+_BEHIND_ROUNDS: Final = (_OFFERED[0], FeatureOffer(Feature.BITMAP), _OFFERED[2])
 _ASKED: Final = (Feature.ENCODING_ZERO, Feature.POST_COPY, Feature.EARLY_PAGES)
 _LANES: Final = LanePlan(count=1)
 _PAGE: Final = Place(F.PAGES, 2)
@@ -116,7 +117,7 @@ def _uses() -> Rows:
         row(
             "early-009 early-bitmap: sends rounds, and early what they have left [PCY-1 PCY-3 PCY-26 PCY-32]",
             EarlyPlan(),
-            plan={"features": (_OFFERED[0], FeatureOffer(Feature.BITMAP), _OFFERED[2])},
+            plan={"features": _BEHIND_ROUNDS},
         ),
     ]
 
@@ -149,6 +150,7 @@ def _attempts() -> Rows:
 
     seal, unopened = Place(F.SEAL), EarlyPlan(opens=False)
     early = (E.BAD_TOKEN, E.BAD_VALUE, E.UNEXPECTED_FRAME)
+    resume = FeatureOffer(Feature.RESUME, parameter=5)
     return [
         row(
             "early-010 demand-token: opens a demand connection with another token [ATT-3 PCY-30]",
@@ -182,6 +184,13 @@ def _attempts() -> Rows:
             *(seal, attempt(E.BAD_VALUE)),
             plan={"features": _OFFERED[:2]},
             about=Feature.POST_COPY,
+        ),
+        row(
+            "early-017 demand-resumed: opens one in a session that was resumed [PCY-26 RES-5 RES-8 RES-14]",
+            *(seal, attempt(*early, generation=1)),
+            early=EarlyPlan(resumes=True),
+            plan={"features": (*_BEHIND_ROUNDS, resume)},
+            about=Feature.RESUME,
         ),
     ]
 

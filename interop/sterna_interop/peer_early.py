@@ -31,6 +31,7 @@ class EarlyPlan:
         place, act: how it misbehaves there.
         ends: the endpoint has to end that connection then, and goes on with the session.
         opens: as a source: whether it is opened.
+        resumes: as a source: whether the session is lost before its first round, and resumed.
         answers: as a source: whether requests are answered.
         differs: as a source: the first group with early pages has other bytes for them [PCY-35].
         asks: as a destination: what is asked for there.
@@ -40,6 +41,7 @@ class EarlyPlan:
     act: Act | None = None
     ends: bool = False
     opens: bool = True
+    resumes: bool = False
     answers: bool = True
     differs: bool = False
     asks: tuple[PageRequest, ...] = (

@@ -15,6 +15,7 @@ from sterna_interop.peer_early import EarlyPlan
 from sterna_interop.peer_early_destination import EarlyDestination
 from sterna_interop.peer_early_source import EarlySource
 from sterna_interop.peer_lanes import LanePlan, StreamDestination, StreamSource
+from sterna_interop.peer_resumed import ResumedSource
 from sterna_interop.peer_source import Source, SourcePlan
 from sterna_interop.peer_steps import Account, Act, Manner, Place, code_of
 
@@ -73,12 +74,16 @@ class Script:
             manner = replace(manner, heartbeat_s=min(manner.heartbeat_s, told.deadline_s / 8))
         if self.lanes is not None:
             manner = replace(manner, limits=replace(manner.limits, data_streams=self.lanes.count))
+        conversation = self._conversation(told)
+        if isinstance(conversation, ResumedSource):
+            line = await conversation.lose(line, manner, self.patience_s)
         peer = Peer(line, manner, self.place, self.act)
         try:
-            account = await peer.converse(self._conversation(told), self.patience_s)
+            account = await peer.converse(conversation, self.patience_s)
+            await line.end()
         finally:
-            for lane in peer.lanes:
-                lane.line.cut()  # the control connection has ended, and that was what mattered
+            for each in (peer, *peer.lanes):
+                each.line.cut()  # the control connection has ended, and that was what mattered
         self.judge(account)
         if self.completes and told.tls is not None and account.end != "proper":
             raise Unexpected("close_notify after BYE [TLS-20]", f"the end: {account.end or 'none'}")
@@ -89,7 +94,7 @@ class Script:
         if self.role is Role.SOURCE:
             plan = SourcePlan(**facts | self.plan)  # type: ignore[arg-type]
             if self.early is not None:
-                return EarlySource(plan, self.early)
+                return (ResumedSource if self.early.resumes else EarlySource)(plan, self.early)
             if self.lanes is None:
                 return Source(plan)
             offer = FeatureOffer(Feature.DATA_STREAMS, parameter=self.lanes.count)

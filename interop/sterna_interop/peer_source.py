@@ -140,6 +140,10 @@ class Source:
             await self._ask(peer, self._plan.question)
             return
         await self._greet(peer)
+        await self._move(peer)
+
+    async def _move(self, peer: Peer) -> None:
+        """What follows ACCEPT."""
         for number in range(self._plan.rounds):
             if self._plan.takes_back and number == 1:
                 self._round += 1

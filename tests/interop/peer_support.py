@@ -82,10 +82,10 @@ class Calls:
     async def another(self, _wire: Wire | None) -> Line:
         """By the kit."""
         if self.take is None:
-            return Line(await self._receive.receive())
+            return Line(await self._receive.receive(), another=self.another)
         near, far = self._pair()
         self._nursery.start_soon(self.take, near)
-        return Line(far)
+        return Line(far, another=self.another)
 
 
 async def endpoint(params: Params, transport: Transport, calls: Calls) -> Report:
