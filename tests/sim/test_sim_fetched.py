@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 from sim_support import ALPHA
 
+from sterna.core.records import Claiming
 from sterna.sim.explore import loaded
 from sterna.sim.fetched import FetchedHost
-from sterna.sim.hosts import Process, Task
+from sterna.sim.hosts import Process, Reach, Task, Write
 from sterna.sim.makers import RecallingMakers, Shape
 from sterna.sim.parts import (
+    GLANCES,
     HISTORY,
     HOLDERS,
     KNOWS,
@@ -20,7 +22,9 @@ from sterna.sim.parts import (
     TASKS_MAX,
     THERE,
     fields_of,
+    glance_of,
 )
+from sterna.wire.records import NO_RUNNER
 
 FIRST = 2
 
@@ -35,6 +39,8 @@ class Fetching:
 
     def fetch(self, place):
         self.fetched.append(place)
+        if place >= GLANCES:
+            return glance_of(self.parts[TASKS + place - GLANCES])[1]
         if place >= THERE:
             return self.parts[TASKS + place - THERE] is not None
         return self.parts[place]
@@ -108,6 +114,34 @@ def test_tasks_one_by_one(fetching):
     assert not process.tasks
     with pytest.raises(OverflowError, match="fewer faults"):
         process.tasks.append(Task(TASKS_MAX + 1, "recovery"))
+
+
+def test_who_looks_at_tasks_sees_what_is_under_way(whole):
+    """And fetches all of one only when it is asked for more; of what is under way, which one is not seen."""
+    whole.endpoint.tasks[0].op = Write(Claiming(bytes(16), 7, NO_RUNNER, b"i" * 16))
+    whole.endpoint.tasks.append(Task(2, "recovery"))
+    whole.endpoint.tasks[1].op = Reach("claim", 7)
+    fetching = Fetching(whole)
+    looked_at = FetchedHost(ALPHA, fetching.fetch, own=False).endpoint
+    one, other = looked_at.tasks
+    assert (one.kind, one.number, one.landed, one.claims) == ("source", 1, False, False)
+    assert isinstance(one.op, Write)
+    assert one.op != whole.endpoint.tasks[0].op
+    assert (other.kind, other.op, other.claims) == ("recovery", Reach("claim", 0), True)
+    assert not {TASKS, TASKS + 1} & set(fetching.fetched)
+    assert one.machine is whole.endpoint.tasks[0].machine
+    assert TASKS in fetching.fetched
+
+
+def test_claims_are_found_among_tasks(whole):
+    whole.endpoint.tasks.append(Task(2, "recovery"))
+    whole.endpoint.tasks[1].op = Reach("claim", 7)
+    fetching = Fetching(whole)
+    endpoint = fetching.host.endpoint
+    assert endpoint.claims() == whole.endpoint.claims() == [Reach("claim", 7)]
+    assert TASKS not in fetching.fetched
+    endpoint.task(2).landed = True
+    assert endpoint.claims() == [], "what has changed is seen"
 
 
 def test_numbers_close_up(whole, fetching):

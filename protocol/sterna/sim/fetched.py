@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Final, TypeAlias, cast
 
-from sterna.sim.hosts import NAMES, Front, Host, Process, Task
+from sterna.sim.hosts import NAMES, Front, Host, Process, Reach, Task
 from sterna.sim.parts import (
     FIELDS,
+    GLANCES,
     HOLDERS,
     KEPT,
     KNOWS,
@@ -26,6 +27,7 @@ from sterna.sim.parts import (
     TASKS,
     TASKS_MAX,
     THERE,
+    Glance,
     first_number,
     parts_of,
 )
@@ -65,6 +67,23 @@ class _Fields:
                 yield place, values if len(names) > 1 else values[0]
 
 
+class GlancedTask(Task):
+    """A task that is looked at: what is under way is known of it, and all else is fetched.
+
+    Of what is under way there is no more than what it is: which record, image or epoch is not told.
+    """
+
+    __slots__ = ("_fetch",)
+
+    def __init__(self, number: int, glance: Glance, fetch: Fetch) -> None:
+        self.number = number
+        self.kind, self.image, self.op, self.landed = glance
+        self._fetch = fetch
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever stands there
+        return getattr(self._fetch(TASKS + self.number - 1), name)
+
+
 class FetchedTasks:
     """The tasks of a process, by number. It does what `Process.tasks` is asked for.
 
@@ -96,8 +115,22 @@ class FetchedTasks:
                 yield number
 
     def __iter__(self) -> Iterator[Task]:
+        if not self._own:
+            yield from self.glanced()
+            return
         for number in self.numbers:
             yield cast("Task", self.get(number))
+
+    def glanced(self) -> Iterator[Task]:
+        """The same, to be looked at."""
+        for number in range(1, TASKS_MAX + 1):
+            if number not in self.had:
+                glance = cast("Glance | None", self._fetch(GLANCES + number - 1))
+                task: Task | None = glance and GlancedTask(number, glance, self._fetch)
+            else:
+                task = self.had[number]
+            if task is not None:
+                yield task
 
     def __bool__(self) -> bool:
         return any(task is not None for task in self.had.values()) or any(self.numbers)
@@ -147,6 +180,11 @@ class FetchedProcess(Process):
     def task(self, number: int) -> Task | None:
         """See `Process`."""
         return self.fetched_tasks.get(number)
+
+    def claims(self) -> list[Reach]:
+        """See `Process`. Who claims nothing is not looked at."""
+        tasks = [self.task(each.number) for each in self.fetched_tasks.glanced() if each.claims]
+        return [cast("Reach", each.op) for each in tasks if each is not None]
 
     def parts(self) -> Iterator[tuple[int, object]]:
         """What was fetched or set."""

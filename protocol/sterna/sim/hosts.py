@@ -179,6 +179,11 @@ class Task:
             setattr(other, name, getattr(self, name))
         return other
 
+    @property
+    def claims(self) -> bool:
+        """Whether a claim of its own is on its way to the store."""
+        return isinstance(self.op, Reach) and self.op.verb == "claim" and not self.landed
+
     def key(self) -> tuple[object, ...]:
         """Equal for tasks that go on alike, but for their number."""
         machine = None if self.machine is None else self.machine.key()
@@ -252,6 +257,10 @@ class Process:
         knows = self.heard, self.undecided, self.stale, tuple(sorted(self.kept.items(), key=_first))
         tasks = tuple([each.key() for each in self.tasks])
         return (self.beside, self.frozen, self.looked, self.refused is not None, knows, tasks)
+
+    def claims(self) -> list[Reach]:
+        """Its claims that are on their way to the store."""
+        return [each.op for each in self.tasks if isinstance(each.op, Reach) and each.claims]
 
     @property
     def next_number(self) -> int:

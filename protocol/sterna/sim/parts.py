@@ -12,15 +12,15 @@ do they have there (`Parts.keys`), and what would they be with another one (`Par
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
 from sterna.core.history import History
-from sterna.core.records import Claiming
+from sterna.core.records import Claiming, Start
 from sterna.core.recovery import Settled
 from sterna.sim.holder import Holder
-from sterna.sim.hosts import Host, Line, Process, Task, View
+from sterna.sim.hosts import Hold, Host, Line, Op, Process, Reach, Task, View, Write
 from sterna.sim.kinds import Key, Kind, Look, Table
 from sterna.sim.recall import States
 from sterna.sim.world import World
@@ -35,6 +35,7 @@ TASKS_MAX: Final = 6
 HISTORY, HOLDERS, LOCK, ARMED, SETTLED, SESSIONS, OTHERS, SHOWN, KNOWS, REST, KEPT, TASKS = range(12)
 _SIZE: Final = TASKS + TASKS_MAX
 RECORDS, CLAIMED, GUESTS, RESTS, OTHERS_REST, THERE = range(_SIZE, _SIZE + 6)
+GLANCES: Final = THERE + TASKS_MAX
 FIELDS: Final = {
     "history": HISTORY, "sent": HISTORY, "openings": HISTORY, "holders": HOLDERS, "lock": LOCK,
     "armed": ARMED, "settled": SETTLED, "sessions": SESSIONS,
@@ -42,6 +43,15 @@ FIELDS: Final = {
 LINES_MAX: Final = 6
 READS: Final = 48
 """So many bits the reading of a thing has, one for each of its parts."""
+
+
+class Glance(NamedTuple):
+    """What is seen of a task without what its machine was told, and what exactly it has under way."""
+
+    kind: str
+    image: bytes
+    op: Op | None
+    landed: bool
 
 
 class Parts:
@@ -203,6 +213,27 @@ def _is_there(part: object) -> tuple[Hashable, object]:
     return part is not None, part is not None
 
 
+_SOME_RECORD: Final = Write(Start(0))
+
+
+def glance_of(task: Task | None) -> tuple[Hashable, object]:
+    """What is seen of a task in passing; two that look the same are one."""
+    if task is None:
+        return None, None
+    op = task.op
+    match op:
+        case Write():
+            op = _SOME_RECORD
+        case Hold():
+            op = Hold(op.verb, b"")
+        case Reach():
+            op = Reach(op.verb, 0)
+        case _:
+            pass
+    found = Glance(task.kind, task.image, op, task.landed)
+    return found, found
+
+
 def _line_key(line: Line | None) -> Hashable:
     return line and line.key()
 
@@ -214,4 +245,5 @@ _HOST_KEYS: Final[tuple[Key, ...]] = (
 _HOST_SEEN: Final[tuple[tuple[int, Look], ...]] = (
     (HISTORY, _records), (HISTORY, _claimed), (HOLDERS, _guests), (REST, _rests), (OTHERS, _others_rest),
     *[(TASKS + number, _is_there) for number in range(TASKS_MAX)],
+    *[(TASKS + number, glance_of) for number in range(TASKS_MAX)],
 )  # fmt: skip

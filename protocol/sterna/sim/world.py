@@ -21,7 +21,7 @@ from sterna.sim.defects import Defect
 from sterna.sim.faults import inject
 from sterna.sim.holder import Holder, Stage
 from sterna.sim.holding import attach, controller_gone, keep
-from sterna.sim.hosts import NAMES, Front, Guests, Host, Line, Process, Reach, Task, View
+from sterna.sim.hosts import NAMES, Front, Guests, Host, Line, Process, Task, View
 from sterna.sim.judge import Judge
 from sterna.sim.machines import Lost, Start, Tick, Touch
 from sterna.sim.makers import Makers
@@ -255,9 +255,9 @@ class World:
         """The endpoint is told what the guest waits for, once."""
         for task in process.tasks if not process.frozen else ():
             holder = host.holder(task.image) if task.kind == "destination" else None
-            if holder is not None and holder.stage is Stage.RUNS and task.machine is not None:
+            if holder is not None and holder.stage is Stage.RUNS:
                 waits = holder.waits_for
-                if waits is not None and waits != holder.faulted:
+                if waits not in {None, holder.faulted} and task.machine is not None:
                     yield ("fault", number, process.number, task.number)
 
     def _resumes(self, number: int, process: Process) -> Iterator[Step]:
@@ -269,8 +269,7 @@ class World:
             yield ("recover", number, process.number, 0)
 
     def _may_land(self, task: Task) -> bool:
-        claims = isinstance(task.op, Reach) and task.op.verb == "claim"
-        return not claims or self.store is None or self.store.answers
+        return not task.claims or self.store is None or self.store.answers
 
     def steps_on_lines(self) -> Iterator[Step]:
         """Those of connections: their ends hear what is on its way, or that nothing is to come."""
@@ -434,9 +433,9 @@ class World:
     def kill(self, number: int, process: int) -> None:
         """A process dies with all that it knew. What it has asked the store for may land all the same."""
         host, dead = self.in_(number, process)
-        for task in dead.tasks:
-            if isinstance(task.op, Reach) and task.op.verb == "claim" and not task.landed and self.store:
-                self.store.strays(task.op.epoch, task.op.runner)
+        for claim in dead.claims():
+            if self.store is not None:
+                self.store.strays(claim.epoch, claim.runner)
         host.processes.remove(dead)
         if host.lock == process:
             host.lock = 0
