@@ -25,4 +25,4 @@ def test_two_commands_do_all_the_setting_up() -> None:
     assert first.startswith("python3 -m venv .venv && ")
     assert first.rstrip().endswith("sterna demo")
     assert second.startswith("python3 -m venv .venv && ")
-    assert second.rstrip().endswith("pytest -n 2")
+    assert second.rstrip().endswith("pytest -n 3")
