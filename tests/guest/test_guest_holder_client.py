@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from test_guest_holder_backend import FakeHeld
 from test_guest_holder_server import attach_when_free, serving
 
 from sterna.errors import GuestError
+from sterna.guest import holder_client
 from sterna.guest.holder_backend import HeldState
 from sterna.guest.holder_client import HolderConnection, HolderStatus, connect_holder
 from sterna.guest.holder_engine import HolderEngine
@@ -140,6 +142,35 @@ async def test_what_goes_along_is_asked_once_and_answered_in_its_turn() -> None:
         assert (await connection.call("three")).fields == {"of": 7}
         assert (await connection.call("two", {"x": 1})).fields == {"of": 8}
         assert asked[3:] == ["one", "two", "three", "three", "two"]
+
+
+async def test_nothing_else_is_done_for_a_moment_while_a_guest_stands_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(holder_client, "AT_ONCE_S", 30.0)
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    ours.setblocking(False)
+
+    def hold() -> None:
+        reader = FrameReader()
+        reader.receive(theirs.recv(4096))
+        frame = reader.next_frame()
+        assert frame is not None
+        theirs.sendall(ok(frame.fields, done=True))
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    async with HolderConnection(trio.socket.from_stdlib_socket(ours)) as connection:
+        assert (await connection.call("grant", promptly=True)).fields == {"done": True}
+    holder.join()
+    theirs.close()
+
+
+async def test_a_holder_that_takes_longer_is_waited_for_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a task here, which has its turn only then."""
+    monkeypatch.setattr(holder_client, "AT_ONCE_S", 0.001)
+    async with scripted(lambda request: [ok(request, done=True)]) as connection:
+        assert (await connection.call("grant", promptly=True)).fields == {"done": True}
 
 
 async def test_a_request_cancelled_half_way_is_completed_first() -> None:

@@ -40,6 +40,7 @@ from sterna.wire.records import NO_ID, NO_RUNNER, Runner
 
 ANSWER_WITHIN_S: Final = 30.0  # operations take milliseconds; this only ends the wait for a stopped holder
 SLOW_ANSWER_WITHIN_S: Final = 600.0  # first touch of all memory, or an audit of it
+AT_ONCE_S: Final = 0.002  # more than most operations take; a peer does not notice that nobody has answered
 _READ_BYTES: Final = 1 << 16
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(FRAME_DESCRIPTORS * 4)
 _CODES: Final = {code.name.lower(): code for code in ErrorCode}
@@ -118,11 +119,19 @@ class HolderConnection:
         *,
         along: Sequence[str] = (),
         within_s: float = ANSWER_WITHIN_S,
+        promptly: bool = False,
     ) -> Frame:
         """One request and its answer. The caller owns the answer's descriptors; the request's stay his.
 
-        `along`: operations without fields that go with it, for the calls that follow. If others follow, the
-        holder has done them all the same, and what it has answered is lost.
+        Args:
+            operation: what is asked for.
+            fields: of the request.
+            descriptors: that go with it.
+            along: operations without fields that go with it, for the calls that follow. If others follow, the
+                holder has done them all the same, and what it has answered is lost.
+            within_s: seconds, after which there is no answer.
+            promptly: the guest stands still for this: nothing else is done here until the answer has come, or
+                for `AT_ONCE_S`.
 
         Raises:
             HolderSilent: no answer in time.
@@ -133,7 +142,7 @@ class HolderConnection:
         self._busy = True
         try:
             with trio.fail_after(within_s):
-                return await self._exchange(operation, fields or {}, descriptors, along)
+                return await self._exchange(operation, fields or {}, descriptors, along, promptly=promptly)
         except trio.TooSlowError as error:
             raise HolderSilent(f"{operation}: no answer from the holder within {within_s:g} s") from error
         except OSError as error:
@@ -192,7 +201,13 @@ class HolderConnection:
         await self.aclose()
 
     async def _exchange(
-        self, operation: str, fields: JsonObject, descriptors: tuple[int, ...], along: Sequence[str]
+        self,
+        operation: str,
+        fields: JsonObject,
+        descriptors: tuple[int, ...],
+        along: Sequence[str],
+        *,
+        promptly: bool,
     ) -> Frame:
         if self.has_along(operation) and not fields:
             _, number = self._along.popleft()
@@ -209,7 +224,7 @@ class HolderConnection:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             await self._send()
         while True:
-            frame = await self._next_frame()
+            frame = await self._next_frame(promptly=promptly)
             if frame.fields.get("id") == number:
                 break
             frame.close()
@@ -241,11 +256,13 @@ class HolderConnection:
             else:
                 del self._unsent[0]
 
-    async def _next_frame(self) -> Frame:
+    async def _next_frame(self, *, promptly: bool) -> Frame:
         while True:
             frame = self._reader.next_frame()
             if frame is not None:
                 return frame
+            if promptly:
+                self._comes_at_once()
             data, ancillary, flags, _ = await self._socket.recvmsg(
                 _READ_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
             )
@@ -256,6 +273,12 @@ class HolderConnection:
             self._reader.receive(data)
             if not data or flags & socket.MSG_CTRUNC:
                 raise GuestError("the holder has closed the connection")
+
+    def _comes_at_once(self) -> None:
+        """Wait for the holder as a thread waits: to be woken by an event loop takes as long as it takes."""
+        poll = select.poll()
+        poll.register(self._socket.fileno(), select.POLLIN)
+        poll.poll(AT_ONCE_S * 1e3)
 
 
 def _refusal(operation: str, fields: JsonObject) -> GuestError:

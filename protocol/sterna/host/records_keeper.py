@@ -14,16 +14,18 @@ import os
 import secrets
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
 import trio
 
 from sterna.core.history import History, RecordConflict
-from sterna.core.records import Record
+from sterna.core.records import Claiming, Granted, Record, Start
 from sterna.errors import RecordError
 from sterna.host.durable import Files, OsFiles
 from sterna.host.guest_lock import GuestLock
+from sterna.host.promptly import run_promptly
 from sterna.host.records_log import (
     DIRECTORY_MODE,
     HEAD,
@@ -37,6 +39,8 @@ from sterna.host.records_log import (
 
 LOCK: Final = "lock"
 _LOOKS: Final = 10
+# For these a guest stands still.
+_IN_BLACKOUT: Final = (Granted, Claiming, Start)
 _ADVICE: Final = {
     errno.ENOSPC: "free some space there",
     errno.EDQUOT: "the quota of this user is used up",
@@ -79,7 +83,10 @@ class GuestRecords:
         await self._turn.acquire()
         try:
             self._check_open()
-            await trio.to_thread.run_sync(self._append, record)
+            if isinstance(record, _IN_BLACKOUT):
+                await run_promptly(partial(self._append, record))
+            else:
+                await trio.to_thread.run_sync(self._append, record)
         except BaseException:
             self._turn.release()
             raise
