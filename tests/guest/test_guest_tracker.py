@@ -51,6 +51,19 @@ def test_what_was_written_is_reported_once(kind: type[Tracker], memory: MemoryMa
 
 
 @pytest.mark.parametrize("kind", BOTH)
+def test_what_is_kept_may_be_told_again(kind: type[Tracker], memory: MemoryMap) -> None:
+    """And nothing is lost by it."""
+    tracker = kind(memory)
+    tracker.start()
+    memory.array[5 * PAGE_BYTES] = 1
+    assert pages_of(tracker.collect(keep=True)) == [5]
+    memory.array[6 * PAGE_BYTES] = 1
+    assert set(pages_of(tracker.collect())) - {5} == {6}
+    assert pages_of(tracker.collect()) == []
+    tracker.stop()
+
+
+@pytest.mark.parametrize("kind", BOTH)
 def test_tracking_can_begin_again(kind: type[Tracker], memory: MemoryMap) -> None:
     tracker = kind(memory)
     with pytest.raises(RuntimeError):

@@ -119,8 +119,8 @@ class ProcessGuest(HeldGuest):
             raise GuestError("no memory for a copy to compare with", ErrorCode.FULL) from error
 
     def collect(self) -> Mapping[int, PageBitmap]:
-        """While the workload writes on."""
-        return {REGION: self._here.tracker.collect()}
+        """While the workload writes on; if it is stopped, mostly for the last time: nothing is protected."""
+        return {REGION: self._here.tracker.collect(keep=self._paused)}
 
     def stop_tracking(self) -> None:
         """Legal always."""
