@@ -6,6 +6,7 @@ import pytest
 from core_support import PAGE, SECTION, FetchingRig, code_of
 
 from sterna.core import events as e
+from sterna.core.image_notes import ImageNotes
 from sterna.core.tables import DestinationState as D
 from sterna.errors import GuestError
 from sterna.registry import ErrorCode, Feature, Style
@@ -59,6 +60,51 @@ def test_loaded_comes_when_accesses_are_held_and_the_state_is_loaded():
     assert expect.stale[0].count() == 2
     assert rig.take(e.LoadState)
     rig.machine.complete(expect, None, rig.now)
+    assert rig.drain() == []
+
+
+def in_blackout_with_place() -> tuple[FetchingRig, bytearray]:
+    """READY was said, and where notes are kept is known."""
+    rig = FetchingRig().until(D.PREPARING)
+    prepare = rig.take(e.Prepare)
+    place = bytearray(prepare.notes_bytes)
+    rig.machine.complete(prepare, memoryview(place), rig.now)
+    assert isinstance(rig.last(), r.Ready)
+    rig.begin()
+    rig.finish_round()
+    rig.declare()
+    return rig, place
+
+
+def test_accesses_are_held_while_seal_is_on_its_way():
+    """[PCY-5] [PCY-16] Once, if the place of the notes is known; they are complete when LOADED may come."""
+    rig, place = in_blackout_with_place()
+    assert rig.wishes == []
+    rig.state(SECTION)
+    expect = rig.take(e.Expect)
+    assert expect.stale[0].runs()[0].tolist() == [1]
+    assert expect.ahead
+    rig.state()
+    assert rig.wishes == []
+    assert not ImageNotes.lie_in(memoryview(place))
+    rig.say(rig.seal())
+    assert ImageNotes.lie_in(memoryview(place))
+    load = rig.take(e.LoadState)
+    rig.machine.complete(expect, None, rig.now)
+    assert rig.drain() == []
+    rig.machine.complete(load, None, rig.now)
+    assert isinstance(rig.last(), r.Loaded)
+
+
+def test_accesses_that_were_held_for_an_attempt_are_nothing_to_the_next_one():
+    """[PCY-5] [CON-59]"""
+    rig, _ = in_blackout_with_place()
+    rig.state(SECTION)
+    expect = rig.take(e.Expect)
+    rig.attempt += 1
+    rig.begin()
+    rig.machine.complete(expect, None, rig.now)
+    assert rig.machine.state is D.RECEIVING
     assert rig.drain() == []
 
 

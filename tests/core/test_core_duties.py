@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from sterna.core import events as e
@@ -94,6 +96,20 @@ def test_requests_of_a_destination(request_, calls, answer):
     both.can_post_copy = True
     assert run_now(serve_destination(both, both, request_)) == answer
     assert both.calls == calls
+
+
+@pytest.mark.parametrize("size_bytes", [0, 7])
+def test_where_notes_will_be_kept_is_told(size_bytes):
+    """[PCY-16] They are written there when they are complete, and by whom it was told."""
+    both = Recorder(prepare_notes=memoryview(bytearray(size_bytes)))
+    both.can_post_copy = True
+    answer = run_now(serve_destination(both, both, e.Prepare(Style.BITMAP, notes_bytes=7)))
+    assert answer == (both.answers["prepare_notes"] if size_bytes else None)
+    both.calls.clear()
+    stale = {0: PageBitmap.full(4)}
+    notes = SimpleNamespace(size_bytes=7)  # whose `move_to` would be missed
+    run_now(serve_destination(both, both, e.Expect(stale, notes, ahead=True)))
+    assert both.calls == [("expect", stale), ("notes", 7)]
 
 
 def test_what_a_guest_cannot_is_not_asked_of_it():

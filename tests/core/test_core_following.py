@@ -8,6 +8,7 @@ from core_support import GUEST, PAGE
 
 from sterna.core.events import Prepare
 from sterna.core.following import Following, Sealed
+from sterna.core.image_notes import ImageNotes
 from sterna.core.state import StateAssembler
 from sterna.errors import RemoteProtocolError
 from sterna.memory.digest import MemoryDigest
@@ -112,6 +113,56 @@ def test_what_is_not_held_is_likely_to_be_stale():
     follows.switch(Switchover(1, Style.BITMAP), frozenset({Style.BITMAP}), 1)
     assert follows.prepare(newest, held).likely[0].runs()[0].tolist() == [0, 2]
     assert newest.count() == 1
+
+
+def in_attempt(follows: Following, number: int) -> memoryview:
+    """A switchover by bitmap whose notes have a place; two pages are stale."""
+    follows.switch(Switchover(number, Style.BITMAP), frozenset({Style.BITMAP}), 1)
+    place = memoryview(bytearray(follows.prepare(None, all_zero()).notes_bytes))
+    follows.keep(place, all_zero())
+    follows.declare(BITMAP, StateAssembler(0, 0, 0))
+    return place
+
+
+def test_the_guest_is_told_while_seal_is_on_its_way():
+    """[PCY-5] [PCY-16] Once; the notes are none before they are complete."""
+    follows, held = Following(TABLE), all_zero()
+    place = in_attempt(follows, 1)
+    expect = follows.begin_state(held, 1, 2)
+    assert expect is not None
+    assert expect.ahead
+    assert {region: bitmap.count() for region, bitmap in expect.stale.items()} == {0: 2}
+    assert not ImageNotes.lie_in(place)
+    assert follows.begin_state(held, 1, 2) is None
+    assert sealed(follows) is None
+    assert follows.fetching is not None
+    notes = ImageNotes.read(place, TABLE, hashed=True)
+    assert (notes.attempt, notes.round, notes.stale.count()) == (1, 2, 2)
+
+
+def test_without_a_place_for_notes_the_guest_is_told_at_seal():
+    """[PCY-5] So it is in an attempt behind one that had such a place."""
+    follows, held = Following(TABLE), all_zero()
+    in_attempt(follows, 1)
+    follows.switch(Switchover(2, Style.BITMAP), frozenset({Style.BITMAP}), 1)
+    follows.declare(BITMAP, StateAssembler(0, 0, 0))
+    assert follows.begin_state(held, 2, 3) is None
+    expect = sealed(follows)
+    assert expect is not None
+    assert not expect.ahead
+
+
+def test_what_was_likely_and_is_not_stale_is_taken_back_before_seal():
+    """[PCY-5]"""
+    follows, held = Following(TABLE), all_zero()
+    follows.switch(Switchover(1, Style.BITMAP), frozenset({Style.BITMAP}), 1)
+    place = memoryview(bytearray(follows.prepare(None, held).notes_bytes))
+    follows.keep(place, held)
+    expect = follows.begin_state(held, 1, 2)
+    assert expect is not None
+    assert expect.stale == {}
+    assert sealed(follows) is None
+    assert not ImageNotes.lie_in(place)
 
 
 def test_nothing_is_stale_in_stop_and_copy():

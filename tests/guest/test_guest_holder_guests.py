@@ -545,7 +545,7 @@ async def test_room_for_notes_is_made_before_they_are_asked_for(
     async with serve(with_guest=False) as (connection, _):
         room = HolderDestinationGuest(connection)
         await room.reserve(DESCRIPTION)
-        await room.prepare_notes(7)
+        place = await room.prepare_notes(7)
         asked: list[str] = []
         call = connection.call
 
@@ -556,11 +556,15 @@ async def test_room_for_notes_is_made_before_they_are_asked_for(
         monkeypatch.setattr(connection, "call", noting)
         (await room.notes(7))[:] = b"entries"
         assert asked == []
-        assert bytes(await room.notes()) == b"entries"
+        assert bytes(place) == bytes(await room.notes()) == b"entries"
         assert bytes(await room.notes(7)) == bytes(7)
         await room.prepare_notes(9)
         assert len(await room.notes(7)) == 7
-        await room.prepare_notes(0)
+        asked.clear()
+        await room.prepare_notes(9)
+        assert len(await room.notes(0)) == 0  # nobody has noted anything there
+        assert asked == ["notes"]
+        assert len(await room.prepare_notes(0)) == 0
         assert len(await room.notes(0)) == 0
 
 

@@ -266,6 +266,23 @@ def test_entries_are_kept_where_they_outlive_the_process():
             use(bytearray(629))
 
 
+def test_entries_that_lie_in_a_place_already_stay_as_they_are():
+    """[PCY-16] [MEM-13] And the digest of entries that stay as they are is computed once."""
+    digest, place = MemoryDigest(TABLE), bytearray(630)
+    digest.move_to(place)
+    before = digest.value()
+    digest._indexes[9][0] = 1  # behind its back
+    digest.move_to(place)
+    assert digest._indexes[9][0] == 1
+    assert digest.value() == before
+    digest.record(table_of(9, [(5, 1, Encoding.ZERO)], []))
+    changed = digest.value()
+    assert changed != before
+    digest.mark_stale(9, [5], [1])
+    digest._indexes[9][0] = STALE_INDEX
+    assert digest.value() == before
+
+
 @pytest.mark.parametrize("runs", [1, 24])
 def test_hashes_of_pages_that_were_never_held_are_not_touched(runs):
     """[MEM-8] What was never written takes a byte a page: its hashes' memory is not there yet."""

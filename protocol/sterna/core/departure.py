@@ -85,8 +85,9 @@ class Departure:
             ValueError: it has fewer than `size_bytes` bytes.
         """
         hello, welcome = self._bodies
-        self.image.move_to(place[self._head_bytes :])
-        place[_HEAD.size : _HEAD.size + len(hello) + len(welcome)] = hello + welcome
+        middle = _HEAD.size + len(hello) + len(welcome)
+        self.image.move_to(place[_aligned(middle) :])
+        place[_HEAD.size : middle] = hello + welcome
         ticket = self.ticket
         _HEAD.pack_into(place, 0, _NOTHING, ticket.generation, ticket.streams, len(hello), len(welcome))
         place[: len(_MAGIC)] = _MAGIC

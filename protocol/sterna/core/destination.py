@@ -58,7 +58,7 @@ from sterna.errors import RemoteProtocolError, SternaError
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import PageSink
 from sterna.memory.regions import RegionTable
-from sterna.registry import ERRORS, ErrorCode, Feature, FrameType, Mode, Phase
+from sterna.registry import ERRORS, ErrorCode, Feature, FrameType, Mode, Phase, Style
 from sterna.wire import Header, PagesAnnounced, PagesReceived
 from sterna.wire.records import (
     Accept,
@@ -121,8 +121,7 @@ class DestinationMachine(Permitted):
                 self._digest.mark_sets_stale(self._follows.declare(record, self._states))
                 self._step(FrameType.DIRTY_BITMAP, now)
             case State():
-                self._states.add(record)
-                self._step(FrameType.STATE, now)
+                self._on_state(record, now)
             case Seal():
                 self._on_seal(record, now)
             case Handover():
@@ -251,6 +250,18 @@ class DestinationMachine(Permitted):
         # Before the pause, and not in the blackout: whoever asks later must find the session [ONE-56].
         self._ask(Persist(self._session_record()))
 
+    def _on_state(self, record: State, now: float) -> None:
+        """Every page of the round is there: what SEAL will ask for is begun while the source makes it."""
+        self._states.add(record)
+        self._step(FrameType.STATE, now)
+        if self._state is not DestinationState.FROZEN:
+            return
+        expect = self._follows.begin_state(self._digest, self._attempt, self._round.number)
+        if expect is not None:
+            self._ask(expect)
+        elif self._follows.style is Style.STOP_AND_COPY:
+            self._digest.value()
+
     def _on_seal(self, record: Seal, now: float) -> None:
         follows, stale = self._follows, self._follows.stale.count()
         self._sealed = check_seal(record, self._round, self._states, self._digest, stale)
@@ -283,6 +294,8 @@ class DestinationMachine(Permitted):
             case Reserve():
                 self._on_reserved(answer, now)
             case Prepare():
+                if isinstance(answer, memoryview):
+                    self._follows.keep(answer, self._digest)
                 self._step(DestinationInput.PREPARED, now)
                 self._account.guest_stops(now)
                 self._send(Ready(self._attempt))

@@ -173,8 +173,11 @@ async def serve_source(guest: SourceGuest, records: Records, request: Request) -
 
 
 async def _room_for_notes(guest: SourceGuest, size_bytes: int) -> memoryview | None:
-    room = await guest.notes(size_bytes) if isinstance(guest, KeepsNotes) else memoryview(b"")
-    return room if len(room) else None
+    return _place(await guest.notes(size_bytes)) if isinstance(guest, KeepsNotes) else None
+
+
+def _place(room: memoryview) -> memoryview | None:
+    return room or None
 
 
 async def _roll_back(guest: SourceGuest, voided: Voided | None) -> None:
@@ -201,12 +204,14 @@ async def serve_destination(guest: DestinationGuest, records: Records, request: 
             if likely:
                 await guest.expect(likely)
             if notes_bytes and isinstance(guest, PreparesNotes):
-                await guest.prepare_notes(notes_bytes)
-        case Expect(stale=stale, notes=notes):
+                return _place(await guest.prepare_notes(notes_bytes))
+        case Expect(stale=stale, notes=notes, ahead=ahead):
             if stale or guest.can_post_copy:
                 await guest.expect(stale)
             if stale:
-                notes.move_to(await guest.notes(notes.size_bytes))
+                place = await guest.notes(notes.size_bytes)
+                if not ahead:
+                    notes.move_to(place)
             elif guest.can_post_copy:
                 await guest.notes(0)  # those of an attempt before are of another image
         case Installed(pages=ranges):

@@ -193,7 +193,9 @@ class Prepare:
     """Get ready for the switchover. Answer: None; `fail` answers NOT_READY.
 
     `likely`: by region, pages that may be among those of `Expect`, so that it has the less to do in the
-    blackout; none in stop-and-copy. `notes_bytes` is the size of its notes if it has any.
+    blackout; none in stop-and-copy. `notes_bytes` is the size of its notes if it has any. The answer may be
+    the place where these will be kept, as a writable `memoryview`: then the entries are kept there from now
+    on, and the blackout need not wait for so many to be copied.
     """
 
     style: Style
@@ -206,11 +208,13 @@ class Expect:
     """Hold every access of the guest to these pages, by region, until `Installed` [PCY-5]. Answer: None.
 
     None at all takes back what an earlier attempt has asked for. With some, the `notes` are to be kept where
-    they outlive this process [PCY-16].
+    they outlive this process [PCY-16]. `ahead`: they are not complete, and are written by the machine itself
+    where `Prepare` was answered with, when they are.
     """
 
     stale: Mapping[int, PageBitmap]
     notes: ImageNotes
+    ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -326,7 +330,7 @@ def check_answer(request: Request, answer: object) -> None:
             good, wanted = isinstance(answer, Runner), "the runner in the slot"
         case AnswerVerdict():
             good, wanted = isinstance(answer, Verdict), "a Verdict"
-        case KeepNotes(size_bytes=size):
+        case KeepNotes(size_bytes=size) | Prepare(notes_bytes=size):
             room = isinstance(answer, memoryview) and not answer.readonly and len(answer) >= size
             good, wanted = room or answer is None, "as many bytes as were asked for, or None"
         case _:

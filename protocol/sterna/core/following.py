@@ -13,7 +13,7 @@ from sterna.core.bitmap_frames import Declared
 from sterna.core.conduct import wrong
 from sterna.core.events import Expect, Prepare
 from sterna.core.fetching import Fetching
-from sterna.core.image_notes import ImageNotes, notes_bytes
+from sterna.core.image_notes import ImageNotes, keep_entries, notes_bytes
 from sterna.core.state import StateAssembler
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import PageSink
@@ -37,15 +37,18 @@ class Following:
     Attributes:
         style: of the newest switchover.
         fetching: from SEAL on, the pages that are missing; None if none is.
+        place: where notes of the image will be kept; None as long as that is not known.
     """
 
     def __init__(self, table: RegionTable, *, held: bool = False) -> None:
         """Nothing is stale. `held`: an attempt before may have told the guest to wait for pages."""
         self.style = Style.STOP_AND_COPY
         self.fetching: Fetching | None = None
+        self.place: memoryview | None = None
         self._table: Final = table
         self._declared = Declared(table)
         self._held = held
+        self._is_ahead = False  # the guest was told before SEAL
 
     @property
     def stale(self) -> PageSets:
@@ -63,6 +66,7 @@ class Following:
         if record.style is Style.POST_COPY and rounds:
             raise wrong(ErrorCode.BAD_ROUND, f"post-copy after {rounds} rounds", "PCY-4", record)
         self.style = record.style
+        self.place, self._is_ahead = None, False
         self._declared = Declared(self._table)
         self._held |= record.style is not Style.STOP_AND_COPY  # the likely ones
 
@@ -86,6 +90,15 @@ class Following:
         likely = {number: pages[number] for number in pages if pages[number].any()}
         return Prepare(self.style, likely, notes_bytes(self._table))
 
+    def keep(self, place: memoryview, digest: MemoryDigest) -> None:
+        """Keep the entries where the notes will be, before the pause: a large guest has many.
+
+        Raises:
+            ValueError: it is too small for them.
+        """
+        keep_entries(digest, place)
+        self.place = place
+
     def declare(self, record: DirtyBitmap, states: StateAssembler) -> PageSets:
         """DIRTY_BITMAP has come, with so much state before it; the pages that it declares.
 
@@ -98,6 +111,17 @@ class Following:
             raise wrong(ErrorCode.UNEXPECTED_FRAME, "DIRTY_BITMAP behind STATE", "PCY-1", record)
         return self._declared.add(record)
 
+    def begin_state(self, digest: MemoryDigest, attempt: int, number: int) -> Expect | None:
+        """STATE has come, and all stale pages are declared [PCY-1]: tell the guest while SEAL is on its way.
+
+        That binds nobody: an attempt that is void, or not sealed as it should be, takes it back or frees the
+        room. None where it has to wait for `seal`, or nothing is new.
+        """
+        if self.place is None or self._is_ahead:
+            return None
+        self._is_ahead = True
+        return self._expect(digest, Sealed(attempt, number, b""), ahead=True)
+
     def seal(self, sink: PageSink, digest: MemoryDigest, image: Sealed, most_requests: int) -> Expect | None:
         """The image is sealed: what the guest has to be told to wait for; None for nothing new.
 
@@ -107,12 +131,22 @@ class Following:
         if self.stale.any():
             position = image.attempt, image.round + 1
             self.fetching = Fetching(self.stale, sink, digest, position, most_requests)
-        held, self._held = self._held, self.fetching is not None
+        if not self._is_ahead:
+            return self._expect(digest, image, ahead=False)
+        if self.fetching is not None:
+            assert self.place is not None
+            self._notes(digest, image).move_to(self.place)
+        return None
+
+    def _expect(self, digest: MemoryDigest, image: Sealed, *, ahead: bool) -> Expect | None:
+        held, self._held = self._held, self.stale.any()
         if not held and not self._held:
             return None
         stale = {number: self.stale[number] for number in self.stale if self.stale[number].any()}
-        notes = ImageNotes(digest, self.stale, image.attempt, image.round, self.style, image.digest)
-        return Expect(stale, notes)
+        return Expect(stale, self._notes(digest, image), ahead)
+
+    def _notes(self, digest: MemoryDigest, image: Sealed) -> ImageNotes:
+        return ImageNotes(digest, self.stale, image.attempt, image.round, self.style, image.digest)
 
     def expected(self, record: Record) -> Fetching:
         """What is missing, for a frame that is about that.

@@ -31,6 +31,15 @@ def notes_bytes(table: RegionTable) -> int:
     return _HEAD.size + 8 * words + ENTRY_BYTES * table.pages
 
 
+def keep_entries(digest: MemoryDigest, place: memoryview | bytearray) -> None:
+    """Keep the entries from now on where notes of pages that are to follow will have them.
+
+    Raises:
+        ValueError: it has fewer than `notes_bytes` bytes.
+    """
+    digest.move_to(memoryview(place)[notes_bytes(digest.table) - digest.size_bytes :])
+
+
 @dataclass(frozen=True, slots=True)
 class ImageNotes:
     """What is known of a sealed image of which pages are to follow, as it is kept beside the memory [PCY-16].
@@ -60,10 +69,6 @@ class ImageNotes:
     def _follows(self) -> bool:
         return self.style is not Style.STOP_AND_COPY
 
-    @property
-    def _stale_bytes(self) -> int:
-        return 8 * sum(len(self.stale[region].words) for region in self.stale)
-
     def move_entries_to(self, place: memoryview) -> None:
         """Keep the entries there from now on, where `move_to` is to write the rest.
 
@@ -71,7 +76,7 @@ class ImageNotes:
             ValueError: it has fewer than `size_bytes` bytes.
         """
         if self._follows:
-            self.digest.move_to(place[_HEAD.size + self._stale_bytes :])
+            keep_entries(self.digest, place)
 
     def move_to(self, place: memoryview | bytearray) -> None:
         """Write them there; the entries are kept there from now on.

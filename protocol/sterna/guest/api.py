@@ -211,8 +211,10 @@ class KeepsNotes(Protocol):
 class PreparesNotes(Protocol):
     """A `DestinationGuest` for which room for notes takes time, which its blackout need not wait for."""
 
-    async def prepare_notes(self, size_bytes: int) -> None:
-        """The next `notes` will probably be asked for with this size.
+    async def prepare_notes(self, size_bytes: int) -> memoryview:
+        """The next `notes` will probably be asked for with this size, and then gives what this gives.
+
+        What is written there before counts for nothing until then. Empty if it cannot keep any.
 
         Raises:
             GuestError: FULL if they are too large.

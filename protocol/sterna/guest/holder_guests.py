@@ -165,9 +165,10 @@ class HolderSourceGuest:
 
     async def collect_dirty(self) -> Mapping[int, PageBitmap]:
         """From the shared bitmap; all, if a collect was cut off after which the holder may have forgotten."""
-        complete = self._collected or (self._collects_along and self.connection.has_along("track_collect"))
+        along = self.connection.has_along("track_collect")
+        complete = self._collected or (self._collects_along and along)
         self._collected = self._collects_along = False
-        answer = await self.connection.call("track_collect")
+        answer = await self.connection.call("track_collect", promptly=along)
         self._collected = True
         if self._bitmaps is None or not complete or answer.fields.get("all") is not False:
             return {
@@ -185,7 +186,7 @@ class HolderSourceGuest:
     async def pause(self) -> None:
         """Between two of the guest's blocks of work. What it has written is asked for next, and its state."""
         self._collects_along, self._collected = self._collected, False
-        await self.connection.call("pause", along=("track_collect", "save_state"))
+        await self.connection.call("pause", along=("track_collect", "save_state"), promptly=True)
 
     async def resume(self) -> None:
         """Refused with TOO_LATE once the guest was granted."""
@@ -197,7 +198,7 @@ class HolderSourceGuest:
 
     async def save_state(self) -> Sequence[StateSection]:
         """Through a memory file."""
-        answer = await self.connection.call("save_state")
+        answer = await self.connection.call("save_state", promptly=True)
         try:
             (descriptor,) = answer.descriptors
             data = read_shared(descriptor, fields_of.STATE_BYTES)
@@ -209,7 +210,7 @@ class HolderSourceGuest:
 
     async def mark_granted(self, epoch: int) -> None:
         """Durable for every endpoint to come: the holder remembers it, and the guest lives no longer."""
-        await self.connection.call("grant", {"epoch": epoch})
+        await self.connection.call("grant", {"epoch": epoch}, promptly=True)
 
     async def revoke_grant(self, epoch: int) -> None:
         """Only over the connection that granted it."""
@@ -318,7 +319,7 @@ class HolderDestinationGuest:
         table, data = fields_of.sections_to_json(sections)
         file = MemoryFile.of_bytes("sterna-state", data)
         try:
-            await self.connection.call("load_state", {"sections": table}, (file.fileno(),))
+            await self.connection.call("load_state", {"sections": table}, (file.fileno(),), promptly=True)
         finally:
             file.close()
         self._state = "loaded"
@@ -340,7 +341,8 @@ class HolderDestinationGuest:
     async def run(self, epoch: int, runner: Runner) -> None:
         """First instruction; nobody writes to its memory from here on [HOL-33]."""
         self._has_run, self._state = True, _UNKNOWN
-        await self.connection.call("run", {"epoch": epoch, "runner": fields_of.runner_to_json(runner)})
+        fields: JsonObject = {"epoch": epoch, "runner": fields_of.runner_to_json(runner)}
+        await self.connection.call("run", fields, promptly=True)
 
     async def discard(self) -> None:
         """Free everything; legal when there is nothing."""
@@ -447,17 +449,21 @@ class HolderDestinationGuest:
         """As the shared bitmap has it."""
         return {} if self._late is None else self._late.missing()
 
-    async def prepare_notes(self, size_bytes: int) -> None:
+    async def prepare_notes(self, size_bytes: int) -> memoryview:
         """The holder's memory file, with its pages."""
-        self._spare_notes = await _notes_in(self.connection, size_bytes)
-        if self._spare_notes is not None:
-            await populate(self._spare_notes, 0, -(-size_bytes // PAGE_BYTES) * PAGE_BYTES)
+        self._spare_notes = spare = await _notes_in(self.connection, size_bytes)
+        if spare is None:
+            return memoryview(b"")
+        await populate(spare, 0, -(-size_bytes // PAGE_BYTES) * PAGE_BYTES)
+        return spare.view
 
     async def notes(self, size_bytes: int | None = None) -> memoryview:
         """A memory file that the holder keeps: the one that was prepared, or a new one."""
         spare, self._spare_notes = self._spare_notes, None
         if spare is not None and spare.size_bytes == size_bytes:
             self._notes = spare
+        elif spare is not None and not size_bytes and size_bytes is not None:
+            self._notes = None  # nothing is noted there, and nobody takes it for notes
         else:
             self._notes = await _notes_in(self.connection, size_bytes)
         return memoryview(bytearray()) if self._notes is None else self._notes.view

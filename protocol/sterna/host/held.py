@@ -181,9 +181,9 @@ class ArrivingGuest:
         """What is not here yet."""
         return await self._here.missing()
 
-    async def prepare_notes(self, size_bytes: int) -> None:
+    async def prepare_notes(self, size_bytes: int) -> memoryview:
         """Where the holder keeps them."""
-        await self._here.prepare_notes(size_bytes)
+        return await self._here.prepare_notes(size_bytes)
 
     async def notes(self, size_bytes: int | None = None) -> memoryview:
         """Kept by the holder."""

@@ -68,13 +68,14 @@ class MemoryDigest:
             as long as every page is stale.
     """
 
-    __slots__ = ("_away", "_hashes", "_indexes", "hashed", "table")
+    __slots__ = ("_away", "_hashes", "_indexes", "_value", "hashed", "table")
 
     def __init__(self, table: RegionTable, *, hashed: bool = True) -> None:
         """Entries for the pages of `table`, all stale."""
         self.table: Final = table
         self.hashed = hashed
         self._away = False
+        self._value: bytes | None = None  # of the entries as they are
         # In one piece: for a large guest numpy then asks for huge pages, and a few are touched, not hundreds.
         place = np.zeros(ENTRY_BYTES * table.pages, np.uint8)
         self._hashes, self._indexes = _entries_in(place.data, table)
@@ -105,8 +106,9 @@ class MemoryDigest:
             self._away = False
 
     def _move(self, hashes: dict[int, Hashes], indexes: dict[int, Indexes]) -> None:
-        for region in self._hashes:
-            hashes[region][:], indexes[region][:] = self._hashes[region], self._indexes[region]
+        for region, here in self._hashes.items():
+            if hashes[region].ctypes.data != here.ctypes.data:  # else they are there
+                hashes[region][:], indexes[region][:] = here, self._indexes[region]
         self._hashes.update(hashes)
         self._indexes.update(indexes)
 
@@ -135,6 +137,7 @@ class MemoryDigest:
             IndexError: a run reaches outside of its region.
             ValueError: the number of hashes does not follow from the runs.
         """
+        self._value = None
         (self._record_few if len(table.runs) <= FEW_RUNS else self._record_many)(table)
         for item in rejected:
             self.mark_stale(item.region, [item.first], [item.count])
@@ -189,6 +192,7 @@ class MemoryDigest:
             self._forget(region, starts, counts, STALE_INDEX)
 
     def _forget(self, region: int, starts: Positions, counts: Positions, index: int) -> None:
+        self._value = None
         hashes, indexes = self._hashes[region], self._indexes[region]
         if len(starts) <= FEW_RUNS:
             for first, count in zip(starts.tolist(), counts.tolist(), strict=True):
@@ -212,13 +216,18 @@ class MemoryDigest:
 
         For each region by ascending id: u32 id, u64 pages, every page's hash (u64; 0 where the page is zero
         or stale), every page's index (u8; 0xFF zero, 0xFE stale). All little-endian.
+
+        Computed once for entries that stay as they are.
         """
+        if self._value is not None:
+            return self._value
         state = xxh3_128()
         for number, hashes in self._hashes.items():
             state.update(_HEAD.pack(number, len(hashes)))
             state.update(hashes.data)
             state.update(self._indexes[number].data)
-        return state.digest()
+        self._value = state.digest()
+        return self._value
 
     def held(self, region: int) -> PageBitmap:
         """Pages with the verified content of a chunk; zero pages are not among them."""

@@ -21,6 +21,7 @@ from sterna.core.events import (
     Expect,
     Installed,
     KeepNotes,
+    Prepare,
     Readmit,
     Request,
     Reserve,
@@ -296,6 +297,7 @@ class LiveMachine:
         self.asked: tuple[Request, ...] = ()
         self.room = bytearray()
         self.notes = notes
+        self._place: bytearray | None = None  # of notes that are to come
         self.opening: Opening | None = None
         self._stale: frozenset[int] = frozenset()
         self._theirs: frozenset[int] = frozenset()  # pages in the room that are the guest's by now
@@ -383,10 +385,13 @@ class LiveMachine:
             case Reserve():
                 pages, self.room = new_room()
                 return pages
-            case Expect(stale=stale, notes=notes):
+            case Prepare(notes_bytes=size_bytes) if size_bytes:
+                self._place = bytearray(size_bytes)
+                return memoryview(self._place)
+            case Expect(stale=stale, notes=notes, ahead=ahead):
                 self._stale = pages_in(stale.get(REGION.id))
-                self.notes = bytearray(notes.size_bytes) if stale else None
-                if self.notes is not None:
+                self.notes = self._place if stale else None
+                if self.notes is not None and not ahead:
                     notes.move_to(self.notes)
                 return None
             case KeepNotes(size_bytes=size_bytes) if answer is not None:
