@@ -812,6 +812,23 @@ def test_phases_are_told_in_order():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("rig", "state", "stands"),
+    [
+        (SourceRig, S.PREPARING, False),
+        (SourceRig, S.PAUSING, True),
+        (SourceRig, S.HANDED_OVER, True),
+        (SourceRig, S.CLOSED, False),
+        (DestinationRig, D.PREPARING, False),
+        (DestinationRig, D.READY, True),
+        (DestinationRig, D.STARTING, True),
+        (DestinationRig, D.COMPLETING, False),
+    ],
+)
+def test_from_the_order_to_pause_until_it_runs_the_guest_stands_still(rig, state, stands):
+    assert rig().until(state).machine.guest_stands is stands
+
+
 # ---- misuse ----
 
 

@@ -177,7 +177,7 @@ class Talking:
 
     def __init__(self) -> None:
         self.machine = self
-        self.guest_waits = True
+        self.is_urgent = True
         self.units: list[bytes] = []
         self.sent = self.looked = 0
 
@@ -252,12 +252,12 @@ async def test_what_is_urgent_and_little_needs_no_turn():
         await wait_all_tasks_blocked()
         assert transport.taken[-2:] == ["sent " + "\0" * 9, "sent behind"]
         driver.units.append(b"nobody")
-        driver.guest_waits = False
+        driver.is_urgent = False
         line.hurry()
         line.to_send.set()
         await wait_all_tasks_blocked()
         assert transport.taken[-1] == "sent nobody"
-        driver.guest_waits = True
+        driver.is_urgent = True
         driver.units.append(b"no room")
         transport.takes, transport.owes = False, True
         line.hurry()

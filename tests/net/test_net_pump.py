@@ -265,6 +265,7 @@ class Idle:
     state = SourceState.MOVED
     result = None
     prompt_request = None
+    guest_stands = False
 
     def __init__(self, *, guest_waits: bool) -> None:
         self.guest_waits = guest_waits
@@ -333,6 +334,17 @@ async def test_at_the_source_they_do_so_until_the_page_is_there(virtual_time: Cl
     assert await asked_and_answered() == 0
     await trio.sleep(ANSWERED_S)
     assert await asked_and_answered() == pytest.approx(ANSWERED_S)
+
+
+async def test_what_is_said_in_a_blackout_and_what_ends_it_leaves_at_once(virtual_time: Clock) -> None:
+    machine = Idle(guest_waits=False)
+    pump = Pump(machine, memory_transport_pair()[0], lambda _: None)
+    urgent: list[bool] = []
+    pump._lines[0].hurry = lambda: urgent.append(pump.is_urgent)
+    for machine.guest_stands in (False, True, True, False, False):
+        pump.kick()
+    assert urgent == [True, True, True]
+    assert not pump.is_urgent
 
 
 class Faulting:

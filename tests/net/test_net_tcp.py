@@ -225,6 +225,38 @@ async def test_a_cancelled_receive_loses_nothing(pair, autojump_clock):
     assert await receive_exactly(b, 5) == b"later"
 
 
+async def test_a_little_is_sent_without_a_turn(pair):
+    """What the kernel has no room for is owed, and goes with the next send, an empty one too."""
+    a, b = pair
+    sent = []
+    assert a.send_now([b"on", b"ce"], sent.append)
+    assert (sent, a.owes) == ([4], False)
+    assert await receive_exactly(b, 4) == b"once"
+    much = bytes(range(256)) * 4096 * 16
+    assert a.send_now([much], sent.append)
+    assert (sent, a.owes) == ([4, len(much)], True)
+    assert not a.send_now([b"too much"])
+
+    async def send_rest() -> None:
+        await a.send(())
+        await a.send([b"behind"])
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send_rest)
+        assert await receive_exactly(b, len(much) + 6) == much + b"behind"
+    assert not a.owes
+
+
+async def test_without_room_or_peer_nothing_is_sent_at_once(pair):
+    a, b = pair
+    while a.send_now([bytes(1 << 20)]):
+        a._owed = memoryview(b"")  # until the kernel has no room at all
+    assert not a.send_now([b"more"])
+    b.abort()
+    await trio.lowlevel.wait_readable(a._sock)
+    assert not a.send_now([b"nobody"])
+
+
 async def test_concurrent_use_is_refused(pair, autojump_clock):
     a, _ = pair
     async with trio.open_nursery() as nursery:

@@ -39,7 +39,7 @@ from sterna.core.heartbeat import PONGS_OWED_MAX
 from sterna.core.negotiate import Selection
 from sterna.core.outbox import Grease
 from sterna.core.requests import RequestQueue
-from sterna.core.tables import COMMITTED, DEAF, PHASES, TERMINAL, Input, Row, State, Table
+from sterna.core.tables import COMMITTED, DEAF, PHASES, STANDING, TERMINAL, Input, Row, State, Table
 from sterna.errors import (
     LocalProtocolError,
     RemoteProtocolError,
@@ -85,6 +85,11 @@ class Session(Connected):
     def result(self) -> Result | None:
         """How it ended, None until then."""
         return self._result
+
+    @property
+    def guest_stands(self) -> bool:
+        """Whether the guest stands still for a switchover, as far as this side knows."""
+        return self.phase in STANDING
 
     @property
     def rtt_s(self) -> float | None:

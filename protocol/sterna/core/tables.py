@@ -444,3 +444,6 @@ PHASES: Final[dict[State, Phase]] = {
     **dict.fromkeys((_S.APART, _S.RETURNING, _S.CATCHING_UP), Phase.RESUME),
     **dict.fromkeys((_S.ASKING, _D.ANSWERING), Phase.ASK),
 }
+
+# From the order to pause until the guest runs: what is done here is its blackout.
+STANDING: Final[frozenset[Phase]] = frozenset({Phase.BLACKOUT, Phase.COMMIT})

@@ -60,6 +60,10 @@ class Driver(Protocol):
     clock: Callable[[], float]
     limiter: RateLimiter | None
 
+    @property
+    def is_urgent(self) -> bool:
+        """Whether the guest waits, or stands still, for what is said."""
+
     def kick(self, stream: int = 0) -> None:
         """Something has come on this connection: look at the machine again."""
 
@@ -239,6 +243,7 @@ class Line:
         buffers = self._next_unit()
         if not buffers and self.transport.owes:
             await self.transport.send(())
+            driver.left()
         elif not buffers:
             driver.idle(self.stream)
             self._idle = True
@@ -279,7 +284,7 @@ class Line:
         """Send what the guest waits for without a turn of the sender, if that is idle and it is little."""
         driver = self._driver
         left = HURRIES
-        while self._idle and not self._unit and driver.limiter is None and self._machine.guest_waits:
+        while self._idle and not self._unit and driver.limiter is None and driver.is_urgent:
             unit = self._machine.poll_transmit(driver.clock(), self.stream)
             if not unit:
                 return

@@ -147,6 +147,7 @@ class Pump:
         self._carrying: trio.CancelScope | None = None
         self._given_up = False
         self._guest_waited = False
+        self._stands = self._ends_blackout = False
         self._way_until = -math.inf
         self._rested_until = -math.inf
         self._guest: Attended | None = None
@@ -236,6 +237,11 @@ class Pump:
         """From now on see to a guest that may wait for pages, whenever the machine is looked at."""
         self._guest = guest
 
+    @property
+    def is_urgent(self) -> bool:
+        """See `Driver`. What ends a blackout is as urgent as what is said in it."""
+        return self._ends_blackout or self.machine.guest_stands or self.machine.guest_waits
+
     def kick(self, stream: int = 0) -> None:
         """Look at the machine again: call this after a command was given to it from outside.
 
@@ -246,7 +252,9 @@ class Pump:
             self._hear_guest()  # before it is let go on with what has come, which takes longer
             self._guest.see_to()
         self._look_at_guest()
+        events = []
         while (event := self.machine.poll_event()) is not None:
+            events.append(event)
             if isinstance(event, PagesFollow):
                 self._lines[0].is_prompt = True
                 for line in self._lines.values():
@@ -256,11 +264,15 @@ class Pump:
                         line.transport.between = self._glance
             if isinstance(event, StreamAttached):
                 self._close_replaced()
+        stood, self._stands = self._stands, self.machine.guest_stands
+        if self._guest_waited or stood or self._stands:
+            self._ends_blackout = stood
+            self._lines[0].hurry()
+            self._ends_blackout = False
+        for event in events:
             self._tell(event)
         if self.machine.result is not None:
             self._ended.set()
-        if self._guest_waited:
-            self._lines[0].hurry()
         deaf = self.machine.state in DEAF
         for line in self._lines.values():
             if deaf:
@@ -479,7 +491,7 @@ class Pump:
         if result is not None and result.by_peer:
             return
         with trio.move_on_after(FLUSH_S):
-            while self.machine.has_unsent:
+            while self.machine.has_unsent or any(line.transport.owes for line in self._lines.values()):
                 with trio.move_on_after(FLUSH_STALL_S) as stalled:
                     await self._left.wait()
                 if stalled.cancelled_caught:

@@ -186,8 +186,31 @@ class TcpTransport(Transport):
         self.yield_bytes = YIELD_BYTES
         self._backlog = Backlog(sock)
         self._wakes = Wakes(sock)
+        self._owed = memoryview(b"")  # sent without a wait, and not wholly taken
+
+    @property
+    def owes(self) -> bool:
+        """See `Transport.owes`."""
+        return bool(self._owed)
+
+    def _send_now(self, data: bytes) -> bool:
+        if self._owed:
+            return False
+        try:
+            count = self._sock.send(data)
+        except OSError:
+            return False  # `send` waits, or finds out why
+        self._backlog.left(count)
+        self._owed = memoryview(data)[count:]
+        return True
 
     async def _send(self, views: list[memoryview], sent: OnSent) -> None:
+        if self._owed:
+            await self._write([self._owed], lambda _: None)
+            self._owed = memoryview(b"")
+        await self._write(views, sent)
+
+    async def _write(self, views: list[memoryview], sent: OnSent) -> None:
         first = 0
         while first < len(views):
             batch = views[first : first + IOV_MAX]
