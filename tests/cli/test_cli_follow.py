@@ -4,8 +4,10 @@ import json
 import time
 
 import pytest
+import trio
+from trio.abc import Clock
 
-from sterna.cli.follow import Reporter, error_fields, now_ns
+from sterna.cli.follow import TOLD_WITHIN_S, Reporter, error_fields, now_ns
 from sterna.cli.output import Output
 from sterna.core.events import PhaseEntered
 from sterna.errors import ConfigError, GuestError
@@ -34,6 +36,29 @@ def test_every_event_is_a_line_and_the_result_is_the_last(capsys: pytest.Capture
     ]
     assert times == sorted(times)
     assert before <= times[0] <= times[-1] <= now_ns()
+
+
+async def test_a_guest_does_not_stand_still_for_what_is_told(
+    capsys: pytest.CaptureFixture[str], autojump_clock: Clock
+) -> None:
+    """It is told in its order, with its own time, and soon even if the guest stands still for long."""
+    with Reporter(Output(), follow=True) as reporter:
+        reporter.on_event(PhaseEntered(Phase.ROUNDS))
+        reporter.of_connection(3).on_event(PhaseEntered(Phase.BLACKOUT))
+        reporter.emit({"event": "progress"})
+        reporter.on_event(PhaseEntered(Phase.COMMIT))
+        came_by = now_ns()
+        assert [line["event"] for line in lines(capsys)] == ["phase"]
+        await trio.sleep(2 * TOLD_WITHIN_S)
+        found = lines(capsys)
+        assert [line["event"] for line in found] == ["phase", "progress", "phase"]
+        assert found[0]["connection"] == 3
+        assert found[-1]["time_ns"] <= came_by
+        reporter.emit({"event": "progress"})
+        assert len(lines(capsys)) == 1
+        reporter.on_event(PhaseEntered(Phase.BLACKOUT))
+        reporter.result({})
+        assert [line["event"] for line in lines(capsys)] == ["phase", "result"]
 
 
 def test_without_follow_there_is_one_object_or_none(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,9 @@
 
 `--follow` writes every event as one line of JSON to stdout (`sterna.cli.events`), the command's result as
 the last one. People get text on stderr in any case, and a display that moves if stderr is a terminal.
+
+All that takes time which a guest would stand still for: a tenth of a short blackout. So what comes within
+`TOLD_WITHIN_S` of its beginning is told then, in its order and with the time at which it came.
 """
 
 from __future__ import annotations
@@ -9,14 +12,20 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
+
+import trio
 
 from sterna.cli.display import Display
 from sterna.cli.events import event_fields
 from sterna.cli.exits import exit_of, gravest
 from sterna.cli.output import SCHEMA, Output, write_line
-from sterna.core.events import Event
+from sterna.core.events import Event, PhaseEntered
+from sterna.core.tables import STANDING
 from sterna.errors import ConfigError, SternaError
+
+# Twice what a blackout of little memory takes. One that takes longer is told as it goes on.
+TOLD_WITHIN_S: Final = 0.05
 
 
 class Reporter:
@@ -38,6 +47,8 @@ class Reporter:
         self.output = output
         self.follow = follow
         self._display = Display(output)
+        self._kept: list[tuple[int, Mapping[str, object]]] = []  # with when each came
+        self._keeps = False
 
     def __enter__(self) -> Self:
         return self
@@ -45,13 +56,33 @@ class Reporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._tell_kept()
         self._display.close()
         if error is not None:
             self._line({"event": "error", **error_fields(error)})
 
     def on_event(self, event: Event) -> None:
         """An event of the machine; the hook for `sterna.net.options.Options`."""
+        self.watch(event)
         self.emit(event_fields(event))
+
+    def watch(self, event: Event) -> None:
+        """Before an event is told: whether the guest stands still from here on."""
+        begins = isinstance(event, PhaseEntered) and event.phase in STANDING
+        if begins and not self._keeps and trio.lowlevel.in_trio_run():
+            self._keeps = True
+            trio.lowlevel.spawn_system_task(self._tell_in_time)
+
+    async def _tell_in_time(self) -> None:
+        await trio.sleep(TOLD_WITHIN_S)
+        self._keeps = False
+        self._tell_kept()
+
+    def _tell_kept(self) -> None:
+        kept, self._kept = self._kept, []
+        for time_ns, fields in kept:
+            self._line(fields, time_ns)
+            self._display.show(fields)
 
     def of_connection(self, number: int) -> ConnectionReporter:
         """The same for one of several connections: their events can be told apart."""
@@ -59,11 +90,13 @@ class Reporter:
 
     def emit(self, fields: Mapping[str, object]) -> None:
         """An event, which has its name as `event`."""
-        self._line(fields)
-        self._display.show(fields)
+        self._kept.append((now_ns(), fields))
+        if not self._keeps:
+            self._tell_kept()
 
     def notice(self, text: str) -> None:
         """Something that a person must know."""
+        self._tell_kept()
         self._line({"event": "notice", "text": text})
         self._display.say(text, style="yellow")
 
@@ -73,14 +106,16 @@ class Reporter:
 
     def result(self, fields: Mapping[str, object]) -> None:
         """The command's result, once, at the end."""
+        self._tell_kept()
         self._display.close()
         self._line({"event": "result", **fields})
         self.output.result(fields)
 
-    def _line(self, fields: Mapping[str, object]) -> None:
+    def _line(self, fields: Mapping[str, object], time_ns: int | None = None) -> None:
         if not self.follow:
             return
-        write_line({"schema": SCHEMA, "event": fields["event"], "time_ns": now_ns(), **fields})
+        at_ns = now_ns() if time_ns is None else time_ns
+        write_line({"schema": SCHEMA, "event": fields["event"], "time_ns": at_ns, **fields})
 
 
 class ConnectionReporter:
@@ -92,6 +127,7 @@ class ConnectionReporter:
 
     def on_event(self, event: Event) -> None:
         """An event of the machine."""
+        self._reporter.watch(event)
         self.emit(event_fields(event))
 
     def emit(self, fields: Mapping[str, object]) -> None:
