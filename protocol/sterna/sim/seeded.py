@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from sterna.core.tables import DestinationState, SourceState
@@ -37,9 +37,12 @@ ANCHORS: Final = (
     *(_D.FETCHING, _D.PARTING) * 2,
 )  # fmt: skip
 _UNHASHED: Final = 0.2  # the share of seeds whose sessions go without page hashes
-_TORN: Final = 0.3  # the share of cuts that come between two groups
 RECOVERY: Final = "recovery"
 _NAMES: Final = (*(type(each).__name__[0] + "." + each.name for each in ANCHORS), RECOVERY, RECOVERY)
+
+
+DRAWN: Final = [each for each in Fault if each is not Fault.TORN]
+"""These guests write all of their pages in a round, so that no two groups are on their way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +93,11 @@ def script_of(seed: int) -> Script:
         unhashed=others.random() < _UNHASHED,
     )
     legs = dice.choice((1, 1, 2, 3))
-    known = dice.sample([each for each in Fault if each is not Fault.TORN], dice.randint(2, 6))
+    known = dice.sample(DRAWN, dice.randint(2, 6))
     if not shape.store:
         known = [each for each in known if each not in _OF_STORE] or [Fault.CUT]
     count = dice.choice((1, 1, 2, 2, 3, 3, 4, 5))
-    mishaps = tuple(_torn(others, _mishap(dice, dice.choice(known), legs)) for _ in range(count))
+    mishaps = tuple(_mishap(dice, dice.choice(known), legs) for _ in range(count))
     return Script(seed, shape, legs, mishaps)
 
 
@@ -113,12 +116,6 @@ def _mishap(dice: random.Random, fault: Fault, legs: int) -> Mishap:
         dice.randrange(1 << 16),
         dice.choice((0.01, 0.3, 3.0, 12.0, 50.0)) * (0.5 + dice.random()),
     )
-
-
-def _torn(dice: random.Random, mishap: Mishap) -> Mishap:
-    """Some cuts wait for the first occasion on which they part two groups."""
-    tears = mishap.fault is Fault.CUT and dice.random() < _TORN
-    return replace(mishap, fault=Fault.TORN, anchor=_NAMES[0]) if tears else mishap
 
 
 @dataclass(slots=True)
