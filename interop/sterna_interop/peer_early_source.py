@@ -177,6 +177,7 @@ class EarlySource(Source):
             return
         self._sent.add(group)
         right = self._image.whole(*self._position, self._groups[group])
+        self._image.note(right.table)  # without hashes nobody asks for it again
         bulk = bytes(byte ^ 0xFF for byte in right.bulk)
         hashes = [page_hash(bulk) if self._image.hashed else 0]
         table = replace(right.table, hashes=np.array(hashes, "<u8"))
