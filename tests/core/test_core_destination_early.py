@@ -108,6 +108,30 @@ def test_accesses_that_were_held_for_an_attempt_are_nothing_to_the_next_one():
     assert rig.drain() == []
 
 
+def test_accesses_that_were_to_be_let_go_are_let_go_in_the_next_attempt():
+    """[CON-58] [CON-59] [PCY-5] The guest was not told: STATE came in one piece with the next ROUND."""
+    rig = FetchingRig().until(D.PREPARING)
+    prepare = rig.take(e.Prepare)
+    assert prepare.likely
+    rig.machine.complete(prepare, memoryview(bytearray(prepare.notes_bytes)), rig.now)
+    rig.begin()
+    rig.finish_round()
+    rig.state(SECTION)
+    assert rig.wishes == [e.Expect]
+    rig.attempt += 1
+    rig.begin()
+    assert rig.wishes == []
+    rig.finish_round()
+    rig.switchover(Style.STOP_AND_COPY)
+    rig.do(e.Persist)
+    rig.do(e.Prepare)
+    rig.begin()
+    rig.finish_round()
+    rig.state(SECTION)
+    rig.say(rig.seal())
+    assert rig.take(e.Expect).stale == {}
+
+
 def test_a_guest_that_cannot_hold_accesses_fails_the_attempt():
     """[PCY-5]"""
     rig = FetchingRig().until(D.LOADING)

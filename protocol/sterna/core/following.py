@@ -68,7 +68,9 @@ class Following:
         self.style = record.style
         self.place, self._is_ahead = None, False
         self._declared = Declared(self._table)
-        self._held |= record.style is not Style.STOP_AND_COPY  # the likely ones
+        # The likely ones, and for good: the guest may never hear otherwise, as an attempt that is void takes
+        # back what it has asked for [CON-59].
+        self._held |= record.style is not Style.STOP_AND_COPY
 
     def prepare(self, newest: PageSets | None, digest: MemoryDigest) -> Prepare:
         """What is to be done before the pause, with a guess at what will be stale.
@@ -139,8 +141,7 @@ class Following:
         return None
 
     def _expect(self, digest: MemoryDigest, image: Sealed, *, ahead: bool) -> Expect | None:
-        held, self._held = self._held, self.stale.any()
-        if not held and not self._held:
+        if not self._held:
             return None
         stale = {number: self.stale[number] for number in self.stale if self.stale[number].any()}
         return Expect(stale, self._notes(digest, image), ahead)
