@@ -568,6 +568,17 @@ async def test_room_for_notes_is_made_before_they_are_asked_for(
         assert len(await room.notes(0)) == 0
 
 
+async def test_notes_that_were_written_and_never_asked_for_end(serve: Serve) -> None:
+    """[HOL-45] [CON-59] SEAL writes them, though what asks for them may be withdrawn with its attempt."""
+    async with serve(with_guest=False) as (connection, _):
+        room = HolderDestinationGuest(connection)
+        await room.reserve(DESCRIPTION)
+        (await room.prepare_notes(9))[:8] = b"sterna-1"
+        assert len(await room.notes(0)) == 0
+        other = await HolderDestinationGuest.take_over(connection)
+        assert len(await other.notes()) == 0
+
+
 async def test_notes_that_may_shrink_are_not_mapped(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     async with serve(with_guest=False) as (connection, _):
         room = HolderDestinationGuest(connection)

@@ -214,7 +214,10 @@ class PreparesNotes(Protocol):
     async def prepare_notes(self, size_bytes: int) -> memoryview:
         """The next `notes` will probably be asked for with this size, and then gives what this gives.
 
-        What is written there before counts for nothing until then. Empty if it cannot keep any.
+        What is written there before counts for nothing until then, and ends if that asks for no notes. Notes
+        begin with 8 bytes that are not all zero: where these are zero, there are none.
+
+        Empty if it cannot keep any.
 
         Raises:
             GuestError: FULL if they are too large.

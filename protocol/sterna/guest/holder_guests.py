@@ -29,6 +29,7 @@ from sterna.memory.bitmap import PageBitmap
 from sterna.registry import ErrorCode, Transfer
 from sterna.wire.records import NO_ID, Region, Runner
 
+_MARK_BYTES: Final = 8  # with so many notes begin, see `PreparesNotes`
 _UNKNOWN: Final = ""  # a request was sent that changes the holder's state; its answer has not come
 
 
@@ -462,8 +463,8 @@ class HolderDestinationGuest:
         spare, self._spare_notes = self._spare_notes, None
         if spare is not None and spare.size_bytes == size_bytes:
             self._notes = spare
-        elif spare is not None and not size_bytes and size_bytes is not None:
-            self._notes = None  # nothing is noted there, and nobody takes it for notes
+        elif spare is not None and size_bytes == 0 and not any(spare.view[:_MARK_BYTES]):
+            self._notes = None  # nobody takes that for notes: not a question more in the blackout
         else:
             self._notes = await _notes_in(self.connection, size_bytes)
         return memoryview(bytearray()) if self._notes is None else self._notes.view
