@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from sim_support import ALPHA, BETA, go, stands, world_of
 
+from sterna.core.image_notes import ImageNotes
 from sterna.core.tables import DestinationState
 from sterna.registry import ErrorCode
 from sterna.sim.defects import Defect
@@ -46,6 +47,16 @@ def test_a_marked_guest_waits():
     assert world.running() is None
     assert do(world, "resume") == NO
     assert do(world, "unmark", Process(8)) == NO
+
+
+def test_room_for_notes_is_the_holders_before_anybody_asks_for_notes():
+    """SEAL writes there, whether the guest is told or not, and the next process reads it."""
+    world = world_of(resume=True, switchover="bitmap")
+    world.begin(ALPHA)
+    go(world, stands(destination=DestinationState.READY))
+    (holder,) = world.hosts[BETA].holders
+    assert holder.notes
+    assert not ImageNotes.lie_in(memoryview(holder.notes))
 
 
 def test_what_is_not_there_does_nothing():

@@ -386,7 +386,7 @@ class LiveMachine:
                 pages, self.room = new_room()
                 return pages
             case Prepare(notes_bytes=size_bytes) if size_bytes:
-                self._place = bytearray(size_bytes)
+                self.notes = self._place = bytearray(size_bytes)  # the holder's, so it may be read [HOL-45]
                 return memoryview(self._place)
             case Expect(stale=stale, notes=notes, ahead=ahead):
                 self._stale = pages_in(stale.get(REGION.id))
