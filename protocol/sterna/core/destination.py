@@ -254,8 +254,6 @@ class DestinationMachine(Permitted):
         """Every page of the round is there: what SEAL will ask for is begun while the source makes it."""
         self._states.add(record)
         self._step(FrameType.STATE, now)
-        if self._state is not DestinationState.FROZEN:
-            return
         expect = self._follows.begin_state(self._digest, self._attempt, self._round.number)
         if expect is not None:
             self._ask(expect)
