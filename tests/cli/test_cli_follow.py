@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 
 import pytest
@@ -59,6 +60,18 @@ async def test_a_guest_does_not_stand_still_for_what_is_told(
         reporter.on_event(PhaseEntered(Phase.BLACKOUT))
         reporter.result({})
         assert [line["event"] for line in lines(capsys)] == ["phase", "result"]
+
+
+async def test_what_cannot_be_told_ends_nothing(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, autojump_clock: Clock
+) -> None:
+    with Reporter(Output(), follow=True) as reporter:
+        reporter.on_event(PhaseEntered(Phase.BLACKOUT))
+        reporter.emit({"event": "progress", "rate": math.inf})  # no JSON
+        await trio.sleep(2 * TOLD_WITHIN_S)
+        assert "cannot be told" in caplog.text
+        reporter.emit({"event": "progress"})
+        assert [line["event"] for line in lines(capsys)] == ["phase", "progress"]
 
 
 def test_without_follow_there_is_one_object_or_none(capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,19 @@ async def test_the_event_loop_does_not_stand_still_for_a_long_one(
     assert ended
 
 
+async def test_an_interrupt_does_not_come_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows would be made beside a call that goes on."""
+    start, protected = trio.lowlevel.start_thread_soon, []
+
+    def begun(*arguments: object) -> None:
+        protected.append(trio.lowlevel.currently_ki_protected())
+        start(*arguments)
+
+    monkeypatch.setattr(trio.lowlevel, "start_thread_soon", begun)
+    await run_promptly(int)
+    assert protected == [True]
+
+
 async def _cancel(nursery: trio.Nursery) -> None:
     nursery.cancel_scope.cancel()
 

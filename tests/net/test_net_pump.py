@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 import pytest
@@ -12,6 +13,7 @@ from trio.abc import Clock
 
 from sterna.core.events import Event, Finished, Outcome, Result
 from sterna.core.tables import DestinationState, SourceState
+from sterna.errors import TransportError
 from sterna.guest.api import GuestDescription, StateSection
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
@@ -20,8 +22,9 @@ from sterna.net.destination import Destination
 from sterna.net.line import Line, Signal
 from sterna.net.memory import MemoryTransport, memory_transport_pair
 from sterna.net.options import Options
-from sterna.net.pump import ANSWERED_S, MAKE_WAY_S, Pump, boottime
+from sterna.net.pump import ANSWERED_S, FLUSH_STALL_S, MAKE_WAY_S, Pump, boottime
 from sterna.net.source import Source
+from sterna.registry import ErrorCode
 from sterna.testing import run_workload
 from sterna.wire.records import Runner
 
@@ -259,6 +262,9 @@ def test_the_clock_is_one_that_goes_on_while_the_host_sleeps() -> None:
     assert before <= boottime() <= time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+RESET = TransportError(ErrorCode.CONNECTION_LOST, "reset")
+
+
 class Idle:
     """A machine that has nothing to say, and whose guest waits or does not."""
 
@@ -345,6 +351,38 @@ async def test_what_is_said_in_a_blackout_and_what_ends_it_leaves_at_once(virtua
         pump.kick()
     assert urgent == [True, True, True]
     assert not pump.is_urgent
+
+
+async def test_who_is_told_may_ask_for_the_end_and_hears_of_it_in_its_turn() -> None:
+    machine, told = Idle(guest_waits=False), []
+    events = deque(["decided", "phase"])
+    machine.poll_event = lambda: events.popleft() if events else None
+
+    def on_event(event: object) -> None:
+        told.append(event)
+        if event == "decided":
+            events.append("finished")
+            pump.kick()
+
+    pump = Pump(machine, memory_transport_pair()[0], lambda _: None, on_event=on_event)
+    pump.kick()
+    assert told == ["decided", "phase", "finished"]
+
+
+@pytest.mark.parametrize(("lost", "waits_s"), [(None, FLUSH_STALL_S), (RESET, 0)])
+async def test_what_a_lost_connection_owes_is_not_waited_for(
+    virtual_time: Clock, monkeypatch: pytest.MonkeyPatch, lost: TransportError | None, waits_s: float
+) -> None:
+    """Behind the peer's proper end it may still leave."""
+    monkeypatch.setattr(MemoryTransport, "owes", True)
+    machine = Idle(guest_waits=False)
+    machine.has_unsent, machine.connection_lost = False, lambda *_: None
+    pump = Pump(machine, memory_transport_pair()[0], lambda _: None)
+    pump.lost(pump._lines[0], lost)
+    pump._left = Signal()
+    began = trio.current_time()
+    await pump._flush()
+    assert trio.current_time() - began == waits_s
 
 
 class Faulting:

@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 import struct
+from functools import partial
 
 import pytest
 import trio
@@ -245,6 +246,29 @@ async def test_a_little_is_sent_without_a_turn(pair):
         nursery.start_soon(send_rest)
         assert await receive_exactly(b, len(much) + 6) == much + b"behind"
     assert not a.owes
+
+
+async def test_who_owes_does_not_end_properly(pair):
+    """Half a frame is no proper end."""
+    a, b = pair
+    assert a.send_now([bytes(16 << 20)])
+    assert a.owes
+    await a.close()
+    with pytest.raises(TransportError):
+        await receive_exactly(b, (16 << 20) + 1)
+
+
+async def test_what_was_owed_is_told_as_it_leaves(pair):
+    """With the number of bytes that were not told of yet."""
+    a, b = pair
+    much, told = bytes(16 << 20), []
+    assert a.send_now([much], told.append)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(a.send, [b"behind"], told.append))
+        await receive_exactly(b, len(much) + 6)
+    assert told[0] == len(much)
+    assert 0 in told
+    assert sum(told) == len(much) + 6 == a.bytes_sent
 
 
 async def test_without_room_or_peer_nothing_is_sent_at_once(pair):

@@ -9,6 +9,7 @@ All that takes time which a guest would stand still for: a tenth of a short blac
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -23,6 +24,8 @@ from sterna.cli.output import SCHEMA, Output, write_line
 from sterna.core.events import Event, PhaseEntered
 from sterna.core.tables import STANDING
 from sterna.errors import ConfigError, SternaError
+
+_log = logging.getLogger(__name__)
 
 # Twice what a blackout of little memory takes. One that takes longer is told as it goes on.
 TOLD_WITHIN_S: Final = 0.05
@@ -74,9 +77,14 @@ class Reporter:
             trio.lowlevel.spawn_system_task(self._tell_in_time)
 
     async def _tell_in_time(self) -> None:
-        await trio.sleep(TOLD_WITHIN_S)
-        self._keeps = False
-        self._tell_kept()
+        try:
+            await trio.sleep(TOLD_WITHIN_S)
+        finally:
+            self._keeps = False
+        try:
+            self._tell_kept()
+        except Exception:  # noqa: BLE001  # what shows a migration must not end it, nor the process
+            _log.exception("what happened during the blackout cannot be told")
 
     def _tell_kept(self) -> None:
         kept, self._kept = self._kept, []

@@ -14,12 +14,17 @@ import trio
 
 T = TypeVar("T")
 
-# More than a good disk needs; no peer, holder or person notices that nobody has answered for so long.
+# More than a good disk needs; no peer, holder or person notices that nobody has answered for so long. A guest
+# does that runs already, if its pages come by way of the same loop: it waits for one for as much longer.
 AT_ONCE_S: Final = 0.002
 
 
+@trio.lowlevel.enable_ki_protection
 async def run_promptly(work: Callable[[], T]) -> T:
-    """Make the call in a thread; what it returns or raises. Cancellation does not cut it short."""
+    """Make the call in a thread; what it returns or raises.
+
+    Neither a cancellation nor an interrupt cuts it short: who makes the next call may rely on this one's end.
+    """
     await trio.lowlevel.checkpoint_if_cancelled()
     made: list[T] = []
     failed: list[BaseException] = []

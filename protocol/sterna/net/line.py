@@ -101,6 +101,7 @@ class Line:
         ended: the connection is needed no more: it has ended by itself, another has taken its place, or the
             driver has done with the session.
         is_prompt: what comes may be taken by `take_now`, before the receiver has its turn.
+        is_lost: what was not sent never will be.
     """
 
     def __init__(self, driver: Driver, stream: int, transport: Transport) -> None:
@@ -119,7 +120,7 @@ class Line:
         self._wears = self._worn = False
         self._idle = False  # the sender waits for something to send
         self._unit: list[Buffer] = []  # what was taken for it
-        self.is_prompt = False
+        self.is_prompt = self.is_lost = False
 
     @property
     def tasks(self) -> tuple[Callable[[], Awaitable[None]], ...]:
@@ -242,7 +243,7 @@ class Line:
             self._glance()
         buffers = self._next_unit()
         if not buffers and self.transport.owes:
-            await self.transport.send(())
+            await self.transport.send((), self._sent)
             driver.left()
         elif not buffers:
             driver.idle(self.stream)

@@ -26,6 +26,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, Protocol, TypeAlias
@@ -148,6 +149,7 @@ class Pump:
         self._given_up = False
         self._guest_waited = False
         self._stands = self._ends_blackout = False
+        self._untold: Final[deque[Event]] = deque()
         self._way_until = -math.inf
         self._rested_until = -math.inf
         self._guest: Attended | None = None
@@ -252,9 +254,8 @@ class Pump:
             self._hear_guest()  # before it is let go on with what has come, which takes longer
             self._guest.see_to()
         self._look_at_guest()
-        events = []
         while (event := self.machine.poll_event()) is not None:
-            events.append(event)
+            self._untold.append(event)
             if isinstance(event, PagesFollow):
                 self._lines[0].is_prompt = True
                 for line in self._lines.values():
@@ -269,8 +270,8 @@ class Pump:
             self._ends_blackout = stood
             self._lines[0].hurry()
             self._ends_blackout = False
-        for event in events:
-            self._tell(event)
+        while self._untold:  # whoever is told may kick
+            self._tell(self._untold.popleft())
         if self.machine.result is not None:
             self._ended.set()
         deaf = self.machine.state in DEAF
@@ -329,6 +330,7 @@ class Pump:
 
     def lost(self, line: Line, error: TransportError | trio.ClosedResourceError | None) -> None:
         """See `Driver`."""
+        line.is_lost = error is not None
         if self._lines[line.stream] is line:
             self._lose(error, line.stream)
 
@@ -491,11 +493,15 @@ class Pump:
         if result is not None and result.by_peer:
             return
         with trio.move_on_after(FLUSH_S):
-            while self.machine.has_unsent or any(line.transport.owes for line in self._lines.values()):
+            while self.machine.has_unsent or self._owes:
                 with trio.move_on_after(FLUSH_STALL_S) as stalled:
                     await self._left.wait()
                 if stalled.cancelled_caught:
                     return
+
+    @property
+    def _owes(self) -> bool:
+        return any(line.transport.owes and not line.is_lost for line in self._lines.values())
 
     def _give_up(self) -> None:
         """Cancelled from outside: the connection is lost."""

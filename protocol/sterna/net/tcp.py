@@ -206,7 +206,7 @@ class TcpTransport(Transport):
 
     async def _send(self, views: list[memoryview], sent: OnSent) -> None:
         if self._owed:
-            await self._write([self._owed], lambda _: None)
+            await self._write([self._owed], lambda _: sent(0))
             self._owed = memoryview(b"")
         await self._write(views, sent)
 

@@ -175,6 +175,7 @@ class TlsTransport(Transport):
         if self._owed:
             await self._write(memoryview(self._owed))
             self._owed = b""
+            sent(0)
         is_long = sum(view.nbytes for view in views) > RECORD_BYTES
         if is_long:
             cork(self._sock, held=True)

@@ -144,7 +144,8 @@ class Transport(ABC):
 
         Args:
             buffers: C-contiguous buffers of bytes, borrowed until the call returns; empty ones are legal.
-            on_sent: called with the number of bytes, each time that some were taken by the layer below.
+            on_sent: called with the number of bytes, each time that some were taken by the layer below; with
+                0 for some that were owed.
 
         Raises:
             TransportError: the connection is lost, or its key is used up (`UNSUPPORTED`, TLS).
@@ -241,10 +242,10 @@ class Transport(ABC):
     async def close(self, deadline_s: float = CLOSE_DEADLINE_S) -> None:
         """End this direction properly, give the peer time to take it, then close.
 
-        What arrives meanwhile is discarded. A torn transport is aborted instead. If the caller is
-        cancelled the rest is done at once: the transport is closed in any case.
+        What arrives meanwhile is discarded. A torn transport, or one that owes, is aborted instead. If the
+        caller is cancelled the rest is done at once: the transport is closed in any case.
         """
-        if self._closed or self._torn:
+        if self._closed or self._torn or self.owes:
             self.abort()
             await trio.lowlevel.checkpoint()
             return
