@@ -103,7 +103,7 @@ def test_pages_that_follow(capsys):
 def test_a_kind_that_takes_time(capsys):
     code, _, err = run("--kind", "record-slow", capsys=capsys)
     assert code == 2
-    assert "--kind record-slow: no step of an exploration; it knows cut, deadline" in err
+    assert "--kind record-slow: no step of an exploration; it knows cut, torn, deadline" in err
 
 
 @pytest.mark.parametrize("arguments", [("--faults", "-1"), ("--faults", "9"), ("--jobs", "3")])

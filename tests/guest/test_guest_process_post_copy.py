@@ -205,7 +205,7 @@ async def main():
     noted = 0 if fault.first else 1
     with open(sys.argv[2], "rb") as image:
         room.memory(0)[noted * 4096 : (noted + 1) * 4096] = image.read()[noted * 4096 : (noted + 1) * 4096]
-    set_bits(room._late._entries.regions[0].words, noted, 1)
+    set_bits(room._late.entries.regions[0].words, noted, 1)
     print(fault.first, noted, flush=True)
     await trio.sleep_forever()
 trio.run(main)
@@ -274,10 +274,10 @@ async def test_the_holder_looks_before_the_endpoint_is_done(rig: Rig) -> None:
     late = room._late
     assert late is not None
     room.memory(0)[:] = rig.image
-    set_bits(late._entries.regions[0].words, 0, PAGES)
+    set_bits(late.entries.regions[0].words, 0, PAGES)
     await room.connection.call("installed")
     assert late.any_missing  # not counted yet
-    late._entries.resolve_around(0, 1)  # a fault that was read before
+    late.entries.resolve_around(0, 1)  # a fault that was read before
     assert not room.let_go(0, 0, PAGES)
     await room.installed(0, 0, 1)
     assert await room.missing() == {}
