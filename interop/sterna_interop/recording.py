@@ -7,6 +7,7 @@ what it passes on, with what its fault did to them. Bytes under TLS are not wort
 from __future__ import annotations
 
 import time
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -64,7 +65,6 @@ class Recorded:
         self._writer: Final = writer
         self._own: Final = own
         self._started_ns: Final = started_ns
-        self._connection: Final = writer.connect()
 
     def on_relay(self, way: Way, data: bytes) -> None:
         """For `relay(on_bytes=...)`."""
@@ -78,6 +78,11 @@ class Recorded:
         """Nothing more comes."""
         for sender in OTHER:
             self._writer.ended(self._connection, sender, How.CLOSED_HERE, self._time_ns)
+
+    @cached_property
+    def _connection(self) -> int:
+        """Its number: they are numbered in the order of their first records [REC-7]."""
+        return self._writer.connect()
 
     @property
     def _time_ns(self) -> int:

@@ -10,7 +10,7 @@ import trio
 
 from observe_support import D, S, migration
 from sterna.observe.outcome import Ended
-from sterna.observe.recording import Passed, RecordingReader, Side
+from sterna.observe.recording import DirectionEnded, Passed, RecordingReader, Side
 from sterna.observe.sessions import Over, Sessions
 from sterna_interop.faults import Clean, Way
 from sterna_interop.recording import CaseRecording
@@ -57,6 +57,19 @@ def test_several_connections_in_one_file(tmp_path: Path) -> None:
         passed = [item for item in RecordingReader(file) if isinstance(item, Passed)]
     assert len({item.connection for item in passed}) == 3
     assert [bytes(item.data) for item in passed] == [b"\0", b"\1", b"\2"]
+
+
+def test_connections_are_numbered_in_the_order_of_their_first_records(tmp_path: Path) -> None:
+    """[REC-7] Whatever the order was in which they came; one that nothing passed on is the last."""
+    with CaseRecording(tmp_path / "x.rec") as recording:
+        recording.another()
+        for byte, each in ((b"a", recording.another()), (b"b", recording.first)):
+            each.on_relay(Way.TO_DESTINATION, byte)
+    with (tmp_path / "x.rec").open("rb") as file:
+        items = list(RecordingReader(file))
+    passed = [(item.connection, bytes(item.data)) for item in items if isinstance(item, Passed)]
+    assert passed == [(1, b"a"), (2, b"b")]
+    assert {item.connection for item in items if isinstance(item, DirectionEnded)} == {1, 2, 3}
 
 
 async def test_with_the_relay_itself(tmp_path: Path) -> None:
