@@ -12,7 +12,7 @@ from sterna.cli.exits import Exit
 from sterna.cli.output import Output
 from sterna.cli.units import Json
 from sterna.sim.defects import Defect
-from sterna.sim.faults import Fault
+from sterna.sim.seeded import DRAWN
 from sterna_fuzz.world_seeds import Explained, Findings, run_seeds
 
 JOBS_MAX: Final = 256
@@ -50,7 +50,7 @@ def _tell(found: Findings, defects: tuple[Defect, ...], output: Output) -> None:
     tally = found.tally
     output.table(
         ("fault", "times", "what it is"),
-        [(kind.value, str(tally.faults[kind]), kind.text) for kind in Fault],
+        [(kind.value, str(tally.faults[kind]), kind.text) for kind in DRAWN],
     )
     for each in found.explained if not output.json else ():
         output.say(f"seed {each.seed}: {each.error}", style="red")
@@ -81,7 +81,7 @@ def _fields(found: Findings, defects: tuple[Defect, ...]) -> dict[str, object]:
         "undecided": tally.undecided,
         "steps": tally.steps,
         "seconds": round(found.seconds, 3),
-        "faults": {kind.value: tally.faults[kind] for kind in Fault},
+        "faults": {kind.value: tally.faults[kind] for kind in DRAWN},
         "failed": [_explained(each, defects) for each in found.explained],
     }
 
