@@ -626,3 +626,27 @@ def test_a_data_connection_is_replaced_while_pages_follow():
     assert 1 in fetching._coming
     pair.destination.join(r.Attach(SESSION, TOKEN, 0, 1), door(1), pair.now)
     assert 1 not in fetching._coming
+
+
+@pytest.mark.parametrize("state", ["COMPLETING", "RUNNING", "RELEASED"])
+def test_a_data_connection_that_comes_when_all_pages_are_there(state):
+    """[STR-15] Who opens it again behind a resumption does not know."""
+    pair = run_to(following("post-copy", 1), DestinationState.FETCHING)
+    if state == "COMPLETING":  # it is recorded as soon as the last page is there
+        pair.destination._state = DestinationState.COMPLETING
+    run_to(pair, DestinationState[state])
+    assert pair.destination.join(r.Attach(SESSION, TOKEN, 0, 1), door(1), pair.now) == 1
+    assert pair.destination.state is DestinationState[state]
+
+
+@pytest.mark.parametrize("state", ["RELEASING", "CLOSING"])
+def test_a_data_connection_that_is_there_when_all_pages_were_sent(state):
+    """[STR-15] It has nothing to carry any more."""
+    pair = run_to(following("post-copy", 1), SourceState[state])
+    pair.source._on_streams([1], pair.now)
+    lane = pair.source._lanes[1]
+    answer = encode(r.Attached(0, lane.generation, 0), 1, 0)
+    pair.source.receive_data(unchecked.preface() + answer, pair.now, 1)
+    assert pair.source.state is SourceState[state]
+    assert lane.attached
+    assert not pair.source._account.error

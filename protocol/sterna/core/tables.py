@@ -241,6 +241,8 @@ SOURCE: Final[Table] = {
     (_S.MOVED, F.PAGE_REQUEST): Row(_S.MOVED, "send PAGES...", "PCY-9"),
     (_S.MOVED, F.COMPLETE): Row(_S.RELEASING, "free the image", "CMP-2"),
     (_S.MOVED, _I.LOST): Row(_S.DEPARTED, "keep the image", "CON-64"),
+    (_S.RELEASING, F.ATTACHED): Row(_S.RELEASING, "no page is left for it", "STR-15"),
+    (_S.CLOSING, F.ATTACHED): Row(_S.CLOSING, "no page is left for it", "STR-15"),
     (_S.RELEASING, _I.RELEASED): Row(_S.CLOSING, "send RELEASE, BYE", "CMP-2"),
     (_S.RELEASING, _I.LOST): Row(_S.RELEASING, "go on", "CON-64"),
     (_S.CLOSING, F.BYE): Row(_S.CLOSED, "close", "CON-70"),
@@ -386,7 +388,8 @@ _KEEPS = (*_VOIDS, _D.RESUMED)
 DESTINATION.update({(state, _J.LINK_LOST): Row(_D.SUSPENDING, "keep the room", "RES-14") for state in _KEEPS})
 
 # Before the first round, behind a resumption, and at a barrier [STR-2] [STR-12] [STR-15].
-_ATTACHES = (_D.STANDBY, _D.RESUMED, _D.FETCHING)
+# Who opens them again behind RUNNING does not know that all pages have come meanwhile.
+_ATTACHES = (_D.STANDBY, _D.RESUMED, _D.FETCHING, _D.COMPLETING, _D.RUNNING, _D.RELEASED)
 DESTINATION.update({(state, _J.STREAM_JOINS): Row(state, "ATTACHED there", "STR-6") for state in _ATTACHES})
 
 # With HANDOVER received the permission stands, whether the connection does or not [ONE-30].
