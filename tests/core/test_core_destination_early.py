@@ -13,6 +13,19 @@ from sterna.registry import ErrorCode, Feature, Style
 from sterna.wire import records as r
 
 
+def seal(rig: FetchingRig, style: Style, *, stale: bytes = b"") -> None:
+    """From SWITCHOVER to SEAL, without a page in the blackout."""
+    rig.switchover(style)
+    rig.do(e.Persist)
+    rig.do(e.Prepare)
+    rig.begin()
+    rig.finish_round()
+    if stale:
+        rig.bitmap(pages=stale)
+    rig.state(SECTION)
+    rig.say(rig.seal())
+
+
 def test_styles_are_selected_if_the_host_can():
     """[NEG-10] [NEG-11]"""
     rig = FetchingRig().until(D.WELCOMED)
@@ -40,14 +53,7 @@ def test_post_copy_after_a_round_is_none():
 def test_post_copy_without_a_round():
     """[PCY-4] [MEM-10]"""
     rig = FetchingRig().until(D.STANDBY)
-    rig.switchover(Style.POST_COPY)
-    rig.do(e.Persist)
-    rig.do(e.Prepare)
-    rig.begin()
-    rig.finish_round()
-    rig.bitmap(pages=b"\x0f")
-    rig.state(SECTION)
-    rig.say(rig.seal())
+    seal(rig, Style.POST_COPY, stale=b"\x0f")
     (stale,) = rig.take(e.Expect).stale.values()
     assert stale.count() == 4
 
@@ -122,13 +128,7 @@ def test_accesses_that_were_to_be_let_go_are_let_go_in_the_next_attempt():
     rig.begin()
     assert rig.wishes == []
     rig.finish_round()
-    rig.switchover(Style.STOP_AND_COPY)
-    rig.do(e.Persist)
-    rig.do(e.Prepare)
-    rig.begin()
-    rig.finish_round()
-    rig.state(SECTION)
-    rig.say(rig.seal())
+    seal(rig, Style.STOP_AND_COPY)
     assert rig.take(e.Expect).stale == {}
 
 
@@ -231,11 +231,5 @@ def test_an_attempt_without_stale_pages_takes_the_holding_back():
     rig = FetchingRig().until(D.STANDBY)
     rig.whole_round()
     rig.machine._follows._held = True  # as after an attempt that was taken back
-    rig.switchover()
-    rig.do(e.Persist)
-    rig.do(e.Prepare)
-    rig.begin()
-    rig.finish_round()
-    rig.state(SECTION)
-    rig.say(rig.seal())
+    seal(rig, Style.BITMAP)
     assert rig.take(e.Expect).stale == {}

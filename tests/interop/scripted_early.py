@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import trio
-from trio.testing import MockClock
+from scripted_pair import Part, meet
 
-from sterna.net.memory import memory_transport_pair
 from sterna.registry import Feature
 from sterna.wire import FeatureOffer
-from sterna_interop.case import Line, Wire
 from sterna_interop.contract import Role
-from sterna_interop.peer import Peer
 from sterna_interop.peer_destination import DestinationPlan
 from sterna_interop.peer_early import EarlyPlan
 from sterna_interop.peer_early_destination import EarlyDestination
@@ -37,33 +33,4 @@ def talk(
     )
     plan = DestinationPlan(features=features, unhashed=Feature.UNHASHED in offered)
     takes = EarlyDestination(plan, LanePlan(count=1), destination or EarlyPlan())
-    accounts: dict[Role, Account] = {}
-
-    async def both() -> None:
-        calls, called = trio.open_memory_channel[Line](16)
-
-        async def dial(_wire: Wire | None) -> Line:
-            near, far = map(Line, memory_transport_pair())
-            await calls.send(far)
-            return near
-
-        async def answer(_wire: Wire | None) -> Line:
-            return await called.receive()
-
-        near, far = memory_transport_pair()
-        peers = {
-            Role.SOURCE: Peer(Line(near, another=dial), Manner(), *control),
-            Role.DESTINATION: Peer(Line(far, another=answer), Manner()),
-        }
-        talks = {Role.SOURCE: sends, Role.DESTINATION: takes}
-
-        async def one(role: Role) -> None:
-            accounts[role] = await peers[role].converse(talks[role], 5.0)
-            await peers[role].line.end()
-
-        async with trio.open_nursery() as nursery:
-            for role in Role:
-                nursery.start_soon(one, role)
-
-    trio.run(both, clock=MockClock(autojump_threshold=0))
-    return accounts
+    return meet({Role.SOURCE: Part(sends, Manner(), *control), Role.DESTINATION: Part(takes)})

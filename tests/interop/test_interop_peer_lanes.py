@@ -6,17 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
-import trio
-from trio.testing import MockClock
+from scripted_pair import Part, meet
 
 from sterna.limits import Limits
-from sterna.net.memory import memory_transport_pair
 from sterna.registry import ErrorCode, Feature, FrameType
 from sterna.wire import Attach, Attached, FeatureOffer, RoundEnd
 from sterna_interop import peer_acts as do
-from sterna_interop.case import Line, Wire
 from sterna_interop.contract import Role
-from sterna_interop.peer import Peer
 from sterna_interop.peer_destination import DestinationPlan
 from sterna_interop.peer_lanes import HANG_UP, LanePlan, StreamDestination, StreamSource, attempt
 from sterna_interop.peer_source import SourcePlan
@@ -43,37 +39,12 @@ def talk(source: Side | None = None, destination: Side | None = None) -> dict[Ro
     sends = StreamSource(SourcePlan(features=(zeros, offer)), source.lanes)
     features = (Feature.ENCODING_ZERO, Feature.DATA_STREAMS)
     takes = StreamDestination(DestinationPlan(features=features), destination.lanes)
-    accounts: dict[Role, Account] = {}
-
-    async def both() -> None:
-        calls, called = trio.open_memory_channel[Line](16)
-
-        async def dial(_wire: Wire | None) -> Line:
-            near, far = map(Line, memory_transport_pair())
-            await calls.send(far)
-            return near
-
-        async def answer(_wire: Wire | None) -> Line:
-            return await called.receive()
-
-        near, far = memory_transport_pair()
-        peers = {
-            Role.SOURCE: Peer(Line(near, another=dial), MANNER, source.place, source.act),
-            Role.DESTINATION: Peer(Line(far, another=answer), MANNER, destination.place, destination.act),
+    return meet(
+        {
+            Role.SOURCE: Part(sends, MANNER, source.place, source.act),
+            Role.DESTINATION: Part(takes, MANNER, destination.place, destination.act),
         }
-        talks = {Role.SOURCE: sends, Role.DESTINATION: takes}
-
-        async def one(role: Role) -> None:
-            accounts[role] = peers[role].account
-            await peers[role].converse(talks[role], 5.0)
-            await peers[role].line.end()
-
-        async with trio.open_nursery() as nursery:
-            for role in Role:
-                nursery.start_soon(one, role)
-
-    trio.run(both, clock=MockClock(autojump_threshold=0))
-    return accounts
+    )
 
 
 @pytest.mark.parametrize(
