@@ -628,14 +628,25 @@ def test_a_data_connection_is_replaced_while_pages_follow():
     assert 1 not in fetching._coming
 
 
+@pytest.mark.parametrize("resumed", [False, True])
 @pytest.mark.parametrize("state", ["COMPLETING", "RUNNING", "RELEASED"])
-def test_a_data_connection_that_comes_when_all_pages_are_there(state):
-    """[STR-15] Who opens it again behind a resumption does not know."""
+def test_a_data_connection_that_comes_when_all_pages_are_there(state, resumed):
+    """[STR-15] [STR-4] Who opens it again behind a resumption does not know; nobody else opens one then."""
     pair = run_to(following("post-copy", 1), DestinationState.FETCHING)
+    if resumed:
+        run_to(pair, SourceState.MOVED).cut()
+        pair.reconnect()
+        run_to(pair, DestinationState.FETCHING)
     if state == "COMPLETING":  # it is recorded as soon as the last page is there
         pair.destination._state = DestinationState.COMPLETING
     run_to(pair, DestinationState[state])
-    assert pair.destination.join(r.Attach(SESSION, TOKEN, 0, 1), door(1), pair.now) == 1
+    attach = r.Attach(SESSION, TOKEN, 0, 9)
+    if resumed:
+        assert pair.destination.join(attach, door(1), pair.now) == 1
+    else:
+        with pytest.raises(SternaError) as caught:
+            pair.destination.join(attach, door(1), pair.now)
+        assert (caught.value.code, caught.value.frame) == (ErrorCode.UNEXPECTED_FRAME, FrameType.ATTACH)
     assert pair.destination.state is DestinationState[state]
 
 

@@ -105,7 +105,9 @@ class Joining(Refusing):
                 raise wrong(ErrorCode.UNEXPECTED_FRAME, detail, "PCY-26", attach)
         else:
             self._ticket.check_attach(attach, stream, self._lanes.mark(stream))
-            self._require(DestinationInput.STREAM_JOINS, FrameType.ATTACH)
+            resumed = self._ticket.generation > 0
+            joins = DestinationInput.STREAM_REJOINS if resumed else DestinationInput.STREAM_JOINS
+            self._require(joins, FrameType.ATTACH)
         if not door.reader.is_drained:
             raise wrong(ErrorCode.BAD_SEQUENCE, "a frame between ATTACH and ATTACHED", "ATT-5", attach)
 

@@ -153,6 +153,7 @@ class DestinationInput(_Quick):
     HELLO_VERDICT = "HELLO{verdict}"
     JOINED = "host has the session"
     STREAM_JOINS = "ATTACH on a data connection"
+    STREAM_REJOINS = "ATTACH on a data connection, after a resumption"
     ADMITTED = "host admits"
     REJOINED = "host has a session whose guest runs here and lacks pages"
     RESERVED = "room made"
@@ -388,9 +389,13 @@ _KEEPS = (*_VOIDS, _D.RESUMED)
 DESTINATION.update({(state, _J.LINK_LOST): Row(_D.SUSPENDING, "keep the room", "RES-14") for state in _KEEPS})
 
 # Before the first round, behind a resumption, and at a barrier [STR-2] [STR-12] [STR-15].
-# Who opens them again behind RUNNING does not know that all pages have come meanwhile.
-_ATTACHES = (_D.STANDBY, _D.RESUMED, _D.FETCHING, _D.COMPLETING, _D.RUNNING, _D.RELEASED)
+_ATTACHES = (_D.STANDBY, _D.FETCHING)
 DESTINATION.update({(state, _J.STREAM_JOINS): Row(state, "ATTACHED there", "STR-6") for state in _ATTACHES})
+# Who opens them again behind RUNNING does not know that all pages have come meanwhile.
+_REATTACHES = (*_ATTACHES, _D.RESUMED, _D.COMPLETING, _D.RUNNING, _D.RELEASED)
+DESTINATION.update(
+    {(state, _J.STREAM_REJOINS): Row(state, "ATTACHED there", "STR-15") for state in _REATTACHES}
+)
 
 # With HANDOVER received the permission stands, whether the connection does or not [ONE-30].
 _GOES_ON = (_D.RECORDING, _D.CLAIMING, _D.COMMITTING, _D.HANDING_BACK, _D.STARTING)
