@@ -7,7 +7,9 @@ from core_support import EPOCH, HERE, PAGE, PlainDestination, PlainSource
 from sterna.core.events import Outcome
 from sterna.core.lanes import Lane
 from sterna.core.outbox import Outbox
+from sterna.core.sending import Job
 from sterna.core.tables import SourceState, State
+from sterna.memory.pages import EncodedBatch
 from sterna.testing.pair import ADMISSION, Pair, resuming_pair
 from sterna.wire import FrameReader, FrameReceived, unchecked
 from sterna.wire import records as r
@@ -47,6 +49,18 @@ def check_moved(pair: Pair) -> None:
     assert (here.outcome, there.outcome) == (Outcome.COMPLETED, Outcome.COMPLETED), (here, there)
     assert here.digest == there.digest != b""
     assert pair.destination_guest.image == pair.source_guest.image
+
+
+def encoded(pair: Pair, job: Job) -> EncodedBatch:
+    """A job, done."""
+    return pair._pages.encode(job.region, job.starts, job.counts, zeros=job.zeros)
+
+
+def work(pair: Pair) -> None:
+    """Do a job for every connection that has one."""
+    for stream in pair.source.streams:
+        if (job := pair.source.next_job(stream)) is not None:
+            pair.source.job_done(job, encoded(pair, job))
 
 
 def encode(record: r.Record, stream: int, sequence: int, bulk: bytes = b"") -> bytes:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from core_support import PAGE
-from lanes_support import check_moved, pair_of, run_to
+from core_support import PAGE, PlainDestination, PlainSource
+from lanes_support import check_moved, encoded, pair_of, run_to, work
 
 from sterna.core import batches
 from sterna.core.batches import Batches
@@ -13,22 +13,11 @@ from sterna.core.tables import SourceState as S
 from sterna.limits import Limits
 from sterna.memory.bitmap import PageBitmap
 from sterna.memory.digest import MemoryDigest
-from sterna.memory.pages import EncodedBatch, RegionPages
+from sterna.memory.pages import RegionPages
 from sterna.memory.regions import RegionTable
 from sterna.registry import ErrorCode
-from sterna.testing.pair import Pair
+from sterna.testing.pair import Pair, resuming_pair
 from sterna.wire.records import Region
-
-
-def encoded(pair: Pair, job: Job) -> EncodedBatch:
-    return pair._pages.encode(job.region, job.starts, job.counts, zeros=job.zeros)
-
-
-def work(pair: Pair) -> None:
-    """Do what there is to be done for every connection."""
-    for stream in pair.source.streams:
-        if (job := pair.source.next_job(stream)) is not None:
-            pair.source.job_done(job, encoded(pair, job))
 
 
 def packing(streams: int = 0, **changes: object) -> Pair:
@@ -150,6 +139,32 @@ def test_all_connections_together_hold_so_much(monkeypatch):
     assert pair.source.next_job(2) is None
     pair.source.job_done(jobs[0], encoded(pair, jobs[0]))
     check_moved(worked(pair))
+
+
+def test_what_is_held_is_never_more_than_that():
+    """At its real size, with batches that do not divide it: the one that would be taken counts."""
+    large = Region(1, 0, 48 << 20)
+    size = 3 << 20
+    source = PlainSource((large,))
+    source.bytes[1][::PAGE] = b"x" * large.pages
+    pair = resuming_pair(source, PlainDestination(), streams=4, batch_bytes=size)
+    pair.source.packs, pair.source.ahead = True, 4
+    run_to(pair, S.ROUND)
+    jobs: list[Job] = []
+    while taken := [job for stream in range(1, 5) if (job := pair.source.next_job(stream)) is not None]:
+        jobs += taken
+    assert [int(job.counts.sum()) * PAGE for job in jobs] == [size] * (batches.HELD_BYTES // size)
+    for job in jobs:  # done, it waits, and is as large
+        pair.source.job_done(job, encoded(pair, job))
+        assert pair.source.next_job(job.stream) is None
+    assert pair.source._held_bytes == len(jobs) * size
+    check_moved(worked(pair))
+
+
+def test_a_batch_that_is_larger_goes_alone(monkeypatch):
+    """A peer may take such batches, and nothing would go otherwise."""
+    monkeypatch.setattr(batches, "HELD_BYTES", PAGE - 1)
+    check_moved(worked(packing(2)))
 
 
 def test_what_waits_when_the_link_is_lost_is_dropped():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lanes_support import PAGE, check_moved, pair_of, run_to
+from lanes_support import PAGE, check_moved, encoded, pair_of, run_to, work
 
 from sterna.core import shares
 from sterna.core.events import OpenStreams, RoundFinished, StreamAttached
@@ -41,6 +41,29 @@ def test_a_round_is_cut_short_for_it():
     assert pair.source.result.resumed == 0
     first, second, *_ = rounds(pair)
     assert first < 32 <= first + second
+
+
+def test_batches_that_are_packed_for_it_meanwhile_are_lost_no_more_than_others():
+    """[STR-12] [RND-3] One waits and two are under way: they still go where they belong, in this round."""
+    pair = pair_of(2)
+    pair.source.packs, pair.source.ahead = True, 3
+    run_to(pair, SourceState.ROUND)
+    pair.run()  # until there is nothing to be sent but by jobs
+    jobs = [pair.source.next_job(2) for _ in range(3)]
+    pair.source.job_done(jobs[0], encoded(pair, jobs[0]))
+    pair.source.wear_out(WORN, pair.now, 2)
+    assert pair.source.next_job(2) is None
+    while (job := pair.source.next_job(1)) is not None:
+        pair.source.job_done(job, encoded(pair, job))
+        pair.run()
+    assert pair.source.state is SourceState.ROUND  # it waits for the other two
+    for job in jobs[1:]:
+        pair.source.job_done(job, encoded(pair, job))
+    pair._between = work
+    pair.run()
+    check_moved(pair)
+    assert attached(pair) == [(1, 0), (2, 0), (2, 1)]
+    assert rounds(pair)[:2] == [16 + 3, 16 - 3]
 
 
 @pytest.mark.parametrize("state", [SourceState.ACKING, SourceState.COLLECTING])

@@ -5,7 +5,8 @@ these is made when the connection takes it. To pack pages takes longer than to s
 packed the driver takes a `Job`, has it done where nobody waits for it, and brings the batch. Each connection
 has so many jobs under way and batches waiting as the driver says, and no more: what waits grows old. A batch
 that waits is no frame yet, so whatever else is to be said goes before it. Such batches are no views of guest
-memory but take memory themselves, so all connections together have no more than `HELD_BYTES` of them.
+memory but take memory themselves, so all connections together have no more than `HELD_BYTES` of them, or one
+that is larger.
 
 What a job is of has been given out [8.4]: no early look spares it. If the guest writes to it meanwhile, it is
 sent in a next round, as every page that is written after it was read.
@@ -67,7 +68,8 @@ class Batches(Replacing):
             return None
         if self._under_way[stream] + len(self._waiting[stream]) + bool(lane.outbox) >= self.ahead:
             return None
-        if self._held_bytes >= HELD_BYTES:
+        held_bytes = self._held_bytes
+        if held_bytes and held_bytes + self._memory.job_bytes > HELD_BYTES:
             return None
         job = self._memory.next_job(stream, zeros=self._zeros)
         if job is not None:

@@ -160,6 +160,7 @@ class OutgoingRound:
         last: whether it is the one of the blackout.
         page_count: pages sent so far.
         bulk_bytes: their bytes on the wire.
+        batch_bytes: the most bytes of a batch, of one that is longer than a page.
     """
 
     def __init__(
@@ -193,6 +194,7 @@ class OutgoingRound:
         self.last: Final = last
         self.page_count = 0
         self.bulk_bytes = 0
+        self.batch_bytes = batch[0]
         self._unpacked_bytes = 0
         self._last_sequences: dict[int, int] = {}
         self._attempt: Final = attempt
@@ -261,6 +263,7 @@ class OutgoingRound:
 
         Where it is less, others may have the machine, and small batches would cost it more.
         """
+        self.batch_bytes = max(self.batch_bytes, batch[0])
         for share in self._shares.values():
             share.enlarge(batch)
 

@@ -289,6 +289,11 @@ class Sending:
         hot = self._round.comes_later(stream, region, int(starts[0]))
         return Job(self._round, stream, *runs, zeros, hot)
 
+    @property
+    def job_bytes(self) -> int:
+        """Bytes of the pages of a job at most: one page is no larger than a chunk."""
+        return max(self._round.batch_bytes, bounds.CHUNK_BYTES)
+
     def wants(self, job: Job) -> bool:
         """Whether it is of the round under way."""
         return job.round is self._round
