@@ -13,8 +13,8 @@ from sterna.core import sending, shares
 from sterna.core.events import Event, Outcome, Result, RoundFinished, RoundStarted, SessionResumed
 from sterna.core.negotiate import VERSION, Selection
 from sterna.core.paying import Paying
-from sterna.core.policy import RoundStats
-from sterna.guest.embedded import EmbeddedGuest
+from sterna.core.policy import PolicySettings, RoundStats
+from sterna.guest.embedded import REGION, EmbeddedGuest
 from sterna.limits import EXPANSION, Limits
 from sterna.memory.packing import Measure, Packer
 from sterna.memory.pages import RegionPages
@@ -158,6 +158,42 @@ async def test_near_what_the_guest_writes_versions_are_kept_in_the_first_round(
     result, _ = await move(bytearray(RANDOM), compress=Compress.ALWAYS, **options)
     assert (result.rounds[0].pages, result.rounds[-1].pages) == (512 - 64, 128)
     assert 512 * PAGE < wire_bytes(result) < 516 * PAGE
+
+
+async def test_a_cache_of_other_versions_is_cleared_and_its_pages_go_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """[PGS-20] Versions that the destination does not hold: it rejects what is made of them."""
+    kept: list[RecentPages] = []
+    wrong = np.arange(0, 16, 2)
+    known: list[int] = []
+    all_rounds = PolicySettings(0.001, max_rounds=3, fixed_cost_s=1, on_exhausted="switch")
+
+    class Remembering(RecentPages):
+        def __init__(self, table: RegionTable, room_bytes: int) -> None:
+            super().__init__(table, room_bytes)
+            kept.append(self)
+
+    class Watching(Quiet):
+        def on_event(self, event: Event) -> None:
+            super().on_event(event)
+            match event:
+                case RoundStarted(2):
+                    versions = kept[0].versions(REGION, 0, 16)[::2]
+                    versions[:, 99] ^= 0x5A
+                    kept[0].sent(REGION, wrong, versions)
+                case RoundFinished():
+                    known.append(int(np.count_nonzero(kept[0].known(REGION, np.arange(len(RANDOM) // PAGE)))))
+                case _:
+                    pass
+
+    monkeypatch.setattr("sterna.net.packing.RecentPages", Remembering)
+    monkeypatch.setattr(f"{__name__}.Quiet", Watching)
+    result, _ = await move(bytearray(RANDOM), rounds=3, compress=Compress.ALWAYS, policy=all_rounds)
+    first, second, third, _ = result.rounds
+    assert (first.rejected_pages, second.rejected_pages, third.rejected_pages) == (0, len(wrong), 0)
+    assert known[:2] == [len(RANDOM) // PAGE, 0]
+    assert second.bulk_bytes < third.bulk_bytes  # of nothing that is sent then a version is known
 
 
 async def test_without_memory_for_versions_there_are_no_changes() -> None:
