@@ -45,7 +45,9 @@ from sterna.net.transport import Peer, TlsInfo, Transport
 from sterna.registry import ErrorCode, Phase
 from sterna.wire.records import NO_RUNNER, Progress
 
-STATS = RoundStats(3, 100, 409600, 0.5, 7, 28672, rejected_pages=2, throttle=0.25)
+STATS = RoundStats(
+    3, 100, 409600, 0.5, 7, 28672, rejected_pages=2, throttle=0.25, versions_asked=9, versions_found=6
+)
 HUGE = (1 << 64) - 1
 EVENTS = {
     "session_opened": SessionOpened(b"s" * 16, "agent", 65537, {}),
@@ -96,6 +98,8 @@ def test_a_round() -> None:
         "dirty_bytes": 28672,
         "rejected_pages": 2,
         "throttle": 0.25,
+        "versions_asked": 9,
+        "versions_found": 6,
     }
 
 

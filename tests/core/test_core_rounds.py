@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from core_support import PAGE
@@ -12,7 +14,7 @@ from sterna.core import shares
 from sterna.core.rounds import IncomingRound, OutgoingRound, batch_bounds
 from sterna.errors import LimitExceeded, PeerMisbehaved
 from sterna.limits import CHUNK_BYTES, REJECTED_FLOOR_PAGES, Limits
-from sterna.memory.pages import RegionPages
+from sterna.memory.pages import RegionPages, zero_batch
 from sterna.memory.regions import PageSets, RegionTable
 from sterna.registry import Encoding, ErrorCode, Transfer
 from sterna.wire import records as r
@@ -177,6 +179,15 @@ def test_what_a_round_measured():
     assert (stats.dirty_pages, stats.dirty_bytes, stats.throttle) == (2, 2 * PAGE, 0.3)
     assert (stats.rejected_pages, stats.receive_rate_bytes_s) == (1, 4711)
     assert round_.stats(12.5, 0.3, dirty).rejected_pages == 0
+
+
+def test_versions_that_were_looked_for_are_counted():
+    round_ = outgoing((1, 0, 6))
+    batch = zero_batch(1, np.array([0]), np.array([3]))
+    for asked, found in ((3, 1), (2, 2)):
+        round_.sent(replace(batch, versions_asked=asked, versions_found=found), 1)
+    stats = round_.stats(12.5, 0.0, PageSets(TABLE))
+    assert (stats.versions_asked, stats.versions_found) == (5, 3)
 
 
 # ---- receiving ----

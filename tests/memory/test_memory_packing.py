@@ -83,6 +83,7 @@ def test_what_compresses_is_compressed():
     assert (measure.page_bytes, measure.sent_bytes) == (50 * PAGE, batch.bulk_bytes)
     assert (measure.zstd_bytes, measure.change_bytes) == (55 * PAGE, 0)
     assert pair.packer.sample == bytes(2 * PAGE) + TEXT * 30
+    assert (batch.versions_asked, batch.versions_found) == (0, 0)
     assert len(pair.packer.sample) == SAMPLE_BYTES
 
 
@@ -183,6 +184,7 @@ def test_changes_without_compression():
     pair.here[5] ^= 0xFF
     batch = pair.send([0], [20], None)
     assert kinds(batch) == [(0, 10, DELTA), (10, 10, RAW)]
+    assert (batch.versions_asked, batch.versions_found) == (20, 10)
 
 
 def test_pages_that_were_written_anew():

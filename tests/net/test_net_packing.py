@@ -128,6 +128,9 @@ async def test_changes_of_random_pages_take_few_bytes() -> None:
     result, _ = await move(bytearray(RANDOM), rounds=3, compress=Compress.ALWAYS)
     assert len(result.rounds) > 1
     assert wire_bytes(result) < len(RANDOM) * 1.1
+    first, second, *_ = result.rounds
+    assert (first.versions_asked, first.versions_found) == (512, 0)
+    assert second.versions_asked == second.versions_found == second.pages
 
 
 class Cornered(Quiet):

@@ -105,6 +105,8 @@ def round_fields(stats: RoundStats) -> Fields:
         "dirty_bytes": stats.dirty_bytes,
         "rejected_pages": stats.rejected_pages,
         "throttle": stats.throttle,
+        "versions_asked": stats.versions_asked,
+        "versions_found": stats.versions_found,
     }
 
 

@@ -119,6 +119,8 @@ class RoundStats:
         receive_rate_bytes_s: ROUND_ACK's rate; 0 if the receiver could not measure one.
         throttle: share of the guest's running time that was taken away during the round.
         unpacked_bytes: what the bulk bytes stand for; 0 if they are the pages' own.
+        versions_asked: source: pages of which a version that was sent was looked for, to send a change of it.
+        versions_found: those of them of which one was there.
     """
 
     round: int
@@ -131,6 +133,8 @@ class RoundStats:
     receive_rate_bytes_s: float = 0.0
     throttle: float = 0.0
     unpacked_bytes: int = 0
+    versions_asked: int = 0
+    versions_found: int = 0
 
     def in_pages(self) -> RoundStats:
         """The same round as if its pages had not been packed, and the link as much faster."""

@@ -196,6 +196,7 @@ class OutgoingRound:
         self.bulk_bytes = 0
         self.batch_bytes = batch[0]
         self._unpacked_bytes = 0
+        self._versions_asked = self._versions_found = 0
         self._last_sequences: dict[int, int] = {}
         self._attempt: Final = attempt
         self._started: Final = now
@@ -246,6 +247,8 @@ class OutgoingRound:
         self.page_count += batch.page_count
         self.bulk_bytes += batch.bulk_bytes
         self._unpacked_bytes += batch.unpacked_bytes or batch.bulk_bytes
+        self._versions_asked += batch.versions_asked
+        self._versions_found += batch.versions_found
         self._last_sequences[stream] = sequence
         return batch.table(self._attempt, self.number)
 
@@ -317,6 +320,8 @@ class OutgoingRound:
             receive_rate_bytes_s=0 if ack is None else ack.receive_rate_bytes_s,
             throttle=throttle,
             unpacked_bytes=self._unpacked_bytes,
+            versions_asked=self._versions_asked,
+            versions_found=self._versions_found,
         )
 
 

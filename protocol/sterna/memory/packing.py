@@ -139,6 +139,7 @@ class Packer:
         ):
             runs[name] = column
         sent_bytes = sum(buffer.nbytes for buffer in buffers)
+        asked = [piece for piece in pieces if piece.bytes.nbytes and self.recent is not None]
         self.measure = replace(self.measure, page_bytes=plain.bulk_bytes, sent_bytes=sent_bytes)
         return EncodedBatch(
             region=region,
@@ -148,6 +149,8 @@ class Packer:
             page_count=plain.page_count,
             bulk_bytes=sent_bytes,
             unpacked_bytes=plain.bulk_bytes,
+            versions_asked=sum(piece.count for piece in asked),
+            versions_found=sum(piece.count for piece in asked if piece.known),
         )
 
     def _joined(self, plain: EncodedBatch) -> EncodedBatch:

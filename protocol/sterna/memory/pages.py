@@ -60,6 +60,8 @@ class EncodedBatch:
         page_count: pages of all runs.
         bulk_bytes: length of all buffers.
         unpacked_bytes: what they stand for if they are packed, and hence no views; else 0.
+        versions_asked: pages of which a version that was sent was looked for.
+        versions_found: those of them of which one was there.
     """
 
     region: int
@@ -69,6 +71,8 @@ class EncodedBatch:
     page_count: int
     bulk_bytes: int
     unpacked_bytes: int = 0
+    versions_asked: int = 0
+    versions_found: int = 0
 
     def table(self, attempt: int, round_: int) -> Pages:
         """The record of the PAGES frame."""

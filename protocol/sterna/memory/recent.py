@@ -28,14 +28,11 @@ class RecentPages:
     """Versions of the pages of all copied regions, each of which has pages of one size.
 
     Attributes:
-        asked: pages that were looked for so far.
-        found: those of them that were there.
         is_filled: whether there were any versions when the round began.
     """
 
     def __init__(self, table: RegionTable, room_bytes: int) -> None:
         """`room_bytes`: of memory for the versions; beside them go four bytes for each page of the guest."""
-        self.asked = self.found = 0
         self.is_filled = False
         self._lock: Final = Lock()
         self._by_region: Final[dict[int, _Places]] = {}
@@ -58,11 +55,9 @@ class RecentPages:
                 places.clear()
 
     def known(self, region: int, pages: Positions) -> npt.NDArray[np.bool_]:
-        """Which of these pages have a version here. They are counted as asked for."""
+        """Which of these pages have a version here."""
         with self._lock:
             known: npt.NDArray[np.bool_] = self._by_region[region].place_of[pages] != _NOWHERE
-            self.asked += len(pages)
-            self.found += int(np.count_nonzero(known))
         return known
 
     def versions(self, region: int, first: int, count: int) -> npt.NDArray[np.uint8]:

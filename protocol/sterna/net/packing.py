@@ -96,7 +96,6 @@ class Changes:
         self.recent = recent
         self._useless = 0
         self._page_bytes = self._saved_bytes = 0
-        self._found = 0
 
     def round_started(self) -> None:
         """Another round begins."""
