@@ -32,8 +32,9 @@ had failed comes back. Sessions are opened without `resume`, but for those cells
 `guest_lost` of ONE-42, or a guest that died with its holder as it would have without a migration. The columns
 `source` and `destination` say how the session ended there, before any recovery: its outcome, and the codes
 that it may bear; without codes any or none; a dash stands for an endpoint that was killed. `moved` stands for
-`stranded` too, where pages are missing. Recovery comes by `itself`, or with the `return` of what had failed,
-or there is `none`. Of the codes, {groups}.
+`stranded` too, where pages are missing. Recovery comes by `itself`: the guest runs, with all of its pages,
+before anything has come back; or with the `return` of what had failed; or there is `none`.
+Of the codes, {groups}.
 
 What has the clause RES-13 needs a source that comes back to serve pages. With `resume` it does, to whichever
 endpoint the destination has by then, and from whichever the source has by then (RES-19), and the session ends

@@ -57,6 +57,24 @@ def test_a_run_in_which_all_is_as_it_should_be(
     assert (said["schema"], said["failures"]) == (1, [])
 
 
+def test_a_return_that_was_not_needed_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def carry_out(
+        chosen: list[Job], _: Path, on_report: Callable[[Report], None], **__: object
+    ) -> None:
+        for job in chosen:
+            done = Done(judged={"runs": "source"}, meanwhile="source")
+            on_report(conclude(job.cell, job.way.value, done, 0.5))
+
+    monkeypatch.setattr(run, "carry_out", carry_out)
+    name = "marked/destination_killed/stop_and_copy/no_store"
+    assert main(["matrix", "--virtual", "--only", name]) == Exit.OK
+    said = capsys.readouterr()
+    assert "before what the table waits for had come back" in said.err + said.out
+    assert f"virtual {name}" in said.err + said.out
+
+
 def test_a_failure_prints_the_command_that_repeats_it(
     carried: list[Job], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,14 +9,23 @@ from sterna.matrix.table import Cell, Survivor, load
 
 CELLS = {cell.name: cell for cell in load().cells}
 STAYS = CELLS["round/cut/stop_and_copy/no_store"]
+WAITS = CELLS["marked/source_killed/stop_and_copy/no_store"]
 DIES = CELLS["round/source_holder_killed/stop_and_copy/no_store"]
 LOST = ("rolled_back", "connection_lost")
 TOLD = {Survivor.SOURCE: LOST, Survivor.DESTINATION: LOST}
 
 
-def report(cell: Cell, runs: str, *, told: dict | None = None, two: int = 0, lost: int = 0) -> Report:
+def report(
+    cell: Cell,
+    runs: str,
+    *,
+    told: dict | None = None,
+    two: int = 0,
+    lost: int = 0,
+    meanwhile: str | None = None,
+) -> Report:
     judged = {"runs": runs, "two_runners": ["fork"] * two, "lost_writes": ["page"] * lost}
-    return conclude(cell, "real", Done(told=told or {}, judged=judged), 1.0)
+    return conclude(cell, "real", Done(told=told or {}, judged=judged, meanwhile=meanwhile), 1.0)
 
 
 def test_as_it_should_be() -> None:
@@ -35,6 +44,7 @@ def test_as_it_should_be() -> None:
         (report(STAYS, "destination"), "destination runs the guest, not source"),
         (report(STAYS, "nobody"), "nobody runs the guest, not source"),
         (report(DIES, "source"), "source runs the guest, not nobody"),
+        (report(STAYS, "source", meanwhile="nobody"), "nobody runs the guest before anything has come back"),
         (report(STAYS, "source", two=1), "two runners: fork"),
         (report(STAYS, "source", lost=1), "lost writes: page"),
         (
@@ -47,6 +57,14 @@ def test_as_it_should_be() -> None:
 def test_as_it_should_not_be(found: Report, why: str) -> None:
     assert found.failures == [why]
     assert not found.passed
+
+
+def test_a_return_that_was_not_needed() -> None:
+    assert report(STAYS, "source", meanwhile="source").passed
+    for meanwhile, needless in (("source", True), ("nobody", False), (None, False)):
+        found = report(WAITS, "source", meanwhile=meanwhile)
+        assert (found.passed, found.needless) == (True, needless)
+    assert not report(STAYS, "source", meanwhile="source").needless
 
 
 def test_without_a_judgement_nobody_is_said_to_run() -> None:
@@ -62,14 +80,16 @@ def test_figures() -> None:
         report(STAYS, "source", two=2, lost=1),
         report(DIES, "nobody", lost=1),
         report(DIES, "source"),
+        report(WAITS, "source", meanwhile="source"),
     ]
     assert totals(reports) == {
-        "cells": 5,
-        "passed": 1,
+        "cells": 6,
+        "passed": 2,
         "failed": 4,
         "two_runners": 1,
         "no_runner": 1,
         "lost_writes": 1,
         "guest_lost_expected": 1,
         "guest_lost_unexpected": 1,
+        "returns_not_needed": 1,
     }

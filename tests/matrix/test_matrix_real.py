@@ -29,7 +29,7 @@ async def carry_out(name: str, directory: Path, guest: str = "process", *, strea
 
 async def test_a_guest_that_its_holder_sets_running_again(directory: Path) -> None:
     report = await carry_out("loaded/source_killed/stop_and_copy/no_store", directory)
-    assert report.runs == "source"
+    assert report.runs == report.meanwhile == "source"
     assert "source" not in report.told
     assert report.told["destination"].startswith("rolled_back")
 
@@ -63,7 +63,7 @@ async def test_an_endpoint_that_stands_still(directory: Path) -> None:
 async def test_a_source_that_comes_back_to_a_grant_without_record(directory: Path) -> None:
     """[ONE-19] It asks, the destination hands back what never ran there, and the guest runs at the source."""
     report = await carry_out("marked/source_killed/stop_and_copy/no_store", directory)
-    assert report.runs == "source"
+    assert (report.meanwhile, report.runs) == ("nobody", "source")
 
 
 async def test_a_claim_that_meets_a_filled_slot(directory: Path) -> None:

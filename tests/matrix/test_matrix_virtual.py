@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sterna.matrix import virtual
-from sterna.matrix.table import Cell, Step, Survivor, load
+from sterna.matrix.table import Cell, Recovery, Step, Survivor, load
 from sterna.matrix.virtual import run_cell
 from sterna.registry import Style
 from sterna.sim.defects import Defect
@@ -79,6 +79,18 @@ def test_a_table_that_is_wrong_is_told() -> None:
         wrong(cell, source=BY_NAME["round/cut/stop_and_copy/no_store"].expected.source), 1
     ).failures
     assert failure == "the source was told undecided (connection_lost)"
+
+
+def test_who_runs_the_guest_before_anything_comes_back() -> None:
+    """Where the table has it come about by itself, and it takes a return, that is told."""
+    cell = BY_NAME["started/destination_frozen/stop_and_copy/store"]
+    report = run_cell(cell, 1)
+    assert (report.passed, report.meanwhile, report.runs) == (True, "nobody", "destination")
+    (failure,) = run_cell(wrong(cell, recovery=Recovery.ITSELF), 1).failures
+    assert failure == "nobody runs the guest before anything has come back"
+    cell = BY_NAME["running/source_killed/post_copy/store"]
+    assert run_cell(cell, 1).meanwhile == "nobody"  # its pages are at the source
+    assert run_cell(BY_NAME["running/source_killed/stop_and_copy/store"], 1).meanwhile == "destination"
 
 
 def test_a_step_that_is_none() -> None:

@@ -112,6 +112,10 @@ def _conclude(output: Output, reports: Sequence[Report], seed: int, more: Sequen
     failed = [report for report in reports if not report.passed]
     output.table(("fault", "cells", "passed", "at source", "at destination", "nobody"), _rows(reports))
     output.say(", ".join(f"{name.replace('_', ' ')} {count}" for name, count in figures.items()))
+    needless = [report for report in reports if report.needless]
+    if needless:
+        output.say("the guest ran before what the table waits for had come back, as it may in a race:")
+        output.say("  " + ", ".join(f"{report.way} {report.cell.name}" for report in needless))
     for report in failed:
         output.say(f"again: {_command(report, seed, more)}")
     output.result({**figures, "seed": seed, "failures": [_fields(report, seed, more) for report in failed]})

@@ -25,7 +25,7 @@ from sterna.host.failpoint import VARIABLE
 from sterna.host.lease_files import create_file_store
 from sterna.host.pki import init_ca, issue
 from sterna.matrix.cable import Cable
-from sterna.matrix.outcome import Done, Report, conclude
+from sterna.matrix.outcome import NOBODY, Done, Report, conclude
 from sterna.matrix.processes import DEADLINE_S, CellFailed, Command, Line
 from sterna.matrix.table import Cell, Recovery, Survivor
 from sterna.registry import ErrorCode, Style
@@ -260,8 +260,23 @@ class _Run:
         waiting = [side for side in HOSTS if self._is_told(side) and side is not self._frozen]
         for side in waiting:
             await self._first[side].until(self._knows, "the session's end")
-        if SOURCE in waiting and expected.recovery is Recovery.ITSELF and expected.runs == {SOURCE}:
+        alone = expected.recovery is Recovery.ITSELF and Survivor.LOST not in expected.runs
+        if SOURCE in waiting and alone and expected.runs == {SOURCE}:
             await self._first[SOURCE].end()
+        self.done.meanwhile = await self._runs_alone(DEADLINE_S if alone else 0)
+
+    async def _runs_alone(self, within_s: float) -> str:
+        """Who runs the guest and has all of its pages, once somebody does."""
+        begun = trio.current_time()
+        while True:
+            for side in HOSTS:
+                with suppress(GuestError, CellFailed):
+                    status = await self._status(side)
+                    if status.state == "running" and not status.missing:
+                        return side.value
+            if trio.current_time() >= begun + within_s:
+                return NOBODY
+            await trio.sleep(_POLL_S)
 
     def _knows(self, line: Line) -> bool:
         """Whether a side has come to the session's end, or waits for store or peer."""

@@ -16,10 +16,11 @@ from sterna.core.events import Outcome
 from sterna.core.policy import Switchover
 from sterna.core.records import Claiming, Complete, Granted, Record, Start
 from sterna.errors import SternaError
-from sterna.matrix.outcome import Done, Report, conclude
+from sterna.matrix.outcome import NOBODY, Done, Report, conclude
 from sterna.matrix.table import Cell, Survivor
 from sterna.registry import ErrorCode, Style
 from sterna.sim.faults import Fault, inject
+from sterna.sim.holder import Holder
 from sterna.sim.hosts import Hold, Host, Op, Process, TakeLocks, Task, Write
 from sterna.sim.judge import Violation
 from sterna.sim.machines import Driven, Trouble
@@ -91,7 +92,7 @@ def run_cell(cell: Cell, seed: int) -> Report:
     running = play.world.running()
     if running is not None and running.missing and play.resumes:
         done.failures.append("the source has not served its pages to the end")
-    runs = "nobody" if running is None else SIDES[play.names.index(running.host)].value
+    runs, done.meanwhile = play.runs(running), play.meanwhile
     done.judged = {"runs": runs, "two_runners": two, "lost_writes": lost}
     done.told = dict(play.told())
     return conclude(cell, "virtual", done, time.monotonic() - began)
@@ -113,6 +114,7 @@ class _Play:
         self._stopped: Step | None = None
         self._back = False
         self._steps = 0
+        self.meanwhile: str | None = None
 
     def carry_out(self) -> None:
         """From the first frame until everybody is at rest.
@@ -132,6 +134,8 @@ class _Play:
             stopping.frozen = self._frozen is self._cell.step.side
         self._run(self._others_were_told, _MEANWHILE_S)
         self._run(lambda: False, _MEANWHILE_S)
+        running = self.world.running()
+        self.meanwhile = self.runs(None if running is None or running.missing else running)
         self._bring_back()
         self._run(lambda: False, _AFTERWARDS_S)
 
@@ -147,6 +151,10 @@ class _Play:
                     goes_on = known is None or side is SOURCE or task.image
                     if task.kind == side.value and task.machine is not None and goes_on:
                         self._machines[side] = task.machine
+
+    def runs(self, running: Holder | None) -> str:
+        """At which side this is."""
+        return NOBODY if running is None else SIDES[self.names.index(running.host)].value
 
     def told(self) -> Iterator[tuple[Survivor, tuple[str, str | None]]]:
         """How the session ended at each side that has lived to see it."""
