@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import trio
 from endpoint_support import PARAMETERS
+from net_support import receive_exactly
 from resume_net_support import NAMES, Resuming
 from trio.abc import Clock
 from trio.testing import wait_all_tasks_blocked
@@ -17,7 +18,8 @@ from sterna.errors import TransportError
 from sterna.net import line as lines
 from sterna.net.kept import KeptSession
 from sterna.net.line import HURRY_BYTES, LITTLE_BYTES, UNIT_BUFFERS, Line
-from sterna.net.memory import MemoryTransport
+from sterna.net.memory import MemoryTransport, memory_transport_pair
+from sterna.net.rate import RateLimiter
 from sterna.registry import ErrorCode
 
 NEVER = 1 << 40
@@ -173,7 +175,7 @@ class Taking:
 class Talking:
     """A machine that has these units to say, and its driver."""
 
-    limiter = None
+    limiter: RateLimiter | None = None
 
     def __init__(self) -> None:
         self.machine = self
@@ -294,6 +296,39 @@ async def test_little_frames_leave_with_the_one_behind_them():
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert transport.taken == ["sent abxxxxxxx", "sent c" + "d" * (UNIT_BUFFERS - 1), "sent d"]
+
+
+async def test_a_unit_that_was_cut_short_does_not_end_properly(virtual_time: Clock) -> None:
+    """Cancelled between two parts that a cap has made of it: what has come must not pass for all of it."""
+    near, far = memory_transport_pair()
+    driver = Talking()
+    driver.limiter = RateLimiter(10_000)
+    driver.units.append(b"x" * 1000)
+    line = Line(driver, 0, near)
+    with trio.move_on_after(0.055):
+        await line.tasks[1]()
+    await near.close()
+    assert driver.sent == near.bytes_sent == 500
+    with pytest.raises(TransportError):
+        await receive_exactly(far, 1000)
+
+
+@pytest.mark.parametrize("units", [1, 3])
+async def test_whole_units_end_properly_under_a_cap(virtual_time: Clock, units: int) -> None:
+    near, far = memory_transport_pair()
+    driver = Talking()
+    driver.limiter = RateLimiter(10_000)
+    driver.units += [b"x" * 3000] * units
+    line = Line(driver, 0, near)
+    with trio.move_on_after(10):
+        await line.tasks[1]()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(near.close)
+        place, count = memoryview(bytearray(20_000)), 0
+        while came := await far.receive_into(place):
+            count += came
+        await far.close()
+    assert count == units * 3000
 
 
 class Hearing(Taking):

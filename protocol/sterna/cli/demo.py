@@ -88,7 +88,7 @@ def demo(
         switchover: how it is moved in the end; see `sterna migrate --help`.
         downtime: how long it may stand still.
         streams: connections on which pages travel; see `sterna migrate --help`.
-        bandwidth: the source sends no faster, for example 100MiB/s.
+        bandwidth: the source sends no faster, for example 100MiB/s; see `sterna migrate --help`.
         compress: what is sent packed; see `sterna migrate --help`.
         room: the destination has memory for the guest before it comes; see sterna holder --help.
         unverified: pages go without hashes, and nobody finds bytes that change in memory; see

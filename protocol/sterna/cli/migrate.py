@@ -66,7 +66,8 @@ def migrate(
         to: where the destination listens: host:port, or [v6 address]:port.
         holder: socket of the guest's holder (`sterna holder`).
         peer: identity of the destination; without it its certificate must bear the address of --to.
-        bandwidth: send no faster, for example 1GiB/s.
+        bandwidth: send no faster, for example 1GiB/s. All that the source sends counts, on all connections
+            together and as it is before TLS; over any second it is kept within 5 %.
         downtime: how long the guest may stand still.
         switchover: stop-and-copy: all memory is there before the guest runs there. bitmap: what it wrote last
             follows when it runs, so it stops as shortly however fast it writes. post-copy: all of it follows.

@@ -7,6 +7,7 @@ encoded only when the connection is ready for them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, Protocol
@@ -119,6 +120,7 @@ class Line:
         self._heard_all: Final = trio.Event()
         self._wears = self._worn = False
         self._idle = False  # the sender waits for something to send
+        self._busy_since = math.inf  # when it did for the last time
         self._unit: list[Buffer] = []  # what was taken for it
         self.is_prompt = self.is_lost = False
 
@@ -214,6 +216,7 @@ class Line:
         return count
 
     async def _send(self) -> None:
+        self._busy_since = trio.current_time()
         try:
             while True:
                 await self._send_unit()
@@ -250,13 +253,30 @@ class Line:
             self._idle = True
             await self.to_send.wait()
             self._idle = False
+            self._busy_since = trio.current_time()
         if not buffers:
             return
         self._glance()
         driver.took()
-        if driver.limiter is not None:
-            await driver.limiter.wait(sum(len(buffer) for buffer in buffers))
-        await self.transport.send(buffers, self._sent)
+        if driver.limiter is None:
+            await self.transport.send(buffers, self._sent)
+        else:
+            await self._send_slowly(buffers, driver.limiter)
+
+    async def _send_slowly(self, buffers: list[Buffer], limiter: RateLimiter) -> None:
+        """Send it in parts. Where that is cut short between two of them it must not pass for a whole one."""
+        left = sum(map(len, buffers))
+        begun = False
+        try:
+            for part in limiter.grants(buffers):
+                count = sum(map(len, part))
+                await limiter.wait(count, self._busy_since)
+                begun = True
+                await self.transport.send(part, self._sent)
+                left -= count
+        finally:
+            if begun and left:
+                self.transport.tear()
 
     def _glance(self) -> None:
         """What cannot wait until a batch is encoded, or has left."""

@@ -71,7 +71,8 @@ class Options:
 
     Attributes:
         policy: when to pause; None is the default with a fixed cost that suits the guest's size.
-        bandwidth_bytes_s: cap on what is sent; None for none.
+        bandwidth_bytes_s: cap on all that this side sends, on all connections together, before TLS; None for
+            none. It is kept within 5 % over any second, see `sterna.net.rate`.
         on_event: called with every event of the machine, between two checkpoints; must not block.
         post_copy: as a destination: its guests can run before all of their pages are there.
         on_request: called around every request; for tests that must know where an endpoint stands.

@@ -1,70 +1,81 @@
-"""A bandwidth cap: two token buckets that never lend.
+"""A bandwidth cap: a token bucket that earns nothing while it is idle.
 
 Bytes are paid for before they are sent: `wait(n)` returns when `n` bytes fit under the cap. A task wakes late
-every time, now and then very late on a busy machine, and nobody sends while a round is acknowledged. Without
-credit for that the rate would stay below the cap by that much; with unbounded credit a flood would follow a
-pause. So time that was lost is made up for, but not more of it than `CREDIT_S`, and not faster than `PEAK`
-times the cap, of which a task that wakes late may have `BURST_S` at once:
+every time, and encoding and sending take time, too. Without credit for that the rate would stay below the cap
+by that much. So what a caller that always had something to send has lost is made up for, but not more of it
+than `CREDIT_S`. Time in which there was nothing to send is not made up for. With grants of `GRANT_S` at most,
+into which `grants` cuts what is to be sent:
 
-    bytes within any T seconds <= rate * min(T + CREDIT_S, PEAK * (T + BURST_S))
+    bytes within any T seconds <= rate * (T + CREDIT_S + GRANT_S)
 
+which is 5 % more than the cap over a second, and less over any longer time; over a shorter one it is as much
+as a source encodes at once (sterna.net.options).
+
+The kernel may still hold what was sent before: a link that stalls and comes back is not slowed down by this.
 Time is trio's, so under a virtual clock the rate is exact.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import trio
 
-# Longer than tasks and sends stall where all processors have other work. In ten seconds it is 2.5 % of a cap.
-CREDIT_S: Final = 0.25
-PEAK: Final = 1.25
-# More than a task ever wakes late on a machine of its own, less than a switch buffers on a link of that rate.
-BURST_S: Final = 0.02
+from sterna.net.transport import Buffer
+
+# More than a task wakes late unless all processors have other work, and together 5 % of a second.
+CREDIT_S: Final = 0.04
+GRANT_S: Final = 0.01
+# Of a TLS record; grants are whole ones unless that is too much.
+_RECORD_BYTES: Final = 16384
 
 
 class RateLimiter:
     """Caps what its callers send together. Several tasks may wait; they are served in the order of calls.
 
-    Attributes:
-        waited_s: how long callers have been held back in all, to tell a capped link from a slow one.
+    Args:
+        rate_bytes_s: the cap.
     """
 
-    def __init__(self, rate_bytes_s: float | None = None) -> None:
-        self.waited_s = 0.0
-        self._rate_bytes_s: float | None = None
-        # When the bytes let through so far have passed, at the rate and at its peak.
-        self._paid_until = self._peak_until = -math.inf
-        self.rate_bytes_s = rate_bytes_s
+    def __init__(self, rate_bytes_s: float) -> None:
+        if not 0 < rate_bytes_s < math.inf:
+            raise ValueError(f"a rate is a positive number of bytes a second, not {rate_bytes_s}")
+        self._rate_bytes_s: Final = rate_bytes_s
+        size = max(1, int(rate_bytes_s * GRANT_S))
+        self._grant_bytes: Final = size - size % _RECORD_BYTES if size > _RECORD_BYTES else size
+        self._paid_until = -math.inf  # when what was let through has passed, at the rate
+        self._turn: Final = trio.StrictFIFOLock()
 
-    @property
-    def rate_bytes_s(self) -> float | None:
-        """The cap; None is no cap. A change holds from the next `wait` on."""
-        return self._rate_bytes_s
+    def grants(self, buffers: Sequence[Buffer]) -> Iterator[list[memoryview]]:
+        """What is to be sent in parts, for each of which there is a `wait` before it is sent."""
+        part: list[memoryview] = []
+        room = self._grant_bytes
+        for buffer in buffers:
+            rest = memoryview(buffer).cast("B")
+            while rest.nbytes:
+                part.append(rest[:room])
+                rest = rest[room:]
+                room -= part[-1].nbytes
+                if not room:
+                    yield part
+                    part, room = [], self._grant_bytes
+        if part:
+            yield part
 
-    @rate_bytes_s.setter
-    def rate_bytes_s(self, value: float | None) -> None:
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"a rate is a positive number of bytes a second, not {value}")
-        self._rate_bytes_s = value
+    async def wait(self, count: int, busy_since: float = math.inf) -> None:
+        """Return when `count` bytes may be sent. If it is cancelled, they count as not sent.
 
-    async def wait(self, count: int) -> None:
-        """Return when `count` bytes may be sent. If it is cancelled, they count as not sent."""
-        if self._rate_bytes_s is None:
-            await trio.lowlevel.checkpoint_if_cancelled()
-            return
-        now = trio.current_time()
-        cost_s = count / self._rate_bytes_s
-        # The first call pays in full: nothing was lost before it.
-        is_first = self._paid_until == -math.inf
-        self._paid_until = max(self._paid_until, now if is_first else now - CREDIT_S) + cost_s
-        self._peak_until = max(self._peak_until, now if is_first else now - BURST_S) + cost_s / PEAK
-        try:
-            await trio.sleep_until(max(self._paid_until, self._peak_until))
-        except trio.Cancelled:
-            self._paid_until -= cost_s
-            self._peak_until -= cost_s / PEAK
-            raise
-        self.waited_s += max(0.0, trio.current_time() - now)
+        Args:
+            count: bytes.
+            busy_since: when the caller had nothing to send for the last time, in trio's time; by default that
+                is now.
+        """
+        wanted_since = min(busy_since, trio.current_time())
+        async with self._turn:
+            # Looked at here, when all that went before has passed: how late that was is known only now.
+            earliest = max(wanted_since, trio.current_time() - CREDIT_S)
+            paid_until = max(self._paid_until, earliest) + count / self._rate_bytes_s
+            await trio.sleep_until(paid_until)
+            self._paid_until = paid_until

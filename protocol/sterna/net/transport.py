@@ -172,6 +172,10 @@ class Transport(ABC):
                 raise
             self._torn = False
 
+    def tear(self) -> None:
+        """What was sent last will not become whole: `send` raises from now on, and `close` aborts."""
+        self._torn = True
+
     def send_now(self, buffers: Sequence[Buffer], on_sent: OnSent | None = None) -> bool:
         """Send a little without a turn of any task; false, and nothing has happened, if that cannot be.
 
