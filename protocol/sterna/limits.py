@@ -17,6 +17,9 @@ CHUNK_BYTES: Final = 64 * 1024
 GRANULE_MIN_LOG2: Final = 12  # 4 KiB, the smallest page of every architecture that we know
 GRANULE_MAX_LOG2: Final = 16  # a granule is never larger than a chunk
 
+# The largest plaintext of a TLS record.
+RECORD_BYTES: Final = 16 * 1024
+
 # Handshake frames come from peers that have announced nothing yet.
 HANDSHAKE_BODY_BYTES: Final = 64 * 1024
 TEXT_BYTES: Final = 255  # every text field: a name, a reason. Its length still fits one byte.

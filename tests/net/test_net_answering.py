@@ -60,12 +60,12 @@ class Line:
         return over
 
 
-def _line(*, hashed: bool = True) -> Line:
+def _line(*, hashed: bool = True, log2: int = LOG2) -> Line:
     here, there = socket.socketpair()
     regions = {
         number: (
-            Region(number, number << 32, PAGES << LOG2, LOG2),
-            memoryview(bytes([number + page % 7 for page in range(PAGES) for _ in range(1 << LOG2)])),
+            Region(number, number << 32, PAGES << log2, log2),
+            memoryview(b"".join(bytes([number + page % 7]) * (1 << log2) for page in range(PAGES))),
         )
         for number in (1, 4)
     }
@@ -164,6 +164,22 @@ def test_nobody_is_answered_for_ever(line: Line) -> None:
             break
         answered += 1
     assert answered == 2 * 2 * PAGES
+
+
+@pytest.mark.parametrize(("log2", "records"), [(12, 1), (13, 1), (14, 2), (16, 5)])
+def test_no_key_is_used_for_more_than_it_lasts(
+    monkeypatch: pytest.MonkeyPatch, log2: int, records: int
+) -> None:
+    """[TLS-18] A page of 16 KiB or more is several records, with what its frame has before it."""
+    monkeypatch.setattr("sterna.net.answering._RECORDS_MAX", 3 * records + records - 1)
+    line = _line(log2=log2)
+    for page in (2, 5, 5):
+        line.ask(1, page, 1)
+        assert line.page()[1] == page
+    line.ask(1, 7, 1)
+    assert line.is_over()
+    assert not line.failed
+    line.sock.close()
 
 
 def test_where_the_guest_is_is_told_once() -> None:

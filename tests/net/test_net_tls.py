@@ -16,6 +16,7 @@ from net_support import Stub, receive_exactly
 from trio.testing import wait_all_tasks_blocked
 
 from sterna.errors import ConfigError, TransportError
+from sterna.limits import RECORD_BYTES
 from sterna.net import tls
 from sterna.net.connect import Address, connect
 from sterna.net.tcp import cork
@@ -24,7 +25,6 @@ from sterna.net.tls import (
     KEY_RECORDS_LAST,
     KEY_RECORDS_MAX,
     KEY_RECORDS_RESERVE,
-    RECORD_BYTES,
     SLICE_BYTES,
     TlsConfig,
 )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sterna.errors import remote_error
+from sterna.limits import RECORD_BYTES
 from sterna.memory.groups import Groups
 from sterna.registry import ErrorCode
 from sterna.wire.integrity import page_hash
@@ -23,7 +24,8 @@ from sterna.wire.single import PAGE_HEAD_BYTES, REQUEST_BYTES, decode_request, e
 
 # How often, on the average, each page of the image may be asked for.
 _TIMES: Final = 2
-_PAGES_MAX: Final = 1 << 22  # for each a TLS record, and the key must last
+# TLS records of the answers: a quarter of what a key may protect [TLS-18], for here nobody renews it.
+_RECORDS_MAX: Final = 1 << 22
 
 _NEAR: Final = struct.Struct("=QQQ")
 
@@ -89,7 +91,8 @@ class Answering:
         self._image = image
         self._tell = tell
         self._sequence = 1  # behind ATTACH
-        self._left = min(_TIMES * sum(region.pages for region, _ in image.memory.values()), _PAGES_MAX)
+        self._left = _TIMES * sum(region.pages for region, _ in image.memory.values())
+        self._records_left = _RECORDS_MAX
 
     def run(self) -> None:
         """Until the peer has enough.
@@ -107,8 +110,17 @@ class Answering:
             if not self._image.groups.holds(request.region, request.first, request.count):
                 detail = f"pages {request.first}+{request.count} of region {request.region} do not follow"
                 raise remote_error(ErrorCode.UNEXPECTED_FRAME, detail, clause="PCY-28", frame=request.type)
+            if not self._pays(request):
+                return
             self._tell(request.region, request.first)
             self._answer(request)
+
+    def _pays(self, request: PageRequest) -> bool:
+        """Whether the connection lasts for the answer, too."""
+        frame_bytes = PAGE_HEAD_BYTES + (1 << self._image.memory[request.region][0].granule_log2)
+        self._left -= request.count
+        self._records_left -= request.count * -(-frame_bytes // RECORD_BYTES)
+        return self._records_left >= 0
 
     def _answer(self, request: PageRequest) -> None:
         """Each page by itself: the guest waits for the first, and will for others."""
@@ -124,7 +136,6 @@ class Answering:
             )
             self._sock.sendall(frame)
             self._sequence += 1
-        self._left -= request.count
 
     def _receive(self, view: memoryview) -> bool:
         """Fill `view`; False at the end of the connection."""

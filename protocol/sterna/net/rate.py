@@ -23,13 +23,12 @@ from typing import Final
 
 import trio
 
+from sterna.limits import RECORD_BYTES
 from sterna.net.transport import Buffer
 
 # More than a task wakes late unless all processors have other work, and together 5 % of a second.
 CREDIT_S: Final = 0.04
 GRANT_S: Final = 0.01
-# Of a TLS record; grants are whole ones unless that is too much.
-_RECORD_BYTES: Final = 16384
 
 
 class RateLimiter:
@@ -44,7 +43,8 @@ class RateLimiter:
             raise ValueError(f"a rate is a positive number of bytes a second, not {rate_bytes_s}")
         self._rate_bytes_s: Final = rate_bytes_s
         size = max(1, int(rate_bytes_s * GRANT_S))
-        self._grant_bytes: Final = size - size % _RECORD_BYTES if size > _RECORD_BYTES else size
+        # Whole records of TLS, unless that is too much.
+        self._grant_bytes: Final = size - size % RECORD_BYTES if size > RECORD_BYTES else size
         self._paid_until = -math.inf  # when what was let through has passed, at the rate
         self._turn: Final = trio.StrictFIFOLock()
 

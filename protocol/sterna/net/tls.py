@@ -44,12 +44,12 @@ from typing import Final
 import trio
 
 from sterna.errors import ConfigError, TransportError
+from sterna.limits import RECORD_BYTES
 from sterna.net.tcp import cork, dispose, linger, round_trip_s
 from sterna.net.tls_errors import Doing, tls_error
 from sterna.net.transport import OnSent, Peer, TlsInfo, Transport
 from sterna.registry import ALPN, ErrorCode
 
-RECORD_BYTES: Final = 16 * 1024  # the largest plaintext of a record
 KEY_RECORDS_MAX: Final = 1 << 24
 
 # Of these the last are for the end: what is under way leaves, then ABORT. A unit that is longer is refused,
