@@ -13,7 +13,7 @@ from sterna.linux.errors import CapabilityMissing
 
 NAMES = [
     "userfaultfd", "write_protect", "minor_faults", "missing_faults", "pagemap_scan", "kvm", "qemu", "tshark",
-    "etcd", "huge_pages", "memory", "locked_memory", "cpus",
+    "etcd", "openssl", "huge_pages", "memory", "locked_memory", "cpus",
 ]  # fmt: skip
 
 
@@ -87,6 +87,8 @@ def test_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert capabilities._tool("tool", ("none-such", "tool"), "install it").startswith(str(tool))
     with pytest.raises(CapabilityMissing, match="no none-such on PATH; install it"):
         capabilities._tool("tool", ("none-such",), "install it")
+    tool.write_text("#!/bin/sh\necho $1\n")
+    assert capabilities._tool("tool", ("tool",), "install it", "version") == f"{tool}: version"
     tool.write_text("#!/bin/sh\nexit 3\n")
     with pytest.raises(CapabilityMissing, match="CalledProcessError"):
         capabilities._tool("tool", ("tool",), "install it")

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 from endpoint_support import Migration, frames, until, welcome
 from net_support import shake_hands, tcp_pair
+from renewing_support import RenewingTransport, run_client
 from resume_net_support import Resuming
 
 from descriptors_support import nothing_stays_open
@@ -20,7 +21,9 @@ from sterna.guest.embedded import PAGE_BYTES, EmbeddedGuest
 from sterna.guest.simulated import SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
 from sterna.limits import PREFACE_BYTES
+from sterna.net.connect import Address
 from sterna.net.destination import Destination
+from sterna.net.listen import listen
 from sterna.net.source import Source
 from sterna.net.tcp import TcpTransport
 from sterna.net.tls import KEY_RECORDS_LAST, KEY_RECORDS_MAX, TlsConfig
@@ -172,6 +175,45 @@ async def test_a_worn_key_lets_a_committed_session_end(host_a: TlsConfig, host_b
     with trio.fail_after(60):
         await migration.run(wear)
     migration.check_moved()
+
+
+@pytest.mark.slow
+@pytest.mark.needs("openssl")
+async def test_a_source_that_renews_its_key_is_heard_on(host_a: TlsConfig, host_b: TlsConfig) -> None:
+    """[TLS-19] In the midst of the pages; every other time it wants a new one of the destination's, too."""
+    accepted, received = trio.open_memory_channel[Transport](1)
+
+    async def hand_out(transport: Transport) -> None:
+        await accepted.send(transport)
+        await trio.sleep_forever()
+
+    ends = await shake_hands(host_b, host_a, "host-a", buffer_bytes=SMALL)
+    options = {"streams": 1}
+
+    class OverClient(Resuming):
+        async def connection(self) -> Ends:
+            return await nursery.start(run_client, address, host_b, ends[0].peer), await received.receive()
+
+    with trio.fail_after(120):
+        async with trio.open_nursery() as listening, trio.open_nursery() as nursery:
+            bind = partial(listen, Address("127.0.0.1", 0), hand_out, tls=host_a)
+            (address,) = await listening.start(bind)
+            migration = OverClient(
+                parameters=LARGE,
+                ends=ends,
+                rate_bytes_s=0,
+                virtual=False,
+                source_options=options,
+                destination_options=dict(options),
+            )
+            await migration.run()
+            listening.cancel_scope.cancel()
+    migration.check_moved()
+    (near,) = migration.nears
+    assert isinstance(near, RenewingTransport)
+    assert near.bytes_sent > LARGE.pages * PAGE_BYTES
+    assert near.renewals >= near.bytes_sent // (2 * near.EVERY_BYTES)
+    assert migration.results["source"].resumed == 0
 
 
 async def test_a_refusal_reaches_the_source(ends: Ends) -> None:

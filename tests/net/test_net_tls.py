@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import socket
 import ssl
 import subprocess
@@ -481,7 +480,7 @@ async def test_whatever_openssl_wants_is_waited_for(tls_pair):
     a._sock = real
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
+@pytest.mark.needs("openssl")
 async def test_a_foreign_peer_that_renews_its_key_under_load(host_a, host_b):
     """Python cannot send a KeyUpdate, others do [TLS-19]: `k` makes openssl send one.
 

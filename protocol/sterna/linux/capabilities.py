@@ -116,14 +116,14 @@ def _kvm() -> str:
     return f"API version {API_VERSION}, by {by}{how}, a vCPU runs, dirty log {clears}"
 
 
-def _tool(capability: str, names: tuple[str, ...], remedy: str) -> str:
-    """Path and first line of ``--version`` of the first of these programs that exists."""
+def _tool(capability: str, names: tuple[str, ...], remedy: str, ask: str = "--version") -> str:
+    """Path, and the first line of what it answers to `ask`, of the first of these programs that exists."""
     path = next((found for name in names if (found := shutil.which(name))), None)
     if path is None:
         raise CapabilityMissing(capability, f"no {names[0]} on PATH", remedy)
     try:
         output = subprocess.run(
-            [path, "--version"],
+            [path, ask],
             capture_output=True,
             timeout=_TOOL_WITHIN_S,
             check=True,
@@ -131,7 +131,7 @@ def _tool(capability: str, names: tuple[str, ...], remedy: str) -> str:
             errors="replace",
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        raise CapabilityMissing(capability, f"{path} --version: {type(error).__name__}", remedy) from error
+        raise CapabilityMissing(capability, f"{path} {ask}: {type(error).__name__}", remedy) from error
     first = output.strip().splitlines()
     return f"{path}: {first[0] if first else 'no version'}"
 
@@ -181,6 +181,7 @@ _PROBES: Final[tuple[tuple[str, Callable[[], str]], ...]] = (
     ("qemu", lambda: _tool("qemu", _QEMU_NAMES, "install QEMU (Debian: qemu-system-x86)")),
     ("tshark", lambda: _tool("tshark", ("tshark",), "install tshark (Wireshark's command line)")),
     ("etcd", lambda: _tool("etcd", ("etcd",), "install etcd (Debian: etcd-server)")),
+    ("openssl", lambda: _tool("openssl", ("openssl",), "install openssl (the command)", "version")),
     ("huge_pages", _huge_pages),
     ("memory", _memory),
     ("locked_memory", _locked_memory),
