@@ -91,8 +91,17 @@ def converge(options: Options = NO_OPTIONS) -> int:
     return _command("converge", options)
 
 
-app.command("sterna_fuzz.world_command:world", name="world")
-app.command("sterna_fuzz.handover_command:handover", name="handover")
+# Imported when they are called, so what the list of commands says of them stands here.
+app.command(
+    "sterna_fuzz.world_command:world",
+    name="world",
+    help="Migrations between two hosts on which everything fails: links, endpoints, holders, records, store.",
+)
+app.command(
+    "sterna_fuzz.handover_command:handover",
+    name="handover",
+    help="Every interleaving of a handover, from LOADED on, with up to so many faults.",
+)
 
 
 def _command(name: str, options: Options) -> int:

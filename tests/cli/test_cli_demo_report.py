@@ -86,6 +86,13 @@ def test_a_good_run(capsys: pytest.CaptureFixture[str]) -> None:
         assert said in err
 
 
+def test_a_downtime_that_was_missed_is_told() -> None:
+    assert not any("--downtime" in text for text in remarks(RUN, WISHES))
+    (text,) = (text for text in remarks(RUN, replace(WISHES, downtime_s=0.02)) if "--downtime" in text)
+    assert text.startswith("The guest stood still for 28 ms, longer than the 20 ms that --downtime allows")
+    assert not any("--downtime" in text for text in remarks(ROLLED_BACK, replace(WISHES, downtime_s=0.02)))
+
+
 def test_it_fits_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("FORCE_COLOR", "1")

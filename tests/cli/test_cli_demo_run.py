@@ -50,6 +50,7 @@ def test_a_good_run() -> None:
     assert fields["dirty_rate_achieved"] == 51_000_000
     assert fields["rounds"] == [ROUND]
     assert (fields["seconds_blackout_guest"], fields["seconds_until_run"]) == (0.011, 0.4)
+    assert (fields["downtime_allowed_s"], fields["downtime_met"]) == (WISHES.downtime_s, True)
     assert fields["blackout_steps"] == {"source": GOOD.source["blackout_steps"], "destination": []}
     assert fields["hot_set_bytes"] == 1 << 19
     assert (fields["switchover"], fields["style"], fields["after"]) == ("stop-and-copy", None, None)

@@ -9,6 +9,8 @@ import pytest
 
 from sterna.cli.main import main
 from sterna.sim.seeded import DRAWN
+from sterna_fuzz.handover_command import handover
+from sterna_fuzz.world_command import world
 
 
 def run(*arguments, capsys):
@@ -27,6 +29,14 @@ def test_seeds_that_hold(capsys):
     assert result["migrations_completed"] + result["rolled_back"] >= 12 - result["guest_lost_expected"]
     assert result["resumed"] >= 0
     assert "12 seeds in " in err
+
+
+def test_lists_of_commands_say_what_each_is(capsys):
+    """What stands for commands that are imported late is what these say of themselves."""
+    main(["fuzz", "--help"])
+    listed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for command in (world, handover):
+        assert command.__doc__.splitlines()[0] in listed
 
 
 def test_people_get_a_table(capsys):

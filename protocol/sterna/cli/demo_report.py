@@ -136,6 +136,12 @@ def remarks(run: DemoRun, wishes: Wishes) -> list[str]:
             "The guest wrote faster than its pages could be sent, and was slowed down by up to "
             f"{share_text(throttle)} until it could be caught up with."
         )
+    if run.met_downtime(wishes) is False:
+        stood = _seconds(run.source, "seconds_blackout")
+        found.append(
+            f"The guest stood still for {stood}, longer than the {duration_text(wishes.downtime_s)} that "
+            "--downtime allows: what is allowed decides when it is paused, and is compared with a forecast."
+        )
     if wishes.evidence is not None and run.equal:
         images = (wishes.evidence.image(name) for name in (SOURCE_IMAGE, DESTINATION_IMAGE))
         pairs = "; ".join(f"cmp {one} {other}" for one, other in zip(*images, strict=False))

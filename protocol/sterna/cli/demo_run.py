@@ -155,6 +155,11 @@ class DemoRun:
         good = self.equal and self.audit is not None and not self.errors and self.writes_after > 0
         return Exit.OK if good and self.same_processors and not self.failures else Exit.FAILED
 
+    def met_downtime(self, wishes: Wishes) -> bool | None:
+        """Whether the guest stood still no longer than it might; None if it did not stand still."""
+        stood_s = self.source.get("seconds_blackout")
+        return stood_s <= wishes.downtime_s if isinstance(stood_s, int | float) else None
+
     def fields(self, wishes: Wishes) -> Fields:
         """The object of `--json`."""
         source, destination = self.digests
@@ -185,6 +190,8 @@ class DemoRun:
                 "source": self.source.get("blackout_steps", []),
                 "destination": self.destination.get("blackout_steps", []),
             },
+            "downtime_allowed_s": wishes.downtime_s,
+            "downtime_met": self.met_downtime(wishes),
             "seconds_until_run": self.source.get("seconds_until_run"),
             # A guest that seldom writes cannot tell a pause from its own idleness.
             "seconds_blackout_guest": self.blackout_guest_s if wishes.writes_enough else None,

@@ -46,6 +46,8 @@ def matrix(
     at the step, and then the fault happens: SIGKILL, SIGSTOP, a cut connection, a store or records out of
     reach. The guest's journal and an audit of its memory are judged by another program.
 
+    The exit code is 0 if of every cell came what must, 1 if not: what failed has a command that repeats it.
+
     Args:
         full: every cell that real processes can show, which takes a while; without it a sample of them.
         real: with real processes only.

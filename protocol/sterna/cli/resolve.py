@@ -61,6 +61,9 @@ async def resolve(
     A source that has lost its guest keeps the image, for pages of it may still be needed. Where the
     destination has them all, or is gone for good, --owner destination --free-image gives the memory back.
 
+    The exit code is 0 if it is decided, 1 if the other side owns the guest already, 2 if there is nothing to
+    decide or no host is said to be fenced, 9 if the guest is lost.
+
     Args:
         guest: its id, 32 hexadecimal digits.
         owner: the side of the session that shall have it.
