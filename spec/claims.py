@@ -8,6 +8,8 @@ A claim is the id of a clause where something stands that fails when the clause 
 * as `clause` of a vector;
 * among the `clauses` of a case of the interoperability kit.
 
+So are claimed the invariants of chapter 19, by their names: ``[one-runner]``.
+
 What the tests of the kit claim is looked at and does not count: they show what the kit notices, and what its
 own small endpoint does, and nothing of the reference implementation. Its cases are played against that.
 
@@ -26,7 +28,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from clauses import Clause, Excuse, documents, excuse, expand, load_excuses
+from clauses import Clause, Excuse, documents, excuse, expand, load_excuses, load_invariants
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS_OF_THE_KIT = "tests/interop/"
@@ -34,13 +36,14 @@ TESTS_OF_THE_KIT = "tests/interop/"
 _ID = r"[A-Z]{3}-[1-9]\d*"
 _IDS = rf"{_ID}(?:(?:,| to|)\s+{_ID})*"
 _BRACKETS = re.compile(r"\[([A-Z]{3}-\d[^\]]*)\]")
-_IN_A_COMMENT = re.compile(r"#.*\[[A-Z]{3}-\d")
+_NAMES = re.compile(rf"\[({'|'.join(load_invariants())})\]")
+_IN_A_COMMENT = re.compile(rf"#.*(?:\[[A-Z]{{3}}-\d|{_NAMES.pattern})")
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A clause and what claims it: a test as pytest names it, a vector or a case by its id."""
+    """A clause or an invariant, and what claims it: a test as pytest names it, a vector or case by its id."""
 
     clause: str
     by: str
@@ -81,6 +84,7 @@ def _claimed(words: str | None) -> Iterator[str]:
     """What stands in brackets, clause by clause; of what only looks like a claim no clause has the name."""
     for found in _BRACKETS.findall(words or ""):
         yield from expand(found) if re.fullmatch(_IDS, found) else (found,)
+    yield from _NAMES.findall(words or "")
 
 
 def _first_line(test: _Function) -> int:
@@ -161,8 +165,18 @@ def cover(clauses: Mapping[str, Clause], excuses: Mapping[str, Excuse], claims: 
 
 
 def unknown(claims: Iterable[Claim], clauses: Mapping[str, Clause]) -> list[Claim]:
-    """The claims of what is no clause."""
-    return [claim for claim in claims if claim.clause not in clauses]
+    """The claims of what is neither a clause nor an invariant."""
+    names = load_invariants()
+    return [claim for claim in claims if claim.clause not in clauses and claim.clause not in names]
+
+
+def of_invariants(claims: Iterable[Claim]) -> dict[str, list[str]]:
+    """Who claims each invariant; the kit's tests do not count here either."""
+    by: dict[str, list[str]] = {name: [] for name in load_invariants()}
+    for claim in claims:
+        if claim.clause in by and not claim.by.startswith(TESTS_OF_THE_KIT):
+            by[claim.clause].append(claim.by)
+    return by
 
 
 def table(claims: Iterable[Claim]) -> str:

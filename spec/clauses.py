@@ -169,6 +169,17 @@ def load_all() -> dict[str, Clause]:
     return {name: clause for found in documents().values() for name, clause in found.items()}
 
 
+def invariants(document: str) -> dict[str, str]:
+    """The names in the chapter on invariants, and what each says."""
+    chapter = document.partition(". Invariants\n")[2].partition("\n## ")[0]
+    return dict(re.findall(r"^\| `([a-z-]+)` \| (.+?) \| .+ \|$", chapter, re.MULTILINE))
+
+
+def load_invariants() -> dict[str, str]:
+    """Those of the protocol."""
+    return invariants((SPEC / PROTOCOL).read_text(encoding="utf-8"))
+
+
 def excuses(text: str, clauses: Mapping[str, Clause]) -> dict[str, Excuse]:
     """What a file of excuses says: a table a class of reasons, in it `about` and a sentence for each clause.
 

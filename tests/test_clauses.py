@@ -34,6 +34,11 @@ def test_every_claim_is_of_a_clause() -> None:
     assert claims.unknown(CLAIMS, CLAUSES) == []
 
 
+@pytest.mark.parametrize("name", clauses.load_invariants())
+def test_every_invariant_is_shown(name: str) -> None:
+    assert claims.of_invariants(CLAIMS)[name], f"claim it in the test that shows it, as [{name}]"
+
+
 @pytest.mark.parametrize("document", clauses.documents())
 def test_every_requirement_is_a_clause(document: str) -> None:
     """Of what stands outside of one, nobody would know whether anything shows it."""
@@ -132,6 +137,14 @@ def test_requirements_outside_of_clauses_are_found() -> None:
     assert clauses.stray("\n\n".join([DOCUMENT, *strays])) == strays
 
 
+def test_invariants_stand_in_a_table_of_their_chapter() -> None:
+    head = "| name | statement | rests on |\n|---|---|---|\n"
+    chapter = f"## 9. Invariants\n\n{head}| `always` | It holds. | ABC-1 |\n| `so-too` | This. | all |\n"
+    more = f"\n## 10. More\n\n{head}| `not` | This not. | ABC-1 |\n"
+    assert clauses.invariants(f"# A\n\n{chapter}{more}") == {"always": "It holds.", "so-too": "This."}
+    assert len(clauses.load_invariants()) == 10
+
+
 def test_reserved_is_what_the_document_marks() -> None:
     reserved = [each.id for each in MADE_UP.values() if each.reserved]
     assert reserved == ["ABC-2", "ABC-4", "ABC-6", "ABC-5", "ABC-7", "XYZ-1"]
@@ -195,6 +208,9 @@ class TestMany:
         # first this [ABC-6]
         # then ABC-1 without brackets, and [ABC-1 and more]
         pass
+
+    def test_three(self):
+        """[one-runner] and [no-runner]"""
 '''
 
 
@@ -206,6 +222,7 @@ def test_claims_stand_in_tests_alone() -> None:
             ("ABC-8", "t.py"),
             ("ABC-6", "t.py::test_two"),
             ("ABC-1 and more", "t.py::test_two"),  # and is no clause
+            ("one-runner", "t.py::test_three"),
             *((each, "t.py::test_one") for each in one),
         ]
     )
@@ -235,6 +252,14 @@ def test_a_must_that_nobody_claims_is_caught() -> None:
 def test_an_excuse_that_is_claimed_is_caught() -> None:
     excuses = clauses.excuses('[people]\nABC-1 = "because"\nABC-8 = "because"', MADE_UP)
     assert claims.cover(MADE_UP, excuses, [claims.Claim("ABC-8", "test")]).needless == ["ABC-8"]
+
+
+def test_who_claims_an_invariant_is_known() -> None:
+    of_the_kit = claims.Claim("rollback", "tests/interop/test_interop_minimal.py::test_it")
+    by = claims.of_invariants([claims.Claim("rollback", "test"), claims.Claim("ABC-1", "test"), of_the_kit])
+    assert by["rollback"] == ["test"]
+    assert by["converges"] == []
+    assert claims.unknown([of_the_kit], MADE_UP) == []
 
 
 def test_a_claim_of_no_clause_is_caught() -> None:

@@ -99,7 +99,7 @@ def patched(record: r.Record, offset: int, new: bytes) -> bytes:
 
 @pytest.mark.parametrize("kind", FrameType)
 def test_every_record_comes_back(kind):
-    """The invariant round-trip, both ways: the second encoding equals the first."""
+    """[round-trip] Both ways: the second encoding equals the first."""
 
     @given(strategies.BY_TYPE[kind]())
     def check(record):
@@ -134,7 +134,7 @@ def test_a_table_can_be_written_before_the_regions_are_known():
 
 @given(st.sampled_from(FrameType), st.binary(max_size=400))
 def test_any_bytes_give_a_record_or_one_coded_error(kind, body):
-    """The invariant coded-refusal."""
+    """[coded-refusal]"""
     decoded_or_refused(kind, body)
 
 

@@ -121,7 +121,7 @@ def test_nothing_is_allocated_for_a_length_above_the_limit(frame: FrameType, ann
 
 @pytest.mark.parametrize("role", ROLES)
 def test_a_length_at_the_limit_costs_its_length(role: str) -> None:
-    """A body that does not come is held once, and let go with the session."""
+    """[bounded] A body that does not come is held once, and let go with the session."""
     for frame in FrameType:
         if role not in receivers(frame):
             continue
