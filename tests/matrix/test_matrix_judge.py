@@ -15,7 +15,14 @@ from sterna.matrix.judge import judge
 
 A, B = "host-a:00", "host-b:01"
 MOVED = [(10, 1, A, "run"), (20, 1, A, "beat"), (25, 1, A, "pause"), (25, 1, A, "granted"), (30, 2, B, "run")]
-AUDIT = {"pages_checked": 9, "errors": 0, "errors_while_running": 0, "writes": 60, "registers_good": True}
+AUDIT = {
+    "pages_checked": 9,
+    "errors": 0,
+    "errors_while_running": 0,
+    "writes": 60,
+    "generations": 60,
+    "registers_good": True,
+}
 RUNS = {"state": "running", "writes": [40, 50], "lines": 5, "audit": AUDIT}
 STANDS = {"state": "granted", "writes": [0, 0], "lines": 0, "audit": None}
 
@@ -77,13 +84,21 @@ def test_nobody_runs(destination: dict | None) -> None:
         ({"errors_while_running": 2}, "2 met while running"),
         ({"registers_good": False}, "registers good: False"),
         ({"pages_checked": 0}, "no page was audited"),
-        ({"writes": 29}, "29 writes, where the journal knows of 30"),
+        ({"generations": 59}, "its pages were written 59 times, and 60 are counted"),
+        ({"generations": 61}, "its pages were written 61 times, and 60 are counted"),
+        ({"writes": 29, "generations": 29}, "29 writes, where the journal knows of 30"),
     ],
 )
 def test_lost_writes(changed: dict, why: str) -> None:
     found = judge(lines(MOVED), {"destination": {**RUNS, "audit": {**AUDIT, **changed}}})
     assert len(found["lost_writes"]) == 1
     assert why in found["lost_writes"][0]
+
+
+@pytest.mark.parametrize(("generations", "lost"), [(59, 1), (60, 0), (62, 0), (63, 1)])
+def test_a_processor_may_have_a_write_under_way(generations: int, lost: int) -> None:
+    seen = {**RUNS, "vcpus": 2, "audit": {**AUDIT, "generations": generations}}
+    assert len(judge(lines(MOVED), {"destination": seen})["lost_writes"]) == lost
 
 
 def test_what_was_written_after_the_audit_is_not_missing_in_it() -> None:

@@ -41,6 +41,7 @@ AFTER: Final = "after.json"
 
 # Small, so that a cell is over soon, and with enough writes for an audit to mean something.
 _GUEST: Final = ("--memory", "4MiB", "--hot", "1MiB", "--dirty-rate", "2MiB/s")
+_VCPUS: Final = 2  # of a virtual machine
 _ROOM: Final = ("--destination", "--dirty-rate", "2MiB/s")
 # A side that stands still is given up after this; who only waits for the fault is not.
 _PATIENCE: Final = {"source_frozen": "3s", "destination_frozen": "3s", "store_gone": "2s"}
@@ -155,7 +156,7 @@ class _Run:
         if self.cell.store:
             create_file_store(self._store)
         journal = ("--journal", self.directory / JOURNAL, "--json", "--die-with", os.getpid())
-        vcpus = ("--vcpus", "2") if self.guest == "kvm" else ()
+        vcpus = ("--vcpus", self._vcpus) if self._vcpus else ()
         for side, options in ((SOURCE, (*_GUEST, *vcpus)), (DESTINATION, _ROOM)):
             owned = (*self._owned(side), "--host", HOSTS[side]) if side is SOURCE else ()
             arguments = ["holder", "--socket", self._socket(side), "--guest", self.guest, *options, *owned]
@@ -204,6 +205,10 @@ class _Run:
     def _stop_of(self, side: Survivor) -> Mapping[str, str] | None:
         step = self.cell.step
         return {VARIABLE: step.stop} if step.side is side else None
+
+    @property
+    def _vcpus(self) -> int:
+        return _VCPUS if self.guest == "kvm" else 0
 
     @property
     def _store(self) -> Path:
@@ -386,6 +391,7 @@ class _Run:
             "state": last.state,
             "runner": f"{last.runner.host}:{last.runner.id.hex()}",
             "writes": [begin, last.figure("writes")],
+            "vcpus": self._vcpus,
             "lines": len((self.directory / JOURNAL).read_text().splitlines()),
             "audit": await self._audit(side),
         }
