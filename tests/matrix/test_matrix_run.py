@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import trio
 from sterna.errors import ConfigError
 from sterna.matrix import real
 from sterna.matrix.outcome import Done, Report, conclude
-from sterna.matrix.run import SAMPLE, Way, carry_out, choose
+from sterna.matrix.run import EACH, SAMPLE, Way, carry_out, choose
 from sterna.matrix.table import Cell, load
 
 MATRIX = load()
@@ -22,6 +23,14 @@ def test_a_sample_follows_from_its_seed() -> None:
     assert len({job.cell.name for job in first}) == SAMPLE
     assert choose(MATRIX, [Way.REAL], full=False, seed=1) == first
     assert choose(MATRIX, [Way.REAL], full=False, seed=2) != first
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_sample_has_each_fault(seed: int) -> None:
+    times = Counter(job.cell.fault.name for job in choose(MATRIX, [Way.REAL], full=False, seed=seed))
+    assert set(times) == {fault.name for fault in MATRIX.faults}
+    assert min(times.values()) >= EACH
+    assert times.total() == SAMPLE
 
 
 def test_all_of_it() -> None:

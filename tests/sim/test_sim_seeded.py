@@ -39,9 +39,8 @@ def test_hundreds_of_seeds():
     for seed in range(1000, 1600):
         tally.add(run_seed(seed))
     assert tally.failures == []
-    assert all(tally.faults[kind] >= 10 for kind in DRAWN), (
-        "each kind happens, here and in 2,000 seeds 50 times"
-    )
+    seldom = {kind.value: tally.faults[kind] for kind in DRAWN if tally.faults[kind] < 50 * 600 / 2000}
+    assert seldom == {}, "each kind happens 50 times in 2,000 seeds, and here as often for as many"
     assert tally.lost > 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,6 +21,7 @@ from sterna.matrix.table import Cell, Matrix
 
 # Real cells of a run that is not full: enough for each fault, and over in three minutes on two processors.
 SAMPLE: Final = 40
+EACH: Final = 3  # of each fault at least
 
 OnReport: TypeAlias = Callable[[Report], None]
 
@@ -72,11 +74,23 @@ def choose(
     if Way.REAL in ways:
         able = [each for each in cells if real.can_show(each, guest)]
         if not full and not only:
-            able = random.Random(seed).sample(able, min(SAMPLE, len(able)))
+            able = _sample(able, seed)
         jobs += [Job(each, Way.REAL) for each in able]
     if not jobs:
         raise ConfigError(f"nothing can show {', '.join(only)}")
     return jobs
+
+
+def _sample(cells: list[Cell], seed: int) -> list[Cell]:
+    """Some of each fault, and others as they come."""
+    mixed = random.Random(seed).sample(cells, len(cells))
+    times: Counter[str] = Counter()
+    first: list[Cell] = []
+    rest: list[Cell] = []
+    for cell in mixed:
+        times[cell.fault.name] += 1
+        (first if times[cell.fault.name] <= EACH else rest).append(cell)
+    return [*first, *rest][:SAMPLE]
 
 
 async def carry_out(
