@@ -600,6 +600,29 @@ def test_stale_pages_are_named_by_bitmaps(monkeypatch: pytest.MonkeyPatch) -> No
     rig.close()
 
 
+@pytest.mark.parametrize("failure", [None, OSError("the kernel leaves a page its entry")])
+def test_no_guest_runs_before_all_accesses_are_held(failure: OSError | None) -> None:
+    """[HOL-38] Whatever guest it is: what is done for that beside other requests is waited for."""
+    rig = Rig(S.LOADED)
+
+    class Taking(Lacking):
+        def hold(self) -> None:
+            rig.guest.calls.append("hold")
+            if failure is not None:
+                raise failure
+
+    rig.guest.late = Taking(1)
+    if failure is None:
+        rig.ask("run")
+        assert rig.guest.calls == ["hold", "run"]
+    else:
+        with pytest.raises(OSError, match="leaves a page"):
+            rig.ask("run")
+        assert rig.guest.calls == ["hold"]
+        assert rig.engine.state is S.LOADED
+    rig.close()
+
+
 @pytest.mark.parametrize("operation", ["track_start", "save_state", "grant"])
 def test_a_guest_with_missing_pages_is_not_sent_away(operation: str) -> None:
     """[HOL-43] [ONE-41]"""

@@ -108,7 +108,10 @@ class HeldGuest(ABC):
 
     @abstractmethod
     def run(self, epoch: int, runner: Runner) -> None:
-        """First instruction under this epoch. LOADED, or stopped (GRANTED) and won back."""
+        """First instruction under this epoch. LOADED, or stopped (GRANTED) and won back.
+
+        Accesses to stale pages are held by then.
+        """
 
     @property
     def can_post_copy(self) -> bool:

@@ -317,6 +317,9 @@ class HolderEngine:
         runner = fields_of.runner_from_json(fields_of.an_object(frame.fields, "runner"))
         if epoch < self.newest_epoch:
             raise GuestError(f"the newest epoch is {self.newest_epoch}", ErrorCode.STALE_EPOCH)
+        late = self.guest.late_pages
+        if late is not None:
+            late.hold()  # here, and not in each guest: none may run before that [HOL-38]
         self.guest.run(epoch, runner)
         self.epoch, self.runner, self.granted_epoch = epoch, runner, 0
         self.state = _S.RUNNING

@@ -194,8 +194,6 @@ class ProcessGuest(HeldGuest):
     def run(self, epoch: int, runner: Runner) -> None:
         """Start the thread, or let the one go on that was stopped here."""
         assert self._workload is not None
-        if self._late is not None:
-            self._late.hold()
         with self._journal.running(epoch, runner):
             if self._runner is None:
                 self._fault_times = None if self._gate is None else self._gate.times
