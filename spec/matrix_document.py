@@ -46,7 +46,7 @@ def fill(matrix: Matrix) -> str:
     """The whole document."""
     steps = document.table(
         ("step", "side", "stops", "there", "not in"),
-        [(step.name, step.side, f"`{step.stop}`", step.text, _missing(step)) for step in matrix.steps],
+        [(step.name, step.side, _stops(step), step.text, _missing(step)) for step in matrix.steps],
     )
     faults = document.table(
         ("fault", "what happens", "what failed comes back"),
@@ -65,6 +65,11 @@ def fill(matrix: Matrix) -> str:
 def _any(codes: tuple[str, ...]) -> str:
     *others, last = (f"`{code}`" for code in codes)
     return f"{', '.join(others)} or {last}"
+
+
+def _stops(step: Step) -> str:
+    with_store = f", with a store `{step.stop_with_store}`" if step.stop_with_store else ""
+    return f"`{step.stop}`{with_store}"
 
 
 def _missing(step: Step) -> str:

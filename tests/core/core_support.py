@@ -468,6 +468,24 @@ class FetchingRig(DestinationRig):
         self.digest.record(table)
 
 
+class StoreRig(SourceRig):
+    """A source whose session has a lease store."""
+
+    def __init__(self, **changes: object) -> None:
+        more = {Feature.LEASE_STORE: 0}
+        super().__init__(**{"features": offer(more=more, required=more), **changes})
+
+    def welcome(self, **changes: object) -> r.Welcome:
+        """A WELCOME that selects that, too."""
+        chosen = (*ALL_FEATURES, r.FeatureChoice(Feature.LEASE_STORE))
+        return super().welcome(**{"features": chosen, **changes})
+
+    def collect_and_note(self) -> None:
+        """The session is on record, and the store has answered."""
+        super().collect_and_note()
+        self.do(e.ProbeStore)
+
+
 class AskingRig(SourceRig):
     """A source that has nothing left but a question."""
 
@@ -502,7 +520,7 @@ def _scripts() -> None:
         (s.ROUND, lambda rig: rig.do(e.StartTracking)),
         (s.ACKING, lambda rig: rig.drain()),
         (s.COLLECTING, SourceRig.acknowledge),
-        (s.PREPARING, SourceRig.collect_and_note),
+        (s.PREPARING, lambda rig: rig.collect_and_note()),
         (s.PAUSING, lambda rig: rig.say(r.Ready(1))),
         (s.FREEZING, lambda rig: rig.do(e.Pause)),
         (s.BLACKOUT, lambda rig: rig.do(e.CollectDirty, rig.dirty(1))),
@@ -539,12 +557,19 @@ def _scripts() -> None:
         (d.RELEASED, DestinationRig.release),
         (d.CLOSED, lambda rig: rig.say(r.Bye())),
     )
+    states = [state for state, _ in SourceRig.script]
+    StoreRig.script = (
+        *SourceRig.script[: states.index(s.GRANTING)],
+        (s.CONFIRMING, SourceRig.loaded),
+        (s.GRANTING, lambda rig: rig.do(e.ProbeStore)),
+        *SourceRig.script[states.index(s.RECORDING) :],
+    )
     ServingRig.script = tuple(
         {
             s.BLACKOUT: (s.BLACKOUT, lambda rig: rig.do(e.CollectDirty, rig.dirty(1, 2))),
             s.MOVED: (s.MOVED, ServingRig.running_early),
         }.get(state, (state, step))
-        for state, step in SourceRig.script[: 1 + [state for state, _ in SourceRig.script].index(s.MOVED)]
+        for state, step in SourceRig.script[: 1 + states.index(s.MOVED)]
     )
     states = [state for state, _ in DestinationRig.script]
     seal, run = states.index(d.LOADING), states.index(d.COMPLETING)
@@ -583,6 +608,7 @@ BOTH: list[tuple[type[Rig], State]] = [
     *((DestinationRig, state) for state in DESTINATION_STATES),
     (ServingRig, SourceState.MOVED),
     (FetchingRig, DestinationState.FETCHING),
+    (StoreRig, SourceState.CONFIRMING),
     (AskingRig, SourceState.ASKING),
     (AskedRig, DestinationState.ANSWERING),
     (HandingBackRig, DestinationState.HANDING_BACK),

@@ -21,6 +21,7 @@ from core_support import (
     VERDICT,
     AskingRig,
     SourceRig,
+    StoreRig,
     code_of,
     rolled_back,
 )
@@ -28,7 +29,6 @@ from core_support import (
 from sterna.core import events as e
 from sterna.core import sending
 from sterna.core.events import Outcome
-from sterna.core.negotiate import offer
 from sterna.core.policy import PolicySettings
 from sterna.core.records import Granted, SessionRecord, Side, Voided
 from sterna.core.source import SourceConfig, SourceMachine
@@ -430,7 +430,7 @@ def test_the_session_is_on_record_before_the_pause():
 @pytest.mark.parametrize("kind", [e.Persist, e.ProbeStore])
 def test_no_pause_without_record_and_store(kind):
     """[CON-62] The guest has not been paused, and runs on."""
-    rig = with_store().until(S.COLLECTING)
+    rig = StoreRig().until(S.COLLECTING)
     rig.do(e.CollectDirty, rig.clean())
     rig.say(r.Ready(1))
     if kind is e.ProbeStore:
@@ -442,14 +442,42 @@ def test_no_pause_without_record_and_store(kind):
     assert e.Pause not in [type(each) for each in rig.asked]
 
 
-def with_store():
-    """A rig whose session has a lease store."""
-    more = {Feature.LEASE_STORE: 0}
-    rig = SourceRig(features=offer(more=more, required=more))
-    chosen = (*ALL_FEATURES, r.FeatureChoice(Feature.LEASE_STORE))
-    first, _, *rest = rig.script
-    rig.script = (first, (S.DESCRIBING, lambda each: each.say(each.welcome(features=chosen))), *rest)
-    return rig
+def test_the_store_is_asked_once_more_before_the_mark():
+    """[ONE-64] The answer of before the pause is old by then. Until it has come nothing is granted."""
+    rig = StoreRig().until(S.SEALED)
+    before = len(rig.asked)
+    rig.loaded()
+    probe = rig.take(e.ProbeStore)
+    assert (probe.epoch, probe.runner, probe.last) == (EPOCH, HERE, True)
+    assert rig.wishes == []
+    rig.machine.complete(probe, None, rig.now)
+    assert rig.take(e.MarkGranted).epoch == EPOCH + 1
+    assert [type(each) for each in rig.asked[before:]] == [e.ProbeStore, e.MarkGranted]
+    assert [each.last for each in rig.asked if isinstance(each, e.ProbeStore)] == [False, True]
+
+
+def test_without_the_store_s_answer_nothing_is_granted():
+    """[ONE-64] [CON-62] The guest runs on here, and no question is open: it was never marked."""
+    rig = StoreRig().until(S.CONFIRMING)
+    rig.break_(e.ProbeStore, GuestError("no answer", ErrorCode.NOT_READY))
+    assert rig.take(e.RollBack).voided is None
+    assert e.MarkGranted not in [type(each) for each in rig.asked]
+    assert isinstance(rig.last(), r.Abort)
+    assert rig.last().code == ErrorCode.NOT_READY
+
+
+def test_an_answer_of_the_store_that_comes_too_late():
+    """[CON-62] The peer has gone meanwhile: nothing is granted on the strength of it."""
+    rig = StoreRig().until(S.CONFIRMING)
+    probe = rig.take(e.ProbeStore)
+    rig.machine.connection_lost(None, rig.now)
+    rig.machine.complete(probe, None, rig.now)
+    assert rig.wishes == [e.RollBack]
+
+
+def test_without_a_store_nobody_is_asked():
+    rig = SourceRig().until(S.GRANTING)
+    assert e.ProbeStore not in [type(each) for each in rig.asked]
 
 
 def test_the_order_of_granting():

@@ -35,7 +35,9 @@ from sterna.core.records import Granted, SessionRecord, Side, Start
 from sterna.errors import LocalProtocolError, TransportError
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
-from sterna.host.agent import REPLACE_WITHIN_S, PeerListHost
+from sterna.host.agent import PROBE_WITHIN_S, REPLACE_WITHIN_S, PeerListHost
+from sterna.host.lease import Slot
+from sterna.host.lease_memory import MemoryLeaseStore
 from sterna.net.destination import Destination
 from sterna.net.memory import MemoryTransport, memory_transport_pair
 from sterna.net.options import Options
@@ -378,6 +380,29 @@ async def test_without_an_answer_of_the_store_nothing_is_handed_over() -> None:
             await session.probe(1, ALONE)
         assert caught.value.code is ErrorCode.NOT_READY
         await session.probe(1, ALONE)
+
+
+async def test_a_guest_does_not_stand_still_for_a_slow_store(autojump_clock: Clock) -> None:
+    """[ONE-64] It has as long as the guest may wait for it, whatever deadline of its own it has."""
+    host, store = await with_store(ALONE)
+
+    class Slow(MemoryLeaseStore):
+        async def newest(self, guest: bytes) -> Slot | None:
+            await trio.sleep(delay_s)
+            return await store.newest(guest)
+
+    host.store = Slow()
+    async with host.session() as session:
+        delay_s = 0.0
+        await session.admit(shown(1, ALONE), SENDER)
+        delay_s = PROBE_WITHIN_S / 2
+        await session.probe(1, ALONE)
+        delay_s = 10 * PROBE_WITHIN_S
+        began = trio.current_time()
+        with pytest.raises(LocalProtocolError, match="not answered for 2 s") as caught:
+            await session.probe(1, ALONE)
+    assert (caught.value.code, caught.value.clause) == (ErrorCode.NOT_READY, "ONE-64")
+    assert trio.current_time() - began <= PROBE_WITHIN_S < Deadlines().blackout_s / 10
 
 
 async def test_a_claim_is_the_store_s_to_decide(autojump_clock: Clock) -> None:

@@ -9,11 +9,12 @@ import sys
 
 import pytest
 
-from sterna.core.events import MarkGranted, Pause, Persist
+from sterna.core.events import MarkGranted, Pause, Persist, ProbeStore
 from sterna.core.records import Granted, Released
 from sterna.errors import ConfigError
 from sterna.host.failpoint import VARIABLE, failpoint, name_of
 from sterna.net.options import ignore_request
+from sterna.wire.records import NO_RUNNER
 
 # It says where it stands before and after each call.
 PROGRAM = f"""
@@ -30,6 +31,8 @@ for request in (MarkGranted(2), Pause(), Pause()):
 def test_names() -> None:
     assert name_of(Pause()) == "Pause"
     assert name_of(MarkGranted(2)) == "MarkGranted"
+    assert name_of(ProbeStore(1, NO_RUNNER)) == "ProbeStore"
+    assert name_of(ProbeStore(1, NO_RUNNER, last=True)) == "ProbeStore:last"
     assert name_of(Persist(Granted(b"s" * 16, 2))) == "Persist:Granted"
     assert name_of(Persist(Released(b"s" * 16))) == "Persist:Released"
 

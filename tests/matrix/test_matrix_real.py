@@ -93,7 +93,8 @@ async def test_a_guest_whose_pages_follow_it_from_a_dead_holder(directory: Path)
 
 
 def test_what_only_virtual_time_can_show() -> None:
-    assert not can_show(CELLS["loading/store_gone/bitmap/store"])
+    assert not can_show(CELLS["marked/store_gone/bitmap/store"])
+    assert can_show(CELLS["loading/store_gone/bitmap/store"])
     for fault in ("source_killed", "destination_killed"):
         assert can_show(CELLS[f"fetching/{fault}/post_copy/store"])
     assert can_show(CELLS["fetching/source_record/post_copy/store"])

@@ -132,13 +132,15 @@ def test_every_clause_exists(matrix: Matrix) -> None:
 
 def test_every_stop_is_a_request(matrix: Matrix) -> None:
     records = {each.__name__ for each in (Claiming, Complete, Granted, Start)}
-    for step in matrix.steps:
-        when, request = step.stop.split()
+    stops = {cell.stop for cell in matrix.cells}
+    assert stops == {stop for step in matrix.steps for stop in (step.stop, step.stop_with_store) if stop}
+    for stop in stops:
+        when, request = stop.split()
         name, _, record = request.partition(":")
         assert when in {"before", "after"}
-        assert hasattr(events, name), step
-        assert (name == "Persist") == bool(record)
-        assert not record or record in records
+        assert hasattr(events, name), stop
+        assert bool(record) == (name in {"Persist", "ProbeStore"})
+        assert not record or record in {*records, "last"}
 
 
 def test_nobody_runs_an_older_image_because_a_newer_one_is_lost(matrix: Matrix) -> None:
@@ -149,9 +151,9 @@ def test_nobody_runs_an_older_image_because_a_newer_one_is_lost(matrix: Matrix) 
 
 
 def test_before_the_mark_only_the_source_can_own_the_guest(matrix: Matrix) -> None:
-    """But for a holder that dies with it, a destination that stands still, and a store that is gone."""
+    """[ONE-64] But for a holder that dies with it, and a destination that stands still."""
     steps = [step.name for step in matrix.steps]
-    later = {"source_holder_killed", "destination_frozen", "store_gone"}
+    later = {"source_holder_killed", "destination_frozen"}
     for cell in matrix.cells:
         if steps.index(cell.step.name) < steps.index("loaded") and cell.fault.name not in later:
             assert cell.expected.runs == {SOURCE}, cell.name

@@ -121,7 +121,7 @@ def test_local_events_may_have_happened() -> None:
     assert both[S].states == {SourceState.COLLECTING, SourceState.DECIDING, SourceState.REPLACING}
     assert both[S].name == SourceState.COLLECTING.value
     both = after(F.LOADED)
-    assert both[S].states == {SourceState.GRANTING, SourceState.RECORDING}
+    assert both[S].states == {SourceState.CONFIRMING, SourceState.GRANTING, SourceState.RECORDING}
 
 
 def test_a_question_and_its_answer() -> None:

@@ -141,11 +141,13 @@ def test_a_store_that_is_out():
 
 
 def test_a_store_that_is_out_before_the_handover():
-    """[ONE-16]"""
-    world = at(source=SourceState.ACKING)
-    inject(world, Fault.STORE_OUT)
-    go(world)
-    assert (world.running().host, world.running().epoch) == ("alpha", 1)
+    """[ONE-16] [ONE-64] It is gone before anybody has asked, after both have, or when LOADED has come."""
+    for source in (SourceState.ACKING, SourceState.FREEZING, SourceState.SEALED, SourceState.CONFIRMING):
+        world = at(source=source)
+        inject(world, Fault.STORE_OUT)
+        go(world)
+        assert (world.running().host, world.running().epoch) == ("alpha", 1), source
+        assert not any(holder.mark for holder in world.hosts[ALPHA].holders)
 
 
 def test_beside():

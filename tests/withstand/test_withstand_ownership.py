@@ -251,7 +251,7 @@ def test_a_session_that_was_cut_before_handover_comes_again() -> None:
 
 def test_no_state_before_handover_lets_a_guest_run() -> None:
     """[ONE-24] What the tables call committed begins with RECORDING, behind HANDOVER."""
-    assert {D.LOADED, D.LOADING, S.SEALED, S.GRANTING, S.RECORDING} & COMMITTED == set()
+    assert {D.LOADED, D.LOADING, S.SEALED, S.CONFIRMING, S.GRANTING, S.RECORDING} & COMMITTED == set()
     assert {D.RECORDING, S.HANDED_OVER} <= COMMITTED
 
 

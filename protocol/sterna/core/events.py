@@ -275,10 +275,14 @@ class AnswerVerdict:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ProbeStore:
-    """Have an answer of the lease store, whose newest slot must be (epoch, runner) [ONE-16]. Answer: None."""
+    """Have an answer of the lease store, whose newest slot must be (epoch, runner) [ONE-16]. Answer: None.
+
+    `last`: the guest is paused, and whatever the answer takes is downtime [ONE-64].
+    """
 
     epoch: int
     runner: Runner
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,6 +23,7 @@ from sterna.core.events import (
     Outcome,
     Pause,
     Persist,
+    ProbeStore,
     ReleaseImage,
     Request,
     RollBack,
@@ -146,6 +147,15 @@ class SourceMachine(Choosing):
         if record.digest != self._sealed:
             raise wrong(ErrorCode.DIGEST_MISMATCH, "LOADED names another digest", "CON-53", record)
         self._step(FrameType.LOADED, now)
+        assert self._selection is not None
+        if self._selection.has(Feature.LEASE_STORE):  # who grants has to claim, and so has who is granted
+            self._ask(ProbeStore(self._job.epoch, self._job.runner, last=True))
+        else:
+            self._on_confirmed(now)
+
+    def _on_confirmed(self, now: float) -> None:
+        """From here on HANDOVER may have left [ONE-19]."""
+        self._step(SourceInput.CONFIRMED, now)
         self._ask(MarkGranted(self._job.epoch + 1))
 
     def _on_handback(self, record: HandBack, now: float) -> None:
@@ -187,7 +197,12 @@ class SourceMachine(Choosing):
     def _needs_data_lanes(self) -> bool:
         """After LOADED pages travel only if some are stale."""
         match self._state:
-            case SourceState.GRANTING | SourceState.RECORDING | SourceState.HANDED_OVER:
+            case (
+                SourceState.CONFIRMING
+                | SourceState.GRANTING
+                | SourceState.RECORDING
+                | SourceState.HANDED_OVER
+            ):
                 return self._memory.stale.any()
             case SourceState.MOVED:
                 return self._serving is not None
@@ -234,6 +249,8 @@ class SourceMachine(Choosing):
                 self._on_saved(answer)
             case KeepNotes():
                 self._on_room_for_notes(answer)
+            case ProbeStore(last=True):
+                self._on_confirmed(now)
             case MarkGranted(epoch=epoch):
                 self._step(SourceInput.GRANTED, now)
                 self._ask(Persist(Granted(self._account.session, epoch)))
@@ -243,7 +260,7 @@ class SourceMachine(Choosing):
             case ReleaseImage():
                 self._on_released(now)
             case _:
-                pass  # Throttle has taken effect, the store has answered, a note is made
+                pass  # Throttle has taken effect, the store has answered in good time, a note is made
 
     def _request_failed(self, request: Request, error: SternaError, now: float) -> None:
         match request:

@@ -48,6 +48,7 @@ class SourceState(_Quick):
     FREEZING = "paused; collecting the last writes and the state"
     BLACKOUT = "paused; sending the last pages and the state"
     SEALED = "SEAL sent, waiting for LOADED"
+    CONFIRMING = "LOADED received; if there is a store, it is asked once more"
     GRANTING = "the holder is being marked as granted"
     RECORDING = "the grant is being recorded"
     HANDED_OVER = "HANDOVER may have left; only the destination's word or a won claim counts"
@@ -136,6 +137,7 @@ class SourceInput(_Quick):
     COLLECTED = "writes collected"
     PAUSED = "guest paused"
     SEAL_SENT = "last page and state sent"
+    CONFIRMED = "store has answered, or there is none"
     GRANTED = "holder marked"
     RECORDED = "record durable"
     RELEASED = "image freed"
@@ -232,7 +234,8 @@ SOURCE: Final[Table] = {
     (_S.BLACKOUT, _I.SEAL_SENT): Row(
         _S.SEALED, "send ROUND_END, DIRTY_BITMAP..., STATE..., SEAL", "CON-44"
     ),
-    (_S.SEALED, F.LOADED): Row(_S.GRANTING, "mark the holder as granted", "ONE-17"),
+    (_S.SEALED, F.LOADED): Row(_S.CONFIRMING, "ask the store, if there is one", "ONE-64"),
+    (_S.CONFIRMING, _I.CONFIRMED): Row(_S.GRANTING, "mark the holder as granted", "ONE-17"),
     (_S.GRANTING, _I.GRANTED): Row(_S.RECORDING, "record the grant", "ONE-18"),
     (_S.RECORDING, _I.RECORDED): Row(_S.HANDED_OVER, "send HANDOVER", "ONE-18"),
     (_S.HANDED_OVER, F.RUNNING): Row(_S.MOVED, "send PAGES..., keep the image", "ONE-38"),
@@ -286,7 +289,7 @@ SOURCE: Final[Table] = {
 # Before HANDOVER may have left, any trouble sets the guest running again [CON-62].
 _ROLLS_BACK = (
     _S.IDLE, _S.GREETING, _S.DESCRIBING, _S.ATTACHING, _S.ARMING, _S.DECIDING, _S.ROUND, _S.ACKING,
-    _S.COLLECTING, _S.PREPARING, _S.PAUSING, _S.FREEZING, _S.BLACKOUT, _S.SEALED,
+    _S.COLLECTING, _S.PREPARING, _S.PAUSING, _S.FREEZING, _S.BLACKOUT, _S.SEALED, _S.CONFIRMING,
     _S.RESUMING, _S.COMPARING, _S.REATTACHING, _S.REPLACING,
 )  # fmt: skip
 SOURCE.update({(state, _I.LOST): Row(_S.ROLLING_BACK, "guest runs on", "CON-62") for state in _ROLLS_BACK})
@@ -301,7 +304,7 @@ SOURCE[_S.VOIDING, _I.LOST] = Row(_S.UNDECIDED, "stay paused", "ONE-19")
 # While pages follow the guest it is none either, but then the guest runs there [RES-13].
 _RESUMES = (
     _S.IDLE, _S.DECIDING, _S.ROUND, _S.ACKING, _S.COLLECTING, _S.PREPARING, _S.PAUSING, _S.FREEZING,
-    _S.BLACKOUT, _S.SEALED, _S.RESUMING, _S.COMPARING, _S.REATTACHING, _S.REPLACING,
+    _S.BLACKOUT, _S.SEALED, _S.CONFIRMING, _S.RESUMING, _S.COMPARING, _S.REATTACHING, _S.REPLACING,
 )  # fmt: skip
 SOURCE.update({(state, _I.LINK_LOST): Row(_S.SUSPENDING, "guest runs on", "RES-11") for state in _RESUMES})
 
@@ -441,7 +444,11 @@ PHASES: Final[dict[State, Phase]] = {
     ),
     **dict.fromkeys((_S.PREPARING, _D.PREPARING), Phase.PREPARE),
     **dict.fromkeys(
-        (_S.PAUSING, _S.FREEZING, _S.BLACKOUT, _S.SEALED, _S.GRANTING, _S.RECORDING), Phase.BLACKOUT
+        (
+            *(_S.PAUSING, _S.FREEZING, _S.BLACKOUT, _S.SEALED),
+            *(_S.CONFIRMING, _S.GRANTING, _S.RECORDING),
+        ),
+        Phase.BLACKOUT,
     ),
     **dict.fromkeys((_D.READY, _D.BLACKOUT, _D.FROZEN, _D.LOADING, _D.LOADED), Phase.BLACKOUT),
     **dict.fromkeys((_S.HANDED_OVER,), Phase.COMMIT),

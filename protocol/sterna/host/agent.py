@@ -48,6 +48,9 @@ from sterna.wire.records import NO_TOKEN, Hello, Runner, Verdict
 
 # How long a new opening waits for the session that it replaces to give back what it had reserved.
 REPLACE_WITHIN_S: Final = 5.0
+# How long the store may take to answer a question that a guest stands still for, or is about to: well below
+# the deadline of a blackout. One that takes longer while it runs would take as long when it does not.
+PROBE_WITHIN_S: Final = 2.0
 
 _ID_BYTES: Final = 16
 _NOBODY: Final = Peer("nobody")
@@ -351,8 +354,17 @@ class HostSession:
         return await claim_until_named(store, self._guest, epoch, runner, silent=self._host.silent)
 
     async def probe(self, epoch: int, runner: Runner) -> None:
-        """The store answers, and the guest's newest slot is still this one [ONE-16]."""
-        newest = await self._newest(ErrorCode.NOT_READY)
+        """The store answers, and the guest's newest slot is still this one [ONE-16] [ONE-64].
+
+        Raises:
+            LocalProtocolError: NOT_READY, there is no answer, or none in time; STALE_EPOCH.
+        """
+        newest: Slot | None = None
+        with trio.move_on_after(PROBE_WITHIN_S) as scope:
+            newest = await self._newest(ErrorCode.NOT_READY)
+        if scope.cancelled_caught:
+            detail = f"the lease store has not answered for {PROBE_WITHIN_S:g} s"
+            raise LocalProtocolError(ErrorCode.NOT_READY, detail, clause="ONE-64")
         if newest != Slot(epoch, runner):
             shown = "none" if newest is None else f"epoch {newest.epoch} of {newest.runner.host!r}"
             detail = f"the newest slot is {shown}, not epoch {epoch} of {runner.host!r}"

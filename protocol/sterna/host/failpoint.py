@@ -8,7 +8,8 @@ before it or after it, and the moments that matter are shorter than that. With
 in its environment, `sterna serve` or `sterna migrate` sends itself SIGSTOP right after its first request of
 that kind has been carried out (`before`: right before it is). Whoever started it waits for that by
 `waitid(WSTOPPED)`, does what there is to do, and sends SIGCONT, or SIGKILL. Requests are those of
-sterna.core.events; behind a colon stands which record is meant, in the words of sterna.core.records.
+sterna.core.events; behind a colon stands which record is meant, in the words of sterna.core.records, and
+`last` for the question to the store that the guest waits for.
 
 It stops once in a process. Without the variable nothing is different.
 """
@@ -21,7 +22,7 @@ import signal
 from collections.abc import Mapping
 from typing import Final
 
-from sterna.core.events import Persist, Request
+from sterna.core.events import Persist, ProbeStore, Request
 from sterna.errors import ConfigError
 from sterna.net.options import OnRequest, ignore_request
 
@@ -58,6 +59,12 @@ class _Failpoint:
 
 
 def name_of(request: Request) -> str:
-    """As the variable has it: `Pause`, or `Persist:Granted`."""
+    """As the variable has it: `Pause`, `Persist:Granted`, or `ProbeStore:last`."""
     name = type(request).__name__
-    return f"{name}:{type(request.record).__name__}" if isinstance(request, Persist) else name
+    match request:
+        case Persist(record=record):
+            return f"{name}:{type(record).__name__}"
+        case ProbeStore(last=True):
+            return f"{name}:last"
+        case _:
+            return name

@@ -203,8 +203,7 @@ class _Run:
         return ["--records", self._records(side), *store]
 
     def _stop_of(self, side: Survivor) -> Mapping[str, str] | None:
-        step = self.cell.step
-        return {VARIABLE: step.stop} if step.side is side else None
+        return {VARIABLE: self.cell.stop} if self.cell.step.side is side else None
 
     @property
     def _vcpus(self) -> int:

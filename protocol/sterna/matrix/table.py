@@ -49,6 +49,7 @@ class Step:
     Attributes:
         stop: where an endpoint stops, as sterna.host.failpoint reads it.
         side: whose endpoint.
+        stop_with_store: where it does if there is a store; empty if that is the same place.
         styles: in which the step exists.
     """
 
@@ -57,6 +58,7 @@ class Step:
     side: Survivor
     text: str
     styles: frozenset[Style] = frozenset(STYLES)
+    stop_with_store: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,11 @@ class Cell:
         return self.expected.accepts(side, Outcome.MOVED.value if strands else outcome, code)
 
     @property
+    def stop(self) -> str:
+        """Where the step's endpoint stops."""
+        return (self.store and self.step.stop_with_store) or self.step.stop
+
+    @property
     def name(self) -> str:
         """Step, fault, style, and whether there is a store."""
         kept = "store" if self.store else "no_store"
@@ -189,7 +196,8 @@ def parse(text: str) -> Matrix:
 
 
 def _step(name: str, fields: Mapping[str, Any]) -> Step:
-    return Step(name, fields["stop"], Survivor(fields["side"]), fields["text"], _styles(fields))
+    side, store = Survivor(fields["side"]), fields.get("stop_with_store", "")
+    return Step(name, fields["stop"], side, fields["text"], _styles(fields), store)
 
 
 def _fault(name: str, fields: Mapping[str, Any]) -> Fault:

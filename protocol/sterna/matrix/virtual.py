@@ -15,13 +15,14 @@ from typing import Final
 from sterna.core.events import Outcome
 from sterna.core.policy import Switchover
 from sterna.core.records import Claiming, Complete, Granted, Record, Start
+from sterna.core.tables import SourceState
 from sterna.errors import SternaError
 from sterna.matrix.outcome import NOBODY, Done, Report, conclude
 from sterna.matrix.table import Cell, Survivor
 from sterna.registry import ErrorCode, Style
 from sterna.sim.faults import Fault, inject
 from sterna.sim.holder import Holder
-from sterna.sim.hosts import Hold, Host, Op, Process, TakeLocks, Task, Write
+from sterna.sim.hosts import Hold, Host, Op, Process, Reach, TakeLocks, Task, Write
 from sterna.sim.judge import Violation
 from sterna.sim.machines import Driven, Trouble
 from sterna.sim.makers import LiveMakers, Shape
@@ -127,7 +128,7 @@ class _Play:
         self._follow()
         self._run(lambda: self._stopped is not None, _AFTERWARDS_S)
         if self._stopped is None:
-            raise SternaError(ErrorCode.INTERNAL, f"it does not come to {self._cell.step.stop}")
+            raise SternaError(ErrorCode.INTERNAL, f"it does not come to {self._cell.stop}")
         stopping = self._endpoint(self._cell.step.side)
         self._inject()
         if stopping is not None and stopping in self._host(self._cell.step.side).processes:
@@ -314,10 +315,13 @@ class _Play:
         ours = step[1] == SIDES.index(self._cell.step.side) and task.kind == self._cell.step.side.value
         if self._stopped is not None or not ours:
             return None
-        when, _, request = self._cell.step.stop.partition(" ")
+        when, _, request = self._cell.stop.partition(" ")
         if request == "Claim" or (request == "Persist:Claiming" and not self._cell.store):
             # Without a store neither is anything to do yet [ONE-62]; behind it come the storage locks.
             return "before" if isinstance(task.op, TakeLocks) else None
+        if request == "ProbeStore:last":  # earlier ones are asked in other states
+            confirms = task.machine is not None and task.machine.state is SourceState.CONFIRMING
+            return when if confirms and isinstance(task.op, Reach) else None
         return when if _is_request(request, task.op) else None
 
     def _process(self, step: Step) -> Process:
