@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -48,6 +50,7 @@ from sterna.registry import (
 )
 from sterna.wire import records as r
 from sterna.wire.pages import make_runs
+from sterna.wire.records import Region
 
 D = DestinationState
 WRONG = b"\xee" * 16
@@ -412,6 +415,10 @@ class Spy:
         self.calls.append("targets")
         return self.sink.targets(table)
 
+    def came(self, table, size_bytes):
+        self.calls.append(size_bytes)
+        self.sink.came(table, size_bytes)
+
     def commit(self, table, *, hashed):
         self.calls.append("commit")
         return self.sink.commit(table, hashed=hashed)
@@ -432,6 +439,31 @@ def test_more_pages_than_the_guest_has_are_refused_before_they_are_taken():
     rig.pages([0], [1])
     assert code_of(rig) is ErrorCode.COUNT_MISMATCH
     assert spy.calls == ["targets", "commit"]
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_what_has_come_of_a_batch_is_told_meanwhile(hashed):
+    """[MEM-3] So it can be hashed before it leaves the caches; not if there are no hashes [MEM-20]."""
+    pages = 64
+    rig = DestinationRig(guest=replace(GUEST, regions=(Region(0, 0, pages * PAGE),))).until(D.RESERVING)
+    rig.image = bytearray(random.Random(1).randbytes(pages * PAGE))
+    spy = Spy(rig.sink())
+    rig.do(e.Reserve, spy)
+    machine = rig.machine
+    machine._digest.hashed = hashed
+    rig.say(r.Round(1, 1, pages))
+    batch = rig.batch([0], [pages])
+    frame = memoryview(rig.encode(batch.table(1, 1), b"".join(batch.buffers)))
+    head = len(frame) - pages * PAGE
+    machine.receive_data(frame[: head + 1], rig.now)
+    for begin, end in pairwise([1, 70_000, 150_000, pages * PAGE]):
+        place = machine.get_buffer()
+        assert len(place) == pages * PAGE - begin
+        place[: end - begin] = frame[head + begin : head + end]
+        machine.buffer_updated(end - begin, rig.now)
+    assert spy.calls == ["targets", *([70_000, 150_000] if hashed else []), "commit"]
+    assert rig.memory[0] == rig.image
+    assert machine.result is None
 
 
 def test_pages_whose_memory_is_being_written_are_held_by_nobody():

@@ -26,6 +26,13 @@ def test_what_is_put_twice_is_replaced():
     assert len(kept) == 0
 
 
+def test_what_is_looked_at_stays():
+    kept, one = ByTable[int](), table()
+    assert kept.get(one) is None
+    kept.put(one, 1)
+    assert (kept.get(one), list(kept.values()), kept.pop(one)) == (1, [1], 1)
+
+
 def test_who_forgets_the_table_forgets_it():
     kept, one, other = ByTable[int](), table(), table()
     kept.put(one, 1)

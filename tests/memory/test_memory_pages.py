@@ -57,6 +57,16 @@ def transport(batch, targets):
     assert at == len(data)
 
 
+def put(targets, bulk, begin, end):
+    """Bytes of the bulk part, to their place."""
+    at = 0
+    for view in targets:
+        low, high = max(begin, at), min(end, at + len(view))
+        if low < high:
+            view[low - at : high - at] = bulk[low:high]
+        at += len(view)
+
+
 def send(source, sink, starts, counts):
     batch = source.encode(5, starts, counts)
     table = batch.table(1, 1)
@@ -320,6 +330,67 @@ def test_any_damage_is_found(data):
     assert all(a.first + a.count < b.first for a, b in pairwise(ranges))
     for page in set(wanted) - expected:
         assert target[page * PAGE : (page + 1) * PAGE] == memory[page * PAGE : (page + 1) * PAGE]
+
+
+@given(st.data())
+def test_what_is_hashed_as_it_comes_is_what_is_hashed_at_the_end(data):
+    """[MEM-1] [MEM-3] Chunks count from each run's start, however its bytes come; damage is found as ever."""
+    pages = 70
+    memory = random_memory(pages * PAGE)
+    source, sink, target = pair(memory)
+    borders = sorted(data.draw(st.sets(st.integers(0, pages), min_size=2, max_size=7)))
+    starts, ends = borders[:-1:2], borders[1::2]
+    starts = starts[: len(ends)]
+    batch = source.encode(5, starts, np.subtract(ends, starts))
+    table = batch.table(1, 1)
+    size = batch.bulk_bytes
+    bulk = bytearray(b"".join(batch.buffers))
+    for at in data.draw(st.lists(st.integers(0, size - 1), max_size=3)):
+        bulk[at] ^= 1
+    come = 0
+    for end in sorted(data.draw(st.lists(st.integers(0, size), max_size=6))):
+        put(sink.targets(table), bulk, come, end)
+        sink.came(table, end)
+        come = end
+    put(sink.targets(table), bulk, come, size)
+    damaged = damaged_pages(table, memoryview(bulk), 12)
+    assert sink.commit(table) == damaged
+    if not damaged:
+        for first, end in zip(starts, ends, strict=True):
+            assert target[first * PAGE : end * PAGE] == memory[first * PAGE : end * PAGE]
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_pages_that_come_twice_at_once_are_hashed_when_all_has_come(zeros):
+    """[MEM-3] What a source must not do [STR-7]. No hash stands for bytes that another table has replaced."""
+    memory = random_memory(64 * PAGE)
+    source, sink, _ = pair(memory)
+    batch = source.encode(5, [0], [64])
+    table = batch.table(1, 1)
+    first = sink.targets(table)
+    put(first, bytes(memory), 0, 32 * PAGE)
+    if zeros:
+        other = zero_batch(5, np.array([8]), np.array([1])).table(1, 1)
+        sink.came(table, 32 * PAGE)
+        assert sink.commit(other) == []
+    else:
+        late = source.encode(5, [8], [1]).table(1, 1)
+        second = sink.targets(late)
+        sink.came(table, 32 * PAGE)
+        second[0][:] = bytes(PAGE)
+    put(first, bytes(memory), 32 * PAGE, 64 * PAGE)
+    assert sink.commit(table) == [PageRange(5, 0, 16)]
+
+
+def test_many_runs_are_hashed_when_all_has_come():
+    memory = random_memory(64 * PAGE)
+    source, sink, target = pair(memory)
+    batch = source.encode(5, range(0, 64, 2), [1] * 32)
+    table = batch.table(1, 1)
+    sink.came(table, PAGE)
+    transport(batch, sink.targets(table))
+    assert sink.commit(table) == []
+    assert target[: PAGE * 2] == memory[:PAGE] + bytes(PAGE)
 
 
 def test_zero_runs_overwrite_what_was_there():

@@ -93,6 +93,19 @@ def test_every_encoding_in_one_batch():
     assert room.memory == after
 
 
+def test_what_comes_as_it_is_may_be_hashed_meanwhile():
+    """[MEM-3] What comes packed is not what is hashed."""
+    for rows in ([row(0, 16, RAW), row(16, 16, ZSTD)], [row(0, 16, RAW), row(32, 16, RAW)]):
+        room = Room()
+        table, bulk = packed(*rows)
+        first, second = room.sink.targets(table)
+        first[:] = bulk[: len(first)]
+        room.sink.came(table, len(first))
+        second[:] = bulk[len(first) :]
+        room.sink.came(table, len(bulk) - 1)
+        assert room.sink.commit(table) == []
+
+
 def test_nothing_is_touched_before_all_of_it_is_there():
     room = Room()
     table, _ = packed(row(0, 16, ZSTD))

@@ -29,7 +29,7 @@ from sterna.wire import (
     unchecked,
 )
 from sterna.wire import records as r
-from sterna.wire.framing import READ_AHEAD_BYTES
+from sterna.wire.framing import BULK_READ_BYTES, READ_AHEAD_BYTES
 
 PING = unchecked.frame(FrameType.PING, bytes(8))
 
@@ -460,6 +460,43 @@ def test_page_bytes_go_straight_into_their_place():
     assert made.next_event() == PagesReceived(announced.header, table)
     assert made.next_event() is None
     assert place == bulk
+
+
+def test_a_large_place_is_lent_a_piece_at_a_time():
+    """And how much of it has come is told: who hashes it does so while the caches have it."""
+    table, bulk, frame = pages_frame(512)
+    made = greeted()
+    place, head = bytearray(len(bulk)), len(frame) - len(bulk)
+    assert made.coming is None
+    made.receive_data(frame[:head])
+    made.next_event()
+    made.supply_bulk([memoryview(place)])
+    assert made.next_event() is None
+    come = 0
+    while come + READ_AHEAD_BYTES < len(bulk):
+        assert made.coming == (table, come)
+        piece = made.get_buffer()
+        assert len(piece) == min(BULK_READ_BYTES, len(bulk) - come)
+        piece[:] = bulk[come : come + len(piece)]
+        made.buffer_updated(len(piece))
+        come += len(piece)
+    assert come > 2 * BULK_READ_BYTES
+    made.receive_data(bulk[come:])
+    assert isinstance(made.next_event(), PagesReceived)
+    assert place == bulk
+    assert made.coming is None
+
+
+def test_what_flows_by_comes_nowhere():
+    """A bulk part that is of no use has no place."""
+    _, bulk, frame = pages_frame(24)
+    made = greeted()
+    made.receive_data(frame[: len(frame) - len(bulk)])
+    made.next_event()
+    made.discard_bulk()
+    assert made.next_event() is None
+    assert made.is_filling
+    assert made.coming is None
 
 
 def test_scattered_targets_are_lent_together():

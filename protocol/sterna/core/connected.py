@@ -31,7 +31,7 @@ from sterna.wire import (
     UnknownFrame,
 )
 from sterna.wire.framing import Event as WireEvent
-from sterna.wire.records import Abort, Ping, Pong, Progress, Record, Region
+from sterna.wire.records import Abort, Pages, Ping, Pong, Progress, Record, Region
 
 _SCRATCH_BYTES: Final = 4096
 
@@ -139,6 +139,8 @@ class Connected(ABC):
             return True
         lane.reader.buffer_updated(count)
         if lane.reader.is_filling:
+            if (coming := lane.reader.coming) is not None:
+                self._pages_coming(*coming)
             return False
         self._news = False
         self._read(lane, now)
@@ -203,6 +205,9 @@ class Connected(ABC):
 
     def _pages_announced(self, event: PagesAnnounced, lane: Lane) -> Sequence[memoryview] | None:  # noqa: B027
         """Where the bulk part goes; None for nowhere."""
+
+    def _pages_coming(self, table: Pages, size_bytes: int) -> None:  # noqa: B027
+        """So many bytes of a bulk part are where they belong."""
 
     def _pages_received(self, event: PagesReceived, lane: Lane, now: float) -> None:  # noqa: B027
         """The bulk part is where it belongs."""

@@ -69,6 +69,7 @@ from sterna.wire.records import (
     Hello,
     Loaded,
     NotReady,
+    Pages,
     Progress,
     Ready,
     Record,
@@ -208,6 +209,11 @@ class DestinationMachine(Permitted):
         self._digest.mark_stale(table.region, table.runs["first"], table.runs["count"])
         self._holdings.announce(table)
         return self._sink.targets(table) if table.bulk_bytes else None
+
+    def _pages_coming(self, table: Pages, size_bytes: int) -> None:
+        if self.phase is not Phase.AFTER and self._digest.hashed:
+            assert self._sink is not None
+            self._sink.came(table, size_bytes)
 
     def _pages_received(self, event: PagesReceived, lane: Lane, now: float) -> None:
         table = event.record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from functools import partial
 from typing import Final, Generic, TypeVar
 
@@ -22,10 +23,19 @@ class ByTable(Generic[T]):
         key = id(table)
         self._found[key] = value, weakref.ref(table, partial(self._forget, key))
 
+    def get(self, table: Pages) -> T | None:
+        """What is kept for the table; None if there is nothing."""
+        found = self._found.get(id(table))
+        return None if found is None else found[0]
+
     def pop(self, table: Pages) -> T | None:
         """What is kept for the table, which is kept no longer; None if there is nothing."""
         found = self._found.pop(id(table), None)
         return None if found is None else found[0]
+
+    def values(self) -> Iterator[T]:
+        """What is kept for any table."""
+        return (value for value, _ in self._found.values())
 
     def __len__(self) -> int:
         return len(self._found)

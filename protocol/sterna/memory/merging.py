@@ -81,6 +81,9 @@ class Merging:
         self._apart.put(table, apart)
         return places
 
+    def came(self, table: Pages, size_bytes: int) -> None:
+        """See `PageSink.came`: groups are small, and may come beside."""
+
     def commit(self, table: Pages, *, hashed: bool = True) -> list[PageRange]:
         """See `PageSink.commit`. An early page that differs from what came with its group rejects that."""
         apart = self._apart.pop(table) or {}

@@ -18,6 +18,7 @@ bytes must not be able to make a terabyte resident.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -38,6 +39,7 @@ from sterna.memory.bitmap import (
     checked_runs,
     expand_runs,
 )
+from sterna.memory.by_table import ByTable
 from sterna.memory.regions import RegionTable, chunk_pages
 from sterna.registry import Encoding
 from sterna.wire.records import RUN_DTYPE, Hashes, PageRange, Pages, Region, Runs
@@ -128,6 +130,10 @@ class PageSink(Protocol):
 
         From this call until `commit` the pages hold neither the old version nor the new one.
         """
+        ...
+
+    def came(self, table: Pages, size_bytes: int) -> None:
+        """So many of the bulk bytes are in their place: what is whole may be hashed while caches have it."""
         ...
 
     def commit(self, table: Pages, *, hashed: bool = True) -> list[PageRange]:
@@ -223,6 +229,10 @@ class RegionPages:
         """See `PageSink.targets`. Raises ValueError if the memory is read-only."""
         return self._memory[table.region].targets(table)
 
+    def came(self, table: Pages, size_bytes: int) -> None:
+        """See `PageSink.came`."""
+        self._memory[table.region].came(table, size_bytes)
+
     def commit(self, table: Pages, *, hashed: bool = True) -> list[PageRange]:
         """See `PageSink.commit`."""
         return self._memory[table.region].commit(table, hashed=hashed)
@@ -231,6 +241,48 @@ class RegionPages:
     def early_pages(self) -> int:
         """See `PageSink.early_pages`."""
         return 0
+
+
+class _Coming:
+    """The hashes of runs that are coming in, chunk by chunk, as far as they have come."""
+
+    def __init__(self, view: memoryview, offsets: Sequence[int], sizes: Sequence[int], pages: range) -> None:
+        self.offsets, self.sizes = offsets, sizes
+        self.pages = pages  # from the first to the last of the table
+        self._view = view
+        # What comes in many runs comes in small ones, and is hashed at the end.
+        self._early = len(offsets) <= FEW_RUNS
+        self._runs = deque(zip(offsets, sizes, strict=True))
+        self._passed_bytes = 0  # of the bulk part, those before the chunk that comes next
+        self._hashes: list[int] = []
+
+    def come(self, size_bytes: int) -> None:
+        """So many bytes are there: hash what is whole of them."""
+        while self._early and self._runs:
+            offset, size = self._runs[0]
+            there = min(size_bytes - self._passed_bytes, size)
+            if there < size:
+                there -= there % CHUNK_BYTES
+                self._runs[0] = offset + there, size - there
+            else:
+                self._runs.popleft()
+            if there:
+                self._hashes += hash_chunks(self._view, (offset,), (there,))
+                self._passed_bytes += there
+            if there < size:
+                return
+
+    def all_come(self) -> list[int]:
+        """Every byte is there: the hashes of all."""
+        if not self._early:
+            return hash_chunks(self._view, self.offsets, self.sizes)
+        self.come(sum(self.sizes))
+        return self._hashes
+
+    def heed(self, other: _Coming) -> None:
+        """Another table comes, too. If it may be to the same pages, these are hashed when all is there."""
+        if other.pages.start < self.pages.stop and self.pages.start < other.pages.stop:
+            self._early = False
 
 
 class _Memory:
@@ -247,6 +299,7 @@ class _Memory:
         self._words: Final[Words] = words.reshape(region.pages, -1)
         # Pages that may hold anything but zeros. Kept by the sink alone.
         self._touched: Final = PageBitmap(region.pages) if fresh else PageBitmap.full(region.pages)
+        self._coming: Final[ByTable[_Coming]] = ByTable()
 
     @property
     def readonly(self) -> bool:
@@ -348,7 +401,9 @@ class _Memory:
         """See `PageSink.targets`."""
         if self.readonly:
             raise ValueError(f"the memory of region {self._region.id} is read-only")
-        offsets, sizes = self._ranges(table)
+        coming = self._expect(table)
+        self._coming.put(table, coming)
+        offsets, sizes = coming.offsets, coming.sizes
         granule = self._region.granule_log2
         if len(offsets) <= FEW_RUNS:
             for at, size in zip(offsets, sizes, strict=True):
@@ -358,17 +413,32 @@ class _Memory:
             self._touched.set_runs(runs["first"], runs["count"])
         return [self._view[at : at + size] for at, size in zip(offsets, sizes, strict=True)]
 
+    def came(self, table: Pages, size_bytes: int) -> None:
+        """See `PageSink.came`."""
+        if (coming := self._coming.get(table)) is not None:
+            coming.come(size_bytes)
+
     def commit(self, table: Pages, *, hashed: bool) -> list[PageRange]:
         """See `PageSink.commit`."""
-        offsets, sizes = self._ranges(table)
-        if len(offsets) < len(table.runs):
+        coming = self._coming.pop(table) or self._expect(table)
+        if len(coming.offsets) < len(table.runs):
             self._zero_fill(table.runs[~_carries(table)])
         if not hashed:
             return []
-        found = hash_chunks(self._view, offsets, sizes)
+        found = coming.all_come()
         if found == table.hashes.tolist():
             return []
         return _mismatches(table, table.runs[_carries(table)], found, self._region.granule_log2)
+
+    def _expect(self, table: Pages) -> _Coming:
+        """What is coming with this table, which may be beside others."""
+        first, count = table.runs["first"], table.runs["count"]
+        pages = range(int(first[0]), int(first[-1]) + int(count[-1])) if len(first) else range(0)
+        made = _Coming(self._view, *self._ranges(table), pages)
+        for other in self._coming.values():
+            other.heed(made)
+            made.heed(other)
+        return made
 
     def _ranges(self, table: Pages) -> tuple[list[int], list[int]]:
         """Offsets and sizes in bytes of the pages of runs with bytes; of a few runs without numpy's help."""

@@ -84,6 +84,11 @@ class Unpacking:
         self._coming.put(table, _Batch(plain, tuple(packed)))
         return targets
 
+    def came(self, table: Pages, size_bytes: int) -> None:
+        """See `PageSink.came`. Of packed runs the bytes that come are not those that are hashed."""
+        if not is_packed(table):
+            self._pages.came(table, size_bytes)
+
     def commit(self, table: Pages, *, hashed: bool = True) -> list[PageRange]:
         """See `PageSink.commit`.
 

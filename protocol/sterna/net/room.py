@@ -48,6 +48,11 @@ class Room:
         assert self._pages is not None
         return self._pages.targets(table)
 
+    def came(self, table: Pages, size_bytes: int) -> None:
+        """See `PageSink.came`."""
+        assert self._pages is not None
+        self._pages.came(table, size_bytes)
+
     def commit(self, table: Pages, *, hashed: bool = True) -> list[PageRange]:
         """See `PageSink.commit`."""
         assert self._pages is not None

@@ -251,6 +251,9 @@ class _Passing:
         """None: there is no demand connection in a recording."""
         return 0
 
+    def came(self, table: Pages, size_bytes: int) -> None:
+        """See `sterna.memory.pages.PageSink`: none is in a place."""
+
     def commit(self, table: Pages, *, hashed: bool = True) -> list[PageRange]:
         """What was damaged, of the pages of this table."""
         del hashed  # what has none is never damaged

@@ -156,6 +156,9 @@ class PhantomGuest:
         """See `sterna.memory.pages.PageSink`: one place, of the right length."""
         return [_NOTHING[: table.bulk_bytes]]
 
+    def came(self, table: Pages, size_bytes: int) -> None:
+        """See `sterna.memory.pages.PageSink`: bytes are not looked at."""
+
     def commit(self, table: Pages, *, hashed: bool = True) -> list[PageRange]:
         """See `sterna.memory.pages.PageSink`: the versions are those that came. Nothing is ever rejected."""
         assert hashed, "versions travel as hashes"

@@ -53,6 +53,9 @@ from sterna.wire.rules import Bounds
 # would only copy more of each bulk part's start.
 READ_AHEAD_BYTES: Final = CHUNK_BYTES + 4096
 
+# So much of a bulk part is read at once: as much as a core's own cache holds, from which it is hashed then.
+BULK_READ_BYTES: Final = 1 << 20
+
 _KNOWN: Final = frozenset(int(frame) for frame in FrameType)
 _NOTHING: Final = memoryview(b"")
 _NO_STREAM: Final = -1  # of a connection whose frames do not agree
@@ -207,6 +210,16 @@ class FrameReader:
         """Whether a bulk part is coming in, and no event can come of what is here of it."""
         return self._state is _State.BULK and self._left > 0 and not self._input
 
+    @property
+    def coming(self) -> tuple[Pages, int] | None:
+        """While it is filling: the table, and how many bytes of its bulk part are in their place.
+
+        None if they are in none, for they flow by.
+        """
+        if self._pages is None or not self._targets:
+            return None
+        return self._pages, self._header.bulk_bytes - self._left
+
     # --- bytes in -------------------------------------------------------------------------------
 
     def receive_data(self, data: Buffer) -> None:
@@ -221,7 +234,7 @@ class FrameReader:
         self._input = memoryview(data).cast("B") if len(data) else _NOTHING
 
     def get_buffer(self) -> memoryview:
-        """A place to read into, never empty: the bulk part's own place if one is coming in.
+        """A place to read into, never empty: a piece of the bulk part's own place if one is coming in.
 
         Targets shorter than the read buffer are read by way of it: copying some pages costs less than a
         system call for each.
@@ -500,7 +513,7 @@ class FrameReader:
             place = self._unit[self._filled :]
         else:
             return None
-        return place if len(place) >= len(self._read_ahead) else None
+        return place[:BULK_READ_BYTES] if len(place) >= len(self._read_ahead) else None
 
     def _require_drained(self) -> None:
         if self._error is not None:
