@@ -37,6 +37,7 @@ class What:
     defects: frozenset[Defect]
     switchover: Switchover
     resume: bool
+    rounds: bool
     plain: bool
 
 
@@ -51,11 +52,12 @@ def handover(
     kind: Annotated[tuple[Fault, ...], Parameter(negative=(), show_default=False)] = (),
     switchover: Switchover = "stop-and-copy",
     resume: Annotated[bool, Parameter(negative=())] = False,
+    rounds: Annotated[bool, Parameter(negative=())] = False,
     defect: Annotated[tuple[Defect, ...], Parameter(negative=(), show_default=False)] = (),
     plain: Annotated[bool, Parameter(negative=())] = False,
     json: Json = False,
 ) -> int:
-    """Every interleaving of a handover, from LOADED on, with up to so many faults.
+    """Every interleaving of a handover, from LOADED or the first round on, with up to so many faults.
 
     Args:
         faults: how many there may be; each one more makes it some thirty times as many states.
@@ -64,6 +66,7 @@ def handover(
         kind: of the faults; may be given several times; all that an exploration knows, if none is.
         switchover: of the migration; post-copy: all pages follow the guest.
         resume: sessions outlive connections, and whoever is started again takes his session up.
+        rounds: begin in the first round of a migration, and not at LOADED.
         defect: let endpoints do this wrong, to see it found; may be given several times.
         plain: carry every step out in every state, to compare; it is many times slower.
         json: one JSON object on stdout.
@@ -74,7 +77,7 @@ def handover(
     if stray := sorted(set(kinds) - set(FAULTS)):
         raise ConfigError(f"--kind {stray[0]}: no step of an exploration; it knows {', '.join(FAULTS)}")
     output.say(f"handover: every interleaving with up to {faults} fault{'s' * (faults != 1)}{_of(kind)}")
-    what = What(faults, kinds, frozenset(defect), switchover, resume, plain)
+    what = What(faults, kinds, frozenset(defect), switchover, resume, rounds, plain)
     found = list(_run(what, stores, jobs, output.say))
     seconds = time.monotonic() - started
     _tell(found, what, seconds, output)
@@ -127,6 +130,7 @@ def _explored(what: What, store: bool, say: Callable[[Explored], None]) -> Explo
             defects=what.defects,
             switchover=what.switchover,
             resume=what.resume,
+            rounds=what.rounds,
             plain=what.plain,
             say=say,
         )
@@ -169,6 +173,7 @@ def _tell(found: list[Explored], what: What, seconds: float, output: Output) -> 
             "faults": what.faults,
             "switchover": what.switchover,
             "resume": what.resume,
+            "rounds": what.rounds,
             "kinds": [each.value for each in what.kinds],
             "states": states,
             "seconds": round(seconds, 3),

@@ -91,6 +91,15 @@ def test_a_source_takes_its_session_up(capsys):
     assert goes_on["states"] > ends["states"]
 
 
+def test_from_the_first_round_on(capsys):
+    """[RES-11]"""
+    arguments = ("--faults", "0", "--no-store", "--resume", "--json")
+    _, late, _ = run(*arguments, capsys=capsys)
+    code, whole, _ = run(*arguments, "--rounds", capsys=capsys)
+    assert (code, late["rounds"], whole["rounds"]) == (0, False, True)
+    assert whole["states"] > late["states"]
+
+
 def test_pages_that_follow(capsys):
     arguments = ("--faults", "0", "--no-store", "--json")
     _, whole, _ = run(*arguments, capsys=capsys)

@@ -48,3 +48,15 @@ def stands(**wanted: object) -> Callable[[World], bool]:
 def kinds(world: World, host: int) -> list[str]:
     """The records of a host, by kind."""
     return [each.kind for each in world.hosts[host].history.records]
+
+
+def parted(until: dict[str, object], *more: Step, **shape: object) -> World:
+    """A world in which both sides keep a session that has come so far, and of which these steps were made."""
+    world = world_of(resume=True, clocked=False, **shape)
+    world.begin(ALPHA)
+    go(world, stands(**until))
+    for step in more:
+        world.take(step)
+    while not all(host.endpoint.kept for host in world.hosts):
+        world.take(next(step for step in world.steps() if step[0] in {"lost", "act"}))
+    return world

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
 from sim_support import ALPHA, go, stands, world_of
 
 from sterna.core.events import Outcome, Result
 from sterna.core.tables import SourceState
-from sterna.registry import Owner
+from sterna.errors import GuestError, PeerAborted, PeerMisbehaved
+from sterna.registry import ErrorCode, Owner
 from sterna.sim.defects import Defect
 from sterna.sim.ends import ended
 from sterna.sim.holder import Stage
 from sterna.sim.hosts import Task
+from sterna.sim.judge import Violation
 from sterna.sim.makers import RecallingMakers, Shape
 from sterna.sim.rest import End, check_rest
 from sterna.sim.world import World
@@ -62,20 +65,39 @@ def test_what_a_destination_has_said():
     assert heard(None, line=0) == (Owner.UNDECIDED, False, False), "nobody was there"
 
 
-def test_without_a_clock_a_session_is_kept_once_the_guest_has_moved():
-    """[RES-12] [RES-13]"""
-    for until, keeps in ((SourceState.SEALED, False), (SourceState.MOVED, True)):
-        world = World(RecallingMakers(Shape(resume=True)), store=True)
-        world.begin(ALPHA)
-        go(world, stands(source=until))
-        world.take(("deadline", 1, ALPHA, 0))
-        while world.hosts[ALPHA].endpoint.tasks:
-            world.take(next(step for step in world.steps() if step[:2] == ("act", ALPHA)))
-        endpoint = world.hosts[ALPHA].endpoint
-        assert (b"" in endpoint.kept, endpoint.refused) == (keeps, None)
-        go(world)
-        assert check_rest(world) is End.RUNS
-        assert world.hosts[ALPHA].holders[0].stage is (Stage.FREED if keeps else Stage.RUNS)
+@pytest.mark.parametrize("until", [SourceState.ACKING, SourceState.SEALED, SourceState.MOVED])
+def test_a_session_is_kept_and_goes_on(until):
+    """[RES-11] [RES-13] Wherever the guest runs meanwhile, it moves in the end."""
+    world = World(RecallingMakers(Shape(resume=True)), store=True)
+    world.begin(ALPHA)
+    go(world, stands(source=until))
+    world.take(("deadline", 1, ALPHA, 0))
+    while world.hosts[ALPHA].endpoint.tasks:
+        world.take(next(step for step in world.steps() if step[:2] == ("act", ALPHA)))
+    endpoint = world.hosts[ALPHA].endpoint
+    assert (b"" in endpoint.kept, endpoint.refused) == (True, None)
+    go(world)
+    assert check_rest(world) is End.RUNS
+    assert world.hosts[ALPHA].holders[0].stage is Stage.FREED
+
+
+@pytest.mark.parametrize("kind", ["source", "destination", "recovery"])
+def test_nobody_breaks_a_rule(kind):
+    """Bytes are not damaged on their way here, so nobody has to say that his peer has."""
+    with pytest.raises(Violation, match=f"converges: the {kind} at alpha ends with memory_mismatch"):
+        end(kind, Result(Outcome.ROLLED_BACK, ErrorCode.MEMORY_MISMATCH))
+    end(kind, Result(Outcome.ROLLED_BACK, ErrorCode.RECORD_FAILED))
+
+
+def test_a_refused_resumption_counts_where_it_is_heard():
+    """[RES-1] One that a later one has overtaken has nobody who would hear it."""
+    code = ErrorCode.BAD_TOKEN
+    end("destination", Result(Outcome.ROLLED_BACK, code, error=GuestError("by the host", code)))
+    heard = PeerAborted(code)
+    found = PeerMisbehaved(code)
+    for kind, error in (("source", heard), ("destination", found)):
+        with pytest.raises(Violation, match=f"converges: the {kind} at alpha ends with bad_token"):
+            end(kind, Result(Outcome.ROLLED_BACK, code, by_peer=error is heard, error=error))
 
 
 def test_a_source_that_resumes_on_a_timeout():

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from functools import partial
+from itertools import count
 
 import pytest
-from sim_support import states
+from sim_support import ALPHA, states
 
+from sterna.core.events import Outcome
 from sterna.core.tables import DestinationState, SourceState
+from sterna.sim import ends, machines, spaces
 from sterna.sim import explore as module
-from sterna.sim import spaces
 from sterna.sim.defects import Defect
-from sterna.sim.explore import explore, loaded, told
+from sterna.sim.explore import explore, loaded, sent, told
 from sterna.sim.faults import Fault
 from sterna.sim.judge import Violation
 from sterna.sim.makers import RecallingMakers, Shape
 from sterna.sim.rest import check_rest
+from sterna.sim.world import FIRST_COUNT
 
 # For each defect: whether it needs a store to be found, and with how many faults it is.
 FOUND = {
@@ -34,6 +36,7 @@ FOUND = {
     Defect.BITS_IGNORED: [(False, 1)],
     Defect.ALL_TAKEN_AS_INSTALLED: [(False, 1)],
     Defect.TAKEN_FOR_NEW: [(False, 1)],
+    Defect.FORGOTTEN_AS_HELD: [(False, 1)],
 }
 OF_PAGES = {
     Defect.PAGES_FREED: "one-runner",
@@ -53,22 +56,40 @@ TAKEN_OVER = (
 )
 # Found only where rounds before the pause have brought pages that are stale by then.
 OF_ROUNDS = {Defect.TAKEN_FOR_NEW}
+# Found only where the guest runs at the source still, and a round has come.
+OF_ROUNDS_BEGUN = {Defect.FORGOTTEN_AS_HELD: "converges"}
+# Found first by what a peer says of it, and without that by what becomes of the guest.
+BLAMED = {Defect.TAKEN_UP_UNASKED, Defect.NUMBERS_REUSED, Defect.ALL_TAKEN_AS_INSTALLED}
 # Where not all kinds are tried, those that are.
 NEEDED = {
     Defect.FREED_ON_LOST_CLAIM: (Fault.DEADLINE, Fault.LOCKS_REFUSED),
     Defect.NUMBERS_REUSED: (Fault.SOURCE_KILLED,),
-    **dict.fromkeys(TAKEN_OVER, (Fault.DESTINATION_KILLED,)),
+    **dict.fromkeys((*TAKEN_OVER, *OF_ROUNDS_BEGUN), (Fault.DESTINATION_KILLED,)),
 }
 # What makes sessions be taken up, and is tried there where every step is carried out.
 RESUMED = (Fault.SOURCE_KILLED,)
 # Found only where somebody who was killed takes his session up.
-OF_RESUMPTION = {Defect.TAKEN_UP_UNASKED, Defect.NUMBERS_REUSED, *TAKEN_OVER}
+OF_RESUMPTION = {Defect.TAKEN_UP_UNASKED, Defect.NUMBERS_REUSED, *TAKEN_OVER, *OF_ROUNDS_BEGUN}
+# A lost link, however it is lost.
+LOSSES = (Fault.CUT, Fault.TORN, Fault.DEADLINE)
 
 
 def test_it_begins_where_loaded_is_on_its_way():
     world = loaded(RecallingMakers(Shape()), store=True)
     assert states(world) == {"source": SourceState.SEALED, "destination": DestinationState.LOADED}
     assert [line.pipes[0] for line in world.lines] != [()]
+
+
+def test_it_may_begin_in_the_first_round():
+    makers = RecallingMakers(Shape())
+    world = sent(makers, store=True)
+    assert states(world) == {"source": SourceState.ACKING, "destination": DestinationState.STANDBY}
+    assert world.running().count > FIRST_COUNT, "pages are stale by now"
+    early = sent(RecallingMakers(Shape(False, switchover="post-copy")), store=False)
+    assert states(early)["source"] is SourceState.PREPARING, "there is no round"
+    whole, late = (explore(store=True, faults=0, rounds=rounds) for rounds in (True, False))
+    assert whole.ends == late.ends == {"runs": 1}
+    assert whole.states > late.states
 
 
 @pytest.mark.parametrize("store", [True, False])
@@ -111,6 +132,84 @@ def test_with_a_fault_where_sessions_are_taken_up(switchover):
     assert found.states > explore(store=False, faults=1, switchover=switchover).states
 
 
+def early_ends(makers):
+    """How sources have ended that were not yet told to have the holder marked."""
+    trees = [tree.root for name, tree in makers.trees.items() if name[0] in {"source", "resumed"}]
+    late = {SourceState.GRANTING, SourceState.APART}  # HANDOVER may have left from there on [ONE-19]
+    while trees:
+        machine = trees.pop()
+        if machine.state in late:
+            continue
+        if machine.result is not None:
+            yield machine.result.outcome
+        trees += machine._next.values()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("switchover", ["stop-and-copy", "bitmap"])
+def test_a_lost_link_costs_no_migration_before_handover_may_have_left(monkeypatch, switchover):
+    """[RES-1] [RES-4] [RES-6] [RES-8] [RES-9] [RES-11] Whatever of the round has come."""
+    runs_at = set()
+
+    def noted(world):
+        running = world.running()
+        runs_at.add(running.host)
+        assert not world.hosts[ALPHA].endpoint.kept, "what was kept was taken up"
+        return check_rest(world)
+
+    monkeypatch.setattr(spaces, "check_rest", noted)
+    for resume, kinds, early in ((True, LOSSES, Outcome.SUSPENDED), (False, LOSSES[:1], Outcome.ROLLED_BACK)):
+        makers = RecallingMakers(Shape(False, resume=resume, switchover=switchover))
+        monkeypatch.setattr(module, "RecallingMakers", lambda shape, makers=makers: makers)
+        found = explore(store=False, faults=1, kinds=kinds, switchover=switchover, resume=resume, rounds=True)
+        assert found.violation is None, told(found.path)
+        assert found.ends.keys() == {"runs"}
+        assert runs_at == {"alpha", "beta"}, "at alpha where HANDOVER may have left, or is void"
+        assert set(early_ends(makers)) == {early}
+
+
+@pytest.mark.slow
+def test_with_a_fault_in_a_round_somebody_runs_or_it_is_lost():
+    """[RES-7] [RES-14] [RES-16] [RES-18]"""
+    kinds = (
+        Fault.SOURCE_KILLED,
+        Fault.DESTINATION_KILLED,
+        Fault.DESTINATION_HOLDER_KILLED,
+        Fault.RECORD_FAILS,
+    )
+    found = explore(store=True, faults=1, kinds=kinds, resume=True, rounds=True)
+    assert found.violation is None, told(found.path)
+    assert found.ends.keys() == {"runs", "guest_lost"}
+
+
+@pytest.mark.slow
+def test_that_what_was_left_alike_is_one_makes_no_difference(monkeypatch):
+    """The same comes of it in the end, in fewer states."""
+    makers = RecallingMakers(Shape(False, resume=True))
+    monkeypatch.setattr(module, "RecallingMakers", lambda shape: makers)
+    rests, numbers = {}, count()
+    for alike in (True, False):
+        rests[alike] = set()
+
+        def noted(world, seen=rests[alike]):
+            seen.add(tuple([(host.history.records, *map(guest_of, host.holders)) for host in world.hosts]))
+            return check_rest(world)
+
+        monkeypatch.setattr(spaces, "check_rest", noted)
+        if not alike:
+            monkeypatch.setattr(machines, "value_of", lambda _: next(numbers))
+            makers.trees.clear()
+        found = explore(store=False, faults=1, kinds=(Fault.TORN,), resume=True, rounds=True)
+        rests[alike, "states"] = found.states
+    assert rests[True] == rests[False]
+    assert rests[True, "states"] < rests[False, "states"]
+
+
+def guest_of(holder):
+    """What is in a holder in the end."""
+    return holder.stage, holder.count, holder.epoch, holder.runner, holder.missing, holder.intact
+
+
 @pytest.mark.slow
 def test_two_faults_of_some_kinds():
     kinds = (Fault.DEADLINE, Fault.DESTINATION_KILLED)
@@ -119,23 +218,37 @@ def test_two_faults_of_some_kinds():
     assert set(found.ends) == {"runs"}
 
 
+def found_with(defect, store, faults, **more):
+    """What an exploration finds in which it shows."""
+    switchover = "post-copy" if defect in OF_PAGES else "stop-and-copy"
+    return explore(
+        store=store,
+        faults=faults,
+        kinds=NEEDED.get(defect, module.FAULTS),
+        switchover="bitmap" if defect in OF_ROUNDS else switchover,
+        rounds=defect in OF_ROUNDS_BEGUN,
+        defects=frozenset({defect}),
+        **{"resume": defect in OF_RESUMPTION, **more},
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("defect", "store", "faults"),
     [(defect, *where) for defect, places in FOUND.items() for where in places],
 )
-def test_every_defect_is_found(defect, store, faults):
-    kinds = NEEDED.get(defect, module.FAULTS)
-    switchover = "post-copy" if defect in OF_PAGES else "stop-and-copy"
-    switchover = "bitmap" if defect in OF_ROUNDS else switchover
-    find = partial(explore, store=store, faults=faults, kinds=kinds, switchover=switchover)
-    found = find(defects=frozenset({defect}), resume=defect in OF_RESUMPTION)
+def test_every_defect_is_found(monkeypatch, defect, store, faults):
+    found = found_with(defect, store, faults)
     assert isinstance(found.violation, Violation)
-    assert found.violation.name == OF_PAGES.get(defect, "one-runner")
+    becomes = (OF_PAGES | OF_ROUNDS_BEGUN).get(defect, "one-runner")
+    assert found.violation.name == ("converges" if defect in BLAMED else becomes)
     assert len(found.path) > 0
-    assert not explore(store=store, faults=faults, kinds=kinds[:1]).violation
+    assert not explore(store=store, faults=faults, kinds=NEEDED.get(defect, module.FAULTS)[:1]).violation
     if defect in OF_RESUMPTION:
-        assert not find(defects=frozenset({defect})).violation
+        assert not found_with(defect, store, faults, resume=False).violation
+    if defect in BLAMED:
+        monkeypatch.setattr(ends, "_check_blame", lambda *_: None)
+        assert found_with(defect, store, faults).violation.name == becomes
 
 
 def test_a_path_leads_there_again():
@@ -177,20 +290,22 @@ def test_a_bad_end_is_a_violation(monkeypatch, plain):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("store", "switchover", "kinds"),
+    ("store", "switchover", "kinds", "rounds"),
     [
         *[
-            (store, style, module.FAULTS)
+            (store, style, module.FAULTS, False)
             for store in (True, False)
             for style in ("stop-and-copy", "post-copy")
         ],
-        (True, "stop-and-copy", RESUMED),
-        (False, "post-copy", RESUMED),
-        (False, "post-copy", (Fault.DESTINATION_KILLED,)),
-        (False, "bitmap", (Fault.TORN,)),
+        (True, "stop-and-copy", RESUMED, False),
+        (False, "post-copy", RESUMED, False),
+        (False, "post-copy", (Fault.DESTINATION_KILLED,), False),
+        (False, "bitmap", (Fault.TORN,), False),
+        (False, "stop-and-copy", (Fault.TORN,), True),
+        (True, "stop-and-copy", (Fault.DESTINATION_KILLED,), True),
     ],
 )
-def test_worlds_in_parts_are_all_worlds(monkeypatch, store, switchover, kinds):
+def test_worlds_in_parts_are_all_worlds(monkeypatch, store, switchover, kinds, rounds):
     """Not one more and not one less, as many steps, and the same at rest."""
     resume = kinds is not module.FAULTS
     makers = RecallingMakers(Shape(store, resume=resume, switchover=switchover))
@@ -204,7 +319,15 @@ def test_worlds_in_parts_are_all_worlds(monkeypatch, store, switchover, kinds):
             return check_rest(world)
 
         monkeypatch.setattr(spaces, "check_rest", noted)
-        found = explore(store=store, faults=1, kinds=kinds, switchover=switchover, resume=resume, plain=plain)
+        found = explore(
+            store=store,
+            faults=1,
+            kinds=kinds,
+            switchover=switchover,
+            resume=resume,
+            rounds=rounds,
+            plain=plain,
+        )
         rests[plain, "counts"] = (found.states, found.steps, found.ends)
     assert rests[False, "counts"] == rests[True, "counts"]
     assert rests[False] == rests[True]

@@ -110,6 +110,8 @@ def test_holders_differ_by_memory_that_may_be_read_still():
     assert one.key({}) == other.key({}), "it is the guest's page"
     other.memory[0] = 9
     assert one.key({}) != other.key({})
+    one.notes = bytearray(b"12345678")
+    assert one.key({}) != other.key({})
     one.notes = other.notes = None
     assert one.key({}) == other.key({})
     one.stage = other.stage = Stage.ROOM
@@ -166,6 +168,10 @@ def test_holders_are_copied_and_compared():
     holder = stopped()
     other = holder.copy()
     assert other.key({}) == holder.key({})
+    for name in ("collected", "paused_at"):  # what is sent next depends on it, and whether it is right
+        setattr(other, name, 5)
+        assert other.key({}) != holder.key({})
+        setattr(other, name, getattr(holder, name))
     other.runner = Runner("alpha", bytes(16))
     other.mark = 2
     assert other.key({}) != holder.key({})

@@ -92,6 +92,23 @@ def test_the_judge_watches():
         do(world, "discard")
 
 
+def test_room_is_made_anew_in_the_place_of_a_dead_process_s():
+    """[RES-7]"""
+    world = world_of(resume=True)
+    world.begin(ALPHA)
+    go(world, stands(destination=DestinationState.LOADED))
+    there = world.hosts[BETA]
+    (old,) = there.holders
+    assert do(world, "reserve", host=BETA, image=old.image) == NO, "somebody has it"
+    world.kill(BETA, there.endpoint.number)
+    world.start_process(BETA)
+    opening = there.openings[old.image]
+    assert do(world, "reserve", host=BETA, image=old.image) is None
+    (new,) = there.holders
+    assert (old.stage, new.stage, new.image) == (Stage.FREED, Stage.ROOM, old.image)
+    assert there.openings[old.image] is opening
+
+
 def following(**more):
     """A world in which the guest runs at the destination, and all of its pages are missing."""
     world = world_of(switchover="post-copy", **more)

@@ -11,15 +11,25 @@ from sterna.core.records import Complete as DurableComplete
 from sterna.core.records import Start as StartRecord
 from sterna.core.tables import DestinationState, SourceState
 from sterna.errors import GuestError, RecordError, StoreUnavailable
-from sterna.registry import ErrorCode
+from sterna.limits import HEADER_BYTES
+from sterna.registry import ErrorCode, FrameType
 from sterna.sim.holder import PAGE_BYTES, Holder, Stage
 from sterna.sim.judge import Violation
-from sterna.sim.machines import Ask, Data, Done, Failed, Left, Lost, Start, Tick, Trouble
+from sterna.sim.machines import Ask, Data, Done, Failed, Lost, Start, Tick, Trouble
 from sterna.sim.makers import LiveMakers, RecallingMakers, Shape
+from sterna.wire.header import decode_header
 from sterna.wire.records import Runner
 
 RUNNER = Runner("alpha", b"r" * 16)
 ADMISSION = Admission(b"s" * 16, bytes(32), Runner("beta", b"b" * 16))
+
+
+def frames(data):
+    """The headers of frames that stand one behind the other."""
+    while data:
+        header = decode_header(data[:HEADER_BYTES])
+        yield header
+        data = data[HEADER_BYTES + header.body_bytes + header.bulk_bytes :]
 
 
 def holder():
@@ -72,6 +82,18 @@ def test_a_question():
     assert asker.told(Tick(), 1000.0).told(Tick(), 2000.0).state is SourceState.UNANSWERED
 
 
+def test_each_group_of_pages_may_be_the_last_that_arrives():
+    """[RES-6] In a round, too: what was applied of it is told apart."""
+    world = world_of(store=False, clocked=False)
+    world.begin(ALPHA)
+    go(world, stands(source=SourceState.ACKING, destination=DestinationState.STANDBY))
+    (line,) = world.lines
+    (round_one,) = line.pipes[BETA]
+    types = [[frame.type for frame in frames(piece)] for piece in round_one]
+    pages = FrameType.PAGES
+    assert types == [[FrameType.ROUND, pages], *[[pages]] * 3, [FrameType.ROUND_END]]
+
+
 def test_a_room_is_made_for_each_machine():
     makers = RecallingMakers(Shape(store=False))
     source = makers.source(holder())
@@ -83,27 +105,6 @@ def test_a_room_is_made_for_each_machine():
     assert isinstance(reserving.asked[0], Reserve)
     assert len(reserving.told(Done(), 0.0).room) > 0
     assert len(reserving.room) == 0
-
-
-def test_a_machine_that_is_left_is_made_again_for_each_who_asks():
-    """[RES-13] What one does with it, another one does not see."""
-    world = world_of(resume=True, switchover="post-copy", clocked=False)
-    world.begin(ALPHA)
-    go(world, stands(source=SourceState.MOVED, destination=DestinationState.FETCHING))
-    world.take(("cut", 1, 0, 0))
-    while not (world.hosts[ALPHA].endpoint.kept and world.hosts[BETA].endpoint.kept):
-        world.take(next(step for step in world.steps() if step[0] in {"lost", "act"}))
-    for host in world.hosts:
-        (left,) = host.endpoint.kept.values()
-        one, other = left.again(), left.again()
-        assert one.carry is not other.carry
-        assert one.carry.ticket == other.carry.ticket
-        assert left == Left(left.machine, left.image)
-    assert one.notes == other.notes != b""
-    assert one.notes is not other.notes, "the entries of pages lie there [PCY-16]"
-    assert one.opening == other.opening
-    holder = world.hosts[ALPHA].holders[0]
-    assert isinstance(holder.notes, bytes), "so that nothing writes there but a machine"
 
 
 def test_a_page_that_is_the_guests_is_written_by_nobody_else():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from sim_support import ALPHA, BETA, go, kinds, stands, world_of
+from sim_support import ALPHA, BETA, go, kinds, parted, stands, world_of
 
 from sterna.core.events import (
     Admit,
@@ -24,13 +24,16 @@ from sterna.registry import ErrorCode, Mode, Owner
 from sterna.sim.defects import Defect
 from sterna.sim.holder import PAGES, Remains, Stage
 from sterna.sim.hosts import Hold, Process, Reach, Task, Write
-from sterna.sim.machines import Found, Kept, Trouble
+from sterna.sim.kept import Found, Fresh
+from sterna.sim.machines import Trouble
 from sterna.sim.makers import RecallingMakers, Shape
 from sterna.sim.plans import Answered, plan, spare_runner
 from sterna.sim.tasks import effect
 from sterna.wire.records import Hello, Runner, Verdict
 
 RUNNER = Runner("beta", b"b" * 16)
+SEALED = {"source": SourceState.SEALED, "destination": DestinationState.LOADED}
+CUT = ("cut", 1, 0, 0)
 
 
 def planned(world, host, request, *results, image=b"i" * 16):
@@ -179,11 +182,15 @@ def test_a_session_that_nobody_has_kept_is_not_taken_up():
     assert planned(world, ALPHA, RunOn()) == Hold("resume", b"i" * 16)
 
 
-def taken_over(**more):
-    """A world whose destination was killed while pages follow, and the HELLO of the source that resumes."""
-    world = world_of(resume=True, switchover="post-copy", clocked=False, store=False, **more)
+def lacks_pages(world):
+    return world.running() is not None and bool(world.running().missing)
+
+
+def taken_over(until=lacks_pages, *, store=False, **more):
+    """A world whose destination was killed, most often while pages follow, and the HELLO of the source."""
+    world = world_of(resume=True, switchover="post-copy", clocked=False, store=store, **more)
     world.begin(ALPHA)
-    go(world, lambda world: world.running() is not None and bool(world.running().missing))
+    go(world, until)
     world.take(("kill", BETA, world.hosts[BETA].endpoint.number, 0))
     world.take(("restart", BETA, 0, 0))
     (session,) = world.hosts[BETA].openings
@@ -231,6 +238,22 @@ def test_defects_of_a_destination_that_takes_over(defect, missing):
     assert planned(world, BETA, Readmit(hello)) == Trouble(ErrorCode.BUSY)
 
 
+@pytest.mark.parametrize("store", [True, False])
+def test_a_session_begins_anew_in_a_process_that_has_nothing_of_it(store):
+    """[RES-7] [RES-16] The store is asked as for an opening."""
+    world, hello = taken_over(stands(destination=DestinationState.LOADED), store=store)
+    (image,) = world.hosts[BETA].openings
+    request, asked = Readmit(hello), [None] if store else []
+    if store:
+        assert planned(world, BETA, request) == Reach("probe", hello.epoch, hello.runner)
+        for code, told in ((ErrorCode.NOT_READY, ErrorCode.BUSY), (ErrorCode.STALE_EPOCH,) * 2):
+            assert planned(world, BETA, request, Trouble(code)) == Trouble(told)
+    assert planned(world, BETA, request, *asked) == Hold("reserve", image)
+    assert planned(world, BETA, request, *asked, None) == Answered(Fresh(image, None))
+    world.defects = frozenset({Defect.FORGOTTEN_AS_HELD})
+    assert planned(world, BETA, request, *asked, None) == Answered(Fresh(image, None, holds=True))
+
+
 def test_notes_are_kept_by_the_holder_of_whoever_takes_one_way():
     """[RES-19] A world that is explored in every direction keeps none."""
     world = world_of()
@@ -244,11 +267,32 @@ def test_notes_are_kept_by_the_holder_of_whoever_takes_one_way():
 
 def test_a_session_is_not_taken_up_while_it_is_recovered():
     """[RES-18]"""
-    world = world_of()
+    world = parted(SEALED, CUT)
     endpoint = world.hosts[BETA].endpoint
-    endpoint.tasks.append(Task(7, "recovery", image=b"s" * 16))
-    endpoint.kept[b"s" * 16] = Kept(None, bytearray())
-    hello = greeting(world, Mode.RESUME, b"s" * 16)
+    ((session, left),) = endpoint.kept.items()
+    endpoint.tasks.append(Task(7, "recovery", image=session))
+    hello = left.ticket.next_hello()
     assert planned(world, BETA, Readmit(hello)) == Trouble(ErrorCode.BUSY)
     endpoint.tasks.clear()
-    assert isinstance(planned(world, BETA, Readmit(hello)), Answered)
+    assert planned(world, BETA, Readmit(hello)) == Answered(left)
+
+
+def test_a_resumption_that_is_refused_touches_nothing():
+    """[RES-1] [RES-4] Whether the session is kept, or another connection has it, or a dead process had it."""
+    world = parted(SEALED, CUT)
+    endpoint = world.hosts[BETA].endpoint
+    ((session, left),) = endpoint.kept.items()
+    hello = left.ticket.next_hello()
+    refused = Trouble(ErrorCode.BAD_TOKEN)
+    strange = replace(hello, token=bytes(32))
+    assert planned(world, BETA, Readmit(replace(hello, generation=0))) == refused
+    assert planned(world, BETA, Readmit(strange)) == refused
+    assert endpoint.kept == {session: left}
+    go(world, stands(destination=DestinationState.RESUMED))
+    (task,) = world.hosts[BETA].endpoint.tasks
+    assert planned(world, BETA, Readmit(hello)) == refused, "its own generation, from another connection"
+    assert world.hosts[BETA].endpoint.tasks == [task]
+    assert task.machine.state is DestinationState.RESUMED
+    later = replace(hello, generation=hello.generation + 1)
+    assert isinstance(planned(world, BETA, Readmit(later)), Answered)
+    assert world.hosts[BETA].endpoint.tasks == [], "the older one is closed"

@@ -10,6 +10,7 @@ from sterna.core.verdict import Judgement, Step
 from sterna.registry import Owner
 from sterna.sim.holder import Stage
 from sterna.sim.judge import Violation
+from sterna.sim.kept import Kept
 from sterna.sim.rest import End, check_rest
 
 LOST = Settled(Judgement(Owner.DESTINATION, "gone", "ONE-34", Step.OPERATOR), lost=True)
@@ -48,6 +49,20 @@ def test_nobody_waits_for_pages_that_are_there():
             assert check_rest(world) is End.RUNS
         else:
             with pytest.raises(Violation, match="the guest waits at beta for pages that its source has"):
+                check_rest(world)
+
+
+def test_a_session_that_both_sides_keep_is_taken_up():
+    """[RES-18] Where there is a clock, the source may have given up."""
+    for clocked in (True, False):
+        world = world_of(resume=True, clocked=clocked)
+        world.hosts[ALPHA].endpoint.kept = {b"": Kept(None, bytearray())}
+        assert check_rest(world) is End.RUNS, "one side alone"
+        world.hosts[BETA].endpoint.kept = {b"s" * 16: Kept(None, bytearray())}
+        if clocked:
+            assert check_rest(world) is End.RUNS
+        else:
+            with pytest.raises(Violation, match="both sides keep a session, and nobody takes it up"):
                 check_rest(world)
 
 

@@ -23,6 +23,7 @@ class Defect(StrEnum):
     BITS_IGNORED = "bits-ignored"
     ALL_TAKEN_AS_INSTALLED = "all-taken-as-installed"
     TAKEN_FOR_NEW = "taken-for-new"
+    FORGOTTEN_AS_HELD = "forgotten-as-held"
 
     @property
     def text(self) -> str:
@@ -46,4 +47,5 @@ _TEXTS = {
     Defect.BITS_IGNORED: "a destination that is started again fetches what was installed before, too",
     Defect.ALL_TAKEN_AS_INSTALLED: "a destination that is started again takes all pages for installed",
     Defect.TAKEN_FOR_NEW: "a destination that is started again takes memory for new that has old pages",
+    Defect.FORGOTTEN_AS_HELD: "a destination that is started again says that it has a round that it has not",
 }

@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING, Final
 
 from sterna.core.events import Outcome, Result
 from sterna.core.tables import SourceState
+from sterna.errors import GuestError
 from sterna.registry import ErrorCode, Owner
 from sterna.sim.defects import Defect
 from sterna.sim.holding import hold
 from sterna.sim.hosts import NEVER, Hold, Host, Process, Task
+from sterna.sim.judge import Violation
 
 if TYPE_CHECKING:
     from sterna.sim.world import World
 
+_BROKEN_RULES: Final = ErrorCode.BAD_MAGIC >> 8
+"""The high byte of all codes for what a peer must not send."""
 _REFUSED: Final = frozenset({ErrorCode.BUSY, ErrorCode.FULL})  # for now [RES-18]
 
 
@@ -22,7 +26,11 @@ def ended(world: World, host: Host, process: Process, task: Task, result: Result
 
     Returns:
         Whether the task goes on, as recovery does that has asked.
+
+    Raises:
+        Violation: the peer has broken a rule.
     """
+    _check_blame(host, task, result)
     if task.kind == "recovery":
         reached, task.machine, task.line = bool(task.line), None, 0
         _heard(world, task, result, reached=reached)
@@ -30,9 +38,7 @@ def ended(world: World, host: Host, process: Process, task: Task, result: Result
     process.tasks.remove(task)
     machine = task.machine
     state = None if machine is None else machine.state
-    # Without a clock a session is not taken up while the guest runs at the source.
-    early = state is SourceState.SUSPENDED and not world.makers.clocked
-    if result.outcome is Outcome.SUSPENDED and machine is not None and not early:
+    if result.outcome is Outcome.SUSPENDED and machine is not None:
         name = b"" if task.kind == "source" else task.image
         process.kept = {**process.kept, name: machine.kept(task.image)}
         if task.kind == "source" and result.code not in _REFUSED and task.line:
@@ -52,6 +58,21 @@ def ended(world: World, host: Host, process: Process, task: Task, result: Result
         if Defect.RESUMES_ON_TIMEOUT in world.defects and result.outcome is Outcome.UNDECIDED:
             _resumes(world, host, process, task)
     return False
+
+
+def _check_blame(host: Host, task: Task, result: Result) -> None:
+    """Bytes arrive as they were sent, and whoever sends them is a machine of ours: nobody breaks a rule.
+
+    A host's refusal counts where it is heard: a RESUME that a later one has overtaken is refused, and its
+    source listens there no more [RES-1].
+
+    Raises:
+        Violation: somebody says that his peer has.
+    """
+    if result.code is ErrorCode.BAD_TOKEN and isinstance(result.error, GuestError):
+        return
+    if result.code is not None and result.code >> 8 == _BROKEN_RULES:
+        raise Violation("converges", f"the {task.kind} at {host.name} ends with {result.code.name.lower()}")
 
 
 def _heard(world: World, task: Task, result: Result, *, reached: bool) -> None:

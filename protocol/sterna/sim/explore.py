@@ -1,34 +1,41 @@
 """Every interleaving of a handover, with every fault that there is, up to so many of them.
 
-From LOADED on, one attempt and what follows from it. A state of the world has one successor for each step
-that can come next; faults are steps too, as long as there are any left. States that are equal are looked at
-once, whatever led to them. What makes two of them equal is computed from all that is in them.
+From LOADED on, or from the first round on (`rounds`), one migration and what follows from it. A state of the
+world has one successor for each step that can come next; faults are steps too, as long as there are any left.
+States that are equal are looked at once, whatever led to them. What makes two of them equal is computed from
+all that is in them.
 
 In each state in which nothing is left to be done by anybody, what must be so in the end is checked; in each
 step, what must never happen is. The machines in it are real ones, see `sterna.sim.machines`.
 
-Sessions may outlive connections (`resume`). Then a source whose guest runs at the destination takes its
-session up after a loss, and so does one that was killed and started again, from what its holder keeps
-[RES-19]. A destination that was killed after RUNNING and started again finds what is installed in its holder,
-and lets the source send the rest [RES-16]. A source that is refused tries again when there is something new,
-or its session is kept, or it was turned away for a moment, and nobody does anything: that stands for trying
-again after a while. While the guest is still at the source no session is taken up: rounds would begin anew,
-and those are left out.
+Sessions may outlive connections (`resume`). Then a source takes its session up after a loss. While its guest
+is still here, that runs on, an instruction of it is executed if it was paused, and a new attempt begins with
+what the destination does not hold [RES-8] [RES-9]; a process of the source that is killed there takes the
+session along. Once the guest runs at the destination, one that was killed and started again goes on from what
+its holder keeps [RES-19]. A destination that was killed and started again has nothing but new room [RES-7];
+after RUNNING it finds in its holder what is installed, and lets the source send the rest [RES-16]. A source
+that is refused tries again when there is something new, or its session is kept, or it was turned away for a
+moment, and nobody does anything: that stands for trying again after a while.
 
-With a switchover by bitmap two groups follow, one of them zeros, in memory in which a round has left other
-pages. Either may be installed when the connection is lost or the destination killed. With one by post-copy
-all pages follow, and are one group.
+Whoever takes a session up goes on from what is left of it, and not from all that was ever said in it. So two
+losses that leave the same are one from there on, see `sterna.sim.kept`.
+
+The first round has four groups, of which one may arrive when the connection is lost behind it. With a
+switchover by bitmap two groups follow, one of them zeros, in memory in which a round has left other pages.
+Either may be installed when the connection is lost or the destination killed. With one by post-copy all pages
+follow, and are one group.
 
 What is left out, because it leads nowhere new: time (a deadline is a connection that is given up at any
 moment), a store that is slow or out of reach (a claim that waits), a record that is written slowly (a record
-that waits), and everything before LOADED, where a failure ends in a roll-back [CON-62].
+that waits), and everything before the first round, where a failure ends in a roll-back [CON-62]. A guest
+writes nothing while a round is read, but behind it.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -37,16 +44,17 @@ import numpy as np
 
 from sterna.core.policy import Switchover
 from sterna.core.tables import DestinationState, SourceState
+from sterna.core.tables import State as MachineState
 from sterna.sim.defects import Defect
 from sterna.sim.faults import Fault, Step
-from sterna.sim.hosts import Hold, Task
+from sterna.sim.hosts import Task
 from sterna.sim.judge import Violation
 from sterna.sim.known import Known
 from sterna.sim.makers import RecallingMakers, Shape
 from sterna.sim.parts import State
 from sterna.sim.recall import States
 from sterna.sim.spaces import Parted, Plain, Space
-from sterna.sim.world import FIRST_COUNT, World
+from sterna.sim.world import World
 
 FAULTS: Final = (
     Fault.CUT, Fault.TORN, Fault.DEADLINE, Fault.SOURCE_KILLED, Fault.DESTINATION_KILLED, Fault.SOURCE_FROZEN,
@@ -88,29 +96,34 @@ class Explored:
     path: tuple[Step, ...] = ()
 
 
-def loaded(makers: RecallingMakers, *, store: bool, defects: frozenset[Defect] = frozenset()) -> World:
-    """A world in which the destination has just said LOADED, and everything went well until then."""
+def sent(makers: RecallingMakers, *, store: bool, defects: frozenset[Defect] = frozenset()) -> World:
+    """A world in which the first round is on its way, and the guest has written since it was read.
+
+    With a switchover by post-copy there is no round: then the switchover has begun.
+    """
     world = World(makers, store=store, defects=defects)
     world.begin(0)
-    while not _is_loaded(world):
-        step = world.steps()[0]
-        if _collects(world, step):
-            for _ in range(_WRITTEN):
-                world.judge.executes(world.hosts[0].holders[0])
-        world.take(step)
+    _go(world, {SourceState.ACKING, SourceState.PREPARING}, {DestinationState.STANDBY})
+    for _ in range(_WRITTEN):
+        world.judge.executes(world.hosts[0].holders[0])
     return world
 
 
-def _collects(world: World, step: Step) -> bool:
-    """Whether this is the first time that the guest's writes are collected."""
-    task = world.at(*step[1:])[2] if step[0] == "act" else None
-    first = world.judge.count == FIRST_COUNT
-    return first and task is not None and isinstance(task.op, Hold) and task.op.verb == "collect"
+def loaded(makers: RecallingMakers, *, store: bool, defects: frozenset[Defect] = frozenset()) -> World:
+    """The same once the destination has just said LOADED, and everything went well until then."""
+    world = sent(makers, store=store, defects=defects)
+    _go(world, {SourceState.SEALED}, {DestinationState.LOADED})
+    return world
 
 
-def _is_loaded(world: World) -> bool:
-    states = {task.machine.state for task in _tasks(world) if task.machine is not None}
-    return states == {SourceState.SEALED, DestinationState.LOADED}
+def _go(world: World, *until: Container[MachineState]) -> None:
+    """Take one step after the other until each machine is in one of these states, the source's first."""
+    while not all(state in wanted for state, wanted in zip(_states(world), until, strict=True)):
+        world.take(world.steps()[0])
+
+
+def _states(world: World) -> list[MachineState]:
+    return [task.machine.state for task in _tasks(world) if task.machine is not None]
 
 
 def _tasks(world: World) -> Iterator[Task]:
@@ -128,7 +141,8 @@ class Exploration:
         kinds: which.
         defects: what endpoints do wrong.
         switchover: of the migration; with one by bitmap, or post-copy, pages follow the guest.
-        resume: whether sessions outlive connections, and processes [RES-16] [RES-19].
+        resume: whether sessions outlive connections, and processes [RES-7] [RES-16] [RES-19].
+        rounds: begin in the first round, and not where the destination has just said LOADED.
         plain: every step is carried out in every world, see `sterna.sim.spaces`.
     """
 
@@ -141,11 +155,12 @@ class Exploration:
         defects: frozenset[Defect] = frozenset(),
         switchover: Switchover = "stop-and-copy",
         resume: bool = False,
+        rounds: bool = False,
         plain: bool = False,
     ) -> None:
         self.found: Final = Explored(store, faults)
         self._makers: Final = RecallingMakers(Shape(store, resume=resume, switchover=switchover))
-        world = loaded(self._makers, store=store, defects=defects)
+        world = (sent if rounds else loaded)(self._makers, store=store, defects=defects)
         self._space: Final[Space] = Plain(world, kinds) if plain else Parted(world, kinds)
         # Every state that was reached, and those in rows: with so many faults, so many steps behind the last.
         self._known: Final = Known()
@@ -236,6 +251,7 @@ def explore(
     defects: frozenset[Defect] = frozenset(),
     switchover: Switchover = "stop-and-copy",
     resume: bool = False,
+    rounds: bool = False,
     plain: bool = False,
     say: Callable[[Explored], None] = lambda _: None,
 ) -> Explored:
@@ -247,6 +263,7 @@ def explore(
         defects=defects,
         switchover=switchover,
         resume=resume,
+        rounds=rounds,
         plain=plain,
     ).run(say)
 

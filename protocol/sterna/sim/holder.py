@@ -213,20 +213,14 @@ class Holder:
     def key(self, names: Mapping[int, int]) -> tuple[object, ...]:
         """Equal for holders that behave alike. `names`: of processes that live; the dead are all one."""
         return (
-            self.image, self.stage.value, self.count, self.epoch, self.runner, self.mark,
-            names.get(self.granter, -1), names.get(self.controller, -1), self.intact, self.missing,
-            self.faulted, self._kept_notes, self._kept_memory,
+            self.image, self.stage.value, self.count, self.collected, self.paused_at, self.epoch,
+            self.runner, self.mark, names.get(self.granter, -1), names.get(self.controller, -1), self.intact,
+            self.missing, self.faulted, None if self.notes is None else bytes(self.notes), self._kept_memory,
         )  # fmt: skip
 
     @property
-    def _kept_notes(self) -> bytes | None:
-        """What may be read still: a source's once the guest is granted, a destination's once it is sealed."""
-        read = self.mark or self.stage in {Stage.READY, Stage.RUNS}
-        return bytes(self.notes) if read and self.notes is not None else None
-
-    @property
     def _kept_memory(self) -> tuple[bytes, ...]:
-        """The same of memory: all until the guest is sealed, and then what is missing."""
+        """What may be read still: all until the guest is sealed, and then what is missing."""
         if self.stage is Stage.ROOM:
             return (bytes(self.memory),)
         read = self.notes is not None and self.stage in {Stage.READY, Stage.RUNS}

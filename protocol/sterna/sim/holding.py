@@ -25,6 +25,12 @@ def hold(world: World, host: Host, process: Process, task: Task, op: Hold) -> Ha
     """
     holder = host.holder(op.image)
     if op.verb == "reserve":
+        if holder is not None and holder.controller:
+            return Trouble(ErrorCode.GUEST_FAILED)
+        if holder is not None:  # of a process that is dead: what is in it is of no use any more [RES-7]
+            world.judge.frees(holder, world.holders_with(holder))
+            holder.free()
+            host.holders.remove(holder)
         holder = Holder(host.name, op.image)
         host.holders.append(holder)
         if task.machine is not None and task.machine.opening is not None:

@@ -16,7 +16,8 @@ from sterna.core.reopening import Opening
 from sterna.core.verdict import Store
 from sterna.registry import Owner
 from sterna.sim.holder import GUEST_ID, Holder
-from sterna.sim.machines import Driven, Kept, Left, Noted
+from sterna.sim.kept import Kept, Left, Noted
+from sterna.sim.machines import Driven
 from sterna.wire.records import NO_RUNNER, Runner
 
 NAMES: Final = ("alpha", "beta")

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sterna.sim.recall import Recall, States
 
 T = TypeVar("T")
-WIDTHS: Final = (17, 20, 16, 7, 4)
+WIDTHS: Final = (17, 20, 16, 6, 5)
 """Bits that the number of each of the five things of a world has."""
 
 Key: TypeAlias = Callable[..., Hashable]

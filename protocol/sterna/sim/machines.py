@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
-from sterna.core.carry import DestinationCarry, SourceCarry
+from sterna.core.carry import DestinationCarry, SourceCarry, Ticket
 from sterna.core.destination import DestinationMachine
 from sterna.core.events import (
     CollectDirty,
@@ -31,18 +31,16 @@ from sterna.core.events import (
 )
 from sterna.core.history import RecordConflict
 from sterna.core.records import Record
-from sterna.core.reopening import Opening, pages_left
+from sterna.core.reopening import Opening
 from sterna.core.session import Session
 from sterna.core.source import SourceMachine
-from sterna.core.tables import SourceState, State
+from sterna.core.tables import State
 from sterna.errors import GuestError, RecordError, SternaError, StoreUnavailable, TransportError
 from sterna.limits import HEADER_BYTES
-from sterna.memory.pages import RegionPages
 from sterna.registry import ErrorCode, FrameType
 from sterna.sim.holder import (
     PAGES,
     REGION,
-    REGIONS,
     Collected,
     Holder,
     bitmap_of,
@@ -53,6 +51,7 @@ from sterna.sim.holder import (
     state_of,
 )
 from sterna.sim.judge import Violation
+from sterna.sim.kept import Found, Fresh, Kept, Left, value_of
 from sterna.wire.header import decode_header
 from sterna.wire.records import Guest
 
@@ -138,84 +137,6 @@ class Touch:
 Input: TypeAlias = Start | Ask | Data | Lost | Done | Failed | Tick | Touch
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Kept:
-    """A session whose link is lost: what the next machine is made from, and the memory that it fills.
-
-    Attributes:
-        image: of the guest, at a source.
-        notes: that go on being written.
-        theirs: pages of that memory that are the guest's by now, at a destination.
-        opening: at a destination, what a later process has to know of the session.
-    """
-
-    carry: SourceCarry | DestinationCarry
-    room: bytearray
-    image: bytes = b""
-    notes: bytearray | None = None
-    theirs: frozenset[int] = frozenset()
-    opening: Opening | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """The same of a machine that stands for all like it: a real one is made each time."""
-
-    machine: RecalledMachine
-    image: bytes
-
-    def again(self) -> Kept:
-        """What the machine leaves, for whoever needs one of his own."""
-        return self.machine.again().kept(self.image)
-
-
-@dataclass(frozen=True, slots=True)
-class Noted:
-    """The same of a source whose process is dead: the notes that are found in its guest's holder.
-
-    Attributes:
-        reuses: whether connections are numbered as if nobody had been there before, as must never be.
-    """
-
-    session: bytes
-    image: bytes
-    notes: bytes
-    reuses: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The same of a destination whose process is dead: what the next one finds of a guest that runs [RES-16].
-
-    Attributes:
-        session: that brought it.
-        missing: pages that are not installed.
-        notes: of the image, as its holder has them [PCY-16].
-        memory: as the holder has it, see there.
-        opening: what was noted of the session; the same in all worlds.
-        fresh: whether the memory is taken for new, as must never be.
-    """
-
-    session: bytes
-    missing: frozenset[int]
-    notes: bytes
-    memory: bytes = field(repr=False)
-    opening: Opening = field(compare=False, repr=False)
-    fresh: bool = False
-
-    def again(self) -> Kept:
-        """What a machine goes on with: memory as it was left, in which what is installed is the guest's."""
-        room = bytearray(self.memory)
-        views = {REGION.id: memoryview(room)}
-        pages = RegionPages(REGIONS, views) if self.fresh else pages_left(REGIONS, views)
-        theirs = frozenset(range(PAGES)) - self.missing
-        leave(room, theirs)
-        notes = bytearray(self.notes)
-        lacks = {REGION.id: bitmap_of(tuple(sorted(self.missing)))}
-        carry = self.opening.with_guest(pages, memoryview(notes), lacks, 0.0)
-        return Kept(carry, room, notes=notes, theirs=theirs, opening=self.opening)
-
-
 class Driven(Protocol):
     """A machine, and what it has said and asked for since it was told something.
 
@@ -225,6 +146,7 @@ class Driven(Protocol):
         room: the memory that it fills, of a destination.
         notes: what it has noted for the next process; the same object as long as nothing new is.
         opening: of a destination, what a later process has to know of the session, once that is known.
+        ticket: of a destination, what its session can be taken up again with, once it has one.
     """
 
     @property
@@ -249,6 +171,11 @@ class Driven(Protocol):
 
     @property
     def opening(self) -> Opening | None:
+        """See above."""
+        ...
+
+    @property
+    def ticket(self) -> Ticket | None:
         """See above."""
         ...
 
@@ -317,6 +244,11 @@ class LiveMachine:
         """When it wants a `Tick`."""
         return self.machine.poll_timeout()
 
+    @property
+    def ticket(self) -> Ticket | None:
+        """The machine's."""
+        return self.machine.ticket if isinstance(self.machine, DestinationMachine) else None
+
     def key(self) -> Hashable:
         """Itself: nothing else is like it."""
         return id(self)
@@ -369,7 +301,8 @@ class LiveMachine:
     def kept(self, image: bytes) -> Kept:
         """What a machine whose link is lost leaves."""
         assert isinstance(self.machine, (SourceMachine, DestinationMachine))
-        return Kept(self.machine.carry, self.room, image, self.notes, self._theirs, self.opening)
+        carry = self.machine.carry
+        return Kept(carry, self.room, image, self.notes, self._theirs, self.opening, self._still)
 
     def _real(self, request: Request, answer: Hashable) -> object:
         """The answer that an answer stands for."""
@@ -397,12 +330,12 @@ class LiveMachine:
             case KeepNotes(size_bytes=size_bytes) if answer is not None:
                 self.notes = bytearray(size_bytes)
                 return memoryview(self.notes)
-            case Readmit() if isinstance(answer, (Kept, Left, Found)):
+            case Readmit() if isinstance(answer, (Kept, Left, Found, Fresh)):
                 return self._takes_up(answer)
             case _:
                 return answer
 
-    def _takes_up(self, answer: Kept | Left | Found) -> SourceCarry | DestinationCarry:
+    def _takes_up(self, answer: Kept | Left | Found | Fresh) -> SourceCarry | DestinationCarry:
         kept = answer if isinstance(answer, Kept) else answer.again()
         self.room, self._theirs = kept.room, kept.theirs
         self.notes, self.opening = kept.notes, kept.opening
@@ -422,14 +355,15 @@ class LiveMachine:
                 break
             unit = b"".join(bytes(buffer) for buffer in buffers)
             machine.transmitted(len(unit), now)
-            if machine.state is SourceState.MOVED and _carries_pages(unit):
-                said.append(b"")  # one group may come, and the next one be lost
             said[-1] += unit
+            if _carries_pages(unit):
+                said.append(b"")  # one group may come, and the next one be lost
         self.said = tuple([piece for piece in said if piece])
 
 
 def _carries_pages(unit: bytes) -> bool:
-    return decode_header(unit[:HEADER_BYTES]).type == FrameType.PAGES
+    is_frame = len(unit) >= HEADER_BYTES  # and not the preface
+    return is_frame and decode_header(unit[:HEADER_BYTES]).type == FrameType.PAGES
 
 
 def _opening(machine: DestinationMachine, guest: Guest) -> Opening:
@@ -485,10 +419,12 @@ class RecalledMachine:
         self.notes: Final[bytes | None] = _as_before(live.notes, None if before is None else before.notes)
         self.timer: Final = None
         self.opening: Final = live.opening
+        self.ticket: Final = live.ticket
         self._tree: Final = tree
         self._path: Final = path
         self._next: Final[dict[Input, RecalledMachine]] = {}
         self._live: LiveMachine | None = live
+        self._value: bytes | None = None  # of what it leaves, once that was asked for
 
     def key(self) -> Hashable:
         """Equal for machines that were told the same."""
@@ -500,7 +436,9 @@ class RecalledMachine:
 
     def kept(self, image: bytes) -> Left:
         """What a machine whose link is lost leaves."""
-        return Left(self, image)
+        if self._value is None:
+            self._value = value_of(self.again().kept(image))
+        return Left(self, image, self._value)
 
     def told(self, what: Input, now: float) -> RecalledMachine:
         """The machine after this; no time passes here, and how a connection was lost is the same to it."""

@@ -16,7 +16,8 @@ from sterna.core.style import offer_for
 from sterna.limits import Limits
 from sterna.registry import Feature
 from sterna.sim.holder import GUEST, GUEST_ID, REGIONS, CountingPages, Holder
-from sterna.sim.machines import Driven, Kept, Left, LiveMachine, Noted, Recollection
+from sterna.sim.kept import Kept, Left, Noted
+from sterna.sim.machines import Driven, LiveMachine, Recollection
 from sterna.wire.records import Runner
 
 
@@ -124,7 +125,7 @@ class LiveMakers:
         assert isinstance(kept.carry, SourceCarry)
         config = source_config(self._shape, holder.host, holder.epoch, holder.runner)
         machine = SourceMachine.resumed(config, CountingPages(holder), kept.carry, self._clock())
-        return LiveMachine(machine, kept.notes)
+        return LiveMachine(machine, kept.notes, kept.still)
 
 
 def _noted(place: memoryview, session: bytes) -> Departure | None:
@@ -174,7 +175,7 @@ class RecallingMakers:
         return None if found is None else Noted(session, holder.image, notes, reuses)
 
     def resumed(self, holder: Holder, kept: Kept | Left | Noted) -> Driven:
-        """See `Makers`. The guest executes nothing any more."""
+        """See `Makers`. A guest that has moved executes nothing here any more."""
         still = holder.copy()
         name = ("resumed", holder.host, holder.epoch, holder.runner, holder.count, kept)
         return self._of(name, lambda: self._resumed(still, kept))

@@ -41,12 +41,15 @@ from sterna.core.events import (
 )
 from sterna.core.records import Claiming, Decided, HandBack, SessionRecord, Side, Start
 from sterna.core.recovery import before_verdict
+from sterna.core.reopening import Opening
 from sterna.core.verdict import Facts, Store, answer
+from sterna.errors import RemoteProtocolError
 from sterna.registry import ErrorCode
 from sterna.sim.defects import Defect
 from sterna.sim.holder import PAGES, Remains, Stage
 from sterna.sim.hosts import Hold, Host, Op, Process, Reach, TakeLocks, Task, Write, peer_of
-from sterna.sim.machines import Found, Trouble
+from sterna.sim.kept import Found, Fresh, Noted
+from sterna.sim.machines import Trouble
 from sterna.wire.records import Hello, Runner
 
 if TYPE_CHECKING:
@@ -166,6 +169,14 @@ def _readmit(world: World, host: Host, process: Process, task: Task, hello: Hell
     from sterna.sim.tasks import loses
 
     others = [each for each in process.tasks if each.image == hello.session and each is not task]
+    kept = process.kept.get(hello.session)
+    assert not isinstance(kept, Noted)
+    try:
+        for each in (kept, *[other.machine for other in others]):
+            if each is not None and each.ticket is not None:
+                each.ticket.check_hello(hello)
+    except RemoteProtocolError as error:
+        return Trouble(error.code)  # and nothing is touched: a later one may have overtaken it [RES-4]
     if any(each.kind == "recovery" for each in others):
         return _turned_away(host)  # it has the records, and is done with them in a moment
     for other in others:
@@ -192,7 +203,7 @@ def _turned_away(host: Host) -> Trouble:
 
 
 def _reopen(world: World, host: Host, process: Process, task: Task, hello: Hello) -> Plan:
-    """Take up a session of a process that is dead, whose guest runs here and may lack pages [RES-13]."""
+    """Take up a session of a process that is dead: its guest is to come, or lacks pages [RES-7] [RES-13]."""
     session, opening = host.history.session(hello.session), host.openings.get(hello.session)
     forgets = Defect.OPENING_FORGOTTEN in world.defects or not world.makers.keeps
     if session is None or opening is None or forgets:
@@ -200,7 +211,7 @@ def _reopen(world: World, host: Host, process: Process, task: Task, hello: Hello
     if not world.locks(host, process):
         return _turned_away(host)
     if not host.history.claiming(session.epoch + 1):
-        return Trouble(ErrorCode.BUSY)
+        return _begin_anew(world, task, hello, opening)
     if not isinstance(host.history.fate(session.epoch + 1), Start):
         return _verdict(world, host, process, task, hello)
     holder = host.holder(hello.session)
@@ -222,6 +233,20 @@ def _reopen(world: World, host: Host, process: Process, task: Task, hello: Hello
     world.resumed += 1
     fresh = Defect.TAKEN_FOR_NEW in world.defects
     return Answered(Found(hello.session, missing, found.notes, found.memory, opening, fresh))
+
+
+def _begin_anew(world: World, task: Task, hello: Hello, opening: Opening) -> Plan:
+    """Room for a guest of which nothing is left here, if the store lets it come still [RES-7] [RES-16]."""
+    reserve = Hold("reserve", hello.session)
+    probe = Reach("probe", hello.epoch, hello.runner)
+    room = _each(task, [probe, reserve] if world.stores else [reserve])
+    if isinstance(room, Trouble) and room.code is ErrorCode.NOT_READY:
+        return Trouble(ErrorCode.BUSY)
+    if not isinstance(room, Answered):
+        return room
+    task.image = hello.session
+    world.resumed += 1
+    return Answered(Fresh(hello.session, opening, Defect.FORGOTTEN_AS_HELD in world.defects))
 
 
 def _verdict(world: World, host: Host, process: Process, task: Task, hello: Hello) -> Plan:

@@ -32,7 +32,8 @@ from sterna.sim.defects import Defect
 from sterna.sim.holder import Stage
 from sterna.sim.holding import attach
 from sterna.sim.hosts import Front, Hold, Host, Op, Process, Reach, Task, View, Write
-from sterna.sim.machines import Ask, Kept, Left, Noted, Trouble
+from sterna.sim.kept import Kept, Left, Noted
+from sterna.sim.machines import Ask, Trouble
 from sterna.sim.plans import spare_runner
 from sterna.wire.records import NO_RUNNER
 

@@ -38,6 +38,7 @@ def check_rest(world: World) -> End:
                 "one-runner", f"{lost[0]} says that the guest is lost, and it runs at {running[0].host}"
             )
         _check_pages(world, running[0])
+        _check_taken_up(world)
         return End.RUNS
     if world.judge.is_lost(world.holders(), histories):
         return End.LOST
@@ -65,6 +66,18 @@ def _check_pages(world: World, running: Holder) -> None:
     served = any(each.stage is Stage.STOPPED and each.mark for each in world.hosts[1 - there].holders)
     if waits and served:
         raise Violation("one-runner", f"the guest waits at {running.host} for pages that its source has")
+
+
+def _check_taken_up(world: World) -> None:
+    """A session that both sides keep goes on [RES-18]; where there is a clock, a source may have given up.
+
+    Raises:
+        Violation: nobody takes it up.
+    """
+    endpoints = [host.endpoint for host in world.hosts]
+    kept = all(each is not None and each.kept for each in endpoints)
+    if kept and not world.makers.clocked:
+        raise Violation("converges", "both sides keep a session, and nobody takes it up")
 
 
 def _told(host: Host) -> str:
