@@ -9,105 +9,119 @@ its memory is filled, and audited in the end.
 
 With ``--against qemu`` everything is plain, and instead of the idle one QEMU's machine is moved in turns with
 ours, with a program that writes as much: by post-copy where ours goes by bitmap, its shortest switchover.
-That is another table. QEMU's turns do not lie around their median, but in two groups, so each is told.
+That is another table, and by default of a larger guest: QEMU's program has no room in a small one. QEMU's
+turns do not lie around their median, but in two groups, so each is told.
 """
 
 from __future__ import annotations
 
-import json as json_module
-import subprocess
-import sys
 import tempfile
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
 from cyclopts import Parameter
 
 from sterna.cli.output import Output
 from sterna.cli.units import Duration, Json, Rate, Size, format_duration
 from sterna.core.words import rate_text, size_text
-from sterna.errors import GuestError
+from sterna.linux.memory import available_bytes
 from sterna_interop.measured import Report
-from sterna_interop.measuring import OURS, QEMU, Measure, Runs, Turn, at_most, progress, take
-from sterna_interop.moving_written import Last, QemuWritten, Written
+from sterna_interop.measuring import OURS, QEMU, Last, Measure, Runs, Taken, Way, at_most, progress, take
+from sterna_interop.moving_demo import Demo, demo_of
+from sterna_interop.moving_written import QemuWritten, Written, WrittenMove, memory_of
 from sterna_interop.qemu import Settings, version
 from sterna_interop.transfers import Against, Write, need, write_to
 
 MEMORY_BYTES: Final = 256 << 20
 RATE_BYTES_S: Final = 1 << 30
 DOWNTIME_S: Final = 0.3
+# Beside QEMU: the largest for which there is room, or the last one.
+BESIDE_QEMU_BYTES: Final = (4 << 30, 2 << 30, 1 << 30, 512 << 20)
+BESIDE_QEMU_RATE_BYTES_S: Final = 500 << 20
+_SIDES: Final = 4  # two of ours, two of QEMU's
+_SPARE_BYTES: Final = 1 << 30
 IDLE: Final = "idle"
 BESIDE_QEMU: Final = "blackout beside QEMU"
-PLAIN: Final = ("--insecure", "--room")
+
+AskedSize = Annotated[Size | None, Parameter(show_default=False)]
+AskedRate = Annotated[Rate | None, Parameter(show_default=False)]
+Style = Annotated[Literal["bitmap", "stop-and-copy"], Parameter(show_choices=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """What is moved. Sizes in bytes, the rate in bytes a second."""
+
+    memory: int
+    hot: int
+    rate: int
+
+    @classmethod
+    def chosen(cls, memory: int | None, hot: int | None, rate: int | None, against: str | None) -> Self:
+        """What was asked for, and of the rest what is usual."""
+        if against is None:
+            usual = cls(MEMORY_BYTES, MEMORY_BYTES, RATE_BYTES_S)
+        else:
+            room = available_bytes() - _SPARE_BYTES
+            fitting = (size for size in BESIDE_QEMU_BYTES if _SIDES * size <= room)
+            usual = cls(next(fitting, BESIDE_QEMU_BYTES[-1]), MEMORY_BYTES, BESIDE_QEMU_RATE_BYTES_S)
+        return cls(
+            usual.memory if memory is None else memory,
+            usual.hot if hot is None else hot,
+            usual.rate if rate is None else rate,
+        )
+
+    def written(self, downtime_s: float, switchover: str) -> Written:
+        """The same for QEMU.
+
+        Raises:
+            ConfigError: its program has no room there.
+        """
+        return Written(self.memory, self.hot, self.rate, downtime_s, switchover, option="--memory")
 
 
 def blackout(
-    *,
-    switchover: Annotated[Literal["bitmap", "stop-and-copy"], Parameter(show_choices=True)] = "bitmap",
-    memory: Size = MEMORY_BYTES,
-    hot: Size = MEMORY_BYTES,
-    dirty_rate: Rate = RATE_BYTES_S,
-    downtime: Duration = DOWNTIME_S,
-    runs: Runs = 5,
-    against: Against = None,
-    write: Write = None,
-    json: Json = False,
-) -> None:
+    *, switchover: Style = "bitmap", memory: AskedSize = None, hot: AskedSize = None,
+    dirty_rate: AskedRate = None, downtime: Duration = DOWNTIME_S, runs: Runs = 5, against: Against = None,
+    write: Write = None, json: Json = False,
+) -> None:  # fmt: skip
     """How long a writing guest stands still, beside an idle one, or beside QEMU's.
 
     Args:
         switchover: how it is moved in the end.
-        memory: of the guest.
-        hot: the part of it that the guest writes to.
-        dirty_rate: what the guest writes a second.
+        memory: of the guest; by default 256MiB, and beside QEMU 4GiB, or less if there is no room for that.
+        hot: the part of it that the guest writes to; by default 256MiB.
+        dirty_rate: what the guest writes a second; by default 1GiB/s, and beside QEMU 500MiB/s.
         downtime: how long it may stand still, for a switchover by stop-and-copy.
         runs: turns of each way; medians are shown.
-        against: measure QEMU instead of an idle guest; memory is 64MiB more than --hot, a power of two.
+        against: measure QEMU instead of an idle guest; --hot is a power of two then, and --memory 64MiB more.
         write: file for the table, interop/BENCHMARKS.md; the benchmark's last one there is replaced.
         json: one JSON object on stdout.
     """
     need(against)
     output = Output(json=json)
-    conditions = {"guest": f"{size_text(memory)}, of which it writes {size_text(hot)}, {switchover}"}
+    guest = Guest.chosen(memory, hot, dirty_rate, against)
+    written = None if against is None else guest.written(downtime, switchover)
+    conditions = {
+        "guest": f"{size_text(guest.memory)}, of which it writes {size_text(guest.hot)}, {switchover}"
+    }
     with ExitStack() as stack:
         say = stack.enter_context(progress(output))
-        command = ("--memory", f"{memory}B", "--hot", f"{hot}B", "--switchover", switchover)
-        command += ("--downtime", format_duration(downtime), *(PLAIN if against else ()))
-        writing, idle = (Moved(command, rate) for rate in (dirty_rate, 0.0))
-        blackouts: dict[str, Turn] = {OURS: writing}
-        totals: dict[str, Turn] = {OURS: lambda: writing.total_s}
-        if against is None:
-            blackouts[IDLE] = idle
-            totals[IDLE] = lambda: idle.total_s
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sterna-bench-")))
+        if written is None:
+            ways = _beside_idle(guest, downtime, switchover)
         else:
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sterna-bench-")))
             say("filling memory for QEMU's guest")
-            qemu = Last(_qemu(Written(memory, hot, dirty_rate, downtime, switchover), directory))
-            blackouts[QEMU] = qemu.turn(lambda moved: moved.blackout_s)
-            totals[QEMU] = qemu.told(lambda moved: moved.seconds)
+            ways = _beside_qemu(written, directory)
             conditions |= {
                 "connection": "plain TCP over loopback; the destination's memory is there beforehand",
                 "QEMU": f"{version()}, TCG, {'post-copy' if switchover == 'bitmap' else 'pre-copy'}; "
                 "blackout from its event STOP to its event RESUME",
             }
-        measures = [
-            Measure(
-                name="blackout",
-                text="blackout",
-                ways=blackouts,
-                bounds={IDLE: at_most(2.0, 1.5), QEMU: at_most(1.0, 0.5)},
-            ),
-            Measure(name="guest", text="between two writes", ways={OURS: lambda: writing.guest_s}),
-            Measure(name="total", text="until it runs there", ways=totals, detail=True),
-        ]
-        taken = take(measures, runs, say, warm=True)
-    conditions["written"] = (
-        f"{rate_text(writing.rate_bytes_s)} in the last turn, {rate_text(dirty_rate)} asked for"
-    )
-    if against is not None:
-        turns = " ".join(f"{seconds * 1e3:.3g}" for seconds in taken[0].values[QEMU])
-        conditions["QEMU's blackouts"] = f"{turns} ms"
+        taken = take(_measures(ways), runs, say, warm=True)
+    conditions |= _told(taken, guest.rate)
     report = Report(
         bench="blackout",
         section=BESIDE_QEMU if against else "",
@@ -119,34 +133,63 @@ def blackout(
     write_to(report, write, output)
 
 
-def _qemu(written: Written, directory: Path) -> QemuWritten:
+def _beside_idle(guest: Guest, downtime_s: float, switchover: str) -> dict[str, Way[WrittenMove]]:
+    common = (
+        *("--memory", f"{guest.memory}B", "--hot", f"{guest.hot}B"),
+        *("--switchover", switchover, "--downtime", format_duration(downtime_s)),
+    )
+    return {
+        name: Demo((*common, "--dirty-rate", f"{rate}B/s")) for name, rate in ((OURS, guest.rate), (IDLE, 0))
+    }
+
+
+def _beside_qemu(written: Written, directory: Path) -> dict[str, Way[WrittenMove]]:
     capabilities = ("postcopy-ram",) if written.switchover == "bitmap" else ()
-    return QemuWritten(written, directory, Settings(capabilities=capabilities))
+    settings = Settings(capabilities=capabilities)
+    return {
+        OURS: demo_of(written),
+        QEMU: QemuWritten(written, directory, settings, memory_of(written)),
+    }
 
 
-class Moved:
-    """A turn: a whole migration of real processes; seconds of blackout.
+def _measures(ways: dict[str, Way[WrittenMove]]) -> list[Measure]:
+    lasts = {name: Last(way) for name, way in ways.items()}
+    ours = lasts[OURS]
+    return [
+        Measure(
+            name="blackout",
+            text="blackout",
+            ways={name: last.turn(lambda moved: moved.blackout_s) for name, last in lasts.items()},
+            bounds={IDLE: at_most(2.0, 1.5), QEMU: at_most(1.0, 0.5)},
+        ),
+        Measure(
+            name="guest",
+            text="between two writes",
+            ways={OURS: ours.told(lambda moved: moved.blackout_guest_s)},
+        ),
+        Measure(
+            name="total",
+            text="until it runs there",
+            ways={name: last.told(lambda moved: moved.seconds) for name, last in lasts.items()},
+            detail=True,
+        ),
+        Measure(
+            name="written",
+            text="written",
+            ways={
+                name: last.told(lambda moved: moved.rate_bytes_s)
+                for name, last in lasts.items()
+                if name != IDLE
+            },
+            unit="bytes/s",
+        ),
+    ]
 
-    Attributes:
-        guest_s: the blackout as the guest saw it, in the last turn; 0 for one that does not write.
-        total_s: what the migration took, until the source knew that the guest runs there.
-        rate_bytes_s: what the guest wrote a second.
-    """
 
-    def __init__(self, options: tuple[str, ...], dirty_rate: float) -> None:
-        self.guest_s = self.total_s = self.rate_bytes_s = 0.0
-        self._command = (
-            *(sys.executable, "-P", "-m", "sterna", "demo", "--guest", "process", "--json", *options),
-            *("--dirty-rate", f"{int(dirty_rate)}B/s"),
-        )
-
-    def __call__(self) -> float:
-        """Seconds of one migration's blackout."""
-        done = subprocess.run(self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
-        found = json_module.loads(done.stdout or b"{}")
-        if done.returncode or not found.get("seconds_blackout"):
-            raise GuestError(f"the demo has ended with exit code {done.returncode}: {found.get('failures')}")
-        self.guest_s = float(found["seconds_blackout_guest"] or 0.0)
-        self.total_s = float(found["seconds_until_run"])
-        self.rate_bytes_s = float(found["write_rate_achieved"])
-        return float(found["seconds_blackout"])
+def _told(taken: list[Taken], rate: int) -> dict[str, str]:
+    """What more has to be known: whether the guest wrote as it was asked to, and QEMU's single turns."""
+    found = {"written": f"{rate_text(rate)} asked for"}
+    if QEMU in taken[0].values:
+        turns = " ".join(f"{seconds * 1e3:.3g}" for seconds in taken[0].values[QEMU])
+        found["QEMU's blackouts"] = f"{turns} ms"
+    return found

@@ -23,14 +23,25 @@ from sterna.core.words import size_text
 from sterna.net.options import Compress
 from sterna_interop.bulk import SESSION, TCP
 from sterna_interop.measured import Report
-from sterna_interop.measuring import OURS, QEMU, Measure, Runs, Taken, at_least, at_most, progress, take
+from sterna_interop.measuring import (
+    OURS,
+    QEMU,
+    Last,
+    Measure,
+    Runs,
+    Taken,
+    Way,
+    at_least,
+    at_most,
+    progress,
+    take,
+)
 from sterna_interop.memories import Memories
 from sterna_interop.moving_slowly import SternaSlowly
 from sterna_interop.moving_sterna import PATIENT, PLAIN, sterna
-from sterna_interop.moving_written import LESS_BYTES, Last, QemuWritten, WritingWay, Written, WrittenMove
+from sterna_interop.moving_written import LESS_BYTES, QemuWritten, Written, WrittenMove, memory_of
 from sterna_interop.qemu import Settings, version
 from sterna_interop.transfers import Against, Write, memory_measures, need, write_to
-from sterna_interop.transfers import Last as LastMove
 
 SIZE_BYTES: Final = 512 << 20
 HOT_BYTES: Final = 64 << 20
@@ -92,24 +103,28 @@ def compress(
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sterna-bench-")))
         say = stack.enter_context(progress(output))
-        ways: dict[str, WritingWay] = {
-            OURS: SternaSlowly(written, Memories(size - LESS_BYTES, compressible=True), _OPTIONS, CAP_BYTES_S)
-        }
+        memories = memory_of(written, compressible=True)
+        ways: dict[str, Way[WrittenMove]] = {OURS: SternaSlowly(written, memories, _OPTIONS, CAP_BYTES_S)}
         if against is not None:
             for name, settings in _QEMU.items():
-                ways[name] = QemuWritten(
-                    written, directory, settings, compressible=True, link_bytes_s=CAP_BYTES_S
-                )
+                ways[name] = QemuWritten(written, directory, settings, memories, link_bytes_s=CAP_BYTES_S)
         taken = take(_measures(ways), runs, say)
         if against is not None:
             taken, conditions["QEMU"] = _best(taken)
         turns = runs * RANDOM_TURNS
-        taken += take(_random(size), turns, lambda text: say(f"random memory: {text}"), swaps=True)
+        taken += take(_random(size), turns, lambda text: say(f"random memory: {text}"))
         taken += take(_memory(size), 1, lambda text: say(f"memory of each side: {text}"), warm=True)
-    write_to(Report(bench="compress", runs=runs, taken=taken, conditions=conditions), write, output)
+    report = Report(
+        bench="compress",
+        runs=runs,
+        taken=taken,
+        principal="sent",
+        conditions=conditions,
+    )
+    write_to(report, write, output)
 
 
-def _measures(ways: Mapping[str, WritingWay]) -> list[Measure]:
+def _measures(ways: Mapping[str, Way[WrittenMove]]) -> list[Measure]:
     lasts = {name: Last(way) for name, way in ways.items()}
 
     def told(figure: Callable[[WrittenMove], float]) -> dict[str, Callable[[], float]]:
@@ -134,8 +149,8 @@ def _random(size: int) -> list[Measure]:
     memories = Memories(size)
     options = Options(policy=PATIENT, compress=Compress.AUTO)
     lasts = {
-        OURS: LastMove(sterna(memories, PLAIN, options)),
-        RAW: LastMove(sterna(memories)),
+        OURS: Last(sterna(memories, PLAIN, options)),
+        RAW: Last(sterna(memories)),
     }
     return [
         Measure(
@@ -156,7 +171,7 @@ def _random(size: int) -> list[Measure]:
 def _memory(size: int) -> list[Measure]:
     """What packing takes: most of random memory, whose copies are held until they have been sent."""
     options = Options(policy=PATIENT, compress=Compress.ALWAYS, versions_bytes=0)
-    return memory_measures({OURS: LastMove(sterna(Memories(size), PLAIN, options))}, size)
+    return memory_measures({OURS: Last(sterna(Memories(size), PLAIN, options))}, size)
 
 
 def _best(taken: list[Taken]) -> tuple[list[Taken], str]:

@@ -22,14 +22,14 @@ from sterna.cli.units import Duration, Json, Rate, Size, format_rate
 from sterna.core.words import duration_text, size_text
 from sterna_interop.bulk import QEMU_CHANNELS, TCP
 from sterna_interop.measured import Report
-from sterna_interop.measuring import OURS, QEMU, Measure, Runs, Taken, at_most, progress, take
+from sterna_interop.measuring import OURS, QEMU, Last, Measure, Runs, Taken, Way, at_most, progress, take
+from sterna_interop.moving_demo import demo_of
 from sterna_interop.moving_written import (
     LESS_BYTES,
-    Last,
     QemuWritten,
-    SternaWritten,
-    WritingWay,
     Written,
+    WrittenMove,
+    memory_of,
 )
 from sterna_interop.qemu import Settings
 from sterna_interop.transfers import Against, Write, best_of_qemu, need, write_to
@@ -75,13 +75,14 @@ def dirty(
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sterna-bench-")))
         say = stack.enter_context(progress(output))
-        for rate in rates:
-            written = Written(size, hot, rate, downtime)
-            ways: dict[str, WritingWay] = {OURS: SternaWritten(written)}
-            if against is not None:
+        guests = [Written(size, hot, rate, downtime) for rate in rates]
+        memories = None if against is None else memory_of(guests[0])
+        for rate, written in zip(rates, guests, strict=True):
+            ways: dict[str, Way[WrittenMove]] = {OURS: demo_of(written)}
+            if memories is not None:
                 for name, channels in QEMU_CHANNELS.items():
                     settings = Settings(channels=channels)
-                    ways[name] = QemuWritten(written, directory, settings)
+                    ways[name] = QemuWritten(written, directory, settings, memories)
             found = take(_measures(rate, ways), runs, _named(say, rate))
             if against is not None:
                 found, text = best_of_qemu(found, list(QEMU_CHANNELS))
@@ -92,16 +93,28 @@ def dirty(
             f"TCG, {LESS_BYTES} bytes less, or 7.2 loses writes; it writes a word of each page; blackout "
             "from its event STOP to its event RESUME"
         )
-    write_to(Report(bench="dirty", runs=runs, taken=taken, conditions=conditions), write, output)
+    report = Report(
+        bench="dirty",
+        runs=runs,
+        taken=taken,
+        principal=f"time_{_mark(max(rates))}",
+        conditions=conditions,
+    )
+    write_to(report, write, output)
 
 
 def _named(say: Callable[[str], None], rate: int) -> Callable[[str], None]:
     return lambda text: say(f"{format_rate(rate)}: {text}")
 
 
-def _measures(rate: int, ways: dict[str, WritingWay]) -> list[Measure]:
+def _mark(rate: int) -> str:
+    """What the names of its measures end with."""
+    return f"{rate >> 20}"
+
+
+def _measures(rate: int, ways: dict[str, Way[WrittenMove]]) -> list[Measure]:
     lasts = {name: Last(way) for name, way in ways.items()}
-    mark = f"{rate >> 20}"
+    mark = _mark(rate)
     return [
         Measure(
             name=f"time_{mark}",

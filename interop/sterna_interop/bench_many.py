@@ -21,10 +21,10 @@ from sterna.errors import ConfigError
 from sterna.linux.memfd import PAGE_BYTES
 from sterna_interop.bulk import SESSION
 from sterna_interop.measured import Report
-from sterna_interop.measuring import OURS, Measure, Runs, at_least, progress, take
+from sterna_interop.measuring import OURS, Last, Measure, Runs, at_least, progress, take
 from sterna_interop.memories import Memories
 from sterna_interop.moving_sterna import sterna, sterna_many
-from sterna_interop.transfers import GIB, Last, Write, memory_measures, write_to
+from sterna_interop.transfers import GIB, Write, memory_measures, write_to
 
 SIZE_BYTES: Final = 2 << 30
 MAPPED_BYTES: Final = 512 << 20  # more is the same memory file, mapped several times

@@ -16,11 +16,11 @@ from sterna.core.words import size_text
 from sterna.errors import ConfigError
 from sterna_interop.bulk import SESSION
 from sterna_interop.measured import Report
-from sterna_interop.measuring import OURS, Measure, Runs, at_most, progress, take
+from sterna_interop.measuring import OURS, Last, Measure, Runs, at_most, progress, take
 from sterna_interop.memories import Memories
 from sterna_interop.moving import Moved
 from sterna_interop.moving_sterna import sterna
-from sterna_interop.transfers import GIB, Last, Write, memory_measures, write_to
+from sterna_interop.transfers import GIB, Write, memory_measures, write_to
 
 SMALL_BYTES: Final = 1 << 30
 LARGE_BYTES: Final = 12 << 30

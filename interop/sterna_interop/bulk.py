@@ -10,18 +10,20 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from sterna import Options
 from sterna.cli.output import Output
 from sterna.core.words import size_text
 from sterna_interop.measured import Report
-from sterna_interop.measuring import BARE, BARE_HASH, OURS, Bound, progress
+from sterna_interop.measuring import BARE, BARE_HASH, OURS, Bound, Way, progress
 from sterna_interop.memories import Memories
-from sterna_interop.moving import Way
+from sterna_interop.moving import Moved
 from sterna_interop.moving_bare import bare, congestion_control
 from sterna_interop.moving_qemu import QemuMoves
-from sterna_interop.moving_sterna import PLAIN, UNVERIFIED, sterna
+from sterna_interop.moving_sterna import PLAIN, UNVERIFIED, VERIFIED, sterna
 from sterna_interop.moving_tls import Certificates
 from sterna_interop.qemu import Settings
 from sterna_interop.transfers import Transfers, best_of_qemu, write_to
@@ -49,6 +51,7 @@ class Bulk:
         rate: whether a rate is what counts; if not, the time.
         hashed: whether the bare loop that hashes is of interest.
         unverified: bounds of a session without hashes, as `bounds`; None if none is of interest.
+        streams: Sterna's data connections; the bare loops have as many connections, and one without any.
     """
 
     bench: str
@@ -59,6 +62,7 @@ class Bulk:
     rate: bool = True
     hashed: bool = True
     unverified: Mapping[str, Bound] | None = None
+    streams: int = 0
 
     def run(self, runs: int, against: str | None, output: Output, write: str | None) -> None:
         """Measure, and show what was found.
@@ -79,6 +83,11 @@ class Bulk:
             "congestion control": congestion_control(),
             "Sterna": SESSION,
         }
+        if self.streams:
+            conditions["connections"] = (
+                f"{self.streams} data connections of Sterna's, and as many of the bare loops', each with its "
+                "part of the memory"
+            )
         if self.unverified is not None:
             conditions["unverified"] = "the same without page hashes, as --unverified at both ends makes it"
         if against is not None:
@@ -88,25 +97,30 @@ class Bulk:
         )
         write_to(report, write, output)
 
-    def _transfers(self, ways: Mapping[str, Way]) -> Transfers:
+    def _transfers(self, ways: Mapping[str, Way[Moved]]) -> Transfers:
         plain = Transfers(memories=self.memories, ways=ways, bounds=self.bounds, rate=self.rate)
         if self.unverified is None:
             return plain
-        bare_session = sterna(self.memories, PLAIN, UNVERIFIED)
-        return replace(plain, unverified=bare_session, unverified_bounds=self.unverified)
+        unhashed = sterna(self.memories, PLAIN, self._options(UNVERIFIED))
+        return replace(plain, unverified=unhashed, unverified_bounds=self.unverified)
 
-    def _ways(self, certificates: Certificates | None) -> dict[str, Way]:
+    def _ways(self, certificates: Certificates | None) -> dict[str, Way[Moved]]:
         security = PLAIN if certificates is None else certificates.security()
         contexts = None if certificates is None else certificates.contexts()
-        ways: dict[str, Way] = {
-            OURS: sterna(self.memories, security),
-            BARE: bare(self.memories, contexts=contexts),
+        loop = partial(bare, self.memories, contexts=contexts, connections=self.streams or 1)
+        ways: dict[str, Way[Moved]] = {
+            OURS: sterna(self.memories, security, self._options(VERIFIED)),
+            BARE: loop(),
         }
         if self.hashed:
-            ways[BARE_HASH] = bare(self.memories, contexts=contexts, hashed=True)
+            ways[BARE_HASH] = loop(hashed=True)
         return ways
 
-    def _qemu(self, certificates: Certificates | None, directory: Path) -> dict[str, Way]:
+    def _options(self, options: Options) -> Options:
+        """With its data connections. Nobody takes up a session that was lost: that is not offered."""
+        return replace(options, streams=self.streams, resume_s=0) if self.streams else options
+
+    def _qemu(self, certificates: Certificates | None, directory: Path) -> dict[str, Way[Moved]]:
         tls = None if certificates is None else certificates.for_qemu()
         return {
             name: QemuMoves(self.memories, directory, Settings(channels=channels, tls=tls))

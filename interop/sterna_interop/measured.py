@@ -37,12 +37,14 @@ class Table:
 class Report:
     """What a benchmark has found.
 
+    Ratios to another way are called ``MEASURE_vs_WAY``, and those of the principal measure ``vs_WAY`` too.
+
     Attributes:
         bench: name of the benchmark.
         runs: turns that were counted.
         taken: the measures.
-        principal: the measure that the benchmark is about, if it is about one: its ratios are called
-            ``vs_WAY``, and those of all others ``MEASURE_vs_WAY``.
+        principal: the measure that the benchmark is about, if it is about one.
+        also: by the name of a measure, another one that its ratios have as well.
         section: name of its table, of a benchmark that has several.
         conditions: by name, what has to be known of how it was measured.
         skipped: by name of a measure, why it was not taken.
@@ -52,6 +54,7 @@ class Report:
     runs: int
     taken: Sequence[Taken]
     principal: str = ""
+    also: Mapping[str, str] = field(default_factory=dict)
     section: str = ""
     conditions: Mapping[str, str] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
@@ -65,14 +68,17 @@ class Report:
     def missed(self) -> list[str]:
         """Measures whose target, and ratios whose bound was not reached."""
         found = [each.measure.name for each in self.taken if each.met is False]
-        return found + [name for name, each, way in self._ratios() if each.keeps(way) is False]
+        return found + [names[0] for names, each, way in self._ratios() if each.keeps(way) is False]
 
-    def _ratios(self) -> Iterator[tuple[str, Taken, str]]:
+    def _ratios(self) -> Iterator[tuple[list[str], Taken, str]]:
+        """With their names, the shortest one first."""
         for each in self.taken:
+            name = each.measure.name
+            before = [f"{self.also[name]}_", f"{name}_"] if name in self.also else [f"{name}_"]
+            before = ["", *before] if name == self.principal else before
             for way in each.values:
                 if way != OURS and each.ratios(way):
-                    name = each.measure.name
-                    yield f"vs_{way}" if name == self.principal else f"{name}_vs_{way}", each, way
+                    yield [f"{one}vs_{way}" for one in before], each, way
 
     def fields(self) -> dict[str, object]:
         """As a JSON object."""
@@ -82,7 +88,9 @@ class Report:
             "machine": machine(),
             "conditions": dict(self.conditions),
             "measures": {each.measure.name: _fields(each) for each in self.taken},
-            "ratios": {name: _ratio_fields(each, way) for name, each, way in self._ratios()},
+            "ratios": {
+                name: _ratio_fields(each, way) for names, each, way in self._ratios() for name in names
+            },
             "skipped": dict(self.skipped),
             "missed": self.missed,
         }

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Final, Generic, Protocol, TypeAlias, TypeVar
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -32,6 +32,44 @@ COPY: Final = "memcpy"
 
 # One turn: does the work, and returns what was measured, in the measure's unit.
 Turn: TypeAlias = Callable[[], float]
+
+
+M_co = TypeVar("M_co", covariant=True)
+M = TypeVar("M")
+
+
+class Way(Protocol[M_co]):
+    """A way to move a guest."""
+
+    def move(self, *, watched: bool = False) -> M_co:
+        """Once. A watched turn tells its memory, and takes longer."""
+        ...
+
+
+class Last(Generic[M]):
+    """A way of moving, and what its last turn gave."""
+
+    def __init__(self, way: Way[M]) -> None:
+        self._way = way
+        self._moved: M | None = None
+
+    def turn(self, figure: Callable[[M], float], *, watched: bool = False) -> Turn:
+        """Move, and tell this."""
+
+        def move() -> float:
+            self._moved = self._way.move(watched=watched)
+            return figure(self._moved)
+
+        return move
+
+    def told(self, figure: Callable[[M], float]) -> Turn:
+        """Tell this of the last turn; there was one."""
+
+        def tell() -> float:
+            assert self._moved is not None
+            return figure(self._moved)
+
+        return tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,24 +175,24 @@ def take(
     say: Callable[[str], None],
     *,
     warm: bool = False,
-    swaps: bool = False,
 ) -> list[Taken]:
     """Take all measures in turns.
+
+    Each run goes through a measure's ways in the order contrary to that of the one before: what a way leaves
+    behind for the next one, in caches or in the kernel, is the same for all then.
 
     Args:
         measures: what is measured.
         runs: how often.
         say: told how far it is.
         warm: whether all is warm; otherwise a first turn of each warms up and is not counted.
-        swaps: whether each run goes through a measure's ways in the order contrary to that of the one before:
-            what a way leaves behind for the next one, in caches or in the kernel, is the same for both then.
     """
     values = {each.name: {way: list[float]() for way in each.ways} for each in measures}
     for run in range(1 if warm else 0, runs + 1):
         where = "warming up" if run == 0 else f"run {run} of {runs}"
         for each in measures:
             ways = list(each.ways.items())
-            for way, turn in reversed(ways) if swaps and run % 2 else ways:
+            for way, turn in reversed(ways) if run % 2 else ways:
                 say(f"{where}: {way}")
                 value = turn()
                 if run:

@@ -65,7 +65,7 @@ class Memories:
         self.extents = [(0, real)] if extents is None else list(extents)
         need = real + sum(length for _, length in self.extents) + _SPARE_BYTES
         if need > available_bytes():
-            raise ConfigError(f"there is no room for {format_size(need)}: give a smaller --size")
+            raise ConfigError(f"there is no room for {format_size(need)}: give the guest less memory")
         self.source = MemoryFile("sterna-bench-source", real)
         self.destination = MemoryFile("sterna-bench-destination", real)
         self._sent, self._arrived = self.source.map(), self.destination.map()
@@ -84,13 +84,18 @@ class Memories:
         return self._arrived.view
 
     @property
+    def whole(self) -> bool:
+        """Whether there are no holes in it."""
+        return self.extents == [(0, self.source.size_bytes)]
+
+    @property
     def backed_source(self) -> MemoryFile:
         """The same content without holes, for those to whom reading one would give it a page."""
-        if self.extents == [(0, self.source.size_bytes)]:
+        if self.whole:
             return self.source
         if self._backed is None:
             if self.source.size_bytes > available_bytes() - _SPARE_BYTES:
-                raise ConfigError("there is no room for a copy without holes: give a smaller --size")
+                raise ConfigError("there is no room for a copy without holes: give the guest less memory")
             self._backed = MemoryFile("sterna-bench-backed", self.source.size_bytes)
             array = self._backed.map().array
             array[:] = 0

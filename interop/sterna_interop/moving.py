@@ -17,14 +17,14 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias
+from typing import Final, TypeAlias
 
 from sterna.cli.exits import gravest
 from sterna.errors import GuestError
 from sterna_interop.memories import Memories
 
 TURN_WITHIN_S: Final = 300.0
-_WATCH_EVERY_S: Final = 0.005
+WATCH_EVERY_S: Final = 0.005
 
 # Each side has its mapping of the whole memory. The receiver tells the port on which it listens, and ends
 # when all has arrived; the sender is given that port, and tells how many seconds it has taken, first of all.
@@ -56,14 +56,6 @@ class Moved:
     cpu_s: tuple[float, float]
     peak_bytes: tuple[int, int] = (0, 0)
     more: tuple[float, ...] = ()
-
-
-class Way(Protocol):
-    """A way to move all of a memory."""
-
-    def move(self, *, watched: bool = False) -> Moved:
-        """Once. A watched turn tells its memory, and takes longer."""
-        ...
 
 
 class Processes:
@@ -229,7 +221,7 @@ def watching(pids: Sequence[int]) -> Iterator[Callable[[], tuple[int, int]]]:
         idle = [beyond_guest_bytes(pid) for pid in pids]
         peaks = list(idle)
         pipe.send(())
-        while not pipe.poll(_WATCH_EVERY_S):
+        while not pipe.poll(WATCH_EVERY_S):
             peaks = [max(peak, beyond_guest_bytes(pid)) for peak, pid in zip(peaks, pids, strict=True)]
         pipe.send(tuple(peak - before for peak, before in zip(peaks, idle, strict=True)))
 

@@ -10,7 +10,10 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -39,25 +42,52 @@ ReceiveOver: TypeAlias = Callable[[socket.socket, memoryview], None]
 Extents: TypeAlias = Sequence[tuple[int, int]]
 
 
-def over_sockets(send: SendOver, receive: ReceiveOver, memories: Memories) -> Processes:
-    """A way of moving over one connection, which is there already when each side begins.
+def over_sockets(
+    send: SendOver, receive: ReceiveOver, memories: Memories, *, connections: int = 1
+) -> Processes:
+    """A way of moving over connections that are there already when each side begins.
 
-    Its congestion control is Sterna's: what a loop can do that is paced as well would be no yardstick.
+    Of several each has its part of the memory, and a thread at each side. Their congestion control is
+    Sterna's: what a loop can do that is paced as well would be no yardstick.
     """
 
     def dial(view: memoryview, port: int) -> float:
-        with socket.create_connection((HOST, port)) as sock:
-            do_not_pace_locally(sock)
-            return send(sock, view)
+        with ExitStack() as stack:
+            socks = [stack.enter_context(socket.create_connection((HOST, port))) for _ in range(connections)]
+            for sock in socks:
+                do_not_pace_locally(sock)
+            if connections == 1:
+                return send(socks[0], view)  # which knows when it begins: dialling does not count
+            begin = time.perf_counter()
+            _together(send, socks, view)
+            return time.perf_counter() - begin
 
     def accept(view: memoryview, ready: Ready) -> None:
-        with socket.create_server((HOST, 0)) as server:
+        with ExitStack() as stack:
+            server = stack.enter_context(socket.create_server((HOST, 0)))
             ready(server.getsockname()[1])
-            with server.accept()[0] as sock:
+            # They come in the order in which they were dialled.
+            socks = [stack.enter_context(server.accept()[0]) for _ in range(connections)]
+            for sock in socks:
                 do_not_pace_locally(sock)
-                receive(sock, view)
+            _together(receive, socks, view)
 
     return Processes(dial, accept, memories)
+
+
+def _together(
+    act: Callable[[socket.socket, memoryview], object], socks: Sequence[socket.socket], view: memoryview
+) -> None:
+    """On each connection its part of the memory, in whole batches as far as they go."""
+    if len(socks) == 1:
+        act(socks[0], view)
+        return
+    batches = -(-len(view) // BATCH_BYTES)
+    ends = [number * batches // len(socks) * BATCH_BYTES for number in range(len(socks) + 1)]
+    parts = [view[begin:end] for begin, end in pairwise(ends)]
+    with ThreadPoolExecutor(len(socks)) as pool:
+        for _ in pool.map(act, socks, parts):
+            pass
 
 
 def congestion_control() -> str:
@@ -66,26 +96,30 @@ def congestion_control() -> str:
     return f"Sterna's and the bare loops' {ours}, as on one machine; QEMU's {others}, this host's"
 
 
-def bare(memories: Memories, *, contexts: Contexts | None = None, hashed: bool = False) -> Processes:
-    """The loop as a way of moving; handshakes of TLS count."""
+def bare(
+    memories: Memories, *, contexts: Contexts | None = None, hashed: bool = False, connections: int = 1
+) -> Processes:
+    """The loop as a way of moving; handshakes of TLS count. Only memory without holes has several."""
+    extents = None if memories.whole else memories.extents
+    assert extents is None or connections == 1
 
     def send(sock: socket.socket, view: memoryview) -> float:
         begin = time.perf_counter()
         if contexts is None:
-            bare_send(sock, view, memories.extents, hashed=hashed)
+            bare_send(sock, view, extents, hashed=hashed)
         else:
             with contexts.client.wrap_socket(sock) as tls_sock:
-                bare_send(tls_sock, view, memories.extents, hashed=hashed)
+                bare_send(tls_sock, view, extents, hashed=hashed)
         return time.perf_counter() - begin
 
     def receive(sock: socket.socket, view: memoryview) -> None:
         if contexts is None:
-            bare_receive(sock, view, memories.extents, hashed=hashed)
+            bare_receive(sock, view, extents, hashed=hashed)
         else:
             with contexts.server.wrap_socket(sock, server_side=True) as tls_sock:
-                bare_receive(tls_sock, view, memories.extents, hashed=hashed)
+                bare_receive(tls_sock, view, extents, hashed=hashed)
 
-    return over_sockets(send, receive, memories)
+    return over_sockets(send, receive, memories, connections=connections)
 
 
 def bare_send(

@@ -81,17 +81,20 @@ class SternaSlowly:
         self._options = options
         self._link_bytes_s = link_bytes_s
 
-    def move(self) -> WrittenMove:
-        """See `WritingWay.move`.
+    def move(self, *, watched: bool = False) -> WrittenMove:
+        """See `Way.move`.
 
         Raises:
             GuestError: it did not move, or not all has arrived.
         """
         with NarrowLink(self._link_bytes_s) as link:
             send = partial(self._send, link)
-            moved = Processes(send, _take_in, self._memories).move()
+            moved = Processes(send, _take_in, self._memories).move(watched=watched)
         blackout_s, rate_bytes_s, sent_bytes = moved.more
-        return WrittenMove(moved.seconds, blackout_s, rate_bytes_s, int(sent_bytes), sum(moved.cpu_s))
+        return WrittenMove(
+            *(moved.seconds, blackout_s, rate_bytes_s, int(sent_bytes), sum(moved.cpu_s)),
+            peak_bytes=moved.peak_bytes,
+        )
 
     def _send(self, link: NarrowLink, view: memoryview, port: int) -> tuple[float, ...]:
         link.leads_to(port)

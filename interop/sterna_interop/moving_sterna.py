@@ -15,7 +15,7 @@ from typing import Final
 
 import trio
 
-from sterna import Destination, EmbeddedGuest, Options, Outcome, Source
+from sterna import Destination, EmbeddedGuest, Options, Outcome, Sessions, Source
 from sterna.core.events import Result
 from sterna.core.policy import PolicySettings
 from sterna.errors import GuestError
@@ -44,13 +44,16 @@ PLAIN: Final = Security(None, None)
 
 # Nobody writes: there is nothing to wait for between the rounds, however slow the machine is.
 PATIENT: Final = PolicySettings(allowed_downtime_s=60.0)
-_OPTIONS: Final = Options(policy=PATIENT)
+VERIFIED: Final = Options(policy=PATIENT)
 UNVERIFIED: Final = Options(policy=PATIENT, verified=False)
 
 
-def sterna(memories: Memories, security: Security = PLAIN, options: Options = _OPTIONS) -> Processes:
-    """Sterna as a way of moving. `options`: of the source; the destination goes without hashes if it does."""
-    theirs = Options(verified=options.verified)
+def sterna(memories: Memories, security: Security = PLAIN, options: Options = VERIFIED) -> Processes:
+    """Sterna as a way of moving.
+
+    `options`: of the source. The destination goes without hashes, and takes data connections, as it does.
+    """
+    theirs = Options(verified=options.verified, streams=options.streams)
 
     def send(view: memoryview, port: int) -> float:
         return trio.run(_send, view, port, security.source, options)
@@ -84,7 +87,7 @@ async def _send_many(parts: Sequence[memoryview], port: int) -> tuple[float, ...
 
     async def send_one(number: int) -> None:
         transport = await connect(Address(HOST, port), tls=None)
-        check(await Source(EmbeddedGuest(parts[number], str(number)), transport, options=_OPTIONS).run())
+        check(await Source(EmbeddedGuest(parts[number], str(number)), transport, options=VERIFIED).run())
         ends.append(time.perf_counter() - begin)
 
     async with trio.open_nursery() as nursery:
@@ -112,9 +115,10 @@ async def _receive_many(parts: Sequence[memoryview], ready: Callable[[int], None
 
 
 async def _send(view: memoryview, port: int, tls: TlsConfig | None, options: Options) -> float:
+    dial = partial(connect, Address(HOST, port), tls=tls, expected=DESTINATION)
     begin = time.perf_counter()
-    transport = await connect(Address(HOST, port), tls=tls, expected=DESTINATION)
-    result = await Source(EmbeddedGuest(view), transport, options=options).run()
+    reconnect = dial if options.streams else None
+    result = await Source(EmbeddedGuest(view), await dial(), options=options, reconnect=reconnect).run()
     seconds = time.perf_counter() - begin
     check(result)
     return seconds
@@ -125,12 +129,17 @@ async def take_guest_in(
 ) -> None:
     """Take one guest in, and tell the port as soon as it can come."""
     results: list[Result] = []
+    sessions = Sessions() if options is not None and options.streams else None
     async with trio.open_nursery() as nursery:
 
         async def take_in(transport: Transport) -> None:
-            destination = Destination(lambda _: EmbeddedGuest(view), transport, options=options)
-            results.append(await destination.run())
-            nursery.cancel_scope.cancel()
+            destination = Destination(
+                lambda _: EmbeddedGuest(view), transport, options=options, sessions=sessions
+            )
+            result = await destination.run()
+            if not destination.took_up:  # a data connection has no result of its own
+                results.append(result)
+                nursery.cancel_scope.cancel()
 
         addresses = await nursery.start(partial(listen, Address(HOST, 0), take_in, tls=tls))
         ready(addresses[0].port)

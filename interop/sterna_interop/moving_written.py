@@ -1,33 +1,26 @@
-"""Guests that write while they are moved: Sterna's, and QEMU's machine with a program that writes likewise.
+"""Guests that write while they are moved, and QEMU's way: a machine with a program that writes.
 
-Sterna's is the process guest, moved as `sterna demo` does it: two holders, two endpoints, durable records.
-The destination's holder has the memory beforehand (``--room``), as QEMU's destination has.
-
-QEMU's machine runs `data/writer.S`: pages in blocks of 32 that are far apart, one word of each, where ours
-writes whole pages. The program's words are numbers of writes, so it shows whether any was lost: QEMU 7.2
-under TCG loses some unless the memory is no multiple of 256 KiB, so it has two pages less.
+The machine runs `data/writer.S`: pages in blocks of 32 that are far apart, one word of each, where the guest
+of `sterna demo` writes whole pages. The program's words are numbers of writes, so it shows whether any was
+lost: QEMU 7.2 under TCG loses some unless the memory is no multiple of 256 KiB, so it has two pages less.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from sterna.errors import ConfigError, GuestError
 from sterna.linux.memfd import PAGE_BYTES
-from sterna_interop.measuring import Turn
 from sterna_interop.memories import Memories, path_of
+from sterna_interop.moving import watching
 from sterna_interop.narrow_link import NarrowLink
 from sterna_interop.qemu import Machine, Reply, Settings, free_port
 
@@ -58,6 +51,7 @@ class Written:
         rate_bytes_s: what it is to write a second.
         downtime_s: how long it may stand still.
         switchover: as `sterna migrate` has it.
+        option: which says `memory_bytes`.
     """
 
     memory_bytes: int
@@ -65,6 +59,7 @@ class Written:
     rate_bytes_s: int
     downtime_s: float
     switchover: str = "stop-and-copy"
+    option: str = "--size"
 
     def __post_init__(self) -> None:
         """Raises ConfigError for sizes that QEMU's program has no room for."""
@@ -72,7 +67,7 @@ class Written:
             raise ConfigError(f"--hot: {self.hot_bytes} bytes are no power of two from {BLOCK_BYTES}")
         least = HOT_FIRST + self.hot_bytes + LESS_BYTES
         if self.memory_bytes < least:
-            raise ConfigError(f"--size: {self.memory_bytes} bytes; {least} or more with this --hot")
+            raise ConfigError(f"{self.option}: {self.memory_bytes} bytes; {least} or more with this --hot")
         if HOT_FIRST + self.hot_bytes > BELOW_BYTES:
             raise ConfigError(f"--hot: {self.hot_bytes} bytes are too many for QEMU's program")
 
@@ -87,6 +82,9 @@ class WrittenMove:
         rate_bytes_s: what it wrote a second before.
         sent_bytes: what went over the wire; 0 where that is not known.
         cpu_s: CPU seconds of both sides; 0 where they are not measured.
+        blackout_guest_s: how long it stood still as it saw itself; 0 where it does not tell.
+        peak_bytes: the most that each side had beyond the guest's memory and beyond what it had before; zero
+            in turns that nobody watches.
     """
 
     seconds: float
@@ -94,79 +92,17 @@ class WrittenMove:
     rate_bytes_s: float
     sent_bytes: int = 0
     cpu_s: float = 0.0
+    blackout_guest_s: float = 0.0
+    peak_bytes: tuple[int, int] = (0, 0)
 
 
-class WritingWay(Protocol):
-    """A way to move a guest that writes."""
+def memory_of(written: Written, *, compressible: bool = False) -> Memories:
+    """As much as QEMU's machine has; see `Memories`. Several ways may have it in turns.
 
-    def move(self) -> WrittenMove:
-        """Once."""
-        ...
-
-
-class Last:
-    """A way of moving, and what its last turn gave."""
-
-    def __init__(self, way: WritingWay) -> None:
-        self._way = way
-        self._moved = WrittenMove(0.0, 0.0, 0.0)
-
-    def turn(self, figure: Callable[[WrittenMove], float]) -> Turn:
-        """Move, and tell this."""
-
-        def move() -> float:
-            self._moved = self._way.move()
-            return figure(self._moved)
-
-        return move
-
-    def told(self, figure: Callable[[WrittenMove], float]) -> Turn:
-        """Tell this of the last turn."""
-        return lambda: figure(self._moved)
-
-
-# ---- ours ----
-
-
-class SternaWritten:
-    """Sterna, by its own commands."""
-
-    def __init__(self, written: Written, *, tls: bool = False) -> None:
-        self._command = (
-            *(sys.executable, "-P", "-m", "sterna", "demo", "--guest", "process", "--room", "--json"),
-            *("--memory", f"{written.memory_bytes}B", "--hot", f"{written.hot_bytes}B"),
-            *("--dirty-rate", f"{written.rate_bytes_s}B/s", "--switchover", written.switchover),
-            *("--downtime", f"{written.downtime_s * 1e6:.0f}us"),
-            *(() if tls else ("--insecure",)),
-        )
-
-    def move(self) -> WrittenMove:
-        """See `WritingWay.move`.
-
-        Raises:
-            GuestError: it did not move, or its audit found an error.
-        """
-        done = subprocess.run(self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
-        found: Mapping[str, object] = json.loads(done.stdout or b"{}")
-        if done.returncode:
-            said = found.get("error") or found.get("code") or found.get("failures")
-            raise GuestError(f"sterna demo has ended with exit code {done.returncode}: {said}")
-        return WrittenMove(
-            seconds=_number(found, "seconds_until_run"),
-            blackout_s=_number(found, "seconds_blackout"),
-            rate_bytes_s=_number(found, "write_rate_achieved"),
-            sent_bytes=int(_number(found, "bytes_sent")),
-        )
-
-
-def _number(fields: Mapping[str, object], name: str) -> float:
-    value = fields.get(name)
-    if not isinstance(value, int | float):
-        raise GuestError(f"sterna demo does not say {name}")
-    return float(value)
-
-
-# ---- QEMU's ----
+    Raises:
+        ConfigError: there is no room for it.
+    """
+    return Memories(written.memory_bytes - LESS_BYTES, compressible=compressible)
 
 
 class QemuWritten:
@@ -177,8 +113,8 @@ class QemuWritten:
         written: Written,
         directory: Path,
         settings: Settings,
+        memories: Memories,
         *,
-        compressible: bool = False,
         link_bytes_s: float | None = None,
     ) -> None:
         """Of a guest that writes.
@@ -187,17 +123,17 @@ class QemuWritten:
             written: the guest.
             directory: for its files.
             settings: how it migrates.
-            compressible: what its memory is like; see `Memories`.
+            memories: `memory_of` it.
             link_bytes_s: what the link carries, which nobody tells it; None for loopback.
         """
         self._link_bytes_s = link_bytes_s
         self._written = written
         self._directory = directory
         self._settings = settings
-        self._memories = Memories(written.memory_bytes - LESS_BYTES, compressible=compressible)
+        self._memories = memories
 
-    def move(self) -> WrittenMove:
-        """See `WritingWay.move`.
+    def move(self, *, watched: bool = False) -> WrittenMove:
+        """See `Way.move`.
 
         Raises:
             GuestError: QEMU fails, or a write was lost.
@@ -208,9 +144,7 @@ class QemuWritten:
         parameters = words[_PARAMETERS // 4 :][:7]
         parameters[:] = 0
         with ExitStack() as stack:
-            kernel = stack.enter_context(
-                resources.as_file(resources.files("sterna_interop") / "data/writer.bin")
-            )
+            kernel = stack.enter_context(resources.as_file(_PROGRAM))
             source, destination = (
                 stack.enter_context(
                     Machine(
@@ -225,7 +159,10 @@ class QemuWritten:
             narrow = (
                 None if self._link_bytes_s is None else stack.enter_context(NarrowLink(self._link_bytes_s))
             )
+            peaks = stack.enter_context(watching((source.pid, destination.pid))) if watched else None
             found = self._migrate(source, destination, rate, narrow)
+            if peaks is not None:
+                found = replace(found, peak_bytes=peaks())
             destination.ask("stop")
             self._check(memories)
         return found

@@ -25,14 +25,15 @@ from sterna_interop.measuring import (
     OURS,
     QEMU,
     Bound,
+    Last,
     Measure,
     Taken,
-    Turn,
+    Way,
     at_most,
     take,
 )
 from sterna_interop.memories import Memories
-from sterna_interop.moving import Moved, Way
+from sterna_interop.moving import Moved
 from sterna_interop.qemu import program, version
 
 GIB: Final = 1 << 30
@@ -54,27 +55,6 @@ def need(against: str | None) -> None:
         program()
 
 
-class Last:
-    """A way of moving, and what its last turn gave."""
-
-    def __init__(self, way: Way) -> None:
-        self._way = way
-        self.moved = Moved(0.0, (0.0, 0.0))
-
-    def turn(self, figure: Callable[[Moved], float], *, watched: bool = False) -> Turn:
-        """Move, and tell this."""
-
-        def move() -> float:
-            self.moved = self._way.move(watched=watched)
-            return figure(self.moved)
-
-        return move
-
-    def told(self, figure: Callable[[Moved], float]) -> Turn:
-        """Tell this of the last turn."""
-        return lambda: figure(self.moved)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfers:
     """What is to be measured.
@@ -90,11 +70,11 @@ class Transfers:
     """
 
     memories: Memories
-    ways: Mapping[str, Way]
+    ways: Mapping[str, Way[Moved]]
     bounds: Mapping[str, Bound]
     rate: bool = True
     copied: bool = True
-    unverified: Way | None = None
+    unverified: Way[Moved] | None = None
     unverified_bounds: Mapping[str, Bound] = field(default_factory=dict)
 
     @property
@@ -117,14 +97,14 @@ class Transfers:
     def _figure(self, seconds: float) -> float:
         return self.memories.size / seconds if self.rate else seconds
 
-    def _principal(self, lasts: Mapping[str, Last]) -> Measure:
+    def _principal(self, lasts: Mapping[str, Last[Moved]]) -> Measure:
         ways = {name: last.turn(lambda moved: self._figure(moved.seconds)) for name, last in lasts.items()}
         if self.copied:
             ways[COPY] = lambda: self._figure(self.memories.copy())
         unit = "bytes/s" if self.rate else "s"
         return Measure(name=self.principal, text=self.principal, ways=ways, unit=unit, bounds=self.bounds)
 
-    def _unverified(self, lasts: Mapping[str, Last], ours: Last) -> list[Measure]:
+    def _unverified(self, lasts: Mapping[str, Last[Moved]], ours: Last[Moved]) -> list[Measure]:
         """Beside what the other ways that hash nothing have done in this turn."""
         others = {name: last for name, last in lasts.items() if name not in {OURS, BARE_HASH}}
         gib = self.memories.size / GIB
@@ -150,7 +130,7 @@ class Transfers:
             ),
         ]
 
-    def _cpu(self, lasts: Mapping[str, Last]) -> list[Measure]:
+    def _cpu(self, lasts: Mapping[str, Last[Moved]]) -> list[Measure]:
         gib = self.memories.size / GIB
         figures: Mapping[str, tuple[str, Callable[[Moved], float]]] = {
             "cpu": ("CPU, a GiB", lambda moved: sum(moved.cpu_s) / gib),
@@ -168,7 +148,7 @@ class Transfers:
         ]
 
 
-def memory_measures(lasts: Mapping[str, Last], guest_bytes: int) -> list[Measure]:
+def memory_measures(lasts: Mapping[str, Last[Moved]], guest_bytes: int) -> list[Measure]:
     """What each side takes beyond the guest's memory, in turns of their own that are watched."""
     target = MEMORY_BYTES + guest_bytes // 100
 

@@ -23,7 +23,8 @@ def test_one_object_and_a_table(tmp_path):
 @pytest.mark.needs("qemu")
 def test_against_qemu():
     found = bench("dirty", *SMALL, "--against", "qemu")
-    assert {"time_20_vs_qemu", "blackout_20_vs_qemu"} <= set(found["ratios"])
+    assert {"vs_qemu", "time_20_vs_qemu", "blackout_20_vs_qemu"} <= set(found["ratios"])
+    assert found["ratios"]["vs_qemu"] == found["ratios"]["time_20_vs_qemu"]
 
 
 def test_without_qemu_it_is_said_how_to_get_it(monkeypatch, capsys):

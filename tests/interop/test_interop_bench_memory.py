@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from bench_support import bench
 
+from sterna.cli.main import main
+
 MEASURES = {"goodput", "cpu", "cpu_source", "cpu_destination", "memory_source", "memory_destination"}
 UNVERIFIED = {"unverified", "unverified_cpu"}
 
@@ -33,3 +35,16 @@ def test_against_qemu(name):
     for each in UNVERIFIED & set(found["measures"]):
         assert {"sterna", "bare", "qemu"} <= set(found["measures"][each]), each
         assert {f"{each}_vs_bare", f"{each}_vs_qemu"} <= set(found["ratios"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["memory", "tls"])
+def test_over_data_connections(name):
+    found = bench(name, "--size", "9MiB", "--streams", "3")
+    assert found["conditions"]["connections"].startswith("3 data connections")
+    assert {"vs_bare", "vs_bare_hash"} <= set(found["ratios"])
+
+
+def test_there_are_at_most_16_data_connections(capsys):
+    assert main(["bench", "memory", "--streams", "17"]) == 2
+    assert "--streams" in capsys.readouterr().err

@@ -78,12 +78,23 @@ def test_a_table_for_people(capsys, monkeypatch):
 
 def test_ratios_are_named_by_what_they_are_of():
     found = COMPARISON.fields()
+    bare = {"median": 0.375, "pairs": [0.5, 0.25]}
+    qemu = {"median": 1.25, "pairs": [2.0, 0.5], "at_least": 1.0, "goal": 1.5, "met": True}
     assert found["ratios"] == {
-        "vs_bare": {"median": 0.375, "pairs": [0.5, 0.25]},
-        "vs_qemu": {"median": 1.25, "pairs": [2.0, 0.5], "at_least": 1.0, "goal": 1.5, "met": True},
+        "vs_bare": bare,
+        "goodput_vs_bare": bare,
+        "vs_qemu": qemu,
+        "goodput_vs_qemu": qemu,
     }
     assert found["missed"] == ["memory"]
     assert found["conditions"] == {"memory": "1 GiB"}
+
+
+def test_a_measure_may_have_another_name():
+    report = Report(bench="b", runs=2, taken=[GOODPUT], also={"goodput": "cpu"})
+    assert set(report.fields()["ratios"]) == {
+        f"{name}_vs_{way}" for name in ("cpu", "goodput") for way in (BARE, QEMU)
+    }
 
 
 def test_a_bound_that_is_missed_is_told_by_the_name_of_the_ratio():

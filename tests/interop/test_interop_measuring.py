@@ -10,7 +10,18 @@ import pytest
 from rich.console import Console
 
 from sterna.cli.output import Output
-from sterna_interop.measuring import BARE, OURS, CpuTime, Measure, Taken, at_least, at_most, progress, take
+from sterna_interop.measuring import (
+    BARE,
+    OURS,
+    CpuTime,
+    Last,
+    Measure,
+    Taken,
+    at_least,
+    at_most,
+    progress,
+    take,
+)
 
 
 def measure(**changes):
@@ -19,6 +30,7 @@ def measure(**changes):
 
 
 def test_ways_take_turns_and_the_first_turn_does_not_count():
+    """Every other run goes through a measure's ways the other way round."""
     order, said = [], []
 
     def turn(name):
@@ -33,10 +45,11 @@ def test_ways_take_turns_and_the_first_turn_does_not_count():
     first = measure(name="a", ways={OURS: turn("a ours"), BARE: turn("a bare")})
     second = measure(name="b", ways={OURS: turn("b ours"), BARE: turn("b bare")})
     taken = take([first, second], 2, said.append)
-    assert order == ["a ours", "a bare", "b ours", "b bare"] * 3
+    forth, back = ["a ours", "a bare", "b ours", "b bare"], ["a bare", "a ours", "b bare", "b ours"]
+    assert order == forth + back + forth
     assert [each.values for each in taken] == [{OURS: [1.0, 2.0], BARE: [1.0, 2.0]}] * 2
-    places = ["warming up", "run 1 of 2", "run 2 of 2"]
-    assert said == [f"{where}: {way}" for where in places for way in (OURS, BARE) * 2]
+    places = {"warming up": (OURS, BARE), "run 1 of 2": (BARE, OURS), "run 2 of 2": (OURS, BARE)}
+    assert said == [f"{where}: {way}" for where, ways in places.items() for way in ways * 2]
 
 
 TAKEN = Taken(measure(target=2.0), {OURS: [3.0, 1.0, 2.0], BARE: [1.0, 2.0, 1.0]})
@@ -73,17 +86,23 @@ def test_the_best_one_takes_the_name_of_all():
     assert TAKEN.best("z", ["x", "y"], "y").values == TAKEN.values
 
 
-def test_ways_may_change_their_order_from_run_to_run():
-    """And the values stay with their way."""
-    order = []
+class Counting:
+    """A way that says how often it has moved, and whether that was watched."""
 
-    def turn(name, value):
-        return lambda: order.append(name) or value
+    def __init__(self):
+        self.moves = 0
 
-    both = measure(ways={OURS: turn("ours", 1.0), BARE: turn("bare", 2.0)})
-    (taken,) = take([both], 3, lambda _: None, swaps=True)
-    assert order == ["ours", "bare", "bare", "ours"] * 2
-    assert taken.values == {OURS: [1.0] * 3, BARE: [2.0] * 3}
+    def move(self, *, watched=False):
+        self.moves += 1
+        return self.moves, watched
+
+
+def test_what_the_last_turn_gave_is_told_without_another():
+    last = Last(Counting())
+    watched = last.turn(lambda moved: float(moved[1]), watched=True)
+    moves = last.told(lambda moved: moved[0])
+    assert (watched(), moves(), moves()) == (1.0, 1, 1)
+    assert (last.turn(lambda moved: float(moved[1]))(), moves()) == (0.0, 2)
 
 
 def test_what_is_warm_counts_from_the_first_turn():

@@ -63,3 +63,13 @@ def test_the_loops_are_paced_no_more_than_what_they_are_measured_by():
         "print(way.move().seconds, congestion_control())"
     )
     assert said.startswith("1.0 Sterna's and the bare loops' reno, as on one machine; QEMU's ")
+
+
+@pytest.mark.slow
+def test_several_connections_have_each_its_part():
+    said = run(
+        START + "memories = Memories((9 << 20) + 4096)\n"
+        "for connections in (2, 4, 16):\n"
+        "    print(bare(memories, hashed=True, connections=connections).move().seconds > 0)"
+    )
+    assert said == "True\n" * 3

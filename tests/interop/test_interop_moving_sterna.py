@@ -12,6 +12,7 @@ from sterna_interop.moving_sterna import check
 
 START = """
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from sterna_interop.memories import *
 from sterna_interop.moving import *
@@ -29,6 +30,15 @@ def test_plain_and_over_tls():
         "        print(sterna(memories, security).move(watched=True).seconds > 0)"
     )
     assert said == "True\n" * 2
+
+
+@pytest.mark.slow
+def test_over_data_connections():
+    said = run(
+        START + "options = replace(VERIFIED, streams=3, resume_s=0)\n"
+        "print(sterna(memories, PLAIN, options).move().seconds > 0)"
+    )
+    assert said == "True\n"
 
 
 @pytest.mark.slow

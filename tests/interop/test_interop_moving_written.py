@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sterna.errors import ConfigError, GuestError
-from sterna_interop.moving_written import HOT_FIRST, LESS_BYTES, QemuWritten, SternaWritten, Written
+from sterna_interop.moving_written import HOT_FIRST, LESS_BYTES, QemuWritten, Written, memory_of
 from sterna_interop.qemu import Settings
 
 MIB = 1 << 20
@@ -32,29 +32,21 @@ def test_sizes_for_which_the_program_has_no_room(changes):
         written(**changes)
 
 
-@pytest.mark.slow
-def test_a_migration_of_ours():
-    moved = SternaWritten(written()).move()
-    assert 0 < moved.blackout_s < moved.seconds
-    assert moved.rate_bytes_s > 0
-    assert moved.sent_bytes > SIZE
-
-
-@pytest.mark.slow
-def test_a_migration_of_ours_that_fails_says_why():
-    with pytest.raises(GuestError, match=r"exit code 2.*--memory"):
-        SternaWritten(written(memory_bytes=1 << 50)).move()
+def test_the_option_that_is_told_is_the_commands():
+    with pytest.raises(ConfigError, match=r"^--memory: "):
+        written(memory_bytes=MIB, option="--memory")
 
 
 @pytest.mark.slow
 @pytest.mark.needs("qemu")
 @pytest.mark.parametrize("capabilities", [(), ("postcopy-ram",)])
 def test_a_migration_of_qemus(tmp_path, capabilities):
-    way = QemuWritten(written(), tmp_path, Settings(capabilities=capabilities))
-    moved = way.move()
+    way = QemuWritten(written(), tmp_path, Settings(capabilities=capabilities), memory_of(written()))
+    moved = way.move(watched=True)
     assert 0 < moved.blackout_s < moved.seconds
     assert moved.rate_bytes_s > 0
     assert moved.sent_bytes > 0
+    assert max(moved.peak_bytes) > 0
 
 
 def lose_a_write(memories):
@@ -69,8 +61,8 @@ def lose_a_page(memories):
     ("lose", "says"), [(lose_a_write, "lost writes"), (lose_a_page, "not all"), (lambda _: None, None)]
 )
 def test_what_was_lost_is_found(tmp_path, lose, says):
-    way = QemuWritten(written(), tmp_path, Settings())
-    memories = way._memories
+    memories = memory_of(written())
+    way = QemuWritten(written(), tmp_path, Settings(), memories)
     assert memories.size == SIZE - LESS_BYTES
     words = np.frombuffer(memories.sent, np.uint32)
     words[0x200000 // 4 + 5] = 7
