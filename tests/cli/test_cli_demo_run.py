@@ -55,6 +55,8 @@ def test_a_good_run() -> None:
     assert fields["hot_set_bytes"] == 1 << 19
     assert (fields["switchover"], fields["style"], fields["after"]) == ("stop-and-copy", None, None)
     assert fields["demand_faults"] is None
+    assert fields["cpu_seconds"] is None
+    assert replace(GOOD, cpu_seconds={"source": 0.1}).fields(WISHES)["cpu_seconds"] == {"source": 0.1}
     faults = {"count": 3, "p50_s": 0.1, "p99_s": 0.2, "max_s": 0.2}
     assert replace(GOOD, faults=faults).fields(WISHES)["demand_faults"] == faults
 

@@ -68,6 +68,8 @@ async def test_a_process_guest_over_tls_with_evidence(world: World) -> None:
     pids = result["processes"]
     assert set(pids) == {"source", "destination", "source_holder", "destination_holder"}
     assert len(set(pids.values())) == 4
+    assert set(result["cpu_seconds"]) == set(pids)
+    assert all(seconds > 0 for seconds in result["cpu_seconds"].values())
     assert not any(alive(pid) for pid in pids.values())
     assert judge(evidence) == []
     await trio.run_process(["cmp", evidence / "source.img", evidence / "destination.img"])

@@ -9,7 +9,7 @@ import pytest
 
 from sterna.errors import GuestError
 from sterna.guest import guest_thread as module
-from sterna.guest.guest_thread import GRANT_PAGES, GuestThread, Wish
+from sterna.guest.guest_thread import GRANT_PAGES, GuestThread, Wish, holder_cpu_s
 
 WITHIN_S = 30.0
 
@@ -23,6 +23,20 @@ class Clock:
     def monotonic(self) -> float:
         self.now += 1e-9
         return self.now
+
+    def thread_time(self) -> float:
+        """What a thread has spent at its end."""
+        return 0.25
+
+    def process_time(self) -> float:
+        return 1.0
+
+    def pthread_getcpuclockid(self, _: int) -> int:
+        return 7
+
+    def clock_gettime(self, clock: int) -> float:
+        """What a thread has spent that goes on."""
+        return {7: 0.125}[clock]
 
 
 class Counter(GuestThread):
@@ -188,3 +202,12 @@ def test_one_that_does_not_stop_runs_on(monkeypatch: pytest.MonkeyPatch) -> None
     counter.park()
     counter.stop()
     assert not counter._thread.is_alive()
+
+
+def test_what_a_guest_has_spent_is_not_the_holders(clock: Clock) -> None:
+    """And is known when its thread has ended, too."""
+    counter = Counter(clock, 10_000, 1e-6, 1.0)
+    assert counter.cpu_s == 0.125
+    counter.stop()
+    assert counter.cpu_s == 0.25
+    assert holder_cpu_s([counter, counter]) == 0.5

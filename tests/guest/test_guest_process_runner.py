@@ -109,6 +109,9 @@ class Clock:
         self.now += 1e-9
         return self.now
 
+    def thread_time(self) -> float:
+        return 0.0
+
 
 @pytest.mark.parametrize(
     ("rate", "share", "expected"),

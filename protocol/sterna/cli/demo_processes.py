@@ -18,6 +18,7 @@ from typing import Final
 
 import trio
 
+from sterna.cli.demo_costs import Costs
 from sterna.cli.demo_run import AFTER_S, BEFORE_S, DemoRun, Wishes
 from sterna.cli.events import Fields
 from sterna.cli.follow import Reporter
@@ -124,6 +125,7 @@ class ProcessDemo:
         self._directory = directory
         self._security = security
         self._children: dict[str, Child] = {}
+        self._costs: Costs | None = None
         self._sockets = {name: directory / f"{name}.sock" for name in (SOURCE, DESTINATION)}
         if len(str(self._sockets[DESTINATION])) > _SOCKET_PATH_BYTES:
             raise ConfigError(f"{directory} is too long a path for a socket: set TMPDIR to a shorter one")
@@ -143,9 +145,13 @@ class ProcessDemo:
         if starting.cancelled_caught:
             raise ChildError(f"not everything has started within {_START_WITHIN_S:g} s")
         before = await self._look(SOURCE, lambda status: status.figure("running_s") >= BEFORE_S)
-        source = await self._migrate(port)
+        holders = {SOURCE_HOLDER: before, DESTINATION_HOLDER: await self._look(DESTINATION, lambda _: True)}
+        source = await self._migrate(port, holders)
         destination = await self._end_of_destination()
         left = _mapping(source, "holder")
+        if self._costs is not None:
+            self._costs.note_holder(SOURCE_HOLDER, left)
+            self._costs.note_holder(DESTINATION_HOLDER, _mapping(destination, "holder"))
         run = DemoRun(
             guest=self._kind,
             tracker=before.tracker,
@@ -158,6 +164,7 @@ class ProcessDemo:
             writes_before=_count(left, "writes"),
             audit=None,
             processes={name: self._children[name].process.pid for name in ROLES},
+            cpu_seconds=None if self._costs is None else self._costs.seconds,
             failures=_failures(source) + _failures(destination),
         )
         return await self._look_after(run, left) if destination.get("runs") else run
@@ -190,7 +197,7 @@ class ProcessDemo:
         assert isinstance(addresses, list)
         return int(str(addresses[0]).rpartition(":")[2])
 
-    async def _migrate(self, port: int) -> Fields:
+    async def _migrate(self, port: int, holders: Mapping[str, HolderStatus]) -> Fields:
         """Send the guest, showing what the source says; its result, or its error."""
         command = ["migrate", "--to", f"127.0.0.1:{port}", "--holder", str(self._sockets[SOURCE])]
         command += ["--switchover", self._wishes.switchover, "--downtime", f"{self._wishes.downtime_s}s"]
@@ -202,7 +209,11 @@ class ProcessDemo:
         child = await self._start(SOURCE, [*command, *self._endpoint_options(SOURCE)])
         while (line := await child.next_line()) is not None:
             if line.get("event") in {"result", "error"}:
+                self._note(SOURCE)
                 break
+            if line.get("event") == "migration":
+                pids = {name: self._children[name].process.pid for name in (SOURCE, DESTINATION)}
+                self._costs = Costs(pids, holders)
             if line.get("event") != "notice":  # this command has said it itself
                 self._reporter.emit(line)
         else:
@@ -217,8 +228,13 @@ class ProcessDemo:
         with trio.move_on_after(_END_WITHIN_S):
             while (line := await child.next_line()) is not None:
                 if line.get("event") == "result":
+                    self._note(DESTINATION)
                     return line
         return {}
+
+    def _note(self, role: str) -> None:
+        if self._costs is not None:
+            self._costs.note_endpoint(role)
 
     def _ownership(self, name: str) -> list[str]:
         records = self._wishes.records or self._directory

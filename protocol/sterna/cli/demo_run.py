@@ -79,6 +79,8 @@ class DemoRun:
             run for the host, `stood_s`; None for other guests.
         processes: process ids by role; None where a role has no process of its own.
         failures: what else went wrong, for people.
+        cpu_seconds: by role, what a process has spent from the first word of the migration on until the
+            endpoint had its result, the guest itself not counted; None where there are no such processes.
         reason: why it is this kind of guest.
     """
 
@@ -97,6 +99,7 @@ class DemoRun:
     reason: str = ""
     faults: Mapping[str, float] | None = None
     cpu: Mapping[str, float] | None = None
+    cpu_seconds: Mapping[str, float] | None = None
 
     @property
     def outcome(self) -> str:
@@ -204,6 +207,7 @@ class DemoRun:
                 "writes_after": self.writes_after,
             },
             "cpu": None if self.cpu is None else dict(self.cpu),
+            "cpu_seconds": None if self.cpu_seconds is None else dict(self.cpu_seconds),
             "processes": dict(self.processes),
             "failures": list(self.failures),
         }

@@ -19,7 +19,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Final
 
@@ -74,6 +74,7 @@ class GuestThread(ABC):
         self._earned_until = self._granted_at = self._next_beat = self._ran_until = 0.0
         self._samples: deque[tuple[float, int]] = deque()  # running time and count, about the last second
         self._running_s = 0.0
+        self._spent_s: float | None = None  # once the thread has ended
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
     @abstractmethod
@@ -158,6 +159,14 @@ class GuestThread(ABC):
         """Seconds for which it ran, sleeping for its rate included."""
         return self._running_s
 
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds that the thread has spent."""
+        with self._condition:  # it does not end meanwhile, or has said what it spent
+            if self._spent_s is None and self._thread.ident is not None:
+                return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
+            return self._spent_s or 0.0
+
     def _check(self) -> None:
         if self.failure is not None:
             raise GuestError(f"{self._name} failed: {self._words(self.failure)}") from self.failure
@@ -177,6 +186,7 @@ class GuestThread(ABC):
         except BaseException as error:  # noqa: BLE001 - the other thread raises it
             self.failure = error
         with self._condition:
+            self._spent_s = time.thread_time()
             self._parked = True
             self._condition.notify_all()
 
@@ -284,3 +294,8 @@ class GuestThread(ABC):
         self._samples.append((self._running_s, self._written()))
         while len(self._samples) > 2 and self._samples[1][0] <= self._running_s - _WINDOW_S:
             self._samples.popleft()
+
+
+def holder_cpu_s(guest: Iterable[GuestThread]) -> float:
+    """CPU seconds of this process without those of a guest's threads."""
+    return round(time.process_time() - sum(thread.cpu_s for thread in guest), 6)

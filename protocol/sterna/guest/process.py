@@ -13,6 +13,7 @@ from typing import Final
 
 from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription, StateSection
+from sterna.guest.guest_thread import holder_cpu_s
 from sterna.guest.holder_backend import HeldGuest
 from sterna.guest.holder_frames import JsonObject
 from sterna.guest.journal import GuestJournal
@@ -276,6 +277,7 @@ class ProcessGuest(HeldGuest):
             status["memory_bytes"] = self._image.map.size_bytes
             status["tracker_reason"] = self._image.tracker_reason
         workload, runner = self._workload, self._runner
+        status["holder_cpu_s"] = holder_cpu_s([] if runner is None else [runner])
         if workload is not None:
             status |= {
                 "writes": workload.count,

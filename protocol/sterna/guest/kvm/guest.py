@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from sterna.errors import GuestError
 from sterna.guest.api import GuestDescription, StateSection
+from sterna.guest.guest_thread import holder_cpu_s
 from sterna.guest.holder_backend import HeldGuest
 from sterna.guest.holder_frames import JsonObject
 from sterna.guest.journal import GuestJournal, boottime_ns
@@ -243,6 +244,7 @@ class KvmGuest(HeldGuest):
         if self._machine is not None:
             status["memory_bytes"] = self._machine.memory_bytes
             status["tracker_reason"] = ""
+        status["holder_cpu_s"] = holder_cpu_s(self._runners)
         if self._sections:
             status |= {"sections": self._sections, "registers_checked": self._registers_checked}
         if self._runners:
