@@ -16,6 +16,7 @@ turns do not lie around their median, but in two groups, so each is told.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,27 @@ from sterna.cli.units import Duration, Json, Rate, Size, format_duration
 from sterna.core.words import rate_text, size_text
 from sterna.linux.memory import available_bytes
 from sterna_interop.measured import Report
-from sterna_interop.measuring import OURS, QEMU, Last, Measure, Runs, Taken, Way, at_most, progress, take
-from sterna_interop.moving_demo import Demo, demo_of
-from sterna_interop.moving_written import QemuWritten, Written, WrittenMove, memory_of
+from sterna_interop.measuring import (
+    BARE,
+    OURS,
+    QEMU,
+    Last,
+    Measure,
+    Runs,
+    Taken,
+    Way,
+    at_most,
+    progress,
+    take,
+)
+from sterna_interop.memories import Memories
+from sterna_interop.moving import Moved
+from sterna_interop.moving_bare import bare
+from sterna_interop.moving_demo import CPU, MEMORY, Demo, demo_of
+from sterna_interop.moving_tls import Certificates
+from sterna_interop.moving_written import QemuWritten, Written, WrittenMove, memory_of, without_guest_s
 from sterna_interop.qemu import Settings, version
-from sterna_interop.transfers import Against, Write, need, write_to
+from sterna_interop.transfers import Against, Write, memory_measures, need, write_to
 
 MEMORY_BYTES: Final = 256 << 20
 RATE_BYTES_S: Final = 1 << 30
@@ -105,22 +122,30 @@ def blackout(
     guest = Guest.chosen(memory, hot, dirty_rate, against)
     written = None if against is None else guest.written(downtime, switchover)
     conditions = {
-        "guest": f"{size_text(guest.memory)}, of which it writes {size_text(guest.hot)}, {switchover}"
+        "guest": f"{size_text(guest.memory)}, of which it writes {size_text(guest.hot)}, {switchover}",
+        "bare": "a loop over as much memory, once, which nobody writes to, over the same kind of connection",
+        "CPU": CPU,
+        "memory": MEMORY,
     }
     with ExitStack() as stack:
         say = stack.enter_context(progress(output))
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sterna-bench-")))
         if written is None:
             ways = _beside_idle(guest, downtime, switchover)
+            loop = Last(bare(Memories(guest.memory), contexts=Certificates(directory).contexts()))
         else:
             say("filling memory for QEMU's guest")
-            ways = _beside_qemu(written, directory)
+            memories = memory_of(written)
+            ways = _beside_qemu(written, directory, memories)
+            loop = Last(bare(memories))
             conditions |= {
                 "connection": "plain TCP over loopback; the destination's memory is there beforehand",
                 "QEMU": f"{version()}, TCG, {'post-copy' if switchover == 'bitmap' else 'pre-copy'}; "
                 "blackout from its event STOP to its event RESUME",
             }
-        taken = take(_measures(ways), runs, say, warm=True)
+        lasts = {name: Last(way) for name, way in ways.items()}
+        taken = take(_measures(lasts, loop), runs, say, warm=True)
+        taken += take(memory_measures(lasts, guest.memory), 1, say, warm=True)
     conditions |= _told(taken, guest.rate)
     report = Report(
         bench="blackout",
@@ -143,17 +168,16 @@ def _beside_idle(guest: Guest, downtime_s: float, switchover: str) -> dict[str, 
     }
 
 
-def _beside_qemu(written: Written, directory: Path) -> dict[str, Way[WrittenMove]]:
+def _beside_qemu(written: Written, directory: Path, memories: Memories) -> dict[str, Way[WrittenMove]]:
     capabilities = ("postcopy-ram",) if written.switchover == "bitmap" else ()
     settings = Settings(capabilities=capabilities)
     return {
         OURS: demo_of(written),
-        QEMU: QemuWritten(written, directory, settings, memory_of(written)),
+        QEMU: QemuWritten(written, directory, settings, memories),
     }
 
 
-def _measures(ways: dict[str, Way[WrittenMove]]) -> list[Measure]:
-    lasts = {name: Last(way) for name, way in ways.items()}
+def _measures(lasts: Mapping[str, Last[WrittenMove]], loop: Last[Moved]) -> list[Measure]:
     ours = lasts[OURS]
     return [
         Measure(
@@ -170,8 +194,19 @@ def _measures(ways: dict[str, Way[WrittenMove]]) -> list[Measure]:
         Measure(
             name="total",
             text="until it runs there",
-            ways={name: last.told(lambda moved: moved.seconds) for name, last in lasts.items()},
+            ways={
+                **{name: last.told(lambda moved: moved.seconds) for name, last in lasts.items()},
+                BARE: loop.turn(lambda moved: moved.seconds),
+            },
             detail=True,
+        ),
+        Measure(
+            name="cpu",
+            text="CPU, both sides",
+            ways={
+                **{name: last.told(without_guest_s) for name, last in lasts.items()},
+                BARE: loop.told(lambda moved: sum(moved.cpu_s)),
+            },
         ),
         Measure(
             name="written",

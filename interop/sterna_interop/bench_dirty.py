@@ -10,7 +10,7 @@ may write less than it was asked to, and beside the ratios stands by how much.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Final
@@ -22,17 +22,32 @@ from sterna.cli.units import Duration, Json, Rate, Size, format_rate
 from sterna.core.words import duration_text, size_text
 from sterna_interop.bulk import QEMU_CHANNELS, TCP
 from sterna_interop.measured import Report
-from sterna_interop.measuring import OURS, QEMU, Last, Measure, Runs, Taken, Way, at_most, progress, take
-from sterna_interop.moving_demo import demo_of
+from sterna_interop.measuring import (
+    BARE,
+    OURS,
+    QEMU,
+    Last,
+    Measure,
+    Runs,
+    Taken,
+    Way,
+    at_most,
+    progress,
+    take,
+)
+from sterna_interop.moving import Moved
+from sterna_interop.moving_bare import bare
+from sterna_interop.moving_demo import CPU, MEMORY, demo_of
 from sterna_interop.moving_written import (
     LESS_BYTES,
     QemuWritten,
     Written,
     WrittenMove,
     memory_of,
+    without_guest_s,
 )
 from sterna_interop.qemu import Settings
-from sterna_interop.transfers import Against, Write, best_of_qemu, need, write_to
+from sterna_interop.transfers import Against, Write, best_of_qemu, memory_measures, need, write_to
 
 SIZE_BYTES: Final = 1 << 30
 HOT_BYTES: Final = 256 << 20
@@ -68,6 +83,9 @@ def dirty(
         "guest": f"{size_text(size)}, of which it writes {size_text(hot)} in blocks of 128 KiB",
         "downtime": f"stop-and-copy; {duration_text(downtime)} allowed to Sterna, 20 ms to QEMU",
         "connection": f"{TCP} over loopback",
+        "bare": "a loop over as much memory, once, which nobody writes to",
+        "CPU": CPU,
+        "memory": MEMORY,
         "Sterna": "sterna demo --room: holders, endpoints and durable records; the guest writes whole pages, "
         "is followed by the kernel and audited; blackout as its source saw it",
     }
@@ -76,14 +94,18 @@ def dirty(
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sterna-bench-")))
         say = stack.enter_context(progress(output))
         guests = [Written(size, hot, rate, downtime) for rate in rates]
-        memories = None if against is None else memory_of(guests[0])
+        memories = memory_of(guests[0])
+        loop = Last(bare(memories))
         for rate, written in zip(rates, guests, strict=True):
             ways: dict[str, Way[WrittenMove]] = {OURS: demo_of(written)}
-            if memories is not None:
+            if against is not None:
                 for name, channels in QEMU_CHANNELS.items():
                     settings = Settings(channels=channels)
                     ways[name] = QemuWritten(written, directory, settings, memories)
-            found = take(_measures(rate, ways), runs, _named(say, rate))
+            lasts = {name: Last(way) for name, way in ways.items()}
+            found = take(_measures(rate, lasts, loop), runs, _named(say, rate))
+            if rate == max(rates):
+                found += take(memory_measures(lasts, size), 1, _named(say, rate), warm=True)
             if against is not None:
                 found, text = best_of_qemu(found, list(QEMU_CHANNELS))
                 conditions[f"QEMU at {format_rate(rate)}"] = text
@@ -98,6 +120,7 @@ def dirty(
         runs=runs,
         taken=taken,
         principal=f"time_{_mark(max(rates))}",
+        also={f"cpu_{_mark(max(rates))}": "cpu"},
         conditions=conditions,
     )
     write_to(report, write, output)
@@ -112,14 +135,16 @@ def _mark(rate: int) -> str:
     return f"{rate >> 20}"
 
 
-def _measures(rate: int, ways: dict[str, Way[WrittenMove]]) -> list[Measure]:
-    lasts = {name: Last(way) for name, way in ways.items()}
+def _measures(rate: int, lasts: Mapping[str, Last[WrittenMove]], loop: Last[Moved]) -> list[Measure]:
     mark = _mark(rate)
     return [
         Measure(
             name=f"time_{mark}",
             text=f"{mark} MiB/s: time",
-            ways={name: last.turn(lambda moved: moved.seconds) for name, last in lasts.items()},
+            ways={
+                **{name: last.turn(lambda moved: moved.seconds) for name, last in lasts.items()},
+                BARE: loop.turn(lambda moved: moved.seconds),
+            },
             bounds={QEMU: TOTAL_BOUND},
         ),
         Measure(
@@ -127,6 +152,14 @@ def _measures(rate: int, ways: dict[str, Way[WrittenMove]]) -> list[Measure]:
             text="  blackout",
             ways={name: last.told(lambda moved: moved.blackout_s) for name, last in lasts.items()},
             bounds={QEMU: BLACKOUT_BOUND},
+        ),
+        Measure(
+            name=f"cpu_{mark}",
+            text="  CPU, both sides",
+            ways={
+                **{name: last.told(without_guest_s) for name, last in lasts.items()},
+                BARE: loop.told(lambda moved: sum(moved.cpu_s)),
+            },
         ),
         Measure(
             name=f"written_{mark}",

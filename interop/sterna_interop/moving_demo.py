@@ -1,7 +1,7 @@
 """Sterna's way of moving a guest that writes: `sterna demo`, with holders, endpoints and durable records.
 
-The guest is of the process kind. Memory is that of the endpoints, watched from outside: they are found among
-the demo's children by the command that they are.
+The guest is of the process kind. CPU seconds are what the demo says of its processes. Memory is that of the
+endpoints, watched from outside: they are found among the demo's children by the command that they are.
 """
 
 from __future__ import annotations
@@ -20,8 +20,16 @@ from sterna.errors import GuestError
 from sterna_interop.moving import WATCH_EVERY_S, Side, beyond_guest_bytes, forked
 from sterna_interop.moving_written import Written, WrittenMove
 
+# What is counted, beside QEMU's.
+CPU: Final = (
+    "endpoints and holders from the first word of the session on, and QEMU's processes, both sides; without "
+    "the guest's own thread, which is QEMU's vCPU: with TCG it also notes there which pages were written"
+)
+MEMORY: Final = "of the endpoints, beyond the guest's and an idle endpoint's; in one turn of its own"
+
 _SOURCE: Final = b"migrate"
 _DESTINATION: Final = b"serve"
+_PROCESSES: Final = 4
 _WORD: Final = 4  # of a command line: behind python -P -m sterna
 
 
@@ -56,6 +64,7 @@ class Demo:
             blackout_s=_number(found, "seconds_blackout"),
             rate_bytes_s=_number(found, "write_rate_achieved"),
             sent_bytes=int(_number(found, "bytes_sent")),
+            cpu_s=sum(_costs(found)),
             blackout_guest_s=_number(found, "seconds_blackout_guest", missing=0.0),
             peak_bytes=peak_bytes,
         )
@@ -83,6 +92,14 @@ def _number(fields: Mapping[str, object], name: str, missing: float | None = Non
     if not isinstance(value, int | float):
         raise GuestError(f"sterna demo does not say {name}")
     return float(value)
+
+
+def _costs(fields: Mapping[str, object]) -> list[float]:
+    """CPU seconds of endpoints and holders, without the guest's."""
+    costs = fields.get("cpu_seconds")
+    if not isinstance(costs, dict) or len(costs) != _PROCESSES:
+        raise GuestError("sterna demo does not say cpu_seconds of all its processes")
+    return [float(seconds) for seconds in costs.values()]
 
 
 # ---- what its endpoints take ----

@@ -81,7 +81,8 @@ class WrittenMove:
         blackout_s: how long it stood still, as the side says that moved it.
         rate_bytes_s: what it wrote a second before.
         sent_bytes: what went over the wire; 0 where that is not known.
-        cpu_s: CPU seconds of both sides; 0 where they are not measured.
+        cpu_s: CPU seconds of both sides.
+        guest_cpu_s: of these the guest's own, where they can be told apart.
         blackout_guest_s: how long it stood still as it saw itself; 0 where it does not tell.
         peak_bytes: the most that each side had beyond the guest's memory and beyond what it had before; zero
             in turns that nobody watches.
@@ -92,6 +93,7 @@ class WrittenMove:
     rate_bytes_s: float
     sent_bytes: int = 0
     cpu_s: float = 0.0
+    guest_cpu_s: float = 0.0
     blackout_guest_s: float = 0.0
     peak_bytes: tuple[int, int] = (0, 0)
 
@@ -103,6 +105,11 @@ def memory_of(written: Written, *, compressible: bool = False) -> Memories:
         ConfigError: there is no room for it.
     """
     return Memories(written.memory_bytes - LESS_BYTES, compressible=compressible)
+
+
+def without_guest_s(moved: WrittenMove) -> float:
+    """CPU seconds of both sides that are not the guest's."""
+    return moved.cpu_s - moved.guest_cpu_s
 
 
 class QemuWritten:
@@ -193,6 +200,7 @@ class QemuWritten:
             narrow.leads_to(port)
         uri = f"tcp:127.0.0.1:{port if narrow is None else narrow.port}"
         cpu_s = source.cpu_s() + destination.cpu_s()
+        guest_cpu_s = source.guest_cpu_s() + destination.guest_cpu_s()
         begin = time.time()
         source.ask("migrate", uri=uri)
         if "postcopy-ram" in self._settings.capabilities:
@@ -206,7 +214,8 @@ class QemuWritten:
         if narrow is not None:
             sent = narrow.passed()
         cpu_s = source.cpu_s() + destination.cpu_s() - cpu_s
-        return WrittenMove(runs - begin, runs - stopped, rate, int(sent), cpu_s)
+        guest_cpu_s = source.guest_cpu_s() + destination.guest_cpu_s() - guest_cpu_s
+        return WrittenMove(runs - begin, runs - stopped, rate, int(sent), cpu_s, guest_cpu_s)
 
     def _check(self, memories: Memories) -> None:
         """No page is older at the destination than it was at the source when that stopped."""

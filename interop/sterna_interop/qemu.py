@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Final, Self, TypeAlias
 
 from sterna.errors import ConfigError, GuestError
+from sterna.linux.cpu_time import process_cpu_s, thread_cpu_s
 
 PROGRAM: Final = "qemu-system-x86_64"
 UNLIMITED_BYTES_S: Final = 1 << 40
@@ -173,7 +174,13 @@ class Machine:
 
     def cpu_s(self) -> float:
         """CPU seconds so far, of all its threads, those included that have ended."""
-        return time.clock_gettime(process_clock(self.pid))
+        return process_cpu_s(self.pid)
+
+    def guest_cpu_s(self) -> float:
+        """Of these, what the threads of its vCPUs have spent."""
+        vcpus = self.ask("query-cpus-fast")
+        assert isinstance(vcpus, list)
+        return sum(thread_cpu_s(self.pid, int(each["thread-id"])) for each in vcpus)
 
     def ask(self, command: str, **arguments: object) -> object:
         """Execute a command of QMP.
@@ -253,11 +260,6 @@ class Machine:
 def _die_with_parent() -> None:
     """A benchmark that is killed leaves no machine behind."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def process_clock(pid: int) -> int:
-    """The kernel's number of another process's CPU clock, as clock_getcpuclockid(3) makes it."""
-    return (~pid << 3) | 2
 
 
 def free_port() -> int:

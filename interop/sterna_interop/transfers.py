@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, Protocol, TypeAlias, TypeVar
 
 from cyclopts import Parameter
 
@@ -148,23 +148,39 @@ class Transfers:
         ]
 
 
-def memory_measures(lasts: Mapping[str, Last[Moved]], guest_bytes: int) -> list[Measure]:
-    """What each side takes beyond the guest's memory, in turns of their own that are watched."""
-    target = MEMORY_BYTES + guest_bytes // 100
+class Watched(Protocol):
+    """What a watched turn gives."""
 
-    def peak(side: int) -> Callable[[Moved], float]:
+    @property
+    def peak_bytes(self) -> tuple[int, int]:
+        """The most that each side had beyond the guest's memory and beyond what it had before."""
+        ...
+
+
+W = TypeVar("W", bound=Watched)
+
+
+def memory_measures(lasts: Mapping[str, Last[W]], guest_bytes: int, of: str = "") -> list[Measure]:
+    """What each side takes beyond the guest's memory, in turns of their own that are watched.
+
+    `of`: what memory it is, if there is more than one kind.
+    """
+    target = MEMORY_BYTES + guest_bytes // 100
+    prefix = f"memory_{of}_" if of else "memory_"
+
+    def peak(side: int) -> Callable[[W], float]:
         return lambda moved: moved.peak_bytes[side]
 
     return [
         Measure(
-            name="memory_source",
-            text="memory, source",
+            name=f"{prefix}source",
+            text=f"memory, source{of and ', '}{of}",
             ways={name: last.turn(peak(0), watched=True) for name, last in lasts.items()},
             unit="bytes",
             target=target,
         ),
         Measure(
-            name="memory_destination",
+            name=f"{prefix}destination",
             text="  destination",
             ways={name: last.told(peak(1)) for name, last in lasts.items()},
             unit="bytes",

@@ -16,7 +16,9 @@ WAYS = {"sterna", "qemu", "unit", "text"}
 @pytest.mark.needs("userfaultfd")
 def test_one_object():
     found = bench("blackout", "--memory", "16MiB", "--hot", "16MiB", "--dirty-rate", "100MiB/s")
-    assert set(found["measures"]) == {"blackout", "guest", "total", "written"}
+    memory = {"memory_source", "memory_destination"}
+    assert set(found["measures"]) == {"blackout", "guest", "total", "cpu", "written"} | memory
+    assert {"total_vs_bare", "cpu_vs_bare", "cpu_vs_idle"} <= set(found["ratios"])
     writing, idle = (found["measures"]["blackout"][way]["median"] for way in ("sterna", "idle"))
     assert found["ratios"]["vs_idle"]["pairs"] == [writing / idle]
     assert found["ratios"]["vs_idle"]["at_most"] == 2.0
@@ -33,6 +35,7 @@ def test_against_qemu(tmp_path):
         *("--write", str(path)),
     )
     assert found["ratios"]["vs_qemu"]["goal"] == 0.5
+    assert {"cpu_vs_qemu", "total_vs_bare"} <= set(found["ratios"])
     assert "post-copy" in found["conditions"]["QEMU"]
     assert (found["bench"], set(found["measures"]["blackout"])) == ("blackout", WAYS)
     assert found["conditions"]["QEMU's blackouts"].endswith(" ms")

@@ -14,8 +14,10 @@ SMALL = ("--size", "84MiB", "--hot", "16MiB", "--dirty-rate", "20MiB/s", "--down
 def test_one_object_and_a_table(tmp_path):
     path = tmp_path / "BENCHMARKS.md"
     found = bench("dirty", *SMALL, "--write", str(path))
-    assert set(found["measures"]) == {"time_20", "blackout_20", "written_20", "sent_20"}
-    assert found["ratios"] == {}
+    of_rate = {f"{name}_20" for name in ("time", "blackout", "cpu", "written", "sent")}
+    assert set(found["measures"]) == of_rate | {"memory_source", "memory_destination"}
+    assert set(found["ratios"]) == {"vs_bare", "time_20_vs_bare", "cpu_vs_bare", "cpu_20_vs_bare"}
+    assert all(each["sterna"]["median"] > 0 for each in found["measures"].values())
     assert "## dirty, 1 run" in path.read_text()
 
 
@@ -23,7 +25,14 @@ def test_one_object_and_a_table(tmp_path):
 @pytest.mark.needs("qemu")
 def test_against_qemu():
     found = bench("dirty", *SMALL, "--against", "qemu")
-    assert {"vs_qemu", "time_20_vs_qemu", "blackout_20_vs_qemu"} <= set(found["ratios"])
+    assert {
+        "vs_qemu",
+        "cpu_vs_qemu",
+        "vs_bare",
+        "memory_source_vs_qemu",
+        "time_20_vs_qemu",
+        "blackout_20_vs_qemu",
+    } <= set(found["ratios"])
     assert found["ratios"]["vs_qemu"] == found["ratios"]["time_20_vs_qemu"]
 
 

@@ -21,6 +21,7 @@ def test_a_migration():
     assert moved.rate_bytes_s > 0
     assert moved.sent_bytes > SIZE
     assert moved.peak_bytes == (0, 0)
+    assert moved.cpu_s > moved.guest_cpu_s == 0
 
 
 @pytest.mark.slow

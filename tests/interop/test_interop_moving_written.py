@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from sterna.errors import ConfigError, GuestError
-from sterna_interop.moving_written import HOT_FIRST, LESS_BYTES, QemuWritten, Written, memory_of
+from sterna_interop.moving_written import (
+    HOT_FIRST,
+    LESS_BYTES,
+    QemuWritten,
+    Written,
+    memory_of,
+    without_guest_s,
+)
 from sterna_interop.qemu import Settings
 
 MIB = 1 << 20
@@ -47,6 +54,7 @@ def test_a_migration_of_qemus(tmp_path, capabilities):
     assert moved.rate_bytes_s > 0
     assert moved.sent_bytes > 0
     assert max(moved.peak_bytes) > 0
+    assert 0 < without_guest_s(moved) < moved.cpu_s
 
 
 def lose_a_write(memories):

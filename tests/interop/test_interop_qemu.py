@@ -7,7 +7,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import pytest
 from sterna.errors import ConfigError, GuestError
 from sterna.linux.memfd import MemoryFile
 from sterna_interop.memories import path_of
-from sterna_interop.qemu import Machine, Settings, Tls, free_port, process_clock, program, version
+from sterna_interop.qemu import Machine, Settings, Tls, free_port, program, version
 
 SIZE_BYTES = 17 << 20
 
@@ -50,11 +49,6 @@ def test_what_each_side_is_told():
     assert (source["multifd-channels"], source["downtime-limit"]) == (2, 300)
 
 
-def test_the_clock_of_another_process():
-    own = time.process_time()
-    assert own <= time.clock_gettime(process_clock(os.getpid())) <= time.process_time()
-
-
 def test_a_port_can_be_had():
     assert 0 < free_port() < 1 << 16
 
@@ -66,7 +60,7 @@ class TestMachine:
         assert machine.ask("query-status")["running"] is False
         with pytest.raises(GuestError, match="no-such-command"):
             machine.ask("no-such-command")
-        assert machine.cpu_s() > 0
+        assert machine.cpu_s() > machine.guest_cpu_s() >= 0
         assert version()[0].isdigit()
 
     def test_a_migration_that_fails_is_not_waited_for(self, machine):

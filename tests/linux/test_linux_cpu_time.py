@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from sterna.linux.cpu_time import children_cpu_s, process_cpu_s
+from sterna.linux.cpu_time import children_cpu_s, process_cpu_s, thread_cpu_s
 
 NOBODY = (1 << 22) + 1  # more than the kernel ever gives
 BUSY = "import time\nwhile time.process_time() < 0.2: pass"
@@ -27,3 +27,12 @@ def test_of_a_process_also_when_it_has_ended() -> None:
     for ask in (process_cpu_s, children_cpu_s):
         with pytest.raises(OSError, match=r"."):
             ask(NOBODY)
+
+
+def test_of_a_thread() -> None:
+    pid = os.getpid()
+    while time.thread_time() < 0.05:
+        pass
+    assert 0.02 <= thread_cpu_s(pid, pid) <= time.process_time()
+    with pytest.raises(OSError, match=r"."):
+        thread_cpu_s(pid, NOBODY)

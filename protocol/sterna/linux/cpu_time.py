@@ -1,7 +1,8 @@
 """The CPU time of other processes, as the kernel counts it.
 
 A process's own is in clock_gettime(2) by its number, to the nanosecond, also when it has ended and nobody has
-waited for it; that of its children that were waited for is in /proc/PID/stat, in ticks.
+waited for it; that of its children that were waited for is in /proc/PID/stat, in ticks, and that of a thread
+in /proc/PID/task/TID/schedstat.
 """
 
 from __future__ import annotations
@@ -32,3 +33,12 @@ def children_cpu_s(pid: int) -> float:
     """
     _, _, fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
     return sum(int(ticks) for ticks in fields.split()[_CHILDREN]) / _TICKS_A_SECOND
+
+
+def thread_cpu_s(pid: int, tid: int) -> float:
+    """Seconds of a thread.
+
+    Raises:
+        OSError: there is no such thread.
+    """
+    return int(Path(f"/proc/{pid}/task/{tid}/schedstat").read_text().split()[0]) / 1e9
