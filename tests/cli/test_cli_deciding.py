@@ -92,4 +92,16 @@ async def test_the_wish_to_end_ends_the_waiting_alone() -> None:
         nursery.start_soon(wish)
     if not finding.stopped:  # trio shuffles: it was quicker
         assert finding.owners == []
+    assert end.late is finding.stopped
     assert end.ask is before
+
+
+async def test_a_wish_that_came_when_the_guest_might_have_left_is_remembered() -> None:
+    """[CON-72] Whoever wishes once more interrupts."""
+    finding, end = Finding(Owner.SOURCE), ending()
+    end.late = True
+    recovered = await interruptible(finding, end)
+    assert recovered is not None
+    assert recovered.judgement.owner is Owner.SOURCE
+    assert finding.stopped
+    assert end.ask is None

@@ -28,13 +28,16 @@ from sterna.cli.output import Output
 from sterna.cli.ownership import Ownership
 from sterna.cli.sending import Sending
 from sterna.core.events import Admission
-from sterna.core.records import Decided, Record
+from sterna.core.records import Claiming, Decided, Granted, Record, SessionRecord
+from sterna.core.records import Side as SessionSide
 from sterna.errors import ConfigError, GuestError, RecordError, TransportError
 from sterna.guest.holder_client import connect_holder
 from sterna.guest.holder_engine import HolderEngine
 from sterna.host.agent import HostSession
 from sterna.host.evidence import Evidence
 from sterna.host.lease_files import FileLeaseStore, create_file_store
+from sterna.host.records_shelf import RecordsShelf
+from sterna.host.recovery import Recovered, Recovery
 from sterna.net import recorder as recorder_module
 from sterna.net.connect import Address
 from sterna.net.options import Options
@@ -468,6 +471,82 @@ async def test_who_cancels_keeps_the_guest(hosts: Hosts) -> None:
     assert hosts.sender.results[0]["code"] == "cancelled"
     assert hosts.here.state == "running"
     assert hosts.there.state == "empty"
+
+
+async def test_who_cancels_when_the_guest_has_left_is_too_late(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[CON-72] It moves all the same, and nobody is told that it was cancelled."""
+    persist = HostSession.persist
+
+    async def persists(self: HostSession, record: Record) -> None:
+        if isinstance(record, Claiming):  # HANDOVER has come
+            hosts.endings[1].end("SIGINT")
+        await persist(self, record)
+
+    monkeypatch.setattr(HostSession, "persist", persists)
+    async with hosts.served() as port:
+        assert await hosts.sending(port).run() is Exit.OK
+    (sent,) = hosts.sender.results
+    assert (sent["outcome"], sent["code"]) == ("completed", "too_late")
+    assert any("too late to cancel" in said for said in hosts.sender.said)
+    assert (hosts.here.state, hosts.there.state) == ("released", "running")
+
+
+async def sent_on(hosts: Hosts, monkeypatch: pytest.MonkeyPatch, *records: Record, theirs: bool) -> Exit:
+    """Send a guest that an earlier process has granted, and wish to cancel before recovery has begun."""
+    run, store = Recovery.run, hosts.directory / "leases"
+    create_file_store(store)
+    leases = FileLeaseStore(store)
+    await leases.claim(GUEST_ID, 1, hosts.here.runner)
+    if theirs:
+        await leases.claim(GUEST_ID, 2, Runner("host-b", b"b" * 16))
+    async with RecordsShelf(hosts.directory / "records-a", "a test").opened(GUEST_ID) as keeper:
+        assert keeper is not None
+        for record in records:
+            await keeper.append(record)
+
+    async def runs(self: Recovery) -> Recovered | None:
+        hosts.endings[0].end("SIGINT")
+        return await run(self)
+
+    monkeypatch.setattr(Recovery, "run", runs)
+    ownership = Ownership(records=hosts.directory / "records-a", store=str(store))
+    return await hosts.sending(1, ownership=ownership).run()
+
+
+async def grant(hosts: Hosts) -> None:
+    async with await connect_holder(hosts.directory / "a") as connection:
+        await connection.call("pause")
+        await connection.call("grant", {"epoch": 2})
+        await connection.detach()
+
+
+@pytest.mark.parametrize("theirs", [False, True])
+async def test_who_cancels_while_it_is_found_out_who_owns_the_guest(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch, theirs: bool
+) -> None:
+    """[CON-72] The claim is made, and tells: it runs on here and is sent nowhere, or it has moved."""
+    await grant(hosts)
+    records = SessionRecord(b"s" * 16, 1, SessionSide.SOURCE, b"t" * 32, "host-b"), Granted(b"s" * 16, 2)
+    if theirs:
+        with pytest.raises(BaseExceptionGroup) as caught:
+            await sent_on(hosts, monkeypatch, *records, theirs=True)
+        assert caught.group_contains(GuestError, match="too_late: it runs elsewhere under epoch 2")
+        assert hosts.here.state == "granted"
+        return
+    assert await sent_on(hosts, monkeypatch, *records, theirs=False) is Exit.ROLLED_BACK
+    (told,) = hosts.sender.results
+    assert (told["outcome"], told["code"]) == ("rolled_back", None)
+    assert (hosts.here.state, hosts.here.epoch) == ("running", 2)
+
+
+async def test_who_cancels_before_anything_has_begun_interrupts(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        await sent_on(hosts, monkeypatch, theirs=False)
+    assert hosts.here.state == "running"
 
 
 async def test_a_listener_that_is_ended_before_anybody_came(hosts: Hosts) -> None:

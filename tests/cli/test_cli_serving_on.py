@@ -51,10 +51,12 @@ def recovered(owner: Owner = Owner.DESTINATION) -> Recovered:
 
 
 async def served_on(connection: HolderConnection, end: Recovered, host: PeerListHost | None = None) -> object:
-    options, ending = Options(on_event=lambda _: None), Ending(trio.CancelScope())
-    reporter = Reporter(Output(json=True))
-    serving = ServingOn(NOWHERE, None, options, Recording(), reporter, ending)
-    return await serving.of(end, connection, host or PeerListHost("host-a", None))
+    return await serving(Ending(trio.CancelScope())).of(end, connection, host or PeerListHost("host-a", None))
+
+
+def serving(ending: Ending) -> ServingOn:
+    options, reporter = Options(on_event=lambda _: None), Reporter(Output(json=True))
+    return ServingOn(NOWHERE, None, options, Recording(), reporter, ending)
 
 
 async def note(connection: HolderConnection, style: Style) -> None:
@@ -82,7 +84,11 @@ async def test_an_image_that_is_gone_is_not_served(frozen: HolderConnection) -> 
 async def test_what_is_decided_is_in_the_guest_s_records(
     frozen: HolderConnection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """[ONE-53] [RES-19] With a store nobody has noted it before: the grant would stay open."""
+    """[ONE-53] [RES-19] With a store nobody has noted it before: the grant would stay open.
+
+    Whoever wishes to cancel meanwhile is too late [CON-72].
+    """
+    ending = Ending(trio.CancelScope())
     await note(frozen, Style.POST_COPY)
     decision, near = Decided(SESSION, 2, Owner.DESTINATION), memory_transport_pair()[0]
     end = Result(Outcome.COMPLETED)
@@ -91,6 +97,7 @@ async def test_what_is_decided_is_in_the_guest_s_records(
         return near
 
     async def serve_on(source: Source, _: object) -> Result:
+        ending.end("SIGINT")
         await source._host.persist(decision)
         return end
 
@@ -101,11 +108,12 @@ async def test_what_is_decided_is_in_the_guest_s_records(
         assert keeper is not None
         for record in (RECORD, Granted(SESSION, 2)):
             await keeper.append(record)
-        served = await served_on(frozen, recovered(), host)
+        served = await serving(ending).of(recovered(), frozen, host)
         assert isinstance(served, tuple)
         assert served[1:] == (near, end)
         assert keeper.history.decision(SESSION) == decision
         assert keeper.history.open_grant() is None
+    assert (ending.late, ending.interrupted) == (True, False)
 
 
 @pytest.mark.slow

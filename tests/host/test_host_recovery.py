@@ -27,7 +27,7 @@ from sterna.core.records import (
     Start,
 )
 from sterna.core.verdict import Step
-from sterna.errors import GuestError, RecordError, SternaError, TransportError
+from sterna.errors import GuestError, RecordError, SternaError, StoreUnavailable, TransportError
 from sterna.guest.holder_client import HolderConnection, HolderSilent, HolderStatus, connect_holder
 from sterna.host import recovery as recovery_module
 from sterna.host.lease import LeaseStore
@@ -346,6 +346,89 @@ async def test_a_store_that_never_answers_is_undecided(autojump_clock: Clock) ->
     recovered = await scene.run()
     assert (recovered.judgement.owner, recovered.judgement.step) == (Owner.UNDECIDED, Step.WAIT_FOR_STORE)
     assert scene.image.calls == []
+
+
+class OneByOne(MemoryLeaseStore):
+    """Claims are answered once they may be, or not at all."""
+
+    def __init__(self, *, silent: bool = False) -> None:
+        super().__init__()
+        self.claims, self.silent = 0, silent
+        self.begun, self.may = trio.Event(), trio.Event()
+
+    async def claim(self, guest: bytes, epoch: int, runner: Runner) -> Runner | None:
+        if epoch > 1:
+            self.claims += 1
+            self.begun.set()
+            await self.may.wait()
+            if self.silent:
+                raise StoreUnavailable("nobody there")
+        return await super().claim(guest, epoch, runner)
+
+
+async def stopped(scene: Scene, store: OneByOne, *, early: bool) -> Recovered:
+    """The end of a recovery that was asked to end before its claim, or while that was under way."""
+    scene.store = store
+    await store.claim(GUEST, 1, FIRST)
+    await scene.note()
+    recovery, found = scene.recovery(), []
+    if early:
+        recovery.stop()
+
+    async def run() -> None:
+        found.append(await recovery.run())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await store.begun.wait()
+        recovery.stop()
+        store.may.set()
+    (recovered,) = found
+    assert recovered is not None
+    return recovered
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_a_wish_to_end_does_not_take_the_claim_along(early: bool) -> None:
+    """[CON-72] It asks by that very claim, and the guest rolls back where it is won."""
+    scene, store = Scene(granted(), (SENDING, Granted(ONE, 2))), OneByOne()
+    assert (await stopped(scene, store, early=early)).runs_here
+    assert (store.claims, scene.image.epoch) == (1, 2)
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_a_claim_behind_a_wish_to_end_is_not_repeated(early: bool, autojump_clock: Clock) -> None:
+    """[CON-72] [ONE-8] The store has not said whose the slot is: so nobody knows, and the claim stands."""
+    scene, store = Scene(granted(), (SENDING, Granted(ONE, 2))), OneByOne(silent=True)
+    recovered = await stopped(scene, store, early=early)
+    assert recovered.judgement.owner is Owner.UNDECIDED
+    assert (store.claims, scene.image.calls) == (1, [])
+    assert scene.kinds[-1] == "runner"
+
+
+async def test_a_wish_to_end_that_is_too_late() -> None:
+    """[CON-72] [ONE-20] The slot is the destination's: there is nothing to claim."""
+    scene = Scene(granted(), (SENDING, Granted(ONE, 2)), store=await filled(FIRST, OTHERS))
+    await scene.note()
+    recovery = scene.recovery()
+    recovery.stop()
+    recovered = await recovery.run()
+    assert recovered is not None
+    assert recovered.judgement.owner is Owner.DESTINATION
+    assert scene.image.calls == []
+
+
+async def test_a_wish_to_end_leaves_one_question_without_a_store() -> None:
+    """[CON-72] [ONE-43] That is what the source has in place of a claim."""
+    for answer, runs_here in ((BACK, True), (TransportError(ErrorCode.CONNECT_FAILED), False)):
+        scene = Scene(granted(), (SENDING, Granted(ONE, 2)), answers=[answer])
+        await scene.note()
+        recovery = scene.recovery()
+        recovery.stop()
+        recovered = await recovery.run()
+        assert recovered is not None
+        assert recovered.runs_here is runs_here
+        assert len(scene.asked) == 1
 
 
 # ---- a destination ----

@@ -9,8 +9,16 @@ from sterna.registry import Owner
 
 
 async def interruptible(recovery: Recovery, ending: Ending) -> Recovered | None:
-    """Run it; the first wish to end only ends its waiting."""
-    before, ending.ask = ending.ask, lambda _: recovery.stop()
+    """Run it; the first wish to end, which may have come already, only ends its waiting [CON-72]."""
+
+    def wish(_: str) -> None:
+        ending.late = True
+        recovery.stop()
+
+    if ending.late:
+        recovery.stop()
+        return await recovery.run()
+    before, ending.ask = ending.ask, wish
     try:
         return await recovery.run()
     finally:

@@ -135,11 +135,13 @@ class Ending:
     Attributes:
         ask: what the first wish to end does; None, and any later wish, cancels `scope`.
         interrupted: whether it did.
+        late: whether a wish came when the guest might have left: it only asks then [CON-72].
     """
 
     def __init__(self, scope: trio.CancelScope) -> None:
         self.ask: Callable[[str], None] | None = None
         self.interrupted = False
+        self.late = False
         self._scope = scope
 
     async def watch(

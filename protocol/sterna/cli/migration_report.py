@@ -5,7 +5,7 @@ Programs get fields, people a sentence. Each ending says where the guest is, for
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sterna.cli.endpoint import Recording
 from sterna.cli.events import (
@@ -63,8 +63,12 @@ class MigrationReport:
             f"to {transport.peer} {secured}"
         )
 
-    def settled(self, recovered: Recovered) -> Exit:
+    def settled(self, recovered: Recovered, *, late: bool = False) -> Exit:
         """An earlier session of the guest has ended, or nobody knows how; there is nothing to send.
+
+        Args:
+            recovered: what has become of it.
+            late: somebody has wished to end this command meanwhile.
 
         Raises:
             GuestError: GUEST_LOST; TOO_LATE, it was known before that the guest is elsewhere.
@@ -74,6 +78,7 @@ class MigrationReport:
             text = f"it runs elsewhere under epoch {recovered.judgement.epoch}"
             raise GuestError(f"{text}: {judgement_text(recovered.judgement)}", ErrorCode.TOO_LATE)
         result = decided(Result(Outcome.UNDECIDED, session=recovered.session.session), recovered)
+        result = _too_late(result) if late else result
         self.reporter.result(
             {"role": "source", **result_fields(result), "recovered": recovered_fields(recovered)}
         )
@@ -89,6 +94,8 @@ class MigrationReport:
         result: Result,
         recording: Recording,
         recovered: Recovered | None,
+        *,
+        late: bool = False,
     ) -> Exit:
         """The session is over, and what it had left open was brought to its end as far as it could be.
 
@@ -98,6 +105,7 @@ class MigrationReport:
             result: of the endpoint.
             recording: of what passed.
             recovered: by what followed the session; None if it had left nothing open.
+            late: somebody has wished to end it when the guest might have left [CON-72].
 
         Raises:
             GuestError: GUEST_LOST.
@@ -106,6 +114,7 @@ class MigrationReport:
         if recovered is not None and (asked_last or result.outcome is Outcome.UNDECIDED):
             _check_lost(recovered)
             result = decided(result, recovered)
+        result = _too_late(result) if late else result
         figures: Fields | None
         try:
             figures = holder_fields(await guest.connection.status())
@@ -136,6 +145,12 @@ class MigrationReport:
 
 def _guest_fields(guest: DepartingGuest) -> Fields:
     return {"id": guest.description.id.hex(), "name": guest.description.name}
+
+
+def _too_late(result: Result) -> Result:
+    """What to tell who has wished to cancel after HANDOVER may have left [CON-72]."""
+    moved = result.outcome in {Outcome.COMPLETED, Outcome.MOVED}
+    return replace(result, code=ErrorCode.TOO_LATE) if moved else result
 
 
 def _check_lost(recovered: Recovered) -> None:

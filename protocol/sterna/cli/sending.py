@@ -157,13 +157,16 @@ class Sending:
                 tell=self.reporter.notice,
             )
             recovered = await interruptible(recovery, ending)
-            if recovered is not None and not recovered.runs_here:
+            if ending.late and recovered is None:
+                ending.end("nothing was left open")
+                await trio.lowlevel.checkpoint()
+            if recovered is not None and (ending.late or not recovered.runs_here):
                 serving = ServingOn(self.address, tls, self.options, recording, self.reporter, ending)
                 end = await serving.of(recovered, connection, host, self.evidence)
                 return (
-                    self._report.settled(recovered)
+                    self._report.settled(recovered, late=ending.late)
                     if end is None
-                    else await self._report.conclude(*end, recording, recovered)
+                    else await self._report.conclude(*end, recording, recovered, late=ending.late)
                 )
             status = await connection.status()
             if status.state not in {"running", "paused"}:
@@ -180,7 +183,9 @@ class Sending:
             finally:
                 transport.abort()
             recovered = await deciding.in_the_end(result)
-            return await self._report.conclude(departing, transport, result, recording, recovered)
+            return await self._report.conclude(
+                departing, transport, result, recording, recovered, late=ending.late
+            )
 
     async def _attach(self, keeper: Keeper) -> HolderConnection:
         try:
@@ -245,7 +250,7 @@ class Sending:
                 reconnect=links.reconnect,
                 decide=links.decide,
             )
-            ending.ask = partial(self._cancel, source)
+            ending.ask = partial(self._cancel, source, ending)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(tell_progress, self.reporter, lambda: source.passed)
                 result = await source.run()
@@ -266,10 +271,11 @@ class Sending:
             fixed_cost_s=estimate_fixed_cost_s(sum(region.pages for region in guest.description.regions)),
         )
 
-    def _cancel(self, source: Source, why: str) -> None:
+    def _cancel(self, source: Source, ending: Ending, why: str) -> None:
         try:
             source.cancel(why)
         except LocalProtocolError:
+            ending.late = True
             self.reporter.notice(TOO_LATE)
         else:
             self.reporter.notice("cancelling: the guest runs on here")

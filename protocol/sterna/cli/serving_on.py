@@ -99,10 +99,14 @@ class ServingOn:
                 options=self.options,
                 reconnect=reconnect,
             )
-            before, self.ending.ask = self.ending.ask, lambda _: self.reporter.notice(TOO_LATE)
+            before, self.ending.ask = self.ending.ask, self._say_late
             result = await source.serve_on(departure)
             self.ending.ask = before
         return guest, transport, result
+
+    def _say_late(self, _: str) -> None:
+        self.ending.late = True
+        self.reporter.notice(TOO_LATE)
 
     async def _dial(self, session: SessionRecord) -> Transport:
         transport = await dial_peer(session, self.tls, (self.address,))

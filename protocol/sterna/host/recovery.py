@@ -230,6 +230,7 @@ class Recovery:
         self._stopped = False
         self._deadline = math.inf
         self._waiting: trio.CancelScope | None = None
+        self._tries = False
         self._verdict = verdict if verdict is not None and verdict.handed_back else None
         self._peer = None if self._verdict is None else Owner.SOURCE
         self._acted = False
@@ -248,9 +249,12 @@ class Recovery:
         )
 
     def stop(self) -> None:
-        """Wait for nobody any more; what is under way comes to its end."""
+        """Wait for nobody any more. What is under way comes to its end; so does the next claim or question.
+
+        Those are what a cancellation asks [CON-72]. They are made once, and not repeated.
+        """
         self._stopped = True
-        if self._waiting is not None:
+        if self._waiting is not None and not self._tries:
             self._waiting.cancel()
 
     async def run(self) -> Recovered | None:
@@ -297,11 +301,11 @@ class Recovery:
             case acts.Note(record=record):
                 await self._note(record)
             case acts.ClaimSlot(epoch=epoch, runner=runner):
-                return await self._wait(self._claim(epoch, runner))
+                return await self._wait(self._claim(epoch, runner), tries=True)
             case acts.ReadStore():
                 return await self._wait(self._read_store(session))
             case acts.AskPeer():
-                return await self._wait(self._ask_peer(session, situation))
+                return await self._wait(self._ask_peer(session, situation), tries=True)
             case acts.RunHere(epoch=epoch, runner=runner):
                 await self._change(self._image.run(epoch, runner))
                 self._tell(f"the guest runs here, under epoch {epoch}")
@@ -328,9 +332,11 @@ class Recovery:
             if self._keeper.history == before:
                 raise
 
-    async def _wait(self, doing: Awaitable[None]) -> bool:
+    async def _wait(self, doing: Awaitable[None], *, tries: bool = False) -> bool:
+        """`tries`: whoever wishes to end waits for the first answer, or for `_unanswered`, all the same."""
+        self._tries = tries
         with trio.CancelScope(deadline=self._deadline) as self._waiting:
-            if self._stopped:
+            if self._stopped and not tries:
                 self._waiting.cancel()
             await doing
             return True
@@ -363,7 +369,7 @@ class Recovery:
                 self._verdict = await self._ask(session, await self._runner())
                 break
             except SternaError as error:
-                self._tell(f"no answer from {session.peer or session.address}, asking on: {error}")
+                self._unanswered(f"no answer from {session.peer or session.address}", error)
             await pauses.next()
         self._peer = owner_said(self._verdict, situation.facts.store)
 
@@ -372,7 +378,14 @@ class Recovery:
         return Runner("", NO_ID) if status is None else status.runner
 
     def _say_silent(self, error: SternaError) -> None:
-        self._tell(f"the lease store does not answer, asking on: {error}")
+        self._unanswered("the lease store does not answer", error)
+
+    def _unanswered(self, what: str, error: SternaError) -> None:
+        """It was tried once: from here on it can be ended."""
+        self._tries = False
+        self._tell(f"{what}{'' if self._stopped else ', asking on'}: {error}")
+        if self._stopped and self._waiting is not None:
+            self._waiting.cancel()
 
 
 def situation(
