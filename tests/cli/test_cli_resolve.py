@@ -70,6 +70,18 @@ def test_a_source_s_guest_runs_here_once_the_destination_is_fenced(
     assert (resolved.owner, resolved.fenced, "@" in resolved.operator) == (Owner.SOURCE, "there", True)
 
 
+@pytest.mark.parametrize("fenced", ["x" * 256, "the\nre", "\udcff"])
+def test_what_cannot_be_recorded_is_no_host(
+    capsys: pytest.CaptureFixture[str], directory: Path, fenced: str
+) -> None:
+    """[ONE-59] [LOG-2] Whether a decision asks for it or not: it would be part of the record."""
+    note(directory, RECEIVING, CLAIM)
+    code, fields = resolve(capsys, directory, "source", "--i-have-fenced", fenced)
+    assert code == Exit.USAGE
+    assert "name of a host" in fields["error"]["text"]
+    assert history(directory).fate(2) is None
+
+
 def test_without_the_holder_it_is_told_who_does_the_rest(
     capsys: pytest.CaptureFixture[str], directory: Path
 ) -> None:
@@ -145,6 +157,7 @@ def test_a_destination_s_guest_is_started_by_an_operator(
     fate = history(directory).fate(2)
     assert isinstance(fate, Start)
     assert "@" in fate.operator
+    assert fate.fenced == "there"
 
 
 def test_a_destination_s_guest_is_handed_back_by_an_operator(
@@ -154,7 +167,9 @@ def test_a_destination_s_guest_is_handed_back_by_an_operator(
     note(directory, RECEIVING, CLAIM)
     code, fields = resolve(capsys, directory, "source")
     assert (code, fields["recorded"], fields["owner"]) == (Exit.OK, "handback", "source")
-    assert isinstance(history(directory).fate(2), HandBack)
+    fate = history(directory).fate(2)
+    assert isinstance(fate, HandBack)
+    assert fate.fenced == ""
     code, fields = resolve(capsys, directory, "destination", "--i-have-fenced", "there")
     assert (code, fields["error"]["code"]) == (Exit.FAILED, "too_late")
 

@@ -20,6 +20,7 @@ from sterna.core.records import (
     Granted,
     HandBack,
     Record,
+    Resolved,
     RunnerRecord,
     SessionRecord,
     Side,
@@ -152,6 +153,48 @@ def test_an_owner_whose_holder_is_gone_has_lost_its_guest(
     assert (code, fields["lost"], fields["next"]) == (Exit.OK, False, "run the guest here")
     note(directory, Complete(ONE, 2, DIGEST))
     assert told(capsys, directory)[1]["next"] == "nothing is to be done"
+
+
+@pytest.mark.parametrize(
+    ("records", "owner", "fenced"),
+    [
+        ((SENDING, Granted(ONE, 2), Resolved(ONE, 2, Owner.SOURCE, "there", "me@here")), "source", "there"),
+        ((SENDING, Granted(ONE, 2), Resolved(ONE, 2, Owner.DESTINATION, "", "me@here")), "destination", None),
+        ((RECEIVING, CLAIM, Start(2, "me@here", "there")), "destination", "there"),
+        ((RECEIVING, CLAIM, HandBack(2, "me@here")), "source", None),
+    ],
+)
+def test_what_an_operator_has_decided(
+    capsys: pytest.CaptureFixture[str],
+    directory: Path,
+    records: tuple[Record, ...],
+    owner: str,
+    fenced: str | None,
+) -> None:
+    """[ONE-59] Who has done so, and of which host it was said that it is fenced."""
+    note(directory, *records)
+    fields = told(capsys, directory)[1]
+    assert fields["resolved"] == {"owner": owner, "operator": "me@here", "fenced": fenced}
+    assert main(["verdict", GUEST_ID.hex(), "--records", str(directory), "--name", "here"]) == Exit.OK
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert f"{owner}, decided by me@here" in said
+    assert ("who says that there is fenced" in said) is (fenced is not None)
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        (SENDING, Granted(ONE, 2), Decided(ONE, 2, Owner.DESTINATION)),
+        (RECEIVING, CLAIM),
+        (RECEIVING, CLAIM, Start(2)),
+        (),
+    ],
+)
+def test_what_no_operator_has_decided(
+    capsys: pytest.CaptureFixture[str], directory: Path, records: tuple[Record, ...]
+) -> None:
+    note(directory, *records)
+    assert told(capsys, directory)[1]["resolved"] is None
 
 
 def test_by_the_store(capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ records: st.SearchStrategy[Record] = st.one_of(
     st.builds(Voided, ids(), u64()),
     st.builds(Decided, ids(), u64(), st.sampled_from(Owner)),
     st.builds(Resolved, ids(), u64(), st.sampled_from(Owner), texts(), texts()),
-    st.builds(Start, u64(), texts()),
-    st.builds(HandBack, u64(), texts()),
+    st.builds(Start, u64(), texts(), texts()),
+    st.builds(HandBack, u64(), texts(), texts()),
     st.builds(Complete, ids(), u64(), ids()),
     st.builds(Released, ids()),
 )
@@ -85,6 +85,17 @@ def test_a_decision_of_before_operators_were_named_is_one() -> None:
     assert decode_record(line, 1, LAST) == record
     assert encode_record(record, 1, LAST) == line
     assert decode_record(seal({**said, "fenced": "there", "operator": ""}), 1, LAST) is None
+
+
+@pytest.mark.parametrize("kind", [Start, HandBack])
+def test_a_fate_of_before_fenced_hosts_were_noted_is_one(kind: type[Start | HandBack]) -> None:
+    """[LOG-2] As above; what is empty is left out."""
+    said = {"number": 1, "last": LAST, "kind": kind.kind, "epoch": 2, "operator": "me@here"}
+    line, record = seal(said), kind(2, "me@here")
+    assert decode_record(line, 1, LAST) == record
+    assert encode_record(record, 1, LAST) == line
+    assert decode_record(seal({**said, "fenced": ""}), 1, LAST) is None
+    assert decode_record(seal({**said, "fenced": "there"}), 1, LAST) == kind(2, "me@here", "there")
 
 
 def test_the_longest_line() -> None:

@@ -77,6 +77,8 @@ async def resolve(
     """
     if free_image and (owner != "destination" or holder is None):
         raise ConfigError("--free-image goes with --owner destination, and the --holder that has the image")
+    if not i_have_fenced.isprintable() or len(i_have_fenced.encode()) > TEXT_BYTES:
+        raise ConfigError("--i-have-fenced takes the name of a host, which is recorded")
     identity, name = guest_id(guest), security.own_name
     output = Output(json=json)
     shelf = RecordsShelf(ownership.directory(name), "sterna resolve")
@@ -199,7 +201,7 @@ def _decision(session: SessionRecord, owner: Owner, fenced: str) -> Record:
     if session.side is Side.SOURCE:
         return Resolved(session.session, epoch, owner, fenced, _operator())
     kind = Start if owner is Owner.DESTINATION else HandBack
-    return kind(epoch, _operator())
+    return kind(epoch, _operator(), fenced)
 
 
 def _operator() -> str:

@@ -17,7 +17,7 @@ from sterna.cli.ownership import Ownership, TextOption
 from sterna.cli.taking_up import asker
 from sterna.cli.units import Duration, Json
 from sterna.core.history import History
-from sterna.core.records import SessionRecord, Side
+from sterna.core.records import HandBack, Resolved, SessionRecord, Side, Start
 from sterna.core.recovery import Image, Settled, next_act, open_session
 from sterna.core.verdict import Facts, Judgement, Step, Store, judge
 from sterna.errors import GuestError, SternaError, StoreError
@@ -200,6 +200,16 @@ class Looked:
             judgement = replace(judgement, step=Step.NONE)  # it has been
         return Found(judgement, here, self.host if here else session.peer, lost)
 
+    def resolved(self) -> Resolved | Start | HandBack | None:
+        """What an operator has decided of the session [ONE-59], None if none has."""
+        if self.history is None or self.session is None:
+            return None
+        if self.session.side is Side.SOURCE:
+            decision = self.history.decision(self.session.session)
+            return decision if isinstance(decision, Resolved) else None
+        fate = self.history.fate(self.session.epoch + 1)
+        return fate if fate is not None and fate.operator else None
+
     def _without_session(self) -> Found:
         """No session is on record in which it could have changed hands."""
         status = None if self.seen is None or self.seen.guest != self.guest else self.seen.status
@@ -303,8 +313,22 @@ def _rows(looked: Looked) -> list[tuple[str, str]]:
         said = f"{looked.answer.owner.name.lower()}, epoch {looked.answer.epoch}"
         said += ", handed back" if looked.answer.handed_back else ""
         said += ", has every page" if looked.answer.complete else ""
-    names = "records", "session", "holder", "store", "destination"
-    return list(zip(names, (records, about, held, slot, said), strict=True))
+    names = "records", "session", "operator", "holder", "store", "destination"
+    return list(zip(names, (records, about, _decided_by(looked), held, slot, said), strict=True))
+
+
+def _decided_by(looked: Looked) -> str:
+    resolved = looked.resolved()
+    if resolved is None:
+        return ""
+    fenced = f", who says that {resolved.fenced} is fenced" if resolved.fenced else ""
+    return f"{_resolved_owner(resolved)}, decided by {resolved.operator or 'an operator'}{fenced}"
+
+
+def _resolved_owner(resolved: Resolved | Start | HandBack) -> str:
+    if isinstance(resolved, Resolved):
+        return resolved.owner.name.lower()
+    return "destination" if isinstance(resolved, Start) else "source"
 
 
 def _peer(session: SessionRecord) -> str:
@@ -313,7 +337,7 @@ def _peer(session: SessionRecord) -> str:
 
 def _fields(looked: Looked, found: Found) -> Fields:
     session, answer, seen = looked.session, looked.answer, looked.seen
-    judgement = found.judgement
+    judgement, resolved = found.judgement, looked.resolved()
     return {
         "guest": looked.guest.hex(),
         "here": found.here,
@@ -334,6 +358,13 @@ def _fields(looked: Looked, found: Found) -> Fields:
             "owner": judgement.owner.name.lower(),
         },
         "records": None if looked.history is None else [each.kind for each in looked.history.records],
+        "resolved": None
+        if resolved is None
+        else {
+            "owner": _resolved_owner(resolved),
+            "operator": resolved.operator or None,
+            "fenced": resolved.fenced or None,
+        },
         "holder": None
         if seen is None or seen.status is None
         else {**holder_fields(seen.status), "granted_epoch": seen.status.granted_epoch},

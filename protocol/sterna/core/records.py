@@ -147,20 +147,27 @@ class Claiming:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The guest may be run under `epoch`. `operator`: who has decided that, empty for an endpoint."""
+    """The guest may be run under `epoch`.
+
+    Attributes:
+        operator: who has decided that; empty for an endpoint.
+        fenced: the host that the operator vouches for, in the operator's words [ONE-59]; else empty.
+    """
 
     kind: ClassVar[str] = "start"
     epoch: int
     operator: str = ""
+    fenced: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class HandBack:
-    """The guest never runs here under `epoch`. `operator` as above."""
+    """The guest never runs here under `epoch`. `operator` and `fenced` as above."""
 
     kind: ClassVar[str] = "handback"
     epoch: int
     operator: str = ""
+    fenced: str = ""
 
 
 @dataclass(frozen=True, slots=True)

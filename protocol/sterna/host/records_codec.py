@@ -27,7 +27,9 @@ LINE_BYTES_MAX: Final = 4096  # two texts of 255 bytes, each byte of them two in
 _BY_KIND: Final[dict[str, type[Record]]] = {kind.kind: kind for kind in KINDS}
 
 # Fields that a kind has not had from the start. Empty ones are left out, so lines of before are still lines.
-_LATER: Final = frozenset({("resolved", "operator"), ("claiming", "digest")})
+_LATER: Final = frozenset(
+    {("resolved", "operator"), ("claiming", "digest"), ("start", "fenced"), ("handback", "fenced")}
+)
 
 
 @dataclass(frozen=True, slots=True)
