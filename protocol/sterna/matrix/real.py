@@ -28,13 +28,11 @@ from sterna.matrix.cable import Cable
 from sterna.matrix.outcome import NOBODY, Done, Report, conclude
 from sterna.matrix.processes import DEADLINE_S, CellFailed, Command, Line
 from sterna.matrix.table import Cell, Recovery, Survivor
-from sterna.registry import ErrorCode, Style
+from sterna.registry import ErrorCode
 
 SOURCE: Final = Survivor.SOURCE
 DESTINATION: Final = Survivor.DESTINATION
 HOSTS: Final = {SOURCE: "host-a", DESTINATION: "host-b"}
-
-SERVES_AGAIN: Final = "RES-13"
 
 JOURNAL: Final = "journal.ndjson"
 AFTER: Final = "after.json"
@@ -63,19 +61,12 @@ _PEERS: Final = "".join(
 
 
 def can_show(cell: Cell, guest: str = "process") -> bool:
-    """Whether real processes can carry this cell out: not what needs another source that has the pages.
+    """Whether real processes can carry this cell out: all, with a process guest.
 
-    Nor records that cannot grow, as long as the state of a virtual machine has to go through a memory file of
+    Not records that cannot grow, as long as the state of a virtual machine has to go through a memory file of
     the same process: it is larger than they are, and it is the state that fails then.
     """
-    if guest == "kvm" and cell.fault.name == "destination_record" and cell.step.name in _BEFORE_LOADED:
-        return False
-    return cell.style is Style.STOP_AND_COPY or not _needs_pages(cell) or cell.expected.resumes
-
-
-def _needs_pages(cell: Cell) -> bool:
-    """Whether the guest needs a source that comes back to serve pages."""
-    return SERVES_AGAIN in cell.expected.clauses
+    return guest != "kvm" or cell.fault.name != "destination_record" or cell.step.name not in _BEFORE_LOADED
 
 
 def make_hosts(directory: Path) -> None:
