@@ -95,7 +95,8 @@ def compress(
         "connection": f"{TCP} over loopback, through a process that passes {format_rate(CAP_BYTES_S)} on; "
         "random memory: not through it",
         "caches": f"{format_size(CACHE_BYTES)} each, for versions that were sent",
-        "memory": "beyond the guest's and an idle endpoint's: --compress always, random memory, no cache",
+        "memory": "beyond the guest's and an idle endpoint's: --compress always, no cache, "
+        "random memory and (compressible) such as the guest's",
         "downtime": f"stop-and-copy, {DOWNTIME_S * 1000:g} ms allowed to each",
         "Sterna": f"--compress always; random memory: auto, and off ({RAW}), {RANDOM_TURNS} turns each "
         f"in a run, which of them is first alternates. {SESSION}",
@@ -113,7 +114,9 @@ def compress(
             taken, conditions["QEMU"] = _best(taken)
         turns = runs * RANDOM_TURNS
         taken += take(_random(size), turns, lambda text: say(f"random memory: {text}"))
-        taken += take(_memory(size), 1, lambda text: say(f"memory of each side: {text}"), warm=True)
+        for compressible in (False, True):
+            watched = _memory(size, compressible=compressible)
+            taken += take(watched, 1, lambda text: say(f"memory of each side: {text}"), warm=True)
     report = Report(
         bench="compress",
         runs=runs,
@@ -168,10 +171,11 @@ def _random(size: int) -> list[Measure]:
     ]
 
 
-def _memory(size: int) -> list[Measure]:
-    """What packing takes: most of random memory, whose copies are held until they have been sent."""
+def _memory(size: int, *, compressible: bool) -> list[Measure]:
+    """What packing takes: copies of random memory wait until they have been sent, but none arrives packed."""
     options = Options(policy=PATIENT, compress=Compress.ALWAYS, versions_bytes=0)
-    return memory_measures({OURS: Last(sterna(Memories(size), PLAIN, options))}, size)
+    way = sterna(Memories(size, compressible=compressible), PLAIN, options)
+    return memory_measures({OURS: Last(way)}, size, "compressible" if compressible else "")
 
 
 def _best(taken: list[Taken]) -> tuple[list[Taken], str]:
