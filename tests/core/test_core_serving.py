@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sterna.core.serving import ASKED_MAX, AfterStats, Serving
+from sterna.core.serving import ASKED_MAX, IN_VAIN_MAX, AfterStats, Serving
 from sterna.errors import RemoteProtocolError
 from sterna.limits import Limits
 from sterna.memory.digest import MemoryDigest
@@ -212,6 +212,18 @@ def test_pages_that_never_were_stale_are_passed_over():
     assert source.stats().demanded == 0
     source.request(PageRequest(1, 0, 3 * BLOCK))
     assert sent(source) == [(1, BLOCK, 2)]
+
+
+def test_requests_for_nothing_are_bounded():
+    """[PCY-18] Those that ask for a stale page, too, are not counted."""
+    source = serving((1, BLOCK, 2))
+    for _ in range(IN_VAIN_MAX):
+        source.request(PageRequest(1, 0, BLOCK))
+    source.request(PageRequest(1, 0, 2 * BLOCK))
+    assert sent(source) == [(1, BLOCK, 2)]
+    with pytest.raises(RemoteProtocolError, match="nothing that is stale") as error:
+        source.request(PageRequest(1, 0, BLOCK))
+    assert (error.value.code, error.value.clause) == (ErrorCode.LIMIT_RATE, "PCY-18")
 
 
 def test_repetitions_are_bounded():

@@ -40,6 +40,9 @@ DEMAND_BYTES: Final = 2 * CHUNK_BYTES
 # How often a group may be asked for on one connection. A destination asks once, and again after a mismatch;
 # more is a peer that makes this side send without end [PCY-18].
 ASKED_MAX: Final = 32
+# Requests that ask for no stale page, on one connection. A destination knows what is stale, and needs none of
+# them; they cost nothing but the time to read them, which a peer must not take for ever [PCY-18].
+IN_VAIN_MAX: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ class Serving:
         self._asked: Final[npt.NDArray[np.uint8]] = np.zeros(len(self.groups), dtype=np.uint8)
         self._left = len(self.groups)
         self._pages_left = self.groups.pages
-        self._cursor = 0
+        self._cursor = self._in_vain = 0
         self._urgent: deque[range] = deque()
         self._patient: deque[range] = deque()
 
@@ -144,13 +147,18 @@ class Serving:
 
         Raises:
             RemoteProtocolError: OUTSIDE_REGION for a region that is not copied; LIMIT_RATE for more requests
-                than this side has announced to keep, or for a group that was asked for too often.
+                than this side has announced to keep, for a group that was asked for too often, or for too
+                many requests that ask for no stale page.
         """
         if record.region not in self.groups.table:
             raise wrong(ErrorCode.OUTSIDE_REGION, f"region {record.region}", "PCY-19", record)
         self.requests += 1
         groups = self.groups.covering(record.region, record.first, record.count)
         if not groups:
+            self._in_vain += 1
+            if self._in_vain > IN_VAIN_MAX:
+                detail = f"more than {IN_VAIN_MAX} page requests for nothing that is stale"
+                raise wrong(ErrorCode.LIMIT_RATE, detail, "PCY-18", record)
             return
         if len(self._urgent) + len(self._patient) >= self._most_requests:
             detail = f"more than {self._most_requests} page requests that are not answered"
@@ -218,7 +226,7 @@ class Serving:
                 raise wrong(ErrorCode.COUNT_MISMATCH, detail, "RES-13", record)
             self._unsent[groups] = ~there
         self._left = int(np.count_nonzero(self._unsent))
-        self._asked[:] = 0
+        self._asked[:] = self._in_vain = 0
         self._urgent.clear()
         self._patient.clear()
 
