@@ -473,6 +473,13 @@ def test_the_fixed_cost_grows_with_the_page_table() -> None:
     assert estimate_fixed_cost_s(-5) == estimate_fixed_cost_s(0)
 
 
+def test_the_fixed_cost_has_both_answers_of_the_lease_store() -> None:
+    """[ONE-64] It is asked once more, and then for the claim."""
+    without = estimate_fixed_cost_s(1 << 16)
+    assert estimate_fixed_cost_s(1 << 16, 0.25) == pytest.approx(without + 0.5)
+    assert estimate_fixed_cost_s(1 << 16, -1.0) == without
+
+
 def test_packed_pages_are_counted_as_pages():
     """What is left is pages, too: a link that carries them at a third of their size is thrice as fast."""
     packed = RoundStats(1, 300, 100_000, 1.0, 0, 0, receive_rate_bytes_s=2e5, unpacked_bytes=300_000)

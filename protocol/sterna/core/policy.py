@@ -88,6 +88,7 @@ _THROTTLE_MAX: Final = 0.99  # what a guest must be able to take (guest/api.py)
 # Digest: a u64 and a byte for each page, hashed on both sides, one after the other. Cold memory.
 _DIGEST_BYTES_PAGE: Final = 2 * 9
 _DIGEST_BYTES_S: Final = 5e9
+_STORE_ANSWERS: Final = 2
 _RECORDS_S: Final = 0.010  # two fsyncs in the way of the guest, on a disk rather than in memory
 
 
@@ -228,9 +229,16 @@ class Decision:
     style: Style = Style.STOP_AND_COPY
 
 
-def estimate_fixed_cost_s(pages: int) -> float:
-    """Downtime, in seconds, that digest and durable records of a guest of so many pages cost."""
-    return _RECORDS_S + max(0, pages) * _DIGEST_BYTES_PAGE / _DIGEST_BYTES_S
+def estimate_fixed_cost_s(pages: int, store_s: float = 0.0) -> float:
+    """Downtime, in seconds, that digest, durable records and the lease store cost.
+
+    Args:
+        pages: of the guest.
+        store_s: how long the lease store took to answer; 0 without one. The guest waits for it twice: it is
+            asked once more before the grant [ONE-64], and it decides the claim, which takes no less.
+    """
+    store = _STORE_ANSWERS * max(0.0, store_s)
+    return _RECORDS_S + store + max(0, pages) * _DIGEST_BYTES_PAGE / _DIGEST_BYTES_S
 
 
 def decide(
