@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sterna.guest.holder_bitmaps import set_bits
 from sterna.guest.late_pages import LatePages
-from sterna.guest.process_gate import FaultGate, Times
+from sterna.guest.process_gate import CHUNK_PAGES, FaultGate, Times
 from sterna.linux.memfd import PAGE_BYTES, MemoryFile
 from sterna.memory.bitmap import PageBitmap
 from sterna.wire.records import Region
@@ -65,6 +65,20 @@ def test_the_gate_opens_when_its_pages_are_there() -> None:
     assert gate.enter(0, 8)
     memory.close()
     ours.close()
+    file.close()
+
+
+def test_the_first_wait_of_each_chunk_is_counted_apart() -> None:
+    """Whoever waits for its next pages waits for what was asked for behind the first."""
+    file = MemoryFile("test", 3 * CHUNK_PAGES * PAGE_BYTES)
+    memory = file.map()
+    stale, there = (np.zeros(1, dtype=np.uint64) for _ in range(2))
+    stale[:] = 2 * (1 << 2 * CHUNK_PAGES) - 1  # the third chunk has one
+    gate = FaultGate(memory, stale, (there,))
+    assert not gate.enter(0, 2 * CHUNK_PAGES + 2)
+    assert (gate.times.count, gate.first_times.count) == (2 * CHUNK_PAGES + 1, 3)
+    assert 0 < gate.first_times.total_ns < gate.times.total_ns
+    memory.close()
     file.close()
 
 

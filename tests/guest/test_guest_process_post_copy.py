@@ -148,6 +148,9 @@ async def test_a_guest_whose_pages_all_come_later(rig: Rig) -> None:
     assert 0 < status.figure("fault_count") <= PAGES
     assert 0 < status.figure("fault_p50_ns") <= status.figure("fault_p99_ns") <= status.figure("fault_max_ns")
     assert status.figure("fault_max_ns") <= status.figure("fault_total_ns")
+    assert 0 < status.figure("fault_first_count") <= -(-PAGES // GROUP)
+    assert status.figure("fault_first_count") <= status.figure("fault_count")
+    assert 0 < status.figure("fault_first_p50_ns") <= status.figure("fault_first_p99_ns")
     guest = await HolderSourceGuest.open(connection)
     for refused in (guest.start_tracking(), connection.audit()):  # [HOL-43] [ONE-41]
         with pytest.raises(GuestError) as caught:

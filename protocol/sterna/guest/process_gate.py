@@ -16,10 +16,12 @@ import numpy.typing as npt
 
 from sterna.guest.holder_bitmaps import bits_of
 from sterna.guest.holder_frames import JsonObject
+from sterna.limits import CHUNK_BYTES
 from sterna.linux.memfd import PAGE_BYTES, MemoryMap
 
 _STEPS_LOG2: Final = 4  # parts of an octave in which times are counted
 _STEPS: Final = 1 << _STEPS_LOG2
+CHUNK_PAGES: Final = CHUNK_BYTES // PAGE_BYTES  # which an endpoint asks for together
 
 
 class Times:
@@ -54,14 +56,14 @@ class Times:
                 return min((lead << shift) + (1 << shift >> 1), self.max_ns)
         return 0
 
-    def figures(self) -> JsonObject:
-        """For the status of a guest whose waits for pages these are."""
+    def figures(self, name: str = "fault") -> JsonObject:
+        """For the status of a guest whose waits for pages these are, by what they are called."""
         return {
-            "fault_count": self.count,
-            "fault_p50_ns": self.quantile_ns(0.5),
-            "fault_p99_ns": self.quantile_ns(0.99),
-            "fault_max_ns": self.max_ns,
-            "fault_total_ns": self.total_ns,
+            f"{name}_count": self.count,
+            f"{name}_p50_ns": self.quantile_ns(0.5),
+            f"{name}_p99_ns": self.quantile_ns(0.99),
+            f"{name}_max_ns": self.max_ns,
+            f"{name}_total_ns": self.total_ns,
         }
 
 
@@ -76,12 +78,14 @@ class FaultGate:
 
     Attributes:
         times: of the accesses that had to wait.
+        first_times: of these, the first in each chunk: what nobody has asked for behind another page.
     """
 
     def __init__(
         self, memory: MemoryMap, stale: npt.NDArray[np.uint64], there: Sequence[npt.NDArray[np.uint64]]
     ) -> None:
-        self.times = Times()
+        self.times, self.first_times = Times(), Times()
+        self._waited = bytearray(-(-len(stale) * 64 // CHUNK_PAGES))  # by chunk
         self._memory = memory
         self._stale = stale
         self._there = tuple(there)
@@ -96,9 +100,15 @@ class FaultGate:
                 continue
             started = time.perf_counter_ns()
             self._memory.touch(offset)
-            self.times.add(time.perf_counter_ns() - started)
+            self._add(first + page, time.perf_counter_ns() - started)
             late = self._missing(first, count)  # its neighbours may have come with it
         return not self._missing(first, count)
+
+    def _add(self, page: int, ns: int) -> None:
+        self.times.add(ns)
+        if not self._waited[page // CHUNK_PAGES]:
+            self._waited[page // CHUNK_PAGES] = True
+            self.first_times.add(ns)
 
     def _missing(self, first: int, count: int) -> int:
         """Which of these pages are missing, a bit each."""
