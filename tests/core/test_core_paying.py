@@ -12,6 +12,7 @@ from sterna.core.paying import (
     BELIEVED_MOST_S,
     BELIEVED_S,
     DENSEST,
+    FASTEST_BYTES_S,
     GAIN,
     LEVELS,
     PROMISING,
@@ -140,7 +141,7 @@ def test_a_link_that_slows_down():
 
 def test_trials_take_a_small_share_of_the_time():
     """However long one takes."""
-    paying, now, spent = Paying(), 0.0, 0.0
+    paying, now, spent = Paying(cap_bytes_s=100e6), 0.0, 0.0
     for _ in range(50):
         assert paying.is_trial_due(now)
         assert paying.sampled(MIB, MIB // 2, 0.003, now)
@@ -155,13 +156,14 @@ def test_trials_take_a_small_share_of_the_time():
     assert not paying.is_trial_due(now + 9)
     assert paying.is_trial_due(now + 10)
     paying.packed(2, 10 * MIB, 9 * MIB, 0.05, now, trial=True)
+    pass_by(paying, 100e6, now)  # by what was chosen meanwhile
     assert not paying.is_trial_due(now + 0.4)
     assert paying.is_trial_due(now + 0.6)
 
 
 def test_samples_in_vain_are_taken_more_and_more_seldom():
     """Up to a bound: memory that did not compress may do so later. One that shrinks begins anew."""
-    paying, now, waits = Paying(), 0.0, []
+    paying, now, waits = Paying(cap_bytes_s=100e6), 0.0, []
     for _ in range(9):
         assert not paying.sampled(MIB, MIB, 0.001, now)
         waits.append(next(step for step in range(1, 1000) if paying.is_trial_due(now + step * 0.1)))
@@ -169,6 +171,42 @@ def test_samples_in_vain_are_taken_more_and_more_seldom():
     assert waits == [2, 4, 8, 16, 32, 64, 64, 64, 64]
     assert paying.sampled(MIB, MIB // 2, 0.001, now)
     assert paying.is_trial_due(now + 0.1)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_nothing_is_tried_where_no_packer_is_as_fast_as_the_link(workers):
+    """Nor before that is known: a session may be over before a trial has paid for itself."""
+    paying = Paying(workers)
+    assert not paying.is_trial_due(0.0)
+    pass_by(paying, FASTEST_BYTES_S * workers * 1.01, 1.0)
+    assert not paying.is_trial_due(1.0)
+    pass_by(paying, FASTEST_BYTES_S * workers * 0.9, 2.0)
+    assert paying.is_trial_due(2.0)
+
+
+def test_nothing_else_is_tried_before_what_was_chosen_is_measured():
+    """It is what tells whether the trial has told the truth."""
+    paying = known()
+    pass_by(paying, 110e6, 1.0)
+    assert paying.level == 2
+    assert not paying.is_trial_due(1.0)
+    pass_by(paying, 250e6, 2.0, SHARES[2])
+    assert paying.level == 2
+    assert paying.is_trial_due(2.0)
+
+
+def test_a_packer_gets_as_little_of_a_busy_machine_as_who_sends():
+    """The link is as fast as ever, but nobody is there to fill it."""
+    paying = Paying()
+    paying.passed(100_000_000, 100_000_000, 1.0, 1.0, 0.1)
+    for level in LEVELS:
+        paying.packed(level, MIB, int(MIB * SHARES[level]), MIB / RATES[level], 1.0, trial=True)
+    assert paying.level is None
+    paying.passed(100_000_000, 100_000_000, 1.0, 2.0, 0.9)
+    assert paying.level is not None
+    share = paying._machine_share
+    pass_by(paying, 250e6, 3.0)  # where packers are busy, they take some of it
+    assert paying._machine_share == share
 
 
 def test_only_what_shrinks_is_tried_in_earnest():

@@ -14,8 +14,11 @@ SMALL = ("--size", "84MiB", "--hot", "16MiB", "--dirty-rate", "10MiB/s")
 def test_one_object_and_a_table(tmp_path):
     path = tmp_path / "BENCHMARKS.md"
     found = bench("compress", *SMALL, "--write", str(path))
-    assert {"sent", "time", "random", "memory_source", "memory_destination"} <= set(found["measures"])
+    assert {"sent", "time", "memory_source", "memory_destination"} <= set(found["measures"])
     assert {"memory_compressible_source", "memory_compressible_destination"} <= set(found["measures"])
+    for name in ("random", "compressible"):
+        assert set(found["measures"][name]) >= {"sterna", "raw"}
+        assert f"{name}_vs_raw" in found["ratios"]
     assert found["measures"]["sent"]["sterna"]["median"] < 70 << 20  # three quarters of it are not zero
     assert "## compress, 1 run" in path.read_text()
 

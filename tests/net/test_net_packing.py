@@ -25,12 +25,13 @@ from sterna.net.memory import memory_transport_pair
 from sterna.net.options import Compress, Options
 from sterna.net.packing import (
     MEASURED_S,
-    SAMPLE_BYTES,
     SOCKET_BYTES,
+    TRIAL_BYTES,
     USELESS_ROUNDS,
     Changes,
     Meter,
     PackingPages,
+    _first_bytes,
     pages_to_send,
 )
 from sterna.net.source import Source
@@ -307,11 +308,66 @@ def test_a_sample_is_taken_when_one_is_due() -> None:
     assert bench.pages._sample is None  # nothing was agreed on
     assert bench.pages._knows(bench)
     bench.encode()
-    assert bench.pages._sample == RANDOM[:SAMPLE_BYTES]
+    assert bench.pages._sample is None  # nothing is known of the link
+    bench.pages._paying.passed(MIB, MIB, 0.01, bench.now)
+    bench.encode()
+    assert bench.pages._sample == RANDOM[:TRIAL_BYTES]
     bench.pages._sample = None
     bench.pages._paying.sampled(MIB, MIB, 1.0, bench.now)
     bench.encode()
     assert bench.pages._sample is None
+
+
+async def test_what_shrinks_is_tried_further_beside_what_is_sent() -> None:
+    """At another level each time, and with more of it. No batch is held up for that."""
+    bench = Bench(versions_bytes=0)
+    bench.features[Feature.ENCODING_DELTA] = 0
+    assert bench.pages._knows(bench)
+    bench.pages._paying.passed(MIB, MIB, 1.0, bench.now)
+    packing = bench.pages._paying._packing
+    await bench.pages._try(memoryview(RANDOM))
+    assert not any(each.page_bytes for each in packing.values())
+    await bench.pages._try(memoryview(TEXT * 64))
+    assert {level for level, each in packing.items() if each.page_bytes} == {2}
+    assert packing[2].page_bytes == 64 * PAGE
+    assert bench.pages._trial is None
+    assert bench.pages._packs()
+
+
+async def test_where_batches_are_packed_one_of_them_is_the_trial() -> None:
+    """It goes like the others, and what passes meanwhile counts."""
+    bench = Bench(compress=Compress.ALWAYS)
+    assert bench.pages._knows(bench)
+    await bench.pages._try(memoryview(TEXT * 64))
+    assert bench.pages._trial is not None
+
+
+def test_a_sample_is_of_several_runs_if_need_be() -> None:
+    assert bytes(_first_bytes([memoryview(b"abc"), memoryview(b"def"), memoryview(b"ghi")], 5)) == b"abcde"
+    assert bytes(_first_bytes([memoryview(b"abc")], 5)) == b"abc"
+
+
+def test_it_is_seen_how_busy_the_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the time in which this thread could run, but did not."""
+    ran_ns, waited_ns = 1000, 1000
+
+    def told() -> tuple[int, int]:
+        nonlocal ran_ns, waited_ns
+        ran_ns, waited_ns = ran_ns + 100, waited_ns + 300
+        return ran_ns, waited_ns
+
+    monkeypatch.setattr("sterna.net.packing.thread_ns", told)
+    paying = Paying()
+    meter = Meter(paying)
+    for number in range(40):
+        meter.goes(MIB, MIB, number * 0.01)
+    assert paying._machine_share == 0.25
+    monkeypatch.setattr("sterna.net.packing.thread_ns", lambda: (0, 0))  # a kernel that does not tell
+    paying = Paying()
+    meter = Meter(paying)
+    for number in range(40):
+        meter.goes(MIB, MIB, number * 0.01)
+    assert paying._machine_share == 1
 
 
 def test_a_batch_is_packed_in_earnest_when_a_sample_has_shrunk() -> None:

@@ -7,9 +7,15 @@ and L/r, for a batch is packed while the one before it is on its way. What was f
 wrong is not believed again for a while, and each time for longer.
 
 C and r have to be tried now and then, or nobody would learn that memory which did not compress now does. A
-few pages are packed for nothing; if they shrink, a whole batch is packed in earnest. What a trial costs is
-known, so as many are made as take `TRIAL_SHARE` of all time. That bounds what a wrong guess costs: random
-memory is slower by that share and not by more.
+few pages are packed for nothing; if they shrink, so are more of them, or a whole batch in earnest where
+batches are packed already. What a trial costs is known, so as many are made as take `TRIAL_SHARE` of all
+time. That bounds what a wrong guess costs: random memory is slower by that share and not by more. A short
+session would never earn that back, so nothing is tried before the link is known, nor on one that carries more
+than could be packed at all (`FASTEST_BYTES_S`), which is every link within a host.
+
+On a busy machine pages pass slowly however fast the link is, and a packer gets as little of the machine as
+who sends. A trial is too short to see that: it tells what a processor does. So what is foretold is for the
+share of a processor that the sender has got while pages passed as they are.
 
 A change has to gain `GAIN`, so that two that are as good do not take turns.
 
@@ -36,10 +42,13 @@ LEVELS: Final = (-5, 2, 5)
 DENSEST: Final = 8
 TRIAL_SHARE: Final = 0.01
 GAIN: Final = 0.05
-# What a few pages have to shrink to, or a whole batch is not tried.
+# What a few pages have to shrink to, or no more of them are tried.
 PROMISING: Final = 0.9
 # A batch that is packed while another leaves costs nothing but the machine: count this share of the time.
 _BESIDE: Final = 0.1
+# No level packs more than that a second on a core, copies and all. A link that carries more than all packers
+# together could ever take in is seen by its rate alone, and nothing is tried there.
+FASTEST_BYTES_S: Final = 1e9
 # How much newer figures count than older ones: after so many bytes of pages one counts half.
 _HALF_BYTES: Final = 8 << 20
 # How long what was measured is believed without a look; twice as long each time that it was a disappointment.
@@ -116,6 +125,8 @@ class Paying:
         self._passed: Final[dict[int | None, _Passed]] = {each: _Passed() for each in (None, *LEVELS)}
         self._wire_bytes_s = math.inf  # when pages passed last
         self._try_at = -math.inf
+        self._chosen_at = -math.inf
+        self._machine_share = 1.0
         self._trials = 0
         self._in_vain = 0  # samples in a row
 
@@ -125,11 +136,18 @@ class Paying:
         bare = self._most_bytes_s or self._passed[None].rate_bytes_s
         return min(bare, self._cap_bytes_s)
 
-    def passed(self, page_bytes: int, wire_bytes: int, seconds: float, now: float) -> None:
-        """By what is in use so much has passed, in a time in which there always was more to send."""
+    def passed(
+        self, page_bytes: int, wire_bytes: int, seconds: float, now: float, machine_share: float = 1.0
+    ) -> None:
+        """By what is in use so much has passed, in a time in which there always was more to send.
+
+        `machine_share`: of the time in which the sender could have run, the part in which it had a processor.
+        """
         known = self._passed[self.level]
-        rate = page_bytes / seconds
-        known.rate_bytes_s = rate if known.at == -math.inf else (known.rate_bytes_s + rate) / 2
+        is_first, rate = known.at == -math.inf, page_bytes / seconds
+        known.rate_bytes_s = rate if is_first else (known.rate_bytes_s + rate) / 2
+        if self.level is None:
+            self._machine_share = machine_share if is_first else (self._machine_share + machine_share) / 2
         known.at = now
         self._wire_bytes_s = wire_bytes / seconds
         if None not in self._choices:
@@ -137,7 +155,7 @@ class Paying:
         self._choose(now)
 
     def sampled(self, page_bytes: int, packed_bytes: int, seconds: float, now: float) -> bool:
-        """Some pages were packed for nothing. Whether a batch is to be, at the level of `next_trial`."""
+        """Some pages were packed for nothing. Whether more are to be, at the level of `next_trial`."""
         promising = packed_bytes < page_bytes * PROMISING
         self._in_vain = 0 if promising else min(self._in_vain + 1, _DOUBLINGS)
         self._try_at = now + seconds / TRIAL_SHARE * 2**self._in_vain
@@ -153,7 +171,7 @@ class Paying:
         *,
         trial: bool = False,
     ) -> None:
-        """A batch was packed. `trial`: to learn what comes of it."""
+        """So much was packed. `trial`: to learn what comes of it."""
         self._packing[level].add(page_bytes, packed_bytes, seconds, now)
         if trial:
             late_s = seconds - page_bytes / self.link_bytes_s
@@ -178,8 +196,9 @@ class Paying:
         return level
 
     def is_trial_due(self, now: float) -> bool:
-        """Whether it is time to try some level."""
-        return now >= self._try_at
+        """Whether it is time to try some level, what is in use was measured, and another may be better."""
+        is_measured = self._passed[self.level].at >= self._chosen_at
+        return now >= self._try_at and is_measured and self.link_bytes_s <= FASTEST_BYTES_S * self._workers
 
     def next_trial(self) -> int:
         """The level that is to be tried next."""
@@ -201,7 +220,7 @@ class Paying:
         packing = self._packing[level]
         if not packing.page_bytes or self.link_bytes_s == math.inf:
             return 0.0
-        packs = packing.page_bytes / packing.seconds * self._workers
+        packs = packing.page_bytes / packing.seconds * self._workers * self._machine_share
         return min(packs, self.link_bytes_s * packing.page_bytes / packing.packed_bytes)
 
     def _choose(self, now: float) -> None:
@@ -212,4 +231,4 @@ class Paying:
         if self.level is not None and expected < math.inf:
             known = self._passed[self.level]
             known.believed_s = min(known.believed_s * 2, BELIEVED_MOST_S)
-        self.level = best
+        self.level, self._chosen_at = best, now

@@ -2,10 +2,10 @@
 
 As long as nothing says that packing pays, batches are encoded as they always are, when a connection asks
 for one, and the task here sleeps; all that is added is a trial of some pages now and then
-(sterna.core.paying), more and more seldom where they do not shrink. Once it pays the
-machine leaves its batches to this module. The task here takes a job whenever a thread is free, first for the
-connection that has least to send, has it done, and brings the result. The compressor lets go of the
-interpreter, so that connections and clocks go on.
+(sterna.core.paying), beside what is sent, more and more seldom where they do not shrink, and none where the
+link is faster than any packer. Once it pays the machine leaves its batches to this module. The task here
+takes a job whenever a thread is free, first for the connection that has least to send, has it done, and
+brings the result. The compressor lets go of the interpreter, so that connections and clocks go on.
 
 Changes of versions that were sent cost a copy and a comparison of each page, whether or not it compresses.
 They are tried on links where that is little, and given up when two rounds in a row have gained nothing by it.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -28,6 +28,7 @@ from sterna.core.events import Event, RoundFinished, RoundStarted, SessionResume
 from sterna.core.negotiate import Selection
 from sterna.core.paying import Paying
 from sterna.core.sending import Job
+from sterna.linux.schedstat import thread_ns
 from sterna.memory.packing import SAMPLE_BYTES, Measure, Packer
 from sterna.memory.pages import EncodedBatch, RegionPages
 from sterna.memory.recent import RecentPages
@@ -48,6 +49,8 @@ CHANGES_LINK_BYTES_S: Final = 400e6
 CHANGES_GAIN: Final = 0.05
 USELESS_ROUNDS: Final = 2
 _FIRST_LEVEL: Final = 2
+# What is packed for nothing, to see how long that takes: no connection waits for it.
+TRIAL_BYTES: Final = 1 << 20
 # A connection has a second core to itself if there is one; so many batches wait or are being packed then.
 WORKERS: Final = 2
 AHEAD: Final = 4
@@ -62,6 +65,7 @@ class Meter:
         self._since: float | None = None  # when the socket was full
         self._until = 0.0
         self._skip_bytes = SOCKET_BYTES
+        self._ran_ns = self._waited_ns = 0
 
     def interrupted(self) -> None:
         """There was nothing to send, or something else is being sent now."""
@@ -76,13 +80,21 @@ class Meter:
             if now < self._until and self._skip_bytes > 0:
                 return
             self._skip_bytes, self._since = 0, now
+            self._machine_share()
             self._page_bytes = self._wire_bytes = 0
         elif (seconds := now - self._since) >= MEASURED_S:
-            self._paying.passed(self._page_bytes, self._wire_bytes, seconds, now)
+            self._paying.passed(self._page_bytes, self._wire_bytes, seconds, now, self._machine_share())
             self._since = now
             self._page_bytes = self._wire_bytes = 0
         self._page_bytes += page_bytes
         self._wire_bytes += wire_bytes
+
+    def _machine_share(self) -> float:
+        """Of the time since the last call in which this thread could run, the part in which it did."""
+        ran_ns, waited_ns = thread_ns()
+        ran, waited = ran_ns - self._ran_ns, waited_ns - self._waited_ns
+        self._ran_ns, self._waited_ns = ran_ns, waited_ns
+        return ran / (ran + waited) if ran + waited else 1.0
 
 
 class Changes:
@@ -167,7 +179,7 @@ class PackingPages(SteadyPages):
             self._meter.interrupted()
         self._meter.goes(batch.bulk_bytes, batch.bulk_bytes, now)
         if self._wants_sample and batch.buffers:
-            self._sample = memoryview(bytes(batch.buffers[0][:SAMPLE_BYTES]))
+            self._sample = _first_bytes(batch.buffers, TRIAL_BYTES)
         self._look()
         return batch
 
@@ -242,14 +254,11 @@ class PackingPages(SteadyPages):
         remember = (self._remembers or job.hot) and not job.round.last
 
         def pack() -> tuple[EncodedBatch, float]:
-            # A single batch says little on a busy machine: a trial is believed to take what it needs, and if
-            # others need the machine as well, that shows as soon as batch after batch is packed.
-            clock = time.thread_time if trial else time.perf_counter
-            began = clock()
+            began = time.perf_counter()
             compressor = None if level is None else self._compressor(worker, level)
             runs = job.region, job.starts, job.counts
             batch = packer.pack(*runs, compressor, zeros=job.zeros, remember=remember)
-            return batch, clock() - began
+            return batch, time.perf_counter() - began
 
         try:
             batch, seconds = await trio.to_thread.run_sync(pack)
@@ -257,7 +266,7 @@ class PackingPages(SteadyPages):
             self._free.append(worker)
         machine.job_done(job, batch)
         waits = sum(machine.waiting_bytes(stream) for stream in machine.streams)
-        self._note(packer, level, seconds, waits, used=level if trial else used, trial=trial)
+        self._note(packer, level, seconds, waits, used=used, trial=trial)
         pump.kick(job.stream)
 
     def _note(
@@ -280,7 +289,7 @@ class PackingPages(SteadyPages):
         if used != self._used:
             self._used = used
             self._meter.interrupted()
-        elif not trial and not measure.change_bytes:
+        elif not measure.change_bytes:
             # What is packed waits before it goes: of this time are the bytes that have gone.
             pages = gone * measure.page_bytes // max(measure.sent_bytes, 1)
             self._meter.goes(pages, gone, now)
@@ -293,21 +302,32 @@ class PackingPages(SteadyPages):
         return known and self._paying.is_trial_due(self._clock_s())
 
     async def _try(self, sample: memoryview) -> None:
-        """Pack some pages for nothing but to see what comes of it."""
-        compressor = self._compressor(-1, _FIRST_LEVEL)
-
-        def pack() -> tuple[int, float]:
-            began = time.perf_counter()
-            size = len(compressor.frame(sample))
-            return size, time.perf_counter() - began
-
+        """Pack some pages for nothing but to see what comes of it, and more of them if these have shrunk."""
+        few = sample[:SAMPLE_BYTES]
         try:
-            size, seconds = await trio.to_thread.run_sync(pack)
+            size, seconds = await self._try_at(_FIRST_LEVEL, few)
+            if not self._paying.sampled(len(few), size, seconds, self._clock_s()):
+                return
+            level = self._paying.next_trial()
+            if self._packs():  # no connection waits for a batch of it
+                self._trial = level
+                return
+            size, seconds = await self._try_at(level, sample)
+            self._paying.packed(level, len(sample), size, seconds, self._clock_s(), trial=True)
+            self._look()
         finally:
             self._trying = False
-        if self._paying.sampled(len(sample), size, seconds, self._clock_s()):
-            self._trial = self._paying.next_trial()
-            self._look()
+
+    async def _try_at(self, level: int, content: memoryview) -> tuple[int, float]:
+        """Bytes that it is packed to, and seconds of a processor: nobody waits for it."""
+        compressor = self._compressor(-1, level)
+
+        def pack() -> tuple[int, float]:
+            began = time.thread_time()
+            size = len(compressor.frame(content))
+            return size, time.thread_time() - began
+
+        return await trio.to_thread.run_sync(pack)
 
     @property
     def _remembers(self) -> bool:
@@ -331,6 +351,16 @@ class PackingPages(SteadyPages):
         if (worker, level) not in self._compressors:
             self._compressors[worker, level] = Compressor(level, self._selection.window_log2)
         return self._compressors[worker, level]
+
+
+def _first_bytes(buffers: Sequence[memoryview], size: int) -> memoryview:
+    """A copy of so many bytes."""
+    some = bytearray()
+    for buffer in buffers:
+        some += buffer[: size - len(some)]
+        if len(some) == size:
+            break
+    return memoryview(some)
 
 
 def _next_job(machine: Batches) -> Job | None:
