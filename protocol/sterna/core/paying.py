@@ -11,7 +11,7 @@ few pages are packed for nothing; if they shrink, so are more of them, or a whol
 batches are packed already. What a trial costs is known, so as many are made as take `TRIAL_SHARE` of all
 time. That bounds what a wrong guess costs: random memory is slower by that share and not by more. A short
 session would never earn that back, so nothing is tried before the link is known, nor on one that carries more
-than could be packed at all (`FASTEST_BYTES_S`), which is every link within a host.
+than could be packed at all (`FASTEST_BYTES_S`).
 
 On a busy machine pages pass slowly however fast the link is, and a packer gets as little of the machine as
 who sends. A trial is too short to see that: it tells what a processor does. So what is foretold is for the
