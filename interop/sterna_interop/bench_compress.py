@@ -2,7 +2,7 @@
 
 What counts is what goes over the wire. QEMU has two ways to send less: XBZRLE sends changes of pages that are
 in its cache, and multifd compresses with zstd; one excludes the other, and the better one is the peer. All
-have the same link, the same memory for a cache, and the same time to stand still. Beside it stands that
+have the same link, the same memory for a cache, and the same time to stand still. Beside it stands
 what Sterna loses by trying: random and compressible memory over loopback, packed where that pays and never.
 And what memory it takes at each side to pack, where that is most.
 """

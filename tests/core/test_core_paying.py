@@ -15,6 +15,7 @@ from sterna.core.paying import (
     FASTEST_BYTES_S,
     GAIN,
     LEVELS,
+    PACKING_GAIN,
     PROMISING,
     TRIAL_SHARE,
     Paying,
@@ -40,7 +41,7 @@ def pass_by(paying: Paying, rate: float, now: float, share: float = 1.0) -> None
 
 
 @pytest.mark.parametrize(
-    ("link", "level"), [(50e6, 5), (110e6, 2), (300e6, -5), (700e6, -5), (2e9, None), (10e9, None)]
+    ("link", "level"), [(50e6, 5), (110e6, 2), (300e6, -5), (700e6, None), (2e9, None), (10e9, None)]
 )
 def test_the_slower_the_link_the_more_packing_pays(link, level):
     """That level by which most pages pass."""
@@ -83,6 +84,16 @@ def test_small_gains_change_nothing():
     for second in range(2, 9):
         pass_by(paying, 200e6 * (1 + GAIN / 4 * (-1) ** second), second, 0.5)
         assert paying.level == first
+
+
+def test_pages_as_they_are_are_left_for_more_than_a_small_gain():
+    """Packers take of the machine, and who sends and receives may miss it."""
+    paying = known()
+    pass_by(paying, RATES[-5] / (1 + PACKING_GAIN) * 1.01, 1.0)
+    assert paying.level is None
+    paying = known()
+    pass_by(paying, RATES[-5] / (1 + PACKING_GAIN) * 0.99, 1.0)
+    assert paying.level == -5
 
 
 def test_a_disappointment_is_not_repeated_soon():

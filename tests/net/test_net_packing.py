@@ -24,6 +24,7 @@ from sterna.net.destination import Destination
 from sterna.net.memory import memory_transport_pair
 from sterna.net.options import Compress, Options
 from sterna.net.packing import (
+    FIRST_MEASURED_S,
     MEASURED_S,
     SOCKET_BYTES,
     TRIAL_BYTES,
@@ -340,6 +341,17 @@ async def test_where_batches_are_packed_one_of_them_is_the_trial() -> None:
     assert bench.pages._knows(bench)
     await bench.pages._try(memoryview(TEXT * 64))
     assert bench.pages._trial is not None
+
+
+def test_an_unknown_link_is_soon_known() -> None:
+    """As long as nothing is known of it, all goes as it is; later measures take longer."""
+    paying = Paying()
+    meter = Meter(paying)
+    meter.goes(SOCKET_BYTES, SOCKET_BYTES, 0.0)
+    meter.goes(MIB, MIB, FIRST_MEASURED_S)
+    assert paying.link_bytes_s == pytest.approx(SOCKET_BYTES / FIRST_MEASURED_S)
+    meter.goes(2 * MIB, 2 * MIB, 2 * FIRST_MEASURED_S)
+    assert paying.link_bytes_s == pytest.approx(SOCKET_BYTES / FIRST_MEASURED_S)
 
 
 def test_a_sample_is_of_several_runs_if_need_be() -> None:

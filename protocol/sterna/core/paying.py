@@ -11,13 +11,15 @@ few pages are packed for nothing; if they shrink, so are more of them, or a whol
 batches are packed already. What a trial costs is known, so as many are made as take `TRIAL_SHARE` of all
 time. That bounds what a wrong guess costs: random memory is slower by that share and not by more. A short
 session would never earn that back, so nothing is tried before the link is known, nor on one that carries more
-than could be packed at all (`FASTEST_BYTES_S`).
+than packers take in (`FASTEST_BYTES_S`).
 
 On a busy machine pages pass slowly however fast the link is, and a packer gets as little of the machine as
 who sends. A trial is too short to see that: it tells what a processor does. So what is foretold is for the
 share of a processor that the sender has got while pages passed as they are.
 
-A change has to gain `GAIN`, so that two that are as good do not take turns.
+A change has to gain `GAIN`, so that two that are as good do not take turns. To begin with
+packing has to gain `PACKING_GAIN`: what packers take of the machine those who send and receive may miss, and
+no trial shows that.
 
 What pays leaves the machine idle where the link is what others wait for. So a batch is packed more densely as
 long as that is done before what waits for the link has left (`level_of`): it costs no time then. From a level
@@ -42,13 +44,14 @@ LEVELS: Final = (-5, 2, 5)
 DENSEST: Final = 8
 TRIAL_SHARE: Final = 0.01
 GAIN: Final = 0.05
+PACKING_GAIN: Final = 0.3
 # What a few pages have to shrink to, or no more of them are tried.
 PROMISING: Final = 0.9
 # A batch that is packed while another leaves costs nothing but the machine: count this share of the time.
 _BESIDE: Final = 0.1
-# No level packs more than that a second on a core, copies and all. A link that carries more than all packers
-# together could ever take in is seen by its rate alone, and nothing is tried there.
-FASTEST_BYTES_S: Final = 1e9
+# No level packs much more of common memory a second on a core. A link that carries more than all packers
+# together take in is seen by its rate alone, and nothing is tried there.
+FASTEST_BYTES_S: Final = 0.5e9
 # How much newer figures count than older ones: after so many bytes of pages one counts half.
 _HALF_BYTES: Final = 8 << 20
 # How long what was measured is believed without a look; twice as long each time that it was a disappointment.
@@ -226,7 +229,8 @@ class Paying:
     def _choose(self, now: float) -> None:
         best = max(self._choices, key=lambda level: self.expected_bytes_s(level, now))
         expected = self.expected_bytes_s(best, now)
-        if expected <= self.expected_bytes_s(self.level, now) * (1 + GAIN):
+        gain = PACKING_GAIN if self.level is None else GAIN
+        if expected <= self.expected_bytes_s(self.level, now) * (1 + gain):
             return
         if self.level is not None and expected < math.inf:
             known = self._passed[self.level]
