@@ -26,7 +26,6 @@ WITHOUT_TESTS = {
     "registry.py": "generated; compared with its source below",
     "net/source.py": "test_net_endpoint*.py let both endpoints move guests",
     "net/destination.py": "test_net_endpoint*.py let both endpoints move guests",
-    "cli/serve.py": "tests/e2e runs it with real processes and every fault of its peer",
 }
 # Folders of tests that are about the whole.
 NO_MIRRORS = {"e2e", "withstand"}

@@ -68,7 +68,6 @@ def _tell(found: Findings, defects: tuple[Defect, ...], output: Output) -> None:
 
 def _fields(found: Findings, defects: tuple[Defect, ...]) -> dict[str, object]:
     tally = found.tally
-    unexpected = sum("guest is lost" in text or "nobody runs" in text for _, text in tally.failures)
     return {
         "seeds": tally.seeds,
         "violations": len(tally.failures),
@@ -77,7 +76,7 @@ def _fields(found: Findings, defects: tuple[Defect, ...]) -> dict[str, object]:
         "rolled_back": tally.rolled_back,
         "resumed": tally.resumed,
         "guest_lost_expected": tally.lost,
-        "guest_lost_unexpected": unexpected,
+        "guest_lost_unexpected": sum(each.loss for each in tally.failures),
         "undecided": tally.undecided,
         "steps": tally.steps,
         "seconds": round(found.seconds, 3),

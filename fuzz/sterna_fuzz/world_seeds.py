@@ -63,7 +63,7 @@ def run_seeds(
             said = now
             say(f"  {found.tally.seeds} seeds in {now - started:.0f} s")
     found.tally.failures.sort()
-    found.explained = [explain(seed, defects) for seed, _ in found.tally.failures[:EXPLAINED]]
+    found.explained = [explain(each.seed, defects) for each in found.tally.failures[:EXPLAINED]]
     found.seconds = time.monotonic() - started
     return found
 
@@ -93,5 +93,5 @@ def explain(seed: int, defects: frozenset[Defect] = frozenset()) -> Explained:
         return bool(play(replace(script, mishaps=tuple(mishaps)), defects).failures)
 
     fewest = () if fails(()) else minimised(script, fails)
-    ((_, error), *_) = play(replace(script, mishaps=fewest), defects).failures
-    return Explained(seed, error, fewest)
+    (failure, *_) = play(replace(script, mishaps=fewest), defects).failures
+    return Explained(seed, failure.error, fewest)

@@ -9,6 +9,7 @@ from sterna.cli.deciding import Deciding, interruptible
 from sterna.cli.endpoint import Ending
 from sterna.core.events import Outcome, Result
 from sterna.core.records import SessionRecord, Side
+from sterna.core.serving import AfterStats
 from sterna.core.verdict import Judgement, Step
 from sterna.host.recovery import Recovered
 from sterna.registry import Owner
@@ -25,6 +26,10 @@ class Finding:
         self.owners = list(owners)
         self.told: list[Verdict | None] = []
         self.stopped = False
+        self.image, self.lost = True, False
+
+    async def has_image(self) -> bool:
+        return self.image
 
     def anew(self, verdict: Verdict | None = None) -> Finding:
         self.told.append(verdict)
@@ -36,9 +41,8 @@ class Finding:
     async def run(self) -> Recovered | None:
         await trio.lowlevel.checkpoint()
         owner = self.owners.pop(0)
-        return (
-            None if owner is None else Recovered(SESSION, Judgement(owner, "so it is", "ONE-43", Step.NONE))
-        )
+        judgement = None if owner is None else Judgement(owner, "so it is", "ONE-43", Step.NONE)
+        return None if judgement is None else Recovered(SESSION, judgement, self.lost)
 
 
 def ending() -> Ending:
@@ -77,6 +81,35 @@ async def test_a_guest_that_was_handed_back_instead_is_the_source_s() -> None:
     assert found is not None
     assert found.judgement.owner is Owner.SOURCE
     assert finding.told == [None, BACK]
+
+
+async def test_pages_whose_image_is_gone_are_there_while_their_process_serves_them() -> None:
+    """[ONE-42] Then they go with it, and it asks whether all of them have come."""
+    finding = Finding(Owner.DESTINATION, Owner.DESTINATION)
+    finding.image, finding.lost = False, True
+    deciding = Deciding(finding, ending())
+    assert await deciding.is_elsewhere(Result(Outcome.UNDECIDED))
+    served = await deciding.in_the_end(Result(Outcome.COMPLETED))
+    assert served is not None
+    assert not served.lost
+    left = await deciding.in_the_end(Result(Outcome.MOVED, after=AfterStats(stale=3, pushed=2)))
+    assert left is not None
+    assert left.lost
+
+
+@pytest.mark.parametrize(
+    ("image", "after"),
+    [
+        (True, AfterStats(stale=3, pushed=2)),
+        (False, AfterStats(stale=3, pushed=3, seconds=0.5)),
+        (False, None),
+    ],
+)
+async def test_nobody_is_asked_for_pages_that_are_there(image: bool, after: AfterStats | None) -> None:
+    finding = Finding()
+    finding.image = image
+    assert await Deciding(finding, ending()).in_the_end(Result(Outcome.MOVED, after=after)) is None
+    assert finding.told == []
 
 
 async def test_the_wish_to_end_ends_the_waiting_alone() -> None:

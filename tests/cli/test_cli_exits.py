@@ -65,6 +65,8 @@ def test_of_a_group_the_gravest_counts() -> None:
     [
         (Outcome.COMPLETED, None, Exit.OK),
         (Outcome.MOVED, ErrorCode.CONNECTION_LOST, Exit.OK),
+        (Outcome.STRANDED, ErrorCode.CONNECTION_LOST, Exit.GUEST),
+        (Outcome.STRANDED, ErrorCode.GUEST_LOST, Exit.LOST),
         (Outcome.ROLLED_BACK, ErrorCode.CONNECTION_LOST, Exit.TRANSPORT),
         (Outcome.ROLLED_BACK, None, Exit.ROLLED_BACK),
         (Outcome.UNDECIDED, ErrorCode.CONNECTION_LOST, Exit.UNDECIDED),

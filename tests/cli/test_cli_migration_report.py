@@ -22,6 +22,15 @@ ROUND = RoundStats(1, 1, 4096, 0.1, 0, 0)
 SILENT = TransportError(ErrorCode.PEER_SILENT, "nothing for 5 s")
 
 
+def test_pages_that_are_gone_with_their_holder_are_not_promised() -> None:
+    """[ONE-42]"""
+    transport, _ = memory_transport_pair()
+    end = result(Outcome.MOVED, rounds=(ROUND,), error=SILENT, after=AfterStats(stale=3, pushed=2))
+    said = sentence(end, transport, kept=False)
+    assert "keep this holder" not in said
+    assert "that is gone: sterna verdict ID --holder HOLDER --peer recorded" in said
+
+
 @pytest.mark.parametrize(
     ("end", "said"),
     [

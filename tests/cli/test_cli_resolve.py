@@ -128,6 +128,7 @@ def test_an_image_that_nobody_needs_any_more_is_freed(
         code, fields = resolve(capsys, directory, "destination", *free)
         assert (code, fields["recorded"], fields["owner"]) == (Exit.OK, None, "destination")
         assert engine.state == "released"
+    assert history(directory).released(ONE)  # else a guest whose pages followed it would be missing them
 
 
 def test_an_image_that_may_have_to_run_is_not_freed(

@@ -290,4 +290,6 @@ def test_what_is_told() -> None:
     assert recovered_fields(recovered)["side"] == "destination"
     assert "runs here under epoch 2" in recovered_text(recovered)
     assert "guest_lost" in recovered_text(replace(recovered, lost=True))
+    without = replace(recovered, judgement=replace(recovered.judgement, clause="ONE-42"), lost=True)
+    assert recovered_text(without) == f"guest_lost: {recovered.judgement.why} [ONE-42]"
     assert recovered_text(Recovered(RECEIVING, judged(Owner.SOURCE))).startswith("source: for a reason")

@@ -20,6 +20,7 @@ from sterna.core.records import (
     Granted,
     HandBack,
     Record,
+    Released,
     Resolved,
     RunnerRecord,
     SessionRecord,
@@ -271,6 +272,77 @@ def test_by_the_destination(
     assert (exit_code, fields["here"]) == (code, here)
     assert fields["destination"]["owner"] == answer.owner.name.lower()
     assert asked == [(GUEST_ID, None, [], ONE)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "lost"),
+    [
+        (Verdict(Owner.DESTINATION, 2, OTHERS), Exit.LOST, True),
+        (Verdict(Owner.DESTINATION, 2, OTHERS, complete=True, digest=DIGEST), Exit.OK, False),
+        (Verdict(Owner.UNDECIDED, 1, OTHERS), Exit.UNDECIDED, False),
+        (None, Exit.UNDECIDED, False),
+    ],
+)
+@pytest.mark.parametrize("decided", [True, False])
+def test_a_guest_that_waits_for_pages_of_an_image_that_is_gone(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    directory: Path,
+    tmp_path: Path,
+    *,
+    answer: Verdict | None,
+    code: Exit,
+    lost: bool,
+    decided: bool,
+) -> None:
+    """[ONE-42] Who owns it is known, and that is not enough. Without --holder nothing is said of that."""
+
+    async def ask(_session: SessionRecord, _runner: Runner) -> Verdict:
+        assert answer is not None
+        return answer
+
+    monkeypatch.setattr(module, "asker", lambda *_: ask)
+    note(directory, SENDING, Granted(ONE, 2, follows=True))
+    if decided:
+        note(directory, Decided(ONE, 2, Owner.DESTINATION))
+        assert told(capsys, directory)[0] == Exit.OK
+    asks = () if answer is None else ("--peer", "recorded", "--insecure")
+    exit_code, fields = told(capsys, directory, "--holder", tmp_path / "none", *asks)
+    assert (exit_code, fields["lost"]) == (code, lost)
+    if code == Exit.UNDECIDED:
+        assert fields["next"] == "ask the destination"
+    note(directory, Released(ONE))
+    exit_code, fields = told(capsys, directory, "--holder", tmp_path / "none", *asks)
+    assert not fields["lost"]
+    assert exit_code == Exit.OK or not decided
+
+
+def test_a_process_that_has_the_records_may_have_the_pages(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    directory: Path,
+    tmp_path: Path,
+) -> None:
+    """[ONE-42] It has mapped them, and serves them though their holder is gone."""
+
+    async def ask(_session: SessionRecord, _runner: Runner) -> Verdict:
+        return Verdict(Owner.DESTINATION, 2, OTHERS)
+
+    monkeypatch.setattr(module, "asker", lambda *_: ask)
+    note(directory, SENDING, Granted(ONE, 2, follows=True), Decided(ONE, 2, Owner.DESTINATION))
+    options = ("--holder", tmp_path / "none", "--peer", "recorded", "--insecure")
+    monkeypatch.setattr(module, "is_kept", lambda *_: True)
+    code, fields = told(capsys, directory, *options)
+    assert (code, fields["lost"], fields["next"]) == (Exit.UNDECIDED, False, "ask the destination")
+    assert "a process here has the guest's records" in fields["why"]
+    command = ["verdict", GUEST_ID.hex(), "--records", str(directory), "--name", "here", *map(str, options)]
+    assert main(command) == Exit.UNDECIDED
+    said = " ".join(capsys.readouterr().err.split())
+    assert "owned by another host (there), under epoch 2, and perhaps lost" in said
+    assert "sterna verdict --peer recorded asks" in said
+    monkeypatch.setattr(module, "is_kept", lambda *_: False)
+    assert main(command) == Exit.LOST
+    assert "guest_lost: pages that it needs are gone" in capsys.readouterr().err
 
 
 def test_nobody_to_ask(capsys: pytest.CaptureFixture[str], directory: Path) -> None:

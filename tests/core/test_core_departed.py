@@ -144,6 +144,7 @@ def test_a_verdict_that_repeats_complete_where_pages_followed():
     rig = SecondServingRig().until(S.RETURNING)
     digest = rig.machine._memory.complete()
     rig.say(replace(VERDICT, complete=True, digest=digest))
+    rig.do(e.Persist)
     rig.do(e.ReleaseImage)
     result = rig.machine.result
     assert (result.outcome, result.digest, result.after.pushed) == (Outcome.COMPLETED, digest, 2)
@@ -174,6 +175,7 @@ def test_a_source_that_learns_where_the_guest_runs_serves_on():
     rig.drain()
     assert pages_of(rig) == [(1, 2, 3)]
     rig.say(r.Complete(EPOCH + 1, rig.machine._memory.complete()))
+    rig.do(e.Persist)
     rig.do(e.ReleaseImage)
     rig.drain()
     rig.say(r.Bye())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from core_support import BITMAP_FEATURES, EPOCH, IMAGE, PAGE, THERE, ServingRig, SourceRig, code_of
+from core_support import BITMAP_FEATURES, EPOCH, IMAGE, PAGE, SESSION, THERE, ServingRig, SourceRig, code_of
 
 from sterna.core import events as e
+from sterna.core.records import Granted, Released
 from sterna.core.style import offer_for
 from sterna.core.tables import SourceState as S
+from sterna.errors import GuestError
 from sterna.registry import ErrorCode, Style
 from sterna.wire import records as r
 
@@ -40,11 +42,36 @@ def test_everything_stale_follows_unasked():
     rig.say(r.Complete(EPOCH + 1, whole))
     (followed,) = rig.events(e.PagesFollowed)
     assert (followed.stats.pushed, followed.stats.demanded, followed.stats.seconds) == (2, 0, 2.0)
+    rig.do(e.Persist)
     rig.do(e.ReleaseImage)
     rig.say(r.Bye())
     result = rig.machine.result
     assert (result.outcome, result.style, result.digest) == (e.Outcome.COMPLETED, Style.BITMAP, whole)
     assert result.after == followed.stats
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_what_was_owed_and_is_not_any_more_is_on_record(failing):
+    """[ONE-42] With the grant that pages follow, and before they are freed that none is needed any more.
+
+    Where that cannot be recorded the image is freed all the same, and the operator told.
+    """
+    rig = ServingRig().until(S.MOVED)
+    grants = [each.record for each in rig.asked if isinstance(getattr(each, "record", None), Granted)]
+    assert grants == [Granted(SESSION, EPOCH + 1, follows=True)]
+    rig.drain()
+    rig.say(r.Complete(EPOCH + 1, rig.machine._memory.complete()))
+    request = rig.take(e.Persist)
+    assert request.record == Released(SESSION)
+    if failing:
+        rig.machine.fail(request, GuestError("disk full"), rig.now)
+    else:
+        rig.machine.complete(request, None, rig.now)
+    rig.do(e.ReleaseImage)
+    rig.drain()
+    rig.say(r.Bye())
+    result = rig.machine.result
+    assert (result.outcome, result.unrecorded is None) == (e.Outcome.COMPLETED, not failing)
 
 
 def test_complete_before_everything_was_sent_is_wrong():

@@ -297,6 +297,14 @@ def test_a_fault_when_all_is_over_changes_nothing():
     assert rig.machine.state is D.STRANDED
 
 
+def test_a_source_that_has_lost_the_pages_says_so():
+    """[ONE-42] Its ABORT is all that tells a guest that waits from one that waits for ever."""
+    rig = FetchingRig().until(D.FETCHING)
+    rig.say(r.Abort(ErrorCode.GUEST_LOST, Phase.AFTER))
+    result = rig.machine.result
+    assert (result.outcome, result.code) == (Outcome.STRANDED, ErrorCode.GUEST_LOST)
+
+
 def test_no_more_requests_than_the_source_takes():
     """[PCY-11] [CMP-3]"""
     rig = FetchingRig()

@@ -18,6 +18,7 @@ from sterna.core.records import (
     Granted,
     HandBack,
     Record,
+    Released,
     Resolved,
     RunnerRecord,
     SessionRecord,
@@ -58,7 +59,7 @@ def history(*records: Record) -> History:
     return found
 
 
-def situation(image=Image.STOPPED, *, store=None, peer=None, mark=2, epoch=1, complete=False) -> Situation:
+def situation(image=Image.STOPPED, *, store=None, peer=None, mark=2, epoch=1, complete=None) -> Situation:
     return Situation(Facts("here", store, mark, peer), image, IMAGE, epoch, complete)
 
 
@@ -212,6 +213,74 @@ def test_an_operator_has_resolved_it():
     assert act(situation(), SENDING, GRANT, resolved, later) == RunHere(3, SPARE)
 
 
+# ---- pages that were to follow, from an image that is gone ----
+
+FOLLOWS = Granted(ONE, 2, follows=True)
+GONE_WITH_PAGES = [
+    ("by slot", Store(next=THEIRS), (FOLLOWS,)),
+    ("by slot, and decided", Store(next=THEIRS), (FOLLOWS, Decided(ONE, 2, D))),
+    ("decided", None, (FOLLOWS, Decided(ONE, 2, D))),
+    ("by what it has said", None, (FOLLOWS,)),
+    ("of two grants the second", None, (GRANT, Voided(ONE, 2), FOLLOWS)),
+]
+
+
+@pytest.mark.parametrize(
+    ("store", "records"), [each[1:] for each in GONE_WITH_PAGES], ids=[each[0] for each in GONE_WITH_PAGES]
+)
+@pytest.mark.parametrize("complete", [True, False, None])
+def test_a_guest_that_waits_for_pages_that_nobody_has_is_lost(store, records, complete):
+    """[ONE-42] The destination says whether it has them; without an answer nobody can know."""
+    gone = situation(Image.GONE, store=store)
+    assert act(gone, SENDING, *records) == AskPeer(SENDING)
+    peer = D if store is None and complete is not None else U
+    answered = replace(gone, facts=replace(gone.facts, peer=peer), complete=complete)
+    found = act(answered, SENDING, *records)
+    if isinstance(found, Note):
+        assert found == Note(Decided(ONE, 2, D))
+        found = act(answered, SENDING, *records, found.record)
+    assert isinstance(found, Settled)
+    assert found.lost is (complete is False)
+    if complete is None:
+        assert (found.judgement.step, found.judgement.clause in {"ONE-42", "ONE-43"}) == (Step.ASK, True)
+    else:
+        assert found.judgement.owner is D
+
+
+def test_without_a_store_the_destination_is_asked_where_no_image_is_whole():
+    """[ONE-42] [ONE-44] What it has not started lacks pages for ever, so that there is nothing to give up."""
+    gone = situation(Image.GONE)
+    assert act(gone, SENDING, FOLLOWS) == AskPeer(SENDING)
+    back = act(situation(Image.GONE, peer=S), SENDING, FOLLOWS)
+    assert isinstance(back, Settled)
+    assert (back.judgement.owner, back.lost) == (S, True)
+
+
+def test_where_nobody_has_claimed_it_pages_that_are_gone_are_needed_whoever_does():
+    """[ONE-42]"""
+    found = act(situation(Image.GONE, store=Store()), SENDING, FOLLOWS)
+    assert isinstance(found, Settled)
+    assert (found.judgement.clause, found.lost) == ("ONE-42", True)
+
+
+@pytest.mark.parametrize("image", [Image.GONE, Image.STOPPED])
+def test_pages_that_are_there_or_needed_no_more_are_missed_by_nobody(image):
+    """[ONE-42] RELEASED is recorded before they are freed, and an operator may have dropped them."""
+    over = () if image is Image.STOPPED else (Released(ONE),)
+    found = act(situation(image), SENDING, FOLLOWS, Decided(ONE, 2, D), *over)
+    assert isinstance(found, Settled)
+    assert (found.judgement.owner, found.judgement.step, found.lost) == (D, Step.FREE, False)
+
+
+@pytest.mark.parametrize(("complete", "lost"), [(None, False), (False, True)])
+def test_what_an_operator_has_resolved_is_asked_about_by_nobody(complete, lost):
+    """[ONE-44] [ONE-42] Asked, a destination without a store gives up what it has not started."""
+    gone = situation(Image.GONE, complete=complete)
+    found = act(gone, SENDING, FOLLOWS, Resolved(ONE, 2, D))
+    assert isinstance(found, Settled)
+    assert (found.judgement.owner, found.lost) == (D, lost)
+
+
 # ---- a destination ----
 
 
@@ -354,7 +423,8 @@ class Host:
 
 PREFIXES = [
     (SENDING,), (SENDING, GRANT), (SENDING, GRANT, MADE), (SENDING, GRANT, Resolved(ONE, 2, S, "there")),
-    (SENDING, GRANT, Decided(ONE, 2, D)), (SENDING, GRANT, Voided(ONE, 2)),
+    (SENDING, FOLLOWS), (SENDING, FOLLOWS, Decided(ONE, 2, D)), (SENDING, GRANT, Decided(ONE, 2, D)),
+    (SENDING, GRANT, Voided(ONE, 2)),
     (RECEIVING,), (RECEIVING, CLAIM), (RECEIVING, CLAIM, Start(2)), (RECEIVING, CLAIM, HandBack(2)),
 ]  # fmt: skip
 

@@ -109,6 +109,7 @@ def test_what_may_be_lost_is_sent_again_and_counted_once():
     assert (serving.pushed, serving.repeated, serving.pages_left) == (2, 2, 0)
     rig.do(e.Persist)  # RUNNING may have been lost
     rig.say(r.Complete(EPOCH + 1, rig.machine._memory.complete()))
+    rig.do(e.Persist)
     rig.do(e.ReleaseImage)
     rig.drain()
     rig.say(r.Bye())

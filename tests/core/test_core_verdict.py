@@ -43,7 +43,7 @@ from sterna.core.records import (
     Start,
     Voided,
 )  # fmt: skip
-from sterna.core.verdict import Facts, Judgement, Step, Store, answer, judge
+from sterna.core.verdict import Facts, Judgement, Step, Store, answer, has_all_pages, judge
 from sterna.registry import Mode, Owner
 from sterna.wire.records import NO_RUNNER, Hello, Runner, Verdict
 
@@ -492,3 +492,11 @@ def test_wrong_judgements_are_found(
     monkeypatch.setattr(sys.modules[__name__], "decide", broken)
     with pytest.raises(AssertionError):
         test_the_judgements_of_both_hosts_fit_together(slots)
+
+
+@pytest.mark.parametrize(
+    ("owner", "complete", "said"), [(D, True, True), (U, True, True), (D, False, False), (U, False, None)]
+)
+def test_what_a_peer_has_said_of_its_pages(owner: Owner, complete: bool, said: bool | None) -> None:
+    """[ONE-42] One that does not know the session says nothing of them."""
+    assert has_all_pages(Verdict(owner, 2, NO_RUNNER, complete=complete)) is said

@@ -193,3 +193,38 @@ async def test_a_destination_whose_holder_dies_behind_start_has_lost_the_guest(w
     assert told["outcome"] == "moved"
     assert (await world.status("s")).state == "granted"
     assert judge_journal(world.journal) == []
+
+
+@pytest.mark.needs("userfaultfd")
+@pytest.mark.parametrize("endpoint", [True, False])
+async def test_pages_that_follow_a_guest_whose_source_holder_dies(
+    world: World, store: Options, endpoint: bool
+) -> None:
+    """[ONE-42] The source's endpoint has them mapped; with both dead the guest is lost, and that is said."""
+    first = [*store, *world.records("a"), "--host", "host-a"] if store else []
+    kept = await world.source("s", *first)
+    await world.room()
+    serve, port = await world.serve(*store)
+    options = ("--switchover", "post-copy", "--bandwidth", "4MiB/s", "--resume", "2s", "--streams", "0")
+    migrate = await world.migrate(port, *options, *store)
+    await world.wait_for("d", lambda status: 0 < status.missing < 3500)
+    kept.send(signal.SIGKILL)
+    await kept.end()
+    asks = ["--peer", f"127.0.0.1:{port}", "--pki", world.pki]
+    if endpoint:
+        assert (await verdict(world, "a", "s", *store))[0] == 8
+        assert (await ended(migrate, 0))["outcome"] == "completed"
+        assert (await verdict(world, "a", "s", *store))[0] == 0
+        await world.check_runs("d")
+        assert judge_journal(world.journal) == []
+        return
+    migrate.send(signal.SIGKILL)
+    await migrate.end()
+    code, told = await verdict(world, "a", "s", *store)
+    assert (code, told["lost"], told["next"]) == (8, False, "ask the destination")
+    session = await serve.until("session")
+    assert session["outcome"] == "stranded"
+    await serve.says("If that is gone the guest is lost")
+    code, told = await verdict(world, "a", "s", *store, *asks)
+    assert (code, told["lost"], told["clause"]) == (9, True, "ONE-42"), told
+    assert (await world.status("d")).missing > 0

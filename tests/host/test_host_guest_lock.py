@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sterna.errors import RecordError
-from sterna.host.guest_lock import GuestLock
+from sterna.host.guest_lock import GuestLock, is_held
 from sterna.registry import ErrorCode
 
 
@@ -33,6 +33,16 @@ def test_who_it_is_may_be_unknown(tmp_path: Path, text: str) -> None:
     with pytest.raises(RecordError, match="another process"):
         GuestLock(f"{tmp_path}/lock", "verdict")
     lock.release()
+
+
+def test_whether_somebody_has_it_is_seen_without_trying(tmp_path: Path) -> None:
+    """[ONE-42] Who tried would turn away whoever comes at that moment."""
+    path = f"{tmp_path}/lock"
+    assert not is_held(path)
+    lock = GuestLock(path, "migrate")
+    assert is_held(path)
+    lock.release()
+    assert not is_held(path)
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:

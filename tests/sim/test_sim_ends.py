@@ -58,11 +58,12 @@ def test_what_a_destination_has_said():
     """[ONE-50]"""
     assert heard(Verdict(Owner.SOURCE, 1, NO_RUNNER), store=False) == (Owner.SOURCE, False, False)
     assert heard(Verdict(Owner.SOURCE, 1, NO_RUNNER)) == (Owner.UNDECIDED, False, False)
+    assert heard(Verdict(Owner.UNDECIDED, 1, NO_RUNNER)) == (Owner.UNDECIDED, None, False)
     assert heard(Verdict(Owner.SOURCE, 1, NO_RUNNER, handed_back=True)) == (Owner.SOURCE, False, False)
     complete = Verdict(Owner.DESTINATION, 2, NO_RUNNER, complete=True, digest=b"d" * 16)
     assert heard(complete) == (Owner.DESTINATION, True, False)
-    assert heard(None) == (Owner.UNDECIDED, False, True)
-    assert heard(None, line=0) == (Owner.UNDECIDED, False, False), "nobody was there"
+    assert heard(None) == (Owner.UNDECIDED, None, True)
+    assert heard(None, line=0) == (Owner.UNDECIDED, None, False), "nobody was there"
 
 
 @pytest.mark.parametrize("until", [SourceState.ACKING, SourceState.SEALED, SourceState.MOVED])

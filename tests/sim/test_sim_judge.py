@@ -7,7 +7,8 @@ import pickle
 import pytest
 
 from sterna.core.history import History
-from sterna.core.records import Claiming, Granted, HandBack, SessionRecord, Side, Start
+from sterna.core.records import Claiming, Decided, Granted, HandBack, SessionRecord, Side, Start, Voided
+from sterna.registry import Owner
 from sterna.sim.holder import GUEST_ID, Holder, Stage, memory_of
 from sterna.sim.judge import Judge, Violation
 from sterna.sim.store import SlotStore
@@ -28,8 +29,9 @@ def holders():
 
 
 def test_a_violation_is_told_by_one_process_to_another():
-    told = pickle.loads(pickle.dumps(Violation("one-runner", "two of them")))
+    told = pickle.loads(pickle.dumps(Violation("one-runner", "two of them", loss=True)))
     assert (told.name, told.detail, str(told)) == ("one-runner", "two of them", "one-runner: two of them")
+    assert told.loss
 
 
 def starts(judge, holder, everybody, slots=(HERE, THERE), claimed=()):
@@ -121,6 +123,22 @@ def test_what_is_lost():
     assert not judge.is_lost((source, room), claimed)
     started = granted | {"beta": History(GUEST_ID, (session, claim, Start(2)))}
     assert judge.is_lost((source, room), started), "destroyed behind START"
+
+
+def test_whether_the_guest_has_left():
+    """[ONE-42] By a grant that is not void, or by START of the epoch under which it has run."""
+    source, _ = holders()
+    judge = Judge(source)
+    sent = SessionRecord(SESSION, 1, Side.SOURCE, bytes(32), "beta", "there")
+    left = {"alpha": History(GUEST_ID, (sent, Granted(SESSION, 2)))}
+    assert judge.has_left(left)
+    assert not judge.has_left(EMPTY)
+    assert not judge.has_left({"alpha": left["alpha"].after(Voided(SESSION, 2))})
+    decided = left["alpha"].after(Decided(SESSION, 2, Owner.DESTINATION))
+    assert judge.has_left({"alpha": decided})
+    session = SessionRecord(SESSION, judge.epoch - 1, Side.DESTINATION, bytes(32), "alpha")
+    claim = Claiming(SESSION, judge.epoch, THERE, SESSION)
+    assert judge.has_left({"beta": History(GUEST_ID, (session, claim, Start(judge.epoch)))})
 
 
 def test_nothing_is_lost_by_itself():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sim_support import ALPHA, BETA, go, world_of
+from sim_support import ALPHA, BETA, go, kinds, world_of
 
 from sterna.core.recovery import Settled
 from sterna.core.verdict import Judgement, Step
@@ -30,10 +30,60 @@ def test_nobody_runs_it():
     with pytest.raises(Violation, match="nobody runs the guest"):
         check_rest(world)
     world.hosts[BETA].settled = LOST
-    with pytest.raises(Violation, match="beta says that the guest is lost, and its image is there"):
+    with pytest.raises(Violation, match="beta says that the guest is lost, and its image is there") as caught:
         check_rest(world)
+    assert caught.value.loss
     world.take(("destroy", ALPHA, 0, 0))
     assert check_rest(world) is End.LOST
+
+
+def test_a_guest_that_is_lost_is_said_to_be():
+    """[ONE-34] [ONE-42] By somebody; one that was never handed over died with its holder, as ever."""
+    world = world_of()
+    world.take(("destroy", ALPHA, 0, 0))
+    assert check_rest(world) is End.LOST
+    world = world_of()
+    world.begin(ALPHA)
+    go(world, lambda world: bool(world.hosts[BETA].history.fate(2)))
+    world.take(("destroy", BETA, 0, 0))
+    with pytest.raises(Violation, match="the guest is lost, and nobody says so") as caught:
+        check_rest(world)
+    assert caught.value.loss
+    go(world)
+    assert world.hosts[BETA].settled.lost
+    assert check_rest(world) is End.LOST
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_a_guest_waits_for_pages_that_went_with_their_image(store):
+    """[ONE-42] With the source's endpoint, which has them mapped. The next one asks, and says it."""
+    world = world_of(store=store, resume=True, switchover="post-copy", clocked=False)
+    world.begin(ALPHA)
+    go(world, lambda world: bool(getattr(world.running(), "missing", ())))
+    world.take(("destroy", ALPHA, 0, 0))
+    world.kill(ALPHA, world.hosts[ALPHA].endpoint.number)
+    for line in world.lines:
+        line.cut()  # nothing that it had sent arrives
+    with pytest.raises(Violation, match="the guest is lost, and nobody says so"):
+        check_rest(world)
+    go(world)
+    assert world.running().missing
+    assert [host.settled.lost for host in world.hosts] == [True, False]
+    assert check_rest(world) is End.LOST
+
+
+def test_a_source_that_cannot_know_leaves_it_open():
+    """[ONE-44] [ONE-42] Without a store it does not ask for an image that may be the only one."""
+    world = world_of(store=False)
+    world.begin(ALPHA)
+    go(world, lambda world: "granted" in kinds(world, ALPHA))
+    world.take(("destroy", ALPHA, 0, 0))
+    world.kill(ALPHA, world.hosts[ALPHA].endpoint.number)
+    for line in world.lines:
+        line.cut()
+    go(world)
+    assert world.hosts[ALPHA].settled.judgement.owner is Owner.UNDECIDED
+    assert check_rest(world) is End.UNDECIDED
 
 
 def test_nobody_waits_for_pages_that_are_there():

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from sterna.registry import Owner
 from sterna.sim import seeded
 from sterna.sim.defects import Defect
 from sterna.sim.faults import Fault
 from sterna.sim.holder import Stage
+from sterna.sim.judge import Violation
 from sterna.sim.makers import Shape
-from sterna.sim.seeded import DRAWN, Mishap, Run, Script, Tally, minimised, play, run_seed, script_of
+from sterna.sim.seeded import DRAWN, Failure, Mishap, Run, Script, Tally, minimised, play, run_seed, script_of
 
 
 def test_a_seed_is_always_the_same():
@@ -131,14 +131,24 @@ def test_what_is_broken_is_found_and_explained(defect, store):
         assert few == (LOSS,)
 
 
+def nobody(_world):
+    raise Violation("one-runner", "in other words", loss=True)
+
+
 def test_a_world_without_rest_is_a_failure(monkeypatch):
     monkeypatch.setattr(seeded, "STEPS_MAX", 20)
-    ((seed, error),) = play(SCRIPT).failures
-    assert seed == 7
+    ((seed, error, loss),) = play(SCRIPT).failures
+    assert (seed, loss) == (7, False)
     assert "no rest after 20 steps" in error
 
 
+def test_a_failure_says_whether_it_is_a_loss(monkeypatch):
+    """Whatever its words are."""
+    monkeypatch.setattr(seeded, "check_rest", nobody)
+    assert [each.loss for each in play(SCRIPT).failures] == [True]
+
+
 def test_a_tally_is_a_sum():
-    one, two = Tally(seeds=1, lost=1), Tally(seeds=2, resumed=3, failures=[(1, str(Owner.SOURCE))])
+    one, two = Tally(seeds=1, lost=1), Tally(seeds=2, resumed=3, failures=[Failure(1, "why", True)])
     one.add(two)
     assert (one.seeds, one.lost, one.resumed, len(one.failures)) == (3, 1, 3, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sterna.cli.endpoint import Ending
 from sterna.core.events import Outcome, Result
 from sterna.host.recovery import Recovered, Recovery
@@ -40,16 +42,30 @@ class Deciding:
 
     async def is_elsewhere(self, result: Result) -> bool:
         """Whether the guest of a session that ended so is the destination's; else it may run here now."""
-        recovered = await interruptible(self._recovery.anew(result.verdict), self._ending)
-        self._recovered = recovered
-        return recovered is not None and recovered.judgement.owner is Owner.DESTINATION
+        recovered = await self._find(result)
+        if recovered is None or recovered.judgement.owner is not Owner.DESTINATION:
+            return False
+        # Should the image be gone with its holder: this process has its pages mapped, and serves them now.
+        self._recovered = replace(recovered, lost=False)
+        return True
 
     async def in_the_end(self, result: Result) -> Recovered | None:
         """What is known of the owner in the end, None where nobody had to ask.
 
-        A destination that seemed to own the guest may have handed it back instead of running it [ONE-37].
+        A destination that seemed to own the guest may have handed it back instead of running it [ONE-37]. One
+        that runs it may lack pages, and this process was the last to have them [ONE-42].
         """
         unknown = result.outcome is Outcome.UNDECIDED and self._recovered is None
-        if unknown or (result.verdict is not None and result.verdict.handed_back):
-            await self.is_elsewhere(result)
+        handed_back = result.verdict is not None and result.verdict.handed_back
+        if unknown or handed_back or (owes_pages(result) and not await self._recovery.has_image()):
+            await self._find(result)
         return self._recovered
+
+    async def _find(self, result: Result) -> Recovered | None:
+        self._recovered = await interruptible(self._recovery.anew(result.verdict), self._ending)
+        return self._recovered
+
+
+def owes_pages(result: Result) -> bool:
+    """Whether a source's session has ended before the guest, which runs elsewhere, had all of its pages."""
+    return result.outcome is Outcome.MOVED and result.after is not None and result.after.seconds is None

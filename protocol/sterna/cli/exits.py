@@ -104,6 +104,8 @@ def gravest(error: BaseException) -> BaseException:
 
 def exit_of_outcome(outcome: Outcome, code: ErrorCode | None) -> Exit:
     """Exit code of a migration's end."""
+    if code is ErrorCode.GUEST_LOST:
+        return Exit.LOST
     match outcome.value:
         case "completed" | "moved":
             return Exit.OK

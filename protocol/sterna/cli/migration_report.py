@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from sterna.cli.deciding import owes_pages
 from sterna.cli.endpoint import Recording
 from sterna.cli.events import (
     Fields,
@@ -111,9 +112,10 @@ class MigrationReport:
             GuestError: GUEST_LOST.
         """
         asked_last = result.verdict is not None and result.verdict.handed_back
-        if recovered is not None and (asked_last or result.outcome is Outcome.UNDECIDED):
+        if recovered is not None:
             _check_lost(recovered)
-            result = decided(result, recovered)
+            if asked_last or result.outcome is Outcome.UNDECIDED:
+                result = decided(result, recovered)
         result = _too_late(result) if late else result
         figures: Fields | None
         try:
@@ -133,12 +135,12 @@ class MigrationReport:
             "recovered": None if recovered is None else recovered_fields(recovered),
         }
         self.reporter.result(fields)
-        self.reporter.say(sentence(result, transport))
+        self.reporter.say(sentence(result, transport, kept=figures is not None))
         for warned in warnings_of(result):
             self.reporter.notice(warned.text)
         if recovered is not None and result.outcome is not Outcome.COMPLETED:
             self.reporter.say(judgement_text(recovered.judgement))
-        if result.outcome in {Outcome.UNDECIDED, Outcome.ANSWERED, Outcome.STRANDED}:
+        if owes_pages(result) or result.outcome in {Outcome.UNDECIDED, Outcome.ANSWERED, Outcome.STRANDED}:
             self.reporter.say(f"its ID is {guest.description.id.hex()}")
         return exit_of_outcome(result.outcome, result.code)
 
@@ -162,16 +164,19 @@ def _rounds(count: int) -> str:
     return "1 round" if count == 1 else f"{count} rounds"
 
 
-def sentence(result: Result, transport: Transport) -> str:
-    """How it ended, for people."""
+def sentence(result: Result, transport: Transport, *, kept: bool = True) -> str:
+    """How it ended, for people. `kept`: the guest's holder is there, whatever is in it."""
     why = "" if result.error is None else f": {result.error}"
     match result.outcome:
         case Outcome.COMPLETED | Outcome.MOVED:
             stood = "" if result.blackout_s is None else f", stopped for {duration_text(result.blackout_s)}"
             end = f"{followed_text(result)}{resumed_text(result)}{unverified_text(result)}"
             if result.outcome is Outcome.MOVED and result.after is not None:
-                end = f"{unverified_text(result)}{why}. It may wait there for pages that are only here: "
-                end += "keep this holder and its image"
+                only = "are only here: keep this holder and its image"
+                if not kept:
+                    only = "were only in the image here, and that is gone: sterna verdict ID --holder HOLDER "
+                    only += "--peer recorded tells whether it has them all"
+                end = f"{unverified_text(result)}{why}. It may wait there for pages that {only}"
             elif result.outcome is Outcome.MOVED:
                 end += " (the connection was lost at the end; the image is still here)"
             return (

@@ -24,7 +24,7 @@ from sterna.cli.taking_up import (
     recovered_text,
 )
 from sterna.cli.units import Duration, Json
-from sterna.core.records import HandBack, Record, Resolved, SessionRecord, Side, Start
+from sterna.core.records import HandBack, Record, Released, Resolved, SessionRecord, Side, Start
 from sterna.core.recovery import Image, open_session
 from sterna.core.verdict import Facts, Judgement, Step, judge
 from sterna.errors import ConfigError, LocalProtocolError
@@ -180,6 +180,7 @@ class _Case:
             )
         if found is not Image.STOPPED or status is None or status.state != "granted":
             raise ConfigError("--free-image: that --holder has no image of this session")
+        await self.keeper.append(Released(session.session))  # nobody shall miss its pages [ONE-42]
         await self.image.release()
 
 

@@ -62,6 +62,7 @@ from sterna.net.options import Options, own_limits
 from sterna.net.tls import TlsConfig
 from sterna.net.transport import Transport
 from sterna.observe.recording import Side
+from sterna.registry import ErrorCode
 
 
 def serve(
@@ -279,7 +280,7 @@ class _Job:
                 self._running.discard(destination)
         if not destination.took_up:  # else the connection that opened the session tells what became of it
             reporter.emit({"event": "session", **fields})
-            self.reporter.say(_sentence(result, transport))
+            self.reporter.say(sentence(result, transport))
             for warned in warnings_of(result):
                 self.reporter.notice(warned.text)
             if result.outcome is Outcome.UNDECIDED:
@@ -378,7 +379,7 @@ def _missing(result: Result) -> int:
     return 0 if after is None else after.stale - after.demanded - after.pushed
 
 
-def _sentence(result: Result, transport: Transport) -> str:
+def sentence(result: Result, transport: Transport) -> str:
     """How a session ended, for people."""
     why = "" if result.error is None else f": {result.error}"
     match result.outcome:
@@ -386,11 +387,16 @@ def _sentence(result: Result, transport: Transport) -> str:
             stood = "" if result.blackout_s is None else f", {duration_text(result.blackout_s)} after READY"
             came = f"{size_text(result.bytes_received)} from {transport.peer}"
             return f"the guest runs here{stood}: {came}{resumed_text(result)}{unverified_text(result)}"
+        case Outcome.STRANDED if result.code is ErrorCode.GUEST_LOST:
+            return (
+                f"guest_lost: the guest runs here, and {_missing(result)} pages that it needs are gone at "
+                f"{transport.peer}{unverified_text(result)}{why} [ONE-42]"
+            )
         case Outcome.STRANDED:
             return (
                 "the guest runs here, and waits for pages that are still at the source"
-                f"{unverified_text(result)}{why}. {_missing(result)} pages are missing: "
-                "keep the source's image"
+                f"{unverified_text(result)}{why}. {_missing(result)} pages are missing: keep the source's "
+                "image. If that is gone the guest is lost: sterna verdict tells, at the source"
             )
         case Outcome.UNDECIDED:
             return (

@@ -271,6 +271,8 @@ def recovered_fields(recovered: Recovered) -> Fields:
 def recovered_text(recovered: Recovered) -> str:
     """The same for people."""
     judgement = recovered.judgement
+    if recovered.lost and judgement.clause == "ONE-42":
+        return f"guest_lost: {judgement.why} [ONE-42]"
     if recovered.lost:
         return f"guest_lost: {judgement.why}, and there is no image of it in the holder [ONE-34]"
     if recovered.runs_here:

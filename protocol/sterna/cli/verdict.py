@@ -17,13 +17,13 @@ from sterna.cli.ownership import Ownership, TextOption
 from sterna.cli.taking_up import asker
 from sterna.cli.units import Duration, Json
 from sterna.core.history import History
-from sterna.core.records import HandBack, Resolved, SessionRecord, Side, Start
-from sterna.core.recovery import Image, Settled, next_act, open_session
-from sterna.core.verdict import Facts, Judgement, Step, Store, judge
+from sterna.core.records import Decided, HandBack, Resolved, SessionRecord, Side, Start
+from sterna.core.recovery import Image, Note, Settled, Situation, next_act, open_session, owes_pages
+from sterna.core.verdict import Facts, Judgement, Step, Store, has_all_pages, judge
 from sterna.errors import GuestError, SternaError, StoreError
 from sterna.guest.holder_client import HolderSilent, connect_holder
 from sterna.host.lease import LeaseStore
-from sterna.host.records_keeper import peek
+from sterna.host.records_keeper import is_kept, peek
 from sterna.host.records_log import RecordsMissing
 from sterna.host.recovery import Seen, guest_in, owner_said, situation
 from sterna.host.slots import Slot
@@ -52,7 +52,8 @@ async def verdict(
     Nothing is changed here. But a destination that is asked, where there is no store, hands a guest back that
     it has not started: that is the answer then, and it is final.
 
-    The exit code is 0 if the owner is known, 8 if nobody can know yet, 9 if the guest is lost.
+    The exit code is 0 if the owner is known, 8 if nobody can know yet, 9 if the guest is lost. Lost is also
+    one that runs elsewhere and lacks pages that only an image here had: name the --holder of that.
 
     Args:
         guest: its id, 32 hexadecimal digits.
@@ -96,7 +97,12 @@ class Found:
         """0 if the owner is known and has its guest."""
         if self.lost:
             return Exit.LOST
-        return Exit.UNDECIDED if self.here is None else Exit.OK
+        return Exit.UNDECIDED if self.here is None or self.is_in_doubt else Exit.OK
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether the other side owns it, and nobody has said yet whether it has every page [ONE-42]."""
+        return self.here is False and self.judgement.step is Step.ASK
 
 
 @dataclass
@@ -113,6 +119,7 @@ class Looked:
         newest: its newest slot.
         answer: of the destination.
         troubles: what could not be had, in words.
+        busy: whether a process of this host has the records: a session of the guest may be under way.
     """
 
     guest: bytes
@@ -125,6 +132,7 @@ class Looked:
     newest: Slot | None = None
     answer: Verdict | None = None
     troubles: list[str] = field(default_factory=list)
+    busy: bool = False
 
     async def read(self, directory: Path) -> None:
         """The records, without keeping anybody from writing them."""
@@ -135,6 +143,7 @@ class Looked:
             self.troubles.append(f"records: {error}")
         else:
             self.session = open_session(self.history)
+            self.busy = is_kept(directory, self.guest)
 
     async def look(self, holder: Path) -> None:
         """What the holder has."""
@@ -187,12 +196,17 @@ class Looked:
         if session is None:
             return self._without_session()
         peer = None if self.answer is None else owner_said(self.answer, self.store)
-        complete = self.answer is not None and self.answer.complete
+        complete = None if self.answer is None else has_all_pages(self.answer)
         facts = Facts(self.host, self.store, peer=peer)
         now = situation(self.history, session, self.seen or Seen(None, None), facts, complete=complete)
         judgement = judge(self.history, session.session, now.facts)
-        act = next_act(self.history, session.session, now, NO_RUNNER)
-        lost = self.seen is not None and isinstance(act, Settled) and act.lost
+        settled = self._settled(session, now) if self.seen is not None else None
+        lost = settled is not None and settled.lost
+        if settled is not None and owes_pages(self.history, session, now):
+            judgement = settled.judgement
+            if lost and self.busy:  # it has mapped what the holder had
+                why = f"{judgement.why}; but a process here has the guest's records, and may have its pages"
+                lost, judgement = False, replace(judgement, why=why, step=Step.ASK)
         if judgement.owner is Owner.UNDECIDED:
             return Found(judgement, None, lost=lost)
         here = judgement.owner.name.lower() == session.side.value
@@ -209,6 +223,17 @@ class Looked:
             return decision if isinstance(decision, Resolved) else None
         fate = self.history.fate(self.session.epoch + 1)
         return fate if fate is not None and fate.operator else None
+
+    def _settled(self, session: SessionRecord, now: Situation) -> Settled | None:
+        """What recovery would come to if nobody answered more than is known."""
+        history = self.history
+        assert history is not None
+        if now.facts.peer is None:
+            now = replace(now, facts=replace(now.facts, peer=Owner.UNDECIDED))
+        act = next_act(history, session.session, now, NO_RUNNER)
+        if isinstance(act, Note) and isinstance(act.record, Decided):
+            act = next_act(history.after(act.record), session.session, now, NO_RUNNER)
+        return act if isinstance(act, Settled) else None
 
     def _without_session(self) -> Found:
         """No session is on record in which it could have changed hands."""
@@ -266,12 +291,15 @@ def tell(looked: Looked, found: Found, output: Output) -> None:
     output.say(_sentence(found))
     output.say(f"because {judgement.why} [{judgement.clause}]")
     output.say(f"next: {judgement.step.value}")
-    if how := _how(looked, judgement.step):
+    if how := _how(looked, found):
         output.say(f"  {how}")
     output.result(_fields(looked, found))
 
 
-def _how(looked: Looked, step: Step) -> str:
+def _how(looked: Looked, found: Found) -> str:
+    step = found.judgement.step
+    if found.is_in_doubt:
+        return "sterna verdict --peer recorded asks"
     if step is Step.FREE and looked.session is not None and looked.session.side is Side.SOURCE:
         return (
             "sterna migrate, started again, sends the guest there what it lacks, and frees the image, if the "
@@ -281,13 +309,16 @@ def _how(looked: Looked, step: Step) -> str:
 
 
 def _sentence(found: Found) -> str:
+    if found.lost and found.judgement.clause == "ONE-42":
+        return "guest_lost: pages that it needs are gone with the only image that had them"
     if found.lost:
         return "guest_lost: the image of its owner is gone with its holder"
     if found.here is None:
         return "undecided: nobody here can know yet who owns it, and it stays paused"
     place = "this host" if found.here else "another host"
     named = f" ({found.host})" if found.host else ""
-    return f"owned by {place}{named}, under epoch {found.judgement.epoch}"
+    owned = f"owned by {place}{named}, under epoch {found.judgement.epoch}"
+    return f"{owned}, and perhaps lost: nobody here can know yet" if found.is_in_doubt else owned
 
 
 def _rows(looked: Looked) -> list[tuple[str, str]]:
@@ -302,7 +333,7 @@ def _rows(looked: Looked) -> list[tuple[str, str]]:
         status = looked.seen.status
         held = "gone" if status is None else f"{status.state}, epoch {status.epoch}"
         if status is not None and status.missing:
-            held += f", {status.missing} pages missing: keep the source's image"
+            held += f", {status.missing} pages missing: the source's image has them, if it is still there"
         if status is not None and status.granted_epoch:
             held += f", marked for {status.granted_epoch}"
     slot = ""

@@ -18,7 +18,7 @@ from sterna.core.events import KeepNotes, PagesFollow, PagesFollowed, Persist, P
 from sterna.core.lanes import Lane
 from sterna.core.opening import SourceConfig
 from sterna.core.pushing import Push, Window
-from sterna.core.records import Decided, SessionRecord, Side
+from sterna.core.records import Decided, Released, SessionRecord, Side
 from sterna.core.serving import Serving
 from sterna.core.tables import SourceInput, SourceState
 from sterna.errors import SternaError
@@ -187,6 +187,8 @@ class Departed(Batches):
             self._emit(PagesFollowed(self._account.after))
         if self._account.unrecorded is not None:  # behind RELEASE nobody may know the session any more
             self._note_owner()
+        if self._serving is not None:  # an image that is gone is missed by nobody from here on [ONE-42]
+            self._ask(Persist(Released(self._account.session)))
         self._ask(ReleaseImage())
 
     # ---- for people ----

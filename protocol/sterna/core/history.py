@@ -134,8 +134,13 @@ class History:
         """The session's COMPLETE."""
         return next((each for each in self.each(Complete) if each.session == session), None)
 
+    def owes_pages(self, session: bytes) -> bool:
+        """Whether a source has granted a guest whose pages follow, and may have to send some yet [ONE-42]."""
+        grants = [each.follows for each in self.each(Granted) if each.session == session]
+        return grants[-1:] == [True] and not self.released(session)
+
     def released(self, session: bytes) -> bool:
-        """Whether nobody will ask for the session any more."""
+        """Whether nobody will ask for the session any more, or for pages of it."""
         return any(each.session == session for each in self.each(Released))
 
     def runners(self, epoch: int, image: bytes | None = None) -> frozenset[Runner]:

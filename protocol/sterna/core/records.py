@@ -15,7 +15,7 @@ CLAIMING     destination: a claim may be sent (ONE-25)
 START        destination: the guest's first instruction may be executed (ONE-27, ONE-28)
 HANDBACK     destination: it never will be, under this epoch (ONE-27, ONE-35)
 COMPLETE     destination: every page is there and verified (ONE-39)
-RELEASED     destination: the source has freed its image (ONE-39, ONE-56)
+RELEASED     destination: the source has freed its image (ONE-39, ONE-56); source: it may (ONE-42)
 ===========  ===========================================================================================
 
 SESSION holds the token that lets somebody ask for the session: files of records are for their owner alone,
@@ -79,11 +79,12 @@ class RunnerRecord:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """`epoch`, n + 1, is granted to the destination."""
+    """`epoch`, n + 1, is granted to the destination. `follows`: pages of the guest do [ONE-42]."""
 
     kind: ClassVar[str] = "granted"
     session: bytes
     epoch: int
+    follows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +183,10 @@ class Complete:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """RELEASE has come, or an operator has dropped the session: nobody will ask for it any more."""
+    """RELEASE has come, or an operator has dropped the session: nobody will ask for it any more.
+
+    At a source: of the pages that followed the guest none is needed any more.
+    """
 
     kind: ClassVar[str] = "released"
     session: bytes

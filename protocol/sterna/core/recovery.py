@@ -14,7 +14,7 @@ Nothing here decides who owns the guest; `sterna.core.verdict.judge` does. Here 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TypeAlias
 
@@ -55,7 +55,7 @@ class Situation:
         image: of the session, in this host's holder.
         image_id: what the holder calls it.
         epoch: under which the guest has run there last; 0 if it never has.
-        complete: the peer has every page of the guest.
+        complete: whether the peer has every page of the guest; None if it has not said.
         stale: pages of it were to follow the guest, and are at the source.
     """
 
@@ -63,7 +63,7 @@ class Situation:
     image: Image = Image.GONE
     image_id: bytes = NO_ID
     epoch: int = 0
-    complete: bool = False
+    complete: bool | None = None
     stale: bool = False
 
 
@@ -121,7 +121,8 @@ class Settled:
 
     Attributes:
         judgement: who owns the guest, and why.
-        lost: the owner's image is gone: the guest is lost [ONE-34] [ONE-42].
+        lost: the owner's image is gone, or one from which pages are to follow: the guest is lost [ONE-34]
+            [ONE-42].
     """
 
     judgement: Judgement
@@ -188,7 +189,7 @@ def _of_source(
         case Step.RUN:
             return _run_again(history, session, judgement, situation, spare)
         case Step.ASK if situation.facts.peer is None:
-            return _ask_alone(session, situation)
+            return _ask_alone(history, session, situation)
         case Step.FREE:
             return _left(history, session, judgement, situation)
         case _:
@@ -205,12 +206,13 @@ def _claim(history: History, session: SessionRecord, epoch: int, situation: Situ
     return ClaimSlot(epoch, made)
 
 
-def _ask_alone(session: SessionRecord, situation: Situation) -> Act:
+def _ask_alone(history: History, session: SessionRecord, situation: Situation) -> Act:
     """Without a store. The question makes the destination give up what it has not started [ONE-44].
 
-    So it is not put for an image that is gone: the destination may have the only one, and run it yet.
+    So it is not put for an image that is gone: the destination may have the only one, and run it yet. But
+    if pages of that one were to follow, what has not been started there is lost in any case.
     """
-    if situation.image is not Image.GONE:
+    if situation.image is not Image.GONE or history.owes_pages(session.session):
         return AskPeer(session)
     why = "the image here is gone, and to ask would make the destination give up its own"
     return Settled(Judgement(Owner.UNDECIDED, why, "ONE-44", Step.OPERATOR))
@@ -219,13 +221,17 @@ def _ask_alone(session: SessionRecord, situation: Situation) -> Act:
 def _without_image(history: History, session: SessionRecord, situation: Situation) -> Act:
     """Nobody has claimed the guest, and it is not here any more: it may still be claimed there.
 
-    It is lost only if the destination never runs it. Until that is known HANDOVER may have arrived there, and
-    with it the right to run an image that is whole [ONE-30].
+    It is lost only if the destination never runs it, or would wait there for pages that nobody has. Until
+    that is known HANDOVER may have arrived there, and with it the right to run an image that is whole
+    [ONE-30].
     """
     peer, epoch = situation.facts.peer, session.epoch + 1
     if peer is Owner.SOURCE or history.decision(session.session) is not None:
         why = "the destination never runs it, and the holder here has ended, and with it the image"
         return Settled(Judgement(Owner.SOURCE, why, "ONE-34", Step.OPERATOR, epoch - 1), lost=True)
+    if history.owes_pages(session.session):
+        why = f"the image here is gone with pages that were to follow the guest, and slot {epoch} is empty"
+        return Settled(Judgement(Owner.UNDECIDED, why, "ONE-42", Step.OPERATOR), lost=True)
     if peer is None:
         return AskPeer(session)
     why = f"the image here is gone, slot {epoch} is empty, and the destination may still fill it"
@@ -257,11 +263,28 @@ def _left(history: History, session: SessionRecord, judgement: Judgement, situat
     With a store that is what the slot says, and the destination may hand the guest back all the same: it is
     asked, and until it says that it has everything, nothing final is noted.
     """
-    if history.decision(session.session) is not None:
-        return Settled(judgement)
-    if situation.facts.store is None or situation.complete:
+    decision = history.decision(session.session)
+    if decision is None and (situation.facts.store is None or situation.complete):
         return Note(Decided(session.session, session.epoch + 1, Owner.DESTINATION))
-    return AskPeer(session) if situation.facts.peer is None else Settled(judgement)
+    owes = owes_pages(history, session, situation)
+    # Asked about what an operator has resolved, it would give up what it has not started [ONE-44].
+    asks = decision is None or (owes and isinstance(decision, Decided))
+    if asks and situation.facts.peer is None:
+        return AskPeer(session)
+    if not owes:
+        return Settled(judgement)
+    why = f"{judgement.why}; pages were to follow the guest from an image that is gone"
+    if situation.complete is None:
+        why = f"{why}, and nobody has said whether they are all there"
+        return Settled(replace(judgement, why=why, clause="ONE-42", step=Step.ASK))
+    why = f"{why}, and by the destination's records they are not all there"
+    return Settled(replace(judgement, why=why, clause="ONE-42", step=Step.NONE), lost=True)
+
+
+def owes_pages(history: History, session: SessionRecord, situation: Situation) -> bool:
+    """Whether a source's guest may wait for pages that only its image had, which is gone [ONE-42]."""
+    is_gone = situation.image is Image.GONE and not situation.complete
+    return is_gone and history.owes_pages(session.session)
 
 
 def _made(history: History, session: SessionRecord, epoch: int, image: bytes) -> Runner | None:

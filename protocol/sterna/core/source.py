@@ -34,7 +34,7 @@ from sterna.core.events import (
 from sterna.core.lanes import Lane
 from sterna.core.opening import SourceConfig
 from sterna.core.records import Decided as OwnerDecided
-from sterna.core.records import Granted, Voided
+from sterna.core.records import Granted, Released, Voided
 from sterna.core.state import check_sections, fragments
 from sterna.core.tables import SourceInput, SourceState
 from sterna.errors import LocalProtocolError, PeerAborted, SternaError, TransportError
@@ -253,7 +253,8 @@ class SourceMachine(Choosing):
                 self._on_confirmed(now)
             case MarkGranted(epoch=epoch):
                 self._step(SourceInput.GRANTED, now)
-                self._ask(Persist(Granted(self._account.session, epoch)))
+                follows = bool(self._memory.stale.any())
+                self._ask(Persist(Granted(self._account.session, epoch, follows)))
             case Persist(record=Granted()):
                 self._send(Handover(self._attempt, self._job.epoch))
                 self._step(SourceInput.RECORDED, now)
@@ -273,7 +274,7 @@ class SourceMachine(Choosing):
                 self._account.error = error
                 self._step(SourceInput.LOST, now)
                 self._after_loss(now)
-            case Persist(record=OwnerDecided()):
+            case Persist(record=OwnerDecided() | Released()):
                 self._owner_is_noted(error)
             case Persist(early=True):
                 pass  # it is asked for again

@@ -253,6 +253,16 @@ def _made(history: History, session: SessionRecord, epoch: int) -> frozenset[Run
     return frozenset(each.runner for each in made if each.epoch == epoch and each.image in images)
 
 
+# ---- what a peer has said ----
+
+
+def has_all_pages(verdict: Verdict) -> bool | None:
+    """Whether a destination that has answered so has every page; None if it does not know the session."""
+    if verdict.complete:
+        return True
+    return None if verdict.owner is Owner.UNDECIDED else False
+
+
 # ---- what is said to a peer ----
 
 

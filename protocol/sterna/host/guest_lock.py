@@ -57,6 +57,21 @@ class GuestLock:
             os.close(descriptor)
 
 
+def is_held(path: str) -> bool:
+    """Whether some process has the lock, as far as the kernel tells: who tried it would turn others away."""
+    try:
+        number = os.stat(path).st_ino
+        with open("/proc/locks", encoding="ascii") as lines:
+            return any(_is_lock_of(number, line.split()) for line in lines)
+    except OSError:
+        return False
+
+
+def _is_lock_of(number: int, words: list[str]) -> bool:
+    """Of a line of proc_locks(5), in which a file is device and number: devices of some file systems vary."""
+    return "FLOCK" in words and words[-3].rpartition(":")[2] == str(number)
+
+
 def _holder(text: bytes) -> str:
     """Who has the lock, in words; the text may be half written."""
     found = unseal(text) or {}

@@ -28,7 +28,13 @@ _BY_KIND: Final[dict[str, type[Record]]] = {kind.kind: kind for kind in KINDS}
 
 # Fields that a kind has not had from the start. Empty ones are left out, so lines of before are still lines.
 _LATER: Final = frozenset(
-    {("resolved", "operator"), ("claiming", "digest"), ("start", "fenced"), ("handback", "fenced")}
+    {
+        ("resolved", "operator"),
+        ("claiming", "digest"),
+        ("granted", "follows"),
+        ("start", "fenced"),
+        ("handback", "fenced"),
+    }
 )
 
 
@@ -144,6 +150,13 @@ def _number(value: object) -> int:
     return value
 
 
+def _true(value: object) -> bool:
+    """Of a field that is left out where it is false."""
+    if value is not True:
+        raise ValueError("not true")
+    return True
+
+
 def _bytes(value: object, size: int) -> bytes:
     found = bytes.fromhex(value) if isinstance(value, str) else b""
     if len(found) != size:
@@ -198,6 +211,7 @@ _FIELDS: Final[dict[str, tuple[Callable[[object], object], Callable[[object], ob
     "digest": _hexadecimal(len(NO_ID)),
     "token": _hexadecimal(len(NO_TOKEN)),
     "epoch": (_number, _number),
+    "follows": (_true, _true),
     "runner": (_encode_runner, _decode_runner),
     "owner": (_encode_owner, _decode_owner),
     "side": (_encode_side, Side),

@@ -24,7 +24,7 @@ from sterna.core.history import History, RecordConflict
 from sterna.core.records import Claiming, Granted, Record, Start
 from sterna.errors import RecordError
 from sterna.host.durable import Files, OsFiles
-from sterna.host.guest_lock import GuestLock
+from sterna.host.guest_lock import GuestLock, is_held
 from sterna.host.promptly import run_promptly
 from sterna.host.records_log import (
     DIRECTORY_MODE,
@@ -231,6 +231,11 @@ def _set_aside(directory: str, guest: bytes, purpose: str) -> list[str]:
     except OSError as error:
         raise _failed(error, place) from error
     return moved
+
+
+def is_kept(directory: str | os.PathLike[str], guest: bytes) -> bool:
+    """Whether a process has the guest's records, as far as can be seen: a session of it may be under way."""
+    return is_held(f"{os.fspath(directory)}/{guest.hex()}/{LOCK}")
 
 
 async def peek(directory: str | os.PathLike[str], guest: bytes) -> History:

@@ -22,7 +22,7 @@ from sterna.core import recovery as acts
 from sterna.core.history import History, RecordConflict
 from sterna.core.records import Record, RunnerRecord, SessionRecord, Side
 from sterna.core.recovery import Image, Settled, Situation, next_act, open_session
-from sterna.core.verdict import Facts, Judgement, Store, judge
+from sterna.core.verdict import Facts, Judgement, Store, has_all_pages, judge
 from sterna.errors import GuestError, LocalProtocolError, SternaError
 from sterna.guest.holder_client import HolderConnection, HolderSilent, HolderStatus, connect_holder
 from sterna.guest.holder_fields import an_object, description_from_json, runner_to_json
@@ -177,7 +177,7 @@ class Recovered:
     Attributes:
         session: the one that it was about; None if there was none to recover.
         judgement: who owns the guest, and what is left to do.
-        lost: the owner's image is gone.
+        lost: the owner's image is gone, or one from which pages were to follow the guest.
         acted: whether this recovery has changed anything.
     """
 
@@ -248,6 +248,13 @@ class Recovery:
             verdict=verdict,
         )
 
+    async def has_image(self) -> bool:
+        """Whether there is a guest in the holder, or may be: one that is silent may have it."""
+        try:
+            return self._image.guest is not None and await self._image.status() is not None
+        except HolderSilent:
+            return True
+
     def stop(self) -> None:
         """Wait for nobody any more. What is under way comes to its end; so does the next claim or question.
 
@@ -288,7 +295,7 @@ class Recovery:
 
     async def _look(self, session: SessionRecord) -> Situation:
         store = await slots_behind(self._store, self._keeper.history.guest, session.epoch)
-        complete = self._verdict is not None and self._verdict.complete
+        complete = None if self._verdict is None else has_all_pages(self._verdict)
         facts = Facts(self._host, store, peer=self._peer)
         seen = Seen(self._image.guest, await self._image.status())
         return situation(self._keeper.history, session, seen, facts, complete=complete)
@@ -394,7 +401,7 @@ def situation(
     seen: Seen,
     facts: Facts,
     *,
-    complete: bool = False,
+    complete: bool | None = None,
 ) -> Situation:
     """What there is, put together; `seen` in this host's holder."""
     if seen.status is None or seen.guest != history.guest:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from sterna.core.events import Outcome, Result
 from sterna.core.tables import SourceState
+from sterna.core.verdict import has_all_pages
 from sterna.errors import GuestError
 from sterna.registry import ErrorCode, Owner
 from sterna.sim.defects import Defect
@@ -84,7 +85,7 @@ def _heard(world: World, task: Task, result: Result, *, reached: bool) -> None:
     if verdict is None:
         task.peer, task.failed = Owner.UNDECIDED, task.failed or reached
         return
-    task.complete |= verdict.complete
+    task.complete = has_all_pages(verdict)
     # With a store a VERDICT says whose the slot is; only that it was handed back is news.
     stored = world.stores and verdict.owner is Owner.SOURCE
     owner = Owner.UNDECIDED if stored else verdict.owner

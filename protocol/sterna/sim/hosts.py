@@ -168,7 +168,7 @@ class Task:
         self.image = image
         self.held: Claiming | None = None
         self.peer: Owner | None = None
-        self.complete = False
+        self.complete: bool | None = None
         self.store: Store | None = None
         self.failed = False
         self.stuck = False
@@ -277,6 +277,11 @@ def _first(pair: tuple[bytes, object]) -> bytes:
     return pair[0]
 
 
+def settled_key(settled: Settled | None) -> Hashable:
+    """What counts of how recovery has ended, when nothing is left to be done [ONE-42]."""
+    return settled and (settled.lost, settled.judgement.owner)
+
+
 class Host:
     """One of the two.
 
@@ -337,7 +342,7 @@ class Host:
                     names.get(self.lock, -1),
                     tuple(self.openings),
                     self.armed,
-                    self.settled is not None and self.settled.lost,
+                    settled_key(self.settled),
                 )
             )
         seen = [view for each in self.processes for view in (each.rest, each.refused)]

@@ -16,16 +16,23 @@ from sterna.sim.store import SlotStore
 
 
 class Violation(Exception):  # noqa: N818 - not an error of the program
-    """Something has happened that must never happen. `name` is the invariant's."""
+    """Something has happened that must never happen.
 
-    def __init__(self, name: str, detail: str) -> None:
+    Attributes:
+        name: the invariant's.
+        detail: what has happened.
+        loss: whether the guest is lost by it, or is said to be and is not, or is and is not said to be.
+    """
+
+    def __init__(self, name: str, detail: str, loss: bool = False) -> None:
         super().__init__(f"{name}: {detail}")
         self.name = name
         self.detail = detail
+        self.loss = loss
 
-    def __reduce__(self) -> tuple[type[Violation], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[Violation], tuple[str, str, bool]]:
         """It is told by one process to another."""
-        return type(self), (self.name, self.detail)
+        return type(self), (self.name, self.detail, self.loss)
 
 
 class Judge:
@@ -107,11 +114,18 @@ class Judge:
         """
         others = [each for each in everybody if each is not holder]
         if any(each.missing and each.paused_at == holder.count and each.lives for each in others):
-            raise Violation("one-runner", f"pages are freed at {holder.host} that the guest has not got yet")
+            freed = f"pages are freed at {holder.host} that the guest has not got yet"
+            raise Violation("one-runner", freed, loss=True)
         if not holder.is_whole or holder.count < self.count or self.killed:
             return
         if not any(each.is_whole and each.count == self.count for each in others):
-            raise Violation("one-runner", f"the last image of the guest is freed at {holder.host}")
+            raise Violation("one-runner", f"the last image of the guest is freed at {holder.host}", loss=True)
+
+    def has_left(self, records: Mapping[str, History]) -> bool:
+        """Whether HANDOVER may have left, or has come, since the guest has run last; else it dies as any."""
+        histories = records.values()
+        started = (each.epoch for history in histories for each in history.each(Start))
+        return any(_is_granted(each, self.epoch) for each in histories) or self.epoch in started
 
     def is_lost(self, everybody: Iterable[Holder], records: Mapping[str, History]) -> bool:
         """Whether no protocol could save the guest: no image is left, or the owner's was destroyed [ONE-42].
@@ -139,6 +153,12 @@ def _started(history: History, image: bytes) -> int:
 def _was_granted(history: History, epoch: int) -> bool:
     """Whether HANDOVER may have left. Without, a CLAIMING is there to be handed back [ONE-18] [ONE-44]."""
     return any(each.epoch > epoch for each in history.each(Granted))
+
+
+def _is_granted(history: History, epoch: int) -> bool:
+    """The same of a grant that is not void."""
+    grants = (each.session for each in history.each(Granted) if each.epoch > epoch)
+    return any(history.granted(each) or history.decision(each) for each in grants)
 
 
 def _may_start(history: History, epoch: int) -> bool:

@@ -18,9 +18,8 @@ import numpy as np
 
 from sterna.core.history import History
 from sterna.core.records import Claiming, Start
-from sterna.core.recovery import Settled
 from sterna.sim.holder import Holder
-from sterna.sim.hosts import Hold, Host, Line, Op, Process, Reach, Task, View, Write
+from sterna.sim.hosts import Hold, Host, Line, Op, Process, Reach, Task, View, Write, settled_key
 from sterna.sim.kinds import Key, Kind, Look, Table
 from sterna.sim.recall import States
 from sterna.sim.world import World
@@ -201,10 +200,6 @@ def _history_key(history: tuple[History, object, Mapping[bytes, object]]) -> Has
     return history[0].records, tuple(history[2])
 
 
-def _settled_key(settled: Settled | None) -> Hashable:
-    return settled is not None and settled.lost
-
-
 def _itself(part: Hashable) -> Hashable:
     return part
 
@@ -239,7 +234,7 @@ def _line_key(line: Line | None) -> Hashable:
 
 
 _HOST_KEYS: Final[tuple[Key, ...]] = (
-    _history_key, _holders_key, _itself, _itself, _settled_key, _itself, _processes_key, _itself, _itself,
+    _history_key, _holders_key, _itself, _itself, settled_key, _itself, _processes_key, _itself, _itself,
     _itself, _kept_key, *[_task_key] * TASKS_MAX,
 )  # fmt: skip
 _HOST_SEEN: Final[tuple[tuple[int, Look], ...]] = (

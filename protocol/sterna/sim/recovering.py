@@ -203,7 +203,7 @@ def situation_of(world: World, host: Host, task: Task) -> Situation:
     mark = 0 if holder is None or not holder.lives else holder.mark
     facts = Facts(host.name, store, mark, task.peer)
     if holder is None:
-        return Situation(facts)
+        return Situation(facts, complete=task.complete)
     image, stale = _IMAGES[holder.stage], bool(holder.missing)
     return Situation(facts, image, holder.image, holder.epoch, task.complete, stale)
 

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from sterna.core.records import SessionRecord, Side
+from sterna.registry import Owner
 from sterna.sim.holder import Holder, Stage
 from sterna.sim.hosts import NAMES
 from sterna.sim.judge import Violation
@@ -29,25 +30,54 @@ def check_rest(world: World) -> End:
     Raises:
         Violation: neither.
     """
-    running = [each for each in world.holders() if each.stage is Stage.RUNS]
-    lost = [host.name for host in world.hosts if host.settled is not None and host.settled.lost]
-    histories = {host.name: host.history for host in world.hosts}
-    if running:
-        if lost:
-            raise Violation(
-                "one-runner", f"{lost[0]} says that the guest is lost, and it runs at {running[0].host}"
-            )
-        _check_pages(world, running[0])
+    running = world.running()
+    says = [host.name for host in world.hosts if host.settled is not None and host.settled.lost]
+    if running is not None and not _waits_for_ever(world, running):
+        if says and not _is_unrecorded(world, running):
+            detail = f"{says[0]} says that the guest is lost, and it runs at {running.host}"
+            raise Violation("one-runner", detail, loss=True)
+        _check_pages(world, running)
         _check_taken_up(world)
         return End.RUNS
-    if world.judge.is_lost(world.holders(), histories):
+    histories = {host.name: host.history for host in world.hosts}
+    if running is None and not world.judge.is_lost(world.holders(), histories):
+        return _undecided(world, says)
+    if says or not world.judge.has_left(histories):
         return End.LOST
-    if lost:
-        raise Violation("one-runner", f"{lost[0]} says that the guest is lost, and its image is there")
+    if any(_leaves_it_open(host) for host in world.hosts):
+        return End.UNDECIDED
+    raise Violation("one-runner", f"the guest is lost, and nobody says so. {_all_told(world)}", loss=True)
+
+
+def _undecided(world: World, says: list[str]) -> End:
+    """Nobody runs the guest, of which there is an image that could be run.
+
+    Raises:
+        Violation: for no good reason, or it is said to be lost.
+    """
+    if says:
+        detail = f"{says[0]} says that the guest is lost, and its image is there"
+        raise Violation("one-runner", detail, loss=True)
     if world.store is None and any(_waits_for_question(host) for host in world.hosts):
         return End.UNDECIDED
-    said = "; ".join(f"{host.name}: {_told(host)}" for host in world.hosts)
-    raise Violation("one-runner", f"nobody runs the guest, and its image is there. {said}")
+    detail = f"nobody runs the guest, and its image is there. {_all_told(world)}"
+    raise Violation("one-runner", detail, loss=True)
+
+
+def _is_unrecorded(world: World, running: Holder) -> bool:
+    """Whether the guest has come with all of its pages, and that could not be recorded.
+
+    Then a VERDICT cannot tell it from one that lacks some; the destination's operator knows [ONE-42].
+    """
+    there = NAMES.index(running.host)
+    owes = world.hosts[1 - there].history.owes_pages(running.image)
+    return owes and world.hosts[there].history.complete(running.image) is None
+
+
+def _waits_for_ever(world: World, running: Holder) -> bool:
+    """Whether a guest lacks pages that nobody has any more: its source's holder was killed [ONE-42]."""
+    others = world.hosts[1 - NAMES.index(running.host)].holders
+    return bool(running.missing) and not any(each.stage is Stage.STOPPED and each.mark for each in others)
 
 
 def _check_pages(world: World, running: Holder) -> None:
@@ -78,6 +108,15 @@ def _check_taken_up(world: World) -> None:
     kept = all(each is not None and each.kept for each in endpoints)
     if kept and not world.makers.clocked:
         raise Violation("converges", "both sides keep a session, and nobody takes it up")
+
+
+def _leaves_it_open(host: Host) -> bool:
+    """Whether a source whose image is gone cannot know what its destination does, and tells an operator."""
+    return host.settled is not None and host.settled.judgement.owner is Owner.UNDECIDED
+
+
+def _all_told(world: World) -> str:
+    return "; ".join(f"{host.name}: {_told(host)}" for host in world.hosts)
 
 
 def _told(host: Host) -> str:

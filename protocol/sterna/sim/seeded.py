@@ -14,7 +14,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from sterna.core.tables import DestinationState, SourceState
 from sterna.sim.defects import Defect
@@ -118,6 +118,19 @@ def _mishap(dice: random.Random, fault: Fault, legs: int) -> Mishap:
     )
 
 
+class Failure(NamedTuple):
+    """A seed that has failed.
+
+    Attributes:
+        error: what was wrong.
+        loss: whether that was how the guest was lost, or that it was said to be.
+    """
+
+    seed: int
+    error: str
+    loss: bool
+
+
 @dataclass(slots=True)
 class Tally:
     """What came of seeds.
@@ -128,7 +141,7 @@ class Tally:
         rolled_back: after which it was where it had been.
         resumed: sessions that were taken up again after a loss.
         lost, undecided: migrations after which it ran nowhere, as it had to be.
-        failures: seeds with what was wrong.
+        failures: seeds that have failed.
     """
 
     seeds: int = 0
@@ -139,7 +152,7 @@ class Tally:
     resumed: int = 0
     lost: int = 0
     undecided: int = 0
-    failures: list[tuple[int, str]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
         """The sum of both."""
@@ -364,7 +377,7 @@ def play(script: Script, defects: frozenset[Defect] = frozenset()) -> Tally:
     try:
         return run.play()
     except Violation as violation:
-        run.tally.failures.append((script.seed, str(violation)))
+        run.tally.failures.append(Failure(script.seed, str(violation), violation.loss))
         return run.tally
 
 

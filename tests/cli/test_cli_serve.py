@@ -1,0 +1,42 @@
+"""How a session ended at its destination, in words; the command itself is run in tests/e2e."""
+
+from __future__ import annotations
+
+import pytest
+
+from sterna.cli.serve import sentence
+from sterna.core.events import Outcome, Result
+from sterna.core.serving import AfterStats
+from sterna.errors import PeerAborted, TransportError
+from sterna.net.memory import memory_transport_pair
+from sterna.registry import ErrorCode
+
+LACKS = AfterStats(stale=7, demanded=1, pushed=2)
+SILENT = TransportError(ErrorCode.PEER_SILENT, "nothing for 5 s")
+LOST = PeerAborted(ErrorCode.GUEST_LOST, "the image is gone")
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (
+            Result(Outcome.STRANDED, error=SILENT, after=LACKS),
+            (
+                "the guest runs here, and waits for pages that are still at the source: peer_silent: nothing "
+                "for 5 s. 4 pages are missing: keep the source's image. If that is gone the guest is lost: "
+                "sterna verdict tells, at the source"
+            ),
+        ),
+        (
+            Result(Outcome.STRANDED, ErrorCode.GUEST_LOST, error=LOST, after=LACKS),
+            (
+                "guest_lost: the guest runs here, and 4 pages that it needs are gone at memory: the peer "
+                "ended the session: guest_lost: 'the image is gone' [ONE-42]"
+            ),
+        ),
+    ],
+)
+def test_pages_that_may_be_gone_are_not_promised(end: Result, said: str) -> None:
+    """[ONE-42] A destination cannot see the source's image; that it is gone, only the source can say."""
+    transport, _ = memory_transport_pair()
+    assert sentence(end, transport) == said
