@@ -100,7 +100,7 @@ app.command(
 app.command(
     "sterna_fuzz.handover_command:handover",
     name="handover",
-    help="Every interleaving of a handover, from LOADED on, with up to so many faults.",
+    help="Every interleaving of a handover, from LOADED or the first round on, with up to so many faults.",
 )
 
 

@@ -46,11 +46,12 @@ _ORDER: Final = (
     Phase.AFTER,
 )
 
-# It never stays in DECIDING; the others are not on the way of a stop-and-copy, over one connection, that
-# nothing happens to.
+# It never stays in DECIDING, nor in CONFIRMING without a store; the others are not on the way of a
+# stop-and-copy, over one connection, that nothing happens to.
 _OFF_THE_WAY: Final[frozenset[State]] = frozenset(
     {
-        SourceState.DECIDING, SourceState.ASKING, SourceState.RESUMING, SourceState.COMPARING,
+        SourceState.DECIDING, SourceState.CONFIRMING, SourceState.ASKING, SourceState.RESUMING,
+        SourceState.COMPARING,
         DestinationState.ANSWERING, DestinationState.HANDING_BACK, DestinationState.FETCHING,
         DestinationState.RESUMING, DestinationState.RESUMED,
         SourceState.APART, SourceState.RETURNING, SourceState.CATCHING_UP,

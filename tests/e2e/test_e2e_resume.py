@@ -12,9 +12,9 @@ from cutting import Relay
 from judge import judge_journal
 
 from etcd_support import etcd
+from sterna.core.verdict import Slot
 from sterna.host.lease_files import FileLeaseStore, create_file_store
 from sterna.host.records_keeper import open_records
-from sterna.host.slots import Slot
 
 pytestmark = pytest.mark.slow
 

@@ -416,7 +416,7 @@ async def test_a_claim_is_the_store_s_to_decide(autojump_clock: Clock) -> None:
         host.store = FaultyStore(store, [Fault.OUTAGE, Fault.LOST_REPLY])
         assert await session.claim(2, CLAIMED) == CLAIMED
         assert await session.claim(2, ALONE) == CLAIMED
-        with pytest.raises(LocalProtocolError, match="epoch 2 of 'here'") as caught:
+        with pytest.raises(LocalProtocolError, match="it is 'here' in slot 2") as caught:
             await session.probe(1, ALONE)
         assert caught.value.code is ErrorCode.STALE_EPOCH
     assert len(said) == 2

@@ -12,13 +12,14 @@ import pytest
 import trio
 
 from etcd_support import EtcdProcess, etcd, etcd_cluster, free_port, small_etcd
+from sterna.core.verdict import Slot
 from sterna.errors import StoreDamaged, StoreUnavailable
 from sterna.host.etcd import EtcdAccess, EtcdClient, encode
 from sterna.host.lease import claim_until_named
 from sterna.host.lease_etcd import EtcdLeaseStore
 from sterna.host.open_store import StoreAccess, open_store, tls_context
 from sterna.host.pki import Issued, init_ca, issue
-from sterna.host.slots import Slot, encode_slot
+from sterna.host.slots import encode_slot
 from sterna.testing import Fault, FaultyStore, check_store
 from sterna.wire.records import Runner
 

@@ -14,10 +14,11 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sterna.core.verdict import Slot
 from sterna.errors import ConfigError, StoreDamaged, StoreUnavailable
 from sterna.host.durable import OsFiles
 from sterna.host.lease_files import FileLeaseStore, create_file_store
-from sterna.host.slots import Slot, encode_slot
+from sterna.host.slots import encode_slot
 from sterna.testing import Crashed, CrashFiles, Fault, FaultyStore, check_store
 from sterna.wire.records import Runner
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from sterna.core.verdict import Slot
 from sterna.host.lease_memory import MemoryLeaseStore, SlotTable
-from sterna.host.slots import Slot
 from sterna.testing.check_store import check_store
 from sterna.wire.records import Runner
 

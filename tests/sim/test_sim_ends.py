@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from sim_support import ALPHA, go, stands, world_of
+from sim_support import ALPHA, BETA, go, stands, world_of
 
 from sterna.core.events import Outcome, Result
-from sterna.core.tables import SourceState
+from sterna.core.tables import DestinationState, SourceState
 from sterna.errors import GuestError, PeerAborted, PeerMisbehaved
 from sterna.registry import ErrorCode, Owner
 from sterna.sim.defects import Defect
@@ -90,15 +90,27 @@ def test_nobody_breaks_a_rule(kind):
     end(kind, Result(Outcome.ROLLED_BACK, ErrorCode.RECORD_FAILED))
 
 
-def test_a_refused_resumption_counts_where_it_is_heard():
-    """[RES-1] One that a later one has overtaken has nobody who would hear it."""
+def test_a_resumption_that_the_host_refuses_is_no_end_of_a_session():
+    """[RES-1] [RES-3] It is looked at where it is refused. What a machine finds counts."""
     code = ErrorCode.BAD_TOKEN
     end("destination", Result(Outcome.ROLLED_BACK, code, error=GuestError("by the host", code)))
-    heard = PeerAborted(code)
-    found = PeerMisbehaved(code)
-    for kind, error in (("source", heard), ("destination", found)):
-        with pytest.raises(Violation, match=f"converges: the {kind} at alpha ends with bad_token"):
-            end(kind, Result(Outcome.ROLLED_BACK, code, by_peer=error is heard, error=error))
+    end("source", Result(Outcome.ROLLED_BACK, code, by_peer=True, error=PeerAborted(code)))
+    with pytest.raises(Violation, match="converges: the destination at alpha ends with bad_token"):
+        end("destination", Result(Outcome.ROLLED_BACK, code, error=PeerMisbehaved(code)))
+
+
+@pytest.mark.parametrize(
+    ("until", "left"), [(DestinationState.LOADED, False), (DestinationState.COMMITTING, True)]
+)
+def test_an_opening_is_forgotten_with_a_session_that_ends_before_handover(until, left):
+    """[RES-3] Nobody begins it anew; behind HANDOVER whoever resumes it is told who owns the guest."""
+    world = world_of(resume=True)
+    world.begin(ALPHA)
+    go(world, stands(destination=until))
+    there = world.hosts[BETA]
+    (task,) = there.endpoint.tasks
+    ended(world, there, there.endpoint, task, Result(Outcome.ROLLED_BACK, ErrorCode.RECORD_FAILED))
+    assert bool(there.openings) == left
 
 
 def test_a_source_that_resumes_on_a_timeout():

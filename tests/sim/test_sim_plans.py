@@ -13,6 +13,7 @@ from sterna.core.events import (
     Claim,
     KeepNotes,
     Persist,
+    ProbeStore,
     Readmit,
     RollBack,
     RunOn,
@@ -20,20 +21,23 @@ from sterna.core.events import (
 )
 from sterna.core.records import Claiming, HandBack, Start, Voided
 from sterna.core.tables import DestinationState, SourceState
-from sterna.registry import ErrorCode, Mode, Owner
+from sterna.core.verdict import Slot
+from sterna.registry import ErrorCode, Feature, Mode, Owner
 from sterna.sim.defects import Defect
 from sterna.sim.holder import PAGES, Remains, Stage
-from sterna.sim.hosts import Hold, Process, Reach, Task, Write
+from sterna.sim.hosts import Hold, Line, Process, Reach, Task, Write
+from sterna.sim.judge import Violation
 from sterna.sim.kept import Found, Fresh
 from sterna.sim.machines import Trouble
 from sterna.sim.makers import RecallingMakers, Shape
 from sterna.sim.plans import Answered, plan, spare_runner
 from sterna.sim.tasks import effect
-from sterna.wire.records import Hello, Runner, Verdict
+from sterna.wire.records import FeatureOffer, Hello, Runner, Verdict
 
 RUNNER = Runner("beta", b"b" * 16)
 SEALED = {"source": SourceState.SEALED, "destination": DestinationState.LOADED}
 CUT = ("cut", 1, 0, 0)
+SILENT = Trouble(ErrorCode.UNDECIDED)
 
 
 def planned(world, host, request, *results, image=b"i" * 16):
@@ -72,25 +76,41 @@ def test_defects_of_the_destination():
 def greeting(world, mode=Mode.OPEN, session=bytes(16), token=bytes(32)):
     epoch = 0 if world.store is None else 1
     runner = Runner("", bytes(16)) if world.store is None else world.store.slots[0]
-    return Hello(mode, (1,), (), {}, bytes(range(16)), epoch, runner, "a", session, token)
+    features = () if world.store is None else (FeatureOffer(Feature.LEASE_STORE, True, 0),)
+    return Hello(mode, (1,), features, {}, bytes(range(16)), epoch, runner, "a", session, token)
 
 
 def test_who_may_come():
-    """[ONE-11] [ONE-14]"""
+    """[ONE-11] [ONE-14] [ONE-55]"""
     world = world_of()
     hello = greeting(world)
-    assert planned(world, BETA, Admit(hello)) == Reach("probe", 1, hello.runner)
-    stale = Trouble(ErrorCode.STALE_EPOCH)
-    assert planned(world, BETA, Admit(hello), stale) is stale
-    found = planned(world, BETA, Admit(hello), None)
+    shown = Slot(1, hello.runner)
+    assert planned(world, BETA, Admit(hello)) == Reach("newest", 0)
+    assert planned(world, BETA, Admit(hello), SILENT) == Trouble(ErrorCode.REFUSED)
+    assert planned(world, BETA, Admit(hello), Slot(2, RUNNER)) == Trouble(ErrorCode.STALE_EPOCH)
+    storeless = replace(hello, features=())
+    assert planned(world, BETA, Admit(storeless), shown) == Trouble(ErrorCode.MISSING_FEATURE)
+    found = planned(world, BETA, Admit(hello), shown)
     assert found.answer.runner.host == "beta"
     beside = Process(7, beside=True)
     busy = plan(world, world.hosts[BETA], beside, Task(1, "destination"), Admit(hello))
     assert busy == Trouble(ErrorCode.BUSY)
     world.begin(ALPHA)
     go(world)
-    again = planned(world, BETA, Admit(hello))
-    assert again == Trouble(ErrorCode.BUSY), "it was handed over"
+    assert planned(world, BETA, Admit(hello), shown) == Reach("read", 2), "it was handed over"
+    again = planned(world, BETA, Admit(hello), shown, world.store.facts(2))
+    assert again.answer.owner is Owner.DESTINATION
+
+
+def test_a_slot_that_is_not_the_newest_any_more():
+    """[ONE-16] [ONE-64]"""
+    world = world_of()
+    (first,) = world.store.slots
+    request = ProbeStore(1, first)
+    assert planned(world, BETA, request) == Reach("newest", 0)
+    assert planned(world, BETA, request, Slot(1, first)) == Answered()
+    assert planned(world, BETA, request, Slot(2, RUNNER)) == Trouble(ErrorCode.STALE_EPOCH)
+    assert planned(world, BETA, request, SILENT) == Trouble(ErrorCode.NOT_READY)
 
 
 def asked(world, **changes):
@@ -178,7 +198,7 @@ def test_a_session_that_nobody_has_kept_is_not_taken_up():
     """[RES-3]"""
     world = world_of()
     hello = greeting(world, Mode.RESUME, b"s" * 16)
-    assert planned(world, BETA, Readmit(hello)) == Trouble(ErrorCode.BUSY)
+    assert planned(world, BETA, Readmit(hello)) == Trouble(ErrorCode.BAD_TOKEN)
     assert planned(world, ALPHA, RunOn()) == Hold("resume", b"i" * 16)
 
 
@@ -193,9 +213,8 @@ def taken_over(until=lacks_pages, *, store=False, **more):
     go(world, until)
     world.take(("kill", BETA, world.hosts[BETA].endpoint.number, 0))
     world.take(("restart", BETA, 0, 0))
-    (session,) = world.hosts[BETA].openings
-    token = world.hosts[BETA].history.session(session).token
-    return world, replace(greeting(world, Mode.RESUME, session), token=token)
+    (opening,) = world.hosts[BETA].openings.values()
+    return world, opening.ticket.next_hello()
 
 
 def test_a_session_is_taken_over_once_its_guest_runs():
@@ -220,8 +239,8 @@ def test_a_session_is_taken_over_once_its_guest_runs():
     assert planned(world, BETA, request) == Trouble(ErrorCode.GUEST_LOST)
     there.lock = 99
     assert planned(world, BETA, request) == Trouble(ErrorCode.BUSY)
-    there.openings = {}
-    assert planned(world, BETA, request) == Trouble(ErrorCode.BUSY)
+    there.lock, there.openings = 0, {}
+    assert isinstance(planned(world, BETA, request).answer, Verdict), "nobody can go on with it"
 
 
 @pytest.mark.parametrize(
@@ -235,7 +254,7 @@ def test_defects_of_a_destination_that_takes_over(defect, missing):
     answer = planned(world, BETA, Readmit(hello), remains).answer
     assert (len(answer.missing), answer.fresh) == (missing, defect is Defect.TAKEN_FOR_NEW)
     world, hello = taken_over(defects=frozenset({Defect.OPENING_FORGOTTEN}))
-    assert planned(world, BETA, Readmit(hello)) == Trouble(ErrorCode.BUSY)
+    assert isinstance(planned(world, BETA, Readmit(hello)).answer, Verdict)
 
 
 @pytest.mark.parametrize("store", [True, False])
@@ -243,12 +262,14 @@ def test_a_session_begins_anew_in_a_process_that_has_nothing_of_it(store):
     """[RES-7] [RES-16] The store is asked as for an opening."""
     world, hello = taken_over(stands(destination=DestinationState.LOADED), store=store)
     (image,) = world.hosts[BETA].openings
-    request, asked = Readmit(hello), [None] if store else []
+    request, asked = Readmit(hello), [Slot(hello.epoch, hello.runner)] if store else []
     if store:
-        assert planned(world, BETA, request) == Reach("probe", hello.epoch, hello.runner)
-        for code, told in ((ErrorCode.NOT_READY, ErrorCode.BUSY), (ErrorCode.STALE_EPOCH,) * 2):
-            assert planned(world, BETA, request, Trouble(code)) == Trouble(told)
+        assert planned(world, BETA, request) == Reach("newest", 0)
+        for said, code in ((SILENT, ErrorCode.BUSY), (Slot(2, RUNNER), ErrorCode.STALE_EPOCH)):
+            assert planned(world, BETA, request, said) == Trouble(code)
     assert planned(world, BETA, request, *asked) == Hold("reserve", image)
+    full = Trouble(ErrorCode.GUEST_FAILED)
+    assert planned(world, BETA, request, *asked, full) is full
     assert planned(world, BETA, request, *asked, None) == Answered(Fresh(image, None))
     world.defects = frozenset({Defect.FORGOTTEN_AS_HELD})
     assert planned(world, BETA, request, *asked, None) == Answered(Fresh(image, None, holds=True))
@@ -296,3 +317,23 @@ def test_a_resumption_that_is_refused_touches_nothing():
     later = replace(hello, generation=hello.generation + 1)
     assert isinstance(planned(world, BETA, Readmit(later)), Answered)
     assert world.hosts[BETA].endpoint.tasks == [], "the older one is closed"
+
+
+@pytest.mark.parametrize("overtaken", [False, True])
+def test_who_resumes_is_refused_only_where_a_later_one_has_come(overtaken):
+    """[RES-1] A source that breaks a rule hears of it; one that was overtaken listens there no more."""
+    world = parted(SEALED, CUT)
+    endpoint = world.hosts[BETA].endpoint
+    (left,) = endpoint.kept.values()
+    task = Task(7, "destination")
+    task.line = 7
+    line = Line(7, ((ALPHA, world.hosts[ALPHA].endpoint.number, 9), (BETA, endpoint.number, task.number)))
+    world.add_line(line)
+    again = Readmit(replace(left.ticket.next_hello(), generation=0))
+    if overtaken:
+        line.leaves(0)
+        refused = plan(world, world.hosts[BETA], endpoint, task, again)
+        assert refused == Trouble(ErrorCode.BAD_TOKEN)
+    else:
+        with pytest.raises(Violation, match="converges: whoever resumes is refused: bad_token"):
+            plan(world, world.hosts[BETA], endpoint, task, again)

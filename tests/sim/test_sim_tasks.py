@@ -5,7 +5,7 @@ from __future__ import annotations
 from sim_support import ALPHA, BETA, go, kinds, stands, states, world_of
 
 from sterna.core.tables import DestinationState, SourceState
-from sterna.core.verdict import Store
+from sterna.core.verdict import Slot, Store
 from sterna.registry import ErrorCode
 from sterna.sim.hosts import Reach, Task, Write
 from sterna.sim.machines import Trouble
@@ -63,15 +63,14 @@ def test_what_the_store_answers():
         task.op = Reach(verb, epoch, runner)
         return effect(world, host, host.endpoint, task)
 
-    assert reach("probe", 1) is None
+    assert reach("newest", 0) == Slot(1, first)
     assert reach("read", 2) == Store()
     assert reach("claim", 1, task.op.runner) == first
     go(world, stands(destination=DestinationState.COMMITTING))
-    assert reach("probe", 1) == Trouble(ErrorCode.STALE_EPOCH)
+    assert reach("newest", 0).runner.host == "beta"
     assert reach("read", 2).next.host == "beta"
     world.store.answers = False
-    assert reach("read", 2) == Trouble(ErrorCode.UNDECIDED)
-    assert reach("probe", 2) == Trouble(ErrorCode.NOT_READY)  # no handover then [ONE-16] [ONE-64]
+    assert reach("read", 2) == reach("newest", 0) == Trouble(ErrorCode.UNDECIDED)
 
 
 def test_what_is_left_to_be_noted_is_noted_before_a_session_ends():

@@ -190,14 +190,16 @@ def test_an_older_connection_that_is_still_there_is_closed():
     assert world.running().host == "beta"
 
 
-def test_a_destination_that_holds_nothing_any_more_makes_it_roll_back():
+def test_a_destination_that_holds_nothing_any_more_begins_anew():
+    """[RES-7] [RES-16] Its opening is noted, though nothing of the session is on record yet."""
     world = world_of(resume=True)
     world.begin(ALPHA)
     go(world, stands(source=SourceState.ACKING))
     world.kill(BETA, world.hosts[BETA].endpoint.number)
+    assert not world.hosts[BETA].history.records
     go(world)
-    assert world.resumed == 0
-    assert (world.running().host, world.running().epoch) == ("alpha", 1)
+    assert world.resumed == 1
+    assert (world.running().host, world.running().epoch) == ("beta", 2)
     assert not world.hosts[ALPHA].endpoint.kept
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from sterna.core.verdict import Slot
 from sterna.host.lease_files import FileLeaseStore, create_file_store
-from sterna.host.slots import Slot
 from sterna.wire.records import Runner
 
 GUEST = bytes(range(16))

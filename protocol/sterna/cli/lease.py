@@ -12,7 +12,7 @@ from sterna.cli.units import Json
 from sterna.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sterna.host.slots import Slot
+    from sterna.core.verdict import Slot
 
 app = App(
     name="lease",
@@ -70,8 +70,8 @@ async def show(
         password_file: file with the user's password in its first line.
         json: one JSON object on stdout.
     """
+    from sterna.core.verdict import Slot
     from sterna.host.open_store import StoreAccess, open_store
-    from sterna.host.slots import Slot
 
     identity = guest_id(guest)
     leases = open_store(store, StoreAccess(ca, certificate, key, user, password_file))

@@ -34,6 +34,7 @@ from sterna.cli.serving_on import TOO_LATE, ServingOn
 from sterna.cli.taking_up import asker, newest_epoch
 from sterna.core.events import Result
 from sterna.core.policy import PolicySettings, Switchover, estimate_fixed_cost_s
+from sterna.core.verdict import Slot
 from sterna.errors import ConfigError, GuestError, LocalProtocolError, StoreError
 from sterna.guest.holder_client import HolderConnection, HolderStatus, connect_holder
 from sterna.host.agent import PeerListHost
@@ -43,7 +44,6 @@ from sterna.host.held import DepartingGuest
 from sterna.host.peers import PeerList
 from sterna.host.records_shelf import Keeper, RecordsShelf
 from sterna.host.recovery import HeldImage, Recovery, attach_to, guest_in
-from sterna.host.slots import Slot
 from sterna.net.connect import Address, connect
 from sterna.net.options import Options
 from sterna.net.redial import Reconnect

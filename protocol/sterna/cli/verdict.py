@@ -19,14 +19,13 @@ from sterna.cli.units import Duration, Json
 from sterna.core.history import History
 from sterna.core.records import Decided, HandBack, Resolved, SessionRecord, Side, Start
 from sterna.core.recovery import Image, Note, Settled, Situation, next_act, open_session, owes_pages
-from sterna.core.verdict import Facts, Judgement, Step, Store, has_all_pages, judge
+from sterna.core.verdict import Facts, Judgement, Slot, Step, Store, has_all_pages, judge
 from sterna.errors import GuestError, SternaError, StoreError
 from sterna.guest.holder_client import HolderSilent, connect_holder
 from sterna.host.lease import LeaseStore
 from sterna.host.records_keeper import is_kept, peek
 from sterna.host.records_log import RecordsMissing
 from sterna.host.recovery import Seen, guest_in, owner_said, situation
-from sterna.host.slots import Slot
 from sterna.host.slots_behind import slots_behind
 from sterna.net.connect import parse_address
 from sterna.net.options import Options

@@ -39,6 +39,14 @@ class Step(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Slot:
+    """A filled slot of a guest's chain."""
+
+    epoch: int
+    runner: Runner
+
+
+@dataclass(frozen=True, slots=True)
 class Store:
     """What a lease store says. A slot's None means that it is empty.
 
@@ -286,7 +294,8 @@ def answer(history: History | None, hello: Hello, peer: str, facts: Facts) -> Ve
     if facts.store is not None:
         if facts.store.next is not None and facts.store.next in _claimed(history, session):
             owner = Owner.DESTINATION  # even if it was handed back: it says whose the slot is [ONE-50]
-        newest, runner = _newest_slot(facts.store, epoch) or (newest, runner)
+        slot = _newest_slot(facts.store, epoch) or Slot(newest, runner)
+        newest, runner = slot.epoch, slot.runner
     elif owner is Owner.DESTINATION:
         newest, runner = epoch, history.claiming(epoch)[-1].runner
     handed_back, complete = isinstance(history.fate(epoch), HandBack), history.complete(session.session)
@@ -303,8 +312,8 @@ def asked_for(history: History | None, hello: Hello, peer: str) -> SessionRecord
     return found if hmac.compare_digest(found.token, hello.token) else None
 
 
-def _newest_slot(store: Store, epoch: int) -> tuple[int, Runner] | None:
+def _newest_slot(store: Store, epoch: int) -> Slot | None:
     """The newest slot that the store has told of, if it has told of any [ONE-51]."""
     if store.after is not None:
-        return epoch + 1, store.after
-    return None if store.next is None else (epoch, store.next)
+        return Slot(epoch + 1, store.after)
+    return None if store.next is None else Slot(epoch, store.next)

@@ -8,7 +8,7 @@ the guest back, or the peer was restarted. Another one's is busy [ONE-12] [ONE-1
 which CLAIMING tells whatever has become of the process, an opening is answered with who owns the guest
 [ONE-14]. What an earlier process has left open is taken up again if its source asks for it [RES-16].
 
-What records and store have against an opening is `sterna.host.admitting`'s to say, and who owns a guest
+What records and store have against an opening is `sterna.core.admitting`'s to say, and who owns a guest
 `sterna.host.answering`'s. Here is what waits, holds and writes.
 
 With a lease store every opening shows the guest's newest slot, and every claim is the store's to decide.
@@ -25,20 +25,26 @@ from typing import Final, Self
 
 import trio
 
+from sterna.core.admitting import (
+    Resumption,
+    check_newest,
+    check_records,
+    check_slot,
+    names_store,
+    resumption,
+)
 from sterna.core.events import Admission
 from sterna.core.history import History
-from sterna.core.records import Claiming, Record, Released, SessionRecord, Start
+from sterna.core.records import Claiming, Record, Released, SessionRecord
 from sterna.core.reopening import Opening
-from sterna.core.verdict import Facts, answer, asked_for
+from sterna.core.verdict import Facts, Slot, answer, asked_for
 from sterna.errors import LocalProtocolError, RecordError, StoreError, StoreUnavailable, TransportError
 from sterna.guest.api import GuestDescription
-from sterna.host.admitting import check_records, check_slot, names_store
-from sterna.host.answering import answer_peer, is_handed_over
+from sterna.host.answering import answer_peer
 from sterna.host.lease import LeaseStore, claim_until_named
 from sterna.host.openings import Openings
 from sterna.host.peers import Direction, PeerList
 from sterna.host.records_shelf import Keeper, RecordsShelf
-from sterna.host.slots import Slot
 from sterna.host.slots_behind import slots_behind
 from sterna.net.hosting import Reopened
 from sterna.net.kept import no_session
@@ -256,17 +262,16 @@ class HostSession:
         await self._host.settle(hello.guest)
         history = History(hello.guest) if keeper is None else keeper.history
         session = asked_for(history, hello, identity)
-        if session is not None and is_handed_over(history, session):
-            started, complete = history.fate(session.epoch + 1), history.complete(session.session)
-            if complete is not None:
-                await self._host.openings.drop(hello.guest, session.session)
-            whole = complete is not None or history.sent_on(session.epoch + 1)
-            if opening is None or whole or not isinstance(started, Start):
-                return await self.verdict(hello)
+        if session is not None and history.complete(session.session) is not None:
+            await self._host.openings.drop(hello.guest, session.session)
+        found = resumption(history, session, noted=opening is not None)
+        if found is Resumption.TOLD:
+            return await self.verdict(hello)
+        if opening is None:
+            raise no_session()
+        if found is Resumption.SERVED:
             self._handed_over = self._is_noted = True
             await self._host.enter(self, hello.guest, hello.epoch, peer)
-        elif opening is None:
-            raise no_session()
         else:
             self._has_store = names_store(opening.welcome.features)
             await self._check_store(hello, ErrorCode.BUSY)  # it may answer when the source comes again
@@ -365,10 +370,7 @@ class HostSession:
         if scope.cancelled_caught:
             detail = f"the lease store has not answered for {PROBE_WITHIN_S:g} s"
             raise LocalProtocolError(ErrorCode.NOT_READY, detail, clause="ONE-64")
-        if newest != Slot(epoch, runner):
-            shown = "none" if newest is None else f"epoch {newest.epoch} of {newest.runner.host!r}"
-            detail = f"the newest slot is {shown}, not epoch {epoch} of {runner.host!r}"
-            raise LocalProtocolError(ErrorCode.STALE_EPOCH, detail, clause="ONE-16")
+        check_newest(newest, Slot(epoch, runner), "ONE-16")
 
     async def verdict(self, hello: Hello) -> Verdict:
         """Who owns the guest, for a peer that asks; without a store it is handed back where START is not.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 
+from sterna.core.admitting import is_handed_over
 from sterna.core.history import History, RecordConflict
 from sterna.core.records import SessionRecord
 from sterna.core.recovery import before_verdict
@@ -59,11 +60,6 @@ async def _answer(
     if permitted and judge(history, session.session, facts).step is Step.HAND_BACK:
         await _hand_back(keeper, session, host)
     return answer(keeper.history, hello, identity, facts)
-
-
-def is_handed_over(history: History, session: SessionRecord) -> bool:
-    """Whether HANDOVER has come in this session: the guest was claimed in it."""
-    return any(each.session == session.session for each in history.claiming(session.epoch + 1))
 
 
 async def _hand_back(keeper: Keeper, session: SessionRecord, host: str) -> None:

@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from sterna.core.verdict import Slot
 from sterna.errors import StoreUnavailable
-from sterna.host.slots import Slot
 from sterna.net.pauses import Pauses
 from sterna.wire.records import Runner
 

@@ -21,12 +21,12 @@ from typing import Final
 
 import trio
 
+from sterna.core.verdict import Slot
 from sterna.errors import StoreDamaged, StoreUnavailable
 from sterna.host.etcd import EtcdAccess, EtcdClient, Json, decode, encode, number, objects
 from sterna.host.slots import (
     ADVICE,
     EPOCH_MAX,
-    Slot,
     check_guest_id,
     check_place,
     check_runner,

@@ -34,13 +34,13 @@ from typing import Final, TypeVar
 
 import trio
 
+from sterna.core.verdict import Slot
 from sterna.errors import ConfigError, StoreDamaged, StoreUnavailable
 from sterna.host.durable import Files, OsFiles
 from sterna.host.slots import (
     ADVICE,
     EPOCH_MAX,
     SLOT_BYTES_MAX,
-    Slot,
     check_guest_id,
     check_place,
     check_runner,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import trio
 
-from sterna.host.slots import Slot, check_guest_id, check_place, check_runner
+from sterna.core.verdict import Slot
+from sterna.host.slots import check_guest_id, check_place, check_runner
 from sterna.wire.records import Runner
 
 

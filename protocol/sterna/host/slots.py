@@ -8,7 +8,6 @@ is read is decoded, encoded again, and has to be the same bytes. spec/stores.md 
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass
 from typing import Final
 
 from sterna.errors import StoreDamaged
@@ -21,14 +20,6 @@ EPOCH_MAX: Final = (1 << 64) - 1  # epochs are 64 bits on the wire
 
 # 255 bytes of host name, each of them two once JSON has escaped it, and some 150 of everything else.
 SLOT_BYTES_MAX: Final = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """A filled slot of a guest's chain."""
-
-    epoch: int
-    runner: Runner
 
 
 def check_guest_id(guest: bytes) -> bytes:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from sterna.core.admitting import is_handed_over
 from sterna.core.events import Outcome, Result
 from sterna.core.tables import SourceState
 from sterna.core.verdict import has_all_pages
-from sterna.errors import GuestError
+from sterna.errors import ProtocolError
 from sterna.registry import ErrorCode, Owner
 from sterna.sim.defects import Defect
 from sterna.sim.holding import hold
@@ -47,6 +48,8 @@ def ended(world: World, host: Host, process: Process, task: Task, result: Result
         return False
     if task.kind == "destination" and not task.image and result.outcome is Outcome.ROLLED_BACK:
         return False  # it was not let in, so there is nothing new
+    if task.kind == "destination":
+        _forget_opening(host, task.image)
     process.rest, process.looked, process.refused = None, False, None
     if task.kind == "source" or task.image:
         world.ends.append((task.kind, str(result.outcome)))
@@ -61,16 +64,22 @@ def ended(world: World, host: Host, process: Process, task: Task, result: Result
     return False
 
 
+def _forget_opening(host: Host, session: bytes) -> None:
+    """A session that has ended before HANDOVER is not begun anew."""
+    noted = host.history.session(session)
+    if noted is None or not is_handed_over(host.history, noted):
+        host.openings = {name: each for name, each in host.openings.items() if name != session}
+
+
 def _check_blame(host: Host, task: Task, result: Result) -> None:
     """Bytes arrive as they were sent, and whoever sends them is a machine of ours: nobody breaks a rule.
 
-    A host's refusal counts where it is heard: a RESUME that a later one has overtaken is refused, and its
-    source listens there no more [RES-1].
+    A host's refusal of a resumption is none of that, see `sterna.sim.plans`.
 
     Raises:
         Violation: somebody says that his peer has.
     """
-    if result.code is ErrorCode.BAD_TOKEN and isinstance(result.error, GuestError):
+    if result.code is ErrorCode.BAD_TOKEN and not isinstance(result.error, ProtocolError):
         return
     if result.code is not None and result.code >> 8 == _BROKEN_RULES:
         raise Violation("converges", f"the {task.kind} at {host.name} ends with {result.code.name.lower()}")

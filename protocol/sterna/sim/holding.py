@@ -34,7 +34,7 @@ def hold(world: World, host: Host, process: Process, task: Task, op: Hold) -> Ha
         holder = Holder(host.name, op.image)
         host.holders.append(holder)
         if task.machine is not None and task.machine.opening is not None:
-            host.openings = {**host.openings, op.image: task.machine.opening}
+            host.openings = {op.image: task.machine.opening}  # in the place of the last one
     if holder is None or not holder.lives or not attach(world, holder, process):
         return Trouble(ErrorCode.GUEST_FAILED)
     try:

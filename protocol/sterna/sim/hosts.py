@@ -45,7 +45,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Ask the store: `claim` a slot, `read` it and the one behind, or `probe` whether it is the newest."""
+    """Ask the store: `claim` a slot, `read` it and the one behind, or the `newest` one."""
 
     verb: str
     epoch: int

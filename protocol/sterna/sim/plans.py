@@ -6,12 +6,20 @@ records and holders as they are at that moment, as an endpoint does that reads t
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from sterna.core.admitting import (
+    Resumption,
+    check_newest,
+    check_records,
+    check_slot,
+    names_store,
+    resumption,
+)
+from sterna.core.carry import Ticket
 from sterna.core.events import (
     Admission,
     Admit,
@@ -39,18 +47,20 @@ from sterna.core.events import (
     StartTracking,
     TakeStorage,
 )
-from sterna.core.records import Claiming, Decided, HandBack, SessionRecord, Side, Start
+from sterna.core.records import Claiming, Decided, HandBack, SessionRecord, Start
 from sterna.core.recovery import before_verdict
 from sterna.core.reopening import Opening
-from sterna.core.verdict import Facts, Store, answer
-from sterna.errors import RemoteProtocolError
+from sterna.core.verdict import Facts, Slot, Store, answer, asked_for
+from sterna.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from sterna.registry import ErrorCode
+from sterna.sim.connecting import end_of
 from sterna.sim.defects import Defect
 from sterna.sim.holder import PAGES, Remains, Stage
 from sterna.sim.hosts import Hold, Host, Op, Process, Reach, TakeLocks, Task, Write, peer_of
+from sterna.sim.judge import Violation
 from sterna.sim.kept import Found, Fresh, Noted
 from sterna.sim.machines import Trouble
-from sterna.wire.records import Hello, Runner
+from sterna.wire.records import FeatureChoice, FeatureOffer, Hello, Runner
 
 if TYPE_CHECKING:
     from sterna.sim.world import World
@@ -64,6 +74,7 @@ class Answered:
 
 
 Plan: TypeAlias = Op | Answered | Trouble
+Offered: TypeAlias = Sequence[FeatureOffer] | Sequence[FeatureChoice]
 
 # Requests that are one word to the holder.
 _VERBS: Final[dict[type, str]] = {
@@ -81,6 +92,13 @@ def spare_runner(host: Host, what: bytes = b"") -> Runner:
 
 def plan(world: World, host: Host, process: Process, task: Task, request: Request) -> Plan:
     """What is to be done next for a request, or its answer."""
+    try:
+        return _plan(world, host, process, task, request)
+    except ProtocolError as error:  # by a rule of the core
+        return Trouble(error.code)
+
+
+def _plan(world: World, host: Host, process: Process, task: Task, request: Request) -> Plan:
     verb = _VERBS.get(type(request))
     if verb == "install" and Defect.INSTALLED_TWICE in world.defects:
         return _each(task, [Hold(verb, task.image)] * 2)
@@ -97,7 +115,7 @@ def plan(world: World, host: Host, process: Process, task: Task, request: Reques
         case Persist(record=record):
             return _persist(world, host, task, record)
         case ProbeStore(epoch=epoch, runner=runner):
-            return _once(task, Reach("probe", epoch, runner))
+            return _probe(task, Slot(epoch, runner))
         case RunOn():
             return _once(task, Hold("resume", task.image))
         case Readmit(hello=hello):
@@ -120,13 +138,15 @@ def _once(task: Task, op: Op) -> Plan:
     return _each(task, [op])
 
 
-def _each(task: Task, ops: list[Op]) -> Plan:
-    """One after the other; the last one's result is the answer, and the first that fails is the end."""
-    if task.results and isinstance(task.results[-1], Trouble):
-        return task.results[-1]
-    if len(task.results) < len(ops):
-        return ops[len(task.results)]
-    return Answered(task.results[-1])
+def _each(task: Task, ops: list[Op], *, behind: int = 0) -> Plan:
+    """One after the other; the last one's result is the answer, and the first that fails is the end.
+
+    `behind`: so many other things were done before.
+    """
+    results = task.results[behind:]
+    if results and isinstance(results[-1], Trouble):
+        return results[-1]
+    return ops[len(results)] if len(results) < len(ops) else Answered(results[-1])
 
 
 def _persist(world: World, host: Host, task: Task, record: object) -> Plan:
@@ -148,16 +168,53 @@ def _persist(world: World, host: Host, task: Task, record: object) -> Plan:
             return _once(task, Write(record))  # type: ignore[arg-type]
 
 
-def _admit(world: World, host: Host, process: Process, task: Task, hello: Hello) -> Plan:
-    """Decide on a session. One at a time for a guest, and none that was handed over already [ONE-14]."""
-    busy = any(each.kind != "destination" or each is not task for each in process.tasks)
-    if busy or not world.locks(host, process) or host.history.claiming(hello.epoch + 1):
-        return Trouble(ErrorCode.BUSY)
+def _probe(task: Task, slot: Slot) -> Plan:
+    """Whether a slot is the newest still, before a handover and before the mark [ONE-16] [ONE-64]."""
+    if not task.results:
+        return Reach("newest", 0)
+    check_newest(_newest(task, ErrorCode.NOT_READY), slot, "ONE-16")
+    return Answered()
+
+
+def _newest(task: Task, silent: ErrorCode) -> Slot | None:
+    """The guest's newest slot, which the store was asked for first.
+
+    Raises:
+        LocalProtocolError: of this code, if it has not answered.
+    """
+    found = task.results[0]
+    if isinstance(found, Trouble):
+        raise LocalProtocolError(silent)
+    assert found is None or isinstance(found, Slot)
+    return found
+
+
+def _hinders(
+    world: World, host: Host, task: Task, hello: Hello, *, offered: Offered, silent: ErrorCode
+) -> Plan | None:
+    """What is to be done before a guest may come, or answered; None if nothing is in the way.
+
+    Raises:
+        LocalProtocolError: store or records are.
+    """
+    if world.stores and not task.results:
+        return Reach("newest", 0)
     if world.stores:
-        if not task.results:
-            return Reach("probe", hello.epoch, hello.runner)
-        if isinstance(task.results[-1], Trouble):
-            return task.results[-1]
+        check_slot(_newest(task, silent), hello, has_store=names_store(offered))
+    over = check_records(host.history, hello, peer_of(host))
+    if over is None:
+        return None
+    return _told(world, host, task, replace(hello, session=over.session, token=over.token), over.epoch)
+
+
+def _admit(world: World, host: Host, process: Process, task: Task, hello: Hello) -> Plan:
+    """Decide on a session. One at a time for a guest: none that is under way is replaced here [ONE-13]."""
+    busy = any(each.kind != "destination" or each is not task for each in process.tasks)
+    if busy or not world.locks(host, process):
+        return Trouble(ErrorCode.BUSY)
+    hinders = _hinders(world, host, task, hello, offered=hello.features, silent=ErrorCode.REFUSED)
+    if hinders is not None:
+        return hinders
     host.sessions += 1
     session = blake2b(f"{host.name}/session/{host.sessions}".encode(), digest_size=16).digest()
     task.image = session
@@ -165,18 +222,19 @@ def _admit(world: World, host: Host, process: Process, task: Task, hello: Hello)
 
 
 def _readmit(world: World, host: Host, process: Process, task: Task, hello: Hello) -> Plan:
-    """Take up a session that this process has kept; its older connection is closed first [RES-4]."""
+    """Take up a session that this process has kept; its older connection is closed first [RES-4].
+
+    Raises:
+        RemoteProtocolError: it may not be taken up, and nothing is touched.
+    """
     from sterna.sim.tasks import loses
 
     others = [each for each in process.tasks if each.image == hello.session and each is not task]
     kept = process.kept.get(hello.session)
     assert not isinstance(kept, Noted)
-    try:
-        for each in (kept, *[other.machine for other in others]):
-            if each is not None and each.ticket is not None:
-                each.ticket.check_hello(hello)
-    except RemoteProtocolError as error:
-        return Trouble(error.code)  # and nothing is touched: a later one may have overtaken it [RES-4]
+    for each in (kept, *[other.machine for other in others]):
+        if each is not None and each.ticket is not None:
+            _check(world, process, task, each.ticket, hello)
     if any(each.kind == "recovery" for each in others):
         return _turned_away(host)  # it has the records, and is done with them in a moment
     for other in others:
@@ -196,6 +254,27 @@ def _readmit(world: World, host: Host, process: Process, task: Task, hello: Hell
     return Answered(kept)
 
 
+def _check(world: World, process: Process, task: Task, ticket: Ticket, hello: Hello) -> None:
+    """Whether a session may be taken up: no source of ours breaks a rule, but a later one may have come.
+
+    Raises:
+        RemoteProtocolError: it may not.
+        Violation: nor is it that its source has dialled anew, and this one was overtaken [RES-1].
+    """
+    try:
+        ticket.check_hello(hello)
+    except RemoteProtocolError as error:
+        if not _is_overtaken(world, process, task):
+            raise Violation("converges", f"whoever resumes is refused: {error}") from error
+        raise
+
+
+def _is_overtaken(world: World, process: Process, task: Task) -> bool:
+    """Whether nobody is there any more who has sent what came by this connection."""
+    line, end = end_of(world, process, task)
+    return line is None or line.broken or line.gone[1 - end]
+
+
 def _turned_away(host: Host) -> Trouble:
     """Not now: the source is to come again when what is under way is done [RES-18]."""
     host.armed |= {"turned-away"}
@@ -203,17 +282,20 @@ def _turned_away(host: Host) -> Trouble:
 
 
 def _reopen(world: World, host: Host, process: Process, task: Task, hello: Hello) -> Plan:
-    """Take up a session of a process that is dead: its guest is to come, or lacks pages [RES-7] [RES-13]."""
-    session, opening = host.history.session(hello.session), host.openings.get(hello.session)
+    """Take up a session that this process has not: its guest is to come, or lacks pages [RES-7] [RES-13]."""
     forgets = Defect.OPENING_FORGOTTEN in world.defects or not world.makers.keeps
-    if session is None or opening is None or forgets:
-        return Trouble(ErrorCode.BUSY)
+    opening = None if forgets else host.openings.get(hello.session)
     if not world.locks(host, process):
         return _turned_away(host)
-    if not host.history.claiming(session.epoch + 1):
-        return _begin_anew(world, task, hello, opening)
-    if not isinstance(host.history.fate(session.epoch + 1), Start):
+    session = asked_for(host.history, hello, peer_of(host))
+    leads_to = resumption(host.history, session, noted=opening is not None)
+    if leads_to is Resumption.TOLD:
         return _verdict(world, host, process, task, hello)
+    if opening is None:
+        return Trouble(ErrorCode.BAD_TOKEN)
+    _check(world, process, task, opening.ticket, hello)
+    if leads_to is Resumption.ANEW:
+        return _begin_anew(world, host, task, hello, opening)
     holder = host.holder(hello.session)
     if holder is None or not holder.lives:
         return Trouble(ErrorCode.GUEST_LOST)
@@ -235,13 +317,13 @@ def _reopen(world: World, host: Host, process: Process, task: Task, hello: Hello
     return Answered(Found(hello.session, missing, found.notes, found.memory, opening, fresh))
 
 
-def _begin_anew(world: World, task: Task, hello: Hello, opening: Opening) -> Plan:
-    """Room for a guest of which nothing is left here, if the store lets it come still [RES-7] [RES-16]."""
-    reserve = Hold("reserve", hello.session)
-    probe = Reach("probe", hello.epoch, hello.runner)
-    room = _each(task, [probe, reserve] if world.stores else [reserve])
-    if isinstance(room, Trouble) and room.code is ErrorCode.NOT_READY:
-        return Trouble(ErrorCode.BUSY)
+def _begin_anew(world: World, host: Host, task: Task, hello: Hello, opening: Opening) -> Plan:
+    """Room for a guest of which nothing is left here, if it may still come [RES-7] [RES-16]."""
+    features = opening.welcome.features
+    hinders = _hinders(world, host, task, hello, offered=features, silent=ErrorCode.BUSY)
+    if hinders is not None:
+        return hinders
+    room = _each(task, [Hold("reserve", hello.session)], behind=world.stores)
     if not isinstance(room, Answered):
         return room
     task.image = hello.session
@@ -255,17 +337,22 @@ def _verdict(world: World, host: Host, process: Process, task: Task, hello: Hell
         return Trouble(ErrorCode.BUSY)
     if task.results and isinstance(failure := task.results[-1], Trouble) and failure.existing is None:
         return failure
-    peer = peer_of(host)
-    session = host.history.session(hello.session)
-    facts = Facts(host.name, store=Store(answers=False) if world.stores else None)
-    if session is None or session.side is not Side.DESTINATION:
-        return Answered(answer(host.history, hello, peer, facts))
-    if not hmac.compare_digest(session.token, hello.token):
-        return Answered(answer(host.history, hello, peer, facts))
+    session = asked_for(host.history, hello, peer_of(host))
+    if session is None:
+        return Answered(answer(host.history, hello, peer_of(host), Facts(host.name)))
     if not world.stores:
         record = before_verdict(host.history, session, spare_runner(host, b"verdict"))
-        return Answered(answer(host.history, hello, peer, facts)) if record is None else Write(record)
-    found = next((each for each in task.results if isinstance(each, Store)), None)
-    if found is None:
-        return Reach("read", session.epoch + 1)
-    return Answered(answer(host.history, hello, peer, replace(facts, store=found)))
+        if record is not None:
+            return Write(record)
+    return _told(world, host, task, hello, session.epoch)
+
+
+def _told(world: World, host: Host, task: Task, hello: Hello, epoch: int) -> Plan:
+    """Who owns the guest, by records, and by the slots behind this epoch if there is a store."""
+    facts = Facts(host.name)
+    if world.stores:
+        found = next((each for each in task.results if isinstance(each, Store)), None)
+        if found is None:
+            return Reach("read", epoch + 1)
+        facts = Facts(host.name, found)
+    return Answered(answer(host.history, hello, peer_of(host), facts))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sterna.core.verdict import Store
+from sterna.core.verdict import Slot, Store
 from sterna.wire.records import Runner
 
 
@@ -52,6 +52,10 @@ class SlotStore:
         epoch, runner = self.astray[number]
         self.astray = self.astray[:number] + self.astray[number + 1 :]
         self.claim(epoch, runner)
+
+    def newest(self) -> Slot | None:
+        """The last slot that is filled; None if none is."""
+        return Slot(len(self.slots), self.slots[-1]) if self.slots else None
 
     def facts(self, epoch: int) -> Store:
         """What a reader learns about a session of epoch n, with n + 1 given."""

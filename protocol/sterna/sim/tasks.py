@@ -103,11 +103,8 @@ def _reach(world: World, op: Reach) -> Hashable:
     if op.verb == "claim":
         return store.claim(op.epoch, op.runner)
     if not store.answers:
-        return Trouble(ErrorCode.UNDECIDED if op.verb == "read" else ErrorCode.NOT_READY)
-    if op.verb == "read":
-        return store.facts(op.epoch)
-    newest = store.read(op.epoch) == op.runner and store.read(op.epoch + 1) is None
-    return None if newest else Trouble(ErrorCode.STALE_EPOCH)
+        return Trouble(ErrorCode.UNDECIDED)
+    return store.facts(op.epoch) if op.verb == "read" else store.newest()
 
 
 def reply(world: World, host: Host, process: Process, task: Task) -> None:

@@ -1,4 +1,4 @@
-"""What stands in the way of an opening: what is on record here of its guest, and the guest's newest slot.
+"""What stands in the way of a session: what is on record here of its guest, and the guest's newest slot.
 
 A source opens with the epoch under which it runs the guest, and as which runner. It is out of date if the
 guest is known here to be later, or has gone on in the lease store. It is busy if another peer may still come
@@ -6,19 +6,53 @@ and ask what has become of the guest under this epoch, for START is of a guest a
 one that the guest runs here which the other has sent. And once HANDOVER has come under this epoch its source
 is told who owns the guest, instead of sending it again [ONE-11] [ONE-12] [ONE-14].
 
+One that resumes a session whose process is dead here is told that, too, unless the guest runs here and may
+lack pages, or HANDOVER has not come in it, and it begins anew [RES-7] [RES-13] [RES-15].
+
 All of it is decided from what was read before: nothing here waits, or changes anything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 
 from sterna.core.history import History
 from sterna.core.records import Decided, SessionRecord, Side, Start
+from sterna.core.verdict import Slot
 from sterna.errors import LocalProtocolError
-from sterna.host.slots import Slot
 from sterna.registry import ErrorCode, Feature
 from sterna.wire.records import FeatureChoice, FeatureOffer, Hello
+
+
+class Resumption(Enum):
+    """What is to be done for who resumes a session that no endpoint of this process has."""
+
+    UNKNOWN = "it is not known here, or not to who asks"
+    ANEW = "HANDOVER has not come: there is nothing but room, once the store lets the guest come still"
+    SERVED = "the guest runs here, and may lack pages: what is missing is sent"
+    TOLD = "who owns the guest is told"
+
+
+def resumption(history: History, session: SessionRecord | None, *, noted: bool) -> Resumption:
+    """What a resumption leads to, by the records [RES-7] [RES-13] [RES-15].
+
+    Args:
+        history: of the guest.
+        session: that is asked for, as `asked_for` has found it.
+        noted: whether the opening is there that the next process needs [RES-16].
+    """
+    if session is None or not is_handed_over(history, session):
+        return Resumption.ANEW if noted else Resumption.UNKNOWN
+    epoch = session.epoch + 1
+    whole = history.complete(session.session) is not None or history.sent_on(epoch)
+    may_lack = noted and not whole and isinstance(history.fate(epoch), Start)
+    return Resumption.SERVED if may_lack else Resumption.TOLD
+
+
+def is_handed_over(history: History, session: SessionRecord) -> bool:
+    """Whether HANDOVER has come in this session: the guest was claimed in it."""
+    return any(each.session == session.session for each in history.claiming(session.epoch + 1))
 
 
 def names_store(features: Sequence[FeatureOffer] | Sequence[FeatureChoice]) -> bool:
@@ -73,11 +107,20 @@ def check_slot(newest: Slot | None, hello: Hello, *, has_store: bool) -> None:
     if newest is not None and not has_store:
         detail = f"the guest has slot {newest.epoch} in a lease store, and the source has no store"
         raise LocalProtocolError(ErrorCode.MISSING_FEATURE, detail, clause="ONE-55")
-    if not has_store or newest == Slot(hello.epoch, hello.runner):
-        return
-    shown = "there is none" if newest is None else f"it is {newest.runner.host!r} in slot {newest.epoch}"
-    detail = f"{hello.runner.host!r} in slot {hello.epoch} is not the guest's newest runner: {shown}"
-    raise LocalProtocolError(ErrorCode.STALE_EPOCH, detail, clause="ONE-11")
+    if has_store:
+        check_newest(newest, Slot(hello.epoch, hello.runner), "ONE-11")
+
+
+def check_newest(newest: Slot | None, shown: Slot, clause: str) -> None:
+    """A slot that somebody goes by is the guest's newest one still [ONE-11] [ONE-16] [ONE-64].
+
+    Raises:
+        LocalProtocolError: STALE_EPOCH, by this clause.
+    """
+    if newest != shown:
+        found = "there is none" if newest is None else f"it is {newest.runner.host!r} in slot {newest.epoch}"
+        detail = f"{shown.runner.host!r} in slot {shown.epoch} is not the guest's newest runner: {found}"
+        raise LocalProtocolError(ErrorCode.STALE_EPOCH, detail, clause=clause)
 
 
 def _is_anothers(session: SessionRecord, hello: Hello, identity: str) -> bool:

@@ -1,4 +1,4 @@
-"""What an opening is told before anything is done for it, from records and a slot alone."""
+"""What a session is told before anything is done for it, from records and a slot alone."""
 
 from __future__ import annotations
 
@@ -6,15 +6,24 @@ from dataclasses import replace
 
 import pytest
 
-from records_support import CLAIM, GUEST, ONE, OTHERS, OURS, RECEIVING, SENDING, TWO
+from records_support import CLAIM, DIGEST, GUEST, ONE, OTHERS, OURS, RECEIVING, SENDING, TWO
+from sterna.core.admitting import (
+    Resumption,
+    check_newest,
+    check_records,
+    check_slot,
+    is_handed_over,
+    names_store,
+    resumption,
+)
 from sterna.core.history import History
-from sterna.core.records import Claiming, Decided, Granted, Record, Released, Start
+from sterna.core.records import Claiming, Complete, Decided, Granted, HandBack, Record, Released, Start
+from sterna.core.verdict import Slot
 from sterna.errors import LocalProtocolError
-from sterna.host.admitting import check_records, check_slot, names_store
-from sterna.host.slots import Slot
 from sterna.registry import ErrorCode, Feature, Mode, Owner
 from sterna.wire.records import FeatureChoice, FeatureOffer, Hello
 
+SENT_ON = replace(SENDING, session=TWO, epoch=2)
 HELLO = Hello(Mode.OPEN, (), (), {}, GUEST, 1, OTHERS)
 
 
@@ -82,6 +91,43 @@ def test_the_newest_slot_is_shown_or_there_is_none() -> None:
         with pytest.raises(LocalProtocolError) as caught:
             check_slot(newest, HELLO, has_store=has_store)
         assert caught.value.code is code
+
+
+def test_a_slot_that_was_shown_is_the_newest_still() -> None:
+    """[ONE-16] [ONE-64]"""
+    shown = Slot(1, OTHERS)
+    check_newest(shown, shown, "ONE-16")
+    for newest, text in ((None, "there is none"), (Slot(2, OURS), "it is 'here' in slot 2")):
+        with pytest.raises(LocalProtocolError, match=f"'there' in slot 1 is not .*: {text}") as caught:
+            check_newest(newest, shown, "ONE-16")
+        assert (caught.value.code, caught.value.clause) == (ErrorCode.STALE_EPOCH, "ONE-16")
+
+
+@pytest.mark.parametrize(
+    ("records", "leads_to"),
+    [
+        ([], Resumption.ANEW),
+        ([CLAIM], Resumption.TOLD),
+        ([CLAIM, HandBack(2)], Resumption.TOLD),
+        ([CLAIM, Start(2)], Resumption.SERVED),
+        ([CLAIM, Start(2), Complete(ONE, 2, DIGEST)], Resumption.TOLD),
+        ([CLAIM, Start(2), SENT_ON], Resumption.SERVED),
+        ([CLAIM, Start(2), SENT_ON, Granted(TWO, 3)], Resumption.TOLD),
+    ],
+)
+def test_what_a_resumption_leads_to(records: list[Record], leads_to: Resumption) -> None:
+    """[RES-7] [RES-13] [RES-15] A guest that was sent on, or has all of its pages, lacks none."""
+    history = noted(RECEIVING, *records)
+    assert resumption(history, RECEIVING, noted=True) is leads_to
+    without = Resumption.TOLD if records else Resumption.UNKNOWN
+    assert resumption(history, RECEIVING, noted=False) is without
+    assert is_handed_over(history, RECEIVING) == bool(records)
+
+
+def test_a_resumption_of_a_session_that_is_on_no_record() -> None:
+    """[RES-3] [RES-16] Its opening may be there: the session is noted a moment later."""
+    assert resumption(noted(), None, noted=True) is Resumption.ANEW
+    assert resumption(noted(), None, noted=False) is Resumption.UNKNOWN
 
 
 def test_a_store_is_named_by_its_feature() -> None:
