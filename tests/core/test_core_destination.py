@@ -466,6 +466,27 @@ def test_what_has_come_of_a_batch_is_told_meanwhile(hashed):
     assert machine.result is None
 
 
+def test_pages_of_an_attempt_that_is_over_come_nowhere():
+    """[CON-24] Their bytes flow by, however they come, and nobody hashes them."""
+    rig = DestinationRig().until(D.RESERVING)
+    spy = Spy(rig.sink())
+    rig.do(e.Reserve, spy)
+    rig.say(r.Round(1, 1, 1))
+    rig.image[:PAGE] = random.Random(1).randbytes(PAGE)
+    batch = rig.batch([0], [1])
+    frame = memoryview(rig.encode(batch.table(1, 1), b"".join(batch.buffers)))
+    machine = rig.machine
+    machine._attempt = 2
+    machine.receive_data(frame[: 1 - PAGE], rig.now)
+    machine.get_buffer()
+    assert not machine.buffer_updated(0, rig.now)  # a read that has brought nothing
+    machine.get_buffer()[:10] = frame[1 - PAGE : 11 - PAGE]
+    machine.buffer_updated(10, rig.now)
+    machine.receive_data(frame[11 - PAGE :], rig.now)
+    assert spy.calls == []
+    assert machine.result is None
+
+
 def test_pages_whose_memory_is_being_written_are_held_by_nobody():
     """[MEM-8] A link that breaks between a table and its last byte leaves no entry that is not true."""
     rig = DestinationRig().until(D.RECEIVING)

@@ -5,9 +5,9 @@ between; `chances`: what may happen besides), and `take` makes one of that happe
 `sterna.sim.explore` takes every step in turn, `sterna.sim.seeded` has a clock and dice. What goes wrong is in
 `sterna.sim.faults`.
 
-Endpoints here are the machines, `History`, `judge`, `next_act` and `answer` of the core, and nothing else
-that decides: this file carries out what they ask for, and takes the time between asking, taking effect and
-hearing of it apart. A process may die in each of these gaps.
+Endpoints here are the machines, `History`, `judge`, `next_act`, `answer` and `sterna.core.admitting`, and
+nothing else that decides: this file carries out what they ask for, and takes the time between asking, taking
+effect and hearing of it apart. A process may die in each of these gaps.
 """
 
 from __future__ import annotations
