@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sterna.core.resuming import HeldReport
 from sterna.core.serving import ASKED_MAX, IN_VAIN_MAX, AfterStats, Serving
 from sterna.errors import RemoteProtocolError
 from sterna.limits import Limits
@@ -12,7 +13,7 @@ from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import RegionPages
 from sterna.memory.regions import PageSets, RegionTable
 from sterna.registry import Encoding, ErrorCode, Transfer
-from sterna.wire.records import PageRequest, Region
+from sterna.wire.records import PageRequest, Region, Welcome
 
 PAGE, BLOCK = 4096, 16  # a block: the 64 KiB that a group does not leave
 TABLE = RegionTable(
@@ -224,6 +225,29 @@ def test_requests_for_nothing_are_bounded():
     with pytest.raises(RemoteProtocolError, match="nothing that is stale") as error:
         source.request(PageRequest(1, 0, BLOCK))
     assert (error.value.code, error.value.clause) == (ErrorCode.LIMIT_RATE, "PCY-18")
+
+
+def nothing_held(source: Serving) -> HeldReport:
+    """What a destination says that has none of the pages."""
+    _, number = source.position
+    return HeldReport(Welcome(0, bytes(16), bytes(32), (), {}), TABLE, number, frozenset({number}))
+
+
+def test_bounds_of_requests_are_a_connection_s():
+    """[PCY-18] [RES-13] What was asked for in vain by one that is lost is not held against the next."""
+    source = serving((1, 0, BLOCK), (1, BLOCK, 2))
+    for _ in range(ASKED_MAX):
+        source.request(PageRequest(1, 0, 1))
+        assert sent(source) == [(1, 0, BLOCK)]
+    for _ in range(IN_VAIN_MAX):
+        source.request(PageRequest(2, 0, 1))
+    source.resume(nothing_held(source), PageRequest(1, 0, 1))
+    source.request(PageRequest(1, 0, 1))
+    assert sent(source) == [(1, 0, BLOCK)]
+    for _ in range(IN_VAIN_MAX):
+        source.request(PageRequest(2, 0, 1))
+    with pytest.raises(RemoteProtocolError, match="nothing that is stale"):
+        source.request(PageRequest(2, 0, 1))
 
 
 def test_repetitions_are_bounded():

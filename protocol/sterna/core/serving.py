@@ -226,7 +226,8 @@ class Serving:
                 raise wrong(ErrorCode.COUNT_MISMATCH, detail, "RES-13", record)
             self._unsent[groups] = ~there
         self._left = int(np.count_nonzero(self._unsent))
-        self._asked[:] = self._in_vain = 0
+        self._asked[:] = 0
+        self._in_vain = 0
         self._urgent.clear()
         self._patient.clear()
 
