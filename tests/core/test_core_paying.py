@@ -139,6 +139,31 @@ def test_the_bare_link_is_not_looked_at_when_it_is_full(cap):
         assert paying.level == -5
 
 
+@pytest.mark.parametrize("cap", [math.inf, 10e9])
+def test_the_bare_link_is_looked_at_when_it_has_to_be_faster_than_is_known(cap):
+    """More goes over it packed than it was seen to carry: what was measured first was no link's doing."""
+    paying = known(cap_bytes_s=cap)
+    pass_by(paying, 20e6, 0.0)
+    assert paying.level == 5
+    pass_by(paying, RATES[5], 1.0, SHARES[5])
+    assert paying.level == 5
+    pass_by(paying, RATES[5], LATER, SHARES[5])
+    assert paying.level is None
+    pass_by(paying, 10e9, LATER + 1)
+    assert paying.level is None
+
+
+def test_the_bare_link_is_looked_at_now_and_then_also_if_it_seems_to_be_full():
+    """That as much goes over it as it carried once may be chance."""
+    paying = known()
+    pass_by(paying, 70e6, 0.0)
+    assert paying.level == 5
+    pass_by(paying, RATES[5], BELIEVED_MOST_S, SHARES[5])
+    assert paying.level == 5
+    pass_by(paying, RATES[5], BELIEVED_MOST_S + 1, SHARES[5])
+    assert paying.level is None
+
+
 def test_a_link_that_slows_down():
     paying = known()
     pass_by(paying, 2e9, 0.0)
@@ -260,6 +285,44 @@ def test_what_was_chosen_is_never_expected_to_be_much_worse(steps):
         pass_by(paying, passes, number, share)
         bare = paying.expected_bytes_s(None, number)
         assert paying.level is None or paying.expected_bytes_s(paying.level, number) * (1 + GAIN) >= bare
+
+
+@st.composite
+def packers(draw) -> tuple[dict[int, float], dict[int, float]]:
+    """What each level packs of some memory to which share, and how much of it a second."""
+    share, rate = draw(st.floats(0.05, 1)), draw(st.floats(50e6, 2e9))
+    shares, rates = {}, {}
+    for level in LEVELS:
+        shares[level], rates[level] = share, rate
+        share, rate = share * draw(st.floats(0.8, 1)), rate * draw(st.floats(0.2, 0.9))
+    return shares, rates
+
+
+LINKS = st.floats(1e6, 10e9)
+
+
+@given(st.data(), st.sampled_from([1, 2, 4]), st.just(math.inf) | LINKS)
+def test_whatever_was_before_what_passes_is_soon_near_the_most_that_could(data, workers, cap):
+    """No link, no memory and no packer leaves anything behind that keeps the rate low for good."""
+    paying = Paying(workers, cap)
+    most = min(cap, FASTEST_BYTES_S * workers * 0.99)  # on a faster one nothing is tried
+    phases = [(data.draw(LINKS), 20, data.draw(packers())), (data.draw(st.floats(1e6, most)), 100, None)]
+    now, packs, passed, best = 0.0, phases[0][2], [], {}
+    for link, seconds, other in phases:
+        bare = min(link, cap)
+        shares, rates = packs = other or data.draw(st.just(packs) | packers())
+        best = {None: bare} | {level: min(rates[level] * workers, bare / shares[level]) for level in LEVELS}
+        for _ in range(seconds):
+            now += 1.0
+            level = paying.level
+            passed.append(best[level])
+            if level is not None:
+                paying.packed(level, MIB, int(MIB * shares[level]), MIB / rates[level], now)
+            pass_by(paying, best[level], now, 1.0 if level is None else shares[level])
+            if paying.is_trial_due(now) and paying.sampled(MIB, int(MIB * shares[2]), MIB / rates[2], now):
+                trial = paying.next_trial()
+                paying.packed(trial, MIB, int(MIB * shares[trial]), MIB / rates[trial], now, trial=True)
+    assert sum(passed[-20:]) / 20 >= 0.7 * max(best.values())
 
 
 def packing_in_any_case(link_bytes_s: float) -> Paying:

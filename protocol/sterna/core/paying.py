@@ -27,6 +27,9 @@ at which the packers keep up with the link, that is one step farther, at which t
 dwindles then, and the next batch is packed as it pays; so levels mix as the machine allows, from batch to
 batch, and a machine that is busy with other things falls back by itself.
 
+What the link carries is seen only by pages as they are. Where what goes over it packed is less than that, or
+more, and after `BELIEVED_MOST_S` in any case, a few batches go so, to look at it again.
+
 Memory that does not compress is found out by samples that come more and more seldom.
 
 Where pages are to be packed in any case, the question is only how densely. The bare link is never seen then;
@@ -65,6 +68,7 @@ _FADES: Final = 0.9
 # How often in a row the wait for the next sample doubles when one has not shrunk.
 _DOUBLINGS: Final = 6
 # A packer that fills the link to this share is not what others wait for; the bare link would not be faster.
+# One that sends more than the link was seen to carry, by as much, shows that it is another by now.
 _FULL: Final = 0.8
 
 
@@ -218,8 +222,11 @@ class Paying:
         if now - known.at <= known.believed_s:
             return known.rate_bytes_s
         if level is None:
-            busy = self._wire_bytes_s >= self.link_bytes_s * _FULL
-            return self.link_bytes_s if busy or self._cap_bytes_s < math.inf else math.inf
+            link_bytes_s = self.link_bytes_s
+            is_full = link_bytes_s * _FULL <= self._wire_bytes_s <= link_bytes_s / _FULL
+            is_known = is_full and now - known.at <= BELIEVED_MOST_S
+            is_capped = link_bytes_s >= self._cap_bytes_s * _FULL
+            return link_bytes_s if is_known or is_capped else math.inf
         packing = self._packing[level]
         if not packing.page_bytes or self.link_bytes_s == math.inf:
             return 0.0
