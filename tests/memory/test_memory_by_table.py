@@ -33,6 +33,20 @@ def test_what_is_looked_at_stays():
     assert (kept.get(one), list(kept.values()), kept.pop(one)) == (1, [1], 1)
 
 
+def test_a_table_may_go_while_others_are_looked_at():
+    """The collector of cycles, in which tables of lost connections are, comes when it likes."""
+    kept, tables = ByTable[int](), [table(), table(), table()]
+    for number, each in enumerate(tables):
+        kept.put(each, number)
+    del each
+    looked_at = []
+    for value in kept.values():
+        looked_at.append(value)
+        del tables[1:]
+    assert looked_at == [0, 1, 2]
+    assert list(kept.values()) == [0]
+
+
 def test_who_forgets_the_table_forgets_it():
     kept, one, other = ByTable[int](), table(), table()
     kept.put(one, 1)

@@ -34,8 +34,8 @@ class ByTable(Generic[T]):
         return None if found is None else found[0]
 
     def values(self) -> Iterator[T]:
-        """What is kept for any table."""
-        return (value for value, _ in self._found.values())
+        """What is kept for any table. Who goes through it may find that one of them is gone meanwhile."""
+        return (value for value, _ in list(self._found.values()))
 
     def __len__(self) -> int:
         return len(self._found)
