@@ -68,6 +68,16 @@ def test_entries_are_made_ahead() -> None:
         ahead.stop()
 
 
+def test_huge_pages_are_asked_for_before_the_first_entry_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is faster than the holder brings the pages: by a mapping that does not ask they would be small."""
+    calls: list[tuple[str, MemoryMap]] = []
+    monkeypatch.setattr(MemoryMap, "advise_huge_pages", lambda self: calls.append(("advise", self)))
+    monkeypatch.setattr(MemoryMap, "populate_entries", lambda self, *_: calls.append(("entries", self)))
+    with mapped() as one, mapped() as other:
+        Ahead([one, other]).join()
+        assert calls == [("advise", one), ("advise", other), ("entries", one), ("entries", other)]
+
+
 @pytest.mark.parametrize("why", ["stopped", "no memory"])
 def test_no_entry_is_made_behind_the_end(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(populating, "AHEAD_BYTES", 8 * PAGE_BYTES)

@@ -7,7 +7,8 @@ costs nearly as much as to make them, some 60 microseconds a mebibyte, so the ke
 And an endpoint that takes rounds in would have a fault for every page of the first one, which costs as
 much as to copy the page. `Ahead` makes the entries in a thread that is faster than pages arrive. The memory
 itself comes from the holder, who has it all brought anyway. So the kernel is asked as for reads, which it
-answers for 16 pages at once: as for writes it takes three to four times as long.
+answers for 16 pages at once: as for writes it takes three to four times as long. Pages that are not there yet
+come by this mapping, and in the size that is asked for here: huge, as by a holder of ours.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Ahead:
     def __init__(self, memories: Collection[MemoryMap]) -> None:
         self._memories = tuple(memories)
         self._stopped = False
+        for memory in self._memories:
+            memory.advise_huge_pages()
         self._thread = threading.Thread(target=self._work, name="ahead", daemon=True)
         self._thread.start()
 
