@@ -25,7 +25,7 @@ from typing import Annotated, Final, Literal, Self
 from cyclopts import Parameter
 
 from sterna.cli.output import Output
-from sterna.cli.units import Duration, Json, Rate, Size, format_duration
+from sterna.cli.units import Downtime, Json, Rate, Size, format_duration
 from sterna.core.words import rate_text, size_text
 from sterna.linux.memory import available_bytes
 from sterna_interop.measured import Report
@@ -101,7 +101,7 @@ class Guest:
 
 def blackout(
     *, switchover: Style = "bitmap", memory: AskedSize = None, hot: AskedSize = None,
-    dirty_rate: AskedRate = None, downtime: Duration = DOWNTIME_S, runs: Runs = 5, against: Against = None,
+    dirty_rate: AskedRate = None, downtime: Downtime = DOWNTIME_S, runs: Runs = 5, against: Against = None,
     write: Write = None, json: Json = False,
 ) -> None:  # fmt: skip
     """How long a writing guest stands still, beside an idle one, or beside QEMU's.

@@ -18,7 +18,7 @@ from typing import Annotated, Final
 from cyclopts import Parameter
 
 from sterna.cli.output import Output
-from sterna.cli.units import Duration, Json, Rate, Size, format_rate
+from sterna.cli.units import Downtime, Json, Rate, Size, format_rate
 from sterna.core.words import duration_text, size_text
 from sterna_interop.bulk import QEMU_CHANNELS, TCP
 from sterna_interop.measured import Report
@@ -61,7 +61,7 @@ AskedRate = Annotated[Rate | None, Parameter(show_default=False)]
 
 def dirty(
     *, size: Size = SIZE_BYTES, hot: Size = HOT_BYTES, dirty_rate: AskedRate = None,
-    downtime: Duration = DOWNTIME_S, runs: Runs = 5, against: Against = None, write: Write = None,
+    downtime: Downtime = DOWNTIME_S, runs: Runs = 5, against: Against = None, write: Write = None,
     json: Json = False,
 ) -> None:  # fmt: skip
     """A guest that writes while it is moved, beside QEMU's: time in all, and blackout.

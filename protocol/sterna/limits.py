@@ -57,6 +57,11 @@ REJECTED_FLOOR_PAGES: Final = 1024
 # a destination cannot tell how many its peer has in mind, and a round costs that one two empty frames.
 ROUNDS_KEPT: Final = 1024
 
+# What a policy may be told: below, a clock's own error decides; above, it is no live migration any more.
+DOWNTIME_LEAST_S: Final = 0.001
+DOWNTIME_MOST_S: Final = 3600.0
+ROUNDS_MOST: Final = 1000
+
 # Seconds for which a lost session is kept: what a source asks for, and the most that a destination agrees to.
 # It pays with a guest's whole memory; a source that is not back within minutes has given up or is gone.
 RESUME_S: Final = 60

@@ -17,6 +17,8 @@ from sterna.cli.units import (
     format_rate,
     format_size,
     format_streams,
+    parse_cap,
+    parse_downtime,
     parse_duration,
     parse_rate,
     parse_size,
@@ -87,6 +89,15 @@ def test_a_bad_duration_says_what_to_write(text: str, complaint: str) -> None:
         parse_duration(text)
 
 
+def test_what_no_migration_can_do_with_is_said_at_once() -> None:
+    assert (parse_cap("64KiB/s"), parse_downtime("1ms"), parse_downtime("60min")) == (65536, 0.001, 3600)
+    with pytest.raises(ValueError, match="64KiB/s is the least"):
+        parse_cap("65535B/s")
+    for text in ("999us", "61min"):
+        with pytest.raises(ValueError, match="from 1ms to 60min"):
+            parse_downtime(text)
+
+
 @given(st.integers(0, SIZE_MAX))
 def test_a_printed_size_reads_as_itself(size_bytes: int) -> None:
     assert parse_size(format_size(size_bytes)) == size_bytes
@@ -100,7 +111,7 @@ def test_a_printed_duration_reads_as_itself(microseconds: int) -> None:
 
 @given(st.text(max_size=40))
 def test_any_text_is_read_or_refused(text: str) -> None:
-    for parse in (parse_size, parse_rate, parse_duration):
+    for parse in (parse_size, parse_rate, parse_cap, parse_duration, parse_downtime):
         try:
             assert parse(text) >= 0
         except ValueError:

@@ -22,7 +22,7 @@ from sterna.cli.holder import HOT_BYTES, MEMORY_BYTES, RATE_BYTES_S, Vcpus, chec
 from sterna.cli.output import Output
 from sterna.cli.ownership import Ownership
 from sterna.cli.scratch import scratch
-from sterna.cli.units import Duration, Json, Packing, Rate, Size, Streams
+from sterna.cli.units import Cap, Downtime, Json, Packing, Rate, Size, Streams
 from sterna.core.policy import Switchover
 from sterna.core.words import size_text
 from sterna.host.evidence import DESTINATION_IMAGE, JOURNAL, SOURCE_IMAGE, WARNING, Evidence
@@ -56,9 +56,9 @@ def demo(
     dirty_rate: Rate = RATE_BYTES_S,
     hot: Size = HOT_BYTES,
     switchover: Switchover = "stop-and-copy",
-    downtime: Duration = 0.3,
+    downtime: Downtime = 0.3,
     streams: Streams = None,
-    bandwidth: Annotated[Rate | None, Parameter(show_default=False)] = None,
+    bandwidth: Annotated[Cap | None, Parameter(show_default=False)] = None,
     compress: Packing = "off",
     room: Flag = False,
     unverified: Flag = False,

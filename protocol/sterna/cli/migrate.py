@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import trio
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from sterna.cli.endpoint import (
     UNVERIFIED,
@@ -21,13 +21,13 @@ from sterna.cli.follow import Reporter
 from sterna.cli.output import Output
 from sterna.cli.ownership import UNDECIDED_AFTER_S, Ownership
 from sterna.cli.sending import Sending
-from sterna.cli.units import Duration, Json, Packing, Rate, Size, Streams
+from sterna.cli.units import Cap, Downtime, Duration, Json, Packing, Size, Streams
 from sterna.cli.warned import watching
 from sterna.core.policy import Switchover
 from sterna.errors import ConfigError
 from sterna.host.evidence import Evidence
 from sterna.host.failpoint import failpoint
-from sterna.limits import RESUME_MOST_S, RESUME_S
+from sterna.limits import RESUME_MOST_S, RESUME_S, ROUNDS_MOST
 from sterna.net.connect import parse_address
 from sterna.net.identity import check_name
 from sterna.net.options import VERSIONS_BYTES, Compress, Options
@@ -40,10 +40,10 @@ def migrate(
     peer: Annotated[str, Parameter(show_default=False)] = "",
     security: Security = Security(),  # noqa: B008 - frozen
     ownership: Ownership = Ownership(),  # noqa: B008 - frozen
-    bandwidth: Annotated[Rate | None, Parameter(show_default=False)] = None,
-    downtime: Duration = 0.3,
+    bandwidth: Annotated[Cap | None, Parameter(show_default=False)] = None,
+    downtime: Downtime = 0.3,
     switchover: Switchover = "stop-and-copy",
-    max_rounds: int = 30,
+    max_rounds: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=ROUNDS_MOST))] = 30,
     patience: Annotated[Duration | None, Parameter(show_default=False)] = None,
     undecided_after: Duration = UNDECIDED_AFTER_S,
     resume: Duration = float(RESUME_S),

@@ -13,7 +13,7 @@ from typing import Annotated, Final, Literal, TypeVar
 
 from cyclopts import Parameter, Token
 
-from sterna.limits import STREAMS_MAX
+from sterna.limits import CHUNK_BYTES, DOWNTIME_LEAST_S, DOWNTIME_MOST_S, STREAMS_MAX
 
 T = TypeVar("T")
 
@@ -108,6 +108,31 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
+def parse_cap(text: str) -> int:
+    """Bytes a second to which a link is held; a chunk at least.
+
+    Raises:
+        ValueError: what is wrong, and what to write instead.
+    """
+    rate_bytes_s = parse_rate(text)
+    if rate_bytes_s < CHUNK_BYTES:
+        raise ValueError(f"{text!r} is slower than any migration is: {format_rate(CHUNK_BYTES)} is the least")
+    return rate_bytes_s
+
+
+def parse_downtime(text: str) -> float:
+    """Seconds for which a guest may stand still.
+
+    Raises:
+        ValueError: what is wrong, and what to write instead.
+    """
+    seconds = parse_duration(text)
+    if not DOWNTIME_LEAST_S <= seconds <= DOWNTIME_MOST_S:
+        span = " to ".join(map(format_duration, (DOWNTIME_LEAST_S, DOWNTIME_MOST_S)))
+        raise ValueError(f"{text!r} is no time to aim at: it is from {span}")
+    return seconds
+
+
 def format_size(size_bytes: int) -> str:
     """The shortest text that `parse_size` reads as exactly `size_bytes`; core.words has approximations."""
     exact = [(size_bytes // factor, unit) for unit, factor in _SIZE_UNITS.items() if size_bytes % factor == 0]
@@ -138,7 +163,9 @@ def _parameter(parse: Callable[[str], T], show: Callable[[T], str], metavar: str
 
 Size = Annotated[int, _parameter(parse_size, format_size, "SIZE")]
 Rate = Annotated[int, _parameter(parse_rate, format_rate, "RATE")]
+Cap = Annotated[int, _parameter(parse_cap, format_rate, "RATE")]
 Duration = Annotated[float, _parameter(parse_duration, format_duration, "TIME")]
+Downtime = Annotated[float, _parameter(parse_downtime, format_duration, "TIME")]
 Streams = Annotated[int | None, _parameter(parse_streams, format_streams, "N")]
 Packing = Literal["off", "auto", "always"]  # the values of `sterna.net.options.Compress`
 Json = Annotated[bool, Parameter(negative=(), show_default=False, help="One JSON object on stdout.")]

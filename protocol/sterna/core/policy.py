@@ -51,6 +51,7 @@ from typing import Final, Literal, TypeAlias
 
 from sterna.core.words import duration_text, rate_text, share_text, size_text
 from sterna.errors import LocalProtocolError
+from sterna.limits import DOWNTIME_LEAST_S, DOWNTIME_MOST_S, ROUNDS_MOST
 from sterna.registry import ErrorCode, Style
 
 BANDWIDTH_WINDOW_S: Final = 2.0
@@ -182,8 +183,8 @@ class PolicySettings:
 
     def __post_init__(self) -> None:
         ranges: list[tuple[str, float, float]] = [
-            ("allowed_downtime_s", 0.001, 3600),
-            ("max_rounds", 1, 1000),
+            ("allowed_downtime_s", DOWNTIME_LEAST_S, DOWNTIME_MOST_S),
+            ("max_rounds", 1, ROUNDS_MOST),
             ("max_throttle", 0, _THROTTLE_MAX),
             ("throttle_start", 0.01, _THROTTLE_MAX),
             ("throttle_step", 0.01, _THROTTLE_MAX),
