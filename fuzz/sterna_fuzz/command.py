@@ -141,7 +141,7 @@ def _target(name: str) -> Target:
     try:
         import hypothesis  # noqa: F401 - whether it is there
     except ImportError as error:
-        raise ConfigError("sterna fuzz needs Hypothesis: pip install 'sterna[fuzz]'") from error
+        raise ConfigError("sterna fuzz needs Hypothesis: pip install '.[fuzz]' in Sterna's source") from error
     from sterna_fuzz.targets import TARGETS
 
     return TARGETS[name]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -19,19 +20,40 @@ says nothing beside them. Ratios are Sterna's by the other's, turn by turn, and 
 """
 
 
+def check_file(_type: object, path: str | None) -> None:
+    """Before anything is measured: whether a report can be put there. A validator of --write.
+
+    Raises:
+        ConfigError: the file cannot be read or written, or is another one.
+    """
+    if path is None:
+        return
+    _read(Path(path))
+    if not os.access(path if os.path.lexists(path) else os.path.dirname(path) or ".", os.W_OK):
+        raise ConfigError(f"cannot write {path}: name another file, in a directory that is there")
+
+
+def _read(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else HEAD
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    if not text.startswith(HEAD.partition("\n")[0] + "\n"):
+        raise ConfigError(f"{path} is another file: name one that does not exist, or BENCHMARKS.md")
+    return text
+
+
 def write_section(report: Report, path: Path, output: Output) -> None:
     """Put a report in the place of the last one of its benchmark.
 
     Raises:
         ConfigError: the file cannot be read or written, or is another one.
     """
+    text = with_section(_read(path), report.name, section(report.table()))
     try:
-        text = path.read_text(encoding="utf-8") if path.exists() else HEAD
-        if not text.startswith(HEAD.partition("\n")[0] + "\n"):
-            raise ConfigError(f"{path} is another file: name one that does not exist, or BENCHMARKS.md")
-        path.write_text(with_section(text, report.name, section(report.table())), encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
     output.say(f"  written to {path}")
 
 

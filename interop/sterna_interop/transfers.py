@@ -16,7 +16,7 @@ from cyclopts import Parameter
 
 from sterna.cli.output import Output
 from sterna.core.words import rate_text
-from sterna_interop.benchmarks_file import write_section
+from sterna_interop.benchmarks_file import check_file, write_section
 from sterna_interop.measured import Report
 from sterna_interop.measuring import (
     BARE,
@@ -42,7 +42,7 @@ CPU_BOUND: Final = at_most(1.0, 0.7)
 MEMORY_BYTES: Final = 96 << 20
 
 Against: TypeAlias = Annotated[Literal["qemu"] | None, Parameter(show_default=False)]
-Write: TypeAlias = Annotated[str | None, Parameter(show_default=False)]
+Write: TypeAlias = Annotated[str | None, Parameter(show_default=False, validator=check_file)]
 
 
 def need(against: str | None) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import fields
@@ -28,6 +29,7 @@ from sterna.cli.follow import Reporter
 from sterna.cli.output import Output
 from sterna.core.deadlines import Deadlines
 from sterna.errors import ConfigError, GuestError
+from sterna.guest.holder_client import connect_holder
 from sterna.host.pki import init_ca, issue
 from sterna.net.memory import memory_transport_pair
 
@@ -63,6 +65,12 @@ def test_certificates_are_found_by_name(pki: Path) -> None:
 def test_plaintext_is_asked_for() -> None:
     """[TLS-1]"""
     assert Security(insecure=True).tls(nobody) is None
+
+
+def test_certificates_that_cannot_be_looked_at_are_not_missing(tmp_path: Path) -> None:
+    """As in the directory of another user; here it has a name that no file system takes."""
+    with pytest.raises(ConfigError, match=r"cannot read .*: File name too long"):
+        Security(pki=tmp_path / ("x" * 300), name="host-a").tls(nobody)
 
 
 @pytest.mark.parametrize("both", [True, False])
@@ -235,9 +243,21 @@ async def test_progress_is_told_again_and_again(
     assert told == [(0, 0), (5, 0), (5, 0)]
 
 
-def test_a_missing_holder_can_be_started(tmp_path: Path) -> None:
-    error = GuestError("no holder at h.sock: No such file or directory")
-    said = str(holder_missing(error, tmp_path / "h.sock", "--destination"))
-    assert said.endswith(f"start one with sterna holder --socket {tmp_path}/h.sock --destination")
-    (tmp_path / "h.sock").touch()  # it is there, and the trouble is another one
-    assert holder_missing(error, tmp_path / "h.sock", "") is error
+async def test_a_missing_holder_can_be_started(tmp_path: Path) -> None:
+    path = tmp_path / "h.sock"
+
+    async def said() -> str:
+        with pytest.raises(GuestError) as caught:
+            await connect_holder(path)
+        return str(holder_missing(caught.value, path, "--destination"))
+
+    start = f"start one with sterna holder --socket {path} --destination"
+    assert (await said()).endswith(start)
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))  # by a holder that was killed
+    assert (await said()).endswith(start)
+    path.unlink()
+    path.touch()
+    assert (await said()).endswith(f"no holder at {path}: Connection refused: that is no holder's socket")
+    path = tmp_path / ("x" * 300)
+    assert "AF_UNIX path too long" in await said()

@@ -114,6 +114,19 @@ def test_a_usage_error_is_answered_as_it_was_asked_for(capsys: pytest.CaptureFix
     assert json.loads(out)["error"]["code"] == "usage"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("serve --holder h", "--listen is missing: see sterna serve --help"),
+        ("pki issue d", "NAME is missing: see sterna pki issue --help"),
+        ("migrate --to", '"migrate" parameter --to requires an argument.'),
+    ],
+)
+def test_what_was_left_out_is_named(arguments: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments.split(), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["text"].endswith(text)
+
+
 def test_a_coded_error_keeps_its_code(boom: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     def run(*, json: bool = False) -> None:
         raise TransportError(ErrorCode.PEER_SILENT)

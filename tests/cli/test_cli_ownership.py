@@ -34,6 +34,7 @@ async def test_a_store_is_opened_by_its_name(tmp_path: Path) -> None:
 async def test_what_is_no_store_is_told_at_once(tmp_path: Path) -> None:
     for wrong in (
         Ownership(store="zookeeper://x"),
+        Ownership(store_user="somebody"),
         Ownership(store=str(tmp_path), store_user="somebody"),
         Ownership(store="etcds://127.0.0.1:1", store_ca=tmp_path / "none.pem"),
     ):

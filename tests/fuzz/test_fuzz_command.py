@@ -120,7 +120,7 @@ def test_without_hypothesis_it_says_what_to_install(capsys, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", missing)
     code, _, err = run("frames", capsys=capsys)
     assert code == 2
-    assert "pip install 'sterna[fuzz]'" in err
+    assert "pip install '.[fuzz]'" in err
 
 
 def test_where_there_is_no_blob_the_run_is_repeated():

@@ -76,6 +76,14 @@ async def test_a_directory_that_cannot_be_made_or_read(tmp_path: Path) -> None:
         RecordsShelf(tmp_path / "file").guests()
 
 
+async def test_records_that_cannot_be_looked_at_are_not_none(tmp_path: Path) -> None:
+    """As in the directory of another user; here it has a name that no file system takes."""
+    with pytest.raises(RecordError, match="say --records"):
+        await RecordsShelf(tmp_path / ("x" * 300)).take(GUEST, make=False)
+    (tmp_path / "file").write_text("")
+    assert await RecordsShelf(tmp_path / "file" / "records").take(GUEST, make=False) is None
+
+
 async def test_one_process_takes_guests_in(tmp_path: Path) -> None:
     """[LOG-7] The other one is told what to do; without a directory there is nothing to share."""
     directory = tmp_path / "records"

@@ -6,7 +6,7 @@ import pytest
 
 from sterna.cli.output import Output
 from sterna.errors import ConfigError
-from sterna_interop.benchmarks_file import HEAD, with_section, write_section
+from sterna_interop.benchmarks_file import HEAD, check_file, with_section, write_section
 from sterna_interop.measured import Report
 from sterna_interop.measuring import BARE, OURS, Measure, Taken
 
@@ -57,5 +57,17 @@ def test_other_files_are_left_alone(tmp_path, text):
     else:
         path.write_text(text)
     with pytest.raises(ConfigError):
+        check_file(str, str(path))
+    with pytest.raises(ConfigError):
         write_section(report("memory", 1.0), path, Output())
     assert text is None or path.read_text() == text
+
+
+def test_where_nothing_can_be_written_is_said_before_anything_is_measured(tmp_path):
+    check_file(str, None)
+    check_file(str, str(tmp_path / "new.md"))
+    path = tmp_path / "none" / "new.md"
+    with pytest.raises(ConfigError, match="in a directory that is there"):
+        check_file(str, str(path))
+    with pytest.raises(ConfigError, match="cannot write"):
+        write_section(report("memory", 1.0), path, Output())

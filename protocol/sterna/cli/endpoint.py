@@ -87,7 +87,8 @@ class Security:
         """This side of TLS, None for plaintext.
 
         Raises:
-            ConfigError: neither or both of --pki and --insecure were given.
+            ConfigError: neither or both of --pki and --insecure were given; there is no certificate, or it
+                cannot be read.
         """
         if (self.pki is None) == (not self.insecure):
             raise ConfigError("say either --pki DIR (see `sterna pki`) or --insecure, which is plaintext")
@@ -95,11 +96,15 @@ class Security:
             return None
         name = self.own_name
         certificate = self.pki / f"{name}.pem"
-        if not certificate.exists():
+        try:
+            certificate.stat()
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise ConfigError(
                 f"there is no {certificate}: this host calls itself {name!r}, so give it another --name, or "
                 f"make one where the CA's key is: sterna pki issue DIR {name}"
-            )
+            ) from error
+        except OSError as error:
+            raise ConfigError(f"cannot read {certificate}: {error.strerror}") from error
         return TlsConfig(certificate, self.pki / f"{name}.key", self.pki / CA_CERTIFICATE, check_peer)
 
 
@@ -195,9 +200,14 @@ def holder_missing(error: GuestError, path: Path, options: str) -> GuestError:
         path: the holder's socket.
         options: of the `sterna holder` that would help.
     """
-    if path.exists():
-        return error
-    return GuestError(f"{error.detail}: start one with sterna holder --socket {path} {options}".rstrip())
+    match error.__cause__:
+        case ConnectionRefusedError() if not path.is_socket():
+            return GuestError(f"{error.detail}: that is no holder's socket")
+        case ConnectionRefusedError() | FileNotFoundError():
+            start = f"start one with sterna holder --socket {path} {options}".rstrip()
+            return GuestError(f"{error.detail}: {start}")
+        case _:
+            return error
 
 
 @dataclass(slots=True)

@@ -98,6 +98,8 @@ def holder(
         check_size(memory)
         if not name or not name.isprintable() or len(name.encode()) > TEXT_BYTES:
             raise ConfigError(f"--name: a guest's name is 1 to {TEXT_BYTES} bytes of printable text")
+        if room is not None:
+            raise ConfigError("--room is for the guest that comes: it needs --destination")
     options = _options(
         guest=guest,
         vcpus=check_vcpus(vcpus, guest, 1),
@@ -126,7 +128,10 @@ def holder(
         if not destination:
             engine.image = image
         server = HolderServer(socket, engine, parent=watched)
-    except (ValueError, OSError, MemoryError) as error:
+    except OSError as error:
+        file = f"{error.filename}: " if error.filename else ""
+        raise ConfigError(f"no holder at {socket}: {file}{error.strerror}") from error
+    except (ValueError, MemoryError) as error:
         raise ConfigError(f"no holder at {socket}: {error}") from error
     _say_ready(output, socket, engine, options)
     _serve(server, output, socket)

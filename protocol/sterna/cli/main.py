@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Final, TypeAlias
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, MissingArgumentError
 
 from sterna.cli.exits import Exit, exit_of, gravest
 from sterna.cli.hints import hint
@@ -87,11 +87,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _settle("".join(tokens[:1]))
         result = application("".join(tokens[:1]))(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        output.failure("usage", str(error), Exit.USAGE)
+        output.failure("usage", _usage(error), Exit.USAGE)
         return Exit.USAGE
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:  # noqa: BLE001 - nobody is above us
         return _failed(error, output)
     return int(result or 0)
+
+
+def _usage(error: CycloptsError) -> str:
+    """What is wrong with the command line. Of what was left out cyclopts says "requires an argument"."""
+    if not isinstance(error, MissingArgumentError) or error.argument is None or error.unused_tokens:
+        return str(error)
+    if error.keyword is not None or error.argument.tokens:
+        return str(error)
+    return f"{error.argument.name} is missing: see sterna {' '.join(error.command_chain or ())} --help"
 
 
 def _settle(chosen: str) -> None:

@@ -77,11 +77,14 @@ class Ownership:
         """The lease store, None if there is none. Nothing is asked of it yet.
 
         Raises:
-            ConfigError: --store is no name of a store, or a file for it cannot be used.
+            ConfigError: --store is no name of a store, a file for it cannot be used, or there is no --store
+                that its other options are for.
         """
         from sterna.host.open_store import StoreAccess, open_store
 
         if not self.store:
+            if self.store_options:
+                raise ConfigError(f"{self.store_options[0]} is for a lease store: name that with --store")
             yield None
             return
         access = StoreAccess(

@@ -325,7 +325,7 @@ async def connect_holder(
     except OSError as error:
         sock.close()
         kind = GuestError if error.errno in _NOBODY_THERE else HolderSilent
-        raise kind(f"no holder at {os.fspath(path)}: {error.strerror}") from error
+        raise kind(f"no holder at {os.fspath(path)}: {error.strerror or error}") from error
     connection = HolderConnection(sock)
     try:
         await connection.attach(role, epoch)

@@ -49,6 +49,23 @@ def make_directory(directory: Path) -> None:
         ) from error
 
 
+async def _is_there(place: trio.Path) -> bool:
+    """Whether a guest has records; what cannot be looked at is not nothing.
+
+    Raises:
+        RecordError: that.
+    """
+    try:
+        await place.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise RecordError(
+            f"{place}: {error.strerror}; say --records or --name as its endpoints do"
+        ) from error
+    return True
+
+
 class Keeper(Protocol):
     """A guest's records."""
 
@@ -137,7 +154,7 @@ class RecordsShelf:
             taken = self._taken.get(guest)
             if taken is None:
                 place = trio.Path(folder(os.fspath(self.directory), guest))
-                if not make and not await place.exists():
+                if not make and not await _is_there(place):
                     return None
                 if make:
                     await trio.to_thread.run_sync(make_directory, self.directory)
