@@ -362,6 +362,27 @@ def test_a_round_does_not_end_while_pages_are_on_their_way():
     assert (fails(pair).code, fails(pair).clause) == (ErrorCode.COUNT_MISMATCH, "RND-4")
 
 
+def test_pages_do_not_come_on_two_connections_at_a_time():
+    """[STR-18] [MEM-8] Else what was verified first would be written over by what is left of the other."""
+    for page, refused in ((2, False), (3, True), (4, False)):
+        pair = standing_by(2)
+        give(pair, r.Round(1, 1, 3), 0)
+        first, data = table(pair, 3)
+        lane = pair.destination._lanes[1]
+        frame = encode(first, 1, lane.reader.next_sequence, data)
+        pair.destination.receive_data(frame[:-PAGE], pair.now, 1)
+        other, more = table(pair, page)
+        if refused:
+            give(pair, other, 2, more)
+            assert (fails(pair).code, fails(pair).clause) == (ErrorCode.UNEXPECTED_FRAME, "STR-18")
+            continue
+        give(pair, other, 2, more)
+        pair.destination.receive_data(frame[-PAGE:], pair.now, 1)
+        give(pair, *table(pair, page)[:1], 1, more)  # one behind the other they may [STR-10]
+        assert pair.destination._round.page_count == 3
+        assert pair.destination.result is None
+
+
 # ---- the source's side ----
 
 

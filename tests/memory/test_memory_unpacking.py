@@ -5,6 +5,8 @@ from random import Random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
 from sterna.errors import RemoteProtocolError
@@ -104,6 +106,77 @@ def test_what_comes_as_it_is_may_be_hashed_meanwhile():
         second[:] = bulk[len(first) :]
         room.sink.came(table, len(bulk) - 1)
         assert room.sink.commit(table) == []
+
+
+class Coming:
+    """A table whose bytes come piece by piece, beside others."""
+
+    def __init__(self, room: Room, rows: list[tuple[int, int, Encoding, bytes, bytes]]) -> None:
+        self.room, self.rows = room, rows
+        self.table, self.bulk = packed(*rows)
+        self.targets = room.sink.targets(self.table) if self.bulk else []
+        self.come_bytes = 0
+
+    def come(self, end: int) -> None:
+        """So many bytes are there."""
+        at = 0
+        for target in self.targets:
+            low, high = max(self.come_bytes - at, 0), min(max(end - at, 0), len(target))
+            if low < high:
+                target[low:high] = self.bulk[at + low : at + high]
+            at += len(target)
+        self.come_bytes = max(self.come_bytes, end)
+        if self.targets and end < len(self.bulk):
+            self.room.sink.came(self.table, self.come_bytes)
+
+    def commit(self) -> None:
+        """What is not rejected is there: the bytes that the hash is of."""
+        self.come(len(self.bulk))
+        rejected = self.room.sink.commit(self.table)
+        bad = {page for each in rejected for page in range(each.first, each.first + each.count)}
+        for first, count, _, _, content in self.rows:
+            for page in set(range(first, first + count)) - bad:
+                is_right = self.room.memory[page * PAGE :][:PAGE] == content[(page - first) * PAGE :][:PAGE]
+                assert is_right, page
+
+
+def run(
+    room: Room, first: int, count: int, kind: Encoding, value: int
+) -> tuple[int, int, Encoding, bytes, bytes]:
+    """Pages that have this value; a change is one of what is there now."""
+    content = bytes([value]) * (count * PAGE)
+    base = bytes(room.memory[first * PAGE : (first + count) * PAGE])
+    bulk = content if kind == RAW else frame(content) if kind == ZSTD else delta(base, content)
+    return first, count, kind, bulk, content
+
+
+RUNS = st.sampled_from(
+    [[(0, 64)], [(0, 32)], [(16, 24)], [(40, 20)], [(0, 16), (32, 32)], [(8, 40), (60, 1)]]
+)
+KINDS = st.lists(st.sampled_from([RAW, RAW, RAW, ZSTD, DELTA]), min_size=2, max_size=2)
+STEPS = st.lists(
+    st.tuples(RUNS, KINDS) | st.tuples(st.integers(0, 2), st.integers(0, 5)), min_size=3, max_size=12
+)
+
+
+@pytest.mark.slow
+@given(STEPS)
+def test_no_page_is_taken_for_what_it_is_not(steps):
+    """[MEM-2] [MEM-3] [PGS-20] Also if others come to the same pages meanwhile [STR-18], and however."""
+    room, under_way = Room(bytes([255]) * (128 * PAGE)), []
+    for value, (what, how) in enumerate(steps):
+        if isinstance(what, list):
+            rows = [run(room, *pages, kind, value) for pages, kind in zip(what, how, strict=False)]
+            under_way.append(Coming(room, rows))
+        elif what < len(under_way):
+            one = under_way[what]
+            one.come(max(one.come_bytes, len(one.bulk) * how // 4))
+            if how >= 4:
+                under_way.remove(one)
+            if how == 4:  # else it is lost
+                one.commit()
+    for one in under_way:
+        one.commit()
 
 
 def test_nothing_is_touched_before_all_of_it_is_there():

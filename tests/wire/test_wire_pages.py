@@ -23,6 +23,7 @@ from sterna.wire import (
     make_runs,
     pages,
     schema,
+    share_pages,
     unchecked,
 )
 from sterna.wire import records as r
@@ -34,6 +35,23 @@ EVERY = frozenset(Encoding)
 SMALL = r.Region(1, 0, 200 << 12)
 LAX = Limits(expansion=1 << 20)
 SMALL_BOUNDS = Bounds(regions={1: SMALL}, encodings=EVERY, limits=LAX)
+
+
+SPANS = st.sets(st.integers(0, 199), min_size=2, max_size=12).map(sorted)
+
+
+def spans(borders: list[int], region: int = 1) -> tuple[r.Pages, set[int]]:
+    """A table of the runs between every other two of these, and its pages."""
+    pairs = list(zip(borders[::2], borders[1::2], strict=False))
+    table = r.Pages(1, 1, region, make_runs([(low, high - low, ZERO) for low, high in pairs], 12), [])
+    return table, {page for low, high in pairs for page in range(low, high)}
+
+
+@given(SPANS, SPANS)
+def test_tables_with_a_page_in_common(one, other):
+    (left, pages_left), (right, pages_right) = spans(one), spans(other)
+    assert share_pages(left, right) == share_pages(right, left) == bool(pages_left & pages_right)
+    assert not share_pages(left, spans(other, region=2)[0])
 
 
 def oracle(body: bytes, bounds: Bounds) -> Table | tuple[str, ErrorCode]:

@@ -59,7 +59,7 @@ from sterna.memory.digest import MemoryDigest
 from sterna.memory.pages import PageSink
 from sterna.memory.regions import RegionTable
 from sterna.registry import ERRORS, ErrorCode, Feature, FrameType, Mode, Phase, Style
-from sterna.wire import Header, PagesAnnounced, PagesReceived
+from sterna.wire import Header, PagesAnnounced, PagesReceived, share_pages
 from sterna.wire.records import (
     Accept,
     Attach,
@@ -204,11 +204,24 @@ class DestinationMachine(Permitted):
             detail = f"PAGES on the control connection of a session with {self._streams} others"
             raise wrong(ErrorCode.UNEXPECTED_FRAME, detail, "STR-1", table)
         self._round.announce(table, lane.stream)
+        self._check_alone(table, lane)
         assert self._sink is not None
         # From here on these pages are neither of the old version nor of the new one.
         self._digest.mark_stale(table.region, table.runs["first"], table.runs["count"])
         self._holdings.announce(table)
         return self._sink.targets(table) if table.bulk_bytes else None
+
+    def _check_alone(self, table: Pages, lane: Lane) -> None:
+        """What is verified must stay as it is: nothing else may be on its way to the same place.
+
+        Raises:
+            RemoteProtocolError: UNEXPECTED_FRAME, it is on another connection.
+        """
+        for other in self._lanes.data:
+            coming = None if other is lane else other.reader.coming
+            if coming is not None and share_pages(coming[0], table):
+                detail = f"pages that are coming in on connection {other.stream}, too"
+                raise wrong(ErrorCode.UNEXPECTED_FRAME, detail, "STR-18", table)
 
     def _pages_coming(self, table: Pages, size_bytes: int) -> None:
         if self.phase is not Phase.AFTER and self._digest.hashed:

@@ -21,7 +21,7 @@ from sterna.wire.integrity import (
     page_hash,
     state_digest,
 )
-from sterna.wire.pages import bulk_lengths, carries_bytes, chunk_count, chunk_counts, make_runs
+from sterna.wire.pages import bulk_lengths, carries_bytes, chunk_count, chunk_counts, make_runs, share_pages
 from sterna.wire.records import (
     NO_ID,
     NO_RUNNER,
@@ -155,5 +155,6 @@ __all__ = [
     "encode_preface",
     "make_runs",
     "page_hash",
+    "share_pages",
     "state_digest",
 ]

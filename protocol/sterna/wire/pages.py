@@ -67,6 +67,17 @@ def carries_bytes(runs: Runs) -> npt.NDArray[np.bool_]:
     return carries
 
 
+def share_pages(one: Pages, other: Pages) -> bool:
+    """Whether two tables that the codec has checked have a page in common."""
+    first, end = one.runs["first"], one.runs["first"] + one.runs["count"]
+    starts, ends = other.runs["first"], other.runs["first"] + other.runs["count"]
+    if one.region != other.region or starts[0] >= end[-1] or first[0] >= ends[-1]:
+        return False
+    at = np.searchsorted(end, starts, side="right")  # of `one` the first run that ends behind each start
+    inside = at < len(first)
+    return bool((first[at[inside]] < ends[inside]).any())
+
+
 def chunk_counts(runs: Runs, granule_log2: int) -> npt.NDArray[np.int64]:
     """Hashes of each run: its raw bytes in chunks, 0 for runs without bytes [PGS-12]."""
     raw_bytes = runs["count"].astype(np.int64) << granule_log2
