@@ -36,6 +36,24 @@ async def test_who_always_has_something_to_send_loses_nothing_by_waking_late(aut
     assert trio.current_time() - start == pytest.approx(10.0, abs=CREDIT_S)
 
 
+async def test_who_shares_a_busy_process_gets_all_of_its_cap_nevertheless(autojump_clock):
+    """Each turn of the others takes longer than a grant; to wake for one takes two of them at the most."""
+    limiter, rate = RateLimiter(100_000), 100_000
+    start = trio.current_time()
+
+    async def others():
+        while True:
+            await trio.lowlevel.checkpoint()
+            autojump_clock.jump(0.4 * CREDIT_S)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        for _ in range(1000):
+            await limiter.wait(int(rate * GRANT_S), start)
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() - start == pytest.approx(1000 * GRANT_S, rel=0.02)
+
+
 async def test_a_long_stall_is_not_made_up_for(autojump_clock):
     limiter = RateLimiter(1000)
     start = trio.current_time()

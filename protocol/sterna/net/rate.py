@@ -67,15 +67,26 @@ class RateLimiter:
     async def wait(self, count: int, busy_since: float = math.inf) -> None:
         """Return when `count` bytes may be sent. If it is cancelled, they count as not sent.
 
+        Without a turn of the event loop if they may be now: where others need long for theirs, who waited for
+        one before each grant would make up for nothing. So this is no checkpoint, but a grant that is due and
+        the credit behind it are soon used up.
+
         Args:
             count: bytes.
             busy_since: when the caller had nothing to send for the last time, in trio's time; by default that
                 is now.
         """
         wanted_since = min(busy_since, trio.current_time())
-        async with self._turn:
+        try:
+            self._turn.acquire_nowait()
+        except trio.WouldBlock:
+            await self._turn.acquire()
+        try:
             # Looked at here, when all that went before has passed: how late that was is known only now.
             earliest = max(wanted_since, trio.current_time() - CREDIT_S)
             paid_until = max(self._paid_until, earliest) + count / self._rate_bytes_s
-            await trio.sleep_until(paid_until)
+            if paid_until > trio.current_time():
+                await trio.sleep_until(paid_until)
             self._paid_until = paid_until
+        finally:
+            self._turn.release()
