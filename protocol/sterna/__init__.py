@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from sterna.errors import ConfigError, GuestError, SternaError, TransportError
     from sterna.guest.api import DestinationGuest, GuestDescription, SourceGuest, WithoutPostCopy
     from sterna.guest.embedded import EmbeddedGuest
+    from sterna.host.agent import PeerListHost
+    from sterna.host.first_claim import claim_first
+    from sterna.host.open_store import open_store
+    from sterna.host.peers import PeerList
+    from sterna.host.records_shelf import RecordsShelf
     from sterna.limits import Limits
     from sterna.memory.bitmap import PageBitmap
     from sterna.net.connect import Address, connect
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from sterna.net.options import Compress, Options
     from sterna.net.source import Source
     from sterna.net.tls import TlsConfig
+    from sterna.net.transport import Transport
     from sterna.registry import ErrorCode
     from sterna.wire.records import PageRange, Region, Runner, StateSection
 
@@ -37,6 +43,11 @@ _HOMES: Final = {
     "sterna.errors": ("ConfigError", "GuestError", "SternaError", "TransportError"),
     "sterna.guest.api": ("DestinationGuest", "GuestDescription", "SourceGuest", "WithoutPostCopy"),
     "sterna.guest.embedded": ("EmbeddedGuest",),
+    "sterna.host.agent": ("PeerListHost",),
+    "sterna.host.first_claim": ("claim_first",),
+    "sterna.host.open_store": ("open_store",),
+    "sterna.host.peers": ("PeerList",),
+    "sterna.host.records_shelf": ("RecordsShelf",),
     "sterna.limits": ("Limits",),
     "sterna.memory.bitmap": ("PageBitmap",),
     "sterna.net.connect": ("Address", "connect"),
@@ -48,6 +59,7 @@ _HOMES: Final = {
     "sterna.net.listen": ("listen",),
     "sterna.net.memory": ("memory_transport_pair",),
     "sterna.net.tls": ("TlsConfig",),
+    "sterna.net.transport": ("Transport",),
     "sterna.registry": ("ErrorCode",),
     "sterna.wire.records": ("PageRange", "Region", "Runner", "StateSection"),
 }
@@ -71,7 +83,10 @@ __all__ = [
     "Outcome",
     "PageBitmap",
     "PageRange",
+    "PeerList",
+    "PeerListHost",
     "PolicySettings",
+    "RecordsShelf",
     "Region",
     "Result",
     "Runner",
@@ -81,11 +96,14 @@ __all__ = [
     "StateSection",
     "SternaError",
     "TlsConfig",
+    "Transport",
     "TransportError",
     "WithoutPostCopy",
+    "claim_first",
     "connect",
     "listen",
     "memory_transport_pair",
+    "open_store",
 ]
 
 

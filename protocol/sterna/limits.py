@@ -79,7 +79,22 @@ ADDRESS_SPACE: Final = 1 << 64
 class Limits:
     """What a receiver announces in HELLO or WELCOME; field names are those of the registry.
 
-    A peer's unknown limits are ignored, missing ones have the registry's default.
+    A peer's unknown limits are ignored, missing ones have the registry's default. For an endpoint of one's
+    own begin with those of `Options`: ``replace(Options().limits, memory_bytes=1 << 30)``. The default of
+    `expansion` here takes no packed pages.
+
+    Attributes:
+        control_bytes: the longest body of a frame that is no bulk; 64 KiB at least [LIM-7].
+        bulk_bytes: the most page bytes of a frame; above 0.
+        regions: of a guest.
+        memory_bytes: of a guest, all regions together.
+        state_bytes: of a guest's state, all sections together.
+        state_sections: of a guest's state [STA-7].
+        batch_runs: runs of one PAGES frame; above 0 [PGS-5].
+        data_streams: data connections; of a destination `Options.streams` says it.
+        page_requests: of pages that are asked for and have not come [CMP-3].
+        expansion: times its bytes on the wire that a run may have; 1 is no packed pages.
+        rejected_runs: of pages in one ROUND_ACK.
     """
 
     control_bytes: int = DEFAULT_LIMITS[Limit.CONTROL_BYTES]

@@ -24,13 +24,26 @@ from sterna.registry import ErrorCode
 class Deadlines:
     """Seconds. The defaults notice a dead peer within seconds and forgive a slow one.
 
+    Attributes:
+        handshake_s: from one frame to the next up to GUEST, and for data connections.
+        describe_s: GUEST to ACCEPT: the destination may have to free and populate memory.
+        round_s: between two frames of a round that the peer still owes, and from one round to the next.
+        prepare_s: SWITCHOVER to READY.
+        blackout_s: READY to HANDOVER, each frame of it.
+        commit_s: HANDOVER to RUNNING.
+        after_s: RUNNING to COMPLETE, COMPLETE to RELEASE.
+        close_s: for the peer's BYE, or to let ABORT leave.
+        heartbeat_s: who has had nothing to say for so long says that it is there [CON-76].
+        silence_s: who has heard nothing for so long ends the session [CON-75].
+        stall_s: likewise who could send nothing, although there is something [CON-77].
+
     Raises:
         LocalProtocolError: BAD_VALUE for one that is not above 0, or not finite.
     """
 
     handshake_s: float = 10.0
-    describe_s: float = 60.0  # the destination may have to free and populate memory
-    round_s: float = 60.0  # between two frames of a round that the sender still owes
+    describe_s: float = 60.0
+    round_s: float = 60.0
     prepare_s: float = 30.0
     blackout_s: float = 30.0
     commit_s: float = 30.0

@@ -419,19 +419,28 @@ class PeerProgress:
 class Outcome(StrEnum):
     """How a session ended, as far as this side knows.
 
-    `MOVED` is a `COMPLETED` whose last exchange was cut: the source keeps an image that it need not keep.
-    `UNDECIDED` is not the last word where records are kept: what is in them decides, see core.recovery.
+    Attributes:
+        COMPLETED: the guest runs at the destination, and the source has freed its image.
+        MOVED: likewise, but the last exchange was cut: the source keeps an image that it need not keep.
+        STRANDED: the guest runs at the destination, and needs pages that are at the source: keep the image.
+        ROLLED_BACK: the guest runs at the source.
+        UNDECIDED: the guest is paused, and nobody knows who owns it. It is not the last word where records
+            are kept: they decide, or store, peer or operator, see `sterna.core.recovery`.
+        ANSWERED: a question was put, and the verdict is in the result.
+        GUEST_FAILED: the source owns the guest, but could not set it running again.
+        JOINED: a data connection, which its session's machine has now; no endpoint ends so.
+        SUSPENDED: the link is lost, and the session can be taken up again; no endpoint ends so.
     """
 
     COMPLETED = "completed"
     MOVED = "moved"
-    STRANDED = "stranded"  # the guest runs at the destination, and pages that it needs are at the source
-    ROLLED_BACK = "rolled_back"  # the guest runs at the source
-    UNDECIDED = "undecided"  # the guest is paused; records, store, peer or operator must say who owns it
-    ANSWERED = "answered"  # a question was put, and the verdict is in the result
-    GUEST_FAILED = "guest_failed"  # the source owns the guest, but could not set it running again
-    JOINED = "joined"  # a data connection, which its session's machine has now; no endpoint ends so
-    SUSPENDED = "suspended"  # the link is lost, and the session can be taken up again; no endpoint ends so
+    STRANDED = "stranded"
+    ROLLED_BACK = "rolled_back"
+    UNDECIDED = "undecided"
+    ANSWERED = "answered"
+    GUEST_FAILED = "guest_failed"
+    JOINED = "joined"
+    SUSPENDED = "suspended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -447,10 +456,15 @@ class Result:
     """The end of a session at one side.
 
     Attributes:
+        outcome: who has the guest.
         code: None if completed, else why not.
         by_peer: the code came from the peer.
         error: the exception behind it, for the local log.
+        phase: what was under way when it failed.
+        epoch: the newest under which this side knows the guest to run; 0 if it has none.
         rounds: in order; of a very long session the newest `ROUNDS_KEPT`.
+        bytes_sent: on all connections, before TLS; likewise `bytes_received`.
+        seconds: the session took.
         blackout_s: source: from the order to pause to RUNNING; destination: from READY to the guest's
             start. None where it was not reached.
         blackout_steps: what that consists of, in order; one state waits for what the other side does.
@@ -458,7 +472,9 @@ class Result:
         digest: memory digest of the pause image, empty where it was not reached.
         verified: whether pages were verified by hashes, unless both sides were told to go without [MEM-21];
             None if the session came to no agreement.
-        session: its id, zeros if none was opened.
+        retry_after_ms: how long the peer that refuses would like to be left alone; 0 if it did not say.
+        items: what the peer that refuses lacks, a text each: CPU features, for example.
+        session: its id, 16 bytes, zeros if none was opened.
         verdict: what the destination has said of who owns the guest; a HANDBACK is one as well.
         resumed: how many times the session was taken up again after a loss.
         style: of the newest switchover.

@@ -52,8 +52,15 @@ class Destination(Endpoint):
     """Takes a guest in from the other end of `transport`, and closes that; `make_guest` makes the room.
 
     ``result = await Destination(make_guest, transport).run()``; afterwards `guest` is the guest, or None.
-    With `sessions`, which the endpoints of a process share, a session whose link is lost is kept for a while
-    and taken up again by whatever connection asks for it.
+
+    Args:
+        make_guest: called once, with the description of the guest that comes; room for it, or a `GuestError`.
+        transport: from the source; the source speaks first.
+        host: who may send what, where records are, and who claims; None for a host that lets everybody in and
+            remembers nothing.
+        options: None for the defaults.
+        sessions: shared by the endpoints of a process: a session whose link is lost is kept for a while and
+            taken up again by whatever connection asks for it. Without, there are no data connections either.
 
     Attributes:
         guest: from the time when its description has come; None again when it has been discarded.

@@ -70,20 +70,24 @@ class Options:
     """What both endpoints can be told; the defaults suit a local network.
 
     Attributes:
+        limits: what this side announces that it takes; begin with the default, see `Limits`.
+        deadlines: how long the peer is waited for, by the phase.
         policy: when to pause; None is the default with a fixed cost that suits the guest's size.
         bandwidth_bytes_s: cap on all that this side sends, on all connections together, before TLS; None for
             none. It is kept within 5 % over any second, see `sterna.net.rate`.
+        batch_bytes: of page bytes in a frame at most; less with a cap, or where the peer's limits are lower.
         on_event: called with every event of the machine, between two checkpoints; must not block.
         post_copy: as a destination: its guests can run before all of their pages are there.
         on_request: called around every request; for tests that must know where an endpoint stands.
         clock: seconds that never run backwards; tests in virtual time pass `trio.current_time`.
         grease: whether to send reserved frames at random, which keeps peers honest [FRM-9].
+        agent: what this implementation calls itself to the peer.
         resume_s: how long a lost session is to be kept, for a source that can reconnect.
         streams: data connections, beside which the control connection carries no bulk: as a source, what is
             asked for, if it can dial; as a destination, the most that are taken.
         compress: as a source: whether pages are packed. Destinations take what they can bound.
         versions_bytes: memory for versions that were sent, to send changes of them; 0 for none.
-        lease_store: whether the host has a lease store; a source does not go without then [ONE-55].
+        lease_store: whether the endpoint's `Host` has one; a source does not go without then [ONE-55].
         verified: whether pages are verified by hashes. They go without where both sides say so, and then
             nothing finds bytes that change in memory or on the way [MEM-20].
         early_pages: whether what a guest waits for may come page by page on a connection of its own, ahead of

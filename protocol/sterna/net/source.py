@@ -37,8 +37,19 @@ class Source(Endpoint):
     """Sends `guest` to whoever is at the other end of `transport`, which it closes in any case.
 
     ``result = await Source(guest, transport).run()``; the outcome is in the result, not in an exception.
-    With `reconnect`, which dials the same host, a session whose link is lost is taken up again; and with
-    `decide` one whose end, whether the guest was started there, is not known.
+
+    Args:
+        guest: it runs, and may go on doing so.
+        transport: to the destination; the source speaks first.
+        epoch: under which the guest runs; there it runs under the next one. One that has never moved, and is
+            in no lease store, may begin at 0.
+        runner: under which it runs, as the store has it; without a store it may be left out.
+        host: who may receive what, and where records are; None for a host that lets everything pass and
+            remembers nothing.
+        options: None for the defaults.
+        reconnect: dials the same host: a session whose link is lost is taken up again.
+        decide: finds out who owns a guest of which it is not known whether it was started there; then a
+            session that ended so is taken up again, too.
 
     Raises:
         GuestError, ValueError: the guest's description or its memory makes no sense.
