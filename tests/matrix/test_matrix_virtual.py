@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from sterna.core.tables import DestinationState, SourceState, State
 from sterna.matrix import virtual
 from sterna.matrix.table import Cell, Recovery, Step, Survivor, load
 from sterna.matrix.virtual import run_cell
@@ -91,6 +92,27 @@ def test_who_runs_the_guest_before_anything_comes_back() -> None:
     cell = BY_NAME["running/source_killed/post_copy/store"]
     assert run_cell(cell, 1).meanwhile == "nobody"  # its pages are at the source
     assert run_cell(BY_NAME["running/source_killed/stop_and_copy/store"], 1).meanwhile == "destination"
+
+
+@pytest.mark.parametrize("store", ["store", "no_store"])
+@pytest.mark.parametrize(
+    ("step", "there"), [("hello", DestinationState.IDLE), ("admitted", DestinationState.WELCOMED)]
+)
+def test_a_source_that_has_not_heard_welcome(
+    monkeypatch: pytest.MonkeyPatch, step: str, there: DestinationState, store: str
+) -> None:
+    """At both steps it waits for that when the fault happens; if none does, it gets it afterwards."""
+    states: list[State] = []
+
+    def look(world: World, _: object) -> None:
+        machines = [task.machine for host in world.hosts for each in host.processes for task in each.tasks]
+        states.extend(machine.state for machine in machines if machine is not None)
+
+    monkeypatch.setattr(virtual, "inject", look)
+    cell = BY_NAME[f"{step}/cut/stop_and_copy/{store}"]
+    report = run_cell(cell, 1)
+    assert states == [SourceState.GREETING, there]
+    assert report.told == {"source": "completed", "destination": "completed"}
 
 
 def test_a_step_that_is_none() -> None:

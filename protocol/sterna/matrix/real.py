@@ -52,7 +52,8 @@ _UNDECIDED_AFTER: Final = "10s"
 _RESUME: Final = "30s"
 _RUNS_WITHIN_S: Final = 5.0
 _TRIES: Final = 3
-_BEFORE_LOADED: Final = frozenset({"describe", "reserved", "round", "prepare", "paused", "saved", "loading"})
+_EARLY: Final = ("hello", "admitted", "describe", "reserved", "accepted", "round")
+_BEFORE_LOADED: Final = frozenset({*_EARLY, "prepare", "paused", "saved", "loading"})
 _NOBODY: Final = 1  # a port on which nobody listens: for a source that shall recover, and send nothing again
 
 _PEERS: Final = "".join(

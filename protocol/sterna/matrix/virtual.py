@@ -3,6 +3,7 @@
 The world says what can happen next; here is the order in which it does: as soon as possible, at random where
 two things are possible at once, and a machine's timer only when nothing else is left. An endpoint that stops
 is a process that is frozen, with the thing that it was about to do not done yet, or done and not heard of.
+In a world to admit a session is no thing of its own: HELLO is not heard yet, or WELCOME has not left.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from typing import Final
 from sterna.core.events import Outcome
 from sterna.core.policy import Switchover
 from sterna.core.records import Claiming, Complete, Granted, Record, Start
-from sterna.core.tables import SourceState
+from sterna.core.tables import DestinationState, SourceState
 from sterna.errors import SternaError
 from sterna.matrix.outcome import NOBODY, Done, Report, conclude
 from sterna.matrix.table import Cell, Survivor
 from sterna.registry import ErrorCode, Style
 from sterna.sim.faults import Fault, inject
 from sterna.sim.holder import Holder
-from sterna.sim.hosts import Hold, Host, Op, Process, Reach, TakeLocks, Task, Write
+from sterna.sim.hosts import Hold, Host, Line, Op, Process, Reach, TakeLocks, Task, Write
 from sterna.sim.judge import Violation
 from sterna.sim.machines import Driven, Trouble
 from sterna.sim.makers import LiveMakers, Shape
@@ -48,6 +49,7 @@ _RESUMED: Final = frozenset({"cut", "source_killed"})
 # What a request is in a world: the word to the holder, or the record.
 _HOLDS: Final = {
     "Reserve": "reserve",
+    "StartTracking": "track",
     "CollectDirty": "collect",
     "Prepare": "prepare",
     "Pause": "pause",
@@ -113,6 +115,8 @@ class _Play:
         self._machines: dict[Survivor, Driven] = {}
         self._tried: set[Step] = set()
         self._stopped: Step | None = None
+        self._unsaid: tuple[Line, tuple[bytes, ...]] | None = None  # by the one that has stopped
+        self._has_no_room = False
         self._back = False
         self._steps = 0
         self.meanwhile: str | None = None
@@ -220,10 +224,8 @@ class _Play:
         """In a world a holder begins with the room; before that it is the making of room that fails."""
         if self.world.hosts[1].holders:
             inject(self.world, ("destroy", 1, 0, 0))
-            return
-        assert self._stopped is not None
-        _, task = self._at(self._stopped)
-        task.answer, task.landed = Trouble(ErrorCode.GUEST_FAILED), True
+        else:
+            self._has_no_room = True
 
     def _bring_back(self) -> None:
         self._back = True
@@ -252,6 +254,7 @@ class _Play:
                 raise Violation("one-runner", f"no rest after {_STEPS_MAX} steps")
 
     def _soon(self) -> Iterator[tuple[float, Step]]:
+        self._say_unsaid()
         possible = [step for step in self.world.steps() if self._may_come(step)]
         self._due = {step: self._due.get(step) or self._when(step) for step in possible}
         return ((at, step) for step, at in self._due.items())
@@ -290,9 +293,12 @@ class _Play:
         if step[0] in {"recover", "resume"}:
             self._tried.add(step)
         if step[0] != "act":
-            self.world.take(step)
+            self._let(step)
             return
         process, task = self._at(step)
+        if self._has_no_room and isinstance(task.op, Hold) and task.op.verb == "reserve":
+            task.answer, task.landed = Trouble(ErrorCode.GUEST_FAILED), True
+            return
         if self._unwritable == step[1] and isinstance(task.op, Write):
             inject(self.world, ("record-fails", *step[1:]))
             return
@@ -303,12 +309,49 @@ class _Play:
             return
         when = self._is_the_step(step, task)
         if when is None:
-            self.world.take(step)
+            self._let(step)
             return
         process.frozen = True
         if when == "after":
             self.world.take(step)
         self._stopped = step
+
+    def _let(self, step: Step) -> None:
+        """Let it happen, unless it is HELLO that the cell's endpoint stops before; then, whether it stops."""
+        admitting = self._admitting
+        if self._cell.stop == "before Admit" and admitting is not None and step[0] == "deliver":
+            process, task = admitting
+            if step[1:3] == (task.line, 1):
+                process.frozen, self._stopped = True, step
+                return
+        self.world.take(step)
+        if self._cell.stop == "after Admit" and admitting is not None:
+            process, task = admitting
+            if task.machine is not None and task.machine.state is DestinationState.WELCOMED:
+                process.frozen, self._stopped = True, step
+                self._unsaid = self._taken_back()
+
+    @property
+    def _admitting(self) -> tuple[Process, Task] | None:
+        """The destination's session, until the cell's step has come."""
+        endpoint = self._endpoint(DESTINATION)
+        if self._stopped is not None or endpoint is None:
+            return None
+        return next(((endpoint, task) for task in endpoint.tasks if task.kind == "destination"), None)
+
+    def _taken_back(self) -> tuple[Line, tuple[bytes, ...]]:
+        """WELCOME: it is said when the process goes on, if there is somebody then to say it to."""
+        (line,) = self.world.lines
+        *others, welcome = line.pipes[0]
+        line.pipes[0] = tuple(others)
+        return line, welcome
+
+    def _say_unsaid(self) -> None:
+        endpoint = self._endpoint(DESTINATION)
+        if self._unsaid is not None and (endpoint is None or not endpoint.frozen):
+            line, said = self._unsaid
+            line.push(0, said)
+            self._unsaid = None
 
     def _is_the_step(self, step: Step, task: Task) -> str | None:
         """`before` or `after`, if this is where the cell's endpoint stops."""
