@@ -77,6 +77,14 @@ def test_exit_codes_of_outcomes(outcome: Outcome, code: ErrorCode | None, expect
     assert exit_of_outcome(outcome, code) is expected
 
 
+@pytest.mark.parametrize("code", [ErrorCode.UNDECIDED, ErrorCode.GUEST_LOST, ErrorCode.INTERNAL])
+def test_no_word_of_a_peer_loses_a_guest_that_runs_on_here(code: ErrorCode) -> None:
+    """[CON-62] [ONE-20] An ABORT may bear any code. Before HANDOVER the guest is here, whatever it says."""
+    assert exit_of_outcome(Outcome.ROLLED_BACK, code, by_peer=True) is Exit.REFUSED
+    assert exit_of_outcome(Outcome.UNDECIDED, code, by_peer=True) is Exit.UNDECIDED
+    assert exit_of_outcome(Outcome.ROLLED_BACK, code) is exit_of_code(code)  # our own
+
+
 def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     exits()
     out, err = capsys.readouterr()

@@ -422,6 +422,20 @@ async def test_a_claim_is_the_store_s_to_decide(autojump_clock: Clock) -> None:
     assert len(said) == 2
 
 
+async def test_a_store_that_names_nobody_is_told_of(autojump_clock: Clock) -> None:
+    """[ONE-2] [ONE-7] It answers, but is not the one of before: people are told, and it is asked on."""
+    said: list[str] = []
+    host, _ = await with_store(ALONE)
+    host.tell = said.append
+    async with host.session() as session:
+        await session.admit(shown(1, ALONE), SENDER)
+        host.store = MemoryLeaseStore()
+        with trio.move_on_after(1):
+            await session.claim(2, CLAIMED)
+    assert said
+    assert "names nobody" in said[0]
+
+
 # ---- with endpoints ----
 
 

@@ -54,11 +54,12 @@ async def test_a_claim_lands_after_its_claimant_has_died() -> None:
 
 
 async def test_an_early_claim_waits_for_the_predecessor(autojump_clock: trio.testing.MockClock) -> None:
-    store = MemoryLeaseStore()
+    """And the operator hears why: it may be another store than the one before [ONE-2]."""
+    store, said = MemoryLeaseStore(), list[str]()
     named: list[Runner] = []
 
     async def claim_second() -> None:
-        named.append(await claim_until_named(store, GUEST, 2, OURS))
+        named.append(await claim_until_named(store, GUEST, 2, OURS, unnamed=said.append))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(claim_second)
@@ -66,6 +67,7 @@ async def test_an_early_claim_waits_for_the_predecessor(autojump_clock: trio.tes
         assert await store.newest(GUEST) is None
         await store.claim(GUEST, 1, THEIRS)
     assert named == [OURS]
+    assert "slot 2 is empty still" in said[0]
 
 
 async def test_the_operator_hears_of_the_silence(autojump_clock: trio.testing.MockClock) -> None:

@@ -57,6 +57,8 @@ _BY_CLASS: Final = {
     ErrorClass.TRANSPORT: Exit.TRANSPORT,
     ErrorClass.LIFECYCLE: Exit.ROLLED_BACK,
 }
+# What a peer may say of itself, or of a guest, and what only this side's records, or its own code, can know.
+_HEARSAY: Final = frozenset({ErrorCode.UNDECIDED, ErrorCode.GUEST_LOST, ErrorCode.INTERNAL})
 # Codes that mean something else to the operator than their class says.
 _BY_CODE: Final = {
     ErrorCode.MEMORY_MISMATCH: Exit.FAILED,
@@ -102,17 +104,25 @@ def gravest(error: BaseException) -> BaseException:
     return max((gravest(inner) for inner in error.exceptions), key=exit_of)
 
 
-def exit_of_outcome(outcome: Outcome, code: ErrorCode | None) -> Exit:
-    """Exit code of a migration's end."""
-    if code is ErrorCode.GUEST_LOST:
-        return Exit.LOST
+def exit_of_outcome(outcome: Outcome, code: ErrorCode | None, *, by_peer: bool = False) -> Exit:
+    """Exit code of a migration's end.
+
+    Args:
+        outcome: which says where the guest is.
+        code: why; None if there is nothing to blame.
+        by_peer: the peer has said so. Who runs the guest, or has lost it, is its to say once it has it only.
+    """
     match outcome.value:
-        case "completed" | "moved":
-            return Exit.OK
         case "undecided":
             return Exit.UNDECIDED
+        case "completed" | "moved" | "stranded" if code is ErrorCode.GUEST_LOST:
+            return Exit.LOST
+        case "completed" | "moved":
+            return Exit.OK
         case "guest_failed" | "stranded":
             return Exit.GUEST
+        case _ if by_peer and code in _HEARSAY:
+            return Exit.REFUSED
         case _:
             return Exit.ROLLED_BACK if code is None else exit_of_code(code)
 

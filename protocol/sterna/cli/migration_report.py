@@ -86,7 +86,7 @@ class MigrationReport:
         owner, epoch = recovered.judgement.owner, recovered.judgement.epoch
         whose = owner.name.lower() + ("" if owner is Owner.UNDECIDED else f" under epoch {epoch}")
         self.reporter.say(f"an earlier session of this guest: {whose}: {judgement_text(recovered.judgement)}")
-        return exit_of_outcome(result.outcome, result.code)
+        return exit_of_outcome(result.outcome, result.code, by_peer=result.by_peer)
 
     async def conclude(
         self,
@@ -142,7 +142,7 @@ class MigrationReport:
             self.reporter.say(judgement_text(recovered.judgement))
         if owes_pages(result) or result.outcome in {Outcome.UNDECIDED, Outcome.ANSWERED, Outcome.STRANDED}:
             self.reporter.say(f"its ID is {guest.description.id.hex()}")
-        return exit_of_outcome(result.outcome, result.code)
+        return exit_of_outcome(result.outcome, result.code, by_peer=result.by_peer)
 
 
 def _guest_fields(guest: DepartingGuest) -> Fields:

@@ -290,7 +290,9 @@ class _Job:
         if session.admitted:
             self.sessions += 1
             self.last = fields
-            self.exit_code = exit_of_outcome(result.outcome, result.code) if self.once else Exit.OK
+            self.exit_code = (
+                exit_of_outcome(result.outcome, result.code, by_peer=result.by_peer) if self.once else Exit.OK
+            )
         if (self.once and session.admitted) or (self._stopping and not self._running):
             self._scope.cancel()
 

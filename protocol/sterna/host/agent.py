@@ -143,6 +143,10 @@ class PeerListHost:
         """The store did not answer, and is asked again."""
         self.tell(f"the lease store does not answer, asking on: {error}")
 
+    def unnamed(self, why: str) -> None:
+        """The store did answer, but names no runner, and is asked again."""
+        self.tell(f"the lease store names nobody, asking on: {why}")
+
 
 class HostSession:
     """The `Host` of one endpoint (see `sterna.net.hosting`).
@@ -356,7 +360,10 @@ class HostSession:
             return runner
         store = self._host.store
         assert store is not None
-        return await claim_until_named(store, self._guest, epoch, runner, silent=self._host.silent)
+        host = self._host
+        return await claim_until_named(
+            store, self._guest, epoch, runner, silent=host.silent, unnamed=host.unnamed
+        )
 
     async def probe(self, epoch: int, runner: Runner) -> None:
         """The store answers, and the guest's newest slot is still this one [ONE-16] [ONE-64].

@@ -66,6 +66,7 @@ async def claim_until_named(
     runner: Runner,
     *,
     silent: Callable[[StoreUnavailable], None] = lambda _: None,
+    unnamed: Callable[[str], None] = lambda _: None,
 ) -> Runner:
     """Repeat this claim, identically, until the store names the slot's runner [ONE-7].
 
@@ -78,6 +79,8 @@ async def claim_until_named(
         epoch: the slot's number.
         runner: recorded before this is called [ONE-5].
         silent: told of each time that the store did not answer, for the operator's log.
+        unnamed: told why, each time that it did, and the slot is empty still [ONE-2]. With the store that
+            others have claimed in that does not happen: somebody has to look which one this is.
 
     Raises:
         StoreDamaged: repeating does not help; an operator has to look.
@@ -91,4 +94,5 @@ async def claim_until_named(
         else:
             if named is not None:
                 return named
+            unnamed(f"slot {epoch} is empty still, for slot {epoch - 1} is: is it the store of before?")
         await pauses.next()

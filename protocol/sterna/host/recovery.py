@@ -354,7 +354,9 @@ class Recovery:
         self._acted = True
         self._tell(f"claiming epoch {epoch}")
         guest = self._keeper.history.guest
-        await claim_until_named(self._store, guest, epoch, runner, silent=self._say_silent)
+        await claim_until_named(
+            self._store, guest, epoch, runner, silent=self._say_silent, unnamed=self._say_unnamed
+        )
 
     async def _read_store(self, session: SessionRecord) -> None:
         pauses = Pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
@@ -387,7 +389,10 @@ class Recovery:
     def _say_silent(self, error: SternaError) -> None:
         self._unanswered("the lease store does not answer", error)
 
-    def _unanswered(self, what: str, error: SternaError) -> None:
+    def _say_unnamed(self, why: str) -> None:
+        self._unanswered("the lease store names nobody", why)
+
+    def _unanswered(self, what: str, error: SternaError | str) -> None:
         """It was tried once: from here on it can be ended."""
         self._tries = False
         self._tell(f"{what}{'' if self._stopped else ', asking on'}: {error}")
