@@ -25,6 +25,12 @@ def test_a_hint_is_a_line_of_its_own() -> None:
     ]
 
 
+@pytest.mark.parametrize("code", [ErrorCode.REFUSED, ErrorCode.MISSING_FEATURE, ErrorCode.STALE_EPOCH])
+def test_hosts_that_name_different_stores_are_told_what_to_do(code: ErrorCode) -> None:
+    """[ONE-11] [ONE-16] [ONE-55] That is what the peer's code comes of most often."""
+    assert "--store" in hint(PeerAborted(code))
+
+
 @pytest.mark.parametrize(
     "error",
     [None, ConfigError("says it itself"), ZeroDivisionError(), PeerAborted(9999, "of a later one")],

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from sterna.cli.serve import sentence
+from sterna.cli.follow import Reporter
+from sterna.cli.output import Output
+from sterna.cli.serve import check_store, sentence
 from sterna.core.events import Outcome, Result
 from sterna.core.serving import AfterStats
 from sterna.errors import PeerAborted, TransportError
+from sterna.host.lease_files import FileLeaseStore, create_file_store
 from sterna.net.memory import memory_transport_pair
 from sterna.registry import ErrorCode
 
@@ -40,3 +45,18 @@ def test_pages_that_may_be_gone_are_not_promised(end: Result, said: str) -> None
     """[ONE-42] A destination cannot see the source's image; that it is gone, only the source can say."""
     transport, _ = memory_transport_pair()
     assert sentence(end, transport) == said
+
+
+async def test_a_store_that_does_not_answer_is_told_of_before_anybody_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """[ONE-16] A directory that is not mounted yet, or that is looked for in another place than it is."""
+    reporter = Reporter(Output())
+    await check_store(None, reporter)
+    create_file_store(tmp_path / "leases")
+    await check_store(FileLeaseStore(tmp_path / "leases"), reporter)
+    assert capsys.readouterr().err == ""
+    await check_store(FileLeaseStore(tmp_path / "elsewhere"), reporter)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no lease store at" in said
+    assert "No guest is let in before it answers" in said

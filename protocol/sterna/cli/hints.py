@@ -31,7 +31,16 @@ _THERE: Final = {
     ErrorCode.NOT_AUTHORISED: "add the guest to this host's may_send in the peer list there",
     ErrorCode.FULL: "free memory there, or try another host",
     ErrorCode.LIMIT_MEMORY: "the other host was started with a smaller --memory-limit",
-    ErrorCode.REFUSED: "look at what the other host says; its holder may have a guest already",
+    ErrorCode.REFUSED: (
+        "look at what the other host says: its holder may have a guest already, or its store not answer; "
+        "a --store directory without a / in front is looked for where that command was started"
+    ),
+    ErrorCode.MISSING_FEATURE: (
+        "the other host says which; if it is a lease store, give both hosts the same --store, or neither"
+    ),
+    ErrorCode.STALE_EPOCH: (
+        "give both hosts the same --store, or neither; `sterna verdict` tells who owns the guest"
+    ),
     ErrorCode.NO_COMMON_VERSION: "install the same release of Sterna on both hosts",
 }
 

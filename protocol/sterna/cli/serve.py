@@ -43,7 +43,7 @@ from sterna.cli.units import Duration, Json, Size
 from sterna.cli.warned import warnings_of
 from sterna.core.events import Outcome, Result
 from sterna.core.words import duration_text, size_text
-from sterna.errors import ConfigError, GuestError, LocalProtocolError, SternaError
+from sterna.errors import ConfigError, GuestError, LocalProtocolError, SternaError, StoreError
 from sterna.guest.api import DestinationGuest, GuestDescription
 from sterna.guest.holder_client import connect_holder
 from sterna.host.agent import HostSession, PeerListHost
@@ -51,6 +51,7 @@ from sterna.host.evidence import DESTINATION_IMAGE, WARNING, Evidence
 from sterna.host.failpoint import failpoint
 from sterna.host.farewells import refusal
 from sterna.host.held import ROOM, ArrivingGuest
+from sterna.host.lease import LeaseStore
 from sterna.host.peers import PeerList
 from sterna.host.records_shelf import RecordsShelf
 from sterna.limits import STREAMS_MAX
@@ -63,6 +64,7 @@ from sterna.net.tls import TlsConfig
 from sterna.net.transport import Transport
 from sterna.observe.recording import Side
 from sterna.registry import ErrorCode
+from sterna.wire.records import NO_ID
 
 
 def serve(
@@ -249,6 +251,7 @@ class _Job:
                 addresses = [str(address) for address in await nursery.start(accept)]
                 self.reporter.emit({"event": "listening", "addresses": addresses, "tls": tls is not None})
                 self.reporter.say(f"listening on {', '.join(addresses)} as {host.name}")
+                nursery.start_soon(check_store, host.store, self.reporter)
                 await self._taking_up.all()
 
     def _refused(self, peer: str, error: SternaError) -> None:
@@ -374,6 +377,15 @@ class _Arrival:
 
 def _anybody(_identity: str, _fingerprint: bytes) -> None:
     """Never asked: without a peer list there is no TLS."""
+
+
+async def check_store(store: LeaseStore | None, reporter: Reporter) -> None:
+    """Say now what every peer would be told. It may answer later: nothing ends, and nothing is waited for."""
+    try:
+        if store is not None:
+            await store.newest(NO_ID)
+    except StoreError as error:
+        reporter.notice(f"--store: {error}. No guest is let in before it answers")
 
 
 def _missing(result: Result) -> int:
