@@ -20,7 +20,6 @@ from cli_support import make_hosts, without_signals
 
 import holder_support
 from holder_support import GUEST_ID, MEMORY_BYTES, holder
-from sterna.cli import sending as sending_module
 from sterna.cli import serve as serve_module
 from sterna.cli.endpoint import Ending, Security
 from sterna.cli.exits import Exit, exit_of, gravest
@@ -29,7 +28,6 @@ from sterna.cli.output import Output
 from sterna.cli.ownership import Ownership
 from sterna.cli.sending import Sending
 from sterna.core.events import Admission
-from sterna.core.policy import estimate_fixed_cost_s
 from sterna.core.records import Claiming, Decided, Granted, Record, SessionRecord
 from sterna.core.records import Side as SessionSide
 from sterna.errors import ConfigError, GuestError, RecordError, TransportError
@@ -282,28 +280,6 @@ async def test_a_guest_is_shown_under_the_runner_that_it_runs_under(
         assert (second.epoch, second.runner) == (2, made)
         assert (last.epoch, last.runner) == (3, newest)
         assert len({first.runner.id, made.id, newest.id}) == 3
-
-
-@pytest.mark.parametrize("store", [False, True])
-async def test_predicted_downtime_counts_the_lease_store(
-    hosts: Hosts, monkeypatch: pytest.MonkeyPatch, store: bool
-) -> None:
-    """[ONE-64] It is asked anyway before anything is sent. Whatever comes of the session."""
-    told: list[float] = []
-
-    def estimate(pages: int, store_s: float) -> float:
-        told.append(store_s)
-        return estimate_fixed_cost_s(pages, store_s)
-
-    monkeypatch.setattr(sending_module, "estimate_fixed_cost_s", estimate)
-    leases = hosts.directory / "leases"
-    create_file_store(leases)
-    await FileLeaseStore(leases).claim(GUEST_ID, 1, hosts.here.runner)
-    here = Ownership(records=hosts.directory / "records-a", store=str(leases) if store else "")
-    async with hosts.served() as port:
-        await hosts.sending(port, ownership=here).run()
-    (store_s,) = told
-    assert (store_s > 0) == store
 
 
 async def test_holder_and_store_agree_before_anything_is_sent(hosts: Hosts) -> None:

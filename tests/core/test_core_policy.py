@@ -22,6 +22,7 @@ from sterna.core.policy import (
     RoundStats,
     decide,
     estimate_fixed_cost_s,
+    with_store,
 )
 from sterna.errors import LocalProtocolError
 from sterna.registry import ErrorCode
@@ -475,9 +476,10 @@ def test_the_fixed_cost_grows_with_the_page_table() -> None:
 
 def test_the_fixed_cost_has_both_answers_of_the_lease_store() -> None:
     """[ONE-64] It is asked once more, and then for the claim."""
-    without = estimate_fixed_cost_s(1 << 16)
-    assert estimate_fixed_cost_s(1 << 16, 0.25) == pytest.approx(without + 0.5)
-    assert estimate_fixed_cost_s(1 << 16, -1.0) == without
+    settings = PolicySettings(fixed_cost_s=0.25)
+    assert with_store(settings, 0.25).fixed_cost_s == pytest.approx(0.75)
+    assert with_store(settings, -1.0) == settings
+    assert with_store(settings, 1e9).fixed_cost_s == 3600  # and no setting out of its range
 
 
 def test_packed_pages_are_counted_as_pages():

@@ -32,7 +32,7 @@ from trio.abc import Clock
 from sterna.core.deadlines import Deadlines
 from sterna.core.events import Admission, Outcome, Result, RoundStarted
 from sterna.core.records import Granted, SessionRecord, Side, Start
-from sterna.errors import LocalProtocolError, TransportError
+from sterna.errors import LocalProtocolError, StoreUnavailable, TransportError
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
 from sterna.host.agent import PROBE_WITHIN_S, REPLACE_WITHIN_S, PeerListHost
@@ -118,6 +118,31 @@ async def test_without_a_list_everybody_may_do_everything() -> None:
     session = await admitted(host, NOBODY)
     session.authorise(DB)
     await session.may_send(DB, NOBODY)
+
+
+class Slow(MemoryLeaseStore):
+    """Takes its time to say what the newest slot is."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    async def newest(self, guest: bytes) -> Slot | None:
+        await trio.sleep(self.seconds)
+        if self.seconds == 1:
+            raise StoreUnavailable("nobody there")
+        return await super().newest(guest)
+
+
+@pytest.mark.parametrize(("takes_s", "counted_s"), [(0.25, 0.25), (1, 0), (5, 0), (None, 0)])
+async def test_a_source_s_host_knows_how_long_its_store_takes(
+    takes_s: float | None, counted_s: float, autojump_clock: Clock
+) -> None:
+    """[ONE-64] Before anything is sent; one that does not answer then may do so when it has to."""
+    host = PeerListHost("here", None, store=None if takes_s is None else Slow(takes_s))
+    async with host.session() as session:
+        await session.may_send(WEB, RECEIVER)
+        assert session.store_s == pytest.approx(counted_s)
 
 
 # ---- one session of a guest ----

@@ -11,7 +11,8 @@ import trio
 from endpoint_support import Migration
 from trio.abc import Clock
 
-from sterna.core.events import Outcome, Pause, Prepare, Result
+from sterna.core.events import Decided, Event, Outcome, Pause, Prepare, Result
+from sterna.core.policy import PolicySettings
 from sterna.core.records import Record
 from sterna.errors import ConfigError, GuestError, LocalProtocolError, TransportError
 from sterna.guest.api import GuestDescription
@@ -380,6 +381,24 @@ async def test_a_source_that_is_cancelled_while_its_host_decides(virtual_time: C
     migration = Migration(source_host=Undecided())
     await migration.run()
     assert {result.code for result in migration.results.values()} == {ErrorCode.CANCELLED}
+
+
+@pytest.mark.parametrize("policy", [None, PolicySettings()])
+async def test_predicted_downtime_counts_the_host_s_lease_store(
+    virtual_time: Clock, policy: PolicySettings | None
+) -> None:
+    """[ONE-64] Twice, and whoever has made the policy."""
+
+    class WithStore(LocalHost):
+        store_s = 0.25
+
+    foreseen_s = []
+    for host in (LocalHost(), WithStore()):
+        events: list[Event] = []
+        await Migration(source_host=host, source_options={"policy": policy, "on_event": events.append}).run()
+        decided = [each.decision for each in events if isinstance(each, Decided)]
+        foreseen_s.append(decided[-1].predicted_downtime_s)
+    assert foreseen_s[1] - foreseen_s[0] >= 0.4
 
 
 async def test_a_host_that_raises_what_it_must_not_leaves_nothing_open(virtual_time: Clock) -> None:

@@ -171,7 +171,7 @@ class Sending:
             status = await connection.status()
             if status.state not in {"running", "paused"}:
                 raise _not_here(status)
-            store_s = await self._check_store(host, guest, status)
+            await self._check_store(host, guest, status)
             departing = await DepartingGuest.open(connection)
             assert isinstance(departing, DepartingGuest)
             departing.evidence = self.evidence
@@ -179,9 +179,7 @@ class Sending:
             transport, deciding = await connect_(), Deciding(recovery, ending)
             links = _Links(connect_, deciding.is_elsewhere)
             try:
-                result = await self._migrate(
-                    departing, status, transport, host, ending, links=links, store_s=store_s
-                )
+                result = await self._migrate(departing, status, transport, host, ending, links=links)
             finally:
                 transport.abort()
             recovered = await deciding.in_the_end(result)
@@ -195,21 +193,17 @@ class Sending:
         except GuestError as error:
             raise holder_missing(error, self.holder, "") from error
 
-    async def _check_store(self, host: PeerListHost, guest: bytes, status: HolderStatus) -> float:
-        """The holder and the store agree who runs the guest; nothing is sent before that.
-
-        Returns: seconds that the store took to answer, 0 without one.
-        """
+    async def _check_store(self, host: PeerListHost, guest: bytes, status: HolderStatus) -> None:
+        """The holder and the store agree who runs the guest; nothing is sent before that."""
         if host.store is None:
-            return 0.0
-        asked = trio.current_time()
+            return
         try:
             newest = await host.store.newest(guest)
         except StoreError as error:
             detail = f"{error}. Nothing has been begun, and the guest runs on here"
             raise LocalProtocolError(ErrorCode.NOT_READY, detail, clause="ONE-16") from error
         if newest == Slot(status.epoch, status.runner):
-            return trio.current_time() - asked
+            return
         if newest is None:
             raise ConfigError(
                 f"the guest has no slot in {self.ownership.store}: its holder was started without a store. "
@@ -243,7 +237,6 @@ class Sending:
         ending: Ending,
         *,
         links: _Links,
-        store_s: float,
     ) -> Result:
         self._report.introduce(guest, transport)
         async with host.session(transport.peer, str(self.address)) as session:
@@ -253,9 +246,7 @@ class Sending:
                 epoch=status.epoch,
                 runner=status.runner,
                 host=session,
-                options=replace(
-                    self.options, policy=self._policy(guest, store_s), streams=self._streams(transport)
-                ),
+                options=replace(self.options, policy=self._policy(guest), streams=self._streams(transport)),
                 reconnect=links.reconnect,
                 decide=links.decide,
             )
@@ -272,13 +263,13 @@ class Sending:
             return self.streams
         return enough_streams(transport.rtt_s, pages_may_follow=self.switchover != "stop-and-copy")
 
-    def _policy(self, guest: DepartingGuest, store_s: float) -> PolicySettings:
+    def _policy(self, guest: DepartingGuest) -> PolicySettings:
         pages = sum(region.pages for region in guest.description.regions)
         return PolicySettings(
             allowed_downtime_s=self.downtime_s,
             max_rounds=self.max_rounds,
             switchover=self.switchover,
-            fixed_cost_s=estimate_fixed_cost_s(pages, store_s),
+            fixed_cost_s=estimate_fixed_cost_s(pages),
         )
 
     def _cancel(self, source: Source, ending: Ending, why: str) -> None:

@@ -24,7 +24,7 @@ from sterna.core.events import (
 )
 from sterna.core.lanes import Lane
 from sterna.core.negotiate import VERSIONS, check_room, check_welcome, offer
-from sterna.core.policy import Decision, PolicySettings
+from sterna.core.policy import Decision, PolicySettings, with_store
 from sterna.core.resuming import HeldReport
 from sterna.core.sending import Sending
 from sterna.core.serving import Serving
@@ -136,13 +136,18 @@ class Opening(Session):
         """Memory digest of the pause image; empty before SEAL."""
         return self._sealed
 
-    def start(self, now: float) -> None:
+    def start(self, now: float, *, store_s: float = 0.0) -> None:
         """Open the session, or take it up again: preface and HELLO.
+
+        Args:
+            now: the time.
+            store_s: how long the lease store took to answer; the policy counts it. 0 without one.
 
         Raises:
             LocalProtocolError: it was started already or is over, or the configuration fits no HELLO. Nothing
                 has changed.
         """
+        self._job = replace(self._job, policy=with_store(self._job.policy, store_s))
         if self._ticket is None:
             self._begin(SourceInput.START, self._greeting(Mode.OPEN), now)
             return

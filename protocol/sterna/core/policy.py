@@ -90,6 +90,7 @@ _THROTTLE_MAX: Final = 0.99  # what a guest must be able to take (guest/api.py)
 _DIGEST_BYTES_PAGE: Final = 2 * 9
 _DIGEST_BYTES_S: Final = 5e9
 _STORE_ANSWERS: Final = 2
+_FIXED_COST_MOST_S: Final = 3600.0
 _RECORDS_S: Final = 0.010  # two fsyncs in the way of the guest, on a disk rather than in memory
 
 
@@ -159,8 +160,8 @@ class PolicySettings:
         patience: rounds in a row that must look hopeless before the guest is slowed down (further).
         worthwhile_gain: with the downtime already allowed, another round is still made if it is expected
             to cut the pages' part of it by this share; 1 switches over at the first opportunity.
-        fixed_cost_s: downtime that does not depend on the bytes that are left, without round trips and
-            state; `estimate_fixed_cost_s` gives a figure.
+        fixed_cost_s: downtime that does not depend on the bytes that are left, without round trips, state
+            and lease store; `estimate_fixed_cost_s` gives a figure.
         on_exhausted: "abort" leaves the guest at the source, "switch" moves it at any downtime.
         switchover: "stop-and-copy"; "bitmap" sends after the rounds which pages are missing, and the pages
             when the guest runs; "post-copy" does that without any round; "auto" is stop-and-copy where that
@@ -190,7 +191,7 @@ class PolicySettings:
             ("throttle_step", 0.01, _THROTTLE_MAX),
             ("patience", 1, 1000),
             ("worthwhile_gain", 0.1, 1),
-            ("fixed_cost_s", 0, 3600),
+            ("fixed_cost_s", 0, _FIXED_COST_MOST_S),
         ]
         for name, least, most in ranges:
             if not least <= getattr(self, name) <= most:
@@ -230,16 +231,19 @@ class Decision:
     style: Style = Style.STOP_AND_COPY
 
 
-def estimate_fixed_cost_s(pages: int, store_s: float = 0.0) -> float:
-    """Downtime, in seconds, that digest, durable records and the lease store cost.
+def estimate_fixed_cost_s(pages: int) -> float:
+    """Downtime, in seconds, that digest and durable records of a guest of so many pages cost."""
+    return _RECORDS_S + max(0, pages) * _DIGEST_BYTES_PAGE / _DIGEST_BYTES_S
 
-    Args:
-        pages: of the guest.
-        store_s: how long the lease store took to answer; 0 without one. The guest waits for it twice: it is
-            asked once more before the grant [ONE-64], and it decides the claim, which takes no less.
+
+def with_store(settings: PolicySettings, store_s: float) -> PolicySettings:
+    """The same, with what a lease store costs that took so many seconds to answer.
+
+    The guest waits for it twice: it is asked once more before the grant [ONE-64], and it decides the claim,
+    which takes no less.
     """
-    store = _STORE_ANSWERS * max(0.0, store_s)
-    return _RECORDS_S + store + max(0, pages) * _DIGEST_BYTES_PAGE / _DIGEST_BYTES_S
+    cost_s = settings.fixed_cost_s + _STORE_ANSWERS * max(0.0, store_s)
+    return replace(settings, fixed_cost_s=min(cost_s, _FIXED_COST_MOST_S))
 
 
 def decide(

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
@@ -157,6 +158,7 @@ class HostSession:
         admission: what a destination has let in; None before that.
         cancel: ends the endpoint, for a newer opening; raises TOO_LATE.
         ended: set when the context manager is left.
+        store_s: how long the lease store took to answer before a guest was sent, see `TimesStore`.
     """
 
     def __init__(
@@ -167,6 +169,7 @@ class HostSession:
         self.admission: Admission | None = None
         self.cancel: Cancel = lambda _: None
         self.ended = trio.Event()
+        self.store_s = 0.0
         self._host = host
         self._address = address
         self._guest = guest
@@ -336,6 +339,7 @@ class HostSession:
         if grant is not None:
             detail = f"epoch {grant.epoch} was granted in session {grant.session.hex()}, which is open"
             raise LocalProtocolError(ErrorCode.UNDECIDED, detail, clause="ONE-53")
+        await self._time_store()
 
     # ---- what both write down, claim and hold: `sterna.core.duties.Records` ----
 
@@ -405,6 +409,13 @@ class HostSession:
             return None if self._host.store is None else await self._host.store.newest(self._guest)
         except StoreError as error:
             raise LocalProtocolError(code, str(error), clause="ONE-16") from error
+
+    async def _time_store(self) -> None:
+        """Nothing hangs on it yet: a store that is silent is found out by the probe before the pause."""
+        began = trio.current_time()
+        with trio.move_on_after(PROBE_WITHIN_S), suppress(LocalProtocolError):
+            await self._newest(ErrorCode.NOT_READY)
+            self.store_s = trio.current_time() - began
 
     async def _records(self, *, make: bool = True) -> Keeper | None:
         """The guest's records, held until the session is left."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import trio
 
@@ -64,6 +64,17 @@ class Host(Records, Protocol):
             SternaError: BAD_TOKEN, nothing is known of it, or it is another peer's [RES-3].
         """
         ...
+
+
+@runtime_checkable
+class TimesStore(Protocol):
+    """A `Host` with a lease store: how long that takes to answer is part of the downtime that is foreseen.
+
+    Attributes:
+        store_s: seconds that it took when `may_send` was asked; 0 if that is not known, or there is none.
+    """
+
+    store_s: float
 
 
 @dataclass(frozen=True, slots=True)

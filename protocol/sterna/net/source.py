@@ -18,7 +18,7 @@ from sterna.errors import LocalProtocolError, PeerAborted, SternaError, Transpor
 from sterna.guest.api import SourceGuest
 from sterna.net.early_answers import EarlyAnswers
 from sterna.net.endpoint import Endpoint
-from sterna.net.hosting import Host, declined
+from sterna.net.hosting import Host, TimesStore, declined
 from sterna.net.options import Options, batch_bytes, grease, offer
 from sterna.net.packing import PackingPages, pages_to_send
 from sterna.net.redial import LONGEST_WAIT_S, RESUMPTIONS_MAX, Reconnect, dial_more, redial
@@ -72,6 +72,7 @@ class Source(Endpoint):
         self._reconnect = reconnect
         self._decide = decide
         self._waiting: trio.CancelScope | None = None
+        self._store_s = 0.0  # that the host's lease store takes to answer
         options = self._options
         description = guest.description
         pages = pages_of(guest, description)
@@ -106,7 +107,8 @@ class Source(Endpoint):
                 self.result = refused
                 return refused
             if machine.state is SourceState.IDLE:  # not cancelled meanwhile
-                machine.start(clock())
+                self._store_s = self._host.store_s if isinstance(self._host, TimesStore) else 0.0
+                machine.start(clock(), store_s=self._store_s)
             result = await pump.drive()
             self._early.close()  # it ends with the first connection
             while (carry := await self._carry(result)) is not None:
@@ -177,7 +179,7 @@ class Source(Endpoint):
                 return await self._give_up(carry, error)
             dial = True
             self._machine = machine = SourceMachine.resumed(self._config, self._pages, carry, clock())
-            machine.start(clock())
+            machine.start(clock(), store_s=self._store_s)
             result = await self._pump_of(machine, self._perform, self._on_event, self._pack).drive()
             if machine.state not in _WITHOUT_LINK:
                 return result
