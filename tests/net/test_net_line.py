@@ -16,6 +16,7 @@ from sterna.core import shares
 from sterna.core.events import Outcome, StreamAttached, Suspended
 from sterna.errors import TransportError
 from sterna.net import line as lines
+from sterna.net import streams as net_streams
 from sterna.net.kept import KeptSession
 from sterna.net.line import HURRY_BYTES, LITTLE_BYTES, UNIT_BUFFERS, Line
 from sterna.net.memory import MemoryTransport, memory_transport_pair
@@ -35,7 +36,7 @@ def _short_blocks(monkeypatch):
     monkeypatch.setattr(shares, "BLOCK_BYTES", 2 * 4096)
 
 
-def migration(streams: int, **changes) -> Resuming:
+def migration(streams: int | None, **changes) -> Resuming:
     options = {"streams": streams}
     return Resuming(
         **{"cuts": (NEVER,), "source_options": dict(options), "destination_options": dict(options)} | changes
@@ -52,6 +53,17 @@ async def test_a_migration_over_data_connections(virtual_time, streams):
     assert sorted(event.stream for event in attached) == list(range(1, streams + 1))
     assert [other.result.outcome for other in moved.others] == [Outcome.JOINED] * streams
     assert all(other.took_up for other in moved.others)
+
+
+@pytest.mark.parametrize(("rtt_s", "count"), [(None, 0), (0.01, 3)])
+async def test_both_sides_leave_the_number_to_the_link(
+    virtual_time: Clock, monkeypatch: pytest.MonkeyPatch, rtt_s: float | None, count: int
+) -> None:
+    monkeypatch.setattr(net_streams, "window_bytes", lambda: 4 << 20)
+    monkeypatch.setattr(MemoryTransport, "rtt_s", rtt_s)
+    moved = await migration(None).run()
+    moved.check_moved()
+    assert len(moved.others) == moved.source.result.streams == count
 
 
 async def test_connections_that_are_worn_out_are_replaced_in_the_middle_of_a_round(

@@ -6,8 +6,17 @@ import pytest
 
 from sterna.core.negotiate import FOLLOW_FEATURES
 from sterna.errors import ConfigError
-from sterna.limits import CHUNK_BYTES
-from sterna.net.options import Options, batch_bytes, limiter, offer, supported
+from sterna.limits import CHUNK_BYTES, STREAMS_MAX
+from sterna.net import streams
+from sterna.net.options import (
+    Options,
+    batch_bytes,
+    limiter,
+    most_streams,
+    offer,
+    supported,
+    with_streams,
+)
 from sterna.registry import Feature
 
 
@@ -22,9 +31,9 @@ def test_a_source_offers_what_it_can_and_insists_on_what_it_needs() -> None:
         Feature.RESUME: (False, 9),
         Feature.LEASE_STORE: (True, 0),
     }
-    streams = {each.id: each.parameter for each in offer(Options(streams=3, resume_s=0), "auto", dials=True)}
-    assert streams[Feature.DATA_STREAMS] == 3
-    assert Feature.RESUME not in streams
+    three = {each.id: each.parameter for each in offer(Options(streams=3, resume_s=0), "auto", dials=True)}
+    assert three[Feature.DATA_STREAMS] == 3
+    assert Feature.RESUME not in three
     assert Feature.DATA_STREAMS not in {
         each.id for each in offer(Options(streams=3), "stop-and-copy", dials=False)
     }
@@ -42,9 +51,25 @@ def test_a_source_offers_what_it_can_and_insists_on_what_it_needs() -> None:
         (Options(early_pages=True, streams=1, bandwidth_bytes_s=1e6), "bitmap", True),
     ):
         assert Feature.EARLY_PAGES not in {each.id for each in offer(options, switchover, dials=dials)}
-    for streams in (-1, 17):
+    for count in (-1, 17):
         with pytest.raises(ConfigError, match="there are at most 16"):
-            Options(streams=streams)
+            Options(streams=count)
+
+
+def test_the_number_of_data_connections_is_said_or_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "window_bytes", lambda: 4 << 20)
+    auto = Options(streams=None)
+    for options, switchover, rtt_s, count in (
+        (auto, "stop-and-copy", None, 0),
+        (auto, "auto", None, 1),
+        (auto, "bitmap", 0.01, 3),
+        (Options(streams=None, bandwidth_bytes_s=200e6), "stop-and-copy", 0.1, 5),
+        (Options(streams=2), "bitmap", 0.1, 2),
+        (Options(), "bitmap", 0.1, 0),
+    ):
+        assert with_streams(options, switchover, rtt_s).streams == count
+    assert [most_streams(Options(streams=count)) for count in (None, 0, 3)] == [STREAMS_MAX, 0, 3]
+    assert Feature.DATA_STREAMS not in {each.id for each in offer(auto, "bitmap", dials=True)}
 
 
 def test_a_destination_selects_what_its_host_and_guests_can() -> None:

@@ -26,6 +26,16 @@ def test_as_many_as_fill_the_link_and_one_where_pages_follow(rtt_s, follow, coun
     assert enough_streams(rtt_s, pages_may_follow=follow, window=4 << 20) == count
 
 
+def test_no_more_than_a_cap_lets_through_has_to_fill_the_link():
+    def enough(rtt_s: float, cap_bytes_s: float) -> int:
+        return enough_streams(rtt_s, pages_may_follow=False, cap_bytes_s=cap_bytes_s, window=4 << 20)
+
+    assert enough(0.1, 10e6) == 0
+    assert enough(0.1, 125e6) == 3
+    assert enough(0.1, 10e9) == AUTO_MAX
+    assert enough(0.005, 10e9) == 2
+
+
 def test_the_window_is_the_kernel_s(tmp_path: Path):
     assert window_bytes() > 0
     file = tmp_path / "tcp_wmem"

@@ -48,7 +48,6 @@ from sterna.net.connect import Address, connect
 from sterna.net.options import Options
 from sterna.net.redial import Reconnect
 from sterna.net.source import Decide, Source
-from sterna.net.streams import enough_streams
 from sterna.net.tls import CheckPeer, TlsConfig
 from sterna.net.transport import Transport
 from sterna.observe.recording import Side
@@ -69,7 +68,6 @@ class Sending:
 
     Attributes:
         peer: identity that the destination has to have; empty if its certificate bears the address instead.
-        streams: data connections; None for as many as the link needs.
     """
 
     address: Address
@@ -86,7 +84,6 @@ class Sending:
     die_with: int | None
     record: Path | None = None
     switchover: Switchover = "stop-and-copy"
-    streams: int | None = None
 
     async def run(self) -> Exit:
         """Send it, unless the operator ends that before.
@@ -246,7 +243,7 @@ class Sending:
                 epoch=status.epoch,
                 runner=status.runner,
                 host=session,
-                options=replace(self.options, policy=self._policy(guest), streams=self._streams(transport)),
+                options=replace(self.options, policy=self._policy(guest)),
                 reconnect=links.reconnect,
                 decide=links.decide,
             )
@@ -257,11 +254,6 @@ class Sending:
                 nursery.cancel_scope.cancel()
             ending.ask = None
         return result
-
-    def _streams(self, transport: Transport) -> int:
-        if self.streams is not None:
-            return self.streams
-        return enough_streams(transport.rtt_s, pages_may_follow=self.switchover != "stop-and-copy")
 
     def _policy(self, guest: DepartingGuest) -> PolicySettings:
         pages = sum(region.pages for region in guest.description.regions)

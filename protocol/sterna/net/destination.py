@@ -38,7 +38,7 @@ from sterna.net.early_requests import EarlyRequests
 from sterna.net.endpoint import Endpoint
 from sterna.net.hosting import Host, check_takes
 from sterna.net.kept import KeptSession, Sessions
-from sterna.net.options import Options, grease, supported
+from sterna.net.options import Options, grease, most_streams, supported
 from sterna.net.pump import UNDO_S
 from sterna.net.room import Prompt, Room, tell_faults
 from sterna.net.transport import Transport
@@ -96,7 +96,7 @@ class Destination(Endpoint):
         options = self._options
         config = DestinationConfig(
             agent=options.agent,
-            limits=replace(options.limits, data_streams=options.streams),
+            limits=replace(options.limits, data_streams=most_streams(options)),
             deadlines=options.deadlines,
             grease=grease() if options.grease else (),
             features=supported(options, finds=self._sessions is not None),

@@ -20,6 +20,7 @@ from sterna.limits import Limits
 from sterna.memory.zstd import WINDOW_LOG2
 from sterna.net.pump import Clock, OnEvent, boottime
 from sterna.net.rate import RateLimiter
+from sterna.net.streams import enough_streams
 from sterna.registry import GREASE_FIRST, GREASE_LAST, Feature
 from sterna.wire.records import FeatureOffer
 
@@ -84,7 +85,8 @@ class Options:
         agent: what this implementation calls itself to the peer.
         resume_s: how long a lost session is to be kept, for a source that can reconnect.
         streams: data connections, beside which the control connection carries no bulk: as a source, what is
-            asked for, if it can dial; as a destination, the most that are taken.
+            asked for, if it can dial; as a destination, the most that are taken. None: as a source, as many
+            as a link of this delay needs (`sterna.net.streams`); as a destination, as many as there can be.
         compress: as a source: whether pages are packed. Destinations take what they can bound.
         versions_bytes: memory for versions that were sent, to send changes of them; 0 for none.
         lease_store: whether the endpoint's `Host` has one; a source does not go without then [ONE-55].
@@ -108,7 +110,7 @@ class Options:
     agent: str = AGENT
     resume_s: int = bounds.RESUME_S
     lease_store: bool = False
-    streams: int = 0
+    streams: int | None = 0
     compress: Compress = Compress.OFF
     versions_bytes: int = VERSIONS_BYTES
     verified: bool = True
@@ -116,7 +118,7 @@ class Options:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a cap so low that a chunk would look stalled, or too many streams."""
-        if not 0 <= self.streams <= bounds.STREAMS_MAX:
+        if self.streams is not None and not 0 <= self.streams <= bounds.STREAMS_MAX:
             raise ConfigError(f"{self.streams} data connections: there are at most {bounds.STREAMS_MAX}")
         cap = self.bandwidth_bytes_s
         if cap is not None and not bounds.CHUNK_BYTES <= cap < math.inf:
@@ -153,6 +155,21 @@ def supported(options: Options, *, finds: bool) -> frozenset[Feature]:
     unhashed = frozenset() if options.verified else {Feature.UNHASHED}
     early = {Feature.EARLY_PAGES} if finds and options.early_pages and options.post_copy else frozenset()
     return BASE_FEATURES | PACKED | follow | store | more | unhashed | early
+
+
+def with_streams(options: Options, switchover: Switchover, rtt_s: float | None) -> Options:
+    """The same for a source, with a number of data connections. `rtt_s`: of its connection, if known."""
+    if options.streams is not None:
+        return options
+    enough = enough_streams(
+        rtt_s, pages_may_follow=switchover != "stop-and-copy", cap_bytes_s=options.bandwidth_bytes_s
+    )
+    return replace(options, streams=enough)
+
+
+def most_streams(options: Options) -> int:
+    """How many data connections a destination takes."""
+    return bounds.STREAMS_MAX if options.streams is None else options.streams
 
 
 def batch_bytes(options: Options) -> int:

@@ -141,15 +141,15 @@ class PackingPages(SteadyPages):
     """A `PageSource` that packs what pays; see the module's text. `run` goes beside the session's pump."""
 
     def __init__(self, pages: RegionPages, options: Options) -> None:
-        super().__init__(pages, options.clock, max(options.streams, 1))
+        super().__init__(pages, options.clock, options.streams or 1)
         self._clock_s: Callable[[], float] = options.clock
         self._always = options.compress is Compress.ALWAYS
-        self._workers = min(max(options.streams, WORKERS), os.cpu_count() or 1)
+        self._workers = min(max(options.streams or 1, WORKERS), os.cpu_count() or 1)
         self._free = list(range(self._workers))  # threads that have nothing to do
-        self._ahead = 1 + -(-(AHEAD - 1) // max(options.streams, 1))
+        self._ahead = 1 + -(-(AHEAD - 1) // (options.streams or 1))
         least = _FIRST_LEVEL if options.compress is Compress.ALWAYS else None
         # The second thread of a connection has a core only if nobody else needs it: no level counts on that.
-        sure = min(max(options.streams, 1), self._workers)
+        sure = min(options.streams or 1, self._workers)
         self._paying = Paying(sure, options.bandwidth_bytes_s or math.inf, least=least)
         self._meter = Meter(self._paying)
         self._changes = Changes(None)
@@ -379,5 +379,5 @@ def _next_job(machine: Batches) -> Job | None:
 def pages_to_send(pages: RegionPages, options: Options) -> SteadyPages:
     """What a source reads its guest's memory by."""
     if options.compress is Compress.OFF:
-        return SteadyPages(pages, options.clock, max(options.streams, 1))
+        return SteadyPages(pages, options.clock, options.streams or 1)
     return PackingPages(pages, options)

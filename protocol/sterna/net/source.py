@@ -19,7 +19,7 @@ from sterna.guest.api import SourceGuest
 from sterna.net.early_answers import EarlyAnswers
 from sterna.net.endpoint import Endpoint
 from sterna.net.hosting import Host, TimesStore, declined
-from sterna.net.options import Options, batch_bytes, grease, offer
+from sterna.net.options import Options, batch_bytes, grease, offer, with_streams
 from sterna.net.packing import PackingPages, pages_to_send
 from sterna.net.redial import LONGEST_WAIT_S, RESUMPTIONS_MAX, Reconnect, dial_more, redial
 from sterna.net.transport import Transport
@@ -73,10 +73,10 @@ class Source(Endpoint):
         self._decide = decide
         self._waiting: trio.CancelScope | None = None
         self._store_s = 0.0  # that the host's lease store takes to answer
-        options = self._options
         description = guest.description
         pages = pages_of(guest, description)
-        policy = options.policy or PolicySettings(fixed_cost_s=estimate_fixed_cost_s(pages.table.pages))
+        policy = self._options.policy or PolicySettings(fixed_cost_s=estimate_fixed_cost_s(pages.table.pages))
+        options = self._options = with_streams(self._options, policy.switchover, transport.rtt_s)
         self._config = SourceConfig(
             agent=options.agent,
             limits=options.limits,
