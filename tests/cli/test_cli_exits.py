@@ -65,6 +65,8 @@ def test_of_a_group_the_gravest_counts() -> None:
     [
         (Outcome.COMPLETED, None, Exit.OK),
         (Outcome.MOVED, ErrorCode.CONNECTION_LOST, Exit.OK),
+        (Outcome.MOVED, ErrorCode.GUEST_LOST, Exit.LOST),
+        (Outcome.MOVED, ErrorCode.MEMORY_MISMATCH, Exit.FAILED),
         (Outcome.STRANDED, ErrorCode.CONNECTION_LOST, Exit.GUEST),
         (Outcome.STRANDED, ErrorCode.GUEST_LOST, Exit.LOST),
         (Outcome.ROLLED_BACK, ErrorCode.CONNECTION_LOST, Exit.TRANSPORT),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from sterna.cli.migration_report import sentence
+from sterna.cli.migration_report import sentence, told_late
 from sterna.core.events import Outcome, Result
 from sterna.core.policy import RoundStats
 from sterna.core.serving import AfterStats
-from sterna.errors import GuestError, PeerAborted, TransportError
+from sterna.errors import GuestError, LocalProtocolError, PeerAborted, TransportError
 from sterna.net.memory import memory_transport_pair
 from sterna.registry import ErrorCode, Owner
 from sterna.wire.records import Verdict
@@ -19,6 +19,7 @@ def result(outcome: Outcome, **fields: object) -> Result:
 
 
 ROUND = RoundStats(1, 1, 4096, 0.1, 0, 0)
+DIFFERS = LocalProtocolError(ErrorCode.MEMORY_MISMATCH, "it differs", clause="CMP-1")
 SILENT = TransportError(ErrorCode.PEER_SILENT, "nothing for 5 s")
 
 
@@ -98,6 +99,20 @@ def test_pages_that_are_gone_with_their_holder_are_not_promised() -> None:
             ),
         ),
         (
+            result(Outcome.MOVED, code=ErrorCode.MEMORY_MISMATCH, error=DIFFERS),
+            (
+                "the guest runs at memory, and its memory there is not what was sent [ONE-40]: "
+                "memory_mismatch: it differs, [CMP-1]. Keep this holder: its image is as it was at the pause"
+            ),
+        ),
+        (
+            result(Outcome.MOVED, code=ErrorCode.GUEST_LOST, error=PeerAborted(ErrorCode.GUEST_LOST, "gone")),
+            (
+                "the guest has moved to memory, which says that it is lost [ONE-42]: the peer ended the "
+                "session: guest_lost: 'gone'. Keep this holder: its image is as it was at the pause"
+            ),
+        ),
+        (
             result(Outcome.STRANDED, error=SILENT),
             (
                 "the guest runs there, and pages that it needs are here: peer_silent: nothing for 5 s. Keep "
@@ -118,5 +133,14 @@ def test_pages_that_are_gone_with_their_holder_are_not_promised() -> None:
     ],
 )
 def test_every_end_says_where_the_guest_is(end: Result, said: str) -> None:
+    """[ONE-40] [ONE-42] And whether it is what it was."""
     transport, _ = memory_transport_pair()
     assert sentence(end, transport) == said
+
+
+def test_who_was_too_late_to_cancel_hears_of_nothing_less_than_of_a_loss() -> None:
+    """[CON-72] [ONE-40] [ONE-42]"""
+    for code in (ErrorCode.GUEST_LOST, ErrorCode.MEMORY_MISMATCH):
+        assert told_late(result(Outcome.MOVED, code=code)).code is code
+    assert told_late(result(Outcome.MOVED, code=ErrorCode.PEER_SILENT)).code is ErrorCode.TOO_LATE
+    assert told_late(result(Outcome.UNDECIDED)).code is None

@@ -18,6 +18,7 @@ from sterna.registry import ErrorCode
 
 LACKS = AfterStats(stale=7, demanded=1, pushed=2)
 SILENT = TransportError(ErrorCode.PEER_SILENT, "nothing for 5 s")
+DIFFERS = PeerAborted(ErrorCode.MEMORY_MISMATCH, "it differs")
 LOST = PeerAborted(ErrorCode.GUEST_LOST, "the image is gone")
 
 
@@ -33,6 +34,14 @@ LOST = PeerAborted(ErrorCode.GUEST_LOST, "the image is gone")
             ),
         ),
         (
+            Result(Outcome.MOVED, ErrorCode.MEMORY_MISMATCH, error=DIFFERS),
+            (
+                "the guest runs here, and its memory is not what memory has sent, by the digest of its "
+                "pause: the peer ended the session: memory_mismatch: 'it differs'. Its image is kept there "
+                "[ONE-40]"
+            ),
+        ),
+        (
             Result(Outcome.STRANDED, ErrorCode.GUEST_LOST, error=LOST, after=LACKS),
             (
                 "guest_lost: the guest runs here, and 4 pages that it needs are gone at memory: the peer "
@@ -42,7 +51,7 @@ LOST = PeerAborted(ErrorCode.GUEST_LOST, "the image is gone")
     ],
 )
 def test_pages_that_may_be_gone_are_not_promised(end: Result, said: str) -> None:
-    """[ONE-42] A destination cannot see the source's image; that it is gone, only the source can say."""
+    """[ONE-40] [ONE-42] A destination cannot see the source's image, nor say that it is gone."""
     transport, _ = memory_transport_pair()
     assert sentence(end, transport) == said
 

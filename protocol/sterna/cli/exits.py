@@ -117,6 +117,8 @@ def exit_of_outcome(outcome: Outcome, code: ErrorCode | None, *, by_peer: bool =
             return Exit.UNDECIDED
         case "completed" | "moved" | "stranded" if code is ErrorCode.GUEST_LOST:
             return Exit.LOST
+        case "moved" if code is ErrorCode.MEMORY_MISMATCH:
+            return Exit.FAILED  # it runs, but not with what was sent [ONE-40]
         case "completed" | "moved":
             return Exit.OK
         case "guest_failed" | "stranded":

@@ -6,6 +6,7 @@ Programs get fields, people a sentence. Each ending says where the guest is, for
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 from sterna.cli.deciding import owes_pages
 from sterna.cli.endpoint import Recording
@@ -31,6 +32,13 @@ from sterna.host.held import DepartingGuest
 from sterna.host.recovery import Recovered
 from sterna.net.transport import Transport
 from sterna.registry import ErrorCode, Owner
+
+_IMAGE: Final = "its image is as it was at the pause"
+# Ends of a guest that has moved, and not well; of the place that it has moved to.
+_GRAVE: Final = {
+    ErrorCode.MEMORY_MISMATCH: "the guest runs at {}, and its memory there is not what was sent [ONE-40]",
+    ErrorCode.GUEST_LOST: "the guest has moved to {}, which says that it is lost [ONE-42]",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +87,7 @@ class MigrationReport:
             text = f"it runs elsewhere under epoch {recovered.judgement.epoch}"
             raise GuestError(f"{text}: {judgement_text(recovered.judgement)}", ErrorCode.TOO_LATE)
         result = decided(Result(Outcome.UNDECIDED, session=recovered.session.session), recovered)
-        result = _too_late(result) if late else result
+        result = told_late(result) if late else result
         self.reporter.result(
             {"role": "source", **result_fields(result), "recovered": recovered_fields(recovered)}
         )
@@ -116,7 +124,7 @@ class MigrationReport:
             _check_lost(recovered)
             if asked_last or result.outcome is Outcome.UNDECIDED:
                 result = decided(result, recovered)
-        result = _too_late(result) if late else result
+        result = told_late(result) if late else result
         figures: Fields | None
         try:
             figures = holder_fields(await guest.connection.status())
@@ -149,9 +157,9 @@ def _guest_fields(guest: DepartingGuest) -> Fields:
     return {"id": guest.description.id.hex(), "name": guest.description.name}
 
 
-def _too_late(result: Result) -> Result:
-    """What to tell who has wished to cancel after HANDOVER may have left [CON-72]."""
-    moved = result.outcome in {Outcome.COMPLETED, Outcome.MOVED}
+def told_late(result: Result) -> Result:
+    """What to tell who has wished to cancel behind HANDOVER [CON-72], if there is nothing graver."""
+    moved = result.outcome in {Outcome.COMPLETED, Outcome.MOVED} and result.code not in _GRAVE
     return replace(result, code=ErrorCode.TOO_LATE) if moved else result
 
 
@@ -168,6 +176,9 @@ def sentence(result: Result, transport: Transport, *, kept: bool = True) -> str:
     """How it ended, for people. `kept`: the guest's holder is there, whatever is in it."""
     why = "" if result.error is None else f": {result.error}"
     match result.outcome:
+        case Outcome.MOVED if result.code in _GRAVE:
+            told = _GRAVE[result.code].format(transport.peer)
+            return f"{told}{unverified_text(result)}{why}. Keep this holder: {_IMAGE}"
         case Outcome.COMPLETED | Outcome.MOVED:
             stood = "" if result.blackout_s is None else f", stopped for {duration_text(result.blackout_s)}"
             end = f"{followed_text(result)}{resumed_text(result)}{unverified_text(result)}"

@@ -397,6 +397,11 @@ def sentence(result: Result, transport: Transport) -> str:
     """How a session ended, for people."""
     why = "" if result.error is None else f": {result.error}"
     match result.outcome:
+        case Outcome.MOVED if result.code is ErrorCode.MEMORY_MISMATCH:
+            return (
+                f"the guest runs here, and its memory is not what {transport.peer} has sent, by the "
+                f"digest of its pause{unverified_text(result)}{why}. Its image is kept there [ONE-40]"
+            )
         case Outcome.COMPLETED | Outcome.MOVED:
             stood = "" if result.blackout_s is None else f", {duration_text(result.blackout_s)} after READY"
             came = f"{size_text(result.bytes_received)} from {transport.peer}"
