@@ -47,7 +47,7 @@ def test_a_handover_of_another_epoch(epoch):
 def test_the_order_of_committing():
     """[ONE-5] [ONE-25] [ONE-26] [ONE-28] [ONE-39] [CON-56] [CON-57] Each when what is before it is done.
 
-    CLAIMING, the claim, the storage locks, START, the guest, RUNNING, the record COMPLETE, COMPLETE.
+    CLAIMING, the claim, the storage locks [SFX-8], START, the guest, RUNNING, the record COMPLETE, COMPLETE.
     [MEM-16] COMPLETE names the digest that SEAL had, made of this side's own entries.
     """
     rig = DestinationRig().until(D.LOADED)

@@ -150,11 +150,18 @@ class SourceGuest(Protocol):
         ...
 
     async def pause(self) -> None:
-        """Stop the guest. Returns when nothing of it runs; legal when paused."""
+        """Stop the guest. Returns when nothing of it runs; legal when paused.
+
+        If it has storage locks, this drops them, or `mark_granted` does at the latest [SFX-6].
+        """
         ...
 
     async def resume(self) -> None:
-        """Run on from where `pause` stopped it; legal when running."""
+        """Run on from where `pause` stopped it; legal when running.
+
+        Raises:
+            GuestError: it cannot, or its storage locks are not to be had again; it stays paused [SFX-7].
+        """
         ...
 
     async def throttle(self, share: float) -> None:
