@@ -23,10 +23,10 @@ One fault at one step of a migration, and what must come of it: who runs the gue
 to whom, what recovery takes. It follows from chapter 11 of [protocol.md](protocol.md), and where the two
 differ, that chapter holds. `sterna matrix` carries the cells out.
 
-At a step one endpoint stops, at the very place that the first table names. Then the fault happens; then what
-had stopped goes on, if it is still alive; then, when the others have done what they can do without it, what
-had failed comes back. Sessions are opened without `resume`, but for those cells with RES-13 of which
-`completed` is told where somebody is left to be told.
+At a step one endpoint stops, or its recovery, at the very place that the first table names. Then the fault
+happens; then what had stopped goes on, if it is still alive; then, when the others have done what they can do
+without it, what had failed comes back. Sessions are opened without `resume`, but for those cells with RES-13
+of which `completed` is told where somebody is left to be told.
 
 `runs` is who runs the guest in the end. Of two, a race decides; it is exactly one in any case. `lost` is the
 `guest_lost` of ONE-42, or a guest that died with its holder as it would have without a migration. The columns
@@ -69,7 +69,8 @@ def _any(codes: tuple[str, ...]) -> str:
 
 def _stops(step: Step) -> str:
     with_store = f", with a store `{step.stop_with_store}`" if step.stop_with_store else ""
-    return f"`{step.stop}`{with_store}"
+    behind = f", where `{step.fails}` has failed" if step.fails else ""
+    return f"`{step.stop}`{with_store}{behind}"
 
 
 def _missing(step: Step) -> str:

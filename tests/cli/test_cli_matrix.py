@@ -108,11 +108,11 @@ def test_what_people_see(carried: list[Job], capsys: pytest.CaptureFixture[str])
     )
     said = capsys.readouterr()
     assert said.out == ""
-    assert "1/20 real hello/cut/stop_and_copy/no_store: source, 0.5 s" in said.err
+    assert "1/24 real hello/cut/stop_and_copy/no_store: source, 0.5 s" in said.err
     assert "real paused/cut/stop_and_copy/no_store: FAILED" in said.err
     (row,) = (line.split() for line in said.err.splitlines() if line.startswith("  cut "))
-    assert row == ["cut", "20", "19", *row[3:]]
-    assert "cells 20, passed 19, failed 1" in said.err
+    assert row == ["cut", "24", "23", *row[3:]]
+    assert "cells 24, passed 23, failed 1" in said.err
     assert "again: sterna matrix --real --seed 7 --only paused/cut/stop_and_copy/no_store" in said.err
 
 

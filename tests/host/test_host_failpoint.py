@@ -9,10 +9,11 @@ import sys
 
 import pytest
 
-from sterna.core.events import MarkGranted, Pause, Persist, ProbeStore
+from sterna.core.events import MarkGranted, Pause, Persist, ProbeStore, TakeStorage
 from sterna.core.records import Granted, Released
-from sterna.errors import ConfigError
-from sterna.host.failpoint import VARIABLE, failpoint, name_of
+from sterna.core.recovery import FreeRoom, Note
+from sterna.errors import ConfigError, GuestError
+from sterna.host.failpoint import FAILS, VARIABLE, failpoint, name_of
 from sterna.net.options import ignore_request
 from sterna.wire.records import NO_RUNNER
 
@@ -35,6 +36,8 @@ def test_names() -> None:
     assert name_of(ProbeStore(1, NO_RUNNER, last=True)) == "ProbeStore:last"
     assert name_of(Persist(Granted(b"s" * 16, 2))) == "Persist:Granted"
     assert name_of(Persist(Released(b"s" * 16))) == "Persist:Released"
+    assert name_of(Note(Released(b"s" * 16))) == "Note:Released"
+    assert name_of(FreeRoom()) == "FreeRoom"
 
 
 def test_without_the_variable_nothing_is_called() -> None:
@@ -46,6 +49,21 @@ def test_without_the_variable_nothing_is_called() -> None:
 def test_a_place_that_is_none(text: str) -> None:
     with pytest.raises(ConfigError, match="before REQUEST"):
         failpoint({VARIABLE: text})
+
+
+@pytest.mark.parametrize("text", ["", "before Pause", "Pause Pause", "Persist:"])
+def test_a_request_that_is_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="say REQUEST"):
+        failpoint({FAILS: text})
+
+
+def test_a_request_fails_once() -> None:
+    tell = failpoint({FAILS: "TakeStorage"})
+    tell(Pause(), done=False)
+    with pytest.raises(GuestError, match="TakeStorage"):
+        tell(TakeStorage(), done=False)
+    tell(TakeStorage(), done=False)
+    tell(TakeStorage(), done=True)
 
 
 def test_it_stops_there_and_once() -> None:

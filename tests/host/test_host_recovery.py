@@ -165,6 +165,16 @@ async def test_what_the_connection_has_told_need_not_be_asked_again() -> None:
     assert (scene.image.epoch, scene.asked) == (3, [])
 
 
+async def test_who_must_know_where_it_stands_is_told() -> None:
+    """Around each act; so is whoever recovers anew."""
+    told: list[tuple[str, bool]] = []
+    scene = Scene(granted(), (SENDING, Granted(ONE, 2)))
+    await scene.note()
+    image, on_act = scene.image, lambda act, /, *, done: told.append((type(act).__name__, done))
+    await Recovery(HERE, scene.keeper, image, on_act=on_act).anew(BACK).run()
+    assert told == [(name, done) for name in ("Note", "Note", "RunHere") for done in (False, True)]
+
+
 async def test_an_image_that_an_earlier_migration_has_left_behind_never_runs() -> None:
     """[ONE-52] The guest came back into another holder and was sent on; that one's runner is not for this."""
     came_back = replace(SENDING, epoch=3)

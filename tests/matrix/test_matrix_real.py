@@ -85,6 +85,19 @@ async def test_records_that_cannot_be_written_for_a_while(directory: Path) -> No
     assert report.runs == "source"
 
 
+async def test_a_guest_that_is_handed_back(directory: Path) -> None:
+    """[ONE-26] [ONE-35] [ONE-37] The source has lost the connection before it could hear of it."""
+    report = await carry_out("handed_back/cut/stop_and_copy/store", directory)
+    assert report.runs == report.meanwhile == "source"
+    assert report.told["destination"] == "rolled_back (guest_failed)"
+
+
+async def test_a_source_that_dies_when_it_is_about_to_run_again(directory: Path) -> None:
+    """[ONE-37] Its records say all that the next one has to know."""
+    report = await carry_out("reclaimed/source_killed/stop_and_copy/no_store", directory)
+    assert (report.meanwhile, report.runs) == ("nobody", "source")
+
+
 @pytest.mark.needs("userfaultfd")
 async def test_a_guest_whose_pages_follow_it_from_a_dead_holder(directory: Path) -> None:
     """The source's endpoint has them mapped, and needs the holder for nothing else."""

@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 
 import clauses
-from sterna.core import events
-from sterna.core.records import Claiming, Complete, Granted, Start
+from sterna.core import events, recovery
+from sterna.core.records import Claiming, Complete, Granted, HandBack, RunnerRecord, Start
 from sterna.matrix.table import STYLES, Matrix, Recovery, Survivor, load, parse
 from sterna.registry import Style
 
@@ -131,16 +131,25 @@ def test_every_clause_exists(matrix: Matrix) -> None:
 
 
 def test_every_stop_is_a_request(matrix: Matrix) -> None:
-    records = {each.__name__ for each in (Claiming, Complete, Granted, Start)}
+    records = {each.__name__ for each in (Claiming, Complete, Granted, HandBack, RunnerRecord, Start)}
     stops = {cell.stop for cell in matrix.cells}
     assert stops == {stop for step in matrix.steps for stop in (step.stop, step.stop_with_store) if stop}
     for stop in stops:
         when, request = stop.split()
         name, _, record = request.partition(":")
         assert when in {"before", "after"}
-        assert hasattr(events, name), stop
-        assert bool(record) == (name in {"Persist", "ProbeStore"})
+        assert hasattr(events, name) or hasattr(recovery, name), stop
+        assert bool(record) == (name in {"Persist", "ProbeStore", "Note"})
         assert not record or record in {*records, "last"}
+
+
+def test_who_hands_back_was_refused(matrix: Matrix) -> None:
+    """Nothing else fails of itself; and rules for ranges of the steps before do not reach these."""
+    fails = [step.fails for step in matrix.steps]
+    assert fails == sorted(fails)
+    assert {name for name in fails if name} == {events.TakeStorage.__name__}
+    for cell in matrix.cells:
+        assert {SOURCE, LOST} & cell.expected.runs or not cell.step.fails, cell.name
 
 
 def test_nobody_runs_an_older_image_because_a_newer_one_is_lost(matrix: Matrix) -> None:

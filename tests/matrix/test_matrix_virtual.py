@@ -12,6 +12,7 @@ from sterna.matrix.table import Cell, Recovery, Step, Survivor, load
 from sterna.matrix.virtual import run_cell
 from sterna.registry import Style
 from sterna.sim.defects import Defect
+from sterna.sim.faults import inject
 from sterna.sim.holder import Holder
 from sterna.sim.makers import LiveMakers, Makers
 from sterna.sim.world import World
@@ -113,6 +114,26 @@ def test_a_source_that_has_not_heard_welcome(
     report = run_cell(cell, 1)
     assert states == [SourceState.GREETING, there]
     assert report.told == {"source": "completed", "destination": "completed"}
+
+
+@pytest.mark.parametrize("store", ["store", "no_store"])
+def test_what_is_on_record_when_the_guest_is_handed_back(monkeypatch: pytest.MonkeyPatch, store: str) -> None:
+    """[ONE-62] Without a store CLAIMING comes with what rests on it."""
+    found: list[set[str]] = []
+
+    def look(world: World, step: tuple[str, int, int, int]) -> None:
+        if step[0] == "destroy":
+            found.append({record.kind for host in world.hosts for record in host.history.records})
+        inject(world, step)
+
+    monkeypatch.setattr(virtual, "inject", look)
+    for step in ("refused", "handed_back", "returned", "reclaimed"):
+        report = run_cell(BY_NAME[f"{step}/destination_holder_killed/bitmap/{store}"], 1)
+        assert report.runs == report.meanwhile == "source"
+        assert report.told["destination"] == "rolled_back (guest_failed)"
+    assert ["claiming" in kinds for kinds in found] == [store == "store", True, True, True]
+    assert ["handback" in kinds for kinds in found] == [False, True, True, True]
+    assert ["decided" in kinds for kinds in found] == [False, False, False, True]
 
 
 def test_a_step_that_is_none() -> None:

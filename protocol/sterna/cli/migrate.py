@@ -99,6 +99,7 @@ def migrate(
     """
     output = Output(json=json)
     reporter = Reporter(output, follow=follow)
+    stops = failpoint()
     job = Sending(
         address=parse_address(to),
         holder=holder,
@@ -116,7 +117,7 @@ def migrate(
             versions_bytes=versions,
             verified=not unverified,
             early_pages=not no_early_pages,
-            on_request=failpoint(),
+            on_request=stops,
         ),
         downtime_s=downtime,
         switchover=switchover,
@@ -126,6 +127,7 @@ def migrate(
         record=record,
         reporter=reporter,
         die_with=die_with,
+        on_act=stops,
     )
     if unverified:
         reporter.notice(UNVERIFIED)

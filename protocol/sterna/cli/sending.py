@@ -43,9 +43,9 @@ from sterna.host.farewells import rejection
 from sterna.host.held import DepartingGuest
 from sterna.host.peers import PeerList
 from sterna.host.records_shelf import Keeper, RecordsShelf
-from sterna.host.recovery import HeldImage, Recovery, attach_to, guest_in
+from sterna.host.recovery import HeldImage, OnAct, Recovery, attach_to, guest_in
 from sterna.net.connect import Address, connect
-from sterna.net.options import Options
+from sterna.net.options import Options, ignore_request
 from sterna.net.redial import Reconnect
 from sterna.net.source import Decide, Source
 from sterna.net.tls import CheckPeer, TlsConfig
@@ -68,6 +68,7 @@ class Sending:
 
     Attributes:
         peer: identity that the destination has to have; empty if its certificate bears the address instead.
+        on_act: called around every act of a recovery.
     """
 
     address: Address
@@ -84,6 +85,7 @@ class Sending:
     die_with: int | None
     record: Path | None = None
     switchover: Switchover = "stop-and-copy"
+    on_act: OnAct = ignore_request
 
     async def run(self) -> Exit:
         """Send it, unless the operator ends that before.
@@ -152,6 +154,7 @@ class Sending:
                 ask=ask,
                 within_s=self.undecided_after_s,
                 tell=self.reporter.notice,
+                on_act=self.on_act,
             )
             recovered = await interruptible(recovery, ending)
             if ending.late and recovered is None:

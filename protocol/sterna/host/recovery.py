@@ -14,7 +14,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import trio
 
@@ -30,6 +30,7 @@ from sterna.guest.holder_frames import JsonObject
 from sterna.host.lease import LeaseStore, claim_until_named
 from sterna.host.records_shelf import Keeper
 from sterna.host.slots_behind import slots_behind
+from sterna.net.options import ignore_request
 from sterna.net.pauses import Pauses
 from sterna.registry import ErrorCode, Owner
 from sterna.wire.records import NO_ID, Runner, Verdict
@@ -52,6 +53,14 @@ _AT_DESTINATION: Final = {
     "paused": Image.STOPPED,
     "granted": Image.STOPPED,
 }
+
+
+class OnAct(Protocol):
+    """Told of every act before it is carried out, and again when it has been."""
+
+    def __call__(self, act: acts.Act, /, *, done: bool) -> None:
+        """Must not block."""
+        ...
 
 
 @asynccontextmanager
@@ -206,6 +215,7 @@ class Recovery:
         tell: told, for people, what is waited for and done.
         verdict: what the session's connection has told already, if it was handed back: that is final, and
             the destination may be gone by now.
+        on_act: for tests that must know where a recovery stands.
     """
 
     def __init__(
@@ -219,6 +229,7 @@ class Recovery:
         within_s: float = math.inf,
         tell: Tell = lambda _: None,
         verdict: Verdict | None = None,
+        on_act: OnAct = ignore_request,
     ) -> None:
         self._host = host
         self._keeper = keeper
@@ -227,6 +238,7 @@ class Recovery:
         self._ask = ask
         self._tell = tell
         self._within_s = within_s
+        self._on_act = on_act
         self._stopped = False
         self._deadline = math.inf
         self._waiting: trio.CancelScope | None = None
@@ -246,6 +258,7 @@ class Recovery:
             within_s=self._within_s,
             tell=self._tell,
             verdict=verdict,
+            on_act=self._on_act,
         )
 
     async def has_image(self) -> bool:
@@ -283,7 +296,10 @@ class Recovery:
             act = next_act(self._keeper.history, session.session, situation, self._spare())
             if isinstance(act, Settled):
                 return Recovered(session, act.judgement, act.lost, self._acted)
-            if not await self._carry_out(act, session, situation):
+            self._on_act(act, done=False)
+            carried_out = await self._carry_out(act, session, situation)
+            self._on_act(act, done=True)
+            if not carried_out:
                 judgement = judge(self._keeper.history, session.session, situation.facts)
                 return Recovered(session, judgement, acted=self._acted)
         raise LocalProtocolError(ErrorCode.INTERNAL, f"a recovery that comes to no end: {act}")

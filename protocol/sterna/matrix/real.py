@@ -21,7 +21,7 @@ import trio
 from sterna.core.events import Outcome
 from sterna.errors import GuestError
 from sterna.guest.holder_client import HolderStatus, connect_holder
-from sterna.host.failpoint import VARIABLE
+from sterna.host.failpoint import FAILS, VARIABLE
 from sterna.host.lease_files import create_file_store
 from sterna.host.pki import init_ca, issue
 from sterna.matrix.cable import Cable
@@ -194,8 +194,9 @@ class _Run:
         store = ["--store", self._store] if self.cell.store else []
         return ["--records", self._records(side), *store]
 
-    def _stop_of(self, side: Survivor) -> Mapping[str, str] | None:
-        return {VARIABLE: self.cell.stop} if self.cell.step.side is side else None
+    def _stop_of(self, side: Survivor) -> Mapping[str, str]:
+        stop, fails = self.cell.stop if self.cell.step.side is side else "", self.cell.step.fails
+        return {name: value for name, value in ((VARIABLE, stop), (FAILS, fails)) if value}
 
     @property
     def _vcpus(self) -> int:

@@ -50,6 +50,7 @@ class Step:
         stop: where an endpoint stops, as sterna.host.failpoint reads it.
         side: whose endpoint.
         stop_with_store: where it does if there is a store; empty if that is the same place.
+        fails: a request of an endpoint that fails of itself and leads there; empty if none has to.
         styles: in which the step exists.
     """
 
@@ -59,6 +60,7 @@ class Step:
     text: str
     styles: frozenset[Style] = frozenset(STYLES)
     stop_with_store: str = ""
+    fails: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +199,7 @@ def parse(text: str) -> Matrix:
 
 def _step(name: str, fields: Mapping[str, Any]) -> Step:
     side, store = Survivor(fields["side"]), fields.get("stop_with_store", "")
-    return Step(name, fields["stop"], side, fields["text"], _styles(fields), store)
+    return Step(name, fields["stop"], side, fields["text"], _styles(fields), store, fields.get("fails", ""))
 
 
 def _fault(name: str, fields: Mapping[str, Any]) -> Fault:

@@ -15,7 +15,7 @@ from typing import Final
 
 from sterna.core.events import Outcome
 from sterna.core.policy import Switchover
-from sterna.core.records import Claiming, Complete, Granted, Record, Start
+from sterna.core.records import Claiming, Complete, Granted, HandBack, Record, RunnerRecord, Start
 from sterna.core.tables import DestinationState, SourceState
 from sterna.errors import SternaError
 from sterna.matrix.outcome import NOBODY, Done, Report, conclude
@@ -59,11 +59,15 @@ _HOLDS: Final = {
     "RunGuest": "run",
     "Installed": "install",
     "ReleaseImage": "release",
+    "RunHere": "run",
 }
+_ACTS: Final = frozenset({"Note:RunnerRecord", "RunHere"})  # of a recovery
 _WRITES: Final[dict[str, type[Record]]] = {
     "Persist:Granted": Granted,
     "Persist:Claiming": Claiming,
     "Persist:Start": Start,
+    "Persist:HandBack": HandBack,
+    "Note:RunnerRecord": RunnerRecord,
     "Persist:Complete": Complete,
 }
 
@@ -117,6 +121,7 @@ class _Play:
         self._stopped: Step | None = None
         self._unsaid: tuple[Line, tuple[bytes, ...]] | None = None  # by the one that has stopped
         self._has_no_room = False
+        self._fails = cell.step.fails
         self._back = False
         self._steps = 0
         self.meanwhile: str | None = None
@@ -303,7 +308,8 @@ class _Play:
             inject(self.world, ("record-fails", *step[1:]))
             return
         holder = self.world.hosts[step[1]].holder(task.image)
-        if isinstance(task.op, TakeLocks) and (holder is None or not holder.lives):
+        refused, self._fails = self._fails, "" if isinstance(task.op, TakeLocks) else self._fails
+        if isinstance(task.op, TakeLocks) and (refused or holder is None or not holder.lives):
             # They are the guest's, so whoever takes them sees whether it is still there.
             inject(self.world, (Fault.LOCKS_REFUSED.value, *step[1:]))
             return
@@ -355,16 +361,21 @@ class _Play:
 
     def _is_the_step(self, step: Step, task: Task) -> str | None:
         """`before` or `after`, if this is where the cell's endpoint stops."""
-        ours = step[1] == SIDES.index(self._cell.step.side) and task.kind == self._cell.step.side.value
+        when, _, request = self._cell.stop.partition(" ")
+        kind = "recovery" if request in _ACTS else self._cell.step.side.value
+        ours = step[1] == SIDES.index(self._cell.step.side) and task.kind == kind
         if self._stopped is not None or not ours:
             return None
-        when, _, request = self._cell.stop.partition(" ")
         if request == "Claim" or (request == "Persist:Claiming" and not self._cell.store):
             # Without a store neither is anything to do yet [ONE-62]; behind it come the storage locks.
             return "before" if isinstance(task.op, TakeLocks) else None
         if request == "ProbeStore:last":  # earlier ones are asked in other states
             confirms = task.machine is not None and task.machine.state is SourceState.CONFIRMING
             return when if confirms and isinstance(task.op, Reach) else None
+        if when == "before" and isinstance(task.op, Write) and task.held is not None:
+            # What rests on CLAIMING is written with it, and so neither of them is there yet [ONE-62].
+            hands_back = task.machine is not None and task.machine.state is DestinationState.HANDING_BACK
+            return when if request == "Persist:HandBack" and hands_back else None
         return when if _is_request(request, task.op) else None
 
     def _process(self, step: Step) -> Process:

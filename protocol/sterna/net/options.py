@@ -57,12 +57,12 @@ def own_limits(memory_bytes: int | None = None) -> Limits:
 class OnRequest(Protocol):
     """Told of every request before it is carried out, and again when it has been."""
 
-    def __call__(self, request: Request, *, done: bool) -> None:
+    def __call__(self, request: Request, /, *, done: bool) -> None:
         """Must not block; what it raises fails the request."""
         ...
 
 
-def ignore_request(request: Request, *, done: bool) -> None:
+def ignore_request(request: object, *, done: bool) -> None:
     """The `OnRequest` that does nothing."""
 
 
