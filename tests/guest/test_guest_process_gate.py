@@ -50,7 +50,7 @@ def test_the_gate_opens_when_its_pages_are_there() -> None:
     gate = FaultGate(memory, late.stale(0), (late.installed(0), late.early(0)))
     assert gate.enter(0, 2)
     assert gate.enter(6, 2)
-    assert gate.times.count == 0
+    assert gate.times.all.count == 0
     passed: list[bool] = []
     thread = threading.Thread(target=lambda: passed.append(gate.enter(0, 8)))
     thread.start()
@@ -59,7 +59,7 @@ def test_the_gate_opens_when_its_pages_are_there() -> None:
     late.uffd.resolve(memory.address, memory.size_bytes)
     thread.join(WITHIN_S)
     assert passed == [True]
-    assert gate.times.count <= 1
+    assert gate.times.all.count <= 1
     assert late.missing() == 0
     late.end()
     assert gate.enter(0, 8)
@@ -76,8 +76,8 @@ def test_the_first_wait_of_each_chunk_is_counted_apart() -> None:
     stale[:] = 2 * (1 << 2 * CHUNK_PAGES) - 1  # the third chunk has one
     gate = FaultGate(memory, stale, (there,))
     assert not gate.enter(0, 2 * CHUNK_PAGES + 2)
-    assert (gate.times.count, gate.first_times.count) == (2 * CHUNK_PAGES + 1, 3)
-    assert 0 < gate.first_times.total_ns < gate.times.total_ns
+    assert (gate.times.all.count, gate.times.first.count) == (2 * CHUNK_PAGES + 1, 3)
+    assert 0 < gate.times.first.total_ns < gate.times.all.total_ns
     memory.close()
     file.close()
 
@@ -94,7 +94,7 @@ def test_the_gate_opens_for_early_pages() -> None:
     set_bits(late.installed(0), 3, 1)
     late.uffd.resolve(memory.address, 4 * PAGE_BYTES)
     assert gate.enter(0, 4)
-    assert gate.times.count == 0
+    assert gate.times.all.count == 0
     assert late.missing() == 7
     late.end()
     memory.close()
@@ -115,6 +115,6 @@ def test_who_is_let_go_without_a_page_is_told() -> None:
     late.end()
     thread.join(WITHIN_S)
     assert passed == [False]
-    assert gate.times.count == 1
+    assert gate.times.all.count == 1
     memory.close()
     file.close()

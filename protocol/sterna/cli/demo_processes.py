@@ -324,10 +324,8 @@ def _faults(status: HolderStatus) -> Mapping[str, float] | None:
     if not count:
         return None
     names = {"p50_s": "fault_p50_ns", "p99_s": "fault_p99_ns", "max_s": "fault_max_ns"}
-    found = {"count": count}
-    if "fault_first_count" in status.guest:  # a virtual machine does not tell these apart
-        found["first_count"] = status.figure("fault_first_count")
-        names |= {"first_p50_s": "fault_first_p50_ns", "first_p99_s": "fault_first_p99_ns"}
+    names |= {"first_p50_s": "fault_first_p50_ns", "first_p99_s": "fault_first_p99_ns"}
+    found = {"count": count, "first_count": status.figure("fault_first_count")}
     return {**found, **{name: status.figure(figure) / 1e9 for name, figure in names.items()}}
 
 

@@ -18,7 +18,7 @@ from sterna.guest.holder_backend import HeldGuest
 from sterna.guest.holder_frames import JsonObject
 from sterna.guest.journal import GuestJournal
 from sterna.guest.late_pages import LatePages, why_no_late_pages
-from sterna.guest.process_gate import FaultGate, Times
+from sterna.guest.process_gate import FaultGate, PageTimes
 from sterna.guest.process_memory import GuestMemory
 from sterna.guest.process_runner import WorkloadRunner
 from sterna.guest.schedule import WorkloadParameters
@@ -71,7 +71,7 @@ class ProcessGuest(HeldGuest):
         self._ready: WorkloadRunner | None = None  # whose thread waits for `run`
         self._late: LatePages | None = None
         self._gate: FaultGate | None = None
-        self._fault_times: dict[str, Times] = {}
+        self._fault_times: PageTimes | None = None
         self._paused = False
 
     def create(self, guest: GuestDescription, parameters: WorkloadParameters) -> None:
@@ -197,8 +197,7 @@ class ProcessGuest(HeldGuest):
         assert self._workload is not None
         with self._journal.running(epoch, runner):
             if self._runner is None:
-                if self._gate is not None:
-                    self._fault_times = {"fault": self._gate.times, "fault_first": self._gate.first_times}
+                self._fault_times = None if self._gate is None else self._gate.times
                 self._runner = self._ready or self._new_runner()
                 self._ready, self._runner.workload, self._runner.gate = None, self._workload, self._gate
             self._journal.expect("run")
@@ -297,8 +296,8 @@ class ProcessGuest(HeldGuest):
                 "last_write_ns": runner.last_write_ns,
                 "failure": "" if runner.failure is None else type(runner.failure).__name__,
             }
-            for name, times in self._fault_times.items():
-                status |= times.figures(name)
+        if runner is not None and self._fault_times is not None:
+            status |= self._fault_times.figures()
         return status
 
     def audit(self) -> JsonObject:

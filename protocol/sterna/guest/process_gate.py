@@ -56,7 +56,7 @@ class Times:
                 return min((lead << shift) + (1 << shift >> 1), self.max_ns)
         return 0
 
-    def figures(self, name: str = "fault") -> JsonObject:
+    def figures(self, name: str) -> JsonObject:
         """For the status of a guest whose waits for pages these are, by what they are called."""
         return {
             f"{name}_count": self.count,
@@ -65,6 +65,33 @@ class Times:
             f"{name}_max_ns": self.max_ns,
             f"{name}_total_ns": self.total_ns,
         }
+
+
+class PageTimes:
+    """How long a guest has waited for its pages.
+
+    Args:
+        pages: of its memory.
+
+    Attributes:
+        all: of the accesses that had to wait.
+        first: of these, the first in each chunk: what nobody has asked for behind another page.
+    """
+
+    def __init__(self, pages: int) -> None:
+        self.all, self.first = Times(), Times()
+        self._waited = bytearray(-(-pages // CHUNK_PAGES))  # by chunk
+
+    def add(self, page: int, ns: int) -> None:
+        """One more, for this page."""
+        self.all.add(ns)
+        if not self._waited[page // CHUNK_PAGES]:
+            self._waited[page // CHUNK_PAGES] = True
+            self.first.add(ns)
+
+    def figures(self) -> JsonObject:
+        """For the guest's status."""
+        return self.all.figures("fault") | self.first.figures("fault_first")
 
 
 class FaultGate:
@@ -78,14 +105,12 @@ class FaultGate:
 
     Attributes:
         times: of the accesses that had to wait.
-        first_times: of these, the first in each chunk: what nobody has asked for behind another page.
     """
 
     def __init__(
         self, memory: MemoryMap, stale: npt.NDArray[np.uint64], there: Sequence[npt.NDArray[np.uint64]]
     ) -> None:
-        self.times, self.first_times = Times(), Times()
-        self._waited = bytearray(-(-len(stale) * 64 // CHUNK_PAGES))  # by chunk
+        self.times = PageTimes(len(stale) * 64)
         self._memory = memory
         self._stale = stale
         self._there = tuple(there)
@@ -100,15 +125,9 @@ class FaultGate:
                 continue
             started = time.perf_counter_ns()
             self._memory.touch(offset)
-            self._add(first + page, time.perf_counter_ns() - started)
+            self.times.add(first + page, time.perf_counter_ns() - started)
             late = self._missing(first, count)  # its neighbours may have come with it
         return not self._missing(first, count)
-
-    def _add(self, page: int, ns: int) -> None:
-        self.times.add(ns)
-        if not self._waited[page // CHUNK_PAGES]:
-            self._waited[page // CHUNK_PAGES] = True
-            self.first_times.add(ns)
 
     def _missing(self, first: int, count: int) -> int:
         """Which of these pages are missing, a bit each."""

@@ -26,7 +26,7 @@ from sterna.guest.kvm.runner import VcpuRunner
 from sterna.guest.kvm.waits import PageWaits, VcpuWaits
 from sterna.guest.late_pages import LatePages, why_no_late_pages
 from sterna.guest.process import ProcessSettings
-from sterna.guest.process_gate import Times
+from sterna.guest.process_gate import PageTimes
 from sterna.guest.schedule import PAGE_BYTES, WorkloadParameters
 from sterna.guest.stale_pages import check_stale
 from sterna.guest.workload import Audit
@@ -59,7 +59,7 @@ class KvmGuest(HeldGuest):
         self._areas: tuple[Area, ...] = ()
         self._late: LatePages | None = None
         self._waits: PageWaits | None = None
-        self._fault_times: Times | None = None
+        self._fault_times: PageTimes | None = None
         self._saved: tuple[StateSection, ...] | None = None
         self._registers_checked = 0
         self._sections = 0

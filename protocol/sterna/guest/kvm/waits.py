@@ -21,7 +21,7 @@ from sterna.guest.guest_thread import GRANT_PAGES
 from sterna.guest.kvm.layout import RAM
 from sterna.guest.kvm.machine import KvmMachine
 from sterna.guest.late_pages import LatePages
-from sterna.guest.process_gate import Times
+from sterna.guest.process_gate import PageTimes
 from sterna.guest.schedule import COUNT_END, Schedule
 
 Pages: TypeAlias = npt.NDArray[np.int64]
@@ -43,10 +43,10 @@ class PageWaits:
     """
 
     def __init__(self, machine: KvmMachine, late: LatePages) -> None:
-        self.times = Times()
         self.over = False
         self.machine = machine
         self._stale, self._installed, self._early = late.stale(RAM), late.installed(RAM), late.early(RAM)
+        self.times = PageTimes(len(self._stale) * 64)
         self._lock = threading.Lock()  # the vCPUs' threads have one count of times
 
     def stale(self, pages: Pages) -> Mask:
@@ -63,10 +63,10 @@ class PageWaits:
         self._early = self._early.copy()
         self.over = True
 
-    def add(self, ns: int) -> None:
-        """One more."""
+    def add(self, page: int, ns: int) -> None:
+        """One more, for this page."""
         with self._lock:
-            self.times.add(ns)
+            self.times.add(page, ns)
 
 
 class VcpuWaits:
@@ -85,7 +85,8 @@ class VcpuWaits:
         self._khz = of.machine.vcpus[number].tsc_khz()
         self._schedule: Schedule | None = None
         self._first_page = 0
-        self._missing: Mask | None = None  # of the pages of its next writes, since its last doorbell
+        # The pages of its next writes, since its last doorbell, and which of them were missing then.
+        self._next: tuple[Pages, Mask] | None = None
 
     def at_doorbell(self, count: int) -> bool:
         """The guest has come to its doorbell, with so many writes; whether to be called the next time too."""
@@ -94,16 +95,20 @@ class VcpuWaits:
         if not begin <= count <= min(begin + GRANT_PAGES, COUNT_END):
             return False  # not our program
         try:
-            missing = self._missing
-            if missing is None:
-                missing = self._of.stale(self._pages(begin, count))
-            self._missing = self._of.missing(self._pages(count, count + GRANT_PAGES))
+            pages, missing = self._next or self._first(begin, count)
+            following = self._pages(count, count + GRANT_PAGES)
+            self._next = following, self._of.missing(following)
         except ValueError:
             return False  # the guest's memory makes no sense
         for write, ticks in self._of.machine.waits(self._number):
             if max(begin, self._arrived + 1) <= write < count and missing[write - begin]:
-                self._of.add(ticks * _NS_PER_TICK_OF_A_KHZ // self._khz)
+                self._of.add(int(pages[write - begin]), ticks * _NS_PER_TICK_OF_A_KHZ // self._khz)
         return not over
+
+    def _first(self, begin: int, end: int) -> tuple[Pages, Mask]:
+        """The same of the writes before the first doorbell; which came later counts as missing."""
+        pages = self._pages(begin, end)
+        return pages, self._of.stale(pages)
 
     def _pages(self, begin: int, end: int) -> Pages:
         """The pages of region 0 that the writes number begin to end - 1 go to, in this order."""
