@@ -10,13 +10,14 @@ import pytest
 import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from net_support import Stub, tcp_pair
+from net_support import tcp_pair
 
 from sterna.errors import TransportError
 from sterna.net import handshake
 from sterna.net.handshake import accept_tls, dial_tls
 from sterna.net.tls import TlsConfig, TlsTransport
 from sterna.net.tls_errors import ALERT_UNEXPECTED
+from sterna.net.tls_layer import TlsLayer
 from sterna.net.transport import Peer, TlsInfo
 from sterna.registry import MAGIC, ErrorCode
 
@@ -421,16 +422,21 @@ async def test_a_server_that_hangs_up(host_b):
     assert caught.value.code == ErrorCode.TLS_FAILED
 
 
-async def test_a_handshake_that_finds_the_socket_full(host_a, host_b):
-    class Context:
-        def wrap_socket(self, sock, **options):
-            real = host_a.context(server=True).wrap_socket(sock, **options)
-            return Stub(real, do_handshake=[ssl.SSLWantWriteError()])
+async def test_a_handshake_that_finds_the_socket_full(host_a, host_b, monkeypatch):
+    tries = []
 
+    class Full(TlsLayer):
+        def do_handshake(self):
+            tries.append(self)
+            if len(tries) == 1:
+                raise ssl.SSLWantWriteError
+            super().do_handshake()
+
+    monkeypatch.setattr(handshake, "TlsLayer", Full)
     a, b = tcp_pair()
 
     async def accept():
-        (await accept_tls(b, host_a, Context())).abort()
+        (await accept_tls(b, host_a, host_a.context(server=True))).abort()
 
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:

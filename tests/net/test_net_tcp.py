@@ -28,7 +28,6 @@ from sterna.net.tcp import (
     TcpTransport,
     Wakes,
     connection_lost,
-    cork,
     format_address,
 )
 from sterna.net.transport import Transport
@@ -352,16 +351,6 @@ def test_options_are_set_on_one_that_has_lost_its_peer():
     with socket.socket() as sock:
         SocketOptions().apply(sock)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-
-
-def test_what_fills_no_segment_is_held_back_where_there_are_segments():
-    tcp_ends, local_ends = socket_pair(), socket.socketpair()
-    with tcp_ends[0], tcp_ends[1], local_ends[0], local_ends[1]:
-        for held in (True, False):
-            cork(tcp_ends[0], held=held)
-            assert tcp_ends[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK) == held
-            cork(local_ends[0], held=held)
-    cork(tcp_ends[0], held=True)  # closed meanwhile
 
 
 async def test_addresses_are_for_people(pair):

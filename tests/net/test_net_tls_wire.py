@@ -81,7 +81,7 @@ async def test_everything_is_inside_tls(host_a, host_b):
     async def use(transport):
         await transport.send([SECRET])
         assert await receive_exactly(transport, len(SECRET)) == SECRET
-        sessions.append(transport._sock.session)
+        sessions.append(transport._tls.tls.session)
         await transport.close()
 
     async def accept():

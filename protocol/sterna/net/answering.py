@@ -8,7 +8,6 @@ is sent with its group all the same.
 from __future__ import annotations
 
 import mmap
-import socket
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Final
 from sterna.errors import remote_error
 from sterna.limits import RECORD_BYTES
 from sterna.memory.groups import Groups
+from sterna.net.transport import Given
 from sterna.registry import ErrorCode
 from sterna.wire.integrity import page_hash
 from sterna.wire.records import PageRequest, Region
@@ -83,9 +83,7 @@ class Answering:
         tell: called with region and page of every request.
     """
 
-    def __init__(
-        self, sock: socket.socket, stream: int, image: Image, tell: Callable[[int, int], None]
-    ) -> None:
+    def __init__(self, sock: Given, stream: int, image: Image, tell: Callable[[int, int], None]) -> None:
         self._sock = sock
         self._stream = stream
         self._image = image

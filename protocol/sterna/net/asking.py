@@ -11,7 +11,6 @@ from __future__ import annotations
 import mmap
 import os
 import select
-import socket
 import ssl
 import time
 from collections import deque
@@ -23,6 +22,7 @@ from typing import Final
 from sterna.errors import RemoteProtocolError, remote_error
 from sterna.guest.api import FAULT, Pager
 from sterna.limits import CHUNK_BYTES
+from sterna.net.transport import Given
 from sterna.registry import ErrorCode, FrameType
 from sterna.wire.integrity import page_hash
 from sterna.wire.single import PAGE_HEAD_BYTES, decode_page, encode_request
@@ -86,7 +86,7 @@ class Asking:
         turns: where it is told that somebody is at work.
     """
 
-    def __init__(self, sock: socket.socket, terms: Terms, pager: Pager, endpoint: int, turns: Turns) -> None:
+    def __init__(self, sock: Given, terms: Terms, pager: Pager, endpoint: int, turns: Turns) -> None:
         self._sock = sock
         self._terms = terms
         self._pager = pager

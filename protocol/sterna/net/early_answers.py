@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Sequence
 from typing import Final
 
@@ -16,7 +15,7 @@ from sterna.guest.api import SourceGuest
 from sterna.net.answering import Answering, Image, Near
 from sterna.net.demand import DemandConnection, open_demand
 from sterna.net.redial import Reconnect
-from sterna.net.transport import Peer
+from sterna.net.transport import Given, Peer
 from sterna.registry import Transfer
 from sterna.wire.records import Region
 
@@ -81,6 +80,6 @@ class EarlyAnswers:
             self._connection.close()
 
 
-def _answer(sock: socket.socket, stream: int, image: Image, near: Near) -> None:
+def _answer(sock: Given, stream: int, image: Image, near: Near) -> None:
     """What the forked process does."""
     Answering(sock, stream, image, near.tell).run()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -16,6 +15,7 @@ from sterna.guest.api import DestinationGuest, EarlyRoom, PagesEarly
 from sterna.net.asking import Asking, Terms, Turns
 from sterna.net.demand import DemandConnection
 from sterna.net.kept import KeptSession
+from sterna.net.transport import Given
 from sterna.wire.records import Region
 
 _log = logging.getLogger(__name__)
@@ -112,6 +112,6 @@ async def _end_if_still(connection: DemandConnection, early: EarlyRoom, turns: T
     connection.kill()
 
 
-def _ask(sock: socket.socket, terms: Terms, early: EarlyRoom, endpoint: int, turns: Turns) -> None:
+def _ask(sock: Given, terms: Terms, early: EarlyRoom, endpoint: int, turns: Turns) -> None:
     """What the forked process does."""
     Asking(sock, terms, early.pager(), endpoint, turns).run()

@@ -29,6 +29,7 @@ from sterna.net.identity import identity_of
 from sterna.net.tcp import dispose, linger, peer_address
 from sterna.net.tls import TlsConfig, TlsTransport
 from sterna.net.tls_errors import ALERT_UNEXPECTED, FIRST_BYTES, Doing, plaintext, tls_error
+from sterna.net.tls_layer import TlsLayer
 from sterna.net.transport import Peer, TlsInfo, Transport
 from sterna.registry import ALPN, ErrorCode
 
@@ -96,7 +97,7 @@ class _Handshake:
         hostname: str | None = None,
         expected: str | None = None,
     ) -> None:
-        self.sock: socket.socket = sock  # the one that is to be closed
+        self.sock = sock
         self.config = config
         self.context = context
         self.farewell = farewell
@@ -107,7 +108,7 @@ class _Handshake:
 
     async def run(self) -> TlsTransport:
         try:
-            tls_sock = await self._negotiate()
+            layer = await self._negotiate()
         except BaseException as error:
             try:
                 if isinstance(error, TransportError):
@@ -115,43 +116,36 @@ class _Handshake:
             finally:
                 dispose(self.sock, abrupt=not isinstance(error, TransportError))
             raise
-        return await self._admit(tls_sock)
+        return await self._admit(layer)
 
-    async def _negotiate(self) -> ssl.SSLSocket:
+    async def _negotiate(self) -> TlsLayer:
         try:
             if self.server:
                 await trio.lowlevel.wait_readable(self.sock)
                 self._look_at_first_bytes()
-            self.sock = tls_sock = self.context.wrap_socket(
-                self.sock,
-                server_side=self.server,
-                do_handshake_on_connect=False,
-                suppress_ragged_eofs=False,
-                server_hostname=self.hostname,
-            )
-            await self._shake_hands(tls_sock)
+            layer = TlsLayer(self.sock, self.context, server=self.server, hostname=self.hostname)
+            await self._shake_hands(layer)
         except OSError as error:
             raise tls_error(error, Doing.HANDSHAKE, server=self.server) from error
-        return tls_sock
+        return layer
 
-    async def _shake_hands(self, tls_sock: ssl.SSLSocket) -> None:
+    async def _shake_hands(self, layer: TlsLayer) -> None:
         looked = self.server
         while True:
             try:
-                tls_sock.do_handshake()
+                layer.do_handshake()
             except ssl.SSLWantReadError:
-                await trio.lowlevel.wait_readable(tls_sock)
+                await trio.lowlevel.wait_readable(self.sock)
                 if not looked:
                     self._look_at_first_bytes()
                     looked = True
             except ssl.SSLWantWriteError:
-                await trio.lowlevel.wait_writable(tls_sock)
+                await trio.lowlevel.wait_writable(self.sock)
             else:
                 return
 
     def _look_at_first_bytes(self) -> None:
-        # The method of the plain socket: SSLSocket's own refuses flags.
-        first = socket.socket.recv(self.sock, FIRST_BYTES, socket.MSG_PEEK)
+        first = self.sock.recv(FIRST_BYTES, socket.MSG_PEEK)
         if not first:
             raise TransportError(ErrorCode.TLS_FAILED, "the peer closed the connection without a word of TLS")
         if (error := plaintext(first, server=self.server)) is not None:
@@ -162,17 +156,15 @@ class _Handshake:
         with trio.move_on_after(REFUSAL_S):
             if error.code == ErrorCode.PLAIN_ON_TLS and self.server:
                 with suppress(OSError):
-                    socket.socket.send(self.sock, ALERT_UNEXPECTED)
+                    self.sock.send(ALERT_UNEXPECTED)
             await linger(self.sock)
 
-    async def _admit(self, tls_sock: ssl.SSLSocket) -> TlsTransport:
+    async def _admit(self, layer: TlsLayer) -> TlsTransport:
         """Check who the peer is; it has proved possession of the key of a certificate of our CA."""
-        transport = TlsTransport(
-            tls_sock, Peer(self.address), TlsInfo("", "", mutual=True), server=self.server
-        )
+        transport = TlsTransport(layer, Peer(self.address), TlsInfo("", "", mutual=True), server=self.server)
         try:
-            transport.peer = self._identify(tls_sock)
-            transport.tls = self._describe(tls_sock)
+            transport.peer = self._identify(layer)
+            transport.tls = self._describe(layer)
         except BaseException as error:
             try:
                 if isinstance(error, TransportError):
@@ -184,22 +176,22 @@ class _Handshake:
             raise
         return transport
 
-    def _describe(self, tls_sock: ssl.SSLSocket) -> TlsInfo:
-        cipher = tls_sock.cipher()
-        version = tls_sock.version()
+    def _describe(self, layer: TlsLayer) -> TlsInfo:
+        cipher = layer.tls.cipher()
+        version = layer.tls.version()
         assert cipher is not None
         assert version is not None
         return TlsInfo(version, cipher[0], mutual=True)
 
-    def _identify(self, tls_sock: ssl.SSLSocket) -> Peer:
-        if tls_sock.selected_alpn_protocol() != ALPN:
+    def _identify(self, layer: TlsLayer) -> Peer:
+        if layer.tls.selected_alpn_protocol() != ALPN:
             raise TransportError(
                 ErrorCode.WRONG_ALPN,
                 f"the peer speaks TLS but not {ALPN}: it is another service, or another draft of Sterna",
             )
-        der = tls_sock.getpeercert(binary_form=True)
+        der = layer.tls.getpeercert(binary_form=True)
         assert der is not None
-        identity = identity_of(tls_sock.getpeercert() or {})
+        identity = identity_of(layer.tls.getpeercert() or {})
         if self.expected is not None and identity != self.expected:
             raise TransportError(
                 ErrorCode.PEER_NOT_LISTED,

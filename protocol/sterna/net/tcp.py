@@ -280,12 +280,6 @@ def do_not_pace_locally(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, LOCAL_CONGESTION_CONTROL)
 
 
-def cork(sock: socket.socket, *, held: bool) -> None:
-    """Whether the kernel holds back what does not fill a segment; does nothing where there are none."""
-    with suppress(OSError):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, held)
-
-
 def _advance(views: list[memoryview], first: int, count: int) -> int:
     """Drop `count` sent bytes from `views`; the index of the first view with something left."""
     while count:
@@ -301,14 +295,14 @@ def _advance(views: list[memoryview], first: int, count: int) -> int:
 async def linger(sock: socket.socket) -> None:
     """Send FIN and discard what arrives until the peer's FIN. Raises nothing but `trio.Cancelled`.
 
-    Reads below TLS, if there is any: nobody wants these bytes.
+    Above TLS it is the socket below: nobody wants these bytes.
     """
     scratch = bytearray(SCRATCH_BYTES)
     try:
         sock.shutdown(socket.SHUT_WR)
         while True:
             try:
-                if not socket.socket.recv_into(sock, scratch):
+                if not sock.recv_into(scratch):
                     return
                 await trio.lowlevel.checkpoint()
             except BlockingIOError:

@@ -1,23 +1,16 @@
 """TLS 1.3 with mutual authentication, straight between socket and guest memory.
 
-trio's `SSLStream` goes through memory BIOs: every byte is copied twice more, and encryption happens inside
-the event loop in pieces of its own choosing. Here a non-blocking `ssl.SSLSocket` is driven with trio's
-`wait_readable` and `wait_writable`: OpenSSL reads from the socket and decrypts into the caller's buffer, and
-encrypts from the caller's buffer into the socket.
+trio's `SSLStream` joins and cuts what it copies, and encrypts in pieces of its own choosing. Here a
+`TlsLayer` decrypts into the caller's buffer and encrypts from it, and its socket is waited for with trio's
+`wait_readable` and `wait_writable`.
 
 What there is to know about OpenSSL as CPython sets it up:
 
-- A write that would block must be repeated with the same bytes. OpenSSL has then encrypted and partly sent a
-  record (16 KiB at most) out of a copy of its own; the repetition sends the rest of that, then
-  goes on with what follows in the buffer (SSL_MODE_ENABLE_PARTIAL_WRITE is off, so a write returns only when
-  all is sent; SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER is on). Pages of a running guest may change in
-  between. That is safe: every byte is read exactly once, into that copy, before it is encrypted, so the
-  peer gets each byte in its old or its new state under a valid record; the page's hash tells the receiver.
-- A read returns one record at most, so reads go on until the buffer is full or nothing is left. `read` is
-  what `recv_into` comes to, a call earlier: with 64 Ki records in a GiB that shows.
-- A write goes to the socket record by record, and each would leave as a segment of its own, on loopback and
-  on links with large ones. So what is longer than a record is sent corked: fewer segments, and receivers have
-  a tenth less to do.
+- A write encrypts all that it is given, and takes each byte once: pages of a running guest may change
+  meanwhile. Every byte arrives in its old or its new state under a valid record, and the page's hash tells
+  the receiver. What the kernel does not take is waited for before more is encrypted, so no more lies here
+  than `SLICE_BYTES`.
+- A read returns one record at most, so reads go on until the buffer is full or nothing is left.
 - End of file without close_notify must not look like an end: `suppress_ragged_eofs` is off, and so is
   OP_IGNORE_UNEXPECTED_EOF, which CPython up to 3.11.2 sets and which makes OpenSSL itself pretend.
 - In TLS 1.3 the client has finished before the server looks at the client's certificate. A refusal reaches
@@ -26,8 +19,7 @@ What there is to know about OpenSSL as CPython sets it up:
 - Python cannot send a KeyUpdate, and RFC 8446 (5.5) allows about 2**24.5 records under one AES-GCM key.
   `records_sent` counts them. Some time before `KEY_RECORDS_MAX` (256 GiB) the connection is `worn`, and the
   pump ends the session; a send that would pass it is refused [TLS-18].
-- A peer's KeyUpdate is processed by OpenSSL [TLS-19]. One that asks for ours too, and comes while a write is
-  pending, breaks the connection in OpenSSL 3.0 (openssl/openssl#8677): peers had better not ask.
+- A peer's KeyUpdate is processed by OpenSSL [TLS-19], also one that asks for ours.
 
 Handshakes, and how it is decided who the peer is, are in `sterna.net.handshake`.
 """
@@ -45,8 +37,9 @@ import trio
 
 from sterna.errors import ConfigError, TransportError
 from sterna.limits import RECORD_BYTES
-from sterna.net.tcp import cork, dispose, linger, round_trip_s
+from sterna.net.tcp import dispose, linger, round_trip_s
 from sterna.net.tls_errors import Doing, tls_error
+from sterna.net.tls_layer import TlsLayer
 from sterna.net.transport import OnSent, Peer, TlsInfo, Transport
 from sterna.registry import ALPN, ErrorCode
 
@@ -122,24 +115,23 @@ class TlsConfig:
 
 
 class TlsTransport(Transport):
-    """A non-blocking `ssl.SSLSocket` that has finished its handshake; owns it from here on.
+    """A layer over a non-blocking socket that has finished its handshake; owns it from here on.
 
     Attributes:
         records_sent: TLS records written so far, each under the connection's one sending key.
     """
 
-    def __init__(self, sock: ssl.SSLSocket, peer: Peer, tls: TlsInfo, *, server: bool) -> None:
+    def __init__(self, layer: TlsLayer, peer: Peer, tls: TlsInfo, *, server: bool) -> None:
         super().__init__(peer, tls)
         self.records_sent = 0
-        self._sock = sock
+        self._tls = layer
+        self._sock = layer.sock
         self._server = server
         self._stage = memoryview(bytearray(RECORD_BYTES))
         self._failed: TransportError | None = None  # of a receive; OpenSSL does not repeat itself
-        self._owed = b""  # sent without a wait, and not wholly taken
         self._early = b""  # received while looking for the reason of a failed send
         self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
-        self._waiting: dict[bool, trio.Event] = {}  # writable?: ends when the task that waits for it wakes
+        self._poll.register(layer.sock, select.POLLIN)
 
     @property
     def rtt_s(self) -> float | None:
@@ -159,7 +151,7 @@ class TlsTransport(Transport):
     @property
     def owes(self) -> bool:
         """See `Transport.owes`."""
-        return bool(self._owed)
+        return self._tls.owes
 
     def _before_send(self, size: int) -> None:
         records = -(-size // RECORD_BYTES)
@@ -172,27 +164,19 @@ class TlsTransport(Transport):
         return self.records_sent + records > KEY_RECORDS_MAX and "AES" in self.tls.cipher
 
     async def _send(self, views: list[memoryview], sent: OnSent) -> None:
-        if self._owed:
-            await self._write(memoryview(self._owed))
-            self._owed = b""
+        if self.owes:
+            await self._flush()
             sent(0)
-        is_long = sum(view.nbytes for view in views) > RECORD_BYTES
-        if is_long:
-            cork(self._sock, held=True)
         for piece in self._pieces(views):
             await self._write(piece)
             self.records_sent += -(-piece.nbytes // RECORD_BYTES)
             sent(piece.nbytes)
-        if is_long:
-            cork(self._sock, held=False)
 
     def _send_now(self, data: bytes) -> bool:
-        if self._owed:
+        if self.owes:
             return False
         try:
-            self._sock.send(data)
-        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            self._owed = data  # OpenSSL has encrypted some of it, and is to be called with the same bytes
+            self._tls.write(data)
         except OSError:
             return False  # `send` finds out why
         self.records_sent += -(-len(data) // RECORD_BYTES)
@@ -223,27 +207,30 @@ class TlsTransport(Transport):
             yield self._stage[:filled]
 
     async def _write(self, piece: memoryview) -> None:
-        rest = piece
-        while rest.nbytes:
+        try:
+            self._tls.write(piece)
+        except OSError as error:
+            raise self._send_error(error) from error
+        await self._flush()
+        await self._yield_after(piece.nbytes)
+
+    async def _flush(self) -> None:
+        while True:
             try:
-                count = self._sock.send(rest)
-            except ssl.SSLWantWriteError:
-                await self._wait(writable=True)
-            except ssl.SSLWantReadError:
-                await self._wait(writable=False)
+                if self._tls.flush():
+                    return
             except OSError as error:
                 raise self._send_error(error) from error
-            else:
-                rest = rest[count:]
-                await self._yield_after(count)
+            await trio.lowlevel.wait_writable(self._tls.sock)
+            self._waited()
 
     def _send_error(self, error: OSError) -> TransportError:
         """Why a send failed: what the peer said before it closed, if it said something."""
         if self._failed is None and not self.bytes_received:
             scratch = memoryview(bytearray(RECORD_BYTES))
             try:
-                self._early += scratch[: self._sock.recv_into(scratch)]
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLZeroReturnError):
+                self._early += scratch[: self._tls.recv_into(scratch)]
+            except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
                 pass
             except OSError as reason:
                 self._failed = tls_error(reason, Doing.RECEIVE, server=self._server)
@@ -259,13 +246,12 @@ class TlsTransport(Transport):
         limit = min(view.nbytes, self.yield_bytes)  # others get a turn even if the peer never pauses
         while filled < limit and self._failed is None:
             try:
-                # With a buffer it is a number, which typeshed does not know.
-                count = self._sock.read(limit - filled, view[filled:limit])  # type: ignore[assignment]
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as want:
+                count = self._tls.read(limit - filled, view[filled:limit])
+            except ssl.SSLWantReadError:
                 if filled:
                     break
                 if not await self._comes_again():
-                    await self._wait(writable=isinstance(want, ssl.SSLWantWriteError))
+                    await self._wait()
             except ssl.SSLZeroReturnError:
                 break
             except OSError as error:
@@ -286,11 +272,11 @@ class TlsTransport(Transport):
         if self._is_heard():
             await trio.lowlevel.checkpoint()
         elif not await self._comes_again():
-            await self._wait(writable=False)
+            await self._wait()
         return True
 
     def _is_heard(self) -> bool:
-        return bool(self._early or self._failed or self._sock.pending() or self._poll.poll(0))
+        return bool(self._early or self._failed or self._tls.is_heard or self._poll.poll(0))
 
     def _receive_now(self, view: memoryview) -> int | None:
         if not self._is_heard():
@@ -300,32 +286,20 @@ class TlsTransport(Transport):
         filled = 0
         try:
             while filled < view.nbytes:
-                filled += (count := self._sock.recv_into(view[filled:]))
+                filled += (count := self._tls.recv_into(view[filled:]))
                 if count < RECORD_BYTES:  # behind a whole message comes nothing, mostly
                     break
         except ssl.SSLWantReadError:
             return filled or None
-        except (ssl.SSLWantWriteError, ssl.SSLZeroReturnError):
+        except ssl.SSLZeroReturnError:
             pass
         except OSError as error:
             self._failed = tls_error(error, Doing.RECEIVE, server=self._server)
         return filled
 
-    async def _wait(self, *, writable: bool) -> None:
-        """Wait for the socket; both tasks may wait for the same thing, which trio alone refuses.
-
-        That happens when the peer renews its key: then reading may have to write, and the reverse.
-        """
-        if (event := self._waiting.get(writable)) is not None:
-            await event.wait()
-        else:
-            event = self._waiting[writable] = trio.Event()
-            try:
-                await (trio.lowlevel.wait_writable if writable else trio.lowlevel.wait_readable)(self._sock)
-            finally:
-                del self._waiting[writable]
-                event.set()
-        # Essential: after `unwrap` this socket would read and write plaintext.
+    async def _wait(self) -> None:
+        """Until something may be read."""
+        await trio.lowlevel.wait_readable(self._sock)
         self._waited()
 
     @property
@@ -333,8 +307,8 @@ class TlsTransport(Transport):
         """See `Transport.gives_socket`."""
         return True
 
-    def _detach(self) -> ssl.SSLSocket | None:
-        return None if self._early or self._failed else self._sock
+    def _detach(self) -> TlsLayer | None:
+        return None if self._early or self._failed else self._tls
 
     async def _finish(self) -> None:
         trio.lowlevel.notify_closing(self._sock)
@@ -347,7 +321,7 @@ class TlsTransport(Transport):
     async def _close_notify(self) -> None:
         while True:
             try:
-                self._sock.unwrap()
+                self._tls.unwrap()
             except ssl.SSLWantWriteError:
                 await trio.lowlevel.wait_writable(self._sock)
             except ssl.SSLError:

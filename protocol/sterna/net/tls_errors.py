@@ -73,10 +73,6 @@ _OWN: Final[dict[str, str]] = {
     ),
     "UNSUPPORTED_PROTOCOL": "the peer offers no TLS 1.3, which Sterna requires",
     "NO_SHARED_CIPHER": "the peer offers no cipher of TLS 1.3 that this host has",
-    "BAD_LENGTH": (
-        "the peer asked for a new key of this host while that was sending, which this OpenSSL cannot do: "
-        "let the peer renew its own key only (update_not_requested)"
-    ),
     "DECRYPTION_FAILED_OR_BAD_RECORD_MAC": "bytes were changed on the way between the hosts",
 }
 

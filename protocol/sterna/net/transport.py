@@ -22,13 +22,12 @@ Rules, kept by the base class:
 from __future__ import annotations
 
 import math
-import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -74,6 +73,29 @@ class Peer:
 
     def __str__(self) -> str:
         return self.address if self.identity is None else f"{self.identity} at {self.address}"
+
+
+class Given(Protocol):
+    """A connection that a transport has given away: a socket, or what stands in for one above TLS."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def fileno(self) -> int:
+        """Of the socket."""
+
+    def setblocking(self, flag: bool, /) -> None:
+        """Whether calls wait."""
+
+    def recv_into(self, view: memoryview, /) -> int:
+        """What has come, 0 for the end."""
+
+    def send(self, data: bytes, /) -> int:
+        """As much as goes."""
+
+    def sendall(self, data: bytes | memoryview, /) -> None:
+        """All of it."""
 
 
 class Guard:
@@ -271,7 +293,7 @@ class Transport(ABC):
         """Whether connections of this kind can be given away by `detach`."""
         return False
 
-    def detach(self) -> socket.socket | None:
+    def detach(self) -> Given | None:
         """Give the socket away, which is the caller's from now on; None if it cannot be, and nothing changes.
 
         Nothing may be under way, and what follows on the connection is none of this transport's business.
@@ -283,7 +305,7 @@ class Transport(ABC):
             self._closed = self._detached = True
         return sock
 
-    def _detach(self) -> socket.socket | None:
+    def _detach(self) -> Given | None:
         """The socket, if that is all there is to it."""
         return None
 
