@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -20,10 +21,12 @@ import trio
 from sterna.cli import holder as module
 from sterna.cli.holder import check_size
 from sterna.cli.main import main
-from sterna.errors import ConfigError
+from sterna.cli.output import Output
+from sterna.cli.ownership import Ownership
+from sterna.errors import ConfigError, StoreUnavailable
 from sterna.guest.holder_client import HolderConnection, HolderStatus, connect_holder
 from sterna.guest.holder_server import HolderServer
-from sterna.wire.records import NO_RUNNER
+from sterna.wire.records import NO_RUNNER, Runner
 
 MIB = 1 << 20
 Visit = Callable[[HolderConnection], Awaitable[None]]
@@ -290,3 +293,25 @@ def test_memory_is_asked_for_before_it_is_filled(monkeypatch: pytest.MonkeyPatch
         check_size(11 * MIB)
     with pytest.raises(ConfigError, match="2 times 6 MiB is more than the 10 MiB"):
         check_size(6 * MIB, copies=2)
+
+
+async def test_a_store_that_is_silent_is_told_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However often it is asked: a line each time would hide what else there is to read."""
+    runner = Runner("here", bytes(16))
+
+    async def claim_first(*_: object, silent: Callable[[StoreUnavailable], None]) -> Runner:
+        for text in ("no answer", "no answer", "no store"):
+            silent(StoreUnavailable(text))
+        await trio.lowlevel.checkpoint()
+        return runner
+
+    monkeypatch.setattr(module, "claim_first", claim_first)
+    ownership = Ownership(store=str(tmp_path), records=tmp_path)
+    options = argparse.Namespace(host="here", guest_id=bytes(16))
+    assert await module._claim(ownership, options, bytes(16), Output()) == runner
+    assert [line.rpartition(": ")[2] for line in capsys.readouterr().err.splitlines()] == [
+        "no answer",
+        "no store",
+    ]

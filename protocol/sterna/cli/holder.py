@@ -22,7 +22,7 @@ from sterna.cli.output import Output
 from sterna.cli.ownership import Ownership, TextOption
 from sterna.cli.units import Json, Rate, Size, format_size
 from sterna.core.words import rate_text, size_text
-from sterna.errors import ConfigError, GuestError
+from sterna.errors import ConfigError, GuestError, StoreUnavailable
 from sterna.guest.holder_backend import HeldState
 from sterna.guest.holder_client import HolderStatus, connect_holder
 from sterna.guest.holder_engine import HolderEngine
@@ -139,6 +139,14 @@ def holder(
 
 
 async def _claim(ownership: Ownership, options: argparse.Namespace, image: bytes, output: Output) -> Runner:
+    said = ""
+
+    def silent(error: StoreUnavailable) -> None:
+        nonlocal said
+        if said != str(error):  # once, however long it lasts
+            said = str(error)
+            output.say(f"the lease store does not answer, asking on: {error}")
+
     async with ownership.opened_store() as store:
         assert store is not None
         shelf = RecordsShelf(ownership.directory(options.host), "sterna holder")
@@ -148,7 +156,7 @@ async def _claim(ownership: Ownership, options: argparse.Namespace, image: bytes
             options.guest_id,
             options.host,
             image,
-            silent=lambda error: output.say(f"the lease store does not answer, asking on: {error}"),
+            silent=silent,
         )
 
 
