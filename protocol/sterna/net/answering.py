@@ -1,8 +1,8 @@
 """What a source's pager does: it answers requests for single pages, on a connection of its own [PCY-28].
 
-It reads a request and sends the pages of it, one a frame, until the connection ends or something is wrong
-with it. The image stands still meanwhile, and nothing of the session depends on this: what is asked for here
-is sent with its group all the same.
+It reads a request and sends the pages of it, one a frame, the first of them at once, until the connection
+ends or something is wrong with it. The image stands still meanwhile, and nothing of the session depends on
+this: what is asked for here is sent with its group all the same.
 """
 
 from __future__ import annotations
@@ -121,19 +121,28 @@ class Answering:
         return self._records_left >= 0
 
     def _answer(self, request: PageRequest) -> None:
-        """Each page by itself: the guest waits for the first, and will for others."""
-        region, memory = self._image.memory[request.region]
+        """The guest waits for the first page, which leaves by itself; it will for others."""
+        first, rest = request.first, request.first + 1
+        self._sock.sendall(self._frames(request.region, range(first, rest)))
+        if request.count > 1:
+            self._sock.sendall(self._frames(request.region, range(rest, first + request.count)))
+
+    def _frames(self, number: int, pages: range) -> memoryview:
+        """A frame for each of these pages."""
+        region, memory = self._image.memory[number]
         log2, size = region.granule_log2, 1 << region.granule_log2
-        frame = memoryview(bytearray(PAGE_HEAD_BYTES + size))
-        content = frame[PAGE_HEAD_BYTES:]
-        for page in range(request.first, request.first + request.count):
+        frames = memoryview(bytearray((PAGE_HEAD_BYTES + size) * len(pages)))
+        rest = frames
+        for page in pages:
+            content = rest[PAGE_HEAD_BYTES : PAGE_HEAD_BYTES + size]
             content[:] = memory[page << log2 : page + 1 << log2]
             hashed = page_hash(content) if self._image.hashed else 0
-            frame[:PAGE_HEAD_BYTES] = encode_page(
+            rest[:PAGE_HEAD_BYTES] = encode_page(
                 self._stream, self._sequence, self._image.position, region.id, page, size, hashed
             )
-            self._sock.sendall(frame)
             self._sequence += 1
+            rest = rest[PAGE_HEAD_BYTES + size :]
+        return frames
 
     def _receive(self, view: memoryview) -> bool:
         """Fill `view`; False at the end of the connection."""
