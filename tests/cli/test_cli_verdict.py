@@ -156,6 +156,19 @@ def test_an_owner_whose_holder_is_gone_has_lost_its_guest(
     assert told(capsys, directory)[1]["next"] == "nothing is to be done"
 
 
+def test_an_image_that_is_gone_is_not_to_be_freed(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
+) -> None:
+    """After a migration that is over. Without --holder nobody has looked for the image."""
+    note(directory, SENDING, Granted(ONE, 2), Decided(ONE, 2, Owner.DESTINATION))
+    assert "free what is held of it" in told(capsys, directory)[1]["next"]
+    with holder(tmp_path / "h", with_guest=True) as engine:
+        mark(tmp_path / "h", engine)
+        assert "free what is held of it" in told(capsys, directory, "--holder", tmp_path / "h")[1]["next"]
+    code, fields = told(capsys, directory, "--holder", tmp_path / "h")
+    assert (code, fields["host"], fields["next"]) == (Exit.OK, "there", "nothing is to be done")
+
+
 @pytest.mark.parametrize(
     ("records", "owner", "fenced"),
     [

@@ -209,6 +209,8 @@ class Looked:
         if judgement.owner is Owner.UNDECIDED:
             return Found(judgement, None, lost=lost)
         here = judgement.owner.name.lower() == session.side.value
+        if judgement.step is Step.FREE and self.seen is not None and now.image is Image.GONE:
+            judgement = replace(judgement, step=Step.NONE)  # nothing is held of it any more
         if judgement.step is Step.RUN and (now.image is Image.RUNS or self.history.complete(session.session)):
             judgement = replace(judgement, step=Step.NONE)  # it has been
         return Found(judgement, here, self.host if here else session.peer, lost)
