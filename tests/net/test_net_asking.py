@@ -15,6 +15,7 @@ from sterna.errors import RemoteProtocolError, SternaError
 from sterna.guest.api import FAULT
 from sterna.net import asking
 from sterna.net.asking import Asking, Terms, Turns
+from sterna.registry import ErrorCode
 from sterna.wire.integrity import page_hash
 from sterna.wire.single import REQUEST_BYTES, decode_request, encode_page
 
@@ -243,14 +244,18 @@ def test_a_frame_that_comes_in_pieces_is_one(line: Line) -> None:
 
 
 def test_without_hashes_none_may_come(unhashed: Line) -> None:
-    """[MEM-20]"""
+    """[MEM-20] [PGS-25] Not even the right one."""
     unhashed.guest.fault(1, 5)
     unhashed.request()
     unhashed.answer(1, 5, wrong=page_hash(bytes(SIZE)))
     assert unhashed.guest.came.acquire(timeout=30)
+    unhashed.guest.fault(1, 6)
+    unhashed.request()
     unhashed.answer(1, 6)
     unhashed.thread.join()
-    assert isinstance(unhashed.failed[0], RemoteProtocolError)
+    assert isinstance(failed := unhashed.failed[0], RemoteProtocolError)
+    assert (failed.code, failed.clause) == (ErrorCode.BAD_VALUE, "PGS-25")
+    assert unhashed.guest.there == {(1, 5): bytes(SIZE)}
 
 
 def test_the_peer_s_end_is_the_end(line: Line) -> None:

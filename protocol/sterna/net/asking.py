@@ -159,6 +159,9 @@ class Asking:
         """A frame is there: the page may be the guest's, unless it has come with its group meanwhile."""
         came = decode_page(self._frame[:PAGE_HEAD_BYTES], self._terms.stream, self._next)
         self._next += 1
+        if came.hash and not self._terms.hashed:
+            detail = "a hash in a session without"
+            raise remote_error(ErrorCode.BAD_VALUE, detail, clause="PGS-25", frame=FrameType.PAGES)
         content = self._frame[PAGE_HEAD_BYTES : PAGE_HEAD_BYTES + size]
         region, page, _ = self._asked.popleft()
         self._told = max(self._told - 1, 0)
