@@ -50,8 +50,8 @@ def matrix(
 
     Args:
         full: every cell that real processes can show, which takes a while; without it a sample of them.
-        real: with real processes only.
-        virtual: in virtual time only.
+        real: with real processes; only so, unless --virtual is given, too. Neither of them means both.
+        virtual: in virtual time; only so, unless --real is given, too.
         guest: what moves between real processes: a process guest, or a virtual machine.
         streams: data connections of real processes; a cut goes through all connections.
         seed: of the sample, and of races in virtual time; without it one is chosen and told.
