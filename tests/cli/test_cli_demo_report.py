@@ -193,9 +193,9 @@ def test_remarks(tmp_path: Path) -> None:
     wishes = replace(WISHES, evidence=Evidence(tmp_path))
     for name in ("source.img", "destination.img", "source-1.img", "destination-1.img"):
         (tmp_path / name).touch()
-    run = replace(RUN, failures=("source.img: No space left on device",))
+    run = replace(RUN, failures=("a.rec: No space left on device",))
     assert remarks(run, wishes) == [
-        "source.img: No space left on device",
+        "a.rec: No space left on device",
         (
             "The guest wrote faster than its pages could be sent, and was slowed down by up to "
             "40 % until it could be caught up with."
@@ -206,6 +206,38 @@ def test_remarks(tmp_path: Path) -> None:
         ),
     ]
     assert remarks(replace(RUN, source={"rounds": "nonsense"}), WISHES) == []
+
+
+@pytest.mark.parametrize(
+    ("unwritten", "remark"),
+    [
+        (
+            ("source.img",),
+            "{rest}cmp {0}/source-2.img {0}/destination-2.img",
+        ),
+        (
+            ("source-2.img", "destination-2.img"),
+            "{rest}cmp {0}/source.img {0}/destination.img",
+        ),
+        (
+            ("source.img", "destination-2.img"),
+            "There are no two images to compare: not all of them could be written.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("in_part", [True, False])
+def test_images_that_could_not_be_written(
+    tmp_path: Path, unwritten: tuple[str, ...], remark: str, *, in_part: bool
+) -> None:
+    """As where the disk is full: nobody is told to compare them, nor that these are all."""
+    for name in ("source.img", "destination.img", "source-2.img", "destination-2.img"):
+        if in_part or name not in unwritten:
+            (tmp_path / name).touch()
+    rest = "Not all of the images could be written. Compare those that are there yourself: "
+    failures = tuple(f"{tmp_path / name}: No space left on device" for name in unwritten)
+    run = replace(RUN, failures=failures, source={**RUN.source, "rounds": []})
+    found = remarks(run, replace(WISHES, evidence=Evidence(tmp_path)))
+    assert found == [*failures, remark.format(tmp_path, rest=rest)]
 
 
 def test_images_of_a_run_that_failed_are_not_offered_for_comparison(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from sterna.cli.demo_run import DemoRun, Wishes
@@ -10,7 +11,7 @@ from sterna.cli.exits import Exit
 from sterna.cli.output import Output
 from sterna.cli.units import format_rate
 from sterna.core.words import duration_text, rate_text, share_text, size_text
-from sterna.host.evidence import DESTINATION_IMAGE, SOURCE_IMAGE
+from sterna.host.evidence import DESTINATION_IMAGE, SOURCE_IMAGE, Evidence
 
 _BAR_CELLS: Final = 40
 _TOLD_S: Final = 0.0001
@@ -143,13 +144,30 @@ def remarks(run: DemoRun, wishes: Wishes) -> list[str]:
             "--downtime allows: what is allowed decides when it is paused, and is compared with a forecast."
         )
     if wishes.evidence is not None and run.equal:
-        images = (wishes.evidence.image(name) for name in (SOURCE_IMAGE, DESTINATION_IMAGE))
-        pairs = "; ".join(f"cmp {one} {other}" for one, other in zip(*images, strict=False))
-        if pairs:
-            found.append(f"Compare the images yourself: {pairs}")
+        found += _comparison(wishes.evidence, run.failures)
     if text := run.source.get("text"):
         found.append(str(text))
     return found
+
+
+def _comparison(evidence: Evidence, failures: Sequence[str]) -> list[str]:
+    """How to compare the images, and whether all of them are there: the disk may have been full."""
+    unwritten = {Path(each.rpartition(": ")[0]).name for each in failures}  # or in part
+    stems = [name.removesuffix(".img") for name in (SOURCE_IMAGE, DESTINATION_IMAGE)]
+    source, destination = (
+        {path.name.removeprefix(stem): path for path in evidence.image(f"{stem}.img")} for stem in stems
+    )
+    whole = [
+        end
+        for end in source
+        if end in destination and not unwritten & {source[end].name, destination[end].name}
+    ]
+    pairs = "; ".join(f"cmp {source[end]} {destination[end]}" for end in whole)
+    if not any(name.startswith(tuple(stems)) and name.endswith(".img") for name in unwritten):
+        return [f"Compare the images yourself: {pairs}"] if pairs else []
+    if not pairs:
+        return ["There are no two images to compare: not all of them could be written."]
+    return [f"Not all of the images could be written. Compare those that are there yourself: {pairs}"]
 
 
 def _has_blackout(run: DemoRun) -> bool:
