@@ -20,6 +20,7 @@ from cyclopts.validators import Number
 from sterna.cli.exits import Exit
 from sterna.cli.output import Output
 from sterna.cli.units import Duration, Json, format_duration
+from sterna.core.words import count_text
 from sterna.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def _target(name: str) -> Target:
 def _bound(wish: Wish) -> str:
     words = []
     if wish.examples is not None:
-        words.append(f"{wish.examples} examples")
+        words.append(count_text(wish.examples, "example"))
     if wish.seconds is not None:
         words.append(f"at most {format_duration(wish.seconds)}" if words else format_duration(wish.seconds))
     return ", ".join(words)
@@ -200,7 +201,9 @@ def _tell(target: Target, only: Sequence[str], wish: Wish, report: Report, outpu
         output.say(f"See it again: {again(target.name, only, failure, wish)}")
     total, seconds = report.examples.total(), max(report.seconds, 1e-9)
     failures = len(report.failures)
-    output.say(f"{total} examples in {seconds:.1f} s ({total / seconds:.0f}/s), failures: {failures}")
+    output.say(
+        f"{count_text(total, 'example')} in {seconds:.1f} s ({total / seconds:.0f}/s), failures: {failures}"
+    )
     output.result(
         {
             "target": target.name,

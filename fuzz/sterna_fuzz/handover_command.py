@@ -18,6 +18,7 @@ from sterna.cli.exits import Exit
 from sterna.cli.output import Output
 from sterna.cli.units import Json
 from sterna.core.policy import Switchover
+from sterna.core.words import count_text
 from sterna.errors import ConfigError
 from sterna.sim.defects import Defect
 from sterna.sim.explore import FAULTS, Explored, explore, told
@@ -144,7 +145,8 @@ def _of(kinds: tuple[Fault, ...]) -> str:
 
 def _words(found: Explored) -> str:
     where = "with a lease store" if found.store else "without a lease store"
-    return f"{where}: {found.states} states, {found.steps} steps, {found.seconds:.0f} s"
+    met = f"{count_text(found.states, 'state')}, {count_text(found.steps, 'step')}"
+    return f"{where}: {met}, {found.seconds:.0f} s"
 
 
 def _tell(found: list[Explored], what: What, seconds: float, output: Output) -> None:
@@ -167,7 +169,7 @@ def _tell(found: list[Explored], what: What, seconds: float, output: Output) -> 
                 output.say(f"  {line}")
     violations = sum(each.violation is not None for each in found)
     states = sum(each.states for each in found)
-    output.say(f"{states} states in {seconds:.1f} s, violations: {violations}")
+    output.say(f"{count_text(states, 'state')} in {seconds:.1f} s, violations: {violations}")
     output.result(
         {
             "faults": what.faults,

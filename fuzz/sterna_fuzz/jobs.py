@@ -12,6 +12,7 @@ from dataclasses import replace
 from multiprocessing.sharedctypes import Synchronized
 from typing import Final
 
+from sterna.core.words import count_text
 from sterna_fuzz.running import Report, Wish, derived_seed, run
 from sterna_fuzz.targets import TARGETS
 
@@ -99,4 +100,4 @@ class _Progress:
         now = time.monotonic()
         if now - self._said >= PROGRESS_S:
             self._said = now
-            self._say(f"  {examples} examples in {now - self._started:.0f} s")
+            self._say(f"  {count_text(examples, 'example')} in {now - self._started:.0f} s")

@@ -11,6 +11,7 @@ from cyclopts.validators import Number
 from sterna.cli.exits import Exit
 from sterna.cli.output import Output
 from sterna.cli.units import Json
+from sterna.core.words import count_text
 from sterna.sim.defects import Defect
 from sterna.sim.seeded import DRAWN
 from sterna_fuzz.world_seeds import Explained, Findings, run_seeds
@@ -40,7 +41,7 @@ def world(
         json: one JSON object on stdout.
     """
     output = Output(json=json)
-    output.say(f"world: {count} seeds from {seed} on")
+    output.say(f"world: {count_text(count, 'seed')} from {seed} on")
     found = run_seeds(seed, count, jobs, output.say, frozenset(defect))
     _tell(found, defect, output)
     return Exit.FAILED if found.tally.failures else Exit.OK
@@ -59,9 +60,9 @@ def _tell(found: Findings, defects: tuple[Defect, ...], output: Output) -> None:
         output.say(f"See it again: {again(each.seed, defects)}")
     rate = tally.seeds / max(found.seconds, 1e-9)
     output.say(
-        f"{tally.seeds} seeds in {found.seconds:.1f} s ({rate:.0f}/s): "
-        f"{tally.completed} migrations completed, {tally.rolled_back} rolled back, "
-        f"{tally.lost} guests lost as they had to be, violations: {len(tally.failures)}"
+        f"{count_text(tally.seeds, 'seed')} in {found.seconds:.1f} s ({rate:.0f}/s): "
+        f"{count_text(tally.completed, 'migration')} completed, {tally.rolled_back} rolled back, "
+        f"{count_text(tally.lost, 'guest')} lost that had to be, violations: {len(tally.failures)}"
     )
     output.result(_fields(found, defects))
 

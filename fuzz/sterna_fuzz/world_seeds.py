@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
+from sterna.core.words import count_text
 from sterna.sim.defects import Defect
 from sterna.sim.seeded import Mishap, Tally, minimised, play, run_seed, script_of
 
@@ -61,7 +62,7 @@ def run_seeds(
         now = time.monotonic()
         if now - said >= PROGRESS_S:
             said = now
-            say(f"  {found.tally.seeds} seeds in {now - started:.0f} s")
+            say(f"  {count_text(found.tally.seeds, 'seed')} in {now - started:.0f} s")
     found.tally.failures.sort()
     found.explained = [explain(each.seed, defects) for each in found.tally.failures[:EXPLAINED]]
     found.seconds = time.monotonic() - started

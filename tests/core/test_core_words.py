@@ -1,6 +1,6 @@
 import pytest
 
-from sterna.core.words import duration_text, rate_text, share_text, size_text
+from sterna.core.words import count_text, duration_text, rate_text, share_text, size_text
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,8 @@ def test_durations_have_two_digits_or_more(seconds: float, text: str) -> None:
 def test_shares_are_whole_percents() -> None:
     assert share_text(0.3) == "30 %"
     assert share_text(0.99) == "99 %"
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 pages"), (1, "1 page"), (2, "2 pages")])
+def test_counts(count: int, text: str) -> None:
+    assert count_text(count, "page") == text

@@ -28,7 +28,7 @@ from sterna.core.events import (
 )
 from sterna.core.policy import RoundStats
 from sterna.core.serving import AfterStats
-from sterna.core.words import duration_text
+from sterna.core.words import count_text, duration_text
 from sterna.guest.holder_client import HolderStatus
 from sterna.net.transport import Peer, TlsInfo, Transport
 from sterna.registry import ErrorCode, Phase, Style
@@ -141,7 +141,7 @@ def followed_text(result: Result) -> str:
     when = "" if after.seconds is None else f" within {duration_text(after.seconds)}"
     early = f", {after.early} one by one" if after.early else ""
     waited = f"{after.demanded} of them because the guest waited for them"
-    return f"; {after.stale} pages followed{when}, {waited}{early}"
+    return f"; {count_text(after.stale, 'page')} followed{when}, {waited}{early}"
 
 
 def unverified_text(result: Result) -> str:

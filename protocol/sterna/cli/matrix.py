@@ -16,6 +16,7 @@ from sterna.cli.endpoint import Flag, PathOption
 from sterna.cli.exits import Exit
 from sterna.cli.output import Output
 from sterna.cli.units import Json
+from sterna.core.words import count_text
 from sterna.limits import STREAMS_MAX
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def matrix(
     wanted = [way for way, wish in ((Way.VIRTUAL, virtual), (Way.REAL, real)) if wish]
     chosen = choose(load(), wanted or list(Way), full=full, seed=seed, only=only, guest=guest)
     reports: list[Report] = []
-    output.say(f"{len(chosen)} cells, seed {seed}")
+    output.say(f"{count_text(len(chosen), 'cell')}, seed {seed}")
 
     def on_report(report: Report) -> None:
         reports.append(report)

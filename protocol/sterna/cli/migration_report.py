@@ -25,7 +25,7 @@ from sterna.cli.hints import hinted
 from sterna.cli.taking_up import decided, judgement_text, recovered_fields
 from sterna.cli.warned import warnings_of
 from sterna.core.events import Outcome, Result
-from sterna.core.words import duration_text, size_text
+from sterna.core.words import count_text, duration_text, size_text
 from sterna.errors import GuestError
 from sterna.host.evidence import Evidence
 from sterna.host.held import DepartingGuest
@@ -168,10 +168,6 @@ def _check_lost(recovered: Recovered) -> None:
         raise GuestError(recovered.judgement.why, ErrorCode.GUEST_LOST)
 
 
-def _rounds(count: int) -> str:
-    return "1 round" if count == 1 else f"{count} rounds"
-
-
 def sentence(result: Result, transport: Transport, *, kept: bool = True) -> str:
     """How it ended, for people. `kept`: the guest's holder is there, whatever is in it."""
     why = "" if result.error is None else f": {result.error}"
@@ -191,7 +187,7 @@ def sentence(result: Result, transport: Transport, *, kept: bool = True) -> str:
             elif result.outcome is Outcome.MOVED:
                 end += " (the connection was lost at the end; the image is still here)"
             return (
-                f"the guest runs at {transport.peer}: {_rounds(len(result.rounds))}, "
+                f"the guest runs at {transport.peer}: {count_text(len(result.rounds), 'round')}, "
                 f"{size_text(result.bytes_sent)} in {duration_text(result.seconds)}{stood}{end}"
             )
         case Outcome.STRANDED:

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from sterna.cli.events import Fields
 from sterna.cli.units import Size
-from sterna.core.words import duration_text, size_text
+from sterna.core.words import count_text, duration_text, size_text
 from sterna.errors import ConfigError
 from sterna.observe.budget import BUDGET_BYTES
 from sterna.observe.describe import frame_name
@@ -177,11 +177,11 @@ def session_lines(connection: int, follower: Follower) -> Iterator[str]:
         behind = f", of which {size_text(rest)} are no whole frame" if rest else ""
         if direction.bytes:
             size = size_text(direction.bytes)
-            yield f"  from the {side_name(side)}: {_count(frames, 'frame')}, {size}{behind}"
+            yield f"  from the {side_name(side)}: {count_text(frames, 'frame')}, {size}{behind}"
     if summary.hashed is False:
         yield f"  {UNHASHED}"
     if summary.skipped:
-        yield f"  of unknown type, and skipped: {_count(summary.skipped, 'frame')}"
+        yield f"  of unknown type, and skipped: {count_text(summary.skipped, 'frame')}"
     for seen in summary.rounds:
         yield f"  {_round_text(seen)}"
     if summary.round_count > len(summary.rounds):
@@ -193,9 +193,5 @@ def session_lines(connection: int, follower: Follower) -> Iterator[str]:
 def _round_text(seen: RoundSeen) -> str:
     name = "paused guest" if seen.last else f"round {seen.number}"
     took = "without end" if seen.seconds is None else f"in {duration_text(seen.seconds)}"
-    rejected = f", {_count(seen.rejected, 'page')} rejected" if seen.rejected else ""
-    return f"{name}: {_count(seen.pages, 'page')}, {size_text(seen.bulk_bytes)} {took}{rejected}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    rejected = f", {count_text(seen.rejected, 'page')} rejected" if seen.rejected else ""
+    return f"{name}: {count_text(seen.pages, 'page')}, {size_text(seen.bulk_bytes)} {took}{rejected}"

@@ -20,6 +20,7 @@ from sterna.core.history import History
 from sterna.core.records import Decided, HandBack, Resolved, SessionRecord, Side, Start
 from sterna.core.recovery import Image, Note, Settled, Situation, next_act, open_session, owes_pages
 from sterna.core.verdict import Facts, Judgement, Slot, Step, Store, has_all_pages, judge
+from sterna.core.words import count_text
 from sterna.errors import GuestError, SternaError, StoreError
 from sterna.guest.holder_client import HolderSilent, connect_holder
 from sterna.host.lease import LeaseStore
@@ -334,7 +335,8 @@ def _rows(looked: Looked) -> list[tuple[str, str]]:
         status = looked.seen.status
         held = "gone" if status is None else f"{status.state}, epoch {status.epoch}"
         if status is not None and status.missing:
-            held += f", {status.missing} pages missing: the source's image has them, if it is still there"
+            held += f", {count_text(status.missing, 'page')} missing: "
+            held += "the source's image has what is missing, if it is still there"
         if status is not None and status.granted_epoch:
             held += f", marked for {status.granted_epoch}"
     slot = ""

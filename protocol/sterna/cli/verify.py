@@ -22,7 +22,7 @@ from sterna.cli.reading import (
     session_fields,
 )
 from sterna.cli.units import Json
-from sterna.core.words import size_text
+from sterna.core.words import count_text, size_text
 from sterna.observe.budget import Budget
 from sterna.observe.follow import Follower
 from sterna.observe.outcome import Ended
@@ -185,10 +185,10 @@ class _Checked:
         if self.count == self.empty:
             yield "there is no session in it: nothing was checked"
         hashed = f"hashed{', but for those of sessions without hashes' if self.unhashed else ''}"
-        counted = f"{self.frames} frames, {self.pages} pages ({size_text(self.bulk_bytes)}) {hashed}"
+        pages = f"{count_text(self.pages, 'page')} ({size_text(self.bulk_bytes)}) {hashed}"
+        counted = f"{count_text(self.frames, 'frame')}, {pages}"
         words = {Exit.OK: "OK", Exit.FAILED: "WRONG", Exit.USAGE: "NOT CHECKED"}
-        connections = f"{self.count} connection{'' if self.count == 1 else 's'}"
-        yield f"{words[self.exit_code]}: {connections}, {counted}"
+        yield f"{words[self.exit_code]}: {count_text(self.count, 'connection')}, {counted}"
 
 
 def _verdict(follower: Follower, *, unfinished: bool) -> str:

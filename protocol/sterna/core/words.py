@@ -45,6 +45,11 @@ def duration_text(seconds: float) -> str:
     return f"{seconds / 3600:.0f} h"
 
 
+def count_text(count: int, what: str) -> str:
+    """So many of something whose plural ends in s, for example ``1 page``, ``2 pages``."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def share_text(share: float) -> str:
     """A share of something, for example ``30 %``."""
     return f"{share * 100:.0f} %"
