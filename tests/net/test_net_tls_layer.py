@@ -141,6 +141,28 @@ def test_what_is_owed_does_not_hide_what_has_come(layers):
         client.recv_into(memoryview(bytearray(1)))
 
 
+def test_who_asks_for_keys_and_takes_none_is_left(layers):
+    """[SEC-6] [TLS-19] What is owed to a peer is bounded, whatever it asks for."""
+    client, _ = layers
+    client.sock = Stub(client.sock, send=[BlockingIOError()] * 2)
+    client.write(b"x")
+    for _ in range(tls_layer.KEYS_BYTES // RECORD_BYTES + 1):
+        client._tls.write(bytes(RECORD_BYTES))  # as OpenSSL does for each that is asked for
+    with pytest.raises(ssl.SSLError) as caught:
+        client.recv_into(memoryview(bytearray(1)))
+    assert caught.value.reason == "TOO_MANY_KEY_UPDATES"
+
+
+def test_a_refusal_is_raised_whether_or_not_it_can_be_told(host_a):
+    a, b = tcp_pair()
+    with a, TlsLayer(b, host_a.context(server=True), server=True) as server:
+        a.sendall(b"\x16\x03\x01\x00\x05hello")
+        b.setblocking(True)
+        server.sock = Stub(b, send=[BrokenPipeError()])
+        with pytest.raises(ssl.SSLError):
+            server.do_handshake()
+
+
 def test_a_refusal_is_told_before_it_is_raised(host_a, host_b):
     a, b = tcp_pair()
     a.setblocking(True)

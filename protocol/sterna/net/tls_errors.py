@@ -73,6 +73,7 @@ _OWN: Final[dict[str, str]] = {
     ),
     "UNSUPPORTED_PROTOCOL": "the peer offers no TLS 1.3, which Sterna requires",
     "NO_SHARED_CIPHER": "the peer offers no cipher of TLS 1.3 that this host has",
+    "TOO_MANY_KEY_UPDATES": "the peer asks for new keys, again and again, and takes none of them",
     "DECRYPTION_FAILED_OR_BAD_RECORD_MAC": "bytes were changed on the way between the hosts",
 }
 

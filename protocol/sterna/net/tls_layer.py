@@ -23,6 +23,8 @@ Data = bytes | bytearray | memoryview
 
 # At a time from the kernel. What of it nobody wants yet lies here, once for each connection.
 READ_BYTES: Final = 256 * 1024
+# What may lie behind what the kernel does not take: new keys of ours, as a peer has asked for, 27 bytes each.
+KEYS_BYTES: Final = 64 * 1024
 
 
 class TlsLayer:
@@ -95,7 +97,8 @@ class TlsLayer:
                 self._flush_all()
                 self._fill()
             except ssl.SSLError:
-                self.flush()  # the alert that says why
+                with suppress(OSError):
+                    self.flush()  # the alert that says why
                 raise
             else:
                 self._flush_all()
@@ -116,6 +119,8 @@ class TlsLayer:
                 self._dry = True
                 with suppress(OSError):  # who sends finds out
                     self.flush()  # a new key of ours, that the peer has asked for
+                if self._goes.pending > KEYS_BYTES:
+                    raise _too_many_keys() from None
                 self._fill()
 
     def recv_into(self, view: memoryview) -> int:
@@ -190,6 +195,13 @@ class TlsLayer:
             self._came.write(room[:count])
         else:
             self._came.write_eof()
+
+
+def _too_many_keys() -> ssl.SSLError:
+    """For a peer that asks for keys and takes none."""
+    error = ssl.SSLError(ssl.SSL_ERROR_SSL, "too many key updates")
+    error.reason = "TOO_MANY_KEY_UPDATES"
+    return error
 
 
 _rooms: Final = threading.local()
