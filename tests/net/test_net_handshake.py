@@ -487,3 +487,30 @@ async def test_an_early_write_finds_the_alert_that_refused_this_host(other_autho
             transport.abort()
     assert caught.value.code == ErrorCode.TLS_FAILED
     assert "does not trust the CA" in str(caught.value)
+
+
+async def test_what_comes_first_is_looked_at_only_if_it_is_first(host_a, host_b, monkeypatch):
+    """A server's first record has come, and been taken, when the client asks for the first time."""
+    a, b = tcp_pair()
+    server = TlsLayer(b, host_a.context(server=True), server=True)
+    fills = []
+
+    class Early(TlsLayer):
+        def _fill(self):
+            fills.append(None)
+            if len(fills) == 1:
+                with pytest.raises(ssl.SSLWantReadError):
+                    server.do_handshake()
+                size = 5 + int.from_bytes(self.sock.recv(5, socket.MSG_PEEK)[3:], "big")
+                self._dry = False
+                self._came.write(self.sock.recv(size))
+            elif len(fills) == 2:
+                raise ssl.SSLWantReadError
+            else:
+                super()._fill()
+
+    monkeypatch.setattr(handshake, "TlsLayer", Early)
+    with server, trio.fail_after(30):
+        transport = await dial_tls(a, host_b, host_b.context(server=False), expected="host-a")
+        assert transport.peer.identity == "host-a"
+        transport.abort()

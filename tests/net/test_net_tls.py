@@ -5,6 +5,7 @@ import re
 import socket
 import ssl
 import subprocess
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -441,6 +442,28 @@ async def test_what_is_owed_while_nobody_sends_goes_with_the_next_send(tls_pair)
     await a.send([b"page"], sent.append)
     assert sent == [0, 4]
     assert await receive_exactly(b, 11) == b"new keypage"
+
+
+async def test_one_new_key_that_is_owed_is_not_too_many(tls_pair):
+    """[TLS-19] The kernel is full between two pieces, just when the peer has asked for a key."""
+    a, b = tls_pair
+    sock = a._tls.sock
+
+    def full():
+        with suppress(ssl.SSLWantReadError):
+            a._tls.recv_into(scratch())
+        raise BlockingIOError
+
+    def sent(_):
+        if a._tls.sock is sock:
+            a._tls.sock = Stub(sock, send=[BlockingIOError(), full, BlockingIOError()])
+            a._tls.write(b"key")
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.send, [bytes(2 * SLICE_BYTES)], sent)
+            got = await receive_exactly(b, 2 * SLICE_BYTES + 3)
+    assert got == bytes(SLICE_BYTES) + b"key" + bytes(SLICE_BYTES)
 
 
 @pytest.mark.needs("openssl")

@@ -1,6 +1,7 @@
 """`TlsLayer`: TLS by way of memory, over real sockets."""
 
 import os
+import select
 import ssl
 import threading
 
@@ -151,6 +152,66 @@ def test_who_asks_for_keys_and_takes_none_is_left(layers):
     with pytest.raises(ssl.SSLError) as caught:
         client.recv_into(memoryview(bytearray(1)))
     assert caught.value.reason == "TOO_MANY_KEY_UPDATES"
+
+
+def test_a_new_key_leaves_though_data_comes_behind_it(layers):
+    """[TLS-19] Nothing is owed then, and the connection can be closed properly."""
+    client, server = layers
+    client.sendall(b"one")
+    client.sendall(b"two")
+    assert receive(server, 3) == b"one"
+    server._tls.write(b"key")  # as OpenSSL does when it is asked for one
+    assert receive(server, 3) == b"two"
+    assert not server.owes
+    assert receive(client, 3) == b"key"
+
+
+def test_what_cannot_be_read_is_told_to_the_peer(layers):
+    client, server = layers
+    client.sock.send(b"\x17\x03\x03\x00\x20" + bytes(32))
+    with pytest.raises(ssl.SSLError, match="BAD_RECORD_MAC"):
+        receive(server, 1)
+    assert not server.owes
+    with pytest.raises(ssl.SSLError, match="ALERT_BAD_RECORD_MAC"):
+        receive(client, 1)
+
+
+def test_what_cannot_be_read_is_raised_whether_or_not_it_can_be_told(layers):
+    client, server = layers
+    client.sock.send(b"\x17\x03\x03\x00\x20" + bytes(32))
+    server.sock = Stub(server.sock, send=[BrokenPipeError()])
+    with pytest.raises(ssl.SSLError, match="BAD_RECORD_MAC"):
+        receive(server, 1)
+
+
+def test_a_peer_whose_records_bear_nothing_does_not_hold_who_cannot_wait(layers):
+    """[SEC-6] Each is processed, and the others get a turn; who can wait does."""
+    client, server = layers
+    client.sendall(b"data")
+    select.select([server], [], [])
+    drops = Drops(server.sock)
+    server.sock = drops
+    with pytest.raises(ssl.SSLWantReadError):
+        server.recv_into(memoryview(bytearray(4)))
+    assert drops.count == tls_layer.FILLS_MAX
+    server.setblocking(True)
+    place = memoryview(bytearray(4))
+    assert place[: server.recv_into(place)] == b"data"
+
+
+class Drops:
+    """A socket with a byte at a time, of a record that is whole with the last."""
+
+    def __init__(self, sock):
+        self._sock = sock
+        self.count = 0
+
+    def __getattr__(self, name):
+        return getattr(self._sock, name)
+
+    def recv_into(self, place):
+        self.count += 1
+        return self._sock.recv_into(place[:1])
 
 
 def test_a_refusal_is_raised_whether_or_not_it_can_be_told(host_a):

@@ -136,9 +136,9 @@ class _Handshake:
                 layer.do_handshake()
             except ssl.SSLWantReadError:
                 await trio.lowlevel.wait_readable(self.sock)
-                if not looked:
+                if not looked and not layer.is_heard:  # else the first ones have been taken
                     self._look_at_first_bytes()
-                    looked = True
+                looked = True
             except ssl.SSLWantWriteError:
                 await trio.lowlevel.wait_writable(self.sock)
             else:

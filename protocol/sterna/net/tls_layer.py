@@ -25,6 +25,8 @@ Data = bytes | bytearray | memoryview
 READ_BYTES: Final = 256 * 1024
 # What may lie behind what the kernel does not take: new keys of ours, as a peer has asked for, 27 bytes each.
 KEYS_BYTES: Final = 64 * 1024
+# So often is the kernel asked in a read that may not wait: records may bear nothing for the caller.
+FILLS_MAX: Final = 8
 
 
 class TlsLayer:
@@ -108,20 +110,26 @@ class TlsLayer:
         """At most so many bytes, at most one record; 0 for the end that the peer has announced.
 
         Raises:
-            ssl.SSLError: nothing is there, or it is no proper TLS.
+            ssl.SSLError: nothing is there for the caller so far, or it is no proper TLS.
             OSError: the connection is lost.
         """
+        fills = 0
         while True:
             try:
                 # With a buffer it is a number, which typeshed does not know.
                 return self._tls.read(size, view)  # type: ignore[return-value]
             except ssl.SSLWantReadError:
                 self._dry = True
-                with suppress(OSError):  # who sends finds out
-                    self.flush()  # a new key of ours, that the peer has asked for
-                if self._goes.pending > KEYS_BYTES:
-                    raise _too_many_keys() from None
-                self._fill()
+                self._reply()
+            finally:
+                if self._goes.pending and not self._owed:
+                    self._reply()
+            if self._goes.pending > KEYS_BYTES:
+                raise _too_many_keys()
+            if fills >= FILLS_MAX and not self.sock.getblocking():
+                raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "nothing for the caller has come")
+            self._fill()
+            fills += 1
 
     def recv_into(self, view: memoryview) -> int:
         """As `read`, at most as many as there is room for."""
@@ -179,6 +187,11 @@ class TlsLayer:
             self._tls.unwrap()
         finally:
             self._flush_all()
+
+    def _reply(self) -> None:
+        """What a read has to say to the peer: a new key that was asked for, or an alert."""
+        with suppress(OSError):  # who sends finds out
+            self.flush()
 
     def _flush_all(self) -> None:
         if not self.flush():
