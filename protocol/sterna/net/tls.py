@@ -207,8 +207,7 @@ class TlsTransport(Transport):
             yield self._stage[:filled]
 
     async def _write(self, piece: memoryview) -> None:
-        if self.owes:
-            await self._flush()  # a new key that the peer has asked for: nothing is encrypted behind it
+        await self._flush()  # a new key that the peer has asked for: nothing is encrypted behind what is owed
         try:
             self._tls.write(piece)
         except OSError as error:

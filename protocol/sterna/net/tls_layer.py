@@ -99,8 +99,7 @@ class TlsLayer:
                 self._flush_all()
                 self._fill()
             except ssl.SSLError:
-                with suppress(OSError):
-                    self.flush()  # the alert that says why
+                self._reply()
                 raise
             else:
                 self._flush_all()
@@ -189,7 +188,7 @@ class TlsLayer:
             self._flush_all()
 
     def _reply(self) -> None:
-        """What a read has to say to the peer: a new key that was asked for, or an alert."""
+        """What OpenSSL has to say to the peer of itself: a new key that was asked for, or an alert."""
         with suppress(OSError):  # who sends finds out
             self.flush()
 
