@@ -12,8 +12,22 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from sterna.registry import GREASE_FIRST, Phase
-from sterna.wire import Abort, Attach, Attached, Ping, Round, RoundAck, RoundEnd, unchecked
+import numpy as np
+
+from sterna.registry import GREASE_FIRST, Encoding, Phase
+from sterna.wire import (
+    Abort,
+    Attach,
+    Attached,
+    Pages,
+    Ping,
+    Round,
+    RoundAck,
+    RoundEnd,
+    make_runs,
+    page_hash,
+    unchecked,
+)
 from sterna_interop import peer_acts as do
 from sterna_interop.case import Wire
 from sterna_interop.contract import Order, Role
@@ -28,9 +42,10 @@ from sterna_interop.misbehaviours import (
     misbehaviour,
 )
 from sterna_interop.misbehaviours_source import a_page
+from sterna_interop.peer import Peer
 from sterna_interop.peer_destination import SESSION, TOKEN
 from sterna_interop.peer_lanes import HANG_UP, LanePlan, attempt
-from sterna_interop.peer_steps import Act, End, Moment, Place, Raw, Say, Step, Wait
+from sterna_interop.peer_steps import Act, Call, End, Moment, Place, Raw, Say, Step, Wait
 
 _ROUND: Final = Place(F.ROUND)
 _AGAIN: Final = Place(F.ROUND, 2)
@@ -39,6 +54,7 @@ _PAGES: Final = Place(F.PAGES)
 _LATE: Final = Place(F.PAGES, 2)
 _WRONG: Final = (E.BAD_TOKEN, E.UNEXPECTED_FRAME)  # an ATTACH at the wrong time: STR-4, or CON-3
 _TWO: Final = LanePlan()
+_PAGE_BYTES: Final = 4096
 _WAIT_S: Final = 1.0  # what an endpoint is told about waiting; several connections take their time
 # ABORT on a data connection has ended that one; that the session ends is said on the control connection.
 _TOLD_THERE: Final[dict[str, object]] = {"by_peer": None, "mute": True}
@@ -287,7 +303,23 @@ def _frames() -> Rows:
             deadline_s=_WAIT_S,
             **DOS,
         ),
+        control(
+            "stream-075 stream-two-at-once: sends a page while it comes in on another connection [STR-18]",
+            *(_ROUND, do.after(Call(_two_at_once)), bad),
+            **LOST,
+        ),
     ]
+
+
+async def _two_at_once(peer: Peer) -> None:
+    """A page that stops in its midst on the second connection, and comes whole on the first [STR-7]."""
+    content = bytes(_PAGE_BYTES)
+    table = Pages(1, 1, 1, make_runs([(0, 1, Encoding.RAW)], 12), np.array([page_hash(content)], "<u8"))
+    first, second = peer.lanes
+    whole = Say(table, content, second.stream)
+    await second.step(Raw(lambda number: whole.encode(number)[: -_PAGE_BYTES // 2], 0, is_last=True))
+    await first.step(Wait(_WAIT_S))  # connections know no order, so it has to have come
+    await first.say(table, content)
 
 
 def _says(record: Ping | Round | RoundEnd | RoundAck | Attach) -> Act:

@@ -189,7 +189,7 @@ class Peer:
     async def say(self, record: Record, bulk: bytes = b"") -> int:
         """Say a frame, or what the act makes of it; the number of the last frame of that."""
         if self.greeted and self.manner.grease:
-            await self._step(Raw(lambda number: unchecked.frame(GREASE_FIRST, _GREASE_BODY, sequence=number)))
+            await self.step(Raw(lambda number: unchecked.frame(GREASE_FIRST, _GREASE_BODY, sequence=number)))
         if self.greeted and self.manner.pings:
             await self.ping()
         if isinstance(record, Welcome):
@@ -248,13 +248,13 @@ class Peer:
     async def ping(self) -> None:
         """Say PING, which is to be answered."""
         self._pings += 1
-        await self._step(Say(Ping(self._pings)))
+        await self.step(Say(Ping(self._pings)))
 
     async def _send(self, honest: Step, record: Record | None) -> int:
         place = None if record is None else record.type
         number = self._sequence
         for step in self._steps(Place(place), (honest,), record):
-            number = await self._step(step)
+            number = await self.step(step)
             if self._acting:
                 self.account.last_act = number
         return number
@@ -270,7 +270,7 @@ class Peer:
         self.account.acted = self._acting = True
         return self._act(Moment(honest, record, self))
 
-    async def _step(self, step: Step) -> int:
+    async def step(self, step: Step) -> int:
         """Do it; the number of its last frame."""
         if self._quiet and not isinstance(step, End):
             raise Over
@@ -342,7 +342,7 @@ class Peer:
             self._owes = trio.Event()
             try:
                 while self._owed:
-                    await self._step(Say(self._owed.pop(0)))
+                    await self.step(Say(self._owed.pop(0)))
                 if self.greeted and trio.current_time() >= due and not self._done_talking:
                     await self.ping()
             except (TransportError, trio.ClosedResourceError, Over):
@@ -368,7 +368,7 @@ class Peer:
             due = " or ".join(kind.__name__ for kind in kinds)
             raise Breach(f"{type(heard.record).__name__} where {due} is due [CON-3]")
         for step in self._steps(Place(heard.record.type, heard=True), (), heard.record):
-            await self._step(step)
+            await self.step(step)
         return heard
 
     @property

@@ -24,7 +24,10 @@ Patch = pytest.MonkeyPatch
 
 @rows(row for row in of_streams() if row.wire is Wire.PLAIN)
 def test_at_the_destination(row: Misbehaviour) -> None:
-    """[STR-1] [STR-2] [STR-3] [STR-4] [STR-5] [STR-6] [STR-8] [STR-9] [STR-13] [STR-14] [ATT-1] [ATT-2]"""
+    """[STR-1] [STR-2] [STR-3] [STR-4] [STR-5] [STR-6] [STR-8] [STR-9] [STR-13] [STR-14] [STR-18] [ATT-1]
+
+    [ATT-2]
+    """
     check_row(row)
 
 
@@ -70,6 +73,10 @@ def begins_again_at_one(patch: Patch) -> None:
     patch.setattr(FrameReader, "go_on_from", lambda self, _: whole(self, 1))
 
 
+def takes_pages_on_two_at_once(patch: Patch) -> None:
+    patch.setattr(DestinationMachine, "_check_alone", lambda *_: None)
+
+
 @pytest.mark.parametrize(
     ("defect", "case"),
     [
@@ -87,6 +94,7 @@ def begins_again_at_one(patch: Patch) -> None:
         (takes_any_frame_there, "stream-060"),
         (takes_any_frame_there, "stream-117"),
         (begins_again_at_one, "stream-025"),
+        (takes_pages_on_two_at_once, "stream-075"),
     ],
 )
 def test_a_defect_is_found(defect: Callable[[Patch], None], case: str, monkeypatch: Patch) -> None:
