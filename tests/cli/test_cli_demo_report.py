@@ -124,15 +124,31 @@ def test_pages_that_followed_and_how_long_the_guest_waited() -> None:
     after = {"stale_pages": 900, "demanded_pages": 16, "early_pages": 0, "seconds_until_complete": 0.25}
     run = replace(RUN, source={**RUN.source, "after": after})
     said = dict(rows(run, WISHES))
-    assert said["followed"] == "900 pages when the guest ran there, 16 asked for, within 250 ms"
+    assert said["followed"] == "900 pages within 250 ms, 16 of them asked for"
     assert "it waited" not in said
     waited = replace(run, faults={"count": 3, "p50_s": 0.0002, "p99_s": 0.001, "max_s": 0.001})
     assert dict(rows(waited, WISHES))["it waited"] == "3 times for a page, median 200 µs, p99 1 ms"
     cut = replace(RUN, source={**RUN.source, "after": {**after, "seconds_until_complete": None}})
-    assert dict(rows(cut, WISHES))["followed"] == "900 pages when the guest ran there, 16 asked for"
+    assert dict(rows(cut, WISHES))["followed"] == "900 pages, 16 of them asked for"
+    single = {"stale_pages": 1, "demanded_pages": 1, "early_pages": 0, "seconds_until_complete": 0.25}
+    one = replace(
+        waited, source={**RUN.source, "after": single}, faults={**(waited.faults or {}), "count": 1}
+    )
+    assert dict(rows(one, WISHES))["followed"].startswith("1 page within ")
+    assert dict(rows(one, WISHES))["it waited"].startswith("once for a page, ")
     early = replace(cut, destination={**RUN.destination, "after": {**after, "early_pages": 7}})
-    text = "900 pages when the guest ran there, 16 asked for, 7 one by one, within 250 ms"
+    text = "900 pages within 250 ms, 16 of them asked for, 7 one by one"
     assert dict(rows(early, WISHES))["followed"] == text
+
+
+def test_a_guest_that_was_to_write_one_page_has_no_rate() -> None:
+    run = replace(
+        RUN, guest="simulated", tracker="simulated", audit={"pages_checked": 1, "errors": 1, "writes": 1}
+    )
+    said = dict(rows(run, replace(WISHES, rate_bytes_s=0)))
+    assert said["it wrote"] == "one page and then nothing, as asked for"
+    assert said["guest"] == "simulated"
+    assert said["audit"] == "1 page checked, 1 error"
 
 
 def test_what_was_looked_at_of_a_virtual_machine() -> None:
@@ -145,7 +161,10 @@ def test_what_was_looked_at_of_a_virtual_machine() -> None:
         run, WISHES
     )
     told = [text for _, text in rows(replace(RUN, cpu=cpu | {"time_backwards": 2}), WISHES)]
-    assert "the guest has seen its time run backwards: 2 times" in told
+    assert "the guest has seen its time run backwards, 2 times" in told
+    few = cpu | {"sections": 1, "registers_checked": 1, "mismatches": 1}
+    expected = ("processors", "1 section of state, 1 register compared, 1 differs")
+    assert expected in rows(replace(RUN, cpu=few), WISHES)
     assert "processors" not in dict(rows(RUN, WISHES))
 
 

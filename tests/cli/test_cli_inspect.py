@@ -58,7 +58,7 @@ def test_a_line_for_each_frame(shown, tmp_path: Path) -> None:
     (ack,) = [line for line in lines if "ROUND_ACK" in line and "round 1" in line]
     assert "pages 48" in ack
     assert "rejected [0: 16+16]" in ack
-    (hurt,) = [line for line in lines if "16 pages differ from their hash" in line]
+    (hurt,) = [line for line in lines if "16 pages with a wrong hash" in line]
     assert " PAGES " in hurt
     assert "preface, newest version 1-draft.1" in lines[1]
 

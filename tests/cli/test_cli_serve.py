@@ -29,7 +29,7 @@ LOST = PeerAborted(ErrorCode.GUEST_LOST, "the image is gone")
             Result(Outcome.STRANDED, error=SILENT, after=LACKS),
             (
                 "the guest runs here, and waits for pages that are still at the source: peer_silent: nothing "
-                "for 5 s. 4 pages are missing: keep the source's image. If that is gone the guest is lost: "
+                "for 5 s. It lacks 4 pages: keep the source's image. If that is gone the guest is lost: "
                 "sterna verdict tells, at the source"
             ),
         ),
@@ -44,7 +44,7 @@ LOST = PeerAborted(ErrorCode.GUEST_LOST, "the image is gone")
         (
             Result(Outcome.STRANDED, ErrorCode.GUEST_LOST, error=LOST, after=LACKS),
             (
-                "guest_lost: the guest runs here, and 4 pages that it needs are gone at memory: the peer "
+                "guest_lost: the guest runs here and lacks 4 pages, gone at memory: the peer "
                 "ended the session: guest_lost: 'the image is gone' [ONE-42]"
             ),
         ),

@@ -68,7 +68,7 @@ def test_the_first_thing_that_is_wrong(verified, tmp_path: Path) -> None:
     code, text, fields = verified(WRONG.write(tmp_path / "x.rec"))
     assert code == 1
     at = sum(len(unit.raw) for unit in WRONG.until(F.SEAL) if unit.sender is S)
-    assert "WRONG: digest_mismatch: 0 pages are missing" in text
+    assert "WRONG: digest_mismatch: 0 pages missing" in text
     number = WRONG[WRONG.where(F.SEAL)].sequence
     assert f"[MEM-15]: SEAL (frame {number}) of the source, at byte {at} of what it sent" in text
     assert text.splitlines()[-1].startswith("WRONG: 1 connection")

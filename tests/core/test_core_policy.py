@@ -243,6 +243,8 @@ def test_the_verdict_reads_as_an_operator_wants_it() -> None:
         "12.4 MiB are left; at 2.1 GB/s and 3 ms of fixed cost the guest would stop for 9 ms "
         "(allowed 300 ms): switch over"
     )
+    idle = [stats(GIB, 0.52, 0, receive_rate_bytes_s=2.1e9)]
+    assert decide(idle, 0, 0, RTT_S, settings).verdict.startswith("nothing is left; at 2.1 GB/s and ")
 
 
 def test_predicted_downtime_counts_everything() -> None:
@@ -410,7 +412,7 @@ def test_exhausted_rounds_end_as_the_operator_asked() -> None:
     assert decide(history, 2 * 10**9, 0, RTT_S).action is Action.GIVE_UP
     decision = decide(history, 2 * 10**9, 0, RTT_S, PolicySettings(on_exhausted="switch"))
     assert decision.action is Action.SWITCHOVER
-    assert decision.verdict.endswith("all 30 rounds are used up: switch over all the same")
+    assert decision.verdict.endswith("no round is left: switch over all the same")
 
 
 def test_a_fixed_cost_above_the_allowed_downtime_throttles_nobody() -> None:

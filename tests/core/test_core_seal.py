@@ -72,5 +72,5 @@ def test_a_section_without_its_end():
 def test_no_page_may_be_missing():
     """[MEM-11] Equal digests are not enough in stop-and-copy."""
     last, states, memory = arrived(replace(WHOLE, runs=WHOLE.runs[:0]))
-    with pytest.raises(RemoteProtocolError, match="4 pages are missing"):
+    with pytest.raises(RemoteProtocolError, match="4 pages missing"):
         check_seal(seal(memory), last, states, memory)

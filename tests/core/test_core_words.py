@@ -1,6 +1,6 @@
 import pytest
 
-from sterna.core.words import count_text, duration_text, rate_text, share_text, size_text
+from sterna.core.words import count_text, duration_text, rate_text, share_text, size_text, times_text
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,8 @@ def test_shares_are_whole_percents() -> None:
 @pytest.mark.parametrize(("count", "text"), [(0, "0 pages"), (1, "1 page"), (2, "2 pages")])
 def test_counts(count: int, text: str) -> None:
     assert count_text(count, "page") == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 times"), (1, "once"), (2, "2 times")])
+def test_how_often(count: int, text: str) -> None:
+    assert times_text(count) == text

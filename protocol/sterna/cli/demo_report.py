@@ -10,7 +10,7 @@ from sterna.cli.demo_run import DemoRun, Wishes
 from sterna.cli.exits import Exit
 from sterna.cli.output import Output
 from sterna.cli.units import format_rate
-from sterna.core.words import duration_text, rate_text, share_text, size_text
+from sterna.core.words import count_text, duration_text, rate_text, share_text, size_text, times_text
 from sterna.host.evidence import DESTINATION_IMAGE, SOURCE_IMAGE, Evidence
 
 _BAR_CELLS: Final = 40
@@ -56,12 +56,17 @@ def rows(run: DemoRun, wishes: Wishes) -> list[tuple[str, str]]:
     hot = f"mostly to {size_text(run.hot_bytes)} of {size_text(wishes.memory_bytes)}"
     asked = f"asked for {rate_text(wishes.rate_bytes_s)} ({format_rate(wishes.rate_bytes_s)})"
     distinct = f"{rate_text(run.dirty_rate_bytes_s)} counting each page once a second"
+    followed = "" if run.tracker == run.guest else f", writes followed by {run.tracker}"
     found = [
         ("outcome", run.outcome),
-        ("guest", f"{run.guest}, writes followed by {run.tracker}"),
-        ("it wrote", f"{rate_text(run.write_rate_bytes_s)}, {hot}"),
-        ("", asked),
-        ("", distinct),
+        ("guest", f"{run.guest}{followed}"),
+    ]
+    if wishes.rate_bytes_s:
+        wrote = f"{rate_text(run.write_rate_bytes_s)}, {hot}"
+        found += [("it wrote", wrote), ("", asked), ("", distinct)]
+    else:
+        found.append(("it wrote", "one page and then nothing, as asked for"))
+    found += [
         ("TLS", secured),
         (
             "sent",
@@ -81,7 +86,9 @@ def rows(run: DemoRun, wishes: Wishes) -> list[tuple[str, str]]:
         if not run.verified:
             found.append(("", "of pages without hashes: it does not tell what is in them (--unverified)"))
     if run.audit is not None:
-        checked = f"{run.audit['pages_checked']} pages checked, {run.errors} errors"
+        checked = (
+            f"{count_text(run.audit['pages_checked'], 'page')} checked, {count_text(run.errors, 'error')}"
+        )
         found.append(("audit", checked))
         if run.cpu is not None:
             found += _processors(run.cpu)
@@ -91,14 +98,18 @@ def rows(run: DemoRun, wishes: Wishes) -> list[tuple[str, str]]:
 
 def _processors(cpu: Mapping[str, float]) -> list[tuple[str, str]]:
     """What was looked at of a virtual machine's processors."""
-    compared = f"{cpu['registers_checked']:.0f} registers compared, {cpu['mismatches']:.0f} differ"
+    sections = count_text(int(cpu["sections"]), "section")
+    differ = int(cpu["mismatches"])
+    compared = f"{count_text(int(cpu['registers_checked']), 'register')} compared, {differ} "
+    compared += "differs" if differ == 1 else "differ"
     jump, stood = duration_text(cpu["time_jump_s"]), duration_text(cpu["stood_s"])
     found = [
-        ("processors", f"{cpu['sections']:.0f} sections of state, {compared}"),
+        ("processors", f"{sections} of state, {compared}"),
         ("", f"while it moved {jump} have passed for the guest, and {stood} for the hosts"),
     ]
     if cpu["time_backwards"]:
-        found.append(("", f"the guest has seen its time run backwards: {cpu['time_backwards']:.0f} times"))
+        times = times_text(int(cpu["time_backwards"]))
+        found.append(("", f"the guest has seen its time run backwards, {times}"))
     return found
 
 
@@ -116,15 +127,17 @@ def _followed(run: DemoRun) -> list[tuple[str, str]]:
     after = run.after
     if not isinstance(after, dict):
         return []
-    text = f"{after['stale_pages']} pages when the guest ran there, {after['demanded_pages']} asked for"
+    text = count_text(after["stale_pages"], "page")
+    if after["seconds_until_complete"] is not None:
+        text += f" within {_seconds(after, 'seconds_until_complete')}"
+    text += f", {after['demanded_pages']} of them asked for"
     if after["early_pages"]:
         text += f", {after['early_pages']} one by one"
-    if after["seconds_until_complete"] is not None:
-        text += f", within {_seconds(after, 'seconds_until_complete')}"
     rows = [("followed", text)]
     if run.faults is not None:
         half, most = duration_text(run.faults["p50_s"]), duration_text(run.faults["p99_s"])
-        rows.append(("it waited", f"{run.faults['count']:.0f} times for a page, median {half}, p99 {most}"))
+        times = times_text(int(run.faults["count"]))
+        rows.append(("it waited", f"{times} for a page, median {half}, p99 {most}"))
     return rows
 
 

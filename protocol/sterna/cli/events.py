@@ -28,7 +28,7 @@ from sterna.core.events import (
 )
 from sterna.core.policy import RoundStats
 from sterna.core.serving import AfterStats
-from sterna.core.words import count_text, duration_text
+from sterna.core.words import count_text, duration_text, times_text
 from sterna.guest.holder_client import HolderStatus
 from sterna.net.transport import Peer, TlsInfo, Transport
 from sterna.registry import ErrorCode, Phase, Style
@@ -129,8 +129,7 @@ def resumed_text(result: Result) -> str:
     """How often the link was lost on the way, for the end of a sentence."""
     if not result.resumed:
         return ""
-    times = "once" if result.resumed == 1 else f"{result.resumed} times"
-    return f"; the link was lost and came back {times}"
+    return f"; the link was lost and came back {times_text(result.resumed)}"
 
 
 def followed_text(result: Result) -> str:
@@ -140,7 +139,8 @@ def followed_text(result: Result) -> str:
         return ""
     when = "" if after.seconds is None else f" within {duration_text(after.seconds)}"
     early = f", {after.early} one by one" if after.early else ""
-    waited = f"{after.demanded} of them because the guest waited for them"
+    what = "it" if after.demanded == 1 else "them"
+    waited = f"{after.demanded} of them because the guest waited for {what}"
     return f"; {count_text(after.stale, 'page')} followed{when}, {waited}{early}"
 
 

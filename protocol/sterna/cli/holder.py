@@ -21,7 +21,7 @@ from sterna.cli.exits import Exit
 from sterna.cli.output import Output
 from sterna.cli.ownership import Ownership, TextOption
 from sterna.cli.units import Json, Rate, Size, format_size
-from sterna.core.words import rate_text, size_text
+from sterna.core.words import count_text, rate_text, size_text
 from sterna.errors import ConfigError, GuestError, StoreUnavailable
 from sterna.guest.holder_backend import HeldState
 from sterna.guest.holder_client import HolderStatus, connect_holder
@@ -277,7 +277,8 @@ def _line(status: HolderStatus) -> str:
     if not status.epoch:
         return status.state
     missing = f", {size_text(status.missing * PAGE_BYTES)} missing" if status.missing else ""
+    errors = count_text(int(status.figure("errors")), "error")
     return (
         f"{status.state}, epoch {status.epoch}: {size_text(status.figure('writes') * PAGE_BYTES)} written, "
-        f"{rate_text(status.figure('rate_bytes_s'))}, {status.figure('errors'):.0f} errors{missing}"
+        f"{rate_text(status.figure('rate_bytes_s'))}, {errors}{missing}"
     )

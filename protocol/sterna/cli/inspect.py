@@ -26,7 +26,7 @@ from sterna.cli.reading import (
     session_lines,
     side_name,
 )
-from sterna.core.words import size_text
+from sterna.core.words import count_text, size_text
 from sterna.errors import ConfigError
 from sterna.limits import HEADER_BYTES
 from sterna.observe.budget import Budget
@@ -248,7 +248,7 @@ class _View:
             fields["hex"] = shown[: HEADER_BYTES + header.body_bytes].hex()
         size = f"{header.body_bytes} B" + (f" + {size_text(header.bulk_bytes)}" if header.bulk_bytes else "")
         told = fields_text(said) if record is not None else "skipped"
-        hurt = f"; {damaged} pages differ from their hash" if damaged else ""
+        hurt = f"; {count_text(damaged, 'page')} with a wrong hash" if damaged else ""
         line = f"{_stem(connection, seen)} {header.sequence:>5} {name:<10} {told}{hurt} ({size})"
         self._put(fields, [line, *(hex_lines(shown[: HEADER_BYTES + header.body_bytes]) if self.hex else ())])
 

@@ -185,7 +185,7 @@ def session_lines(connection: int, follower: Follower) -> Iterator[str]:
     for seen in summary.rounds:
         yield f"  {_round_text(seen)}"
     if summary.round_count > len(summary.rounds):
-        yield f"  and {summary.round_count - len(summary.rounds)} more rounds"
+        yield f"  and {count_text(summary.round_count - len(summary.rounds), 'more round')}"
     if summary.blackout_ns is not None:
         yield f"  READY to RUNNING, as seen here: {duration_text(summary.blackout_ns / 1e9)}"
 

@@ -42,7 +42,7 @@ from sterna.cli.taking_up import TakingUp, arrived, decided, recovered_fields
 from sterna.cli.units import Duration, Json, Size
 from sterna.cli.warned import warnings_of
 from sterna.core.events import Outcome, Result
-from sterna.core.words import duration_text, size_text
+from sterna.core.words import count_text, duration_text, size_text
 from sterna.errors import ConfigError, GuestError, LocalProtocolError, SternaError, StoreError
 from sterna.guest.api import DestinationGuest, GuestDescription
 from sterna.guest.holder_client import connect_holder
@@ -388,9 +388,9 @@ async def check_store(store: LeaseStore | None, reporter: Reporter) -> None:
         reporter.notice(f"--store: {error}. No guest is let in before it answers")
 
 
-def _missing(result: Result) -> int:
+def _missing(result: Result) -> str:
     after = result.after
-    return 0 if after is None else after.stale - after.demanded - after.pushed
+    return count_text(0 if after is None else after.stale - after.demanded - after.pushed, "page")
 
 
 def sentence(result: Result, transport: Transport) -> str:
@@ -408,14 +408,14 @@ def sentence(result: Result, transport: Transport) -> str:
             return f"the guest runs here{stood}: {came}{resumed_text(result)}{unverified_text(result)}"
         case Outcome.STRANDED if result.code is ErrorCode.GUEST_LOST:
             return (
-                f"guest_lost: the guest runs here, and {_missing(result)} pages that it needs are gone at "
-                f"{transport.peer}{unverified_text(result)}{why} [ONE-42]"
+                f"guest_lost: the guest runs here and lacks {_missing(result)}, gone at {transport.peer}"
+                f"{unverified_text(result)}{why} [ONE-42]"
             )
         case Outcome.STRANDED:
             return (
                 "the guest runs here, and waits for pages that are still at the source"
-                f"{unverified_text(result)}{why}. {_missing(result)} pages are missing: keep the source's "
-                "image. If that is gone the guest is lost: sterna verdict tells, at the source"
+                f"{unverified_text(result)}{why}. It lacks {_missing(result)}: keep the source's image. If "
+                "that is gone the guest is lost: sterna verdict tells, at the source"
             )
         case Outcome.UNDECIDED:
             return (

@@ -175,7 +175,7 @@ class _Checked:
 
     def _lines(self, reader: RecordingReader) -> Iterable[str]:
         if self.count > len(self.sessions):
-            yield f"and {self.count - len(self.sessions)} more connections"
+            yield f"and {count_text(self.count - len(self.sessions), 'more connection')}"
         if self.damage is not None:
             yield f"the recording is damaged, and what follows was not checked: {self.damage}"
         elif reader.cut_off:
@@ -202,4 +202,4 @@ def _verdict(follower: Follower, *, unfinished: bool) -> str:
         return f"NOT CHECKED: {follower.trouble}; {outcome.text}"
     word = "NOT COMPLETED" if unfinished else "OK"
     source = follower.directions[Sender.SOURCE].bytes
-    return f"{word}: {outcome.text}; {frames} frames, {size_text(source)} from the source"
+    return f"{word}: {outcome.text}; {count_text(frames, 'frame')}, {size_text(source)} from the source"

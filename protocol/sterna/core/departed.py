@@ -21,6 +21,7 @@ from sterna.core.pushing import Push, Window
 from sterna.core.records import Decided, Released, SessionRecord, Side
 from sterna.core.serving import Serving
 from sterna.core.tables import SourceInput, SourceState
+from sterna.core.words import count_text
 from sterna.errors import SternaError
 from sterna.memory.groups import Groups
 from sterna.memory.pages import PageSource
@@ -175,7 +176,7 @@ class Departed(Batches):
     def _check_complete(self, record: Complete | Verdict) -> None:
         if self._serving is not None:
             if self._serving.pages_left:  # until then the entries are those of SEAL
-                detail = f"{self._serving.pages_left} pages were never sent"
+                detail = f"{count_text(self._serving.pages_left, 'page')} never sent"
                 raise wrong(ErrorCode.MEMORY_MISMATCH, detail, "CMP-1", record)
             self._sealed = self._memory.complete()
         if record.digest != self._sealed:

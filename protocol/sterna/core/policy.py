@@ -282,7 +282,7 @@ def _choose(
         return Action.CONTINUE, throttle, "nothing has been sent yet: copy all memory while the guest runs"
     allowed = duration_text(settings.allowed_downtime_s)
     facts = (
-        f"{size_text(remaining)} are left; at {rate_text(view.bandwidth)} and "
+        f"{_left(remaining)}; at {rate_text(view.bandwidth)} and "
         f"{duration_text(view.fixed_s)} of fixed cost the guest would stop for "
         f"{duration_text(view.downtime_s(remaining))} (allowed {allowed})"
     )
@@ -296,7 +296,7 @@ def _choose(
         hope = duration_text(view.downtime_s(following))
         return Action.CONTINUE, throttle, f"{facts}; another round should bring that to {hope}: go on"
     if not left:
-        return _exhausted(f"{facts} and all {used} rounds are used up", throttle, settings)
+        return _exhausted(f"{facts}, and no round is left", throttle, settings)
     if view.room_s <= 0:
         # Slowing the guest down would not help; what is left when the rounds end decides.
         why = "the fixed cost alone is too much, which only faster records or less state would change"
@@ -331,6 +331,10 @@ def _exhausted(facts: str, throttle: float, settings: PolicySettings) -> tuple[A
     if settings.on_exhausted == "switch":
         return Action.SWITCHOVER, throttle, f"{facts}: switch over all the same"
     return Action.GIVE_UP, 0.0, f"{facts}: give up, the guest stays here"
+
+
+def _left(remaining: float) -> str:
+    return f"{size_text(remaining)} are left" if remaining else "nothing is left"
 
 
 def _rounds(count: int) -> str:

@@ -16,6 +16,7 @@ from sterna import limits as bounds
 from sterna.core.conduct import wrong
 from sterna.core.policy import RoundStats
 from sterna.core.shares import around
+from sterna.core.words import count_text
 from sterna.limits import Limits
 from sterna.memory.bitmap import Positions
 from sterna.memory.pages import EncodedBatch
@@ -356,7 +357,7 @@ def rejected_pages(ack: RoundAck, number: int, page_count: int, pages: PageSets)
         raise wrong(ErrorCode.BAD_ROUND, f"round {ack.round} of {number}", "CON-30", ack)
     count = sum(each.count for each in ack.rejected)
     if ack.pages + count != page_count:
-        detail = f"{ack.pages} pages acknowledged, {count} rejected, {page_count} sent"
+        detail = f"{count_text(ack.pages, 'page')} acknowledged, {count} rejected, {page_count} sent"
         raise wrong(ErrorCode.COUNT_MISMATCH, detail, "CON-32", ack)
     pages.table.check_ranges(ack.rejected)
     rejected = PageSets(pages.table)
@@ -366,7 +367,7 @@ def rejected_pages(ack: RoundAck, number: int, page_count: int, pages: PageSets)
     if stray.any():
         raise wrong(ErrorCode.COUNT_MISMATCH, "pages that were not sent", "CON-33", ack)
     if count > most_rejected(page_count):
-        raise wrong(ErrorCode.TOO_MANY_REJECTED, f"{count} pages", "RAK-5", ack)
+        raise wrong(ErrorCode.TOO_MANY_REJECTED, count_text(count, "page"), "RAK-5", ack)
     return rejected
 
 
@@ -409,7 +410,7 @@ class IncomingRound:
             raise wrong(ErrorCode.BAD_ROUND, detail, "CON-21", table)
         count = self._announced_pages + table.page_count
         if count > self._table.pages:
-            detail = f"{count} pages in a round, the guest has {self._table.pages}"
+            detail = f"{count_text(count, 'page')} in a round, the guest has {self._table.pages}"
             raise wrong(ErrorCode.COUNT_MISMATCH, detail, "CON-27", table)
         self._announced_pages = count
         self._coming.add(stream)
@@ -425,7 +426,7 @@ class IncomingRound:
         self._last_sequences[stream] = sequence
         self._coming.discard(stream)
         if rejected and self.last:
-            detail = f"{sum(pages.count for pages in rejected)} pages differ from their hash"
+            detail = f"{count_text(sum(pages.count for pages in rejected), 'page')} with a wrong hash"
             raise wrong(ErrorCode.PAGE_HASH, detail, "CON-47", table)
         if self._rejected is not None:
             self._rejected[table.region].clear_runs(table.runs["first"], table.runs["count"])
@@ -445,7 +446,7 @@ class IncomingRound:
             raise wrong(ErrorCode.BAD_ROUND, detail, "CON-21", record)
         if (record.pages, record.bulk_bytes) != (self.page_count, self.bulk_bytes):
             detail = (
-                f"{record.pages} pages and {record.bulk_bytes} bytes stated, "
+                f"{count_text(record.pages, 'page')} and {count_text(record.bulk_bytes, 'byte')} stated, "
                 f"{self.page_count} and {self.bulk_bytes} arrived"
             )
             raise wrong(ErrorCode.COUNT_MISMATCH, detail, "RND-3", record)
@@ -479,7 +480,7 @@ class IncomingRound:
         count = self._rejected.count()
         room = min(peer.rejected_runs, (peer.control_bytes - _ACK_HEAD) // _RANGE_BYTES)
         if count > most_rejected(self.page_count) or len(ranges) > room:
-            detail = f"{count} pages in {len(ranges)} ranges"
+            detail = f"{count_text(count, 'page')} in {count_text(len(ranges), 'range')}"
             raise wrong(ErrorCode.TOO_MANY_REJECTED, detail, "RAK-5", record)
         return ranges
 

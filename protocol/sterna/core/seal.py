@@ -5,6 +5,7 @@ from __future__ import annotations
 from sterna.core.conduct import wrong
 from sterna.core.rounds import IncomingRound
 from sterna.core.state import StateAssembler
+from sterna.core.words import count_text
 from sterna.memory.digest import MemoryDigest
 from sterna.registry import ErrorCode
 from sterna.wire import state_digest
@@ -30,14 +31,14 @@ def check_seal(
     sections = states.sections
     if not states.is_whole or (record.state_sections, record.state_bytes) != (len(sections), states.bytes):
         detail = (
-            f"{record.state_sections} sections of {record.state_bytes} bytes stated, "
+            f"{count_text(record.state_sections, 'section')} of {record.state_bytes} bytes stated, "
             f"{len(sections)} of {states.bytes} arrived{'' if states.is_whole else ', the last one in part'}"
         )
         raise wrong(ErrorCode.COUNT_MISMATCH, detail, "SEA-3", record)
     digest = memory.value()
     missing = memory.stale_pages - stale
     if record.digest != digest or missing:
-        detail = f"{missing} pages are missing, digest {digest.hex()}"
+        detail = f"{count_text(missing, 'page')} missing, digest {digest.hex()}"
         raise wrong(ErrorCode.DIGEST_MISMATCH, detail, "MEM-15", record)
     if record.state_digest != state_digest(sections):
         raise wrong(ErrorCode.DIGEST_MISMATCH, "another execution state", "MEM-19", record)

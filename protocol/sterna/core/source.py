@@ -37,6 +37,7 @@ from sterna.core.records import Decided as OwnerDecided
 from sterna.core.records import Granted, Released, Voided
 from sterna.core.state import check_sections, fragments
 from sterna.core.tables import SourceInput, SourceState
+from sterna.core.words import count_text
 from sterna.errors import LocalProtocolError, PeerAborted, SternaError, TransportError
 from sterna.memory.pages import PageSource
 from sterna.registry import Checksum, ErrorCode, Feature, FrameType, Owner
@@ -129,7 +130,7 @@ class SourceMachine(Choosing):
         assert self._selection is not None
         streams, most = record.data_streams, self._selection.features.get(Feature.DATA_STREAMS, 0)
         if streams > most:
-            detail = f"{streams} data connections, selected were {most}"
+            detail = f"{count_text(streams, 'data connection')}, and {most} selected"
             raise wrong(ErrorCode.NOT_SELECTED, detail, "ACC-3", record)
         needed = self._memory.regions.size_bytes
         if record.reserved_bytes < needed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from sterna.core.words import count_text
 from sterna.errors import GuestError, remote_error
 from sterna.registry import ErrorCode, FrameType
 from sterna.wire.records import NO_VCPU, State, StateSection
@@ -43,7 +44,8 @@ def check_sections(
     """
     total = sum(len(section.data) for section in sections)
     if total > limit_bytes or len(sections) > limit_sections:
-        detail = f"{len(sections)} state sections of {total} bytes: more than GUEST or the peer's limits say"
+        size = f"{count_text(len(sections), 'state section')} of {count_text(total, 'byte')}"
+        detail = f"{size}: more than GUEST or the peer's limits say"
         raise GuestError(detail, ErrorCode.LIMIT_MISMATCH)
     if len({_name(section) for section in sections}) < len(sections):
         raise GuestError("two state sections of one name")

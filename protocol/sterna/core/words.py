@@ -50,6 +50,11 @@ def count_text(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
+def times_text(count: int) -> str:
+    """How often something was, for example ``once``, ``3 times``."""
+    return "once" if count == 1 else f"{count} times"
+
+
 def share_text(share: float) -> str:
     """A share of something, for example ``30 %``."""
     return f"{share * 100:.0f} %"

@@ -18,6 +18,7 @@ from sterna.core.following import Following, Sealed
 from sterna.core.rounds import IncomingRound, rejected_pages
 from sterna.core.seal import check_seal
 from sterna.core.state import StateAssembler
+from sterna.core.words import count_text
 from sterna.limits import Limits
 from sterna.memory.digest import MemoryDigest
 from sterna.memory.regions import PageSets, RegionTable
@@ -160,7 +161,7 @@ class Image:
         stray = baseless.copy()
         stray -= self._changed
         if known != damaged or stray.any():
-            detail = f"{rejected.count()} pages rejected, {damaged.count()} were damaged"
+            detail = f"{count_text(rejected.count(), 'page')} rejected, {damaged.count()} damaged"
             raise wrong(ErrorCode.COUNT_MISMATCH, detail, "CON-35", record)
         self._memory.mark_sets_stale(baseless)
 
