@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import operator
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from random import Random
+from types import SimpleNamespace
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import pytest
@@ -21,11 +25,14 @@ from sterna.core.events import Decided, Event, Outcome
 from sterna.core.policy import Action, Decision, PolicySettings
 from sterna.core.sending import ROUND_BATCHES
 from sterna.guest.embedded import PAGE_BYTES, EmbeddedGuest
+from sterna.net import packing
 from sterna.net.destination import Destination
 from sterna.net.memory import MemoryTransport, memory_transport_pair
-from sterna.net.options import Options
+from sterna.net.options import Compress, Options
 from sterna.net.source import Source
 from sterna.registry import ErrorCode, Style
+
+R = TypeVar("R")
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +44,13 @@ TEN_MINUTES_S: Final = 600.0
 CAPACITY_BYTES: Final = 64 * 1024
 TICK_S: Final = 0.25
 PATIENCE: Final = 25  # rounds of all memory, of 24 s each
+# Of each page a half cannot be packed.
+HALF_PAGES: Final = Random(1).randbytes(SIZE_BYTES // 2)
+CONTENT: Final = b"".join(
+    HALF_PAGES[at : at + PAGE_BYTES // 2] + bytes(b"\1" * (PAGE_BYTES // 2))
+    for at in range(0, len(HALF_PAGES), PAGE_BYTES // 2)
+)
+VERSIONS_BYTES: Final = SIZE_BYTES // 4
 
 
 @pytest.fixture
@@ -50,7 +64,7 @@ class Writing(EmbeddedGuest):
     asks = True
 
     def __init__(self, *, runs: bool) -> None:
-        super().__init__(bytearray(b"\1" * SIZE_BYTES if runs else SIZE_BYTES), guest_id=bytes(16))
+        super().__init__(bytearray(CONTENT if runs else SIZE_BYTES), guest_id=bytes(16))
         self.runs = runs
         self.share = 1.0
         self.began = b""
@@ -93,6 +107,7 @@ class Slow:
     """
 
     policy: PolicySettings
+    compress: Compress = Compress.OFF
     decisions: list[Decision] = field(default_factory=list)
     unsent_bytes: int = 0
     growth_bytes: int = 0
@@ -102,8 +117,9 @@ class Slow:
         self.here, self.there = Writing(runs=True), Writing(runs=False)
         self.near, self.far = memory_transport_pair(capacity_bytes=CAPACITY_BYTES)
         options: dict[str, Any] = {"clock": trio.current_time}
+        of_source = {"policy": self.policy, "on_event": self._on_event, "compress": self.compress}
         self.source = Source(
-            self.here, self.near, options=Options(**options, policy=self.policy, on_event=self._on_event)
+            self.here, self.near, options=Options(**options, **of_source, versions_bytes=VERSIONS_BYTES)
         )
         self.destination = Destination(
             lambda _: self.there, self.far, options=Options(**options, post_copy=True)
@@ -177,9 +193,9 @@ def reads_slowly(transport: MemoryTransport) -> None:
     transport._receive_into = received  # type: ignore[method-assign]
 
 
-def slow(virtual_time: MockClock, how: str, **policy: Any) -> Slow:
+def slow(virtual_time: MockClock, how: str, compress: Compress = Compress.OFF, /, **policy: Any) -> Slow:
     """How it is slow: it seldom reads, or has so much to do with what it has read."""
-    moving = Slow(PolicySettings(**{"patience": PATIENCE, "max_rounds": 60} | policy))
+    moving = Slow(PolicySettings(**{"patience": PATIENCE, "max_rounds": 60} | policy), compress)
     if how == "reads":
         reads_slowly(moving.far)
     else:
@@ -211,6 +227,30 @@ async def test_a_guest_that_can_run_before_its_pages_are_there(virtual_time: Moc
     assert moved.actions == [Action.CONTINUE] * (PATIENCE - 1) + [Action.SWITCHOVER]
     assert moved.decisions[-1].style is not Style.STOP_AND_COPY
     moved.check_moved()
+
+
+async def test_packed_pages_wait_as_others_do(
+    virtual_time: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is packed beforehand is a few batches, too; versions that were sent have room of their own."""
+    monkeypatch.setattr(trio.to_thread, "run_sync", at_once)  # a worker's time would not be virtual
+    clock = map(operator.truediv, itertools.count(), itertools.repeat(1000))
+    monkeypatch.setattr(
+        packing, "time", SimpleNamespace(perf_counter=clock.__next__, thread_time=clock.__next__)
+    )
+    monkeypatch.setattr(packing, "thread_ns", lambda: (0, 0))
+    more = {"patience": 60, "max_rounds": 140}  # rounds of 9 s each
+    moved = await slow(virtual_time, "reads", Compress.ALWAYS, **more).run()
+    moved.check_bounded()
+    assert moved.seconds < 0.6 * len(moved.actions) * SIZE_BYTES / SLOW_BYTES_S  # or nothing was packed
+    assert moved.actions[-1] is Action.SWITCHOVER
+    moved.check_moved()
+    assert moved.here.image() == moved.there.began
+
+
+async def at_once(work: Callable[[], R]) -> R:
+    await trio.lowlevel.checkpoint()
+    return work()
 
 
 @pytest.mark.parametrize("on_exhausted", ["abort", "switch"])
