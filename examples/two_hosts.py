@@ -1,6 +1,6 @@
 """A guest of one's own moves between two processes: certificates, bounds, durable records, a lease store.
 
-::
+In a directory of its own, where it leaves what it makes::
 
     sterna pki init pki && sterna pki issue pki host-a && sterna pki issue pki host-b
     sterna lease init leases
