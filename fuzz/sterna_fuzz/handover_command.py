@@ -52,10 +52,10 @@ def handover(
     jobs: Annotated[int, Parameter(validator=Number(gte=1, lte=2))] = 1,
     kind: Annotated[tuple[Fault, ...], Parameter(negative=(), show_default=False)] = (),
     switchover: Switchover = "stop-and-copy",
-    resume: Annotated[bool, Parameter(negative=())] = False,
-    rounds: Annotated[bool, Parameter(negative=())] = False,
+    resume: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    rounds: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     defect: Annotated[tuple[Defect, ...], Parameter(negative=(), show_default=False)] = (),
-    plain: Annotated[bool, Parameter(negative=())] = False,
+    plain: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     json: Json = False,
 ) -> int:
     """Every interleaving of a handover, from LOADED or the first round on, with up to so many faults.

@@ -39,7 +39,7 @@ def run(
     peers: Path | None = None,
     jobs: int = 2,
     seed: int = 1,
-    keep: Annotated[bool, Parameter(negative=())] = False,
+    keep: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     out: Path | None = None,
     json: Json = False,
 ) -> int:
@@ -74,7 +74,10 @@ def run(
 
 @app.command(name="list")
 def list_(
-    *, only: Globs = (), vectors: Annotated[bool, Parameter(negative=())] = False, json: Json = False
+    *,
+    only: Globs = (),
+    vectors: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    json: Json = False,
 ) -> int:
     """List the cases with the clauses that they are about: a line each, on stdout.
 

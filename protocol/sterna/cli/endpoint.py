@@ -50,16 +50,16 @@ class Security:
     """Who this host is and whom it talks to."""
 
     pki: PathOption = None
-    """Directory with ca.pem, NAME.pem and NAME.key (`sterna pki`)."""
+    """directory with ca.pem, NAME.pem and NAME.key (`sterna pki`)."""
 
     insecure: Flag = False
-    """Plaintext, with everybody; instead of --pki."""
+    """plaintext, with everybody; instead of --pki."""
 
     name: Annotated[str, Parameter(show_default=False)] = ""
-    """This host's identity; by default the machine's name."""
+    """this host's identity; by default the machine's name."""
 
     peers: PathOption = None
-    """Peer list (TOML): which hosts are known, and which guests they may send or receive."""
+    """peer list (TOML): which hosts are known, and which guests they may send or receive."""
 
     @property
     def own_name(self) -> str:

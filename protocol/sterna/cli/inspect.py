@@ -64,7 +64,7 @@ def inspect(
     hex_input: Flag = False,
     memory: Memory = DEFAULT_MEMORY,
     json: Annotated[
-        bool, Parameter(negative=(), show_default=False, help="One JSON object a line on stdout.")
+        bool, Parameter(negative=(), show_default=False, help="one JSON object a line on stdout.")
     ] = False,
 ) -> int:
     """Show what a recording holds: a line for each frame, and at the end what became of each session.

@@ -51,7 +51,7 @@ async def show(
     ca: Path | None = None,
     certificate: Path | None = None,
     key: Path | None = None,
-    user: str = "",
+    user: Annotated[str, Parameter(show_default=False)] = "",
     password_file: Path | None = None,
     json: Json = False,
 ) -> None:

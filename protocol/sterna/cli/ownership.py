@@ -33,27 +33,27 @@ class Ownership:
     """Records and store."""
 
     records: PathOption = None
-    """Directory of this host's durable records, on a disk of its own; by default in the user's state
+    """directory of this host's durable records, on a disk of its own; by default in the user's state
     directory, by the host's name."""
 
     store: TextOption = ""
-    """Lease store that all hosts share: a directory, etcd://HOST:PORT, or etcds:// for etcd over TLS.
+    """lease store that all hosts share: a directory, etcd://HOST:PORT, or etcds:// for etcd over TLS.
     Without one the two endpoints decide between them."""
 
     store_ca: PathOption = None
-    """Certificates to trust, for etcds."""
+    """certificates to trust, for etcds."""
 
     store_certificate: PathOption = None
-    """Client certificate, for etcds."""
+    """client certificate, for etcds."""
 
     store_key: PathOption = None
-    """Its key."""
+    """its key."""
 
     store_user: TextOption = ""
-    """User of etcd's authentication, for etcds."""
+    """user of etcd's authentication, for etcds."""
 
     store_password_file: PathOption = None
-    """File with the user's password in its first line."""
+    """file with the user's password in its first line."""
 
     def directory(self, name: str) -> Path:
         """Where the records of the host of this name are."""

@@ -28,7 +28,7 @@ _BUFFER_BYTES: Final = 1 << 20
 
 File = Annotated[str, Parameter(allow_leading_hyphen=True)]
 Memory = Annotated[
-    Size, Parameter(help="Keep at most this much of guests, batches and state in memory, to check them.")
+    Size, Parameter(help="keep at most this much of guests, batches and state in memory, to check them.")
 ]
 DEFAULT_MEMORY: Final = BUDGET_BYTES
 

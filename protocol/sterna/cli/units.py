@@ -168,4 +168,4 @@ Duration = Annotated[float, _parameter(parse_duration, format_duration, "TIME")]
 Downtime = Annotated[float, _parameter(parse_downtime, format_duration, "TIME")]
 Streams = Annotated[int | None, _parameter(parse_streams, format_streams, "N")]
 Packing = Literal["off", "auto", "always"]  # the values of `sterna.net.options.Compress`
-Json = Annotated[bool, Parameter(negative=(), show_default=False, help="One JSON object on stdout.")]
+Json = Annotated[bool, Parameter(negative=(), show_default=False, help="one JSON object on stdout.")]
