@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -180,6 +181,23 @@ def test_no_key_is_used_for_more_than_it_lasts(
     assert line.is_over()
     assert not line.failed
     line.sock.close()
+
+
+class Cut:
+    """Over TLS, the end of a peer that was killed."""
+
+    def setblocking(self, flag: bool, /) -> None:
+        assert flag
+
+    def recv_into(self, view: memoryview) -> int:
+        raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "EOF occurred in violation of protocol")
+
+
+def test_the_end_of_a_peer_that_was_killed_is_no_failure() -> None:
+    """Each side ends its process so, and at a session's end the other one may see it."""
+    groups = Groups(PageSets(RegionTable((Region(1, 0, PAGES << LOG2, LOG2),))))
+    image = Image({1: (Region(1, 0, PAGES << LOG2, LOG2), memoryview(b""))}, groups, POSITION, hashed=True)
+    Answering(Cut(), STREAM, image, lambda *_: None).run()
 
 
 def test_where_the_guest_is_is_told_once() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -260,6 +261,27 @@ def test_without_hashes_none_may_come(unhashed: Line) -> None:
 
 def test_the_peer_s_end_is_the_end(line: Line) -> None:
     assert not line.end()
+
+
+class Cut:
+    """Over TLS, the end of a peer that was killed."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.fileno, self.setblocking = sock.fileno, sock.setblocking
+
+    def recv_into(self, view: memoryview) -> int:
+        raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "EOF occurred in violation of protocol")
+
+
+def test_the_end_of_a_peer_that_was_killed_is_no_failure() -> None:
+    """Each side ends its process so, and at a session's end the other one may see it."""
+    here, there = socket.socketpair()
+    here.close()
+    guest = Guest()
+    with there:
+        Asking(Cut(there), TERMS, guest, guest.writing, Turns()).run()
+    os.close(guest.reading)
+    os.close(guest.writing)
 
 
 def test_a_link_of_long_delay_is_waited_for() -> None:

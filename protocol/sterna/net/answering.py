@@ -8,6 +8,7 @@ this: what is asked for here is sent with its group all the same.
 from __future__ import annotations
 
 import mmap
+import ssl
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -147,7 +148,10 @@ class Answering:
     def _receive(self, view: memoryview) -> bool:
         """Fill `view`; False at the end of the connection."""
         while view.nbytes:
-            count = self._sock.recv_into(view)
+            try:
+                count = self._sock.recv_into(view)
+            except ssl.SSLEOFError:
+                return False  # no close_notify: who is killed announces nothing
             if not count:
                 return False
             view = view[count:]

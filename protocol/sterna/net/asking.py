@@ -146,6 +146,8 @@ class Asking:
                 count = self._sock.recv_into(self._frame[self._filled : PAGE_HEAD_BYTES + size])
             except (BlockingIOError, ssl.SSLWantReadError):
                 return True
+            except ssl.SSLEOFError:
+                return False  # no close_notify: who is killed announces nothing
             if not count:
                 return False
             if not size:
