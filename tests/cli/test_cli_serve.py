@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,18 @@ LACKS = AfterStats(stale=7, demanded=1, pushed=2)
 SILENT = TransportError(ErrorCode.PEER_SILENT, "nothing for 5 s")
 DIFFERS = PeerAborted(ErrorCode.MEMORY_MISMATCH, "it differs")
 LOST = PeerAborted(ErrorCode.GUEST_LOST, "the image is gone")
+
+
+def test_how_a_guest_has_come() -> None:
+    transport, _ = memory_transport_pair()
+    came = Result(Outcome.COMPLETED, bytes_received=1 << 20, blackout_s=0.05)
+    here = "the guest runs here, 50 ms after this side was ready: 1 MiB from memory"
+    assert sentence(came, transport) == here
+    followed = replace(came, after=AfterStats(1, 1, 0, seconds=0.25), resumed=2)
+    assert sentence(followed, transport).endswith(
+        "1 MiB from memory; 1 page followed within 250 ms, 1 of them because the guest waited for it; "
+        "the link was lost and came back 2 times"
+    )
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from sterna.cli.endpoint import (
 from sterna.cli.events import (
     Fields,
     connection_fields,
+    followed_text,
     holder_fields,
     result_fields,
     resumed_text,
@@ -403,9 +404,14 @@ def sentence(result: Result, transport: Transport) -> str:
                 f"digest of its pause{unverified_text(result)}{why}. Its image is kept there [ONE-40]"
             )
         case Outcome.COMPLETED | Outcome.MOVED:
-            stood = "" if result.blackout_s is None else f", {duration_text(result.blackout_s)} after READY"
+            stood = (
+                ""
+                if result.blackout_s is None
+                else f", {duration_text(result.blackout_s)} after this side was ready"
+            )
             came = f"{size_text(result.bytes_received)} from {transport.peer}"
-            return f"the guest runs here{stood}: {came}{resumed_text(result)}{unverified_text(result)}"
+            end = f"{followed_text(result)}{resumed_text(result)}{unverified_text(result)}"
+            return f"the guest runs here{stood}: {came}{end}"
         case Outcome.STRANDED if result.code is ErrorCode.GUEST_LOST:
             return (
                 f"guest_lost: the guest runs here and lacks {_missing(result)}, gone at {transport.peer}"
