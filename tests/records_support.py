@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sterna.core.records import (
     Claiming,
     Complete,
@@ -30,6 +32,8 @@ OURS, OTHERS = Runner("here", b"o" * 16), Runner("there", b"t" * 16)
 FIRST = RunnerRecord(bytes(16), 1, Runner("here", b"f" * 16), IMAGE)
 SENDING = SessionRecord(ONE, 1, Side.SOURCE, TOKEN, "there", "192.0.2.7:7000")
 RECEIVING = SessionRecord(ONE, 1, Side.DESTINATION, TOKEN, "there")
+STORED = replace(SENDING, store=True)  # the same where there was a lease store
+ARRIVING = replace(RECEIVING, store=True)
 CLAIM = Claiming(ONE, 2, OURS, IMAGE)
 
 # Every kind, in an order in which a host can make them: it was a source twice, and a destination twice.
@@ -49,7 +53,7 @@ EVERYTHING: tuple[Record, ...] = (
     SessionRecord(b"3" * 16, 3, Side.SOURCE, TOKEN, "é 日本", "[2001:db8::1]:7000"),
     Granted(b"3" * 16, 4),
     Resolved(b"3" * 16, 4, Owner.DESTINATION, 'i-have-fenced "there"', "root@here"),
-    SessionRecord(b"4" * 16, 4, Side.DESTINATION, TOKEN, "there"),
+    SessionRecord(b"4" * 16, 4, Side.DESTINATION, TOKEN, "there", store=True),
     Claiming(b"4" * 16, 5, Runner("here", b"5" * 16), b"k" * 16),
     HandBack(5, "somebody"),
 )

@@ -164,7 +164,7 @@ class StoreUnavailable(StoreError):
 
 
 class StoreDamaged(StoreError):
-    """The store breaks its own promises, or is another one than it was. Asking again does not help."""
+    """The store breaks its own promises, or is another one than it was, or none. Asking again is no help."""
 
 
 class RecordError(SternaError):

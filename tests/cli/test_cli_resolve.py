@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from test_cli_verdict import CLAIM, FIRST, RECEIVING, SENDING, mark, note, store_of
+from test_cli_verdict import CLAIM, FIRST, RECEIVING, SENDING, STORED, mark, note, store_of
 
 from holder_support import GUEST_ID, holder
 from records_support import ONE, OTHERS
@@ -180,7 +180,7 @@ def test_a_store_that_names_the_owner_is_not_contradicted(
 ) -> None:
     """[ONE-50]"""
     leases = store_of(tmp_path, FIRST, OTHERS)
-    note(directory, SENDING, Granted(ONE, 2))
+    note(directory, STORED, Granted(ONE, 2))
     code, fields = resolve(capsys, directory, "source", "--i-have-fenced", "there", "--store", leases)
     assert (code, fields["error"]["code"]) == (Exit.FAILED, "too_late")
     assert history(directory).decision(ONE) is None
@@ -191,7 +191,7 @@ def test_with_a_store_the_decision_is_claimed(
 ) -> None:
     """[ONE-37] [ONE-59] What an operator permits is still the store's to name."""
     leases = store_of(tmp_path, FIRST)
-    note(directory, SENDING)
+    note(directory, STORED)
     with holder(tmp_path / "h", with_guest=True) as engine:
         mark(tmp_path / "h", engine)
         note(directory, Granted(ONE, 2))

@@ -28,7 +28,15 @@ from sterna.cli.output import Output
 from sterna.cli.ownership import Ownership
 from sterna.cli.sending import Sending
 from sterna.core.events import Admission
-from sterna.core.records import Claiming, Decided, Granted, Record, SessionRecord
+from sterna.core.records import (
+    NO_SESSION,
+    Claiming,
+    Decided,
+    Granted,
+    Record,
+    RunnerRecord,
+    SessionRecord,
+)
 from sterna.core.records import Side as SessionSide
 from sterna.errors import ConfigError, GuestError, RecordError, TransportError
 from sterna.guest.holder_client import connect_holder
@@ -303,6 +311,20 @@ async def test_holder_and_store_agree_before_anything_is_sent(hosts: Hosts) -> N
     assert hosts.here.state == "running"
 
 
+async def test_a_guest_with_a_slot_does_not_leave_without_a_store(hosts: Hosts) -> None:
+    """[ONE-55] Its host's records know of the slot; what they know without one is in no store."""
+    records, image = hosts.directory / "records-a", b"i" * 16
+    ownership = Ownership(records=records)
+    async with RecordsShelf(records, "a test").opened(GUEST_ID) as keeper:
+        assert keeper is not None
+        await keeper.append(RunnerRecord(NO_SESSION, 1, hosts.here.runner, image))
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await hosts.sending(1, ownership=ownership).run()
+    assert isinstance(gravest(caught.value), ConfigError)
+    assert "name it with --store [ONE-55]" in str(gravest(caught.value))
+    assert hosts.here.state == "running"
+
+
 async def test_nothing_tells_a_token(
     hosts: Hosts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -528,7 +550,8 @@ async def test_who_cancels_while_it_is_found_out_who_owns_the_guest(
 ) -> None:
     """[CON-72] The claim is made, and tells: it runs on here and is sent nowhere, or it has moved."""
     await grant(hosts)
-    records = SessionRecord(b"s" * 16, 1, SessionSide.SOURCE, b"t" * 32, "host-b"), Granted(b"s" * 16, 2)
+    session = SessionRecord(b"s" * 16, 1, SessionSide.SOURCE, b"t" * 32, "host-b", store=True)
+    records = session, Granted(b"s" * 16, 2)
     if theirs:
         with pytest.raises(BaseExceptionGroup) as caught:
             await sent_on(hosts, monkeypatch, *records, theirs=True)

@@ -12,7 +12,7 @@ import trio
 from trio.abc import Clock
 
 from holder_support import MEMORY_BYTES, holder
-from records_support import GUEST, ONE, OTHERS, OURS, RECEIVING, SENDING, TOKEN, TWO
+from records_support import ARRIVING, GUEST, ONE, OTHERS, OURS, RECEIVING, SENDING, TOKEN, TWO
 from sterna.cli.follow import Reporter
 from sterna.cli.output import Output
 from sterna.cli.taking_up import (
@@ -177,11 +177,11 @@ def silent_store() -> FaultyStore:
     return FaultyStore(MemoryLeaseStore(), itertools.repeat(Fault.OUTAGE))
 
 
-async def handed_over(shelf: RecordsShelf, *records: Record) -> None:
+async def handed_over(shelf: RecordsShelf, *records: Record, session: SessionRecord = ARRIVING) -> None:
     """HANDOVER has come for a guest, and this after it."""
     async with shelf.opened(GUEST) as keeper:
         assert keeper is not None
-        for record in (RECEIVING, Claiming(ONE, 2, OURS, ONE), *records):
+        for record in (session, Claiming(ONE, 2, OURS, ONE), *records):
             await keeper.append(record)
 
 
@@ -216,7 +216,7 @@ async def test_an_opening_goes_when_nothing_is_left_to_be_done(tmp_path: Path, n
     host.openings = openings = Dropping()
     taking_up = TakingUp(host, tmp_path / "nobody", Quiet(), nursery)
     assert await taking_up.now(GUEST) is None
-    await handed_over(host.shelf, Start(2))
+    await handed_over(host.shelf, Start(2), session=RECEIVING)
     assert await taking_up.now(GUEST) is not None
     assert openings.dropped == []
     async with host.shelf.opened(GUEST) as keeper:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ from sterna.wire.records import Runner, Verdict
 
 SENDING = SessionRecord(ONE, 1, Side.SOURCE, TOKEN, "there", "192.0.2.7:7000")
 RECEIVING = SessionRecord(ONE, 1, Side.DESTINATION, TOKEN, "there")
+STORED = replace(SENDING, store=True)
 CLAIM = Claiming(ONE, 2, OURS, ONE)
 FIRST = Runner("here", b"r" * 16)
 
@@ -219,7 +221,7 @@ def test_by_the_store(capsys: pytest.CaptureFixture[str], directory: Path, tmp_p
     note(directory, RunnerRecord(bytes(16), 1, FIRST, IMAGE))
     code, fields = told(capsys, directory, "--store", leases)
     assert (code, fields["here"], fields["epoch"]) == (Exit.OK, True, 1)
-    note(directory, SENDING, Granted(ONE, 2))
+    note(directory, STORED, Granted(ONE, 2))
     code, fields = told(capsys, directory, "--store", leases)
     assert (code, fields["next"].split()[0]) == (Exit.UNDECIDED, "claim")
     trio.run(FileLeaseStore(leases).claim, GUEST_ID, 2, OTHERS)
@@ -245,11 +247,33 @@ def test_a_store_that_is_not_there(
 ) -> None:
     """[ONE-31]"""
     (tmp_path / "unmounted").mkdir()
-    for records in ((), (SENDING, Granted(ONE, 2))):
+    for records in ((), (STORED, Granted(ONE, 2))):
         note(directory, *records)
         code, fields = told(capsys, directory, "--store", tmp_path / "unmounted")
         assert (code, fields["clause"]) == (Exit.UNDECIDED, "ONE-31")
         assert any("store" in each for each in fields["troubles"])
+
+
+def test_a_store_that_is_not_named(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
+) -> None:
+    """[ONE-65] The session had one: the answer of the peer would not count, and what is missing is said."""
+    note(directory, STORED, Granted(ONE, 2))
+    for options, said in ([], "name it with --store"), (["--store", store_of(tmp_path)], "no slot of it"):
+        code, fields = told(capsys, directory, *options)
+        assert (code, fields["here"], fields["clause"]) == (Exit.UNDECIDED, None, "ONE-31")
+        assert said in str(fields["troubles"])
+
+
+def test_a_store_that_the_session_did_not_have(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
+) -> None:
+    """[ONE-65] It is named now, and nothing that it says, or does not say, counts."""
+    note(directory, SENDING, Granted(ONE, 2))
+    (tmp_path / "unmounted").mkdir()
+    for store in store_of(tmp_path, FIRST), tmp_path / "unmounted":
+        code, fields = told(capsys, directory, "--store", store)
+        assert (code, fields["here"], fields["clause"]) == (Exit.UNDECIDED, None, "ONE-43")
 
 
 @pytest.mark.parametrize(

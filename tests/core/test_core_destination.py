@@ -883,6 +883,7 @@ def test_the_store_is_asked_before_ready():
     rig.switchover_noted()
     probe = rig.take(e.ProbeStore)
     assert (probe.epoch, probe.runner) == (EPOCH, HERE)
+    assert [each.record.store for each in rig.asked if isinstance(each, e.Persist)] == [True]  # [ONE-65]
     assert rig.wishes == []
     rig.machine.complete(probe, None, rig.now)
     rig.do(e.Prepare)

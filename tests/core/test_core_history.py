@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from records_support import (
+    ARRIVING,
     CLAIM,
     DIGEST,
     EVERYTHING,
@@ -19,6 +20,7 @@ from records_support import (
     OURS,
     RECEIVING,
     SENDING,
+    STORED,
     TWO,
 )  # fmt: skip
 from sterna.core.history import History, RecordConflict, essence
@@ -162,6 +164,17 @@ def test_a_decision_is_final() -> None:
     assert found.after(Decided(ONE, 3, Owner.SOURCE)).decision(ONE) == found.decision(ONE)
     with pytest.raises(RecordConflict, match="for nobody"):
         history(SENDING).after(Decided(ONE, 2, Owner.UNDECIDED))
+
+
+def test_whether_the_guest_has_a_slot_here() -> None:
+    """[ONE-55] The first host's runner, and those that were made where there was a store."""
+    first = Runner("here", b"f" * 16)
+    for sending, receiving, stored in (SENDING, RECEIVING, False), (STORED, ARRIVING, True):
+        made = history(FIRST, sending, Granted(ONE, 2), RunnerRecord(ONE, 2, OURS, IMAGE))
+        assert made.has_slot(1, first)
+        assert made.has_slot(2, OURS) is stored
+        assert not made.has_slot(1, OURS)
+        assert history(receiving, CLAIM).has_slot(2, OURS) is stored
 
 
 def test_a_runner_is_made_for_one_claim() -> None:

@@ -416,15 +416,16 @@ def test_loaded_with_another_digest():
 # ---- granting ----
 
 
-def test_the_session_is_on_record_before_the_pause():
-    """[ONE-18] [ONE-53] Whoever has to ask must know whom; with a store, it has answered by then."""
-    rig = SourceRig().until(S.COLLECTING)
+@pytest.mark.parametrize(("make", "then"), [(SourceRig, e.Pause), (StoreRig, e.ProbeStore)])
+def test_the_session_is_on_record_before_the_pause(make, then):
+    """[ONE-18] [ONE-53] [ONE-65] Whoever has to ask must know whom; with a store, it has answered by then."""
+    rig = make().until(S.COLLECTING)
     rig.do(e.CollectDirty, rig.clean())
     assert isinstance(rig.last(), r.Switchover)
     rig.say(r.Ready(1))
-    assert rig.wishes == [e.Persist, e.Pause]
+    assert rig.wishes[:2] == [e.Persist, then]
     record = rig.take(e.Persist).record
-    assert record == SessionRecord(SESSION, EPOCH, Side.SOURCE, TOKEN, "")
+    assert record == SessionRecord(SESSION, EPOCH, Side.SOURCE, TOKEN, "", store=make is StoreRig)
 
 
 @pytest.mark.parametrize("kind", [e.Persist, e.ProbeStore])

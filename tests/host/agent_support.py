@@ -53,7 +53,7 @@ async def take_over(session: HostSession, epoch: int = 1) -> SessionRecord:
     """What a machine notes until the claim."""
     made = session.admission
     assert made is not None
-    record = SessionRecord(made.session, epoch, Side.DESTINATION, made.token, "")
+    record = SessionRecord(made.session, epoch, Side.DESTINATION, made.token, "", store=session._has_store)
     await session.persist(record)
     await session.persist(Claiming(made.session, epoch + 1, made.runner, made.session))
     return record

@@ -13,7 +13,7 @@ import trio
 from trio.abc import Clock
 
 from holder_support import GUEST_ID, holder
-from records_support import GUEST, IMAGE, ONE, OTHERS, RECEIVING, SENDING
+from records_support import ARRIVING, GUEST, IMAGE, ONE, OTHERS, RECEIVING, SENDING, STORED
 from sterna.core.records import (
     Claiming,
     Complete,
@@ -27,7 +27,14 @@ from sterna.core.records import (
     Start,
 )
 from sterna.core.verdict import Step
-from sterna.errors import GuestError, RecordError, SternaError, StoreUnavailable, TransportError
+from sterna.errors import (
+    GuestError,
+    RecordError,
+    SternaError,
+    StoreDamaged,
+    StoreUnavailable,
+    TransportError,
+)
 from sterna.guest.holder_client import HolderConnection, HolderSilent, HolderStatus, connect_holder
 from sterna.host import recovery as recovery_module
 from sterna.host.lease import LeaseStore
@@ -178,12 +185,13 @@ async def test_who_must_know_where_it_stands_is_told() -> None:
 async def test_an_image_that_an_earlier_migration_has_left_behind_never_runs() -> None:
     """[ONE-52] The guest came back into another holder and was sent on; that one's runner is not for this."""
     came_back = replace(SENDING, epoch=3)
+    stored = replace(came_back, store=True)
     for records, store in (
         ((came_back, Granted(ONE, 4)), None),
-        ((came_back, Granted(ONE, 4)), await filled(FIRST, OTHERS, CLAIM.runner, Runner("there", b"4" * 16))),
+        ((stored, Granted(ONE, 4)), await filled(FIRST, OTHERS, CLAIM.runner, Runner("there", b"4" * 16))),
         (
             (
-                came_back,
+                stored,
                 Granted(ONE, 4),
                 RunnerRecord(ONE, 4, Runner(HERE, b"4" * 16), b"other image".ljust(16)),
             ),
@@ -308,7 +316,7 @@ async def test_a_source_claims_what_it_has_granted(autojump_clock: Clock) -> Non
     """[ONE-21] [ONE-5] [ONE-7] [ONE-31] With a runner that is on record, as often as it takes."""
     real = await filled(FIRST)
     silence = [Fault.OUTAGE, Fault.NONE, Fault.NONE, Fault.OUTAGE, Fault.LOST_REPLY]
-    scene = Scene(granted(), (SENDING, Granted(ONE, 2)), store=FaultyStore(real, silence))
+    scene = Scene(granted(), (STORED, Granted(ONE, 2)), store=FaultyStore(real, silence))
     recovered = await scene.run()
     assert recovered.runs_here
     assert scene.image.epoch == 2
@@ -321,7 +329,7 @@ async def test_a_recorded_claim_is_repeated_and_no_other_made() -> None:
     """[ONE-7] [ONE-8]"""
     made = RunnerRecord(ONE, 2, Runner(HERE, b"m" * 16), IMAGE)
     store = await filled(FIRST)
-    scene = Scene(granted(), (SENDING, Granted(ONE, 2), made), store=store)
+    scene = Scene(granted(), (STORED, Granted(ONE, 2), made), store=store)
     assert (await scene.run()).runs_here
     assert scene.image.runner == made.runner
 
@@ -330,7 +338,7 @@ async def test_a_claim_that_is_lost_leaves_the_guest_to_the_destination(autojump
     """[ONE-20] [ONE-38] Nothing final is noted before it has everything: it may hand the guest back."""
     store = await filled(FIRST, OTHERS)
     silent = TransportError(ErrorCode.CONNECT_FAILED)
-    scene = Scene(granted(), (SENDING, Granted(ONE, 2)), store=store, answers=[silent], within_s=5)
+    scene = Scene(granted(), (STORED, Granted(ONE, 2)), store=store, answers=[silent], within_s=5)
     recovered = await scene.run()
     assert recovered.judgement.owner is Owner.DESTINATION
     assert scene.keeper.history.decision(ONE) is None
@@ -343,16 +351,43 @@ async def test_a_claim_that_is_lost_leaves_the_guest_to_the_destination(autojump
 async def test_what_was_handed_back_is_claimed_behind(autojump_clock: Clock) -> None:
     """[ONE-37]"""
     store = await filled(FIRST, OTHERS)
-    scene = Scene(granted(), (SENDING, Granted(ONE, 2)), store=store, answers=[BACK])
+    scene = Scene(granted(), (STORED, Granted(ONE, 2)), store=store, answers=[BACK])
     assert (await scene.run()).runs_here
     assert scene.image.epoch == 3
     assert await store.read(GUEST, 3) == scene.image.runner
 
 
+async def test_a_session_without_a_store_is_not_decided_by_one() -> None:
+    """[ONE-65] The guest has a slot, and its session went without: the empty one behind it says nothing.
+
+    The destination may have started the guest. Who claimed that slot would run it a second time.
+    """
+    store = await filled(FIRST)
+    scene = Scene(granted(), (SENDING, Granted(ONE, 2)), store=store, answers=[THERE])
+    recovered = await scene.run()
+    assert (recovered.judgement.owner, recovered.judgement.clause) == (Owner.DESTINATION, "ONE-53")
+    assert (scene.asked, scene.image.calls) == ([SENDING], [])
+    assert await store.read(GUEST, 2) is None
+
+
+@pytest.mark.parametrize(("noted", "claimed"), [(STORED, ()), (ARRIVING, (CLAIM,))])
+@pytest.mark.parametrize("store", [None, MemoryLeaseStore()])
+async def test_a_session_with_a_store_is_decided_by_that_alone(
+    noted: SessionRecord, claimed: Sequence[Record], store: LeaseStore | None
+) -> None:
+    """[ONE-65] [ONE-20] No store, or an empty one, is at hand: the word of the peer is none."""
+    image = loaded() if claimed else granted()
+    scene = Scene(image, (noted, *(claimed or (Granted(ONE, 2),))), store=store, answers=[BACK])
+    with pytest.raises(StoreDamaged, match="--store" if store is None else "name the one that it had"):
+        await scene.run()
+    assert (scene.asked, scene.image.calls) == ([], [])
+    assert len(scene.kinds) == 2
+
+
 async def test_a_store_that_never_answers_is_undecided(autojump_clock: Clock) -> None:
     """[ONE-31]"""
     silent = FaultyStore(MemoryLeaseStore(), [Fault.OUTAGE] * 10_000)
-    scene = Scene(granted(), (SENDING, Granted(ONE, 2)), store=silent, within_s=20)
+    scene = Scene(granted(), (STORED, Granted(ONE, 2)), store=silent, within_s=20)
     recovered = await scene.run()
     assert (recovered.judgement.owner, recovered.judgement.step) == (Owner.UNDECIDED, Step.WAIT_FOR_STORE)
     assert scene.image.calls == []
@@ -403,7 +438,7 @@ async def stopped(scene: Scene, store: OneByOne, *, early: bool) -> Recovered:
 @pytest.mark.parametrize("early", [True, False])
 async def test_a_wish_to_end_does_not_take_the_claim_along(early: bool) -> None:
     """[CON-72] It asks by that very claim, and the guest rolls back where it is won."""
-    scene, store = Scene(granted(), (SENDING, Granted(ONE, 2))), OneByOne()
+    scene, store = Scene(granted(), (STORED, Granted(ONE, 2))), OneByOne()
     assert (await stopped(scene, store, early=early)).runs_here
     assert (store.claims, scene.image.epoch) == (1, 2)
 
@@ -417,7 +452,7 @@ async def test_a_claim_behind_a_wish_to_end_is_not_repeated(
 
     It may have said that the slot is empty, which decides as little.
     """
-    scene, store = Scene(granted(), (SENDING, Granted(ONE, 2))), OneByOne(silent=not empty, empty=empty)
+    scene, store = Scene(granted(), (STORED, Granted(ONE, 2))), OneByOne(silent=not empty, empty=empty)
     recovered = await stopped(scene, store, early=early)
     assert recovered.judgement.owner is Owner.UNDECIDED
     assert (store.claims, scene.image.calls) == (1, [])
@@ -426,7 +461,7 @@ async def test_a_claim_behind_a_wish_to_end_is_not_repeated(
 
 async def test_a_wish_to_end_that_is_too_late() -> None:
     """[CON-72] [ONE-20] The slot is the destination's: there is nothing to claim."""
-    scene = Scene(granted(), (SENDING, Granted(ONE, 2)), store=await filled(FIRST, OTHERS))
+    scene = Scene(granted(), (STORED, Granted(ONE, 2)), store=await filled(FIRST, OTHERS))
     await scene.note()
     recovery = scene.recovery()
     recovery.stop()
@@ -496,7 +531,7 @@ async def test_a_claim_of_an_earlier_controller_is_not_started_without_a_store()
 async def test_with_a_store_the_claim_is_repeated_and_decided(ready: bool) -> None:
     """[ONE-58] [ONE-7] Started where the image is, handed back where it is not."""
     store = await filled(FIRST)
-    scene = Scene(loaded() if ready else FakeImage("empty"), (RECEIVING, CLAIM), store=store)
+    scene = Scene(loaded() if ready else FakeImage("empty"), (ARRIVING, CLAIM), store=store)
     recovered = await scene.run()
     assert await store.read(GUEST, 2) == CLAIM.runner
     assert recovered.runs_here is ready
@@ -506,7 +541,7 @@ async def test_with_a_store_the_claim_is_repeated_and_decided(ready: bool) -> No
 
 async def test_what_lacks_pages_is_handed_back_to_who_has_them() -> None:
     """[ONE-58] Nobody knows whether they would ever come."""
-    scene = Scene(loaded(), (RECEIVING, CLAIM), store=await filled(FIRST))
+    scene = Scene(loaded(), (ARRIVING, CLAIM), store=await filled(FIRST))
     scene.image.missing = 3
     assert not (await scene.run()).runs_here
     assert scene.kinds[-1] == "handback"
@@ -515,7 +550,7 @@ async def test_what_lacks_pages_is_handed_back_to_who_has_them() -> None:
 
 async def test_with_a_store_a_claim_that_is_lost_frees_the_room() -> None:
     """[ONE-29]"""
-    scene = Scene(loaded(), (RECEIVING, CLAIM), store=await filled(FIRST, OTHERS))
+    scene = Scene(loaded(), (ARRIVING, CLAIM), store=await filled(FIRST, OTHERS))
     recovered = await scene.run()
     assert recovered.judgement.owner is Owner.SOURCE
     assert scene.image.calls == ["discard"]
@@ -524,7 +559,7 @@ async def test_with_a_store_a_claim_that_is_lost_frees_the_room() -> None:
 async def test_what_went_on_behind_the_claim_is_handed_back() -> None:
     """[ONE-58] Slot n + 2 is filled: an operator has decided meanwhile."""
     store = await filled(FIRST, CLAIM.runner, OTHERS)
-    scene = Scene(loaded(), (RECEIVING, CLAIM), store=store)
+    scene = Scene(loaded(), (ARRIVING, CLAIM), store=store)
     await scene.run()
     assert scene.kinds[-1] == "handback"
     assert scene.image.calls == ["discard"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from records_support import GUEST, OTHERS, OURS
+import pytest
+
+from records_support import GUEST, OTHERS, OURS, SENDING, STORED
 from sterna.core.verdict import Store
+from sterna.errors import StoreDamaged
 from sterna.host.lease_memory import MemoryLeaseStore
 from sterna.host.slots_behind import slots_behind
 from sterna.testing.faulty_store import Fault, FaultyStore
@@ -13,14 +16,18 @@ FIRST = Runner("there", b"1" * 16)
 
 
 async def test_two_slots_behind_the_session_s() -> None:
+    """[ONE-65] What counts is whether the session had a store, and not whether there is one now."""
     store = MemoryLeaseStore()
-    assert await slots_behind(None, GUEST, 1) is None
-    assert await slots_behind(store, GUEST, 1) is None  # a guest without a slot had no store
+    for at_hand in None, store:
+        assert await slots_behind(at_hand, GUEST, SENDING) is None
+        with pytest.raises(StoreDamaged, match="with a lease store"):
+            await slots_behind(at_hand, GUEST, STORED)
     seen = []
     for epoch, runner in enumerate((FIRST, OURS, OTHERS), 1):
         await store.claim(GUEST, epoch, runner)
-        seen.append(await slots_behind(store, GUEST, 1))
+        seen.append(await slots_behind(store, GUEST, STORED))
     assert seen == [Store(), Store(next=OURS), Store(next=OURS, after=OTHERS)]
+    assert await slots_behind(store, GUEST, SENDING) is None
 
 
 async def test_silence_is_no_empty_slot() -> None:
@@ -29,4 +36,4 @@ async def test_silence_is_no_empty_slot() -> None:
     await store.claim(GUEST, 1, FIRST)
     await store.claim(GUEST, 2, OURS)
     for faults in ([Fault.OUTAGE], [Fault.NONE, Fault.LOST_REPLY]):
-        assert await slots_behind(FaultyStore(store, faults), GUEST, 1) == Store(answers=False)
+        assert await slots_behind(FaultyStore(store, faults), GUEST, STORED) == Store(answers=False)

@@ -33,6 +33,7 @@ from sterna.cli.ownership import Ownership
 from sterna.cli.serving_on import TOO_LATE, ServingOn
 from sterna.cli.taking_up import asker, newest_epoch
 from sterna.core.events import Result
+from sterna.core.history import History
 from sterna.core.policy import PolicySettings, Switchover, estimate_fixed_cost_s
 from sterna.core.verdict import Slot
 from sterna.errors import ConfigError, GuestError, LocalProtocolError, StoreError
@@ -171,7 +172,7 @@ class Sending:
             status = await connection.status()
             if status.state not in {"running", "paused"}:
                 raise _not_here(status)
-            await self._check_store(host, guest, status)
+            await self._check_store(host, keeper.history, status)
             departing = await DepartingGuest.open(connection)
             assert isinstance(departing, DepartingGuest)
             departing.evidence = self.evidence
@@ -193,12 +194,17 @@ class Sending:
         except GuestError as error:
             raise holder_missing(error, self.holder, "") from error
 
-    async def _check_store(self, host: PeerListHost, guest: bytes, status: HolderStatus) -> None:
+    async def _check_store(self, host: PeerListHost, history: History, status: HolderStatus) -> None:
         """The holder and the store agree who runs the guest; nothing is sent before that."""
         if host.store is None:
+            if history.has_slot(status.epoch, status.runner):
+                raise ConfigError(
+                    f"the guest has slot {status.epoch} in a lease store, and does not leave without: "
+                    "name it with --store [ONE-55]"
+                )
             return
         try:
-            newest = await host.store.newest(guest)
+            newest = await host.store.newest(history.guest)
         except StoreError as error:
             detail = f"{error}. Nothing has been begun, and the guest runs on here"
             raise LocalProtocolError(ErrorCode.NOT_READY, detail, clause="ONE-16") from error

@@ -200,7 +200,7 @@ class TakingUp:
         return False
 
     async def _store_answers(self, session: SessionRecord, guest: bytes) -> bool:
-        found = await slots_behind(self._host.store, guest, session.epoch)
+        found = await slots_behind(self._host.store, guest, session)
         if found is None or found.answers:
             return True
         self._reporter.notice(f"guest {guest.hex()}: the lease store does not answer; asking on")

@@ -162,14 +162,15 @@ class Looked:
 
     async def ask_store(self, store: LeaseStore | None) -> None:
         """What the store says of the session."""
-        if store is None:
-            return
-        epoch = 0 if self.session is None else self.session.epoch
-        self.store = await slots_behind(store, self.guest, epoch)
         try:
-            self.newest = await store.newest(self.guest)
+            if self.session is not None:
+                self.store = await slots_behind(store, self.guest, self.session)
+            if store is not None:
+                self.newest = await store.newest(self.guest)
         except StoreError as error:
             self.troubles.append(f"store: {error}")
+            if self.session is None or self.session.store:
+                self.store = Store(answers=False)
 
     async def ask_peer(self, place: str, security: Security, options: Options) -> None:
         """What the destination says."""

@@ -45,11 +45,12 @@ class Departed(Batches):
         """What whoever has to ask must know is durable, and the store answers, before the pause [ONE-61]."""
         job = self._job
         assert self._selection is not None
-        record = SessionRecord(self._account.session, job.epoch, Side.SOURCE, self._token, "")
+        store = self._selection.has(Feature.LEASE_STORE)
+        record = SessionRecord(self._account.session, job.epoch, Side.SOURCE, self._token, "", store=store)
         self._ask(Persist(record, early=early))
         if early:
             return
-        if self._selection.has(Feature.LEASE_STORE):
+        if store:
             self._ask(ProbeStore(job.epoch, job.runner))
         self._room_for_notes = None  # what lies there is of an attempt before
         if self._selection.has(Feature.RESUME):

@@ -95,7 +95,9 @@ class DestinationMachine(Permitted):
 
     def _session_record(self) -> SessionRecord:
         assert self._admission is not None
-        return SessionRecord(self._session, self._epoch, Side.DESTINATION, self._admission.token, "")
+        assert self._selection is not None
+        store, token = self._selection.has(Feature.LEASE_STORE), self._admission.token
+        return SessionRecord(self._session, self._epoch, Side.DESTINATION, token, "", store=store)
 
     # ---- frames ----
 

@@ -148,6 +148,12 @@ class History:
         found = (each for each in self.records if isinstance(each, RunnerRecord | Claiming))
         return frozenset(each.runner for each in found if each.epoch == epoch and image in {None, each.image})
 
+    def has_slot(self, epoch: int, runner: Runner) -> bool:
+        """Whether this runner of this host was made to fill a slot in a lease store [ONE-55]."""
+        stored = {each.session for each in self.each(SessionRecord) if each.store} | {NO_SESSION}
+        found = (each for each in self.records if isinstance(each, RunnerRecord | Claiming))
+        return any((each.epoch, each.runner) == (epoch, runner) and each.session in stored for each in found)
+
 
 def essence(history: History) -> History:
     """The history without what nobody will ask for: what a log that has become long begins anew with.

@@ -50,6 +50,7 @@ class SessionRecord:
         token: of the session, 32 bytes.
         peer: the other host's identity.
         address: where to ask the destination; at the destination empty.
+        store: whether `lease_store` was selected: whoever decides it later goes by that [ONE-65].
     """
 
     kind: ClassVar[str] = "session"
@@ -59,6 +60,7 @@ class SessionRecord:
     token: bytes = field(repr=False)
     peer: str
     address: str = ""
+    store: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ _BY_KIND: Final[dict[str, type[Record]]] = {kind.kind: kind for kind in KINDS}
 # Fields that a kind has not had from the start. Empty ones are left out, so lines of before are still lines.
 _LATER: Final = frozenset(
     {
+        ("session", "store"),
         ("resolved", "operator"),
         ("claiming", "digest"),
         ("granted", "follows"),
@@ -212,6 +213,7 @@ _FIELDS: Final[dict[str, tuple[Callable[[object], object], Callable[[object], ob
     "token": _hexadecimal(len(NO_TOKEN)),
     "epoch": (_number, _number),
     "follows": (_true, _true),
+    "store": (_true, _true),
     "runner": (_encode_runner, _decode_runner),
     "owner": (_encode_owner, _decode_owner),
     "side": (_encode_side, Side),

@@ -310,7 +310,7 @@ class Recovery:
     # ---- looking ----
 
     async def _look(self, session: SessionRecord) -> Situation:
-        store = await slots_behind(self._store, self._keeper.history.guest, session.epoch)
+        store = await slots_behind(self._store, self._keeper.history.guest, session)
         complete = None if self._verdict is None else has_all_pages(self._verdict)
         facts = Facts(self._host, store, peer=self._peer)
         seen = Seen(self._image.guest, await self._image.status())
@@ -377,7 +377,7 @@ class Recovery:
     async def _read_store(self, session: SessionRecord) -> None:
         pauses = Pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         while True:
-            found = await slots_behind(self._store, self._keeper.history.guest, session.epoch)
+            found = await slots_behind(self._store, self._keeper.history.guest, session)
             if found is None or found.answers:
                 return
             self._tell("the lease store does not answer; asking on")

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from sterna.core.records import SessionRecord
 from sterna.core.verdict import Store
-from sterna.errors import StoreUnavailable
+from sterna.errors import StoreDamaged, StoreUnavailable
 from sterna.host.lease import LeaseStore
 
 
-async def slots_behind(store: LeaseStore | None, guest: bytes, epoch: int) -> Store | None:
-    """The two slots behind `epoch`, the n of a session. None where the session had no store.
+async def slots_behind(store: LeaseStore | None, guest: bytes, session: SessionRecord) -> Store | None:
+    """The two slots behind the session's epoch; None where it had no store [ONE-65].
 
-    Records do not say whether a session had one. But where the guest has a slot, no session goes without
-    [ONE-55], and without a slot none goes with a store [ONE-54]. A store that does not answer may have one.
+    What is at hand by now does not count: whoever has started this process may have left it out.
 
     Raises:
-        StoreDamaged: an operator has to look.
+        StoreDamaged: an operator has to look: the session had a store, and it is not this one.
     """
-    if store is None:
+    if not session.store:
         return None
+    epoch = session.epoch
+    told = f"guest {guest.hex()} was sent under epoch {epoch} with a lease store"
+    if store is None:
+        raise StoreDamaged(f"{told}, and only that can tell who owns it: name it with --store")
     try:
         newest = await store.newest(guest)
         if newest is None:
-            return None
+            raise StoreDamaged(f"{told}, and there is no slot of it in this one: name the one that it had")
         following = await store.read(guest, epoch + 1) if newest.epoch > epoch else None
         after = await store.read(guest, epoch + 2) if newest.epoch > epoch + 1 else None
     except StoreUnavailable:
