@@ -408,6 +408,15 @@ def test_for_people(capsys: pytest.CaptureFixture[str], directory: Path, tmp_pat
     assert TOKEN.hex() not in said
 
 
+def test_a_guest_that_nobody_knows_is_not_said_to_be_paused(
+    capsys: pytest.CaptureFixture[str], directory: Path
+) -> None:
+    assert main(["verdict", GUEST_ID.hex(), "--records", str(directory)]) == Exit.UNDECIDED
+    said = capsys.readouterr().err
+    assert "undecided: nobody here can know yet who owns it\n" in said
+    assert "say --name or --records" in said
+
+
 def test_for_people_whose_guest_may_lack_pages(capsys: pytest.CaptureFixture[str], directory: Path) -> None:
     """[ONE-38] [RES-19] Who has the image is told what sends its pages on."""
     note(directory, SENDING, Granted(ONE, 2), Decided(ONE, 2, Owner.DESTINATION))

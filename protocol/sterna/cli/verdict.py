@@ -317,7 +317,8 @@ def _sentence(found: Found) -> str:
     if found.lost:
         return "guest_lost: the image of its owner is gone with its holder"
     if found.here is None:
-        return "undecided: nobody here can know yet who owns it, and it stays paused"
+        known = found.judgement.clause != "ONE-46"  # else it may run anywhere
+        return f"undecided: nobody here can know yet who owns it{', and it stays paused' if known else ''}"
     place = "this host" if found.here else "another host"
     named = f" ({found.host})" if found.host else ""
     owned = f"owned by {place}{named}, under epoch {found.judgement.epoch}"
