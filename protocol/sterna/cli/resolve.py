@@ -14,6 +14,7 @@ from sterna.cli.endpoint import Flag, PathOption, Security
 from sterna.cli.events import Fields
 from sterna.cli.exits import Exit
 from sterna.cli.lease import guest_id
+from sterna.cli.lost_records import begin_anew
 from sterna.cli.output import Output
 from sterna.cli.ownership import UNDECIDED_AFTER_S, Ownership, TextOption
 from sterna.cli.taking_up import (
@@ -49,6 +50,7 @@ async def resolve(
     security: Security = Security(),  # noqa: B008 - frozen
     undecided_after: Duration = UNDECIDED_AFTER_S,
     free_image: Flag = False,
+    records_lost: Flag = False,
     json: Json = False,
 ) -> int:
     """Decide, as the operator, who owns a guest whose handover has come to no end.
@@ -72,6 +74,8 @@ async def resolve(
         ownership: where records and store are.
         security: this host's --name.
         undecided_after: wait no longer than this for the lease store.
+        records_lost: none of the guest's records at its source is left, or counts: decide by the mark of its
+            --holder, and begin them anew. With --store, if the guest has slots in one.
         free_image: end the --holder here, and with it the image of a guest that is the destination's.
         json: one JSON object on stdout.
     """
@@ -79,14 +83,25 @@ async def resolve(
         raise ConfigError("--free-image goes with --owner destination, and the --holder that has the image")
     if not i_have_fenced.isprintable() or len(i_have_fenced.encode()) > TEXT_BYTES:
         raise ConfigError("--i-have-fenced takes the name of a host, which is recorded")
+    if records_lost and holder is None:
+        raise ConfigError("--records-lost goes with the --holder in which the guest is")
+    if records_lost and owner == "source" and not i_have_fenced:
+        raise ConfigError(
+            "the guest may run elsewhere, and no record says where: make certain that it does not, and "
+            "cannot, then say so: --i-have-fenced HOST"
+        )
     identity, name = guest_id(guest), security.own_name
     output = Output(json=json)
     shelf = RecordsShelf(ownership.directory(name), "sterna resolve")
+    if records_lost:
+        assert holder is not None
+        await begin_anew(shelf, identity, holder, store=bool(ownership.store), tell=output.say)
     async with AsyncExitStack() as stack:
         keeper = await stack.enter_async_context(shelf.opened(identity, make=False))
         if keeper is None:
             where = f"there are no records of guest {guest} in {shelf.directory}"
-            raise ConfigError(f"{where}: say --records or --name as its endpoints do")
+            advice = "say --records or --name as its endpoints do, or, at a source, --records-lost"
+            raise ConfigError(f"{where}: {advice}")
         store = await stack.enter_async_context(ownership.opened_store())
         image = HeldImage(None, None)
         if holder is not None:

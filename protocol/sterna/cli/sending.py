@@ -291,5 +291,9 @@ def _not_here(status: HolderStatus) -> GuestError | ConfigError:
     state = status.state
     if state in {"granted", "released"}:
         detail = f"the guest was granted to another host at epoch {status.granted_epoch}"
+        if state == "granted":
+            detail += (
+                ", and no record here says to whom: sterna verdict ID --holder PATH tells what can be done"
+            )
         return GuestError(detail, ErrorCode.TOO_LATE)
     return ConfigError(f"there is no guest to send: the holder is {state}")

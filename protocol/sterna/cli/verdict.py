@@ -251,6 +251,11 @@ class Looked:
         if held and status is not None:
             why = "it runs in the holder, and no session is on record in which it could have left"
             return Found(Judgement(Owner.SOURCE, why, "ONE-22", Step.NONE, status.epoch), True, self.host)
+        if status is not None and status.state == "granted":
+            why = (
+                f"it is marked for epoch {status.granted_epoch}, and no record says to whom it may have left"
+            )
+            return Found(Judgement(Owner.UNDECIDED, why, "ONE-61", Step.OPERATOR), None)
         why = f"no record in {self.directory}, no slot and no holder says who owns it"
         if self.seen is None:
             why += "; say --name or --records, --store and --holder as its endpoints do"

@@ -145,7 +145,7 @@ def _read_log(files: Files, path: str) -> bytes:
 
 def _missing(place: str, what: str) -> RecordsMissing:
     text = "no record of the guest counts any more, and who owns it has to be found out elsewhere"
-    return RecordsMissing(f"{place}: {what}; {text}")
+    return RecordsMissing(f"{place}: {what}; {text} (sterna resolve --records-lost)")
 
 
 def _look_for_head(data: bytes, place: str) -> tuple[Head | None, bool]:
