@@ -230,6 +230,18 @@ def test_by_the_store(capsys: pytest.CaptureFixture[str], directory: Path, tmp_p
     assert fields["store"] == {"epoch": 2, "host": "there"}
 
 
+def test_by_the_records_of_a_host_that_has_got_another_name(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
+) -> None:
+    """[ONE-9] [ONE-52]"""
+    leases = store_of(tmp_path, Runner("as it was", b"r" * 16))
+    code, fields = told(capsys, directory, "--store", leases)
+    assert (code, fields["here"], fields["host"]) == (Exit.OK, False, "as it was")
+    note(directory, RunnerRecord(bytes(16), 1, Runner("as it was", b"r" * 16), IMAGE))
+    code, fields = told(capsys, directory, "--store", leases)
+    assert (code, fields["here"]) == (Exit.OK, True)
+
+
 def test_by_the_holder_s_runner_and_another_s_slot(
     capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
 ) -> None:

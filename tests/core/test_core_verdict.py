@@ -86,6 +86,16 @@ def test_an_old_session_is_no_right_to_run(since: tuple[Record, ...], owner: Own
         assert (found.owner, found.step) == (owner, step)
 
 
+def test_a_host_that_has_got_another_name_knows_its_runners() -> None:
+    """[ONE-52] [ONE-33] The records say whose a slot is. By its name it would free what only it may run."""
+    renamed = replace(store(next=OURS), host="renamed")
+    for records, step in ((CLAIM,), Step.START), ((CLAIM, Start(2)), Step.RUN):
+        found = judge(history(RECEIVING, *records), ONE, renamed)
+        assert (found.owner, found.step) == (D, step)
+    mine = RunnerRecord(ONE, 2, OURS, IMAGE)
+    assert judge(history(SENDING, Granted(ONE, 2), mine), ONE, renamed).step is Step.RUN
+
+
 # ---- without a store ----
 
 

@@ -264,11 +264,11 @@ class Looked:
     def _by_slot(self, newest: Slot, held: bool) -> Found:
         runner = newest.runner
         why = f"slot {newest.epoch}, the newest, is {runner.host}'s"
+        assert self.history is not None
+        if held or runner in self.history.runners(newest.epoch):  # whatever this host was called then
+            return Found(Judgement(Owner.SOURCE, why, "ONE-9", Step.NONE, newest.epoch), True, self.host)
         if runner.host != self.host:
             return Found(Judgement(Owner.SOURCE, why, "ONE-9", Step.NONE, newest.epoch), False, runner.host)
-        assert self.history is not None
-        if held or runner in self.history.runners(newest.epoch):
-            return Found(Judgement(Owner.SOURCE, why, "ONE-9", Step.NONE, newest.epoch), True, self.host)
         why = f"slot {newest.epoch} names this host, in no record"
         return Found(Judgement(Owner.UNDECIDED, why, "ONE-52", Step.OPERATOR), None)
 

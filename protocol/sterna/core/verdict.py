@@ -155,9 +155,9 @@ def _destination_with_store(
         claimed = bool(history.claiming(epoch)) and not isinstance(fate, HandBack)
         step = Step.REPEAT_CLAIM if claimed else Step.NONE
         return _undecided(f"slot {epoch} is empty", "ONE-50", step)
-    if store.next.host != facts.host:
-        return Judgement(Owner.SOURCE, f"slot {epoch} is {store.next.host}'s", "ONE-50", Step.FREE, epoch)
-    if store.next not in _claimed(history, session):
+    if store.next not in _claimed(history, session):  # whatever this host was called then
+        if store.next.host != facts.host:
+            return Judgement(Owner.SOURCE, f"slot {epoch} is {store.next.host}'s", "ONE-50", Step.FREE, epoch)
         return _undecided(
             f"slot {epoch} names this host, in no record of the session", "ONE-52", Step.OPERATOR
         )
