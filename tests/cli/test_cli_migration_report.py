@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sterna.cli.migration_report import sentence, told_late
+from sterna.cli.exits import Exit
+from sterna.cli.migration_report import exit_of_result, sentence, told_late
 from sterna.core.events import Outcome, Result
 from sterna.core.policy import RoundStats
 from sterna.core.serving import AfterStats
@@ -30,6 +31,24 @@ def test_pages_that_are_gone_with_their_holder_are_not_promised() -> None:
     said = sentence(end, transport, kept=False)
     assert "keep this holder" not in said
     assert "that is gone: sterna verdict ID --holder HOLDER --peer recorded" in said
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        (result(Outcome.MOVED, error=SILENT, after=AfterStats(stale=3, pushed=2)), Exit.GUEST),
+        (result(Outcome.MOVED, error=SILENT, after=AfterStats(stale=3, pushed=3, seconds=0.1)), Exit.OK),
+        (result(Outcome.MOVED, error=SILENT), Exit.OK),
+        (
+            result(Outcome.MOVED, code=ErrorCode.GUEST_LOST, after=AfterStats(stale=3, pushed=2)),
+            Exit.LOST,
+        ),
+        (result(Outcome.COMPLETED, after=AfterStats(stale=3, pushed=3, seconds=0.1)), Exit.OK),
+    ],
+)
+def test_a_guest_that_lacks_pages_is_not_done_with(end: Result, code: Exit) -> None:
+    """[ONE-38] [ONE-42] Who reads 0 gives up this host, and with it the only image that has them."""
+    assert exit_of_result(end) is code
 
 
 @pytest.mark.parametrize(

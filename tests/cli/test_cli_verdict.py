@@ -148,7 +148,7 @@ def test_an_owner_whose_holder_is_gone_has_lost_its_guest(
     """[ONE-34] [ONE-42] With its own exit code; without --holder nothing is said of that."""
     note(directory, RECEIVING, CLAIM, Start(2))
     code, fields = told(capsys, directory, "--holder", tmp_path / "none")
-    assert (code, fields["lost"]) == (Exit.LOST, True)
+    assert (code, fields["lost"], fields["next"]) == (Exit.LOST, True, "nothing is to be done")
     with holder(tmp_path / "other", with_guest=False):
         code, fields = told(capsys, directory, "--holder", tmp_path / "other")
     assert (code, fields["lost"]) == (Exit.LOST, True)

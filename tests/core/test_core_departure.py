@@ -76,6 +76,7 @@ def die(pair: Pair) -> SourceCarry:
     departure = found(pair)
     assert departure is not None
     carry = departure.carry(pair._pages, pair.now)
+    assert carry.account.resumable  # whatever becomes of the next connection
     pair.source = SourceMachine.resumed(pair._configs[0], pair._pages, carry, pair.now)
     pair.linked = False
     pair.to_source.clear()

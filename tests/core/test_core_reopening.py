@@ -73,6 +73,7 @@ def die(pair: Pair, opening: Opening) -> None:
         run_now(guest.discard())
         pages = run_now(reserve(guest, pair.source_guest.description))
         pair.kept = opening.without_round(pages, pair.now)
+    assert pair.kept.account.resumable  # whatever becomes of the next connection
     pair.reconnect()
 
 

@@ -150,11 +150,17 @@ class MigrationReport:
             self.reporter.say(judgement_text(recovered.judgement))
         if owes_pages(result) or result.outcome in {Outcome.UNDECIDED, Outcome.ANSWERED, Outcome.STRANDED}:
             self.reporter.say(f"its ID is {guest.description.id.hex()}")
-        return exit_of_outcome(result.outcome, result.code, by_peer=result.by_peer)
+        return exit_of_result(result)
 
 
 def _guest_fields(guest: DepartingGuest) -> Fields:
     return {"id": guest.description.id.hex(), "name": guest.description.name}
+
+
+def exit_of_result(result: Result) -> Exit:
+    """Exit code of a session. A guest that waits for pages which only this host has is in no order yet."""
+    code = exit_of_outcome(result.outcome, result.code, by_peer=result.by_peer)
+    return Exit.GUEST if code is Exit.OK and owes_pages(result) else code
 
 
 def told_late(result: Result) -> Result:

@@ -208,6 +208,8 @@ class Looked:
             if lost and self.busy:  # it has mapped what the holder had
                 why = f"{judgement.why}; but a process here has the guest's records, and may have its pages"
                 lost, judgement = False, replace(judgement, why=why, step=Step.ASK)
+        if lost and judgement.step is Step.RUN:
+            judgement = replace(judgement, step=Step.NONE)  # there is nothing that could be run
         if judgement.owner is Owner.UNDECIDED:
             return Found(judgement, None, lost=lost)
         here = judgement.owner.name.lower() == session.side.value

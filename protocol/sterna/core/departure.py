@@ -144,7 +144,7 @@ class Departure:
             serving.take_over()
         account = Account(now)
         account.session, account.style = ticket.session, image.style
-        account.verified = ticket.selection.hashed
+        account.verified, account.resumable = ticket.selection.hashed, ticket.selection.has(Feature.RESUME)
         account.guest_runs(now)
         mark = Mark(ticket.generation, _ANY_SEQUENCE)
         return SourceCarry(

@@ -112,7 +112,8 @@ class Opening:
 
     def _carry(self, sink: PageSink, digest: MemoryDigest, now: float) -> DestinationCarry:
         account = Account(now)
-        account.session, account.verified = self.welcome.session, self.ticket.selection.hashed
+        account.session, selection = self.welcome.session, self.ticket.selection
+        account.verified, account.resumable = selection.hashed, selection.has(Feature.RESUME)
         return DestinationCarry(
             ticket=self.ticket,
             attempt=1,
