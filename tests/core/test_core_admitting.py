@@ -8,10 +8,12 @@ import pytest
 
 from records_support import CLAIM, DIGEST, GUEST, ONE, OTHERS, OURS, RECEIVING, SENDING, TWO
 from sterna.core.admitting import (
+    OpenSession,
     Resumption,
     check_newest,
     check_records,
     check_slot,
+    gives_way,
     is_handed_over,
     names_store,
     resumption,
@@ -134,3 +136,34 @@ def test_a_store_is_named_by_its_feature() -> None:
     assert names_store((FeatureOffer(Feature.RESUME, False, 9), FeatureOffer(Feature.LEASE_STORE, True, 0)))
     assert names_store((FeatureChoice(Feature.LEASE_STORE, 0),))
     assert not names_store((FeatureChoice(Feature.RESUME, 9),))
+
+
+def opened(epoch: int, identity: str | None, *, is_committed: bool = False) -> OpenSession:
+    return OpenSession(epoch, identity, f"{identity} at a place", is_committed)
+
+
+def test_sessions_of_the_same_peer_give_way_to_a_newer_one() -> None:
+    """[ONE-13] Under that epoch or an earlier one; one behind HANDOVER of an earlier epoch is let be."""
+    hello = replace(HELLO, epoch=2)
+    others = [opened(2, "there"), opened(1, "there"), opened(3, "there")]
+    assert gives_way(hello, "there", others, waited=False) == (0, 1)
+    others = [opened(1, "there", is_committed=True), opened(1, "elsewhere")]
+    assert gives_way(hello, "there", others, waited=False) == ()
+    assert gives_way(hello, "there", others, waited=True) == ()
+
+
+@pytest.mark.parametrize(
+    ("other", "waited", "why"),
+    [
+        (opened(1, "elsewhere"), False, "elsewhere at a place is sending this guest here"),
+        (opened(1, None), False, "None at a place is sending this guest here"),
+        (opened(1, "there", is_committed=True), False, "there at a place is sending this guest here"),
+        (opened(1, "there"), True, "does not end"),
+        (opened(0, "there"), True, "does not end"),
+    ],
+)
+def test_a_session_that_does_not_give_way_is_in_the_way(other: OpenSession, waited: bool, why: str) -> None:
+    """[ONE-12]"""
+    with pytest.raises(LocalProtocolError, match=why) as caught:
+        gives_way(HELLO, "there", [other], waited=waited)
+    assert (caught.value.code, caught.value.clause) == (ErrorCode.BUSY, "ONE-12")

@@ -6,6 +6,10 @@ and ask what has become of the guest under this epoch, for START is of a guest a
 one that the guest runs here which the other has sent. And once HANDOVER has come under this epoch its source
 is told who owns the guest, instead of sending it again [ONE-11] [ONE-12] [ONE-14].
 
+A session of the guest that is open here gives way to one that its own peer opens later, unless HANDOVER has
+come in it: whoever has the sessions ends those that `gives_way` names, waits, and asks all of this again
+[ONE-13].
+
 One that resumes a session whose process is dead here is told that, too, unless the guest runs here and may
 lack pages, or HANDOVER has not come in it, and it begins anew [RES-7] [RES-13] [RES-15].
 
@@ -15,6 +19,7 @@ All of it is decided from what was read before: nothing here waits, or changes a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 from sterna.core.history import History
@@ -32,6 +37,55 @@ class Resumption(Enum):
     ANEW = "HANDOVER has not come: there is nothing but room, once the store lets the guest come still"
     SERVED = "the guest runs here, and may lack pages: what is missing is sent"
     TOLD = "who owns the guest is told"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """A session of a guest that is open at its destination.
+
+    Attributes:
+        epoch: that its opening has shown.
+        identity: of the peer that has opened it; None or empty on a plain connection.
+        peer: the same one, for messages.
+        is_committed: HANDOVER may have come, so that it cannot be ended any more.
+    """
+
+    epoch: int
+    identity: str | None
+    peer: str
+    is_committed: bool
+
+
+def gives_way(
+    hello: Hello, identity: str | None, others: Sequence[OpenSession], *, waited: bool
+) -> tuple[int, ...]:
+    """Which of a guest's open sessions are ended before another opening is let in [ONE-12] [ONE-13].
+
+    A source has decided those of earlier epochs, and shows what that has left [ONE-53].
+
+    Args:
+        hello: of the opening.
+        identity: of the peer that opens it.
+        others: the guest's sessions that are open here.
+        waited: those that this has named before were ended, and had their time to end.
+
+    Returns:
+        Their places in `others`.
+
+    Raises:
+        LocalProtocolError: BUSY, one cannot be ended, is another peer's, or does not end.
+    """
+    named = []
+    for place, each in enumerate(others):
+        if each.identity == identity and not each.is_committed and each.epoch <= hello.epoch:
+            if waited:
+                detail = "an earlier session of this guest does not end"
+                raise LocalProtocolError(ErrorCode.BUSY, detail, clause="ONE-12")
+            named.append(place)
+        elif each.epoch == hello.epoch:
+            detail = f"{each.peer} is sending this guest here"
+            raise LocalProtocolError(ErrorCode.BUSY, detail, clause="ONE-12")
+    return tuple(named)
 
 
 def resumption(history: History, session: SessionRecord | None, *, noted: bool) -> Resumption:

@@ -27,10 +27,12 @@ from typing import Final, Self
 import trio
 
 from sterna.core.admitting import (
+    OpenSession,
     Resumption,
     check_newest,
     check_records,
     check_slot,
+    gives_way,
     names_store,
     resumption,
 )
@@ -114,26 +116,17 @@ class PeerListHost:
         """
         return HostSession(self, peer, address, guest)
 
-    async def enter(self, session: HostSession, guest: bytes, epoch: int, peer: Peer) -> None:
-        """Note that `session` brings the guest.
+    def others(self, guest: bytes) -> list[tuple[OpenSession, HostSession]]:
+        """The guest's open sessions."""
+        return [
+            (OpenSession(epoch, one.identity, str(one.peer), one.is_committed), one)
+            for (other, epoch), one in self._open.items()
+            if other == guest
+        ]
 
-        Raises:
-            LocalProtocolError: BUSY.
-        """
-        earlier = self._open.get((guest, epoch))
-        if earlier is not None and (earlier.identity != peer.identity or not earlier.replace()):
-            detail = f"{earlier.peer} is sending this guest here"
-            raise LocalProtocolError(ErrorCode.BUSY, detail, clause="ONE-12")
-        # Its source has decided those of earlier epochs, and shows what that has left [ONE-53].
-        over = [one for (other, before), one in self._open.items() if other == guest and before < epoch]
-        replaced = [one for one in over if one.identity == peer.identity and one.replace()]
-        with trio.move_on_after(REPLACE_WITHIN_S):
-            for one in replaced if earlier is None else [earlier, *replaced]:
-                await one.ended.wait()
-        if (guest, epoch) in self._open:
-            detail = "an earlier session of this guest does not end"
-            raise LocalProtocolError(ErrorCode.BUSY, detail, clause="ONE-12")
-        self._open[guest, epoch] = session
+    def enter(self, session: HostSession, hello: Hello) -> None:
+        """Note that `session` brings the guest. Nothing is in its way."""
+        self._open[hello.guest, hello.epoch] = session
 
     def leave(self, session: HostSession) -> None:
         """The session is over."""
@@ -175,6 +168,7 @@ class HostSession:
         self._guest = guest
         self._keeper: Keeper | None = None
         self._handed_over = False
+        self._is_committed = False  # its endpoint says that it cannot be cancelled any more
         self._is_noted = False  # there is an opening on the shelf that ends with this session
         self._has_store = False
 
@@ -202,6 +196,11 @@ class HostSession:
         """Whether a peer has opened this session."""
         return self.admission is not None
 
+    @property
+    def is_committed(self) -> bool:
+        """Whether permission to run the guest has come, or `replace` has found that it may have."""
+        return self._handed_over or self._is_committed
+
     def replace(self) -> bool:
         """Give way to a newer opening; False if permission to run the guest may have come."""
         if self._handed_over:
@@ -209,6 +208,7 @@ class HostSession:
         try:
             self.cancel("a newer session has taken the place of this one")
         except LocalProtocolError:
+            self._is_committed = True
             return False
         return True
 
@@ -278,7 +278,7 @@ class HostSession:
             raise no_session()
         if found is Resumption.SERVED:
             self._handed_over = self._is_noted = True
-            await self._host.enter(self, hello.guest, hello.epoch, peer)
+            await self._enter(hello)
         else:
             self._has_store = names_store(opening.welcome.features)
             await self._check_store(hello, ErrorCode.BUSY)  # it may answer when the source comes again
@@ -305,12 +305,24 @@ class HostSession:
             raise LocalProtocolError(ErrorCode.MISSING_FEATURE, detail, clause="RES-16")
 
     async def _enter(self, hello: Hello) -> Verdict | None:
-        """Be the guest's one session, if nothing on record stands in its way; else who owns the guest."""
-        verdict = await self._check_records(hello)
-        if verdict is None:
-            await self._host.enter(self, hello.guest, hello.epoch, self.peer)
-            verdict = await self._check_records(hello)  # of what the session noted that this one replaces
-        return verdict
+        """Be the guest's one session, if nothing stands in its way; else who owns the guest."""
+        waited = False
+        while True:
+            # Again behind what was waited for: who is replaced may have noted something.
+            verdict = None if self._handed_over else await self._check_records(hello)
+            if verdict is not None:
+                return verdict
+            others = self._host.others(hello.guest)
+            open_ones = [each for each, _ in others]
+            ending = gives_way(hello, self.peer.identity, open_ones, waited=waited)
+            if not ending:
+                self._host.enter(self, hello)
+                return None
+            replaced = [others[place][1] for place in ending if others[place][1].replace()]
+            with trio.move_on_after(REPLACE_WITHIN_S):
+                for one in replaced:
+                    await one.ended.wait()
+            waited = True
 
     async def _check_records(self, hello: Hello) -> Verdict | None:
         keeper, identity = await self._records(make=False), self.peer.identity or ""
