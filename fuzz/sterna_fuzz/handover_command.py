@@ -21,7 +21,7 @@ from sterna.core.policy import Switchover
 from sterna.core.words import count_text
 from sterna.errors import ConfigError
 from sterna.sim.defects import Defect
-from sterna.sim.explore import FAULTS, Explored, explore, told
+from sterna.sim.explore import FAULTS, KINDS, Explored, explore, told
 from sterna.sim.faults import Fault
 
 FAULTS_MAX: Final = 8
@@ -64,7 +64,7 @@ def handover(
         faults: how many there may be; each one more makes it some thirty times as many states.
         store: with a lease store only, or without one only; both, if nothing is said.
         jobs: processes; one looks at hosts with a store, one at hosts without.
-        kind: of the faults; may be given several times; all that an exploration knows, if none is.
+        kind: of the faults; may be given several times; all but opened-anew, if none is.
         switchover: of the migration; post-copy: all pages follow the guest.
         resume: sessions outlive connections, and whoever is started again takes his session up.
         rounds: begin in the first round of a migration, and not at LOADED.
@@ -75,8 +75,8 @@ def handover(
     output, started = Output(json=json), time.monotonic()
     stores = _BOTH if store is None else (store,)
     kinds = kind or FAULTS
-    if stray := sorted(set(kinds) - set(FAULTS)):
-        raise ConfigError(f"--kind {stray[0]}: no step of an exploration; it knows {', '.join(FAULTS)}")
+    if stray := sorted(set(kinds) - set(KINDS)):
+        raise ConfigError(f"--kind {stray[0]}: no step of an exploration; it knows {', '.join(KINDS)}")
     output.say(f"handover: every interleaving with up to {faults} fault{'s' * (faults != 1)}{_of(kind)}")
     what = What(faults, kinds, frozenset(defect), switchover, resume, rounds, plain)
     found = list(_run(what, stores, jobs, output.say))

@@ -6,5 +6,5 @@ from sterna.sim.defects import Defect
 
 
 def test_names_and_texts():
-    assert len({each.text for each in Defect}) == len(Defect) == 16
+    assert len({each.text for each in Defect}) == len(Defect) == 17
     assert Defect("old-controller") is Defect.OLD_CONTROLLER

@@ -37,6 +37,7 @@ FOUND = {
     Defect.ALL_TAKEN_AS_INSTALLED: [(False, 1)],
     Defect.TAKEN_FOR_NEW: [(False, 1)],
     Defect.FORGOTTEN_AS_HELD: [(False, 1)],
+    Defect.OLDER_GOES_ON: [(True, 2), (False, 2)],
 }
 OF_PAGES = {
     Defect.PAGES_FREED: "one-runner",
@@ -64,6 +65,7 @@ BLAMED = {Defect.TAKEN_UP_UNASKED, Defect.NUMBERS_REUSED, Defect.ALL_TAKEN_AS_IN
 NEEDED = {
     Defect.FREED_ON_LOST_CLAIM: (Fault.DEADLINE, Fault.LOCKS_REFUSED),
     Defect.NUMBERS_REUSED: (Fault.SOURCE_KILLED,),
+    Defect.OLDER_GOES_ON: (Fault.CUT, Fault.OPENED_ANEW),
     **dict.fromkeys((*TAKEN_OVER, *OF_ROUNDS_BEGUN), (Fault.DESTINATION_KILLED,)),
 }
 # What makes sessions be taken up, and is tried there where every step is carried out.
@@ -216,6 +218,17 @@ def test_two_faults_of_some_kinds():
     found = explore(store=False, faults=2, kinds=kinds)
     assert found.violation is None, told(found.path)
     assert set(found.ends) == {"runs"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_source_that_opens_another_session_gets_one(resume):
+    """[ONE-12] [ONE-13] Whatever the older one is about to do, and whoever has it."""
+    kinds = (Fault.SOURCE_KILLED if resume else Fault.CUT, Fault.OPENED_ANEW)
+    found = explore(store=False, faults=2, kinds=kinds, resume=resume)
+    assert found.violation is None, told(found.path)
+    assert set(found.ends) == {"runs"}
+    assert found.states > explore(store=False, faults=2, kinds=kinds[:1], resume=resume).states
 
 
 def found_with(defect, store, faults, **more):

@@ -64,6 +64,20 @@ def test_some_seeds_go_without_page_hashes():
     assert (tally.steps, tally.faults, tally.completed) == (hashed.steps, hashed.faults, hashed.completed)
 
 
+def test_some_sources_open_another_session():
+    """[ONE-13] An older one that goes on beside it is found, and nothing else of a script is another."""
+    scripts = [script_of(seed) for seed in (4, 18)]
+    for script in scripts:
+        anew = script.mishaps[-1]
+        assert anew.fault is Fault.OPENED_ANEW
+        assert script.mishaps[0].leg == anew.leg
+        assert play(script).failures == []
+        (failure,) = play(script, frozenset({Defect.OLDER_GOES_ON})).failures
+        assert "two sessions that bring the guest are open" in failure.error
+    share = sum(Fault.OPENED_ANEW in {each.fault for each in script_of(seed).mishaps} for seed in range(200))
+    assert 60 < share < 100
+
+
 LOSS = Mishap(Fault.DEADLINE, 0, "S.HANDED_OVER", 0, 0, 1.0)
 LATE = Mishap(Fault.RECORD_SLOW, 0, "S.ACKING", 0, 0, 0.01)
 NEVER = Mishap(Fault.NOT_READY, 0, "D.COMPLETING", 0, 0, 0.01)

@@ -24,6 +24,7 @@ class Defect(StrEnum):
     ALL_TAKEN_AS_INSTALLED = "all-taken-as-installed"
     TAKEN_FOR_NEW = "taken-for-new"
     FORGOTTEN_AS_HELD = "forgotten-as-held"
+    OLDER_GOES_ON = "older-goes-on"
 
     @property
     def text(self) -> str:
@@ -48,4 +49,5 @@ _TEXTS = {
     Defect.ALL_TAKEN_AS_INSTALLED: "a destination that is started again takes all pages for installed",
     Defect.TAKEN_FOR_NEW: "a destination that is started again takes memory for new that has old pages",
     Defect.FORGOTTEN_AS_HELD: "a destination that is started again says that it has a round that it has not",
+    Defect.OLDER_GOES_ON: "a destination lets a session in while an older one of its guest goes on",
 }

@@ -49,7 +49,7 @@ def ended(world: World, host: Host, process: Process, task: Task, result: Result
     if task.kind == "destination" and not task.image and result.outcome is Outcome.ROLLED_BACK:
         return False  # it was not let in, so there is nothing new
     if task.kind == "destination":
-        _forget_opening(host, task.image)
+        forget_opening(host, task.image)
     process.rest, process.looked, process.refused = None, False, None
     if task.kind == "source" or task.image:
         world.ends.append((task.kind, str(result.outcome)))
@@ -64,7 +64,7 @@ def ended(world: World, host: Host, process: Process, task: Task, result: Result
     return False
 
 
-def _forget_opening(host: Host, session: bytes) -> None:
+def forget_opening(host: Host, session: bytes) -> None:
     """A session that has ended before HANDOVER is not begun anew."""
     noted = host.history.session(session)
     if noted is None or not is_handed_over(host.history, noted):

@@ -63,6 +63,9 @@ FAULTS: Final = (
     Fault.CLAIM_LATE, Fault.BESIDE,
 )  # fmt: skip
 
+KINDS: Final = (*FAULTS, Fault.OPENED_ANEW)
+"""Those, and what is tried with a few of them only: it begins a whole migration more."""
+
 LOOK_S: Final = 5.0
 _WRITTEN: Final = 3
 """So many instructions are executed in the first round. They write two groups, one of them zeros."""

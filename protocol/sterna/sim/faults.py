@@ -10,9 +10,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from sterna.registry import ErrorCode
+from sterna.sim.holder import Stage
 from sterna.sim.holding import destroy
 from sterna.sim.hosts import Hold, Host, Process, Reach, TakeLocks, Task, Write
 from sterna.sim.machines import Trouble
+from sterna.sim.recovering import open_session_of
 from sterna.sim.tasks import effect, lands
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Fault(StrEnum):
     CLAIM_DOUBLED = "claim-doubled"
     STORE_OUT = "store-out"
     BESIDE = "beside"
+    OPENED_ANEW = "opened-anew"
 
     @property
     def text(self) -> str:
@@ -74,11 +77,12 @@ _TEXTS: Final = {
     Fault.CLAIM_DOUBLED: "a claim reaches the store twice",
     Fault.STORE_OUT: "the store is out of reach for a while",
     Fault.BESIDE: "a question comes to a second process of the host",
+    Fault.OPENED_ANEW: "a source whose session has ended opens another one at once",
 }
 
 # Which of its sides a fault is about.
 _SIDES: Final = {
-    Fault.SOURCE_KILLED: 0, Fault.SOURCE_FROZEN: 0, Fault.SOURCE_HOLDER_KILLED: 0,
+    Fault.SOURCE_KILLED: 0, Fault.SOURCE_FROZEN: 0, Fault.SOURCE_HOLDER_KILLED: 0, Fault.OPENED_ANEW: 0,
     Fault.DESTINATION_KILLED: 1, Fault.DESTINATION_FROZEN: 1, Fault.DESTINATION_HOLDER_KILLED: 1,
     Fault.BESIDE: 1,
 }  # fmt: skip
@@ -134,8 +138,21 @@ def possible_at(world: World, fault: Fault, source: int, host: int) -> Iterator[
             asks = here is not None and all(task.kind == "recovery" for task in here.tasks)
             if asks and "beside" not in world.hosts[host].armed:
                 yield ("beside", host, 0, 0)
+        case Fault.OPENED_ANEW:
+            if _may_open(world, host):
+                yield ("open", host, 0, 0)
         case _:
             yield from _of_ops(world, fault, host)
+
+
+def _may_open(world: World, number: int) -> bool:
+    """Whether whoever works at a host can have its guest sent: it runs there, and nothing is under way."""
+    host = world.hosts[number]
+    endpoint = host.endpoint
+    if endpoint is None or endpoint.frozen or endpoint.tasks or b"" in endpoint.kept:
+        return False
+    offers = any(each.stage is Stage.RUNS and not each.missing for each in host.holders)
+    return offers and host.may_lock(endpoint) and open_session_of(host, endpoint) is None
 
 
 def _deadlines(world: World) -> Iterator[Step]:
@@ -198,6 +215,8 @@ def inject(world: World, step: Step) -> None:
             world.store.answers = word == "store-back"
         case "beside":
             world.hosts[one].armed |= {"beside"}
+        case "open":
+            world.begin(one)
         case _:
             _befall(world, Fault(word), *world.at(one, two, three))
 

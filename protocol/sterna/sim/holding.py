@@ -12,6 +12,7 @@ from sterna.sim.holder import REGION, Holder, HolderError, Stage, count_in, page
 from sterna.sim.hosts import NAMES, Hold, Host, Process, Task
 from sterna.sim.judge import Violation
 from sterna.sim.machines import Trouble
+from sterna.sim.replacing import check_alone
 
 if TYPE_CHECKING:
     from sterna.sim.world import World
@@ -25,6 +26,7 @@ def hold(world: World, host: Host, process: Process, task: Task, op: Hold) -> Ha
     """
     holder = host.holder(op.image)
     if op.verb == "reserve":
+        check_alone(host, process, task, op.image)
         if holder is not None and holder.controller:
             return Trouble(ErrorCode.GUEST_FAILED)
         if holder is not None:  # of a process that is dead: what is in it is of no use any more [RES-7]

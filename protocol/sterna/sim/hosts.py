@@ -57,6 +57,13 @@ class TakeLocks:
     """Take the guest's storage locks."""
 
 
+@dataclass(frozen=True, slots=True)
+class GiveWay:
+    """Wait until these sessions have ended, and free what is kept of them; its answer is itself [ONE-13]."""
+
+    sessions: tuple[bytes, ...]
+
+
 End: TypeAlias = tuple[int, int, int]
 """Of a connection: host, process and task."""
 
@@ -66,7 +73,7 @@ NOBODY: Final = -1
 GONE: Final = -1
 """What was a connection that a task does not listen on any more."""
 
-Op: TypeAlias = Write | Hold | Reach | TakeLocks
+Op: TypeAlias = Write | Hold | Reach | TakeLocks | GiveWay
 
 
 class Front(NamedTuple):
@@ -340,6 +347,7 @@ class Host:
                     tuple([each.key(names) for each in self.holders]),
                     tuple([each.key() for each in self.processes]),
                     names.get(self.lock, -1),
+                    self.sessions,
                     tuple(self.openings),
                     self.armed,
                     settled_key(self.settled),

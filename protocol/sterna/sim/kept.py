@@ -16,6 +16,7 @@ from sterna.core.account import Account
 from sterna.core.carry import DestinationCarry, SourceCarry, Ticket
 from sterna.core.reopening import Opening, pages_left
 from sterna.core.rounds import OutgoingRound
+from sterna.core.tables import COMMITTED
 from sterna.memory.pages import RegionPages
 from sterna.sim.holder import PAGES, REGION, REGIONS, Holder, bitmap_of, leave, new_room
 
@@ -48,6 +49,11 @@ class Kept:
         """What it can be taken up again with."""
         return self.carry.ticket
 
+    @property
+    def is_committed(self) -> bool:
+        """Whether HANDOVER has come, at a destination: it is not replaced any more."""
+        return isinstance(self.carry, DestinationCarry) and self.carry.fetching is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Left:
@@ -65,6 +71,11 @@ class Left:
     def ticket(self) -> Ticket | None:
         """What it can be taken up again with, at a destination."""
         return self.machine.ticket
+
+    @property
+    def is_committed(self) -> bool:
+        """See `Kept`."""
+        return self.machine.state in COMMITTED
 
     def again(self) -> Kept:
         """What the machine leaves, for whoever needs one of his own."""

@@ -109,6 +109,11 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class Cancel:
+    """A newer session takes the place of this one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The oldest request is done. For values that cannot be compared stand those that they are made from."""
 
@@ -134,7 +139,7 @@ class Touch:
     page: int
 
 
-Input: TypeAlias = Start | Ask | Data | Lost | Done | Failed | Tick | Touch
+Input: TypeAlias = Start | Ask | Data | Lost | Cancel | Done | Failed | Tick | Touch
 
 
 class Driven(Protocol):
@@ -268,6 +273,8 @@ class LiveMachine:
             case Lost(closed):
                 error = None if closed else TransportError(ErrorCode.CONNECTION_LOST, "cut")
                 machine.connection_lost(error, now)
+            case Cancel():
+                machine.cancel(now, "a newer session has taken the place of this one")
             case Done(answer):
                 request = self.asked[0]
                 machine.complete(request, self._real(request, answer), now)

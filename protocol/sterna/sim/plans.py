@@ -60,6 +60,7 @@ from sterna.sim.hosts import Hold, Host, Op, Process, Reach, TakeLocks, Task, Wr
 from sterna.sim.judge import Violation
 from sterna.sim.kept import Found, Fresh, Noted
 from sterna.sim.machines import Trouble
+from sterna.sim.replacing import give_way, has_waited
 from sterna.wire.records import FeatureChoice, FeatureOffer, Hello, Runner
 
 if TYPE_CHECKING:
@@ -190,12 +191,21 @@ def _newest(task: Task, silent: ErrorCode) -> Slot | None:
 
 
 def _hinders(
-    world: World, host: Host, task: Task, hello: Hello, *, offered: Offered, silent: ErrorCode
+    world: World,
+    host: Host,
+    process: Process,
+    task: Task,
+    hello: Hello,
+    *,
+    offered: Offered,
+    silent: ErrorCode,
 ) -> Plan | None:
     """What is to be done before a guest may come, or answered; None if nothing is in the way.
 
+    Records are looked at again when older sessions have ended, which may have noted something.
+
     Raises:
-        LocalProtocolError: store or records are.
+        LocalProtocolError: store or records are, or a session that does not give way.
     """
     if world.stores and not task.results:
         return Reach("newest", 0)
@@ -203,16 +213,16 @@ def _hinders(
         check_slot(_newest(task, silent), hello, has_store=names_store(offered))
     over = check_records(host.history, hello, peer_of(host))
     if over is None:
-        return None
+        return give_way(world, host, process, task, hello)
     return _told(world, host, task, replace(hello, session=over.session, token=over.token), over.epoch)
 
 
 def _admit(world: World, host: Host, process: Process, task: Task, hello: Hello) -> Plan:
-    """Decide on a session. One at a time for a guest: none that is under way is replaced here [ONE-13]."""
-    busy = any(each.kind != "destination" or each is not task for each in process.tasks)
+    """Decide on a session. One at a time for a guest: a newer one takes the place of others [ONE-13]."""
+    busy = any(each.kind != "destination" for each in process.tasks)
     if busy or not world.locks(host, process):
         return Trouble(ErrorCode.BUSY)
-    hinders = _hinders(world, host, task, hello, offered=hello.features, silent=ErrorCode.REFUSED)
+    hinders = _hinders(world, host, process, task, hello, offered=hello.features, silent=ErrorCode.REFUSED)
     if hinders is not None:
         return hinders
     host.sessions += 1
@@ -295,7 +305,7 @@ def _reopen(world: World, host: Host, process: Process, task: Task, hello: Hello
         return Trouble(ErrorCode.BAD_TOKEN)
     _check(world, process, task, opening.ticket, hello)
     if leads_to is Resumption.ANEW:
-        return _begin_anew(world, host, task, hello, opening)
+        return _begin_anew(world, host, process, task, hello, opening=opening)
     holder = host.holder(hello.session)
     if holder is None or not holder.lives:
         return Trouble(ErrorCode.GUEST_LOST)
@@ -317,13 +327,15 @@ def _reopen(world: World, host: Host, process: Process, task: Task, hello: Hello
     return Answered(Found(hello.session, missing, found.notes, found.memory, opening, fresh))
 
 
-def _begin_anew(world: World, host: Host, task: Task, hello: Hello, opening: Opening) -> Plan:
+def _begin_anew(
+    world: World, host: Host, process: Process, task: Task, hello: Hello, *, opening: Opening
+) -> Plan:
     """Room for a guest of which nothing is left here, if it may still come [RES-7] [RES-16]."""
     features = opening.welcome.features
-    hinders = _hinders(world, host, task, hello, offered=features, silent=ErrorCode.BUSY)
+    hinders = _hinders(world, host, process, task, hello, offered=features, silent=ErrorCode.BUSY)
     if hinders is not None:
         return hinders
-    room = _each(task, [Hold("reserve", hello.session)], behind=world.stores)
+    room = _each(task, [Hold("reserve", hello.session)], behind=world.stores + has_waited(task))
     if not isinstance(room, Answered):
         return room
     task.image = hello.session

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from sterna.core.tables import DestinationState, SourceState
@@ -37,12 +37,14 @@ ANCHORS: Final = (
     *(_D.FETCHING, _D.PARTING) * 2,
 )  # fmt: skip
 _UNHASHED: Final = 0.2  # the share of seeds whose sessions go without page hashes
+_ANEW: Final = 0.4  # the share of seeds in which a source opens another session, if one has failed
 RECOVERY: Final = "recovery"
 _NAMES: Final = (*(type(each).__name__[0] + "." + each.name for each in ANCHORS), RECOVERY, RECOVERY)
 
 
-DRAWN: Final = [each for each in Fault if each is not Fault.TORN]
-"""These guests write all of their pages in a round, so that no two groups are on their way."""
+DRAWN: Final = [each for each in Fault if each not in {Fault.TORN, Fault.OPENED_ANEW}]
+"""These guests write all of their pages in a round, so that no two groups are on their way. A session that is
+opened anew is drawn by itself, since it needs one that has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,10 @@ def script_of(seed: int) -> Script:
         known = [each for each in known if each not in _OF_STORE] or [Fault.CUT]
     count = dice.choice((1, 1, 2, 2, 3, 3, 4, 5))
     mishaps = tuple(_mishap(dice, dice.choice(known), legs) for _ in range(count))
+    anew = random.Random(f"anew/{seed}")
+    if anew.random() < _ANEW:
+        first = mishaps[0]  # what it needs is that this one has ended a session
+        mishaps += (replace(first, fault=Fault.OPENED_ANEW, behind=first.behind + anew.choice((0, 1, 2, 5))),)
     return Script(seed, shape, legs, mishaps)
 
 

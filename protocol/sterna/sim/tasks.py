@@ -10,9 +10,9 @@ from sterna.core.records import SessionRecord, Side
 from sterna.registry import ErrorCode
 from sterna.sim import recovering
 from sterna.sim.connecting import hangs_up, says
-from sterna.sim.ends import ended
+from sterna.sim.ends import ended, forget_opening
 from sterna.sim.holding import hold, keep
-from sterna.sim.hosts import Hold, Host, Process, Reach, TakeLocks, Task, Write, write
+from sterna.sim.hosts import GiveWay, Hold, Host, Process, Reach, TakeLocks, Task, Write, write
 from sterna.sim.machines import Done, Failed, Input, Lost, Trouble
 from sterna.sim.plans import Answered, plan
 
@@ -93,8 +93,20 @@ def effect(world: World, host: Host, process: Process, task: Task) -> Hashable:
         case TakeLocks():
             holder = host.holder(task.image)
             return None if holder is not None and holder.lives else Trouble(ErrorCode.GUEST_FAILED)
+        case GiveWay():
+            return _replaced(world, host, process, task, task.op)
         case None:
             return None
+
+
+def _replaced(world: World, host: Host, process: Process, task: Task, op: GiveWay) -> GiveWay:
+    """Free what no connection has any more of sessions that have given way [RES-14]."""
+    kept = [session for session in op.sessions if session in process.kept]
+    process.kept = {name: each for name, each in process.kept.items() if name not in kept}
+    for session in kept:
+        hold(world, host, process, task, Hold("discard", session))
+        forget_opening(host, session)
+    return op
 
 
 def _reach(world: World, op: Reach) -> Hashable:

@@ -21,12 +21,13 @@ from sterna.sim.defects import Defect
 from sterna.sim.faults import inject
 from sterna.sim.holder import Holder, Stage
 from sterna.sim.holding import attach, controller_gone, keep
-from sterna.sim.hosts import NAMES, Front, Guests, Host, Line, Process, Task, View
+from sterna.sim.hosts import NAMES, Front, GiveWay, Guests, Host, Line, Process, Task, View
 from sterna.sim.judge import Judge
 from sterna.sim.machines import Lost, Start, Tick, Touch
 from sterna.sim.makers import Makers
 from sterna.sim.recovering import begin as recover
 from sterna.sim.recovering import is_due, others_kept, source_view
+from sterna.sim.replacing import have_ended
 from sterna.sim.store import SlotStore
 from sterna.sim.tasks import act, reply, tell
 from sterna.wire.records import Runner
@@ -243,7 +244,7 @@ class World:
         for task in process.tasks:
             if task.landed and not process.frozen:
                 yield ("reply", *at, task.number)
-            elif task.op is not None and not task.landed and self._may_land(task):
+            elif task.op is not None and not task.landed and self._may_land(process, task):
                 yield ("act", *at, task.number)
         if process.refused is None:
             yield from self._resumes(number, process)
@@ -268,7 +269,9 @@ class World:
         if is_due(self, host, process):
             yield ("recover", number, process.number, 0)
 
-    def _may_land(self, task: Task) -> bool:
+    def _may_land(self, process: Process, task: Task) -> bool:
+        if isinstance(task.op, GiveWay):
+            return have_ended(process, task.op)
         return not task.claims or self.store is None or self.store.answers
 
     def steps_on_lines(self) -> Iterator[Step]:
@@ -394,8 +397,7 @@ class World:
         task = Task(process.next_number, "source", self.makers.source(holder), holder.image)
         process.tasks.append(task)
         process.tries = 0
-        connect(self, here, process, task)
-        tell(self, here, process, task, Start())
+        self._open(here, process, task)
 
     def _resume(self, here: Host, process: Process) -> None:
         """The source takes its session up again, or gives up: then the guest stays where it runs."""
@@ -412,6 +414,10 @@ class World:
         task = Task(process.next_number, "source", self.makers.resumed(holder, kept), holder.image)
         process.tasks.append(task)
         keep(self, here, task)
+        self._open(here, process, task)
+
+    def _open(self, here: Host, process: Process, task: Task) -> None:
+        """A source dials, and hears so if nobody is there."""
         connect(self, here, process, task)
         tell(self, here, process, task, Start())
         if not task.line and task in process.tasks:
