@@ -86,7 +86,7 @@ class Destination(Endpoint):
         self.took_up = False
         self._hello: Hello | None = None
         self._room: Room | None = None
-        self._expects = trio.Event()
+        self._expects = False
         self._early = EarlyRequests()
         self.guest: DestinationGuest | None = None
         self.description: GuestDescription | None = None
@@ -103,7 +103,7 @@ class Destination(Endpoint):
         )
         self._machine = machine = DestinationMachine(config, options.clock())
         self._check_first()
-        pump = self._pump_of(machine, self._perform, self._on_event, beside=self._tell_faults)
+        pump = self._pump_of(machine, self._perform, self._on_event)
         try:
             result = await pump.drive()
             if result.outcome is Outcome.JOINED:
@@ -202,7 +202,7 @@ class Destination(Endpoint):
         owner = self._owner
         answer = await (self._perform_here(request) if owner is None else owner.perform(request))
         if isinstance(request, Expect):
-            self._expects.set()
+            self._may_wait()
         return answer
 
     async def _perform_here(self, request: Request) -> object:
@@ -243,9 +243,15 @@ class Destination(Endpoint):
         joined.check_join(attach, self._machine.called)
         self._joined = joined
 
+    def _may_wait(self) -> None:
+        """From here on the guest may wait for pages."""
+        assert self._pump is not None
+        if not self._expects:
+            self._expects = True
+            self._pump.start(self._tell_faults)
+
     async def _tell_faults(self) -> None:
-        """What the guest waits for, as soon as it may wait for something."""
-        await self._expects.wait()
+        """What the guest waits for."""
         guest = self.guest if self._owner is None else self._owner.guest
         assert guest is not None
         assert self._pump is not None
@@ -279,7 +285,7 @@ class Destination(Endpoint):
             ticket,
             self._machine,
             self._pump,
-            perform=self._perform,
+            perform=self._perform_here,
             on_event=self._options.on_event,
         )
         self._kept.guest = self.guest
@@ -298,7 +304,7 @@ class Destination(Endpoint):
         kept.attach(self._machine, self._pump)
         self._kept, self.took_up = kept, True
         if carry.fetching is not None:  # its guest runs, and may wait already
-            self._expects.set()
+            self._may_wait()
         return carry
 
     async def _reopen(self, hello: Hello) -> DestinationCarry | Verdict:
@@ -330,7 +336,7 @@ class Destination(Endpoint):
         self.guest, self.description = guest, description
         self._keep(opening.ticket)
         if found.runs:
-            self._expects.set()
+            self._may_wait()
         return carry
 
     def _free_room(self) -> None:

@@ -7,7 +7,6 @@ may come, what is recorded, who has claimed what) comes in as a `Host` (`sterna.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from sterna.core.events import Request, Result
@@ -15,7 +14,7 @@ from sterna.core.session import Session
 from sterna.errors import LocalProtocolError
 from sterna.net.hosting import Host, LocalHost
 from sterna.net.options import Options, limiter
-from sterna.net.pump import OnEvent, Perform, Pump, Shown
+from sterna.net.pump import OnEvent, Perform, Pump, Shown, Task
 from sterna.net.transport import Transport
 from sterna.registry import ErrorCode
 
@@ -69,7 +68,7 @@ class Endpoint:
         machine: Session,
         perform: Perform,
         on_event: OnEvent,
-        beside: Callable[[], Awaitable[None]] | None = None,
+        *beside: Task,
     ) -> Pump:
         """For the present connection; the clocks of a session begin to run. `beside`: see `Pump`."""
         options, self._passed_before = self._options, self.passed

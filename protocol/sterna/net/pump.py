@@ -4,9 +4,10 @@ A few small tasks share one machine, which is touched between checkpoints only a
 
 - each connection has a receiver and a sender (sterna.net.line);
 - the performer carries out requests, one after another (sterna.core.events says why in order);
-- the timekeeper sleeps until the machine's next timer;
-- the caller's task waits for the end, flushes what is left (an ABORT that nobody hears helps nobody) and
-  closes.
+- the caller's task keeps the time: it sleeps until the machine's next timer. At the end it flushes what is
+  left (an ABORT that nobody hears helps nobody) and closes.
+
+No task is there for what a session may never need: 32 sessions at once are 32 times as many.
 
 Outcomes are results, not exceptions: whatever peer, network, guest or host do, `drive` returns a `Result`. An
 exception where none belongs (a bug, here or in an embedder's guest) counts as a lost connection of code
@@ -56,6 +57,7 @@ from sterna.registry import ErrorCode
 Perform: TypeAlias = Callable[[Request], Awaitable[object]]
 OnEvent: TypeAlias = Callable[[Event], None]
 Clock: TypeAlias = Callable[[], float]
+Task: TypeAlias = Callable[[], Awaitable[None]]
 
 # How long the last frames may take to leave once all is decided, and how long nothing of them may leave.
 FLUSH_S: Final = 10.0
@@ -127,22 +129,22 @@ class Pump:
         on_event: OnEvent = lambda _: None,
         limiter: RateLimiter | None = None,
         clock: Clock = boottime,
-        beside: Callable[[], Awaitable[None]] | None = None,
+        beside: Sequence[Task] = (),
     ) -> None:
-        """`beside`: one task more, which is cancelled when the session is over."""
+        """`beside`: more tasks from the beginning, see `start`."""
         self.machine = machine
         self.clock = clock
         self.limiter = limiter
         self._perform = perform
         self._tell: Final = Shown(on_event)
-        self._beside = () if beside is None else (beside,)
+        self._beside = beside
         self._lines = {0: Line(self, 0, transport)}
         self._replaced: list[Line] = []
         self._nursery: trio.Nursery | None = None
         self.to_pack: Final = Signal()
         self._to_perform = Signal()
         self._to_time = Signal()
-        self._wakes_at = -math.inf  # when the timekeeper does by itself
+        self._wakes_at = -math.inf  # when who keeps the time does by itself
         self._left = Signal()  # bytes have left, or never will
         self._ended = trio.Event()
         self._carrying: trio.CancelScope | None = None
@@ -158,17 +160,19 @@ class Pump:
         """Run until the machine has a result, and close the connections, unless they are another's then."""
         try:
             async with trio.open_nursery() as self._nursery:
-                for task in (*self._lines[0].tasks, self._carry_out, self._keep_time, *self._beside):
-                    self._nursery.start_soon(self._run, task)
+                for task in (*self._lines[0].tasks, self._carry_out, *self._beside):
+                    self.start(task)
                 try:
                     self.kick()
-                    await self._ended.wait()
+                    await self._run(self._keep_time)
+                    await self._ended.wait()  # it has, unless something was broken
                     await self._flush()
                 finally:
                     self._give_up()
                     self._nursery.cancel_scope.cancel()
             await self._close()
         finally:
+            self._nursery = None
             if not self._is_handed_on:
                 for line in self._lines.values():
                     line.transport.abort()
@@ -188,6 +192,8 @@ class Pump:
             return
         control, *others = self._lines.values()
         await control.transport.close()
+        if not others:
+            return
         async with trio.open_nursery() as nursery:
             for line in others:
                 nursery.start_soon(line.transport.close)
@@ -219,8 +225,13 @@ class Pump:
         line = self._lines[stream] = Line(self, stream, transport)
         assert self._nursery is not None
         for task in line.tasks:
-            self._nursery.start_soon(self._run, task)
+            self.start(task)
         return line.ended
+
+    def start(self, task: Task) -> None:
+        """One task more, which is cancelled when the session is over; none if it is over already."""
+        if self._nursery is not None:
+            self._nursery.start_soon(self._run, task)
 
     def cancel(self, reason: str = "") -> None:
         """Ask the machine for the end.
@@ -274,6 +285,7 @@ class Pump:
             self._tell(self._untold.popleft())
         if self.machine.result is not None:
             self._ended.set()
+            self._to_time.set()
         deaf = self.machine.state in DEAF
         for line in self._lines.values():
             if deaf:
@@ -364,7 +376,7 @@ class Pump:
 
     # ---- the tasks ----
 
-    async def _run(self, task: Callable[[], Awaitable[None]]) -> None:
+    async def _run(self, task: Task) -> None:
         try:
             await task()
         except Exception as error:  # noqa: BLE001  # whatever it is, the guest must not stay paused for it
@@ -386,13 +398,14 @@ class Pump:
         self.kick()
 
     def _look_at_time(self) -> None:
-        """Wake the timekeeper if it sleeps for too long. If it wakes too early, it sleeps on."""
+        """Wake who keeps the time if the sleep is too long. Who wakes too early sleeps on."""
         at = self.machine.poll_timeout()
         if at is not None and at < self._wakes_at:
             self._to_time.set()
 
     async def _keep_time(self) -> None:
-        while True:
+        """Until the session is over."""
+        while not self._ended.is_set():
             at = self.machine.poll_timeout()
             self._wakes_at = math.inf if at is None else at
             if at is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, TypeAlias
 
 import trio
@@ -21,6 +22,7 @@ from sterna.net.endpoint import Endpoint
 from sterna.net.hosting import Host, TimesStore, declined
 from sterna.net.options import Options, batch_bytes, grease, offer, with_streams
 from sterna.net.packing import PackingPages, pages_to_send
+from sterna.net.pump import Task
 from sterna.net.redial import LONGEST_WAIT_S, RESUMPTIONS_MAX, Reconnect, dial_more, redial
 from sterna.net.transport import Transport
 from sterna.registry import ErrorCode, Feature
@@ -99,7 +101,7 @@ class Source(Endpoint):
         clock = self._options.clock
         self._check_first()
         self._machine = machine = SourceMachine(self._config, self._pages, clock())
-        pump = self._pump_of(machine, self._perform, self._on_event, self._go_along)
+        pump = self._pump_of(machine, self._perform, self._on_event, *self._packs, *self._answers_early)
         try:
             description = self._guest.description
             refused = await declined(self._host, description, self.transport, self._config.epoch)
@@ -140,17 +142,22 @@ class Source(Endpoint):
         self._pages.close()
         self.result = self.result or self._machine.result
 
-    async def _go_along(self) -> None:
-        """What goes beside the pump of the first connection."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._pack)
-            if self._reconnect is not None:
-                nursery.start_soon(self._early.run, self._machine, self._reconnect, self.transport.peer)
+    @property
+    def _packs(self) -> tuple[Task, ...]:
+        """What goes beside a pump where pages are packed."""
+        return (self._pack,) if isinstance(self._pages, PackingPages) else ()
+
+    @property
+    def _answers_early(self) -> tuple[Task, ...]:
+        """What goes beside the pump of the first connection where more can be dialled."""
+        if self._reconnect is None:
+            return ()
+        return (partial(self._early.run, self._machine, self._reconnect, self.transport.peer),)
 
     async def _pack(self) -> None:
-        """What goes beside the pump where pages are packed."""
-        if isinstance(self._pages, PackingPages) and self._pump is not None:
-            await self._pages.run(self._machine, self._pump)
+        assert isinstance(self._pages, PackingPages)
+        assert self._pump is not None
+        await self._pages.run(self._machine, self._pump)
 
     async def _carry(self, result: Result) -> SourceCarry | None:
         """What to go on with; None if the session is over for this side."""
@@ -180,7 +187,7 @@ class Source(Endpoint):
             dial = True
             self._machine = machine = SourceMachine.resumed(self._config, self._pages, carry, clock())
             machine.start(clock(), store_s=self._store_s)
-            result = await self._pump_of(machine, self._perform, self._on_event, self._pack).drive()
+            result = await self._pump_of(machine, self._perform, self._on_event, *self._packs).drive()
             if machine.state not in _WITHOUT_LINK:
                 return result
             carry = machine.carry
