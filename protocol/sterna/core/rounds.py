@@ -6,7 +6,7 @@ counts what comes. ROUND_END lets the destination compare the counts, ROUND_ACK 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Final
 
@@ -84,10 +84,9 @@ class _Share:
     def _look(self) -> None:
         """At what is left."""
         blank = self._blank_left
-        self._blanks = iter(()) if blank is None else blank.batches(self._blank_bytes, self._batch[1])
+        self._blanks = iter(()) if blank is None else _batches(blank, self._blank_bytes, self._batch[1])
         if self._later is None:
-            # This set loses only what has been given out. Where there is nothing in it, none of it is read.
-            self._batches = self._left.batches(*self._batch) if self._left.any() else iter(())
+            self._batches = _batches(self._left, *self._batch)
             return
         sooner, later = self._left.copy(), self._left.copy()
         sooner -= self._later
@@ -150,6 +149,11 @@ class _Share:
     def bytes_left(self) -> int:
         """What `next_runs` will still give out."""
         return self._left.size_bytes()
+
+
+def _batches(left: PageSets, size: int, runs: int) -> Iterator[tuple[int, Positions, Positions]]:
+    """This set loses only what has been given out. Where there is nothing in it, none of it is read."""
+    return left.batches(size, runs) if left.any() else iter(())
 
 
 class OutgoingRound:
