@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 import trio
+import trio.testing
 from trio.abc import Clock
 
 from sterna.core.events import Event, Finished, Outcome, Result
@@ -255,6 +256,36 @@ async def test_a_callback_that_raises_does_not_end_a_migration(
     assert len(calls) == 1
     assert len(heard) > 5, "what has to know how the session goes is told on"
     assert "on_event" in caplog.text
+
+
+async def test_who_keeps_the_time_may_break_and_the_session_still_ends(
+    virtual_time: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For the machine the connection is lost then, and the guest stays where it runs."""
+    pair = Pair()
+
+    async def break_down(pump: Pump) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Pump, "_keep_time", break_down)
+    await pair.run()
+    assert {result.outcome for result in pair.results.values()} == {Outcome.ROLLED_BACK}
+    assert "a bug" in caplog.text
+
+
+async def test_nothing_begins_beside_a_session_that_is_over(virtual_time: Clock) -> None:
+    pair = Pair()
+    await pair.run()
+    pump = pair.source._pump
+    assert pump is not None
+    began: list[str] = []
+
+    async def begin() -> None:
+        began.append("late")
+
+    pump.start(begin)
+    await trio.testing.wait_all_tasks_blocked()
+    assert not began
 
 
 def test_the_clock_is_one_that_goes_on_while_the_host_sleeps() -> None:
