@@ -25,14 +25,17 @@ class Finding:
     def __init__(self, *owners: Owner | None) -> None:
         self.owners = list(owners)
         self.told: list[Verdict | None] = []
+        self.mapped: list[bool] = []
+        self.step = Step.NONE
         self.stopped = False
         self.image, self.lost = True, False
 
     async def has_image(self) -> bool:
         return self.image
 
-    def anew(self, verdict: Verdict | None = None) -> Finding:
+    def anew(self, verdict: Verdict | None = None, *, mapped: bool = False) -> Finding:
         self.told.append(verdict)
+        self.mapped.append(mapped)
         return self
 
     def stop(self) -> None:
@@ -41,7 +44,7 @@ class Finding:
     async def run(self) -> Recovered | None:
         await trio.lowlevel.checkpoint()
         owner = self.owners.pop(0)
-        judgement = None if owner is None else Judgement(owner, "so it is", "ONE-43", Step.NONE)
+        judgement = None if owner is None else Judgement(owner, "so it is", "ONE-43", self.step)
         return None if judgement is None else Recovered(SESSION, judgement, self.lost)
 
 
@@ -95,6 +98,20 @@ async def test_pages_whose_image_is_gone_are_there_while_their_process_serves_th
     left = await deciding.in_the_end(Result(Outcome.MOVED, after=AfterStats(stale=3, pushed=2)))
     assert left is not None
     assert left.lost
+
+
+@pytest.mark.parametrize(("image", "lost"), [(False, True), (True, False)])
+async def test_pages_that_nobody_has_come_for_go_with_this_process(image: bool, lost: bool) -> None:
+    """[ONE-42] While it waited for a claim they were there. It ends, and they go."""
+    finding = Finding(Owner.UNDECIDED, Owner.UNDECIDED)
+    finding.image, finding.step = image, Step.CLAIM_NEXT
+    deciding = Deciding(finding, ending())
+    assert not await deciding.is_elsewhere(Result(Outcome.UNDECIDED))
+    finding.lost = True
+    found = await deciding.in_the_end(Result(Outcome.UNDECIDED))
+    assert found is not None
+    assert found.lost is lost
+    assert finding.mapped == [True, False][: len(finding.mapped)]
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from sterna.core.records import (
 )
 from sterna.core.recovery import (
     AskPeer,
+    AwaitClaim,
     ClaimSlot,
     FreeRoom,
     Image,
@@ -263,6 +264,20 @@ def test_where_nobody_has_claimed_it_pages_that_are_gone_are_needed_whoever_does
     assert (found.judgement.clause, found.lost) == ("ONE-42", True)
 
 
+def test_pages_that_an_endpoint_has_mapped_are_waited_for_by_it():
+    """[ONE-42] [ONE-44] The destination may yet claim and start what nobody else can run."""
+    gone = replace(situation(Image.GONE, store=Store()), mapped=True)
+    assert act(gone, SENDING, FOLLOWS) == AwaitClaim(2)
+    assert act(gone, SENDING, GRANT) == AskPeer(SENDING)  # of an image that is whole nothing is needed
+    alone = replace(situation(Image.GONE), mapped=True)
+    assert act(alone, SENDING, FOLLOWS) == AskPeer(SENDING, later=True)
+    assert act(replace(alone, image=Image.STOPPED), SENDING, FOLLOWS) == AskPeer(SENDING)
+    for facts in Facts("here", Store(), 2, S), Facts("here", None, 2, S):
+        back = act(replace(gone, facts=facts), SENDING, FOLLOWS)
+        assert isinstance(back, Settled)
+        assert (back.judgement.owner, back.lost) == (S, True)
+
+
 @pytest.mark.parametrize("image", [Image.GONE, Image.STOPPED])
 def test_pages_that_are_there_or_needed_no_more_are_missed_by_nobody(image):
     """[ONE-42] RELEASED is recorded before they are freed, and an operator may have dropped them."""
@@ -465,5 +480,5 @@ def test_acts_come_to_an_end_and_nothing_runs_without_its_right(records, image, 
 def test_every_act_is_spoken_of():
     """What `next_act` can answer is what its callers match."""
     assert {each.__name__ for each in recovery.Act.__args__} == {
-        "Note", "ClaimSlot", "ReadStore", "AskPeer", "RunHere", "RunOn", "FreeRoom", "Settled",
+        "Note", "ClaimSlot", "ReadStore", "AwaitClaim", "AskPeer", "RunHere", "RunOn", "FreeRoom", "Settled",
     }  # fmt: skip

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 from commands import Command, World
+from cutting import Relay
 from judge import judge_journal
 
 from etcd_support import etcd
@@ -192,6 +194,30 @@ async def test_a_destination_whose_holder_dies_behind_start_has_lost_the_guest(w
     told = await ended(await world.migrate(port), 0)
     assert told["outcome"] == "moved"
     assert (await world.status("s")).state == "granted"
+    assert judge_journal(world.journal) == []
+
+
+@pytest.mark.needs("userfaultfd")
+@pytest.mark.parametrize("store", ["files"], indirect=True)
+async def test_a_source_holder_and_a_link_that_are_lost_before_the_guest_is_claimed(
+    world: World, nursery: trio.Nursery, store: Options
+) -> None:
+    """[ONE-42] Its endpoint has the pages, lets the destination claim the guest, and sends them."""
+    kept = await world.source("s", *store, *world.records("a"), "--host", "host-a")
+    await world.room()
+    serve, port = await world.serve(*store, stop="before Persist:Claiming")
+    relay = Relay(port, ())
+    await nursery.start(relay.listen)
+    options = ("--switchover", "post-copy", "--streams", "0", "--resume", "60s", "--undecided-after", "60s")
+    migrate = await world.migrate(relay.port, *options, *store)
+    await serve.stops()
+    kept.send(signal.SIGKILL)
+    await kept.end()
+    relay.cut()
+    await migrate.says("waiting for who runs it")
+    serve.send(signal.SIGCONT)
+    assert (await ended(migrate, 0))["outcome"] == "completed"
+    await world.check_runs("d")
     assert judge_journal(world.journal) == []
 
 

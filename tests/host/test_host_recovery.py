@@ -95,6 +95,7 @@ class Scene:
     said: list[str] = field(default_factory=list)
     asked: list[SessionRecord] = field(default_factory=list)
     within_s: float = 60.0
+    mapped: bool = False
     keeper: MemoryRecords = field(default_factory=lambda: MemoryRecords(GUEST))
 
     def recovery(self) -> Recovery:
@@ -106,6 +107,7 @@ class Scene:
             ask=self.ask if self.answers else None,
             within_s=self.within_s,
             tell=self.said.append,
+            mapped=self.mapped,
         )
 
     async def note(self) -> None:
@@ -355,6 +357,52 @@ async def test_what_was_handed_back_is_claimed_behind(autojump_clock: Clock) -> 
     assert (await scene.run()).runs_here
     assert scene.image.epoch == 3
     assert await store.read(GUEST, 3) == scene.image.runner
+
+
+def nothing_left(**changes: object) -> Scene:
+    """A source whose holder has died with pages that were to follow, and whose process has them mapped."""
+    scene = Scene(FakeImage("empty"), (STORED, Granted(ONE, 2, follows=True)), mapped=True)
+    return replace(scene, **changes)
+
+
+async def test_a_process_that_has_the_pages_waits_for_who_claims_the_guest(autojump_clock: Clock) -> None:
+    """[ONE-42] Its holder is gone; the claim of the destination may be on its way, and comes to be."""
+    store = await filled(FIRST)
+    scene, found = nothing_left(store=store, answers=[THERE]), []
+
+    async def run() -> None:
+        found.append(await scene.run())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await trio.sleep(20)
+        assert found == []
+        await store.claim(GUEST, 2, OTHERS)
+    assert found[0].judgement.owner is Owner.DESTINATION
+    assert scene.image.calls == []
+
+
+async def test_who_never_claims_the_guest_is_not_waited_for_for_ever(autojump_clock: Clock) -> None:
+    """[ONE-42] [ONE-30] It is not known then who owns it. Without its process the pages are gone."""
+    scene = nothing_left(store=await filled(FIRST), within_s=30)
+    recovered = await scene.run()
+    assert (recovered.judgement.step, recovered.lost) == (Step.CLAIM_NEXT, False)
+    assert (await nothing_left(store=scene.store, mapped=False).run()).lost
+
+
+async def test_without_a_store_the_destination_has_time_to_start_the_guest(autojump_clock: Clock) -> None:
+    """[ONE-44] [ONE-42] Asked at once, it would give up what it is about to run, and nobody else can."""
+    records, began = (SENDING, Granted(ONE, 2, follows=True)), trio.current_time()
+    scene = nothing_left(records=records, answers=[THERE])
+    assert (await scene.run()).judgement.owner is Owner.DESTINATION
+    assert trio.current_time() >= began + recovery_module._START_WITHIN_S
+    began = trio.current_time()
+    scene = nothing_left(records=records, answers=[THERE])
+    await scene.note()
+    recovery = scene.recovery()
+    recovery.stop()  # who wishes to end asks now [CON-72]
+    assert await recovery.run() is not None
+    assert trio.current_time() == began
 
 
 async def test_a_session_without_a_store_is_not_decided_by_one() -> None:

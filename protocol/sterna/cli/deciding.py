@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from sterna.cli.endpoint import Ending
 from sterna.core.events import Outcome, Result
+from sterna.core.verdict import Step
 from sterna.host.recovery import Recovered, Recovery
 from sterna.registry import Owner
 
@@ -42,7 +43,7 @@ class Deciding:
 
     async def is_elsewhere(self, result: Result) -> bool:
         """Whether the guest of a session that ended so is the destination's; else it may run here now."""
-        recovered = await self._find(result)
+        recovered = await self._find(result, mapped=True)
         if recovered is None or recovered.judgement.owner is not Owner.DESTINATION:
             return False
         # Should the image be gone with its holder: this process has its pages mapped, and serves them now.
@@ -53,16 +54,23 @@ class Deciding:
         """What is known of the owner in the end, None where nobody had to ask.
 
         A destination that seemed to own the guest may have handed it back instead of running it [ONE-37]. One
-        that runs it may lack pages, and this process was the last to have them [ONE-42].
+        that runs it may lack pages, or one that may yet claim it would; this process was the last to have
+        them [ONE-42].
         """
         unknown = result.outcome is Outcome.UNDECIDED and self._recovered is None
         handed_back = result.verdict is not None and result.verdict.handed_back
-        if unknown or handed_back or (owes_pages(result) and not await self._recovery.has_image()):
+        if unknown or handed_back or (self._owes(result) and not await self._recovery.has_image()):
             await self._find(result)
         return self._recovered
 
-    async def _find(self, result: Result) -> Recovered | None:
-        self._recovered = await interruptible(self._recovery.anew(result.verdict), self._ending)
+    def _owes(self, result: Result) -> bool:
+        """Whether the guest has, or would have, too few pages without this process."""
+        unclaimed = self._recovered is not None and self._recovered.judgement.step is Step.CLAIM_NEXT
+        return owes_pages(result) or (result.outcome is Outcome.UNDECIDED and unclaimed)
+
+    async def _find(self, result: Result, *, mapped: bool = False) -> Recovered | None:
+        again = self._recovery.anew(result.verdict, mapped=mapped)
+        self._recovered = await interruptible(again, self._ending)
         return self._recovered
 
 

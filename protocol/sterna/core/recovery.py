@@ -57,6 +57,7 @@ class Situation:
         epoch: under which the guest has run there last; 0 if it never has.
         complete: whether the peer has every page of the guest; None if it has not said.
         stale: pages of it were to follow the guest, and are at the source.
+        mapped: the process that asks has the image's pages mapped, and sends them to who runs the guest.
     """
 
     facts: Facts
@@ -65,6 +66,7 @@ class Situation:
     epoch: int = 0
     complete: bool | None = None
     stale: bool = False
+    mapped: bool = False
 
 
 # ---- acts ----
@@ -91,10 +93,23 @@ class ReadStore:
 
 
 @dataclass(frozen=True, slots=True)
+class AwaitClaim:
+    """Wait until the slot is filled: only the destination may do that now, and it needs pages from here."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class AskPeer:
-    """Ask the destination who owns the guest [ONE-60]."""
+    """Ask the destination who owns the guest [ONE-60].
+
+    Attributes:
+        session: in which it was sent there.
+        later: let it start the guest before, which nobody else can: asked, it would give that up [ONE-44].
+    """
 
     session: SessionRecord
+    later: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +144,7 @@ class Settled:
     lost: bool = field(default=False)
 
 
-Act: TypeAlias = Note | ClaimSlot | ReadStore | AskPeer | RunHere | RunOn | FreeRoom | Settled
+Act: TypeAlias = Note | ClaimSlot | ReadStore | AwaitClaim | AskPeer | RunHere | RunOn | FreeRoom | Settled
 
 
 def open_session(history: History, mark: int = 0) -> SessionRecord | None:
@@ -213,7 +228,7 @@ def _ask_alone(history: History, session: SessionRecord, situation: Situation) -
     if pages of that one were to follow, what has not been started there is lost in any case.
     """
     if situation.image is not Image.GONE or history.owes_pages(session.session):
-        return AskPeer(session)
+        return AskPeer(session, later=situation.image is Image.GONE and situation.mapped)
     why = "the image here is gone, and to ask would make the destination give up its own"
     return Settled(Judgement(Owner.UNDECIDED, why, "ONE-44", Step.OPERATOR))
 
@@ -229,6 +244,8 @@ def _without_image(history: History, session: SessionRecord, situation: Situatio
     if peer is Owner.SOURCE or history.decision(session.session) is not None:
         why = "the destination never runs it, and the holder here has ended, and with it the image"
         return Settled(Judgement(Owner.SOURCE, why, "ONE-34", Step.OPERATOR, epoch - 1), lost=True)
+    if history.owes_pages(session.session) and situation.mapped:
+        return AwaitClaim(epoch)
     if history.owes_pages(session.session):
         why = f"the image here is gone with pages that were to follow the guest, and slot {epoch} is empty"
         return Settled(Judgement(Owner.UNDECIDED, why, "ONE-42", Step.OPERATOR), lost=True)

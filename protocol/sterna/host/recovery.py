@@ -42,6 +42,8 @@ Tell = Callable[[str], None]
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 5.0
 _ATTEMPTS: Final = 10
+# How long a destination has to start what it would give up when asked. It takes two syncs and a link's delay.
+_START_WITHIN_S: Final = 2.0
 # Each act brings things forward or ends in a wait; nothing that is legal takes more than a dozen of them.
 _ACTS_MAX: Final = 100
 
@@ -216,6 +218,7 @@ class Recovery:
         verdict: what the session's connection has told already, if it was handed back: that is final, and
             the destination may be gone by now.
         on_act: for tests that must know where a recovery stands.
+        mapped: the image's pages are mapped here, and can be sent though its holder has ended.
     """
 
     def __init__(
@@ -230,6 +233,7 @@ class Recovery:
         tell: Tell = lambda _: None,
         verdict: Verdict | None = None,
         on_act: OnAct = ignore_request,
+        mapped: bool = False,
     ) -> None:
         self._host = host
         self._keeper = keeper
@@ -246,8 +250,9 @@ class Recovery:
         self._verdict = verdict if verdict is not None and verdict.handed_back else None
         self._peer = None if self._verdict is None else Owner.SOURCE
         self._acted = False
+        self._mapped = mapped
 
-    def anew(self, verdict: Verdict | None = None) -> Recovery:
+    def anew(self, verdict: Verdict | None = None, *, mapped: bool = False) -> Recovery:
         """The same for a session that has just ended; `verdict` is what the destination has said in it."""
         return Recovery(
             self._host,
@@ -259,6 +264,7 @@ class Recovery:
             tell=self._tell,
             verdict=verdict,
             on_act=self._on_act,
+            mapped=mapped,
         )
 
     async def has_image(self) -> bool:
@@ -314,7 +320,8 @@ class Recovery:
         complete = None if self._verdict is None else has_all_pages(self._verdict)
         facts = Facts(self._host, store, peer=self._peer)
         seen = Seen(self._image.guest, await self._image.status())
-        return situation(self._keeper.history, session, seen, facts, complete=complete)
+        found = situation(self._keeper.history, session, seen, facts, complete=complete)
+        return replace(found, mapped=self._mapped)
 
     # ---- acting ----
 
@@ -327,7 +334,11 @@ class Recovery:
                 return await self._wait(self._claim(epoch, runner), tries=True)
             case acts.ReadStore():
                 return await self._wait(self._read_store(session))
-            case acts.AskPeer():
+            case acts.AwaitClaim():
+                return await self._wait(self._await_claim(session))
+            case acts.AskPeer(later=later):
+                if later and not self._stopped:
+                    await trio.sleep(_START_WITHIN_S)
                 return await self._wait(self._ask_peer(session, situation), tries=True)
             case acts.RunHere(epoch=epoch, runner=runner):
                 await self._change(self._image.run(epoch, runner))
@@ -381,6 +392,15 @@ class Recovery:
             if found is None or found.answers:
                 return
             self._tell("the lease store does not answer; asking on")
+            await pauses.next()
+
+    async def _await_claim(self, session: SessionRecord) -> None:
+        pauses = Pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+        self._tell("the holder here is gone, and the guest's pages are here still: waiting for who runs it")
+        while True:
+            found = await slots_behind(self._store, self._keeper.history.guest, session)
+            if found is None or found.next is not None:
+                return
             await pauses.next()
 
     async def _ask_peer(self, session: SessionRecord, situation: Situation) -> None:

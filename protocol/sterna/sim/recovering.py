@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from sterna.core.records import SessionRecord, Side
 from sterna.core.recovery import (
     AskPeer,
+    AwaitClaim,
     ClaimSlot,
     FreeRoom,
     Image,
@@ -221,7 +222,7 @@ def next_of(world: World, host: Host, task: Task) -> Next:
             if Defect.ABSENT_IS_LOST in world.defects and session.side is Side.SOURCE:
                 return Hold("run", task.image, epoch, runner)
             return Reach("claim", epoch, runner)
-        case ReadStore():
+        case ReadStore() | AwaitClaim():
             return Reach("read", session.epoch + 1)
         case AskPeer(asked):
             return _freed_early(world, session, task, host) or Question(asked)
