@@ -58,7 +58,9 @@ def test_a_defect_is_found_and_the_way_there_told(capsys):
 
 def test_more_than_can_be_explored(capsys, monkeypatch):
     def explore(**_):
-        raise OverflowError("more than 131072 parts of a kind: explore with fewer faults")
+        raise OverflowError(
+            "more than 131072 different first hosts have no number: explore with fewer faults"
+        )
 
     monkeypatch.setattr(handover_command, "explore", explore)
     code, result, err = run("--faults", "0", "--no-store", "--json", capsys=capsys)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from sterna.sim.kinds import WIDTHS, Column, Kind, Table
+from sterna.sim.kinds import ROUNDS_WIDTHS, THINGS, WIDTHS, Column, Kind, Table
 
 
 def kind_of(places=3):
@@ -30,9 +30,18 @@ def test_there_are_as_many_things_as_a_world_has_bits_for():
     kind = kind_of()
     for number in range(1 << WIDTHS[3]):
         assert made(kind, number, 0, 0) == number
-    with pytest.raises(OverflowError, match="fewer faults"):
+    with pytest.raises(
+        OverflowError, match="more than 64 different stores have no number: explore with fewer faults"
+    ):
         made(kind, 1, 1, 1)
-    assert sum(WIDTHS) == 64
+    assert sum(WIDTHS) == sum(ROUNDS_WIDTHS) == 64
+    assert len(WIDTHS) == len(THINGS)
+
+
+def test_where_rounds_go_on_there_is_room_for_more_of_the_first_host():
+    kinds = [Kind(place, (lambda part: part,), widths=ROUNDS_WIDTHS) for place in range(len(THINGS))]
+    assert [int(kind.mask).bit_length() for kind in kinds] == list(ROUNDS_WIDTHS)
+    assert [int(kind.shift) for kind in kinds] == [0, 20, 38, 53, 59]
 
 
 def test_columns_grow():

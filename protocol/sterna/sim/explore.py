@@ -49,6 +49,7 @@ from sterna.sim.defects import Defect
 from sterna.sim.faults import Fault, Step
 from sterna.sim.hosts import Task
 from sterna.sim.judge import Violation
+from sterna.sim.kinds import ROUNDS_WIDTHS, WIDTHS
 from sterna.sim.known import Known
 from sterna.sim.makers import RecallingMakers, Shape
 from sterna.sim.parts import State
@@ -164,7 +165,8 @@ class Exploration:
         self.found: Final = Explored(store, faults)
         self._makers: Final = RecallingMakers(Shape(store, resume=resume, switchover=switchover))
         world = (sent if rounds else loaded)(self._makers, store=store, defects=defects)
-        self._space: Final[Space] = Plain(world, kinds) if plain else Parted(world, kinds)
+        widths = ROUNDS_WIDTHS if rounds else WIDTHS
+        self._space: Final[Space] = Plain(world, kinds) if plain else Parted(world, kinds, widths)
         # Every state that was reached, and those in rows: with so many faults, so many steps behind the last.
         self._known: Final = Known()
         self._reached: Final[list[list[States]]] = []

@@ -16,8 +16,13 @@ import numpy.typing as npt
 from sterna.sim.recall import Recall, States
 
 T = TypeVar("T")
-WIDTHS: Final = (17, 20, 16, 6, 5)
-"""Bits that the number of each of the five things of a world has."""
+Widths: TypeAlias = tuple[int, int, int, int, int]
+"""Bits that the number of each of the five things of a world has: 64 together."""
+WIDTHS: Final[Widths] = (17, 20, 16, 6, 5)
+ROUNDS_WIDTHS: Final[Widths] = (20, 18, 15, 6, 5)
+"""Where rounds go on, it is the source's host that there are most different ones of."""
+THINGS: Final = ("first hosts", "second hosts", "sets of connections", "stores", "judges")
+"""What the five are, in words."""
 
 Key: TypeAlias = Callable[..., Hashable]
 """What makes two parts equal."""
@@ -27,10 +32,16 @@ Look: TypeAlias = Callable[..., tuple[Hashable, object]]
 
 
 class Table(Generic[T]):
-    """All parts of a kind that were met, by number."""
+    """All parts of a kind that were met, by number.
 
-    def __init__(self, width: int = 32) -> None:
+    Args:
+        width: bits that a number has.
+        what: they are, for messages.
+    """
+
+    def __init__(self, width: int = 32, what: str = "parts of a kind") -> None:
         self.parts: Final[list[T]] = []
+        self._what: Final = what
         self._numbers: Final[dict[Hashable, int]] = {}
         self._most: Final = 1 << width
 
@@ -39,7 +50,8 @@ class Table(Generic[T]):
         found = self._numbers.setdefault(key, len(self.parts))
         if found == len(self.parts):
             if found == self._most:
-                raise OverflowError(f"more than {found} parts of a kind: explore with fewer faults")
+                detail = f"more than {found} different {self._what} have no number"
+                raise OverflowError(f"{detail}: explore with fewer faults, or with some kinds of them only")
             self.parts.append(part)
         return found
 
@@ -127,6 +139,7 @@ class Kind:
         place: which of the five it is.
         keys: of each of its parts, what makes two equal.
         seen: what can be seen of a part without looking at all of it: of which, and how that is made.
+        widths: bits that the number of each of the five has.
     """
 
     def __init__(
@@ -134,13 +147,15 @@ class Kind:
         place: int,
         keys: tuple[Key, ...],
         seen: tuple[tuple[int, Look], ...] = (),
+        *,
+        widths: Widths = WIDTHS,
     ) -> None:
-        self.shift: Final = np.uint64(sum(WIDTHS[:place]))
-        self.mask: Final = np.uint64((1 << WIDTHS[place]) - 1)
+        self.shift: Final = np.uint64(sum(widths[:place]))
+        self.mask: Final = np.uint64((1 << widths[place]) - 1)
         self.sizes: Final = len(keys)
         self.tables: Final = [Table[object]() for _ in (*keys, *seen)]
         self.rows: Final = Column(len(self.tables))
-        self._things: Final = Table[None](WIDTHS[place])
+        self._things: Final = Table[None](widths[place], THINGS[place])
         self._keys: Final = keys
         self._seen: Final = seen
         self._seen_of: Final[list[list[int]]] = [[] for _ in seen]

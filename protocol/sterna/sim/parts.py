@@ -20,7 +20,7 @@ from sterna.core.history import History
 from sterna.core.records import Claiming, Start
 from sterna.sim.holder import Holder
 from sterna.sim.hosts import Hold, Host, Line, Op, Process, Reach, Task, View, Write, settled_key
-from sterna.sim.kinds import Key, Kind, Look, Table
+from sterna.sim.kinds import WIDTHS, Key, Kind, Look, Table, Widths
 from sterna.sim.recall import States
 from sterna.sim.world import World
 
@@ -58,19 +58,20 @@ class Parts:
 
     Args:
         world: one to begin with, which says what all others have alike.
+        widths: bits that the numbers of its five things have.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, widths: Widths = WIDTHS) -> None:
         own = {"hosts", "store", "lines", "judge", "ends", "_shared"}
         self.shared: Final = {name: value for name, value in vars(world).items() if name not in own}
         line = tuple([_line_key] * LINES_MAX)
         there = tuple([(number, _is_there) for number in range(LINES_MAX)])
         self.kinds: Final = (
-            Kind(0, _HOST_KEYS, _HOST_SEEN),
-            Kind(1, _HOST_KEYS, _HOST_SEEN),
-            Kind(LINES, line, there),
-            Kind(STORE, (lambda store: None if store is None else store.key(),)),
-            Kind(JUDGE, (lambda judge: judge.key(),)),
+            Kind(0, _HOST_KEYS, _HOST_SEEN, widths=widths),
+            Kind(1, _HOST_KEYS, _HOST_SEEN, widths=widths),
+            Kind(LINES, line, there, widths=widths),
+            Kind(STORE, (lambda store: None if store is None else store.key(),), widths=widths),
+            Kind(JUDGE, (lambda judge: judge.key(),), widths=widths),
         )
         self._patches: Final = tuple([Table[tuple[tuple[int, int], ...]]() for _ in self.kinds])
         self.first: Final = self._first(world)

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, Protocol, TypeAlias
 import numpy as np
 
 from sterna.sim.faults import Fault, Step, possible, possible_at, possible_between
-from sterna.sim.kinds import Column, Table
+from sterna.sim.kinds import WIDTHS, Column, Table, Widths
 from sterna.sim.memory import Memory
 from sterna.sim.parted import PartedWorld
 from sterna.sim.parts import OTHERS_REST, RESTS, Parts, State
@@ -158,10 +158,11 @@ class Parted:
     Args:
         world: to begin with.
         kinds: of faults.
+        widths: see `Parts`.
     """
 
-    def __init__(self, world: World, kinds: tuple[Fault, ...]) -> None:
-        self._parts: Final = Parts(world)
+    def __init__(self, world: World, kinds: tuple[Fault, ...], widths: Widths = WIDTHS) -> None:
+        self._parts: Final = Parts(world, widths)
         self._choices: Final = Choices()
         self._changes: Final = Changes(self._parts)
         self._steps: Final = Table[Step]()
