@@ -297,6 +297,17 @@ def test_the_essence_has_no_attempts_that_have_failed() -> None:
     assert history(*essence(granted).records) == essence(granted)
 
 
+@pytest.mark.parametrize("epoch", [2, 3])
+def test_the_essence_has_the_runner_by_which_a_guest_was_claimed_back(epoch: int) -> None:
+    """[ONE-55] [ONE-52] [LOG-9] It runs here by that slot, and may not leave without the store."""
+    back = (STORED, Granted(ONE, 2), RunnerRecord(ONE, epoch, OURS, IMAGE), Decided(ONE, epoch, Owner.SOURCE))
+    tried = replace(STORED, session=TWO, epoch=epoch)
+    short = essence(history(*back, tried))
+    assert history(*short.records) == short
+    assert short.has_slot(epoch, OURS)
+    assert essence(short.after(replace(tried, session=b"3" * 16, epoch=4))).runners(epoch) == frozenset()
+
+
 def test_a_session_is_decided_once() -> None:
     """[ONE-53] A second decision could name another epoch for the same owner."""
     decided = history(SENDING, Granted(ONE, 2), Decided(ONE, 3, Owner.SOURCE))

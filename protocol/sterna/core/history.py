@@ -174,6 +174,7 @@ def essence(history: History) -> History:
     kept |= {each.session for each in sessions[-1:]}
     epochs = {each.epoch + 1 for each in sessions if each.session in kept}
     kept |= {each.session for each in history.each(Claiming) if each.epoch in epochs or each.epoch >= newest}
+    kept |= {each.session for each in history.each(RunnerRecord) if each.epoch >= newest}  # claimed back
     records = (each for each in history.records if _matters(each, kept, newest, epochs))
     return History(history.guest, tuple(records))
 
