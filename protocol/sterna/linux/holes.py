@@ -99,15 +99,16 @@ def memory_holes(address: int, length: int) -> ByteRanges:
 
 def _segments(start: int, end: int) -> Iterator[_Segment]:
     """What is mapped there, ascending."""
-    with open("/proc/self/maps", encoding="ascii", errors="replace") as lines:
+    with open("/proc/self/maps", "rb") as lines:
         for line in lines:
-            span, rest = line.split(maxsplit=1)
-            low, high = (int(part, 16) for part in span.split("-"))
-            if low >= end:
+            span, rest = line.split(b" ", 1)
+            first, last = span.split(b"-")
+            if (high := int(last, 16)) <= start:
+                continue
+            if (low := int(first, 16)) >= end:
                 return  # hundreds of libraries may follow
-            if high > start:
-                rights, offset, _, inode = rest.split(maxsplit=4)[:4]
-                yield _Segment(low, high, rights[3] == "s", int(offset, 16), int(inode))
+            rights, offset, _, inode = rest.split(maxsplit=4)[:4]
+            yield _Segment(low, high, rights[3:4] == b"s", int(offset, 16), int(inode))
 
 
 def _shared_holes(segment: _Segment, start: int, end: int) -> ByteRanges:
