@@ -314,14 +314,17 @@ async def test_holder_and_store_agree_before_anything_is_sent(hosts: Hosts) -> N
 async def test_a_guest_with_a_slot_does_not_leave_without_a_store(hosts: Hosts) -> None:
     """[ONE-55] Its host's records know of the slot; what they know without one is in no store."""
     records, image = hosts.directory / "records-a", b"i" * 16
-    ownership = Ownership(records=records)
     async with RecordsShelf(records, "a test").opened(GUEST_ID) as keeper:
         assert keeper is not None
         await keeper.append(RunnerRecord(NO_SESSION, 1, hosts.here.runner, image))
-    with pytest.raises(BaseExceptionGroup) as caught:
-        await hosts.sending(1, ownership=ownership).run()
-    assert isinstance(gravest(caught.value), ConfigError)
-    assert "name it with --store [ONE-55]" in str(gravest(caught.value))
+    leases = hosts.directory / "leases"
+    create_file_store(leases)
+    for named, said in (None, "name it with --store [ONE-55]"), (str(leases), "another one, or has lost it"):
+        ownership = Ownership(records=records) if named is None else Ownership(records=records, store=named)
+        with pytest.raises(BaseExceptionGroup) as caught:
+            await hosts.sending(1, ownership=ownership).run()
+        assert isinstance(gravest(caught.value), ConfigError)
+        assert said in str(gravest(caught.value))
     assert hosts.here.state == "running"
 
 

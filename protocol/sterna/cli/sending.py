@@ -210,6 +210,11 @@ class Sending:
             raise LocalProtocolError(ErrorCode.NOT_READY, detail, clause="ONE-16") from error
         if newest == Slot(status.epoch, status.runner):
             return
+        if newest is None and history.has_slot(status.epoch, status.runner):
+            raise ConfigError(
+                f"the guest has slot {status.epoch} in a lease store, and none in {self.ownership.store}: "
+                "that is another one, or has lost it. The guest runs on here"
+            )
         if newest is None:
             raise ConfigError(
                 f"the guest has no slot in {self.ownership.store}: its holder was started without a store. "

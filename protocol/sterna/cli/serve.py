@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import trio
 from cyclopts import Parameter, validators
@@ -317,7 +317,7 @@ class _Job:
             try:
                 destination.cancel(why)
             except LocalProtocolError:
-                self.reporter.notice("too late to cancel: the guest may run here, wait for the end")
+                self.reporter.notice(TOO_LATE)
 
 
 class _Arrival:
@@ -378,6 +378,12 @@ class _Arrival:
 
 def _anybody(_identity: str, _fingerprint: bytes) -> None:
     """Never asked: without a peer list there is no TLS."""
+
+
+TOO_LATE: Final = (
+    "too late to cancel: the guest may run here, wait for the end. Who ends this command all the same runs "
+    "it again: the guest may wait for pages, or have to be started"
+)
 
 
 async def check_store(store: LeaseStore | None, reporter: Reporter) -> None:

@@ -31,7 +31,10 @@ from sterna.net.tls import TlsConfig
 from sterna.net.transport import Peer, Transport
 from sterna.registry import Feature, Owner
 
-TOO_LATE: Final = "too late to cancel: the guest has been handed over, wait for the end"
+TOO_LATE: Final = (
+    "too late to cancel: the guest has been handed over, wait for the end. Who ends this command all the "
+    "same runs it again: pages that the guest waits for may be only here"
+)
 
 
 @dataclass(frozen=True, slots=True)
