@@ -15,6 +15,7 @@ from records_support import ONE
 from sterna.cli.exits import Exit
 from sterna.core.records import Granted, SessionRecord, Side
 from sterna.host.lease_files import FileLeaseStore
+from sterna.wire.records import Runner
 
 FENCED = ["--i-have-fenced", "there"]
 
@@ -71,6 +72,35 @@ def test_with_a_store_the_slot_decides_still(
     newest = trio.run(FileLeaseStore(leases).newest, GUEST_ID)
     assert newest is not None
     assert (newest.epoch, newest.runner) == (2, engine.runner)
+
+
+def test_a_store_that_the_guest_did_not_have_is_not_recorded(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
+) -> None:
+    """[ONE-65] [ONE-59] It would bind whoever comes later, and the guest would stand still for ever."""
+    leases = store_of(tmp_path)
+    with holder(tmp_path / "h", with_guest=True) as engine:
+        mark(tmp_path / "h", engine)
+        options = [*FENCED, "--holder", tmp_path / "h", "--records-lost"]
+        code, fields = resolve(capsys, directory, "source", *options, "--store", leases)
+        assert code == Exit.USAGE
+        assert "name the one that it had, or none" in fields["error"]["text"]
+        assert not directory.exists()
+        code, fields = resolve(capsys, directory, "source", *options)
+        assert (code, fields["owner"], engine.epoch) == (Exit.OK, "source", 3)
+
+
+def test_a_slot_of_this_host_in_no_record_is_passed_over_by_an_operator(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
+) -> None:
+    """[ONE-52] [ONE-37] [ONE-59] It decides nothing; with what has claimed it, its record is lost."""
+    leases = store_of(tmp_path, FIRST, Runner("here", b"z" * 16))
+    with holder(tmp_path / "h", with_guest=True) as engine:
+        mark(tmp_path / "h", engine)
+        options = [*FENCED, "--holder", tmp_path / "h", "--records-lost", "--store", leases]
+        code, fields = resolve(capsys, directory, "source", *options)
+        assert (code, fields["owner"], fields["clause"]) == (Exit.OK, "source", "ONE-37")
+        assert (engine.state, engine.epoch) == ("running", 3)
 
 
 def test_the_image_is_freed_where_the_guest_is_the_destination_s(

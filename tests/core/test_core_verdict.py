@@ -208,6 +208,7 @@ def test_a_source_with_a_store() -> None:
         (resolved, SILENT, U, Step.WAIT_FOR_STORE),
         (resolved, store(), U, Step.CLAIM_NEXT),
         (resolved, store(next=OTHERS), U, Step.CLAIM_AFTER),
+        (granted.after(Resolved(ONE, 2, S, "there")), store(next=OURS), U, Step.CLAIM_AFTER),
         (again, store(next=OTHERS, after=third), S, Step.RUN),
         (again, store(next=OTHERS, after=Runner("third", b"x" * 16)), U, Step.OPERATOR),
         (ready.after(Decided(ONE, 2, D)), store(next=OTHERS), D, Step.FREE),

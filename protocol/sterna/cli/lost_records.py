@@ -13,6 +13,7 @@ from pathlib import Path
 from sterna.core.records import SessionRecord, Side
 from sterna.errors import ConfigError
 from sterna.guest.holder_client import connect_holder
+from sterna.host.lease import LeaseStore
 from sterna.host.records_keeper import set_aside
 from sterna.host.records_log import RecordsMissing
 from sterna.host.records_shelf import RecordsShelf
@@ -20,35 +21,51 @@ from sterna.host.recovery import Tell, guest_in
 from sterna.wire.records import NO_ID, NO_TOKEN
 
 
-async def begin_anew(shelf: RecordsShelf, guest: bytes, holder: Path, *, store: bool, tell: Tell) -> None:
+async def begin_anew(
+    shelf: RecordsShelf, guest: bytes, holder: Path, *, store: LeaseStore | None, tell: Tell
+) -> None:
     """Have a session on record for the mark of the guest's holder [ONE-59]; nothing where there is one.
 
     Args:
         shelf: where the records were.
         guest: its id.
         holder: the socket of its holder.
-        store: whether the guest has slots, as the operator says.
+        store: in which the guest has slots; None where it has none, as the operator says.
         tell: told of what is done, for people.
 
     Raises:
         ConfigError: the holder has no such guest, or none that may have left.
         GuestError: the holder is not there, or does not answer.
         RecordError: BUSY, RECORD_FAILED.
+        StoreUnavailable: the store does not answer, and nothing is begun.
+        StoreDamaged: an operator has to look into it.
     """
     async with await connect_holder(holder, role="observer") as connection:
         mark = connection.attached.granted_epoch if await guest_in(connection) == guest else 0
     if not mark:
         raise ConfigError(f"--records-lost: in {holder} is no such guest that may have left")
+    await _check_slots(store, guest, mark - 1)
     try:
         async with shelf.opened(guest) as keeper:
             assert keeper is not None
             sessions = keeper.history.each(SessionRecord)
             if not any((each.side, each.epoch + 1) == (Side.SOURCE, mark) for each in sessions):
                 made = secrets.token_bytes(len(NO_ID))
-                await keeper.append(SessionRecord(made, mark - 1, Side.SOURCE, NO_TOKEN, "", store=store))
+                stored = store is not None
+                await keeper.append(SessionRecord(made, mark - 1, Side.SOURCE, NO_TOKEN, "", store=stored))
                 tell(f"records begin anew: the guest may have left under epoch {mark}, nobody knows to whom")
     except RecordsMissing:
         assert shelf.directory is not None
         moved = await set_aside(shelf.directory, guest, purpose="sterna resolve")
         tell(f"records that do not count any more stay as {', '.join(moved)}")
         await begin_anew(shelf, guest, holder, store=store, tell=tell)
+
+
+async def _check_slots(store: LeaseStore | None, guest: bytes, epoch: int) -> None:
+    """What is recorded of a store binds whoever comes later [ONE-65]: a wrong one would for ever."""
+    newest = None if store is None else await store.newest(guest)
+    if store is not None and (newest is None or newest.epoch < epoch):
+        raise ConfigError(
+            f"--store: the guest has run under epoch {epoch}, and has no slot of it there: name the one that "
+            "it had, or none, if its holder was started without"
+        )

@@ -93,16 +93,16 @@ async def resolve(
     identity, name = guest_id(guest), security.own_name
     output = Output(json=json)
     shelf = RecordsShelf(ownership.directory(name), "sterna resolve")
-    if records_lost:
-        assert holder is not None
-        await begin_anew(shelf, identity, holder, store=bool(ownership.store), tell=output.say)
     async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(ownership.opened_store())
+        if records_lost:
+            assert holder is not None
+            await begin_anew(shelf, identity, holder, store=store, tell=output.say)
         keeper = await stack.enter_async_context(shelf.opened(identity, make=False))
         if keeper is None:
             where = f"there are no records of guest {guest} in {shelf.directory}"
             advice = "say --records or --name as its endpoints do, or, at a source, --records-lost"
             raise ConfigError(f"{where}: {advice}")
-        store = await stack.enter_async_context(ownership.opened_store())
         image = HeldImage(None, None)
         if holder is not None:
             known = partial(newest_epoch, keeper.history)

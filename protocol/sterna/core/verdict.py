@@ -240,7 +240,7 @@ def _source_with_store(history: History, session: SessionRecord, facts: Facts, s
     ours = _made(history, session, epoch)
     if store.next in ours:
         return Judgement(Owner.SOURCE, f"slot {epoch} is this host's own", "ONE-21", Step.RUN, epoch)
-    if store.next.host == facts.host:
+    if store.next.host == facts.host and decision is None:  # else who has decided that has made certain
         return _undecided(f"slot {epoch} names this host, in no record", "ONE-52", Step.OPERATOR)
     if decision is None and facts.peer is not Owner.SOURCE:
         why = f"slot {epoch} is {store.next.host}'s"
