@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from sterna.cli.exits import Exit
 from sterna.cli.main import main
 from sterna.core.history import History
 from sterna.core.records import Decided, Granted, HandBack, Resolved, Start
+from sterna.guest.holder_client import connect_holder
+from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
 from sterna.host.lease_files import FileLeaseStore
 from sterna.host.records_keeper import peek
 from sterna.host.records_shelf import RecordsShelf
@@ -159,6 +163,45 @@ def test_a_destination_s_guest_is_started_by_an_operator(
     assert isinstance(fate, Start)
     assert "@" in fate.operator
     assert fate.fenced == "there"
+
+
+def load(path: Path, image: bytes) -> None:
+    """Have a guest loaded in the holder, as it is when HANDOVER comes."""
+
+    async def run() -> None:
+        async with (
+            await connect_holder(path.with_name("origin")) as origin,
+            await connect_holder(path) as connection,
+        ):
+            source, room = await HolderSourceGuest.open(origin), HolderDestinationGuest(connection, image)
+            await room.reserve(source.description)
+            await source.pause()
+            room.memory(0)[:] = source.memory(0)
+            await room.load_state(await source.save_state())
+            await connection.detach()
+
+    with holder(path.with_name("origin"), with_guest=True):
+        trio.run(run)
+
+
+@pytest.mark.parametrize(("owner", "state"), [("destination", "running"), ("source", "empty")])
+def test_what_is_loaded_at_a_destination_is_decided_without_its_claim(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path, owner: str, state: str
+) -> None:
+    """[ONE-59] [ONE-62] Its endpoint died with CLAIMING not durable yet, and the source is gone for good."""
+    fenced = ["--i-have-fenced", "there"] if owner == "destination" else []
+    with holder(tmp_path / "h", with_guest=False) as engine:
+        load(tmp_path / "h", ONE)
+        note(directory, replace(RECEIVING, store=True))
+        options = [*fenced, "--holder", tmp_path / "h"]
+        assert resolve(capsys, directory, owner, *options)[0] == Exit.USAGE  # a store says whose it is
+        assert engine.state == "loaded"
+        shutil.rmtree(directory)
+        note(directory, RECEIVING)
+        code, fields = resolve(capsys, directory, owner, *options)
+        assert (code, fields["owner"], engine.state) == (Exit.OK, owner, state)
+    kinds = [each.kind for each in history(directory).records]
+    assert kinds[:3] == ["session", "claiming", "start" if owner == "destination" else "handback"]
 
 
 def test_a_destination_s_guest_is_handed_back_by_an_operator(

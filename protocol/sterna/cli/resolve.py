@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import secrets
 import socket
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from sterna.cli.taking_up import (
     recovered_text,
 )
 from sterna.cli.units import Duration, Json
-from sterna.core.records import HandBack, Record, Released, Resolved, SessionRecord, Side, Start
+from sterna.core.records import Claiming, HandBack, Record, Released, Resolved, SessionRecord, Side, Start
 from sterna.core.recovery import Image, open_session
 from sterna.core.verdict import Facts, Judgement, Step, judge
 from sterna.errors import ConfigError, LocalProtocolError
@@ -35,6 +36,7 @@ from sterna.host.recovery import HeldImage, Recovered, Recovery, Seen, held_imag
 from sterna.host.slots_behind import slots_behind
 from sterna.limits import TEXT_BYTES
 from sterna.registry import ErrorCode, Owner
+from sterna.wire.records import NO_ID, Runner
 
 _OWNERS: Final = {"source": Owner.SOURCE, "destination": Owner.DESTINATION}
 
@@ -148,6 +150,10 @@ class _Case:
         """
         status = await self.image.status()
         found = open_session(self.keeper.history, 0 if status is None else status.granted_epoch)
+        if found is None and status is not None and status.state == "loaded":
+            # Without a store CLAIMING is not durable alone, and HANDOVER may have come all the same [ONE-62].
+            known = self.keeper.history.session(status.image)
+            found = known if known is not None and not known.store else None
         if found is None:
             raise ConfigError("this guest was granted in no session of this host: there is nothing to decide")
         return found
@@ -175,7 +181,10 @@ class _Case:
         mine = Owner.SOURCE if session.side is Side.SOURCE else Owner.DESTINATION
         if owner is mine:
             _check_fenced(session, fenced)
-        record = _decision(session, owner, fenced)
+        record, epoch = _decision(session, owner, fenced), session.epoch + 1
+        if session.side is Side.DESTINATION and not self.keeper.history.claiming(epoch):
+            runner = Runner(self.host, secrets.token_bytes(len(NO_ID)))
+            await self.keeper.append(Claiming(session.session, epoch, runner, session.session))
         await self.keeper.append(record)
         return record
 
