@@ -151,6 +151,22 @@ def test_what_it_takes(
     assert not directory.exists()
 
 
+def test_a_guest_that_runs_here_gets_rid_of_records_that_do_not_count(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
+) -> None:
+    """[LOG-6] [ONE-22] It has no mark, so it has not left, and could never be sent otherwise."""
+    with holder(tmp_path / "h", with_guest=True) as engine:
+        lose(directory, "damaged")
+        options = [*FENCED, "--holder", tmp_path / "h", "--records-lost"]
+        assert resolve(capsys, directory, "destination", *options)[0] == Exit.USAGE
+        code, fields = resolve(capsys, directory, "source", *options)
+        assert (code, fields["recorded"], fields["clause"]) == (Exit.OK, None, "ONE-22")
+        assert told(capsys, directory, "--holder", tmp_path / "h")[0] == Exit.OK
+        assert engine.state == "running"
+    assert history(directory).records == ()
+    assert list((directory / GUEST_ID.hex()).glob("aside-*"))
+
+
 def test_a_destination_s_records_are_not_begun_anew(
     capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
 ) -> None:

@@ -11,13 +11,15 @@ import secrets
 from pathlib import Path
 
 from sterna.core.records import SessionRecord, Side
+from sterna.core.verdict import Judgement, Step
 from sterna.errors import ConfigError
 from sterna.guest.holder_client import connect_holder
 from sterna.host.lease import LeaseStore
-from sterna.host.records_keeper import set_aside
+from sterna.host.records_keeper import peek, set_aside
 from sterna.host.records_log import RecordsMissing
 from sterna.host.records_shelf import RecordsShelf
 from sterna.host.recovery import Tell, guest_in
+from sterna.registry import Owner
 from sterna.wire.records import NO_ID, NO_TOKEN
 
 
@@ -43,7 +45,10 @@ async def begin_anew(
     async with await connect_holder(holder, role="observer") as connection:
         mark = connection.attached.granted_epoch if await guest_in(connection) == guest else 0
     if not mark:
-        raise ConfigError(f"--records-lost: in {holder} is no such guest that may have left")
+        raise ConfigError(
+            f"--records-lost: in {holder} is no such guest that may have left. At a destination nothing is "
+            f"begun anew: decide it at its source, then move {shelf.directory}/{guest.hex()} away"
+        )
     await _check_slots(store, guest, mark - 1)
     try:
         async with shelf.opened(guest) as keeper:
@@ -55,10 +60,38 @@ async def begin_anew(
                 await keeper.append(SessionRecord(made, mark - 1, Side.SOURCE, NO_TOKEN, "", store=stored))
                 tell(f"records begin anew: the guest may have left under epoch {mark}, nobody knows to whom")
     except RecordsMissing:
-        assert shelf.directory is not None
-        moved = await set_aside(shelf.directory, guest, purpose="sterna resolve")
-        tell(f"records that do not count any more stay as {', '.join(moved)}")
+        await _clear(shelf, guest, tell)
         await begin_anew(shelf, guest, holder, store=store, tell=tell)
+
+
+async def cleared(shelf: RecordsShelf, guest: bytes, holder: Path, tell: Tell) -> Judgement | None:
+    """Set aside records that do not count, of a guest that runs here: without a mark it cannot have left.
+
+    Returns:
+        What is certain of it then; None if it does not run in this holder, or its records count.
+
+    Raises:
+        GuestError: the holder is not there, or does not answer.
+        RecordError: BUSY, RECORD_FAILED.
+    """
+    async with await connect_holder(holder, role="observer") as connection:
+        status, held = connection.attached, await guest_in(connection)
+    assert shelf.directory is not None
+    try:
+        await peek(shelf.directory, guest)
+    except RecordsMissing:
+        if held != guest or status.state != "running" or status.granted_epoch:
+            return None
+        await _clear(shelf, guest, tell)
+        why = "it runs in the holder, and has no mark by which it could have left"
+        return Judgement(Owner.SOURCE, why, "ONE-22", Step.NONE, status.epoch)
+    return None
+
+
+async def _clear(shelf: RecordsShelf, guest: bytes, tell: Tell) -> None:
+    assert shelf.directory is not None
+    moved = await set_aside(shelf.directory, guest, purpose="sterna resolve")
+    tell(f"records that do not count any more stay as {', '.join(moved)}")
 
 
 async def _check_slots(store: LeaseStore | None, guest: bytes, epoch: int) -> None:

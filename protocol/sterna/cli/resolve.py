@@ -15,7 +15,7 @@ from sterna.cli.endpoint import Flag, PathOption, Security
 from sterna.cli.events import Fields
 from sterna.cli.exits import Exit
 from sterna.cli.lease import guest_id
-from sterna.cli.lost_records import begin_anew
+from sterna.cli.lost_records import begin_anew, cleared
 from sterna.cli.output import Output
 from sterna.cli.ownership import UNDECIDED_AFTER_S, Ownership, TextOption
 from sterna.cli.taking_up import (
@@ -77,7 +77,8 @@ async def resolve(
         security: this host's --name.
         undecided_after: wait no longer than this for the lease store.
         records_lost: none of the guest's records at its source is left, or counts: decide by the mark of its
-            --holder, and begin them anew. With --store, if the guest has slots in one.
+            --holder, and begin them anew. With --store, if the guest has slots in one. Damaged records of a
+            guest that runs there without a mark are set aside.
         free_image: end the --holder here, and with it the image of a guest that is the destination's.
         json: one JSON object on stdout.
     """
@@ -99,6 +100,12 @@ async def resolve(
         store = await stack.enter_async_context(ownership.opened_store())
         if records_lost:
             assert holder is not None
+            clear = None if owner != "source" else await cleared(shelf, identity, holder, output.say)
+            if clear is not None:
+                output.say(judgement_text(clear))
+                fields = {"guest": identity.hex(), "recorded": None, **judgement_fields(clear)}
+                output.result({**fields, "recovered": None})
+                return Exit.OK
             await begin_anew(shelf, identity, holder, store=store, tell=output.say)
         keeper = await stack.enter_async_context(shelf.opened(identity, make=False))
         if keeper is None:
