@@ -13,7 +13,7 @@ from sterna.cli.output import Output
 from sterna.cli.units import Json
 from sterna.core.words import count_text
 from sterna.sim.defects import Defect
-from sterna.sim.seeded import DRAWN
+from sterna.sim.seeded import SEEDED
 from sterna_fuzz.world_seeds import Explained, Findings, run_seeds
 
 JOBS_MAX: Final = 256
@@ -51,7 +51,7 @@ def _tell(found: Findings, defects: tuple[Defect, ...], output: Output) -> None:
     tally = found.tally
     output.table(
         ("fault", "times", "what it is"),
-        [(kind.value, str(tally.faults[kind]), kind.text) for kind in DRAWN],
+        [(kind.value, str(tally.faults[kind]), kind.text) for kind in SEEDED],
     )
     for each in found.explained if not output.json else ():
         output.say(f"seed {each.seed}: {each.error}", style="red")
@@ -81,7 +81,7 @@ def _fields(found: Findings, defects: tuple[Defect, ...]) -> dict[str, object]:
         "undecided": tally.undecided,
         "steps": tally.steps,
         "seconds": round(found.seconds, 3),
-        "faults": {kind.value: tally.faults[kind] for kind in DRAWN},
+        "faults": {kind.value: tally.faults[kind] for kind in SEEDED},
         "failed": [_explained(each, defects) for each in found.explained],
     }
 

@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from sterna.cli.main import main
-from sterna.sim.seeded import DRAWN
+from sterna.sim.seeded import SEEDED
 from sterna_fuzz.handover_command import handover
 from sterna_fuzz.world_command import world
 
@@ -25,7 +25,7 @@ def test_seeds_that_hold(capsys):
     wanted = {"schema": 1, "seeds": 12, "violations": 0, "guest_lost_unexpected": 0, "failed": []}
     assert {name: result[name] for name in wanted} == wanted
     assert result["faults_injected"] == sum(result["faults"].values()) > 0
-    assert set(result["faults"]) == {each.value for each in DRAWN}
+    assert set(result["faults"]) == {each.value for each in SEEDED}
     assert result["migrations_completed"] + result["rolled_back"] >= 12 - result["guest_lost_expected"]
     assert result["resumed"] >= 0
     assert "12 seeds in " in err

@@ -12,7 +12,18 @@ from sterna.sim.faults import Fault
 from sterna.sim.holder import Stage
 from sterna.sim.judge import Violation
 from sterna.sim.makers import Shape
-from sterna.sim.seeded import DRAWN, Failure, Mishap, Run, Script, Tally, minimised, play, run_seed, script_of
+from sterna.sim.seeded import (
+    SEEDED,
+    Failure,
+    Mishap,
+    Run,
+    Script,
+    Tally,
+    minimised,
+    play,
+    run_seed,
+    script_of,
+)
 
 
 def test_a_seed_is_always_the_same():
@@ -39,7 +50,7 @@ def test_hundreds_of_seeds():
     for seed in range(1000, 1600):
         tally.add(run_seed(seed))
     assert tally.failures == []
-    seldom = {kind.value: tally.faults[kind] for kind in DRAWN if tally.faults[kind] < 50 * 600 / 2000}
+    seldom = {kind.value: tally.faults[kind] for kind in SEEDED if tally.faults[kind] < 50 * 600 / 2000}
     assert seldom == {}, "each kind happens 50 times in 2,000 seeds, and here as often for as many"
     assert tally.lost > 0
 

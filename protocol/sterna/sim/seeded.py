@@ -45,6 +45,7 @@ _NAMES: Final = (*(type(each).__name__[0] + "." + each.name for each in ANCHORS)
 DRAWN: Final = [each for each in Fault if each not in {Fault.TORN, Fault.OPENED_ANEW}]
 """These guests write all of their pages in a round, so that no two groups are on their way. A session that is
 opened anew is drawn by itself, since it needs one that has failed."""
+SEEDED: Final = (*DRAWN, Fault.OPENED_ANEW)
 
 
 @dataclass(frozen=True, slots=True)
