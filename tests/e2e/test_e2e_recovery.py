@@ -231,7 +231,7 @@ async def test_pages_that_follow_a_guest_whose_source_holder_dies(
     kept = await world.source("s", *first)
     await world.room()
     serve, port = await world.serve(*store)
-    options = ("--switchover", "post-copy", "--bandwidth", "4MiB/s", "--resume", "2s", "--streams", "0")
+    options = ("--switchover", "post-copy", "--bandwidth", "2MiB/s", "--resume", "2s", "--streams", "0")
     migrate = await world.migrate(port, *options, *store)
     await world.wait_for("d", lambda status: 0 < status.missing < 3500)
     kept.send(signal.SIGKILL)
