@@ -77,7 +77,7 @@ def handover(
     kinds = kind or FAULTS
     if stray := sorted(set(kinds) - set(KINDS)):
         raise ConfigError(f"--kind {stray[0]}: no step of an exploration; it knows {', '.join(KINDS)}")
-    output.say(f"handover: every interleaving with up to {faults} fault{'s' * (faults != 1)}{_of(kind)}")
+    output.say(f"handover: every interleaving with up to {count_text(faults, 'fault')}{_of(kind)}")
     what = What(faults, kinds, frozenset(defect), switchover, resume, rounds, plain)
     found = list(_run(what, stores, jobs, output.say))
     seconds = time.monotonic() - started

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from sterna.cli.exits import Exit
 from sterna.cli.output import Output
 from sterna.cli.units import Json, Size
+from sterna.core.words import count_text
 from sterna.guest.tracker import UffdTracker
 from sterna.limits import HEADER_BYTES, Limits
 from sterna.linux.errors import CapabilityMissing
@@ -145,7 +146,7 @@ def batches() -> Iterator[Measure]:
         bulk: list[Buffer] = [memory[at : at + length] for at in range(0, len(memory), length)]
         yield Measure(
             name=f"batch_{runs}_runs",
-            text=f"batch of 1 MiB in {runs} run{'s' * (runs > 1)}",
+            text=f"batch of 1 MiB in {count_text(runs, 'run')}",
             ways={OURS: CpuTime(_call(link.pass_batch, record, bulk, memory)), BARE: CpuTime(_bare(record))},
             yardstick="struct and crc32 alone",
             target=BATCH_TARGET_S,

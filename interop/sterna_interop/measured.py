@@ -11,6 +11,7 @@ from typing import Final
 
 from sterna.cli.output import Output
 from sterna.cli.version import versions
+from sterna.core.words import count_text
 from sterna_interop.measuring import BARE, BARE_HASH, COPY, OURS, QEMU, Taken
 
 _NAMES: Final = {OURS: "Sterna", BARE: "bare", BARE_HASH: "bare + hash", QEMU: "QEMU", COPY: COPY}
@@ -114,7 +115,7 @@ class Report:
         notes += [f"{name}: {text}" for name, text in self.conditions.items()]
         notes += [f"{name} was skipped: {reason}" for name, reason in self.skipped.items()]
         facts = ", ".join(f"{name} {value}" for name, value in machine().items())
-        title = f"{self.name}, {self.runs} run{'s' * (self.runs > 1)}; {facts}"
+        title = f"{self.name}, {count_text(self.runs, 'run')}; {facts}"
         return Table(title, columns, rows, notes)
 
 

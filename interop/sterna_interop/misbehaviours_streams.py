@@ -12,22 +12,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-import numpy as np
-
-from sterna.registry import GREASE_FIRST, Encoding, Phase
-from sterna.wire import (
-    Abort,
-    Attach,
-    Attached,
-    Pages,
-    Ping,
-    Round,
-    RoundAck,
-    RoundEnd,
-    make_runs,
-    page_hash,
-    unchecked,
-)
+from sterna.registry import GREASE_FIRST, Phase
+from sterna.wire import Abort, Attach, Attached, Ping, Region, Round, RoundAck, RoundEnd, unchecked
 from sterna_interop import peer_acts as do
 from sterna_interop.case import Wire
 from sterna_interop.contract import Order, Role
@@ -44,6 +30,7 @@ from sterna_interop.misbehaviours import (
 from sterna_interop.misbehaviours_source import a_page
 from sterna_interop.peer import Peer
 from sterna_interop.peer_destination import SESSION, TOKEN
+from sterna_interop.peer_image import Image
 from sterna_interop.peer_lanes import HANG_UP, LanePlan, attempt
 from sterna_interop.peer_steps import Act, Call, End, Moment, Place, Raw, Say, Step, Wait
 
@@ -313,13 +300,12 @@ def _frames() -> Rows:
 
 async def _two_at_once(peer: Peer) -> None:
     """A page that stops in its midst on the second connection, and comes whole on the first [STR-7]."""
-    content = bytes(_PAGE_BYTES)
-    table = Pages(1, 1, 1, make_runs([(0, 1, Encoding.RAW)], 12), np.array([page_hash(content)], "<u8"))
+    page = Image([Region(1, 0, _PAGE_BYTES)]).whole(1, 1, [(1, 0)])
     first, second = peer.lanes
-    whole = Say(table, content, second.stream)
+    whole = Say(page.table, page.bulk, second.stream)
     await second.step(Raw(lambda number: whole.encode(number)[: -_PAGE_BYTES // 2], 0, is_last=True))
     await first.step(Wait(_WAIT_S))  # connections know no order, so it has to have come
-    await first.say(table, content)
+    await first.say(page.table, page.bulk)
 
 
 def _says(record: Ping | Round | RoundEnd | RoundAck | Attach) -> Act:

@@ -6,15 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-import trio
 from test_cli_resolve import history, resolve
-from test_cli_verdict import FIRST, RECEIVING, SENDING, mark, note, store_of, told
+from test_cli_verdict import FIRST, RECEIVING, SENDING, mark, newest_slot, note, store_of, told
 
 from holder_support import GUEST_ID, holder
 from records_support import ONE
 from sterna.cli.exits import Exit
 from sterna.core.records import Granted, SessionRecord, Side
-from sterna.host.lease_files import FileLeaseStore
+from sterna.core.verdict import Slot
 from sterna.wire.records import Runner
 
 FENCED = ["--i-have-fenced", "there"]
@@ -69,9 +68,7 @@ def test_with_a_store_the_slot_decides_still(
         options = [*FENCED, "--holder", tmp_path / "h", "--records-lost", "--store", leases]
         code, fields = resolve(capsys, directory, "source", *options)
         assert (code, fields["owner"], engine.epoch) == (Exit.OK, "source", 2)
-    newest = trio.run(FileLeaseStore(leases).newest, GUEST_ID)
-    assert newest is not None
-    assert (newest.epoch, newest.runner) == (2, engine.runner)
+    assert newest_slot(leases) == Slot(2, engine.runner)
 
 
 def test_a_store_that_the_guest_did_not_have_is_not_recorded(

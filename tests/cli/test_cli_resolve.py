@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from test_cli_verdict import CLAIM, FIRST, RECEIVING, SENDING, STORED, mark, note, store_of
+from test_cli_verdict import CLAIM, FIRST, RECEIVING, SENDING, STORED, mark, newest_slot, note, store_of
 
 from holder_support import GUEST_ID, holder
 from records_support import ONE, OTHERS
@@ -17,9 +17,9 @@ from sterna.cli.exits import Exit
 from sterna.cli.main import main
 from sterna.core.history import History
 from sterna.core.records import Decided, Granted, HandBack, Resolved, Start
+from sterna.core.verdict import Slot
 from sterna.guest.holder_client import connect_holder
 from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
-from sterna.host.lease_files import FileLeaseStore
 from sterna.host.records_keeper import peek
 from sterna.host.records_shelf import RecordsShelf
 from sterna.registry import Owner
@@ -242,9 +242,7 @@ def test_with_a_store_the_decision_is_claimed(
         code, fields = resolve(capsys, directory, "source", *options)
         assert (code, fields["owner"], fields["epoch"]) == (Exit.OK, "source", 2)
         assert engine.state == "running"
-    newest = trio.run(FileLeaseStore(leases).newest, GUEST_ID)
-    assert newest is not None
-    assert (newest.epoch, newest.runner) == (2, engine.runner)
+    assert newest_slot(leases) == Slot(2, engine.runner)
 
 
 def test_a_decision_for_a_guest_that_is_gone(

@@ -28,6 +28,7 @@ from sterna.core.records import (
     Side,
     Start,
 )
+from sterna.core.verdict import Slot
 from sterna.guest.holder_engine import HolderEngine
 from sterna.host.lease_files import FileLeaseStore, create_file_store
 from sterna.host.records_shelf import RecordsShelf
@@ -66,6 +67,10 @@ def store_of(tmp_path: Path, *runners: Runner) -> Path:
 
     trio.run(run)
     return path
+
+
+def newest_slot(leases: Path) -> Slot | None:
+    return trio.run(FileLeaseStore(leases).newest, GUEST_ID)
 
 
 def told(capsys: pytest.CaptureFixture[str], directory: Path, *options: object) -> tuple[int, dict]:

@@ -267,7 +267,7 @@ def test_where_nobody_has_claimed_it_pages_that_are_gone_are_needed_whoever_does
 def test_pages_that_an_endpoint_has_mapped_are_waited_for_by_it():
     """[ONE-42] [ONE-44] The destination may yet claim and start what nobody else can run."""
     gone = replace(situation(Image.GONE, store=Store()), mapped=True)
-    assert act(gone, SENDING, FOLLOWS) == AwaitClaim(2)
+    assert act(gone, SENDING, FOLLOWS) == AwaitClaim()
     assert act(gone, SENDING, GRANT) == AskPeer(SENDING)  # of an image that is whole nothing is needed
     alone = replace(situation(Image.GONE), mapped=True)
     assert act(alone, SENDING, FOLLOWS) == AskPeer(SENDING, later=True)

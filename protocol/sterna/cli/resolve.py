@@ -102,9 +102,7 @@ async def resolve(
             assert holder is not None
             clear = None if owner != "source" else await cleared(shelf, identity, holder, output.say)
             if clear is not None:
-                output.say(judgement_text(clear))
-                fields = {"guest": identity.hex(), "recorded": None, **judgement_fields(clear)}
-                output.result({**fields, "recovered": None})
+                _tell(identity, None, clear, None, output)
                 return Exit.OK
             await begin_anew(shelf, identity, holder, store=store, tell=output.say)
         keeper = await stack.enter_async_context(shelf.opened(identity, make=False))
@@ -126,7 +124,7 @@ async def resolve(
         if free_image:
             await case.free(judgement)
             output.say("the image is freed, and its holder ends")
-    _tell(case, noted, judgement, recovered, output)
+    _tell(identity, noted, judgement, recovered, output)
     if recovered is not None and recovered.lost:
         return Exit.LOST
     # With a store it may take a claim before the decision shows: the endpoint makes that when it is started.
@@ -246,7 +244,7 @@ def _operator() -> str:
 
 
 def _tell(
-    case: _Case, noted: Record | None, judgement: Judgement, recovered: Recovered | None, output: Output
+    guest: bytes, noted: Record | None, judgement: Judgement, recovered: Recovered | None, output: Output
 ) -> None:
     if noted is None:
         output.say(f"it is decided already: {judgement.why} [{judgement.clause}]")
@@ -256,7 +254,7 @@ def _tell(
     if recovered is None and judgement.step is not Step.NONE:
         output.say("sterna migrate or sterna serve with its --holder does that; so does --holder here")
     fields: Fields = {
-        "guest": case.keeper.history.guest.hex(),
+        "guest": guest.hex(),
         "recorded": None if noted is None else noted.kind,
         **judgement_fields(judgement),
         "recovered": None if recovered is None else recovered_fields(recovered),

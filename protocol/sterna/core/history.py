@@ -145,14 +145,17 @@ class History:
 
     def runners(self, epoch: int, image: bytes | None = None) -> frozenset[Runner]:
         """This host's runners for an epoch, of one image or of all; what is in no record is not its own."""
-        found = (each for each in self.records if isinstance(each, RunnerRecord | Claiming))
-        return frozenset(each.runner for each in found if each.epoch == epoch and image in {None, each.image})
+        return frozenset(each.runner for each in self._made(epoch) if image in {None, each.image})
 
     def has_slot(self, epoch: int, runner: Runner) -> bool:
         """Whether this runner of this host was made to fill a slot in a lease store [ONE-55]."""
         stored = {each.session for each in self.each(SessionRecord) if each.store} | {NO_SESSION}
+        return any(each.runner == runner and each.session in stored for each in self._made(epoch))
+
+    def _made(self, epoch: int) -> Iterator[RunnerRecord | Claiming]:
+        """Records of the runners that this host has made for an epoch."""
         found = (each for each in self.records if isinstance(each, RunnerRecord | Claiming))
-        return any((each.epoch, each.runner) == (epoch, runner) and each.session in stored for each in found)
+        return (each for each in found if each.epoch == epoch)
 
 
 def essence(history: History) -> History:

@@ -96,8 +96,6 @@ class ReadStore:
 class AwaitClaim:
     """Wait until the slot is filled: only the destination may do that now, and it needs pages from here."""
 
-    epoch: int
-
 
 @dataclass(frozen=True, slots=True)
 class AskPeer:
@@ -244,9 +242,9 @@ def _without_image(history: History, session: SessionRecord, situation: Situatio
     if peer is Owner.SOURCE or history.decision(session.session) is not None:
         why = "the destination never runs it, and the holder here has ended, and with it the image"
         return Settled(Judgement(Owner.SOURCE, why, "ONE-34", Step.OPERATOR, epoch - 1), lost=True)
-    if history.owes_pages(session.session) and situation.mapped:
-        return AwaitClaim(epoch)
     if history.owes_pages(session.session):
+        if situation.mapped:
+            return AwaitClaim()
         why = f"the image here is gone with pages that were to follow the guest, and slot {epoch} is empty"
         return Settled(Judgement(Owner.UNDECIDED, why, "ONE-42", Step.OPERATOR), lost=True)
     if peer is None:

@@ -320,8 +320,8 @@ class Recovery:
         complete = None if self._verdict is None else has_all_pages(self._verdict)
         facts = Facts(self._host, store, peer=self._peer)
         seen = Seen(self._image.guest, await self._image.status())
-        found = situation(self._keeper.history, session, seen, facts, complete=complete)
-        return replace(found, mapped=self._mapped)
+        history, mapped = self._keeper.history, self._mapped
+        return situation(history, session, seen, facts, complete=complete, mapped=mapped)
 
     # ---- acting ----
 
@@ -335,7 +335,9 @@ class Recovery:
             case acts.ReadStore():
                 return await self._wait(self._read_store(session))
             case acts.AwaitClaim():
-                return await self._wait(self._await_claim(session))
+                gone = "the holder here is gone, and the guest's pages are here still"
+                self._tell(f"{gone}: waiting for who runs it")
+                return await self._wait(self._read_store(session, claimed=True))
             case acts.AskPeer(later=later):
                 if later and not self._stopped:
                     await trio.sleep(_START_WITHIN_S)
@@ -385,22 +387,15 @@ class Recovery:
             self._store, guest, epoch, runner, silent=self._say_silent, unnamed=self._say_unnamed
         )
 
-    async def _read_store(self, session: SessionRecord) -> None:
+    async def _read_store(self, session: SessionRecord, *, claimed: bool = False) -> None:
+        """Until the store answers, or until it says who has the slot, too."""
         pauses = Pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         while True:
             found = await slots_behind(self._store, self._keeper.history.guest, session)
-            if found is None or found.answers:
+            if found is None or (found.answers and (found.next is not None or not claimed)):
                 return
-            self._tell("the lease store does not answer; asking on")
-            await pauses.next()
-
-    async def _await_claim(self, session: SessionRecord) -> None:
-        pauses = Pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
-        self._tell("the holder here is gone, and the guest's pages are here still: waiting for who runs it")
-        while True:
-            found = await slots_behind(self._store, self._keeper.history.guest, session)
-            if found is None or found.next is not None:
-                return
+            if not found.answers:
+                self._tell("the lease store does not answer; asking on")
             await pauses.next()
 
     async def _ask_peer(self, session: SessionRecord, situation: Situation) -> None:
@@ -443,15 +438,16 @@ def situation(
     facts: Facts,
     *,
     complete: bool | None = None,
+    mapped: bool = False,
 ) -> Situation:
     """What there is, put together; `seen` in this host's holder."""
     if seen.status is None or seen.guest != history.guest:
-        return Situation(facts, complete=complete)
+        return Situation(facts, complete=complete, mapped=mapped)
     status = seen.status
     if session.side is Side.SOURCE:
         facts = replace(facts, mark=status.granted_epoch)
     image, stale = _image_of(history, session, status), bool(status.missing)
-    return Situation(facts, image, status.image, status.epoch, complete, stale)
+    return Situation(facts, image, status.image, status.epoch, complete, stale, mapped)
 
 
 def _image_of(history: History, session: SessionRecord, status: HolderStatus) -> Image:

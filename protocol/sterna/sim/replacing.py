@@ -1,12 +1,13 @@
 """Sessions of the guest that are open at a destination when its source opens another one there.
 
-Which of them give way is `sterna.core.admitting.gives_way`'s to say, as at a host. Those are cancelled; the
-newer one waits for their end, and what is kept of one that no connection has is freed [ONE-13].
+Which of them give way is `sterna.core.admitting.gives_way`'s to say, as at a host. Those are cancelled
+(`sterna.sim.tasks`); the newer one waits for their end, and what is kept of one that no connection has is
+freed [ONE-13].
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from sterna.core.admitting import OpenSession, gives_way
 from sterna.core.tables import COMMITTED
@@ -14,29 +15,14 @@ from sterna.sim.defects import Defect
 from sterna.sim.hosts import GiveWay, Host, Process, Task, peer_of
 from sterna.sim.judge import Violation
 from sterna.sim.kept import Noted
-from sterna.sim.machines import Cancel
 
 if TYPE_CHECKING:
     from sterna.sim.world import World
     from sterna.wire.records import Hello
 
 
-class Other(NamedTuple):
-    """A session that is open beside another one.
-
-    Attributes:
-        session: its id.
-        facts: what is known of it.
-        task: that has it; None if its link is lost, and it is kept.
-    """
-
-    session: bytes
-    facts: OpenSession
-    task: Task | None = None
-
-
-def others(host: Host, process: Process, task: Task, but: bytes = b"") -> list[Other]:
-    """Those that a process has open as a destination, beside a task's. `but`: a session that is not meant."""
+def others(host: Host, process: Process, task: Task, but: bytes = b"") -> list[tuple[bytes, OpenSession]]:
+    """Those that a process has open as a destination, beside a task's, by id. `but`: one not meant."""
     peer, found = peer_of(host), []
     for each in process.tasks:
         if each is not task and each.kind == "destination" and each.image not in {b"", but}:
@@ -44,33 +30,26 @@ def others(host: Host, process: Process, task: Task, but: bytes = b"") -> list[O
             assert machine is not None
             assert machine.ticket is not None
             epoch, is_committed = machine.ticket.hello.epoch, machine.state in COMMITTED
-            found.append(Other(each.image, OpenSession(epoch, peer, peer, is_committed), each))
+            found.append((each.image, OpenSession(epoch, peer, peer, is_committed)))
     for session, kept in process.kept.items():
         if session not in {b"", but}:
             assert not isinstance(kept, Noted)
             assert kept.ticket is not None
-            facts = OpenSession(kept.ticket.hello.epoch, peer, peer, kept.is_committed)
-            found.append(Other(session, facts))
+            found.append((session, OpenSession(kept.ticket.hello.epoch, peer, peer, kept.is_committed)))
     return found
 
 
 def give_way(world: World, host: Host, process: Process, task: Task, hello: Hello) -> GiveWay | None:
-    """End the sessions that a newer one replaces; what it is to wait for then, None for nothing.
+    """The sessions that a newer one replaces, and is to wait for; None for nothing.
 
     Raises:
         LocalProtocolError: BUSY, one does not give way.
     """
-    from sterna.sim.tasks import tell
-
     if Defect.OLDER_GOES_ON in world.defects:
         return None
     there = others(host, process, task, hello.session)
-    places = gives_way(hello, peer_of(host), [each.facts for each in there], waited=has_waited(task))
-    for place in places:
-        older = there[place].task
-        if older is not None:
-            tell(world, host, process, older, Cancel())
-    return GiveWay(tuple([there[place].session for place in places])) if places else None
+    places = gives_way(hello, peer_of(host), [facts for _, facts in there], waited=has_waited(task))
+    return GiveWay(tuple([there[place][0] for place in places])) if places else None
 
 
 def has_waited(task: Task) -> bool:
@@ -89,5 +68,5 @@ def check_alone(host: Host, process: Process, task: Task, session: bytes) -> Non
     Raises:
         Violation: one may.
     """
-    if not all(each.facts.is_committed for each in others(host, process, task, session)):
+    if not all(facts.is_committed for _, facts in others(host, process, task, session)):
         raise Violation("one-runner", f"two sessions that bring the guest are open at {host.name}")

@@ -46,6 +46,7 @@ DRAWN: Final = [each for each in Fault if each not in {Fault.TORN, Fault.OPENED_
 """These guests write all of their pages in a round, so that no two groups are on their way. A session that is
 opened anew is drawn by itself, since it needs one that has failed."""
 SEEDED: Final = (*DRAWN, Fault.OPENED_ANEW)
+"""All that happens in seeds."""
 
 
 @dataclass(frozen=True, slots=True)

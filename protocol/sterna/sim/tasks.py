@@ -13,7 +13,7 @@ from sterna.sim.connecting import hangs_up, says
 from sterna.sim.ends import ended, forget_opening
 from sterna.sim.holding import hold, keep
 from sterna.sim.hosts import GiveWay, Hold, Host, Process, Reach, TakeLocks, Task, Write, write
-from sterna.sim.machines import Done, Failed, Input, Lost, Trouble
+from sterna.sim.machines import Cancel, Done, Failed, Input, Lost, Trouble
 from sterna.sim.plans import Answered, plan
 
 if TYPE_CHECKING:
@@ -44,6 +44,11 @@ def go_on(world: World, host: Host, process: Process, task: Task) -> None:
             tell(world, host, process, task, what)
         else:
             task.op = doing
+            if isinstance(doing, GiveWay):
+                older_ones = [each for each in process.tasks if each.image in doing.sessions]
+                for older in older_ones:
+                    assert older.kind == "destination"
+                    tell(world, host, process, older, Cancel())
     elif machine.result is not None and not machine.asked:
         hangs_up(world, process, task)
         if ended(world, host, process, task, machine.result):
