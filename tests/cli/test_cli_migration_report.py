@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sterna.cli.exits import Exit
@@ -16,7 +18,8 @@ from sterna.wire.records import Verdict
 
 
 def result(outcome: Outcome, **fields: object) -> Result:
-    return Result(outcome, seconds=1.0, bytes_sent=1 << 20, **fields)  # type: ignore[arg-type]
+    told = {"run_after_s": 0.5, **fields}
+    return Result(outcome, seconds=1.0, bytes_sent=1 << 20, **told)  # type: ignore[arg-type]
 
 
 ROUND = RoundStats(1, 1, 4096, 0.1, 0, 0)
@@ -155,6 +158,47 @@ def test_every_end_says_where_the_guest_is(end: Result, said: str) -> None:
     """[ONE-40] [ONE-42] And whether it is what it was."""
     transport, _ = memory_transport_pair()
     assert sentence(end, transport) == said
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept", "then"),
+    [
+        ({}, True, "Keep this holder: its image is as it was at the pause"),
+        (
+            {"after": AfterStats(stale=3)},
+            True,
+            "It may lack pages that are only here: keep this holder and its image",
+        ),
+        (
+            {"after": AfterStats(stale=3)},
+            False,
+            (
+                "It may lack pages that were only in the image here, and that is gone: sterna verdict ID "
+                "--holder HOLDER --peer recorded tells whether it has them all"
+            ),
+        ),
+    ],
+)
+def test_a_guest_that_nobody_has_seen_run_is_not_said_to(
+    fields: dict[str, object], kept: bool, then: str
+) -> None:
+    """[ONE-33] [ONE-58] The slot is the destination's, or START is there; what is to run it may be dead."""
+    transport, _ = memory_transport_pair()
+    end = result(Outcome.MOVED, error=SILENT, run_after_s=None, **fields)
+    assert exit_of_result(end) is Exit.GUEST
+    assert sentence(end, transport, kept=kept) == (
+        "the guest is owned by memory, and nobody has said yet that it runs there: peer_silent: nothing for "
+        "5 s. sterna serve, started again there with the options that it had, runs it; this command, run "
+        f"again, asks. {then}"
+    )
+
+
+def test_a_guest_that_is_whole_has_run() -> None:
+    """[ONE-39] VERDICT repeats COMPLETE, whoever has missed RUNNING."""
+    verdict = Verdict(Owner.DESTINATION, 2, complete=True, digest=b"d" * 16)
+    end = result(Outcome.MOVED, run_after_s=None, verdict=verdict)
+    assert exit_of_result(end) is Exit.OK
+    assert exit_of_result(replace(end, verdict=replace(verdict, complete=False))) is Exit.GUEST
 
 
 def test_who_was_too_late_to_cancel_hears_of_nothing_less_than_of_a_loss() -> None:

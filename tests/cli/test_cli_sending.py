@@ -558,7 +558,7 @@ async def test_who_cancels_while_it_is_found_out_who_owns_the_guest(
     if theirs:
         with pytest.raises(BaseExceptionGroup) as caught:
             await sent_on(hosts, monkeypatch, *records, theirs=True)
-        assert caught.group_contains(GuestError, match="too_late: it runs elsewhere under epoch 2")
+        assert caught.group_contains(GuestError, match="too_late: it is the destination's, under epoch 2")
         assert hosts.here.state == "granted"
         return
     assert await sent_on(hosts, monkeypatch, *records, theirs=False) is Exit.ROLLED_BACK

@@ -19,6 +19,7 @@ def test_a_completed_session():
     account.bytes_received += 30
     account.guest_stops(104.0)
     account.guest_runs(104.5)
+    account.guest_runs(105.0)
     result = account.close(Outcome.COMPLETED, 106.0, **CLOSING)
     assert (result.outcome, result.code, result.error) == (Outcome.COMPLETED, None, None)
     assert (result.seconds, result.blackout_s, result.run_after_s) == (6.0, 0.5, 4.5)

@@ -14,7 +14,7 @@ from sterna.core.events import Outcome
 from sterna.core.records import Decided
 from sterna.core.source import SourceMachine
 from sterna.core.tables import SourceState as S
-from sterna.errors import GuestError
+from sterna.errors import GuestError, TransportError
 from sterna.registry import ErrorCode, Owner, Phase
 from sterna.wire import records as r
 
@@ -163,10 +163,13 @@ def test_a_source_that_learns_where_the_guest_runs_serves_on():
     first.machine.connection_lost(None, first.now)
     assert first.machine.result.outcome is Outcome.UNDECIDED
     assert first.machine.may_serve
-    carry = first.machine.moved(first.now)
+    carry = first.machine.moved()
     assert carry.moved
     assert carry.serving.pages_owed == 2
     rig = FirstServingRig()
+    rig.machine = SourceMachine.resumed(rig.machine._job, carry.memory._pages, carry, rig.now)
+    rig.machine.give_up(TransportError(ErrorCode.PEER_SILENT, "nobody"), rig.now)
+    assert (rig.machine.result.outcome, rig.machine.result.has_run) == (Outcome.MOVED, False)
     rig.machine = SourceMachine.resumed(rig.machine._job, carry.memory._pages, carry, rig.now)
     rig.machine.start(rig.now)
     generation = rig.machine._ticket.generation
@@ -174,6 +177,7 @@ def test_a_source_that_learns_where_the_guest_runs_serves_on():
     rig.do(e.Persist)
     rig.drain()
     assert pages_of(rig) == [(1, 2, 3)]
+    assert rig.machine._account.close(Outcome.MOVED, rig.now, epoch=2, digest=b"", bytes_sent=0).has_run
     rig.say(r.Complete(EPOCH + 1, rig.machine._memory.complete()))
     rig.do(e.Persist)
     rig.do(e.ReleaseImage)

@@ -41,7 +41,8 @@ MEANINGS: Final[dict[Exit, str]] = {
     Exit.PROTOCOL: "the protocol was broken; the text says by whom",
     Exit.REFUSED: "the peers do not fit together, or one of them refuses",
     Exit.TRANSPORT: "the connection, TLS, or a deadline",
-    Exit.GUEST: "the guest, its holder, or a durable record failed, or a guest has moved and lacks pages",
+    Exit.GUEST: "the guest, its holder, or a durable record failed, or a guest that has moved lacks pages, "
+    "or is not known to run",
     Exit.ROLLED_BACK: "cancelled, or not converging: the guest runs on at the source",
     Exit.UNDECIDED: "it is not known who owns the guest; it stays paused until the peer or an operator says",
     Exit.LOST: "the guest is lost",

@@ -84,9 +84,10 @@ class MigrationReport:
         """
         _check_lost(recovered)
         if recovered.judgement.owner is Owner.DESTINATION and not recovered.acted:
-            text = f"it runs elsewhere under epoch {recovered.judgement.epoch}"
+            text = f"it is the destination's, under epoch {recovered.judgement.epoch}"
             raise GuestError(f"{text}: {judgement_text(recovered.judgement)}", ErrorCode.TOO_LATE)
-        result = decided(Result(Outcome.UNDECIDED, session=recovered.session.session), recovered)
+        unknown = Result(Outcome.UNDECIDED, session=recovered.session.session, verdict=recovered.verdict)
+        result = decided(unknown, recovered)
         result = told_late(result) if late else result
         self.reporter.result(
             {"role": "source", **result_fields(result), "recovered": recovered_fields(recovered)}
@@ -94,7 +95,9 @@ class MigrationReport:
         owner, epoch = recovered.judgement.owner, recovered.judgement.epoch
         whose = owner.name.lower() + ("" if owner is Owner.UNDECIDED else f" under epoch {epoch}")
         self.reporter.say(f"an earlier session of this guest: {whose}: {judgement_text(recovered.judgement)}")
-        return exit_of_outcome(result.outcome, result.code, by_peer=result.by_peer)
+        if is_unseen(result):
+            self.reporter.say(_unseen(recovered.session.peer or "the destination"))
+        return exit_of_result(result)
 
     async def conclude(
         self,
@@ -122,6 +125,7 @@ class MigrationReport:
         asked_last = result.verdict is not None and result.verdict.handed_back
         if recovered is not None:
             _check_lost(recovered)
+            result = replace(result, verdict=recovered.verdict or result.verdict)
             if asked_last or result.outcome is Outcome.UNDECIDED:
                 result = decided(result, recovered)
         result = told_late(result) if late else result
@@ -148,7 +152,8 @@ class MigrationReport:
             self.reporter.notice(warned.text)
         if recovered is not None and result.outcome is not Outcome.COMPLETED:
             self.reporter.say(judgement_text(recovered.judgement))
-        if owes_pages(result) or result.outcome in {Outcome.UNDECIDED, Outcome.ANSWERED, Outcome.STRANDED}:
+        unclear = owes_pages(result) or is_unseen(result)
+        if unclear or result.outcome in {Outcome.UNDECIDED, Outcome.ANSWERED, Outcome.STRANDED}:
             self.reporter.say(f"its ID is {guest.description.id.hex()}")
         return exit_of_result(result)
 
@@ -158,9 +163,14 @@ def _guest_fields(guest: DepartingGuest) -> Fields:
 
 
 def exit_of_result(result: Result) -> Exit:
-    """Exit code of a session. A guest that waits for pages which only this host has is in no order yet."""
+    """Exit code of a session. A guest that lacks pages, or may not run, is in no order yet."""
     code = exit_of_outcome(result.outcome, result.code, by_peer=result.by_peer)
-    return Exit.GUEST if code is Exit.OK and owes_pages(result) else code
+    return Exit.GUEST if code is Exit.OK and (owes_pages(result) or is_unseen(result)) else code
+
+
+def is_unseen(result: Result) -> bool:
+    """Whether the guest is the destination's, and nobody has said that it has run there [ONE-33] [ONE-58]."""
+    return result.outcome is Outcome.MOVED and not result.has_run
 
 
 def told_late(result: Result) -> Result:
@@ -181,15 +191,13 @@ def sentence(result: Result, transport: Transport, *, kept: bool = True) -> str:
         case Outcome.MOVED if result.code in _GRAVE:
             told = _GRAVE[result.code].format(transport.peer)
             return f"{told}{unverified_text(result)}{why}. Keep this holder: {_IMAGE}"
+        case Outcome.MOVED if is_unseen(result):
+            return _unseen(str(transport.peer), why, lacks=_lacks(kept=kept) if owes_pages(result) else "")
         case Outcome.COMPLETED | Outcome.MOVED:
             stood = "" if result.blackout_s is None else f", stopped for {duration_text(result.blackout_s)}"
             end = f"{followed_text(result)}{resumed_text(result)}{unverified_text(result)}"
             if result.outcome is Outcome.MOVED and result.after is not None:
-                only = "are only here: keep this holder and its image"
-                if not kept:
-                    only = "were only in the image here, and that is gone: sterna verdict ID --holder HOLDER "
-                    only += "--peer recorded tells whether it has them all"
-                end = f"{unverified_text(result)}{why}. It may wait there for pages that {only}"
+                end = f"{unverified_text(result)}{why}. It may wait there for {_lacks(kept=kept)}"
             elif result.outcome is Outcome.MOVED:
                 end += " (the connection was lost at the end; the image is still here)"
             return (
@@ -216,3 +224,20 @@ def sentence(result: Result, transport: Transport, *, kept: bool = True) -> str:
             )
         case Outcome.GUEST_FAILED:
             return f"the guest is here but could not be set running again{why}"
+
+
+def _lacks(*, kept: bool) -> str:
+    """Pages that the guest may lack there. `kept` as for `sentence`."""
+    if kept:
+        return "pages that are only here: keep this holder and its image"
+    gone = "pages that were only in the image here, and that is gone"
+    return f"{gone}: sterna verdict ID --holder HOLDER --peer recorded tells whether it has them all"
+
+
+def _unseen(host: str, why: str = "", *, lacks: str = "") -> str:
+    """The guest of a destination that has not said that it runs it."""
+    then = f"It may lack {lacks}" if lacks else f"Keep this holder: {_IMAGE}"
+    return (
+        f"the guest is owned by {host}, and nobody has said yet that it runs there{why}. sterna serve, "
+        f"started again there with the options that it had, runs it; this command, run again, asks. {then}"
+    )

@@ -87,11 +87,11 @@ class ServingOn:
         except TransportError as error:
             if not departure.image.stale.any():
                 return None  # it has all of its pages
-            detail = "the guest runs there, and pages that it may lack are only here: keep this holder"
+            detail = "it owns the guest, and pages that it may lack are only here: keep this holder"
             raise TransportError(error.code, f"{error}; {detail}, and run this command again") from error
         lacks = "it is sent what it lacks" if departure.image.stale.any() else "it lacks nothing there"
         epoch = recovered.judgement.epoch
-        self.reporter.say(f"this guest runs at {transport.peer} under epoch {epoch} already; {lacks}")
+        self.reporter.say(f"this guest is owned by {transport.peer} already, under epoch {epoch}; {lacks}")
         async with host.session(transport.peer, session.address, guest.description.id) as records:
             source = Source(
                 guest,

@@ -92,7 +92,9 @@ class Account:
         self._state = state
 
     def guest_runs(self, now: float) -> None:
-        """The blackout, if there was one, is over."""
+        """The blackout, if there was one, is over. What is told once more changes nothing."""
+        if self._ran is not None:
+            return
         self.blackout_s = None if self._stopped is None else now - self._stopped
         self._ran = now
 

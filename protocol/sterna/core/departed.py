@@ -93,7 +93,8 @@ class Departed(Batches):
         check_epoch(record, self._job.epoch + 1, "RUN-1")
         self._step(FrameType.RUNNING, now)
         self._note_owner()
-        self._on_moved(now)
+        self._account.guest_runs(now)
+        self._on_moved()
 
     def _note_owner(self) -> None:
         """The guest is the destination's. Until that is durable, this host has to ask who has it."""
@@ -105,9 +106,8 @@ class Departed(Batches):
         if self._result is not None:
             self._result = replace(self._result, unrecorded=error)
 
-    def _on_moved(self, now: float) -> None:
-        """It runs there, and may lack pages."""
-        self._account.guest_runs(now)
+    def _on_moved(self) -> None:
+        """It is the destination's, and may lack pages there."""
         if self._memory.stale.any():
             assert self._selection is not None
             peer, own = self._selection.limits, self._config.limits
@@ -121,9 +121,12 @@ class Departed(Batches):
         resumes = self._selection is not None and self._selection.has(Feature.RESUME)
         return resumes and self._state is SourceState.UNDECIDED
 
-    def moved(self, now: float) -> SourceCarry:
-        """The destination turns out to own the guest, of a machine that `may_serve`: to go on from there."""
-        self._on_moved(now)
+    def moved(self) -> SourceCarry:
+        """The destination turns out to own the guest, of a machine that `may_serve`: to go on from there.
+
+        Whether it runs there, it says with WELCOME or VERDICT.
+        """
+        self._on_moved()
         self._account.suspended(self._outbox.sent_bytes)
         return self._carried()
 
@@ -169,6 +172,7 @@ class Departed(Batches):
 
     def _on_complete_told(self, record: Verdict, now: float) -> None:
         """COMPLETE was lost, and VERDICT repeats it [ONE-39]; behind it nothing is said any more."""
+        self._account.guest_runs(now)
         self._check_complete(record)
         self._over = True
         self._step(SourceInput.COMPLETE_TOLD, now)

@@ -145,7 +145,6 @@ class Departure:
         account = Account(now)
         account.session, account.style = ticket.session, image.style
         account.verified, account.resumable = ticket.selection.hashed, ticket.selection.has(Feature.RESUME)
-        account.guest_runs(now)
         mark = Mark(ticket.generation, _ANY_SEQUENCE)
         return SourceCarry(
             ticket,

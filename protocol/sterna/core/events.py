@@ -421,7 +421,8 @@ class Outcome(StrEnum):
 
     Attributes:
         COMPLETED: the guest runs at the destination, and the source has freed its image.
-        MOVED: likewise, but the last exchange was cut: the source keeps an image that it need not keep.
+        MOVED: likewise, but the last exchange was cut: the source keeps an image that it need not keep. Or
+            nobody has said yet that the guest, which is the destination's, runs there, see `Result.has_run`.
         STRANDED: the guest runs at the destination, and needs pages that are at the source: keep the image.
         ROLLED_BACK: the guest runs at the source.
         UNDECIDED: the guest is paused, and nobody knows who owns it. It is not the last word where records
@@ -509,6 +510,12 @@ class Result:
     streams: int = 0
     resumable: bool = False
     unrecorded: SternaError | None = None
+
+    @property
+    def has_run(self) -> bool:
+        """Whether this side knows that the guest has run at the destination, and not only whose it is."""
+        told = self.verdict is not None and self.verdict.complete
+        return told or self.run_after_s is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -214,6 +214,8 @@ class Opening(Session):
         if self._state is SourceState.RETURNING and self._serving is None:
             raise wrong(ErrorCode.UNEXPECTED_FRAME, "no page was stale", "PCY-21", record)
         ticket.check_welcome(record, ticket.generation)
+        if self._state is SourceState.RETURNING:
+            self._account.guest_runs(now)  # else it is told who owns the guest [RES-15]
         served = self._memory if self._serving is None else self._serving
         self._report = served.report(record)
         self._welcomed(ticket.selection, now)

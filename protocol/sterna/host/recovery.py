@@ -190,12 +190,14 @@ class Recovered:
         judgement: who owns the guest, and what is left to do.
         lost: the owner's image is gone, or one from which pages were to follow the guest.
         acted: whether this recovery has changed anything.
+        verdict: what the destination has said, if it was asked and has answered.
     """
 
     session: SessionRecord
     judgement: Judgement
     lost: bool = False
     acted: bool = False
+    verdict: Verdict | None = None
 
     @property
     def runs_here(self) -> bool:
@@ -301,13 +303,13 @@ class Recovery:
             situation = await self._look(session)
             act = next_act(self._keeper.history, session.session, situation, self._spare())
             if isinstance(act, Settled):
-                return Recovered(session, act.judgement, act.lost, self._acted)
+                return Recovered(session, act.judgement, act.lost, self._acted, self._verdict)
             self._on_act(act, done=False)
             carried_out = await self._carry_out(act, session, situation)
             self._on_act(act, done=True)
             if not carried_out:
                 judgement = judge(self._keeper.history, session.session, situation.facts)
-                return Recovered(session, judgement, acted=self._acted)
+                return Recovered(session, judgement, acted=self._acted, verdict=self._verdict)
         raise LocalProtocolError(ErrorCode.INTERNAL, f"a recovery that comes to no end: {act}")
 
     def _spare(self) -> Runner:

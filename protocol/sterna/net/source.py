@@ -167,7 +167,7 @@ class Source(Endpoint):
         if not machine.may_serve or self._decide is None:
             return None
         if await self._decide(result):
-            return machine.moved(self._options.clock())
+            return machine.moved()
         self._tell(Finished(result))
         return None
 
