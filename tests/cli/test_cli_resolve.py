@@ -135,6 +135,26 @@ def test_an_image_that_nobody_needs_any_more_is_freed(
     assert history(directory).released(ONE)  # else a guest whose pages followed it would be missing them
 
 
+def test_a_store_that_is_gone_for_good_keeps_no_image(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
+) -> None:
+    """[ONE-65] [ONE-38] While nothing is decided it is asked for; behind a decision nobody needs it."""
+    note(directory, STORED)
+    with holder(tmp_path / "h", with_guest=True) as engine:
+        mark(tmp_path / "h", engine)
+        note(directory, Granted(ONE, 2))
+        free = ["--free-image", "--holder", tmp_path / "h"]
+        code, fields = resolve(capsys, directory, "destination", *free)
+        assert (code != Exit.OK, "name it with --store" in fields["error"]["text"]) == (True, True)
+        assert (engine.state, history(directory).decision(ONE)) == ("granted", None)
+        note(directory, Resolved(ONE, 2, Owner.DESTINATION))
+        code, fields = resolve(capsys, directory, "source", "--i-have-fenced", "there")
+        assert (code, fields["error"]["code"]) == (Exit.FAILED, "too_late")
+        code, fields = resolve(capsys, directory, "destination", *free)
+        assert (code, fields["recorded"], fields["owner"]) == (Exit.OK, None, "destination")
+        assert engine.state == "released"
+
+
 def test_an_image_that_may_have_to_run_is_not_freed(
     capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
 ) -> None:

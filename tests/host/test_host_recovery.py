@@ -432,6 +432,16 @@ async def test_a_session_with_a_store_is_decided_by_that_alone(
     assert len(scene.kinds) == 2
 
 
+@pytest.mark.parametrize("store", [None, MemoryLeaseStore()])
+async def test_a_store_that_is_gone_holds_up_nothing_that_is_decided(store: LeaseStore | None) -> None:
+    """[ONE-65] The guest is the destination's for good, and what is here stands still."""
+    records = STORED, Granted(ONE, 2, follows=True), Decided(ONE, 2, Owner.DESTINATION)
+    scene = Scene(granted(), records, store=store, answers=[BACK])
+    recovered = await scene.run()
+    assert (recovered.judgement.owner, recovered.judgement.step) == (Owner.DESTINATION, Step.FREE)
+    assert (scene.asked, scene.image.calls, len(scene.kinds)) == ([], [], 3)
+
+
 async def test_a_store_that_never_answers_is_undecided(autojump_clock: Clock) -> None:
     """[ONE-31]"""
     silent = FaultyStore(MemoryLeaseStore(), [Fault.OUTAGE] * 10_000)

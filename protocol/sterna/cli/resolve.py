@@ -166,7 +166,7 @@ class _Case:
     async def judgement(self) -> Judgement:
         """Who owns the guest, by what is known now."""
         history, session = self.keeper.history, await self.session()
-        facts = Facts(self.host, await slots_behind(self.store, history.guest, session))
+        facts = Facts(self.host, await slots_behind(self.store, history, session))
         seen = Seen(self.image.guest, await self.image.status())
         return judge(history, session.session, situation(history, session, seen, facts).facts)
 

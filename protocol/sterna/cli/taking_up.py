@@ -152,7 +152,7 @@ class TakingUp:
             async with self._host.shelf.opened(guest, make=False) as keeper:
                 while keeper is not None and (session := _unfinished(keeper.history)) is not None:
                     # Nobody waits for a store while it has the holder, or its turn: others may need none.
-                    if await self._store_answers(session, guest):
+                    if await self._store_answers(keeper.history, session):
                         async with self._turn:
                             recovered = await self._recover(keeper)
                         if recovered is None or recovered.judgement.step not in _WAITS:
@@ -199,11 +199,11 @@ class TakingUp:
                 return isinstance(keeper.history.fate(session.epoch + 1), Start) and image is Image.RUNS
         return False
 
-    async def _store_answers(self, session: SessionRecord, guest: bytes) -> bool:
-        found = await slots_behind(self._host.store, guest, session)
+    async def _store_answers(self, history: History, session: SessionRecord) -> bool:
+        found = await slots_behind(self._host.store, history, session)
         if found is None or found.answers:
             return True
-        self._reporter.notice(f"guest {guest.hex()}: the lease store does not answer; asking on")
+        self._reporter.notice(f"guest {history.guest.hex()}: the lease store does not answer; asking on")
         return False
 
     async def _recover(self, keeper: Keeper) -> Recovered | None:

@@ -163,8 +163,8 @@ class Looked:
     async def ask_store(self, store: LeaseStore | None) -> None:
         """What the store says of the session."""
         try:
-            if self.session is not None:
-                self.store = await slots_behind(store, self.guest, self.session)
+            if self.session is not None and self.history is not None:
+                self.store = await slots_behind(store, self.history, self.session)
             if store is not None:
                 self.newest = await store.newest(self.guest)
         except StoreError as error:

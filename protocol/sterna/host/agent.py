@@ -329,7 +329,7 @@ class HostSession:
         over = None if keeper is None else check_records(keeper.history, hello, identity)
         if keeper is None or over is None:
             return None
-        facts = Facts(self._host.name, await slots_behind(self._host.store, hello.guest, over))
+        facts = Facts(self._host.name, await slots_behind(self._host.store, keeper.history, over))
         question = replace(hello, session=over.session, token=over.token)
         return answer(keeper.history, question, identity, facts)
 

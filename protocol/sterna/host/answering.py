@@ -54,7 +54,7 @@ async def _answer(
     if session is None:  # and the store is not troubled by whoever asks for anything
         return answer(history, hello, identity, Facts(host))
     assert keeper is not None
-    facts = Facts(host, await slots_behind(store, hello.guest, session))
+    facts = Facts(host, await slots_behind(store, history, session))
     # Who resumes a session that ended before HANDOVER has granted nothing, and comes again under n.
     permitted = hello.mode is Mode.VERDICT or is_handed_over(history, session)
     if permitted and judge(history, session.session, facts).step is Step.HAND_BACK:

@@ -318,7 +318,7 @@ class Recovery:
     # ---- looking ----
 
     async def _look(self, session: SessionRecord) -> Situation:
-        store = await slots_behind(self._store, self._keeper.history.guest, session)
+        store = await slots_behind(self._store, self._keeper.history, session)
         complete = None if self._verdict is None else has_all_pages(self._verdict)
         facts = Facts(self._host, store, peer=self._peer)
         seen = Seen(self._image.guest, await self._image.status())
@@ -393,7 +393,7 @@ class Recovery:
         """Until the store answers, or until it says who has the slot, too."""
         pauses = Pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         while True:
-            found = await slots_behind(self._store, self._keeper.history.guest, session)
+            found = await slots_behind(self._store, self._keeper.history, session)
             if found is None or (found.answers and (found.next is not None or not claimed)):
                 return
             if not found.answers:

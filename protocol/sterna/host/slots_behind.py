@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from sterna.core.history import History
 from sterna.core.records import SessionRecord
 from sterna.core.verdict import Store
 from sterna.errors import StoreDamaged, StoreUnavailable
 from sterna.host.lease import LeaseStore
+from sterna.registry import Owner
 
 
-async def slots_behind(store: LeaseStore | None, guest: bytes, session: SessionRecord) -> Store | None:
+async def slots_behind(store: LeaseStore | None, history: History, session: SessionRecord) -> Store | None:
     """The two slots behind the session's epoch; None where it had no store [ONE-65].
 
     What is at hand by now does not count: whoever has started this process may have left it out.
+
+    A source's session that is decided for the destination asks no store, which may be gone for good. That is
+    safe: the record excludes the other decision for ever, and whatever the slots hold, nothing is run here by
+    this session any more. The answer is that of a silent store, from which nobody concludes anything.
+
+    Args:
+        store: the one at hand.
+        history: of the guest.
+        session: of that history.
 
     Raises:
         StoreDamaged: an operator has to look: the session had a store, and it is not this one.
     """
     if not session.store:
         return None
-    epoch = session.epoch
+    decision = history.decision(session.session)  # only a source's session has one
+    if decision is not None and decision.owner is Owner.DESTINATION:
+        return Store(answers=False)
+    guest, epoch = history.guest, session.epoch
     told = f"guest {guest.hex()} was sent under epoch {epoch} with a lease store"
     if store is None:
         raise StoreDamaged(f"{told}, and only that can tell who owns it: name it with --store")
