@@ -12,13 +12,14 @@ import trio
 from test_cli_verdict import CLAIM, FIRST, RECEIVING, SENDING, STORED, mark, newest_slot, note, store_of
 
 from holder_support import GUEST_ID, holder
-from records_support import ONE, OTHERS
+from records_support import DIGEST, ONE, OTHERS, OURS
 from sterna.cli.exits import Exit
 from sterna.cli.main import main
 from sterna.core.history import History
-from sterna.core.records import Decided, Granted, HandBack, Resolved, Start
+from sterna.core.records import Claiming, Complete, Decided, Granted, HandBack, Resolved, Start
 from sterna.core.verdict import Slot
 from sterna.guest.holder_client import connect_holder
+from sterna.guest.holder_engine import HolderEngine
 from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
 from sterna.host.records_keeper import peek
 from sterna.host.records_shelf import RecordsShelf
@@ -183,6 +184,72 @@ def test_a_destination_s_guest_is_started_by_an_operator(
     assert isinstance(fate, Start)
     assert "@" in fate.operator
     assert fate.fenced == "there"
+
+
+def test_pages_that_only_the_source_has_are_told_of(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
+) -> None:
+    """[ONE-42] [ONE-38] Who decides for the destination might end the holder here, or free the image."""
+    note(directory, SENDING)
+    command = ["resolve", GUEST_ID.hex(), "--owner", "destination", "--records", str(directory)]
+    command += ["--name", "here"]
+    with holder(tmp_path / "h", with_guest=True) as engine:
+        mark(tmp_path / "h", engine)
+        note(directory, Granted(ONE, 2, follows=True))
+        for more in [], ["--holder", str(tmp_path / "h")]:
+            assert main([*command, *more]) == Exit.OK
+            said = capsys.readouterr().err
+            assert "what it lacks there is only in the image here, and it is lost without. Keep this" in said
+            assert "sterna migrate, started again, sends them" in said
+        assert main([*command, "--holder", str(tmp_path / "h"), "--free-image"]) == Exit.OK
+        said = capsys.readouterr().err
+        assert "what it lacks there was only in that image" in said
+        assert "Keep this holder" not in said
+    _, fields = resolve(capsys, directory, "destination")
+    assert fields["pages_follow"] is False  # nobody misses them any more
+
+
+def test_a_guest_that_came_whole_lacks_nothing(capsys: pytest.CaptureFixture[str], directory: Path) -> None:
+    """[ONE-39] [ONE-42] The source's grant says whether pages follow, the claim there that none do."""
+    note(directory, SENDING, Granted(ONE, 2))
+    assert resolve(capsys, directory, "destination")[1]["pages_follow"] is False
+    shutil.rmtree(directory)
+    note(directory, RECEIVING, replace(CLAIM, digest=DIGEST))
+    _, fields = resolve(capsys, directory, "destination", "--i-have-fenced", "there")
+    assert fields["pages_follow"] is False
+
+
+def test_the_source_of_pages_is_not_to_be_switched_off(
+    capsys: pytest.CaptureFixture[str], directory: Path
+) -> None:
+    """[ONE-42] [ONE-59] To fence it so would lose the guest."""
+    note(directory, RECEIVING, CLAIM)
+    _, fields = resolve(capsys, directory, "destination")
+    text = fields["error"]["text"]
+    assert "--i-have-fenced there. But pages that the guest may lack here are only in the image that" in text
+    assert "sterna resolve --owner destination at the source fences it" in text
+    _, fields = resolve(capsys, directory, "destination", "--i-have-fenced", "there")
+    assert fields["pages_follow"] is True
+    note(directory, Complete(ONE, 2, DIGEST))
+    assert resolve(capsys, directory, "destination")[1]["pages_follow"] is False
+
+
+@pytest.mark.parametrize("missing", [0, 3])
+def test_a_holder_knows_what_is_missing(
+    capsys: pytest.CaptureFixture[str],
+    directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    missing: int,
+) -> None:
+    """[ONE-42] [HOL-43]"""
+    with holder(tmp_path / "h", with_guest=False):
+        load(tmp_path / "h", ONE)
+        monkeypatch.setattr(HolderEngine, "missing", property(lambda _: missing))
+        note(directory, RECEIVING, Claiming(ONE, 2, OURS, ONE))
+        options = ["--i-have-fenced", "there", "--holder", tmp_path / "h"]
+        code, fields = resolve(capsys, directory, "destination", *options)
+    assert (code, fields["pages_follow"]) == (Exit.OK, missing > 0)
 
 
 def load(path: Path, image: bytes) -> None:

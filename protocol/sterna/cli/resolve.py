@@ -40,6 +40,22 @@ from sterna.wire.records import NO_ID, Runner
 
 _OWNERS: Final = {"source": Owner.SOURCE, "destination": Owner.DESTINATION}
 
+# Who decides for the destination hears of pages that only the source has, if some follow the guest [ONE-42].
+_SENDS: Final = "sterna migrate, started again, sends them, if the session was not agreed without --resume"
+_ONLY_HERE: Final = (
+    "pages were to follow the guest: what it lacks there is only in the image here, and it is lost without. "
+    f"Keep this holder; once the guest runs there, {_SENDS}"
+)
+_FREED: Final = (
+    "pages were to follow the guest: what it lacks there was only in that image. sterna verdict with the "
+    "--holder there tells what is missing; if anything is, the guest is lost"
+)
+_ONLY_THERE: Final = (
+    "pages that the guest {} here are only in the image that its source's holder keeps, and it is lost "
+    "without. Do not end that holder: sterna resolve --owner destination at the source fences it, and there "
+    f"{_SENDS}"
+)
+
 
 async def resolve(
     guest: str,
@@ -63,7 +79,9 @@ async def resolve(
     Switch that host off, or end endpoint and holder there.
 
     A source that has lost its guest keeps the image, for pages of it may still be needed. Where the
-    destination has them all, or is gone for good, --owner destination --free-image gives the memory back.
+    destination has them all, or is gone for good, --owner destination --free-image gives the memory back. A
+    guest that runs before all of its pages are there is lost without it, and so is one whose source is
+    switched off in order to fence it: --owner destination at the source fences that as well.
 
     The exit code is 0 if it is decided, 1 if the other side owns the guest already, 2 if there is nothing to
     decide or no host is said to be fenced, 9 if the guest is lost.
@@ -102,7 +120,7 @@ async def resolve(
             assert holder is not None
             clear = None if owner != "source" else await cleared(shelf, identity, holder, output.say)
             if clear is not None:
-                _tell(identity, None, clear, None, output)
+                _tell(output, identity, None, clear)
                 return Exit.OK
             await begin_anew(shelf, identity, holder, store=store, tell=output.say)
         keeper = await stack.enter_async_context(shelf.opened(identity, make=False))
@@ -121,10 +139,13 @@ async def resolve(
             recovery = Recovery(name, keeper, image, store=store, within_s=undecided_after, tell=output.say)
             recovered = await recovery.run()
         judgement = await case.judgement() if recovered is None else recovered.judgement
+        gone = judgement.clause == "ONE-42" or (recovered is not None and recovered.lost)  # that is told
+        lacks = "" if gone or judgement.owner is not Owner.DESTINATION else await case.lacks()
         if free_image:
             await case.free(judgement)
             output.say("the image is freed, and its holder ends")
-    _tell(identity, noted, judgement, recovered, output)
+            lacks = lacks and _FREED
+    _tell(output, identity, noted, judgement, recovered, lacks=lacks)
     if recovered is not None and recovered.lost:
         return Exit.LOST
     # With a store it may take a claim before the decision shows: the endpoint makes that when it is started.
@@ -185,13 +206,26 @@ class _Case:
             raise LocalProtocolError(ErrorCode.TOO_LATE, detail, clause=judgement.clause)
         mine = Owner.SOURCE if session.side is Side.SOURCE else Owner.DESTINATION
         if owner is mine:
-            _check_fenced(session, fenced)
+            _check_fenced(session, fenced, await self.lacks() if owner is Owner.DESTINATION else "")
         record, epoch = _decision(session, owner, fenced), session.epoch + 1
         if session.side is Side.DESTINATION and not self.keeper.history.claiming(epoch):
             runner = Runner(self.host, secrets.token_bytes(len(NO_ID)))
             await self.keeper.append(Claiming(session.session, epoch, runner, session.session))
         await self.keeper.append(record)
         return record
+
+    async def lacks(self) -> str:
+        """What the guest lacks at the destination, or may, and only the source has; in words, or empty."""
+        history, session = self.keeper.history, await self.session()
+        if session.side is Side.SOURCE:
+            return _ONLY_HERE if history.owes_pages(session.session) else ""
+        status = await self.image.status()
+        if status is not None and self.image.guest == history.guest:
+            return _ONLY_THERE.format("lacks") if status.missing else ""
+        # A claim names the digest of a guest that came whole.
+        claims = [each.digest for each in history.claiming(session.epoch + 1)]
+        whole = any(claims) or history.complete(session.session) is not None
+        return "" if whole or not claims else _ONLY_THERE.format("may lack")
 
     async def free(self, judgement: Judgement) -> None:
         """Release the image that this host, the source, has kept [ONE-38].
@@ -213,7 +247,7 @@ class _Case:
         await self.image.release()
 
 
-def _check_fenced(session: SessionRecord, fenced: str) -> None:
+def _check_fenced(session: SessionRecord, fenced: str, lacks: str) -> None:
     """The guest may run here only when it cannot run there [ONE-59]."""
     other = session.peer or session.address or "the other host"
     there = "source" if session.side is Side.DESTINATION else "destination"
@@ -221,6 +255,7 @@ def _check_fenced(session: SessionRecord, fenced: str) -> None:
         raise ConfigError(
             f"the guest may run at {other}, the {there}: make certain that no endpoint and no holder there "
             f"can run it any more, then say so: --i-have-fenced {session.peer or 'HOST'}"
+            f"{lacks and f'. But {lacks}'}"
         )
     if session.peer and fenced != session.peer:
         raise ConfigError(f"--i-have-fenced {fenced[:80]!r}: the {there} of this session is {other!r}")
@@ -244,7 +279,13 @@ def _operator() -> str:
 
 
 def _tell(
-    guest: bytes, noted: Record | None, judgement: Judgement, recovered: Recovered | None, output: Output
+    output: Output,
+    guest: bytes,
+    noted: Record | None,
+    judgement: Judgement,
+    recovered: Recovered | None = None,
+    *,
+    lacks: str = "",
 ) -> None:
     if noted is None:
         output.say(f"it is decided already: {judgement.why} [{judgement.clause}]")
@@ -253,9 +294,12 @@ def _tell(
     output.say(judgement_text(judgement) if recovered is None else recovered_text(recovered))
     if recovered is None and judgement.step is not Step.NONE:
         output.say("sterna migrate or sterna serve with its --holder does that; so does --holder here")
+    if lacks:
+        output.say(f"{lacks} [ONE-42]")
     fields: Fields = {
         "guest": guest.hex(),
         "recorded": None if noted is None else noted.kind,
+        "pages_follow": bool(lacks),
         **judgement_fields(judgement),
         "recovered": None if recovered is None else recovered_fields(recovered),
     }
