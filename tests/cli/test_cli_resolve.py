@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from test_cli_verdict import CLAIM, FIRST, RECEIVING, SENDING, STORED, mark, newest_slot, note, store_of
+from test_cli_verdict import CLAIM, FIRST, RECEIVING, SENDING, STORED, load, mark, newest_slot, note, store_of
 
 from holder_support import GUEST_ID, holder
 from records_support import DIGEST, ONE, OTHERS, OURS
@@ -18,9 +18,7 @@ from sterna.cli.main import main
 from sterna.core.history import History
 from sterna.core.records import Claiming, Complete, Decided, Granted, HandBack, Resolved, Start
 from sterna.core.verdict import Slot
-from sterna.guest.holder_client import connect_holder
 from sterna.guest.holder_engine import HolderEngine
-from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
 from sterna.host.records_keeper import peek
 from sterna.host.records_shelf import RecordsShelf
 from sterna.registry import Owner
@@ -250,25 +248,6 @@ def test_a_holder_knows_what_is_missing(
         options = ["--i-have-fenced", "there", "--holder", tmp_path / "h"]
         code, fields = resolve(capsys, directory, "destination", *options)
     assert (code, fields["pages_follow"]) == (Exit.OK, missing > 0)
-
-
-def load(path: Path, image: bytes) -> None:
-    """Have a guest loaded in the holder, as it is when HANDOVER comes."""
-
-    async def run() -> None:
-        async with (
-            await connect_holder(path.with_name("origin")) as origin,
-            await connect_holder(path) as connection,
-        ):
-            source, room = await HolderSourceGuest.open(origin), HolderDestinationGuest(connection, image)
-            await room.reserve(source.description)
-            await source.pause()
-            room.memory(0)[:] = source.memory(0)
-            await room.load_state(await source.save_state())
-            await connection.detach()
-
-    with holder(path.with_name("origin"), with_guest=True):
-        trio.run(run)
 
 
 @pytest.mark.parametrize(("owner", "state"), [("destination", "running"), ("source", "empty")])

@@ -29,7 +29,9 @@ from sterna.core.records import (
     Start,
 )
 from sterna.core.verdict import Slot
+from sterna.guest.holder_client import connect_holder
 from sterna.guest.holder_engine import HolderEngine
+from sterna.guest.holder_guests import HolderDestinationGuest, HolderSourceGuest
 from sterna.host.lease_files import FileLeaseStore, create_file_store
 from sterna.host.records_shelf import RecordsShelf
 from sterna.registry import Owner
@@ -134,9 +136,42 @@ def test_a_guest_in_its_holder(capsys: pytest.CaptureFixture[str], directory: Pa
         assert fields["session"]["address"] == "192.0.2.7:7000"
 
 
-def mark(path: Path, engine: HolderEngine) -> None:
-    from sterna.guest.holder_client import connect_holder
+def test_a_guest_that_is_loaded_and_in_no_claim(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
+) -> None:
+    """[ONE-62] [ONE-44] HANDOVER may have come: who asks makes it be handed back, or an operator decides."""
+    with holder(tmp_path / "h", with_guest=False):
+        load(tmp_path / "h", ONE)
+        code, fields = told(capsys, directory, "--holder", tmp_path / "h")
+        assert (code, fields["clause"], fields["session"]) == (Exit.UNDECIDED, "ONE-46", None)
+        note(directory, RECEIVING)
+        code, fields = told(capsys, directory, "--holder", tmp_path / "h")
+        assert (code, fields["here"], fields["clause"]) == (Exit.UNDECIDED, None, "ONE-44")
+        assert fields["next"] == "note HANDBACK, and tell the source"
+        assert fields["session"]["id"] == ONE.hex()
 
+
+def test_a_guest_that_is_loaded_and_was_not_claimed_in_a_store(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
+) -> None:
+    """[ONE-50] [ONE-65] The slot behind the source's is looked at, in the store that the session had."""
+    note(directory, replace(RECEIVING, store=True))
+    leases = store_of(tmp_path, OTHERS)
+    with holder(tmp_path / "h", with_guest=False):
+        load(tmp_path / "h", ONE)
+        options = ["--holder", tmp_path / "h"]
+        code, fields = told(capsys, directory, *options)
+        assert (code, fields["clause"]) == (Exit.UNDECIDED, "ONE-31")
+        assert "name it with --store" in str(fields["troubles"])
+        options += ["--store", leases]
+        code, fields = told(capsys, directory, *options)
+        assert (code, fields["here"], fields["clause"]) == (Exit.UNDECIDED, None, "ONE-50")
+        trio.run(FileLeaseStore(leases).claim, GUEST_ID, 2, Runner("there", b"2" * 16))
+        code, fields = told(capsys, directory, *options)
+        assert (code, fields["here"], fields["host"]) == (Exit.OK, False, "there")
+
+
+def mark(path: Path, engine: HolderEngine) -> None:
     async def run() -> None:
         async with await connect_holder(path) as connection:
             await connection.call("pause")
@@ -145,6 +180,25 @@ def mark(path: Path, engine: HolderEngine) -> None:
 
     trio.run(run)
     assert engine.granted_epoch == 2
+
+
+def load(path: Path, image: bytes) -> None:
+    """Have a guest loaded in the holder, as it is when HANDOVER comes."""
+
+    async def run() -> None:
+        async with (
+            await connect_holder(path.with_name("origin")) as origin,
+            await connect_holder(path) as connection,
+        ):
+            source, room = await HolderSourceGuest.open(origin), HolderDestinationGuest(connection, image)
+            await room.reserve(source.description)
+            await source.pause()
+            room.memory(0)[:] = source.memory(0)
+            await room.load_state(await source.save_state())
+            await connection.detach()
+
+    with holder(path.with_name("origin"), with_guest=True):
+        trio.run(run)
 
 
 def test_an_owner_whose_holder_is_gone_has_lost_its_guest(

@@ -14,6 +14,7 @@ from trio.abc import Clock
 
 from holder_support import GUEST_ID, holder
 from records_support import ARRIVING, GUEST, IMAGE, ONE, OTHERS, RECEIVING, SENDING, STORED
+from sterna.core.history import History
 from sterna.core.records import (
     Claiming,
     Complete,
@@ -40,7 +41,7 @@ from sterna.host import recovery as recovery_module
 from sterna.host.lease import LeaseStore
 from sterna.host.lease_memory import MemoryLeaseStore
 from sterna.host.records_shelf import MemoryRecords
-from sterna.host.recovery import HeldImage, Recovered, Recovery, attach_to, guest_in, held_image
+from sterna.host.recovery import HeldImage, Recovered, Recovery, arriving, attach_to, guest_in, held_image
 from sterna.registry import ErrorCode, Owner
 from sterna.testing.faulty_store import Fault, FaultyStore
 from sterna.wire.records import NO_ID, Runner, Verdict
@@ -716,3 +717,12 @@ async def test_a_holder_whose_controller_lives_is_busy(
             assert caught.value.code is ErrorCode.BUSY
         async with held_image(path, lambda _: 0) as image:
             assert image.guest is None
+
+
+async def test_what_is_loaded_is_of_the_session_that_its_image_names() -> None:
+    """[ONE-62] [ONE-52]"""
+    history = History(GUEST).after(ARRIVING)
+    for image, found in ((loaded(), True), (FakeImage("loaded"), False), (loaded("reserved"), False)):
+        status = await image.status()
+        assert status is not None
+        assert (arriving(history, status) is not None) is found

@@ -32,7 +32,7 @@ from sterna.core.verdict import Facts, Judgement, Step, judge
 from sterna.errors import ConfigError, LocalProtocolError
 from sterna.host.lease import LeaseStore
 from sterna.host.records_shelf import Keeper, RecordsShelf
-from sterna.host.recovery import HeldImage, Recovered, Recovery, Seen, held_image, situation
+from sterna.host.recovery import HeldImage, Recovered, Recovery, Seen, arriving, held_image, situation
 from sterna.host.slots_behind import slots_behind
 from sterna.limits import TEXT_BYTES
 from sterna.registry import ErrorCode, Owner
@@ -176,9 +176,8 @@ class _Case:
         """
         status = await self.image.status()
         found = open_session(self.keeper.history, 0 if status is None else status.granted_epoch)
-        if found is None and status is not None and status.state == "loaded":
-            # Without a store CLAIMING is not durable alone, and HANDOVER may have come all the same [ONE-62].
-            known = self.keeper.history.session(status.image)
+        if found is None and status is not None:
+            known = arriving(self.keeper.history, status)
             found = known if known is not None and not known.store else None
         if found is None:
             raise ConfigError("this guest was granted in no session of this host: there is nothing to decide")

@@ -26,7 +26,7 @@ from sterna.guest.holder_client import HolderSilent, connect_holder
 from sterna.host.lease import LeaseStore
 from sterna.host.records_keeper import is_kept, peek
 from sterna.host.records_log import RecordsMissing
-from sterna.host.recovery import Seen, guest_in, owner_said, situation
+from sterna.host.recovery import Seen, arriving, guest_in, owner_said, situation
 from sterna.host.slots_behind import slots_behind
 from sterna.net.connect import parse_address
 from sterna.net.options import Options
@@ -158,7 +158,7 @@ class Looked:
             self.troubles.append(f"holder: {error}")
         status = self.seen.status
         if status is not None and self.seen.guest == self.guest and self.history is not None:
-            self.session = open_session(self.history, status.granted_epoch)
+            self.session = open_session(self.history, status.granted_epoch) or arriving(self.history, status)
 
     async def ask_store(self, store: LeaseStore | None) -> None:
         """What the store says of the session."""

@@ -433,6 +433,14 @@ class Recovery:
             self._waiting.cancel()
 
 
+def arriving(history: History, status: HolderStatus) -> SessionRecord | None:
+    """The session of a guest that is loaded here, where no record says that it was handed over.
+
+    Without a store CLAIMING is not durable alone, and HANDOVER may have come all the same [ONE-62].
+    """
+    return history.session(status.image) if status.state == "loaded" else None
+
+
 def situation(
     history: History,
     session: SessionRecord,
