@@ -16,7 +16,17 @@ from records_support import DIGEST, ONE, OTHERS, OURS
 from sterna.cli.exits import Exit
 from sterna.cli.main import main
 from sterna.core.history import History
-from sterna.core.records import Claiming, Complete, Decided, Granted, HandBack, Resolved, Start
+from sterna.core.records import (
+    Claiming,
+    Complete,
+    Decided,
+    Granted,
+    HandBack,
+    Resolved,
+    RunnerRecord,
+    SessionRecord,
+    Start,
+)
 from sterna.core.verdict import Slot
 from sterna.guest.holder_engine import HolderEngine
 from sterna.host.records_keeper import peek
@@ -152,6 +162,60 @@ def test_a_store_that_is_gone_for_good_keeps_no_image(
         code, fields = resolve(capsys, directory, "destination", *free)
         assert (code, fields["recorded"], fields["owner"]) == (Exit.OK, None, "destination")
         assert engine.state == "released"
+
+
+def test_an_image_is_freed_where_only_the_store_says_whose_the_guest_is(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
+) -> None:
+    """[ONE-38] [ONE-59] [ONE-37] It might be handed back, so the decision is on record first."""
+    note(directory, STORED)
+    with holder(tmp_path / "h", with_guest=True) as engine, holder(tmp_path / "other", with_guest=False):
+        mark(tmp_path / "h", engine)
+        note(directory, Granted(ONE, 2))
+        store = ["--store", store_of(tmp_path, FIRST, OTHERS)]
+        code, fields = resolve(capsys, directory, "destination", *store, "--holder", tmp_path / "h")
+        assert (code, fields["recorded"], fields["owner"]) == (Exit.OK, None, "destination")
+        free = [*store, "--free-image", "--holder"]
+        code, fields = resolve(capsys, directory, "destination", *free, tmp_path / "other")
+        assert code == Exit.USAGE
+        assert history(directory).decision(ONE) is None
+        code, fields = resolve(capsys, directory, "destination", *free, tmp_path / "h")
+        assert (code, fields["recorded"], fields["owner"]) == (Exit.OK, "resolved", "destination")
+        assert engine.state == "released"
+    decision = history(directory).decision(ONE)
+    assert decision is not None
+    assert decision.owner is Owner.DESTINATION
+    assert history(directory).released(ONE)
+
+
+@pytest.mark.parametrize("session", [SENDING, STORED])
+def test_a_guest_that_was_handed_back_is_not_given_away(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path, session: SessionRecord
+) -> None:
+    """[ONE-37] The runner for n + 2 tells, though its maker died before DECIDED."""
+    note(directory, session)
+    with holder(tmp_path / "h", with_guest=True) as engine:
+        mark(tmp_path / "h", engine)
+        note(directory, Granted(ONE, 2), RunnerRecord(ONE, 3, OURS, engine.image))
+        options = ["--holder", tmp_path / "h", "--free-image"]
+        options += [] if session is SENDING else ["--store", store_of(tmp_path, FIRST, OTHERS)]
+        code, fields = resolve(capsys, directory, "destination", *options)
+        assert (code, fields["error"]["code"]) == (Exit.FAILED, "too_late")
+        assert "it was handed back" in fields["error"]["text"]
+        assert engine.state == "granted"
+    assert history(directory).decision(ONE) is None
+
+
+def test_a_destination_has_no_image_to_free(
+    capsys: pytest.CaptureFixture[str], directory: Path, tmp_path: Path
+) -> None:
+    """[ONE-38] And nothing is decided on the way to that answer."""
+    note(directory, RECEIVING, CLAIM)
+    options = ["--i-have-fenced", "there", "--free-image", "--holder", tmp_path / "none"]
+    code, fields = resolve(capsys, directory, "destination", *options)
+    assert code == Exit.USAGE
+    assert "for the source" in fields["error"]["text"]
+    assert history(directory).fate(2) is None
 
 
 def test_an_image_that_may_have_to_run_is_not_freed(

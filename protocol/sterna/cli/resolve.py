@@ -26,7 +26,17 @@ from sterna.cli.taking_up import (
     recovered_text,
 )
 from sterna.cli.units import Duration, Json
-from sterna.core.records import Claiming, HandBack, Record, Released, Resolved, SessionRecord, Side, Start
+from sterna.core.records import (
+    Claiming,
+    HandBack,
+    Record,
+    Released,
+    Resolved,
+    RunnerRecord,
+    SessionRecord,
+    Side,
+    Start,
+)
 from sterna.core.recovery import Image, open_session
 from sterna.core.verdict import Facts, Judgement, Step, judge
 from sterna.errors import ConfigError, LocalProtocolError
@@ -133,7 +143,7 @@ async def resolve(
             known = partial(newest_epoch, keeper.history)
             image = await stack.enter_async_context(held_image(holder, known))
         case = _Case(name, keeper, image, store)
-        noted = await case.decide(_OWNERS[owner], i_have_fenced)
+        noted = await case.decide(_OWNERS[owner], i_have_fenced, frees=free_image)
         recovered = None
         if holder is not None:
             recovery = Recovery(name, keeper, image, store=store, within_s=undecided_after, tell=output.say)
@@ -142,7 +152,7 @@ async def resolve(
         gone = judgement.clause == "ONE-42" or (recovered is not None and recovered.lost)  # that is told
         lacks = "" if gone or judgement.owner is not Owner.DESTINATION else await case.lacks()
         if free_image:
-            await case.free(judgement)
+            await case.free()
             output.say("the image is freed, and its holder ends")
             lacks = lacks and _FREED
     _tell(output, identity, noted, judgement, recovered, lacks=lacks)
@@ -190,19 +200,30 @@ class _Case:
         seen = Seen(self.image.guest, await self.image.status())
         return judge(history, session.session, situation(history, session, seen, facts).facts)
 
-    async def decide(self, owner: Owner, fenced: str) -> Record | None:
+    async def decide(self, owner: Owner, fenced: str, *, frees: bool) -> Record | None:
         """Record the decision; None if it is decided so already.
+
+        Args:
+            owner: the side of the session that shall have the guest.
+            fenced: the other host, as the operator vouches.
+            frees: the image here is freed then. For that it is not enough that the slot is the destination's:
+                the guest may be handed back, so that it never runs here again is on record before [ONE-59].
 
         Raises:
             LocalProtocolError: TOO_LATE, the other side owns the guest.
-            ConfigError: the other host has to be fenced first.
+            ConfigError: the other host has to be fenced first; or there is nothing that could be freed.
         """
         session, judgement = await self.session(), await self.judgement()
-        if judgement.owner is owner:
-            return None
-        if judgement.owner is not Owner.UNDECIDED:
+        decision = self.keeper.history.decision(session.session)
+        if owner is Owner.DESTINATION and decision is None:
+            self._check_not_handed_back(session)
+        if judgement.owner not in {owner, Owner.UNDECIDED}:
             detail = f"the {judgement.owner.name.lower()} owns it: {judgement.why}"
             raise LocalProtocolError(ErrorCode.TOO_LATE, detail, clause=judgement.clause)
+        if frees:
+            await self._check_kept(session)
+        if judgement.owner is owner and (decision is not None or not frees):
+            return None
         mine = Owner.SOURCE if session.side is Side.SOURCE else Owner.DESTINATION
         if owner is mine:
             _check_fenced(session, fenced, await self.lacks() if owner is Owner.DESTINATION else "")
@@ -226,24 +247,40 @@ class _Case:
         whole = any(claims) or history.complete(session.session) is not None
         return "" if whole or not claims else _ONLY_THERE.format("may lack")
 
-    async def free(self, judgement: Judgement) -> None:
-        """Release the image that this host, the source, has kept [ONE-38].
-
-        Raises:
-            ConfigError: there is none, or it is not certain that the guest is the destination's.
-        """
-        session, status = await self.session(), await self.image.status()
-        seen = Seen(self.image.guest, status)
-        found = situation(self.keeper.history, session, seen, Facts(self.host)).image
-        left = session.side is Side.SOURCE and judgement.owner is Owner.DESTINATION
-        if not left or self.keeper.history.decision(session.session) is None:
-            raise ConfigError(
-                "--free-image is for a guest that is decided to be the destination's, at its source"
-            )
-        if found is not Image.STOPPED or status is None or status.state != "granted":
-            raise ConfigError("--free-image: that --holder has no image of this session")
+    async def free(self) -> None:
+        """Release the image that this host, the source, has kept [ONE-38]; `decide` has allowed it."""
+        session = await self.session()
         await self.keeper.append(Released(session.session))  # nobody shall miss its pages [ONE-42]
         await self.image.release()
+
+    def _check_not_handed_back(self, session: SessionRecord) -> None:
+        """A source makes a runner for n + 2 by the destination's word alone that it never runs it [ONE-37].
+
+        Raises:
+            LocalProtocolError: TOO_LATE, there is one.
+        """
+        behind = session.epoch + 2
+        made = self.keeper.history.each(RunnerRecord)
+        if any((each.session, each.epoch) == (session.session, behind) for each in made):
+            detail = (
+                f"the source owns it: it was handed back, and this host has a runner for epoch {behind} on "
+                "record; sterna migrate, started again, runs it"
+            )
+            raise LocalProtocolError(ErrorCode.TOO_LATE, detail, clause="ONE-37")
+
+    async def _check_kept(self, session: SessionRecord) -> None:
+        """There is an image that can be freed, before anything is decided for it.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if session.side is not Side.SOURCE:
+            raise ConfigError("--free-image is for the source of a guest")
+        status = await self.image.status()
+        seen = Seen(self.image.guest, status)
+        found = situation(self.keeper.history, session, seen, Facts(self.host)).image
+        if found is not Image.STOPPED or status is None or status.state != "granted":
+            raise ConfigError("--free-image: that --holder has no image of this session")
 
 
 def _check_fenced(session: SessionRecord, fenced: str, lacks: str) -> None:
