@@ -162,9 +162,14 @@ def test_numbers_close_up(whole, fetching):
     fetching.host.close_up(rename)
     assert renamed == []
     endpoint.tasks.remove(endpoint.task(1))
+    fetching.host.close_up_others(rename)
+    assert renamed == [], "nobody has had to do with them"
     assert fetching.host.process(FIRST + 2).tasks
+    fetching.host.close_up_others(rename)
+    assert renamed == [(ALPHA, 4, 2, 1), (ALPHA, 4, 4, 2)]
+    renamed.clear()
     fetching.host.close_up(rename)
-    assert renamed == [(ALPHA, FIRST, 2, 1), (ALPHA, FIRST, 3, 2), (ALPHA, 4, 2, 1), (ALPHA, 4, 4, 2)]
+    assert renamed == [(ALPHA, FIRST, 2, 1), (ALPHA, FIRST, 3, 2)]
     assert [each.number for each in endpoint.tasks] == [1, 2]
     assert endpoint.next_number == 3
     assert dict(fetching.host.parts())[TASKS + 2] is None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
-from sterna.sim.kinds import ROUNDS_WIDTHS, THINGS, WIDTHS, Column, Kind, Table
+from sterna.sim.kinds import ROUNDS_WIDTHS, THINGS, WIDTHS, Column, Flags, Kind, Table
 
 
 def kind_of(places=3):
@@ -79,9 +80,10 @@ def test_a_part_makes_what_is_seen_of_it_superfluous():
 def test_flags_are_those_of_things():
     kind = kind_of()
     numbers = [made(kind, part, 0, 0) for part in (2, 5, 4, 7)]
-    assert kind.flags((kind.sizes,))[numbers].tolist() == [0, 1, 0, 1]
+    flags = Flags(kind, (kind.sizes,), lambda odd: odd.any(axis=0))
+    assert flags.where(np.array(numbers, np.uint64)).tolist() == [1, 3]
     more = made(kind, 9, 0, 0)
-    assert kind.flags((kind.sizes,))[more] == 1
+    assert flags.where(np.array([*numbers[::-1], more], np.uint64)).tolist() == [0, 2, 4]
 
 
 def test_two_with_one_mark_are_told_apart(monkeypatch):

@@ -117,13 +117,15 @@ def test_who_is_called_otherwise_is_so_at_his_connection(parted):
     parted.add_line(Line(2, ((ALPHA, 2, 5), (BETA, endpoint.number, 2))))
     endpoint.tasks.remove(first)
     assert parted.changes()[BETA] > 0
+    assert parted.line(2).ends == ((ALPHA, 2, 5), (BETA, endpoint.number, 2)), "not yet"
+    parted.close_up(BETA)
     assert parted.line(2).ends == ((ALPHA, 2, 5), (BETA, endpoint.number, 1))
     parted.line(2).ends = parted.line(2).ends[::-1]
     endpoint.tasks.append(Task(2, "recovery"))
     endpoint.tasks.remove(second)
     endpoint.task(2).line = 2
     parted.line(2).ends = ((BETA, endpoint.number, 2), (ALPHA, 2, 5))
-    parted.changes()
+    parted.close_up(BETA)
     assert parted.line(2).ends == ((BETA, endpoint.number, 1), (ALPHA, 2, 5))
 
 

@@ -146,13 +146,12 @@ class FetchedTasks:
         self.had[task.number] = None
 
     def close_up(self, renamed: Callable[[Task, int], None]) -> None:
-        """Leave no gap in the numbers, if one was removed."""
-        if None in self.had.values():
-            for rank, number in enumerate(list(self.numbers), 1):
-                if number != rank:
-                    task = cast("Task", self.get(number))
-                    self.had[rank], self.had[number] = task, None
-                    renamed(task, rank)
+        """Leave no gap in the numbers. Who is before the first one is not looked at."""
+        for rank, number in enumerate(list(self.numbers), 1):
+            if number != rank:
+                task = cast("Task", self.get(number))
+                self.had[rank], self.had[number] = task, None
+                renamed(task, rank)
 
 
 class FetchedProcess(Process):
@@ -259,10 +258,13 @@ class FetchedProcesses:
             self.others.remove(process)
 
     def close_up(self, renamed: Callable[[int, Task, int], None]) -> None:
-        """Leave no gap in the numbers of tasks."""
-        first = self._first
+        """Leave no gap in the numbers of tasks of the first one."""
+        first = self.first
         if isinstance(first, FetchedProcess):
             first.fetched_tasks.close_up(partial(renamed, first.number))
+
+    def close_up_others(self, renamed: Callable[[int, Task, int], None]) -> None:
+        """And of all others, if there was anything to do with them."""
         for process in self._others or ():
             for rank, task in enumerate(process.tasks, 1):
                 if task.number != rank:
@@ -327,8 +329,12 @@ class FetchedHost(Host):
         return Front(records, processes, self.lock, keeps)
 
     def close_up(self, renamed: Callable[[int, int, Task, int], None]) -> None:
-        """Leave no gap in the numbers of tasks. `renamed`: is told host, process, task and new number."""
+        """See `FetchedProcesses`. `renamed`: is told host, process, task and new number."""
         self._processes.close_up(partial(renamed, self.place))
+
+    def close_up_others(self, renamed: Callable[[int, int, Task, int], None]) -> None:
+        """The same."""
+        self._processes.close_up_others(partial(renamed, self.place))
 
     def parts(self) -> Iterator[tuple[int, object]]:
         """What was fetched or set."""

@@ -24,6 +24,8 @@ ROUNDS_WIDTHS: Final[Widths] = (20, 18, 15, 6, 5)
 THINGS: Final = ("first hosts", "second hosts", "sets of connections", "stores", "judges")
 """What the five are, in words."""
 
+Truths: TypeAlias = npt.NDArray[np.bool_]
+
 Key: TypeAlias = Callable[..., Hashable]
 """What makes two parts equal."""
 
@@ -162,7 +164,6 @@ class Kind:
         self._views: Final[dict[int, Likeness]] = {}
         self._marks: Final = [Column() for _ in self.tables]
         self._dice: Final = np.random.default_rng(place)
-        self._flags: Final = Column()
         # A part makes what it reveals superfluous.
         self._implied: Final = [
             sum(1 << self.sizes + number for number, (of, _) in enumerate(seen) if of == part)
@@ -210,11 +211,26 @@ class Kind:
             view = self._views[read] = Likeness(self, places)
         return view.numbers()
 
-    def flags(self, places: tuple[int, ...]) -> States:
-        """For each thing, whether one of these parts is so."""
-        column = self._flags
-        if len(column) < len(self.rows):
-            new = self.rows.rows[len(column) :]
-            flags = [np.array(self.tables[at].parts, np.uint64)[new[:, at]] for at in places]
-            column.extend(np.bitwise_or.reduce(flags))
-        return column.numbers
+
+class Flags:
+    """Whether something is so about things of a kind, by what is seen of them.
+
+    Args:
+        kind: of things.
+        places: of parts that are true or false.
+        what: is so, of things by these parts.
+    """
+
+    def __init__(self, kind: Kind, places: tuple[int, ...], what: Callable[[Truths], Truths]) -> None:
+        self._kind: Final = kind
+        self._places: Final = places
+        self._what: Final = what
+        self._known: Final = Column()
+
+    def where(self, things: States) -> npt.NDArray[np.intp]:
+        """The places among these things of those about which it is so."""
+        new = self._kind.rows.rows[len(self._known) :]
+        if len(new):
+            parts = [np.array(self._kind.tables[at].parts, bool)[new[:, at]] for at in self._places]
+            self._known.extend(self._what(np.array(parts)))
+        return np.flatnonzero(self._known.numbers[things])

@@ -10,7 +10,8 @@ Three things would make parts differ that are alike, and are seen to here:
 
 - Numbers of processes. In a `World` no two have the same, ever. Here the lowest one that means nothing on a
   host is taken again, an endpoint has the same one always, and what has named the dead names nobody any more.
-- Numbers of tasks. Here they have no gaps: when one is done, those after it close up.
+- Numbers of tasks. Here they have no gaps: when one is done, those after it close up (`close_up`). For the
+  first process of a host that is not a part of the step: what those after it do makes no difference to it.
 - What recovery has seen when it came to its end (`Process.rest`). It matters only whether that is what is to
   be seen now. If it never can be again - records and slots only become more, the dead stay dead - nothing is
   kept of it (`forget`).
@@ -175,13 +176,17 @@ class PartedWorld(World):
             if process.refused and not process.refused.may_be_again(records, slots, peer):
                 process.refused = NEVER
 
+    def close_up(self, number: int) -> None:
+        """The tasks of the first process of a host, if there is a gap in their numbers."""
+        self.own(number).close_up(self._renamed)
+
     # ---- what has become of it ----
 
     def changes(self) -> tuple[int, ...]:
         """For each thing of the world, the number of its change, counted from 1; 0 for none."""
         for host in self._held:
             if host is not None:
-                host.close_up(self._renamed)
+                host.close_up_others(self._renamed)
         found = [
             _NO_PATCH if host is None else self._patch(at, host.parts()) for at, host in enumerate(self._held)
         ]

@@ -17,10 +17,10 @@ from typing import Final, NamedTuple, Protocol, TypeAlias
 import numpy as np
 
 from sterna.sim.faults import Fault, Step, possible, possible_at, possible_between
-from sterna.sim.kinds import WIDTHS, Column, Table, Widths
+from sterna.sim.kinds import WIDTHS, Column, Flags, Table, Truths, Widths
 from sterna.sim.memory import Memory
 from sterna.sim.parted import PartedWorld
-from sterna.sim.parts import OTHERS_REST, RESTS, Parts, State
+from sterna.sim.parts import HOST, OTHERS_REST, RESTS, TASKS_MAX, THERE, Parts, State
 from sterna.sim.recall import Numbers, Recall, States
 from sterna.sim.rest import check_rest
 from sterna.sim.world import World, are_idle
@@ -150,6 +150,7 @@ class Changes:
 
 _THING: Final = np.uint64(24)
 _Steps: TypeAlias = Iterable[Step]
+_Settles: TypeAlias = Callable[[PartedWorld, int], None]
 
 
 class Parted:
@@ -182,7 +183,11 @@ class Parted:
         for host, some in ((0, alone), (0, beside), (1, alone), (1, beside)):
             if some:
                 self._wrong.append(self._choice(partial(_wrong_at, host=host, kinds=some)))
-        self._forget: Final = [Memory(self._parts, partial(self._forgets, place=place)) for place in (0, 1)]
+        self._settling: Final = [
+            (kind, Flags(kind, places, what), Memory(self._parts, partial(self._settles, how=how, host=host)))
+            for host, kind in enumerate(self._parts.kinds[: len(HOST)])
+            for places, what, how in _SETTLING
+        ]
 
     def _choice(self, what: Callable[[World], tuple[_Steps, _Steps]]) -> Memory:
         def found(world: PartedWorld) -> int:
@@ -203,8 +208,8 @@ class Parted:
         world.take(step)
         return self._changes.number(world.changes())
 
-    def _forgets(self, world: PartedWorld, place: int) -> int:
-        world.forget(place)
+    def _settles(self, world: PartedWorld, how: _Settles, host: int) -> int:
+        how(world, host)
         return self._changes.number(world.changes())
 
     def _may(self, states: States) -> tuple[Numbers, Numbers, States]:
@@ -238,13 +243,11 @@ class Parted:
         return self._settled(self._changes.done(before, changes))
 
     def _settled(self, states: States) -> States:
-        """The same worlds, in which nobody keeps what he never sees again."""
-        for place in (0, 1):
-            kind = self._parts.kinds[place]
-            knows = kind.flags((RESTS, OTHERS_REST))[states >> kind.shift & kind.mask]
-            some = np.flatnonzero(knows)
+        """The same worlds, in which tasks have closed up, and nobody keeps what he never sees again."""
+        for kind, flags, memory in self._settling:
+            some = flags.where(states >> kind.shift & kind.mask)
             if some.size:
-                states[some] = self._changes.done(states[some], self._forget[place].look(states[some]))
+                states[some] = self._changes.done(states[some], memory.look(states[some]))
         return states
 
     def after(self, states: States, *, last: bool) -> States:
@@ -265,6 +268,23 @@ class Parted:
         at, actions = self._may_go_wrong(states) if faulty else self._may(states)[:2]
         there = np.flatnonzero(self._take(states[at], actions) == np.uint64(to))
         return (int(states[at[there[0]]]), self._steps.parts[actions[there[0]]]) if there.size else None
+
+
+def _has_gap(there: Truths) -> Truths:
+    """Whether somebody comes behind a place where nobody is."""
+    return _is_any(there[1:] & ~there[:-1])
+
+
+def _is_any(flags: Truths) -> Truths:
+    found: Truths = np.logical_or.reduce(flags)
+    return found
+
+
+_SETTLING: Final[tuple[tuple[tuple[int, ...], Callable[[Truths], Truths], _Settles], ...]] = (
+    (tuple(range(THERE, THERE + TASKS_MAX)), _has_gap, PartedWorld.close_up),
+    ((RESTS, OTHERS_REST), _is_any, PartedWorld.forget),
+)
+"""What is done at a host after each step: of which parts it goes by, of what is so about them, and it."""
 
 
 def _at_host(world: World, host: int) -> tuple[_Steps, _Steps]:
