@@ -50,9 +50,9 @@ def kinds(world: World, host: int) -> list[str]:
     return [each.kind for each in world.hosts[host].history.records]
 
 
-def parted(until: dict[str, object], *more: Step, **shape: object) -> World:
+def parted(until: dict[str, object], *more: Step, clocked: bool = False, **shape: object) -> World:
     """A world in which both sides keep a session that has come so far, and of which these steps were made."""
-    world = world_of(resume=True, clocked=False, **shape)
+    world = world_of(resume=True, clocked=clocked, **shape)
     world.begin(ALPHA)
     go(world, stands(**until))
     for step in more:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from sim_support import ALPHA, BETA, go, parted, stands, states, world_of
+from sim_support import ALPHA, BETA, go, kinds, parted, stands, states, world_of
 
 from sterna.core.tables import DestinationState, SourceState
 from sterna.errors import LocalProtocolError
@@ -80,6 +80,26 @@ def test_one_that_is_kept_is_freed():
     assert have_ended(there.endpoint, task.op)
     world.take(("act", BETA, there.endpoint.number, task.number))
     assert (there.endpoint.kept, there.openings, there.holders[0].stage) == ({}, {}, Stage.FREED)
+    go(world)
+    assert (world.running().host, check_rest(world)) == ("beta", End.RUNS)
+
+
+@pytest.mark.parametrize("clocked", [True, False])
+def test_one_that_is_freed_before_switchover_is_forgotten(clocked):
+    """[ONE-56] [ONE-13] Nobody can have granted in it: as at a host, RELEASED is on record."""
+    before = {"source": SourceState.PREPARING, "destination": DestinationState.STANDBY}
+    world = parted(before, ("cut", 1, 0, 0), clocked=clocked)
+    there = world.hosts[BETA]
+    ((session, _),) = there.endpoint.kept.items()
+    assert kinds(world, BETA) == ["session"]
+    world.take(("kill", ALPHA, world.hosts[ALPHA].endpoint.number, 0))
+    world.take(("restart", ALPHA, 0, 0))
+    world.take(("open", ALPHA, 0, 0))
+    go(world, waits)
+    (task,) = there.endpoint.tasks
+    world.take(("act", BETA, there.endpoint.number, task.number))
+    assert (kinds(world, BETA), there.history.released(session)) == (["session", "released"], True)
+    assert there.holders[0].stage is Stage.FREED
     go(world)
     assert (world.running().host, check_rest(world)) == ("beta", End.RUNS)
 

@@ -54,6 +54,11 @@ class Kept:
         """Whether HANDOVER has come, at a destination: it is not replaced any more."""
         return isinstance(self.carry, DestinationCarry) and self.carry.fetching is not None
 
+    @property
+    def is_forgettable(self) -> bool:
+        """Whether it is on record, and nobody can have granted in it, at a destination [ONE-56]."""
+        return self.carry.account.forgettable
+
 
 @dataclass(frozen=True, slots=True)
 class Left:
@@ -76,6 +81,11 @@ class Left:
     def is_committed(self) -> bool:
         """See `Kept`."""
         return self.machine.state in COMMITTED
+
+    @property
+    def is_forgettable(self) -> bool:
+        """See `Kept`."""
+        return self.again().is_forgettable
 
     def again(self) -> Kept:
         """What the machine leaves, for whoever needs one of his own."""

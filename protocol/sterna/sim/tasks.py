@@ -6,13 +6,14 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 from sterna.core.history import RecordConflict
-from sterna.core.records import SessionRecord, Side
+from sterna.core.records import Released, SessionRecord, Side
 from sterna.registry import ErrorCode
 from sterna.sim import recovering
 from sterna.sim.connecting import hangs_up, says
 from sterna.sim.ends import ended, forget_opening
 from sterna.sim.holding import hold, keep
 from sterna.sim.hosts import GiveWay, Hold, Host, Process, Reach, TakeLocks, Task, Write, write
+from sterna.sim.kept import Noted
 from sterna.sim.machines import Cancel, Done, Failed, Input, Lost, Trouble
 from sterna.sim.plans import Answered, plan
 
@@ -106,9 +107,12 @@ def effect(world: World, host: Host, process: Process, task: Task) -> Hashable:
 
 def _replaced(world: World, host: Host, process: Process, task: Task, op: GiveWay) -> GiveWay:
     """Free what no connection has any more of sessions that have given way [RES-14]."""
-    kept = [session for session in op.sessions if session in process.kept]
-    process.kept = {name: each for name, each in process.kept.items() if name not in kept}
-    for session in kept:
+    freed = {session: process.kept[session] for session in op.sessions if session in process.kept}
+    process.kept = {name: each for name, each in process.kept.items() if name not in freed}
+    for session, kept in freed.items():
+        assert not isinstance(kept, Noted)
+        if kept.is_forgettable:
+            write(host, process, Released(session))
         hold(world, host, process, task, Hold("discard", session))
         forget_opening(host, session)
     return op
