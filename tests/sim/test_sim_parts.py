@@ -48,7 +48,6 @@ def test_keys_are_the_same_where_the_same_is_read(parts):
     for read, same in ((1 << LOCK, False), (1 << SHOWN, True), (1 << READS * STORE, True), (0, True)):
         one, two = parts.keys(states, read).tolist()
         assert (one == two) is same
-        assert [one, two] == [parts.key(state, read) for state in (parts.first, other)]
     assert parts.things(other)[0][LOCK] != parts.things(parts.first)[0][LOCK]
     assert parts.things(other)[1:] == parts.things(parts.first)[1:]
 

@@ -183,8 +183,11 @@ class Task:
     def copy(self) -> Task:
         """One that goes its own way."""
         other = object.__new__(Task)
-        for name in Task.__slots__:
-            setattr(other, name, getattr(self, name))
+        other.number, other.kind, other.machine, other.line = self.number, self.kind, self.machine, self.line
+        other.op, other.landed, other.answer = self.op, self.landed, self.answer
+        other.results, other.session, other.image = self.results, self.session, self.image
+        other.held, other.peer, other.complete = self.held, self.peer, self.complete
+        other.store, other.failed, other.stuck = self.store, self.failed, self.stuck
         return other
 
     @property

@@ -8,6 +8,14 @@ import numpy.typing as npt
 _Numbers = npt.NDArray[np.uint64]
 
 
+def in_order(numbers: _Numbers) -> _Numbers:
+    """Each of these numbers once, in order. Of very many, that is quicker than `np.unique`, which hashes."""
+    ordered = np.sort(numbers)
+    other = np.ones(len(ordered), np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=other[1:])
+    return ordered[other]
+
+
 class Known:
     """See the module's text. Numbers stand in order, in a few rows of which each is longer than the next."""
 
@@ -19,7 +27,7 @@ class Known:
 
     def add(self, numbers: _Numbers) -> _Numbers:
         """Those of these numbers that are new, in order; from now on they are not."""
-        new = np.unique(numbers)
+        new = in_order(numbers)
         for row in self._rows:
             at = np.searchsorted(row, new)
             at[at == len(row)] = 0

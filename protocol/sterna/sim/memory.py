@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from sterna.sim.parted import PartedWorld
 from sterna.sim.parts import Parts, State
@@ -43,12 +44,16 @@ class Memory:
 
     def _learn_all(self, states: States) -> None:
         """Look at each of these, unless what it would read was met in one before it."""
-        keys = {read: self._parts.keys(states, read).tolist() for read in self._ways}
+        known = np.zeros(len(states), np.bool_)
+        groups: dict[int, _Groups] = {}
         for at, state in enumerate(states.tolist()):
-            if not any(keys[read][at] in self._ways[read].fresh for read in keys):
-                read = self._learn(state)
-                if read not in keys:
-                    keys[read] = self._parts.keys(states, read).tolist()
+            if not known[at]:
+                read, number = self._learn(state)
+                if read not in groups:
+                    groups[read] = _Groups(self._parts.keys(states, read))
+                key = int(groups[read].keys[at])
+                self._ways.setdefault(read, Recall()).fresh[key] = number
+                known[groups[read].places(key)] = True
         for way in self._ways.values():
             way.merge()
 
@@ -72,10 +77,25 @@ class Memory:
         _, first = np.unique(self._parts.keys(states, self._parts.least(read)), return_index=True)
         return states[first]
 
-    def _learn(self, state: State) -> int:
-        """What was read."""
+    def _learn(self, state: State) -> tuple[int, int]:
+        """What is read in a world, and what comes of the action there."""
         world = PartedWorld(self._parts, state)
         number = self._action(world)
-        read = self._parts.least(world.read)
-        self._ways.setdefault(read, Recall()).fresh[self._parts.key(state, read)] = number
-        return read
+        return self._parts.least(world.read), number
+
+
+class _Groups:
+    """Where which keys stand in an array of them."""
+
+    def __init__(self, keys: States) -> None:
+        self.keys: Final = keys
+        self._order: Final = np.argsort(keys)
+        self._ordered: Final = keys[self._order]
+
+    def places(self, key: int) -> npt.NDArray[np.intp]:
+        """Where this one does."""
+        first, end = (np.searchsorted(self._ordered, np.uint64(key), side) for side in _SIDES)
+        return self._order[first:end]
+
+
+_SIDES: Final = ("left", "right")

@@ -100,16 +100,6 @@ class Parts:
                 found |= kind.view(some)[number] << kind.shift
         return found
 
-    def key(self, state: State, read: int) -> int:
-        """The same for one."""
-        found = 0
-        for place, kind in enumerate(self.kinds):
-            some = read >> READS * place & (1 << READS) - 1
-            if some:
-                shift = int(kind.shift)
-                found |= int(kind.view(some)[state >> shift & int(kind.mask)]) << shift
-        return found
-
     def least(self, read: int) -> int:
         """The same reading, without what follows from the rest of it."""
         masks = [read >> READS * place & (1 << READS) - 1 for place in range(len(self.kinds))]
