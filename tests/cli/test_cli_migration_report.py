@@ -6,12 +6,17 @@ from dataclasses import replace
 
 import pytest
 
+from records_support import STORED
 from sterna.cli.exits import Exit
-from sterna.cli.migration_report import exit_of_result, sentence, told_late
+from sterna.cli.follow import Reporter
+from sterna.cli.migration_report import MigrationReport, exit_of_result, sentence, told_late
+from sterna.cli.output import Output
 from sterna.core.events import Outcome, Result
 from sterna.core.policy import RoundStats
 from sterna.core.serving import AfterStats
+from sterna.core.verdict import Judgement, Step
 from sterna.errors import GuestError, LocalProtocolError, PeerAborted, TransportError
+from sterna.host.recovery import Recovered
 from sterna.net.memory import memory_transport_pair
 from sterna.registry import ErrorCode, Owner
 from sterna.wire.records import Verdict
@@ -199,6 +204,21 @@ def test_a_guest_that_is_whole_has_run() -> None:
     end = result(Outcome.MOVED, run_after_s=None, verdict=verdict)
     assert exit_of_result(end) is Exit.OK
     assert exit_of_result(replace(end, verdict=replace(verdict, complete=False))) is Exit.GUEST
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_earlier_session_whose_guest_nobody_has_seen_run(
+    capsys: pytest.CaptureFixture[str], whole: bool
+) -> None:
+    """[ONE-21] [ONE-39] A slot says whose it is; COMPLETE says that it has run."""
+    judgement = Judgement(Owner.DESTINATION, "slot 2 is there's", "ONE-21", Step.FREE, 2)
+    verdict = Verdict(Owner.DESTINATION, 2, complete=whole, digest=b"d" * 16 if whole else b"")
+    recovered = Recovered(STORED, judgement, acted=True, verdict=verdict)
+    code = MigrationReport(Reporter(Output()), None).settled(recovered)
+    assert code is (Exit.OK if whole else Exit.GUEST)
+    said = capsys.readouterr().err
+    assert "an earlier session of this guest: destination under epoch 2: slot 2 is there's" in said
+    assert ("the guest is owned by there, and nobody has said yet that it runs there" in said) is not whole
 
 
 def test_who_was_too_late_to_cancel_hears_of_nothing_less_than_of_a_loss() -> None:

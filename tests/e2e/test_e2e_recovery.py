@@ -178,6 +178,35 @@ async def test_a_guest_whose_destination_is_gone_for_ever_is_resolved(world: Wor
     assert judge_journal(world.journal) == []
 
 
+@pytest.mark.needs("userfaultfd")
+@pytest.mark.parametrize("place", ["after Persist:Claiming", "before RunGuest"])
+async def test_pages_are_sent_to_a_guest_that_operators_have_left_to_its_destination(
+    world: World, place: str
+) -> None:
+    """[ONE-42] [ONE-59] [RES-13] What they are told to do brings them there, whoever starts the guest."""
+    await start(world, [])
+    serve, port = await world.serve(stop=place)
+    migrate = await world.migrate(port, "--switchover", "post-copy", "--streams", "0")
+    await serve.dies()
+    await ended(migrate, 8)
+    guest = (await verdict(world, "b", "d"))[1]["guest"]
+    command = ["resolve", guest, "--owner", "destination", "--json"]
+    here = await world.start(*command, *world.records("a"), "--name", "host-a", "--holder", world.socket("s"))
+    assert (await ended(here, 0))["pages_follow"] is True
+    assert "Keep this holder; once the guest runs there, sterna migrate" in here.said()
+    there = [*world.records("b"), "--name", "host-b", "--holder", world.socket("d")]
+    if place == "after Persist:Claiming":  # nobody else starts it
+        refused = await ended(await world.start(*command, *there), 2)
+        assert "Do not end that holder" in refused["error"]["text"]
+        decided = await ended(await world.start(*command, *there, "--i-have-fenced", "host-a"), 0)
+        assert (decided["recorded"], decided["pages_follow"]) == ("start", True)
+    serve, port = await world.serve()
+    await world.wait_for("d", lambda status: status.state == "running" and status.missing > 0)
+    assert (await ended(await world.migrate(port), 0))["outcome"] == "completed"
+    await world.check_runs("d")
+    assert judge_journal(world.journal) == []
+
+
 async def test_a_destination_whose_holder_dies_behind_start_has_lost_the_guest(world: World) -> None:
     """[ONE-34] [ONE-42] What no protocol can save is told by its name, at both sides."""
     room = await start(world, [])
