@@ -9,6 +9,10 @@ from sterna.core.tables import DestinationState, SourceState
 from sterna.sim.holder import PAGE_BYTES
 from sterna.sim.kept import Fresh, Left, value_of
 
+ROUND_ONE = {"source": SourceState.ACKING, "destination": DestinationState.STANDBY}
+SEALED = {"source": SourceState.SEALED, "destination": DestinationState.LOADED}
+APART = {"source": SourceState.MOVED, "destination": DestinationState.FETCHING}
+
 
 def lefts(world):
     """What they have left, source first."""
@@ -17,8 +21,7 @@ def lefts(world):
 
 def test_a_machine_that_is_left_is_made_again_for_each_who_asks():
     """[RES-13] What one does with it, another one does not see."""
-    until = {"source": SourceState.MOVED, "destination": DestinationState.FETCHING}
-    world = parted(until, ("cut", 1, 0, 0), switchover="post-copy")
+    world = parted(APART, ("cut", 1, 0, 0), switchover="post-copy")
     for left in lefts(world):
         one, other = left.again(), left.again()
         assert one.carry is not other.carry
@@ -31,8 +34,19 @@ def test_a_machine_that_is_left_is_made_again_for_each_who_asks():
     assert isinstance(holder.notes, bytes), "so that nothing writes there but a machine"
 
 
-ROUND_ONE = {"source": SourceState.ACKING, "destination": DestinationState.STANDBY}
-SEALED = {"source": SourceState.SEALED, "destination": DestinationState.LOADED}
+@pytest.mark.parametrize("switchover", ["stop-and-copy", "post-copy"])
+def test_a_copy_is_what_the_machine_would_leave_again(switchover):
+    """And what is in it stands together as it does there."""
+    until = SEALED if switchover == "stop-and-copy" else APART
+    source, destination = lefts(parted(until, ("cut", 1, 0, 0), switchover=switchover))
+    for left in (source, destination):
+        left.again()
+        copy = left.again()
+        assert value_of(copy) == left.value == value_of(left.machine.again().kept(left.image))
+    copy = source.again()
+    assert copy.still is copy.carry.memory._pages.holder
+    copy.notes[:] = bytes(len(copy.notes))
+    assert value_of(copy) != source.value == value_of(source.again())
 
 
 def test_machines_that_have_left_the_same_are_one():

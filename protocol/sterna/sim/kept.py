@@ -89,7 +89,7 @@ class Left:
 
     def again(self) -> Kept:
         """What the machine leaves, for whoever needs one of his own."""
-        return self.machine.again().kept(self.image)
+        return self.machine.left(self.image)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,15 @@ host. `LiveMachine` is the machine itself, changed by every input: for one run. 
 all machines that were told the same: telling it something gives another one, and telling it the same twice
 gives the same, so a world that holds it can be copied, compared and tried in every direction at the price of
 a pointer. What it does was done by a real machine once: the one that has gone furthest is kept, and a new
-turn is taken by a fresh machine that is told everything from the start.
+turn is taken by a fresh machine that is told everything from the start. What one leaves of its session when
+the link is lost, others go on with many times over: of that they have copies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias, cast
 
 from sterna.core.carry import DestinationCarry, SourceCarry, Ticket
 from sterna.core.destination import DestinationMachine
@@ -38,6 +39,7 @@ from sterna.core.tables import State
 from sterna.errors import GuestError, RecordError, SternaError, StoreUnavailable, TransportError
 from sterna.limits import HEADER_BYTES
 from sterna.registry import ErrorCode, FrameType
+from sterna.sim.copied import copied, written
 from sterna.sim.holder import (
     PAGES,
     REGION,
@@ -432,6 +434,7 @@ class RecalledMachine:
         self._next: Final[dict[Input, RecalledMachine]] = {}
         self._live: LiveMachine | None = live
         self._value: bytes | None = None  # of what it leaves, once that was asked for
+        self._left: bytes | None = None  # what copies of it are made from
 
     def key(self) -> Hashable:
         """Equal for machines that were told the same."""
@@ -446,6 +449,12 @@ class RecalledMachine:
         if self._value is None:
             self._value = value_of(self.again().kept(image))
         return Left(self, image, self._value)
+
+    def left(self, image: bytes) -> Kept:
+        """What that stands for, for whoever needs one of his own: a copy of what was left once."""
+        if self._left is None:
+            self._left = written(self.again().kept(image))
+        return cast("Kept", copied(self._left))
 
     def told(self, what: Input, now: float) -> RecalledMachine:
         """The machine after this; no time passes here, and how a connection was lost is the same to it."""
