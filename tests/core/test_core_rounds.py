@@ -25,6 +25,7 @@ from sterna.wire.rules import Bounds
 MIB = 1 << 20
 FAST = 1e12  # a link that a batch passes at once
 TABLE = RegionTable([r.Region(3, 0, 8 * PAGE), r.Region(1, 1 << 40, 16 * PAGE)])
+LARGE = RegionTable([r.Region(0, 0, 1 << 40)])
 NO_HASHES = np.empty(0, np.uint64)
 
 
@@ -78,11 +79,28 @@ def test_the_worst_batch_fits_the_peer(granule_log2, peer, wanted, random):
 
 @pytest.mark.parametrize(
     ("rate_bytes_s", "batch_bytes"),
-    [(0, MIB // 4), (1e6, MIB // 4), (20e6, 1_000_000), (125e6, 4 * MIB), (1e15, 4 * MIB)],
+    [(0, MIB // 4), (1e6, MIB // 4), (20e6, 1_000_000), (125e6, 4 * MIB), (4e8, 8_000_000), (1e15, 16 * MIB)],
 )
 def test_a_batch_does_not_fill_a_slow_link_for_long(rate_bytes_s, batch_bytes):
-    """Heartbeats and ABORT wait behind it."""
-    assert batch_bounds(TABLE, Limits(), 4 * MIB, rate_bytes_s)[0] == batch_bytes
+    """[PGS-22] Heartbeats and ABORT wait behind it."""
+    assert batch_bounds(LARGE, Limits(), 1 << 30, rate_bytes_s)[0] == batch_bytes
+    assert batch_bounds(LARGE, Limits(), 3 * MIB, rate_bytes_s)[0] == min(batch_bytes, 3 * MIB)
+    assert batch_bounds(LARGE, Limits(bulk_bytes=PAGE), 1 << 30, rate_bytes_s)[0] == PAGE
+
+
+@pytest.mark.parametrize(
+    ("guest_bytes", "batch_bytes"),
+    [(MIB, MIB // 4), (16 * MIB, MIB), (64 * MIB, 4 * MIB), (128 * MIB, 4 * MIB), (256 * MIB, 8 * MIB)],
+)
+def test_a_batch_is_a_small_part_of_its_guest(guest_bytes, batch_bytes):
+    """What is rejected of one that the guest writes to is a small part, too."""
+    table = RegionTable([r.Region(0, 0, guest_bytes)])
+    assert batch_bounds(table, Limits(), 1 << 30, FAST)[0] == batch_bytes
+
+
+@pytest.mark.parametrize(("connections", "batch_bytes"), [(1, 16_000_000), (2, 8_000_000), (4, 4 * MIB)])
+def test_batches_on_several_connections_take_as_long_together_as_one(connections, batch_bytes):
+    assert batch_bounds(LARGE, Limits(), 1 << 30, 8e8, connections)[0] == batch_bytes
 
 
 def test_a_guest_without_copied_regions_has_batches_too():

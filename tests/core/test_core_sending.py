@@ -325,13 +325,13 @@ def test_zeros_take_turns_with_what_fills_the_sockets(blank, order, monkeypatch)
 
 def test_a_small_guest_is_sent_in_small_batches():
     """What 32 of them hold on its way would be as much as the guests themselves."""
-    size = 32 * sending.SMALL_BATCH_BYTES
+    size = 32 * rounds.SMALL_BATCH_BYTES
     table = RegionTable([r.Region(3, 0, size)])
     memory = Sending(table, RegionPages(table, {3: memoryview(b"x" * size)}))
     memory.begin(1, Limits(), size, 1e12, 0.0, last=False)
     batch = memory.next_batch(10, zeros=True)
     assert batch is not None
-    assert batch[0].bulk_bytes == size // sending.ROUND_BATCHES
+    assert batch[0].bulk_bytes == size // rounds.ROUND_BATCHES
 
 
 @pytest.mark.parametrize(
@@ -341,10 +341,11 @@ def test_a_small_guest_is_sent_in_small_batches():
 )
 def test_batches_grow_where_the_link_turns_out_to_be_fast(monkeypatch, seconds, sizes):
     """[PGS-22] From the first look on, by what has left beyond what buffers take."""
-    for name, value in (("LOOK_BYTES", PAGE), ("FIRST_LOOK_BYTES", 2 * PAGE), ("ROUND_BATCHES", 1)):
+    for name, value in (("LOOK_BYTES", PAGE), ("FIRST_LOOK_BYTES", 2 * PAGE)):
         monkeypatch.setattr(sending, name, value)
+    monkeypatch.setattr(rounds, "ROUND_BATCHES", 1)
     monkeypatch.setattr(rounds, "_UNMEASURED_BYTES", PAGE)
-    monkeypatch.setattr(rounds, "_BATCH_FLOOR_BYTES", PAGE)
+    monkeypatch.setattr(rounds, "SMALL_BATCH_BYTES", PAGE)
     memory = Memory()
     memory.bytes[:] = b"x" * len(memory.bytes)
     memory.sending.begin(1, Limits(), 4 * PAGE, 0.0, 0.0, last=False)
@@ -359,9 +360,9 @@ def test_batches_grow_where_the_link_turns_out_to_be_fast(monkeypatch, seconds, 
 def test_batches_do_not_grow_beyond_what_the_peer_takes(monkeypatch):
     """[LIM-6]"""
     monkeypatch.setattr(sending, "LOOK_BYTES", PAGE)
-    monkeypatch.setattr(sending, "ROUND_BATCHES", 1)
+    monkeypatch.setattr(rounds, "ROUND_BATCHES", 1)
     monkeypatch.setattr(rounds, "_UNMEASURED_BYTES", 0)
-    monkeypatch.setattr(rounds, "_BATCH_FLOOR_BYTES", PAGE)
+    monkeypatch.setattr(rounds, "SMALL_BATCH_BYTES", PAGE)
     memory = Memory()
     memory.bytes[:] = b"x" * len(memory.bytes)
     memory.sending.begin(1, Limits(bulk_bytes=2 * PAGE), 4 * PAGE, 0.0, 0.0, last=False)
@@ -373,9 +374,9 @@ def test_batches_do_not_grow_beyond_what_the_peer_takes(monkeypatch):
 def test_batches_of_packed_pages_grow_by_what_their_pages_take(monkeypatch):
     """Two pages have passed, in few bytes: at that rate of pages four are soon through the link, too."""
     monkeypatch.setattr(sending, "LOOK_BYTES", PAGE)
-    monkeypatch.setattr(sending, "ROUND_BATCHES", 1)
+    monkeypatch.setattr(rounds, "ROUND_BATCHES", 1)
     monkeypatch.setattr(rounds, "_UNMEASURED_BYTES", PAGE)
-    monkeypatch.setattr(rounds, "_BATCH_FLOOR_BYTES", 2 * PAGE)
+    monkeypatch.setattr(rounds, "SMALL_BATCH_BYTES", 2 * PAGE)
     memory = Memory()
     memory.bytes[:] = b"x" * len(memory.bytes)
     memory.sending.begin(1, Limits(), 4 * PAGE, 0.0, 0.0, last=False)
@@ -388,10 +389,11 @@ def test_batches_of_packed_pages_grow_by_what_their_pages_take(monkeypatch):
 
 def test_batches_do_not_become_smaller_in_the_midst_of_a_round(monkeypatch):
     """One session of many in a process is slow because of the others; small batches would cost all."""
-    for name, value in (("LOOK_BYTES", PAGE), ("FIRST_LOOK_BYTES", 2 * PAGE), ("ROUND_BATCHES", 1)):
+    for name, value in (("LOOK_BYTES", PAGE), ("FIRST_LOOK_BYTES", 2 * PAGE)):
         monkeypatch.setattr(sending, name, value)
+    monkeypatch.setattr(rounds, "ROUND_BATCHES", 1)
     monkeypatch.setattr(rounds, "_UNMEASURED_BYTES", PAGE)
-    monkeypatch.setattr(rounds, "_BATCH_FLOOR_BYTES", PAGE)
+    monkeypatch.setattr(rounds, "SMALL_BATCH_BYTES", PAGE)
     memory = Memory()
     memory.bytes[:] = b"x" * len(memory.bytes)
     memory.sending.begin(1, Limits(), 2 * PAGE, 1e12, 0.0, last=False)

@@ -16,7 +16,7 @@ from trio.testing import MockClock
 from sterna.core.deadlines import Deadlines
 from sterna.core.events import Event, Outcome, RoundFinished
 from sterna.core.policy import PolicySettings
-from sterna.core.sending import ROUND_BATCHES
+from sterna.core.rounds import ROUND_BATCHES
 from sterna.guest.api import GuestDescription
 from sterna.guest.embedded import EmbeddedGuest
 from sterna.guest.workload import PAGE_BYTES, WorkloadParameters

@@ -23,7 +23,7 @@ from trio.testing import MockClock
 
 from sterna.core.events import Decided, Event, Outcome
 from sterna.core.policy import Action, Decision, PolicySettings
-from sterna.core.sending import ROUND_BATCHES
+from sterna.core.rounds import ROUND_BATCHES
 from sterna.guest.embedded import PAGE_BYTES, EmbeddedGuest
 from sterna.net import packing
 from sterna.net.destination import Destination

@@ -6,9 +6,10 @@ import pytest
 
 from sterna.core.negotiate import FOLLOW_FEATURES
 from sterna.errors import ConfigError
-from sterna.limits import CHUNK_BYTES, STREAMS_MAX
+from sterna.limits import BATCH_BYTES, CHUNK_BYTES, LARGE_BATCH_BYTES, STREAMS_MAX
 from sterna.net import streams
 from sterna.net.options import (
+    Compress,
     Options,
     batch_bytes,
     limiter,
@@ -92,8 +93,15 @@ def test_a_destination_selects_what_its_host_and_guests_can() -> None:
 def test_a_cap_makes_batches_small_and_must_not_be_too_low() -> None:
     assert limiter(Options()) is None
     assert limiter(Options(bandwidth_bytes_s=1e6)) is not None
-    assert batch_bytes(Options(bandwidth_bytes_s=1e6)) == CHUNK_BYTES
-    assert batch_bytes(Options(bandwidth_bytes_s=1e7)) == 500_000
-    assert batch_bytes(Options(batch_bytes=4096)) == 4096
+    assert batch_bytes(Options(bandwidth_bytes_s=1e6), plain=True) == CHUNK_BYTES
+    assert batch_bytes(Options(bandwidth_bytes_s=1e7), plain=True) == 500_000
+    assert batch_bytes(Options(batch_bytes=4096), plain=True) == 4096
+
+
+def test_batches_are_large_where_nothing_is_done_to_them_but_hashing():
+    assert batch_bytes(Options(), plain=True) == LARGE_BATCH_BYTES
+    assert batch_bytes(Options(), plain=False) == BATCH_BYTES
+    assert batch_bytes(Options(compress=Compress.AUTO), plain=True) == BATCH_BYTES
+    assert batch_bytes(Options(compress=Compress.ALWAYS, batch_bytes=4096), plain=True) == 4096
     with pytest.raises(ConfigError, match="the least is"):
         Options(bandwidth_bytes_s=100)

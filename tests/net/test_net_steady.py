@@ -12,7 +12,7 @@ from trio.abc import Clock
 
 from sterna.core.events import Outcome, Result, RoundFinished, RoundStarted
 from sterna.core.policy import RoundStats
-from sterna.core.sending import SMALL_BATCH_BYTES
+from sterna.core.rounds import SMALL_BATCH_BYTES
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
 from sterna.memory import pages as pages_module

@@ -65,7 +65,7 @@ class SourceConfig(Config):
     runner: Runner = NO_RUNNER
     expected_state_bytes: int | None = None
     policy: PolicySettings = field(default_factory=PolicySettings)
-    batch_bytes: int = bounds.BATCH_BYTES
+    batch_bytes: int = bounds.LARGE_BATCH_BYTES
     features: tuple[FeatureOffer, ...] = field(default_factory=offer)
 
 

@@ -30,7 +30,14 @@ _TABLE_HEAD, _ROW_BYTES = 24, 32
 _ACK_HEAD, _RANGE_BYTES = 32, 24
 
 _BATCH_S: Final = 0.05  # what is behind a batch, heartbeats and ABORT among it, waits for so long
-_BATCH_FLOOR_BYTES: Final = 256 * 1024  # below that, what a batch costs beside its bytes begins to show
+SMALL_BATCH_BYTES: Final = 256 * 1024  # below that, what a batch costs beside its bytes begins to show
+# A guest's memory is so many batches at least: one is hashed while another travels, and what is held for each
+# of many small guests is small beside them.
+ROUND_BATCHES: Final = 16
+# Batches beyond the usual size: on a link that takes them in so short a time, since what the guest writes
+# meanwhile is rejected, and of a guest of so many at least.
+_LARGE_BATCH_S: Final = 0.02
+LARGE_BATCHES: Final = 32
 # A batch of zeros is a frame of some bytes, and work for the receiver: with many of them in a row the sockets
 # would hold seconds of it, and what is behind them, such as PING, would wait. Others between them take room.
 _BLANKS_IN_A_ROW: Final = 3
@@ -41,7 +48,7 @@ _U64_MAX: Final = (1 << 64) - 1
 
 
 def batch_bounds(
-    regions: RegionTable, peer: Limits, batch_bytes: int, rate_bytes_s: float
+    regions: RegionTable, peer: Limits, batch_bytes: int, rate_bytes_s: float, connections: int = 1
 ) -> tuple[int, int]:
     """Bytes and runs of a batch: within the peer's limits, and soon through a link of this rate.
 
@@ -50,12 +57,16 @@ def batch_bounds(
         peer: what the receiver announced.
         batch_bytes: the most that this side wants to send at once.
         rate_bytes_s: what the link has carried so far.
+        connections: that have a batch under way at the same time.
     """
     runs = min(peer.batch_runs, (peer.control_bytes - _TABLE_HEAD) // _ROW_BYTES)
     # A batch may turn out to alternate between zero and other pages: as many runs as pages.
     granule_log2 = min((region.granule_log2 for region in regions.copied), default=0)
-    soon = max(int(rate_bytes_s * _BATCH_S), _BATCH_FLOOR_BYTES)
-    return min(batch_bytes, soon, peer.bulk_bytes, runs << granule_log2), runs
+    guest_bytes = regions.size_bytes
+    usual = min(int(rate_bytes_s * _BATCH_S), guest_bytes // ROUND_BATCHES, bounds.BATCH_BYTES)
+    large = min(int(rate_bytes_s * _LARGE_BATCH_S) // connections, guest_bytes // LARGE_BATCHES)
+    size = max(usual, large, SMALL_BATCH_BYTES)
+    return min(batch_bytes, size, peer.bulk_bytes, runs << granule_log2), runs
 
 
 class _Share:

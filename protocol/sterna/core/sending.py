@@ -61,12 +61,6 @@ class Job:
     hot: bool = False
 
 
-# A guest's memory is so many batches at least, of this size at least: one is hashed while another travels,
-# and what is held for each of many small guests is small beside them.
-ROUND_BATCHES: Final = 16
-SMALL_BATCH_BYTES: Final = 256 << 10
-
-
 class Sending:
     """All copied regions of a guest. At first everything is pending.
 
@@ -185,8 +179,7 @@ class Sending:
         if self._round.last:
             return
         if rate_bytes_s := self._round.rate_bytes_s(now):
-            batch_bytes = self._size_of_batch(self._batch_bytes)
-            self._round.enlarge(batch_bounds(self.regions, self._peer, batch_bytes, rate_bytes_s))
+            self._round.enlarge(self._batch_bounds(rate_bytes_s))
         if some:
             self._round.skip(self._pending)
 
@@ -234,7 +227,7 @@ class Sending:
             self._lacks(self._planned.pop(min(self._planned)))
         self._forget_planned(self._pending)
         self._peer, self._batch_bytes = peer, batch_bytes
-        batch = batch_bounds(self.regions, peer, self._size_of_batch(batch_bytes), rate_bytes_s)
+        batch = self._batch_bounds(rate_bytes_s)
         blank = None if self._blank is None else self._blank.copy().__iand__(self._pending)
         shares = None if self._shares is None else _parts(self._shares, self._pending)
         self._round = OutgoingRound(
@@ -352,8 +345,9 @@ class Sending:
         self._pending |= pages
         self._digest.mark_sets_stale(pages)
 
-    def _size_of_batch(self, most: int) -> int:
-        return min(most, max(self.regions.size_bytes // ROUND_BATCHES, SMALL_BATCH_BYTES))
+    def _batch_bounds(self, rate_bytes_s: float) -> tuple[int, int]:
+        connections = 1 if self._shares is None else len(self._shares)
+        return batch_bounds(self.regions, self._peer, self._batch_bytes, rate_bytes_s, connections)
 
     def _plan_look(self) -> None:
         most = max(LOOK_BYTES, int(self._round.bytes_left * LOOK_SHARE))

@@ -76,7 +76,8 @@ class Options:
         policy: when to pause; None is the default with a fixed cost that suits the guest's size.
         bandwidth_bytes_s: cap on all that this side sends, on all connections together, before TLS; None for
             none. It is kept within 5 % over any second, see `sterna.net.rate`.
-        batch_bytes: of page bytes in a frame at most; less with a cap, or where the peer's limits are lower.
+        batch_bytes: of page bytes in a frame at most; less with a cap, on a slow link or one with TLS, of a
+            small guest, where pages may be packed, or where the peer's limits are lower.
         on_event: called with every event of the machine, between two checkpoints; must not block.
         post_copy: as a destination: its guests can run before all of their pages are there.
         on_request: called around every request; for tests that must know where an endpoint stands.
@@ -101,7 +102,7 @@ class Options:
     deadlines: Deadlines = field(default_factory=Deadlines)
     policy: PolicySettings | None = None
     bandwidth_bytes_s: float | None = None
-    batch_bytes: int = bounds.BATCH_BYTES
+    batch_bytes: int = bounds.LARGE_BATCH_BYTES
     post_copy: bool = False
     on_event: OnEvent = lambda _: None
     on_request: OnRequest = ignore_request
@@ -172,11 +173,18 @@ def most_streams(options: Options) -> int:
     return bounds.STREAMS_MAX if options.streams is None else options.streams
 
 
-def batch_bytes(options: Options) -> int:
-    """A batch that passes a bandwidth cap in `_BATCH_S`, so that heartbeats behind it are not late."""
+def batch_bytes(options: Options, *, plain: bool) -> int:
+    """A batch that passes a bandwidth cap in `_BATCH_S`, so that heartbeats behind it are not late.
+
+    None is large that TLS encrypts: it should lie in a near cache for that, and what a batch costs else is
+    little beside it. Nor is one that may be packed, of which several are held in memory.
+    """
+    most = options.batch_bytes
+    if not plain or options.compress is not Compress.OFF:
+        most = min(most, bounds.BATCH_BYTES)
     if options.bandwidth_bytes_s is None:
-        return options.batch_bytes
-    return min(options.batch_bytes, max(bounds.CHUNK_BYTES, int(options.bandwidth_bytes_s * _BATCH_S)))
+        return most
+    return min(most, max(bounds.CHUNK_BYTES, int(options.bandwidth_bytes_s * _BATCH_S)))
 
 
 def limiter(options: Options) -> RateLimiter | None:

@@ -90,7 +90,7 @@ class Source(Endpoint):
             runner=runner,
             expected_state_bytes=description.expected_state_bytes,
             policy=policy,
-            batch_bytes=batch_bytes(options),
+            batch_bytes=batch_bytes(options, plain=transport.tls is None),
             features=offer(options, policy.switchover, dials=reconnect is not None),
         )
         self._pages = pages_to_send(pages, options)

@@ -211,21 +211,32 @@ class TcpTransport(Transport):
         await self._write(views, sent)
 
     async def _write(self, views: list[memoryview], sent: OnSent) -> None:
-        first = 0
+        first = taken = 0
         while first < len(views):
-            batch = views[first : first + IOV_MAX]
             try:
-                count = self._sock.sendmsg(batch)
+                count = self._sock.sendmsg(views[first : first + IOV_MAX])
             except BlockingIOError:
+                if taken:
+                    await self._took(taken, sent)
+                    taken = 0
+                    continue  # that has taken time, too
                 await trio.lowlevel.wait_writable(self._sock)
                 self._waited()
                 continue
             except OSError as error:
+                sent(taken)
                 raise connection_lost(error) from error
-            sent(count)
-            self._backlog.left(count)
+            taken += count
             first = _advance(views, first, count)
-            await self._yield_after(count)
+            if first == len(views) or taken >= self.yield_bytes or self.between is not None:
+                await self._took(taken, sent)
+                taken = 0
+
+    async def _took(self, count: int, sent: OnSent) -> None:
+        """The kernel has taken so many bytes, in one call or in several."""
+        sent(count)
+        self._backlog.left(count)
+        await self._yield_after(count)
 
     async def _receive_into(self, view: memoryview) -> int:
         while True:
