@@ -4,7 +4,8 @@ Each session has a connection and a guest of its own; the guests are parts of on
 How fair that was shows in how much later the last one has ended than the first one.
 
 What a session costs that moves next to nothing (handshake, description, rounds, blackout, commit, end) is a
-measure of its own: as many sessions at once, whose guests have one page each. Of a small guest it is most.
+measure of its own: as many sessions at once, whose guests have one page each. Of a small guest it is most; so
+guests of a quarter of the memory are a measure beside, for which there is no bound.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from sterna_interop.memories import Memories
 from sterna_interop.moving_sterna import sterna, sterna_many
 from sterna_interop.transfers import GIB, Write, memory_measures, write_to
 
-SIZE_BYTES: Final = 2 << 30
+SIZE_BYTES: Final = 8 << 30
 MAPPED_BYTES: Final = 512 << 20  # more is the same memory file, mapped several times
 SESSIONS: Final = 32
+SMALLER: Final = 4
 ONE: Final = "one"
 
 Sessions = Annotated[int, Parameter(validator=Number(gte=1, lte=64))]
@@ -48,11 +50,13 @@ def many(
         json: one JSON object on stdout.
     """
     output = Output(json=json)
-    if size % (sessions << 12):
-        raise ConfigError(f"{size_text(size)} cannot be cut into {sessions} guests of whole pages")
-    times = 1 if size % MAPPED_BYTES else size // MAPPED_BYTES
-    memories = Memories(size, times=times)
+    if size % (sessions * SMALLER * PAGE_BYTES):
+        raise ConfigError(
+            f"{size_text(size)} cannot be cut into {sessions} guests, and these, of whole pages"
+        )
+    memories, small = _memory_of(size), size // SMALLER
     ours, gib = Last(sterna_many(memories, sessions)), size / GIB
+    theirs = Last(sterna_many(_memory_of(small), sessions))
     empty = Last(sterna_many(Memories(sessions * PAGE_BYTES), sessions))
     lasts = {OURS: ours, ONE: Last(sterna(memories))}
     measures = [
@@ -67,6 +71,23 @@ def many(
             name="cpu",
             text="CPU, a GiB",
             ways={name: last.told(lambda moved: sum(moved.cpu_s) / gib) for name, last in lasts.items()},
+        ),
+        Measure(
+            name="goodput_small",
+            text=f"goodput, {size_text(small // sessions)} each",
+            ways={
+                OURS: theirs.turn(lambda moved: small / moved.seconds),
+                ONE: lasts[ONE].told(lambda moved: size / moved.seconds),
+            },
+            unit="bytes/s",
+        ),
+        Measure(
+            name="cpu_small",
+            text="  CPU, a GiB",
+            ways={
+                OURS: theirs.told(lambda moved: sum(moved.cpu_s) / gib * SMALLER),
+                ONE: lasts[ONE].told(lambda moved: sum(moved.cpu_s) / gib),
+            },
         ),
         Measure(name="first", text="first ended", ways={OURS: ours.told(lambda moved: moved.more[0])}),
         Measure(name="last", text="last ended", ways={OURS: ours.told(lambda moved: moved.more[1])}),
@@ -91,7 +112,11 @@ def many(
         principal="goodput",
         conditions={
             "memory": f"{sessions} guests of {size_text(size // sessions)}, random; {ONE}: one of all of it"
-            + (f"; {size_text(size // times)} are mapped {times} times" if times > 1 else ""),
+            + (
+                f"; {size_text(size // memories.times)} are mapped several times"
+                if memories.times > 1
+                else ""
+            ),
             "a session of one page": f"{sessions} of them at once, and their time by their number",
             "processes": "one for all sources, and one for all destinations",
             "connection": "plain TCP over loopback",
@@ -99,3 +124,7 @@ def many(
         },
     )
     write_to(report, write, output)
+
+
+def _memory_of(size: int) -> Memories:
+    return Memories(size, times=1 if size % MAPPED_BYTES else size // MAPPED_BYTES)
