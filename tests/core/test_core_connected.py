@@ -20,6 +20,7 @@ def test_a_connection_that_is_not_there_has_nothing_and_takes_nothing():
         assert machine.poll_transmit(rig.now, 3) == []
         assert not machine.is_held(3)
         assert len(machine.get_buffer(3)) > 0
+        assert not machine.owed_bytes(3)
         assert machine.buffer_updated(1, rig.now, 3)  # which is no reason not to look at the machine
         machine.receive_data(b"?", rig.now, 3)
         machine.transmitted(1, rig.now, 3)
@@ -56,9 +57,13 @@ def test_while_pages_come_there_is_nothing_new():
         rig.say_bytes(rig.encode(table, bytes(size))[:-size])
         rig.drain()
         rig.events()
+        owed = size
         for count in (PAGE, size - PAGE - 1, 1):
+            assert rig.machine.owed_bytes() == owed
             rig.machine.get_buffer()[:count] = b"x" * count
             assert not rig.machine.buffer_updated(count, rig.now)
+            owed -= count
+        assert not rig.machine.owed_bytes()
     assert rig.memory[0] == rig.image
     for frame, bulk in (Ping(7), b""), (table, bytes(size)):  # more pages than there are
         data = rig.encode(frame, bulk)[:READ_AHEAD_BYTES]

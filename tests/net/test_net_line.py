@@ -377,6 +377,9 @@ class Heard(Talking):
     def is_held(self, stream: int) -> bool:
         return self.held
 
+    def owed_bytes(self, stream: int) -> int:
+        return 0
+
     def get_buffer(self, stream: int) -> memoryview:
         return self.place
 
@@ -411,6 +414,50 @@ async def test_a_prompt_receiver_keeps_no_place_while_it_waits(end):
     line.is_prompt = True
     await line.tasks[0]()
     assert (driver.came, transport.taken) == ([b"one", b"two"], ["asked"])
+
+
+class Pouring(Taking):
+    """A transport that has pieces one after the other, up to an empty one without a wait."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        super().__init__()
+        self.pieces = list(pieces)
+
+    def receive_more(self, view: memoryview) -> int:
+        data = self.pieces.pop(0)
+        view[: len(data)] = data
+        return len(data)
+
+    async def receive_into(self, view: memoryview) -> int:
+        await trio.lowlevel.checkpoint()
+        self.taken.append(f"owed {self.owed_bytes}")
+        return self.receive_more(view)
+
+
+@pytest.mark.parametrize(
+    ("what", "turns"),
+    [("nothing", 2), ("news", 4), ("held", 1)],
+)
+async def test_pieces_that_bring_no_news_need_no_turn(what: str, turns: int) -> None:
+    class Filling(Heard):
+        def owed_bytes(self, stream: int) -> int:
+            return 1000 - 10 * len(self.came)
+
+        def buffer_updated(self, count: int, now: float, stream: int) -> bool:
+            super().buffer_updated(count, now, stream)
+            self.held = what == "held"
+            return what == "news"
+
+    driver, transport = Filling(), Pouring(b"one", b"two", b"three", b"", b"")
+    line = Line(driver, 0, transport)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(line.tasks[0])
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert driver.came == [b"one", b"two", b"three"][: 1 if what == "held" else 3]
+    assert driver.kicks == (3 if what == "news" else 0)
+    assert len(transport.taken) == turns
+    assert transport.taken[:2] == ["owed 1000", "owed 970" if what == "nothing" else "owed 990"][:turns]
 
 
 async def test_a_data_connection_is_not_let_go_of_before_the_control_connection(

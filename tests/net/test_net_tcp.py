@@ -441,6 +441,64 @@ async def test_where_much_is_owed_a_receiver_is_woken_for_much(autojump_clock):
         assert threshold(b) == 1
 
 
+async def test_what_is_owed_behind_the_place_counts_too(autojump_clock):
+    a, b = socket_pair()
+    with a, b:
+        transport = TcpTransport(b)
+        transport.owed_bytes = 4 * MUCH_BYTES
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(transport.receive_into, memoryview(bytearray(OWED_BYTES)))
+            await wait_all_tasks_blocked()
+            assert threshold(b) > OWED_BYTES
+            nursery.cancel_scope.cancel()
+
+
+async def test_more_is_received_without_a_turn_until_others_have_theirs():
+    a, b = socket_pair()
+    with a, b:
+        transport, place = TcpTransport(b), memoryview(bytearray(100))
+        assert transport.receive_more(place) == 0  # nothing is there, which is no end
+        transport.yield_bytes = 150
+        a.send(bytes(400))
+        assert await transport.receive_into(place) == 100
+        assert transport.receive_more(place) == 100
+        assert transport.receive_more(place) == 0
+        turns: list[str] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.lowlevel.checkpoint)
+            assert await transport.receive_into(place[:1]) == 1
+        assert transport.receive_more(place) == 100
+        transport.between = lambda: turns.append("looked")  # somebody wants a look between two pieces
+        assert transport.receive_more(place) == 0
+        assert await transport.receive_into(place) == 99
+        assert turns == ["looked"]
+        assert transport.bytes_received == 400
+        transport.between = None
+        transport.abort()
+        assert transport.receive_more(place) == 0
+
+
+async def test_more_tells_a_reset_which_comes_once():
+    """The next call would see a proper end."""
+    a, b = socket_pair()
+    with b:
+        transport = TcpTransport(b)
+        TcpTransport(a).abort()
+        await trio.lowlevel.wait_readable(b)
+        with pytest.raises(TransportError, match="reset"):
+            transport.receive_more(scratch())
+
+
+async def test_the_end_is_no_more_and_stays_the_end():
+    a, b = socket_pair()
+    with a, b:
+        transport = TcpTransport(b)
+        a.shutdown(socket.SHUT_WR)
+        await trio.lowlevel.wait_readable(b)
+        assert transport.receive_more(scratch()) == 0
+        assert await transport.receive_into(scratch()) == 0
+
+
 async def test_a_slow_link_wakes_for_every_byte(autojump_clock):
     """No byte is left lying for long, so that deadlines see the peer's progress."""
     a, b = socket_pair()

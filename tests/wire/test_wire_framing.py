@@ -470,11 +470,13 @@ def test_a_large_place_is_lent_a_piece_at_a_time():
     assert made.coming is None
     made.receive_data(frame[:head])
     made.next_event()
+    assert made.owed_bytes == 0  # nobody has said where it goes
     made.supply_bulk([memoryview(place)])
     assert made.next_event() is None
     come = 0
     while come + READ_AHEAD_BYTES < len(bulk):
         assert made.coming == (table, come)
+        assert made.owed_bytes == len(bulk) - come
         piece = made.get_buffer()
         assert len(piece) == min(BULK_READ_BYTES, len(bulk) - come)
         piece[:] = bulk[come : come + len(piece)]

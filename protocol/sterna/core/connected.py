@@ -128,6 +128,11 @@ class Connected(ABC):
             return memoryview(bytearray(_SCRATCH_BYTES))
         return lane.reader.get_buffer()
 
+    def owed_bytes(self, stream: int = 0) -> int:
+        """How much surely comes there before anything else: what is left of pages that were announced."""
+        lane = self._lanes.get(stream)
+        return 0 if lane is None else lane.reader.owed_bytes
+
     def buffer_updated(self, count: int, now: float, stream: int = 0) -> bool:
         """So many bytes were read into the buffer that `get_buffer` gave last for that connection.
 

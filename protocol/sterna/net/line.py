@@ -200,9 +200,16 @@ class Line:
             count = self.take_now()
         if count:
             return count
-        count = await self.transport.receive_into(machine.get_buffer(stream))
-        if count and machine.buffer_updated(count, self._driver.clock(), stream):
-            self._driver.kick(stream)
+        transport, clock = self.transport, self._driver.clock
+        transport.owed_bytes = machine.owed_bytes(stream)
+        count = more = await transport.receive_into(machine.get_buffer(stream))
+        while more:  # page bytes come in pieces, most of which need no turn of the event loop
+            if machine.buffer_updated(more, clock(), stream):
+                self._driver.kick(stream)
+                break
+            if machine.is_held(stream):
+                break
+            more = transport.receive_more(machine.get_buffer(stream))
         return count
 
     def take_now(self) -> int | None:

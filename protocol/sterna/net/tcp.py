@@ -244,7 +244,7 @@ class TcpTransport(Transport):
                 count = self._sock.recv_into(view)
             except BlockingIOError:
                 if not await self._comes_again():
-                    await self._wakes.wait(view.nbytes)
+                    await self._wakes.wait(max(view.nbytes, self.owed_bytes))
                     self._waited()
             except OSError as error:
                 raise connection_lost(error) from error
@@ -252,6 +252,16 @@ class TcpTransport(Transport):
                 self._wakes.came(count)
                 await self._yield_after(count)
                 return count
+
+    def _receive_more(self, view: memoryview) -> int:
+        try:
+            count = self._sock.recv_into(view)
+        except BlockingIOError:
+            return 0
+        except OSError as error:  # the next call would not tell it again
+            raise connection_lost(error) from error
+        self._wakes.came(count)
+        return count
 
     @property
     def rtt_s(self) -> float | None:

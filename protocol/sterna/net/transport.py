@@ -132,6 +132,8 @@ class Transport(ABC):
         yield_bytes: after how many bytes the other tasks get a turn.
         eager_until: until then, by time.monotonic(), a receive that finds nothing asks again in the next turn
             and does not sleep: to be woken takes as long as the answer to a request for pages.
+        owed_bytes: what the peer surely sends next, in the place of the next receive and behind it: one that
+            has to wait may wait for much of it at once.
         between: called while much is moved, after each piece of it, for what cannot wait for the rest. It
             must not touch this transport.
     """
@@ -143,6 +145,7 @@ class Transport(ABC):
         self.bytes_received = 0
         self.yield_bytes = YIELD_BYTES
         self.eager_until = -math.inf
+        self.owed_bytes = 0
         self.between: Callable[[], None] | None = None
         self._sending = Guard("another task is sending on this transport")
         self._receiving = Guard("another task is receiving on this transport")
@@ -247,6 +250,24 @@ class Transport(ABC):
                 raise
             self.bytes_received += count
             return count
+
+    def receive_more(self, buffer: memoryview) -> int:
+        """As `receive_into`, of what is there: 0 for nothing, or if it is the other tasks' turn.
+
+        Raises:
+            TransportError: as `receive_into`.
+        """
+        if self._closed or self.between is not None or self._unyielded_bytes >= self.yield_bytes:
+            return 0
+        count = self._receive_more(_as_bytes(buffer))
+        self._unyielded_bytes += count
+        self.bytes_received += count
+        return count
+
+    def _receive_more(self, view: memoryview) -> int:
+        """Receive what is there, if that costs less than a turn."""
+        del view
+        return 0
 
     async def until_heard(self) -> bool:
         """Wait until `receive_now` may find something; false, without a wait, if it never does here."""

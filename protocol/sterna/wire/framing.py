@@ -211,6 +211,11 @@ class FrameReader:
         return self._state is _State.BULK and self._left > 0 and not self._input
 
     @property
+    def owed_bytes(self) -> int:
+        """Bytes of a bulk part that are still to come, 0 between two of them."""
+        return self._left if self._state is _State.BULK else 0
+
+    @property
     def coming(self) -> tuple[Pages, int] | None:
         """While it is filling: the table, and how many bytes of its bulk part are in their place.
 
