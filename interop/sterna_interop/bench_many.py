@@ -51,12 +51,11 @@ def many(
     """
     output = Output(json=json)
     if size % (sessions * SMALLER * PAGE_BYTES):
-        raise ConfigError(
-            f"{size_text(size)} cannot be cut into {sessions} guests, and these, of whole pages"
-        )
+        cut = f"cannot be cut into {sessions} guests of whole pages"
+        raise ConfigError(f"{size_text(size)}, or a quarter of it, {cut}")
     memories, small = _memory_of(size), size // SMALLER
     ours, gib = Last(sterna_many(memories, sessions)), size / GIB
-    theirs = Last(sterna_many(_memory_of(small), sessions))
+    smaller = Last(sterna_many(_memory_of(small), sessions))
     empty = Last(sterna_many(Memories(sessions * PAGE_BYTES), sessions))
     lasts = {OURS: ours, ONE: Last(sterna(memories))}
     measures = [
@@ -76,7 +75,7 @@ def many(
             name="goodput_small",
             text=f"goodput, {size_text(small // sessions)} each",
             ways={
-                OURS: theirs.turn(lambda moved: small / moved.seconds),
+                OURS: smaller.turn(lambda moved: small / moved.seconds),
                 ONE: lasts[ONE].told(lambda moved: size / moved.seconds),
             },
             unit="bytes/s",
@@ -85,7 +84,7 @@ def many(
             name="cpu_small",
             text="  CPU, a GiB",
             ways={
-                OURS: theirs.told(lambda moved: sum(moved.cpu_s) / gib * SMALLER),
+                OURS: smaller.told(lambda moved: sum(moved.cpu_s) / gib * SMALLER),
                 ONE: lasts[ONE].told(lambda moved: sum(moved.cpu_s) / gib),
             },
         ),
@@ -112,11 +111,7 @@ def many(
         principal="goodput",
         conditions={
             "memory": f"{sessions} guests of {size_text(size // sessions)}, random; {ONE}: one of all of it"
-            + (
-                f"; {size_text(size // memories.times)} are mapped several times"
-                if memories.times > 1
-                else ""
-            ),
+            + _mapped(memories),
             "a session of one page": f"{sessions} of them at once, and their time by their number",
             "processes": "one for all sources, and one for all destinations",
             "connection": "plain TCP over loopback",
@@ -124,6 +119,11 @@ def many(
         },
     )
     write_to(report, write, output)
+
+
+def _mapped(memories: Memories) -> str:
+    size, times = memories.size // memories.times, memories.times
+    return "" if times == 1 else f"; {size_text(size)} are mapped {times} times"
 
 
 def _memory_of(size: int) -> Memories:

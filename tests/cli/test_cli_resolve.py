@@ -107,10 +107,8 @@ def test_without_the_holder_it_is_told_who_does_the_rest(
     assert "next: run the guest here" in said
     assert "sterna migrate or sterna serve" in said
     code, fields = resolve(capsys, directory, "source")
-    assert (code, fields["recorded"]) == (
-        Exit.OK,
-        None,
-    )  # decided already, and nobody is to be fenced any more
+    # Decided already, and nobody is to be fenced any more.
+    assert (code, fields["recorded"]) == (Exit.OK, None)
 
 
 def test_a_source_s_guest_that_is_left_to_the_destination(

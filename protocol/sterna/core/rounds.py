@@ -37,7 +37,7 @@ ROUND_BATCHES: Final = 16
 # Batches beyond the usual size: on a link that takes them in so short a time, since what the guest writes
 # meanwhile is rejected, and of a guest of so many at least.
 _LARGE_BATCH_S: Final = 0.02
-LARGE_BATCHES: Final = 32
+_LARGE_BATCHES: Final = 32
 # A batch of zeros is a frame of some bytes, and work for the receiver: with many of them in a row the sockets
 # would hold seconds of it, and what is behind them, such as PING, would wait. Others between them take room.
 _BLANKS_IN_A_ROW: Final = 3
@@ -64,7 +64,7 @@ def batch_bounds(
     granule_log2 = min((region.granule_log2 for region in regions.copied), default=0)
     guest_bytes = regions.size_bytes
     usual = min(int(rate_bytes_s * _BATCH_S), guest_bytes // ROUND_BATCHES, bounds.BATCH_BYTES)
-    large = min(int(rate_bytes_s * _LARGE_BATCH_S) // connections, guest_bytes // LARGE_BATCHES)
+    large = min(int(rate_bytes_s * _LARGE_BATCH_S) // connections, guest_bytes // _LARGE_BATCHES)
     size = max(usual, large, SMALL_BATCH_BYTES)
     return min(batch_bytes, size, peer.bulk_bytes, runs << granule_log2), runs
 

@@ -257,7 +257,9 @@ class Transport(ABC):
         Raises:
             TransportError: as `receive_into`.
         """
-        if self._closed or self.between is not None or self._unyielded_bytes >= self.yield_bytes:
+        if self._receiving.held or self._closed or self.between is not None:
+            return 0
+        if self._unyielded_bytes >= self.yield_bytes:
             return 0
         count = self._receive_more(_as_bytes(buffer))
         self._unyielded_bytes += count
