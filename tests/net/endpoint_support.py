@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import trio
 
@@ -25,6 +26,8 @@ from sterna.testing import run_workload
 from sterna.wire import FrameReader, FrameReceived, encode_frame, encode_preface
 from sterna.wire.header import VERSION
 from sterna.wire.records import FeatureChoice, Record, Runner, Welcome
+
+R = TypeVar("R")
 
 PAGES = 64
 PARAMETERS = WorkloadParameters(seed=7, pages=PAGES, hot_pages=16, block_pages=8)
@@ -51,6 +54,12 @@ class DestinationGuest(SimulatedDestinationGuest):
         assert self.machine is not None
         self.image = bytes(self.machine.memory)
         await super().run(epoch, runner)
+
+
+async def at_once(work: Callable[[], R]) -> R:
+    """In place of `trio.to_thread.run_sync` in virtual time, which goes on while a thread works."""
+    await trio.lowlevel.checkpoint()
+    return work()
 
 
 @dataclass

@@ -9,15 +9,15 @@ import hashlib
 import itertools
 import operator
 import tracemalloc
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from types import SimpleNamespace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 import pytest
 import trio
+from endpoint_support import at_once
 from many_support import Processor
 from trio.testing import MockClock
 
@@ -31,8 +31,6 @@ from sterna.net.memory import MemoryTransport, memory_transport_pair
 from sterna.net.options import Compress, Options
 from sterna.net.source import Source
 from sterna.registry import ErrorCode, Style
-
-R = TypeVar("R")
 
 pytestmark = pytest.mark.slow
 
@@ -245,11 +243,6 @@ async def test_packed_pages_wait_as_others_do(
     assert moved.actions[-1] is Action.SWITCHOVER
     moved.check_moved()
     assert moved.here.image() == moved.there.began
-
-
-async def at_once(work: Callable[[], R]) -> R:
-    await trio.lowlevel.checkpoint()
-    return work()
 
 
 @pytest.mark.parametrize("on_exhausted", ["abort", "switch"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from endpoint_support import Migration
+import trio
+from endpoint_support import Migration, at_once
 from trio.abc import Clock
 
 from sterna.memory import packing, pages, unpacking
@@ -20,6 +21,7 @@ async def test_nobody_hashes_a_page(
     """[MEM-20] [PGS-26] Compressed or not, and then without changes of what was sent before."""
     for module in (pages, packing, unpacking, steady):
         monkeypatch.delattr(module, "xxh3_64_intdigest")
+    monkeypatch.setattr(trio.to_thread, "run_sync", at_once)  # a worker's time would not be virtual
     there = BARE | {"post_copy": True}
     migration = Migration(source_options=BARE | {"compress": compress}, destination_options=there)
     await migration.run()
