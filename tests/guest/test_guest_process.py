@@ -23,7 +23,7 @@ from sterna.guest.late_pages import why_no_late_pages
 from sterna.guest.process import ProcessGuest, ProcessSettings, describe
 from sterna.guest.process_runner import WorkloadRunner
 from sterna.guest.schedule import PAGE_BYTES, WorkloadParameters
-from sterna.guest.workload import STATE_BYTES
+from sterna.guest.workload import STATE_BYTES, STATE_VERSIONS
 from sterna.memory.bitmap import PageBitmap
 from sterna.registry import Architecture, ErrorCode, RegionKind, StateKind
 from sterna.testing import check_guest
@@ -43,10 +43,13 @@ def description(**changes: object) -> GuestDescription:
     return GuestDescription(**{name: getattr(guest, name) for name in guest.__slots__} | changes)
 
 
-def source(tracker: str = "compare", journal: Path | None = None) -> ProcessGuest:
+def source(
+    tracker: str = "compare", journal: Path | None = None, *, heads_only: bool = False
+) -> ProcessGuest:
     path = None if journal is None else str(journal)
     guest = ProcessGuest(ProcessSettings(RATE, tracker, journal=path))
-    guest.create(description(), WorkloadParameters.for_memory(MEMORY, MIB, seed=9, cold_every=4))
+    parameters = WorkloadParameters.for_memory(MEMORY, MIB, seed=9, cold_every=4, heads_only=heads_only)
+    guest.create(description(), parameters)
     return guest
 
 
@@ -81,9 +84,10 @@ def closing(*guests: ProcessGuest) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("tracker", TRACKERS)
-def test_a_migration_by_hand(tracker: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("heads_only", [False, True])
+def test_a_migration_by_hand(tracker: str, heads_only: bool, tmp_path: Path) -> None:
     journal = tmp_path / "journal"
-    left, right = source(tracker, journal), room(tracker, journal=journal)
+    left, right = source(tracker, journal, heads_only=heads_only), room(tracker, journal=journal)
     with closing(left, right):
         assert left.tracker == tracker
         assert right.tracker == "none"
@@ -100,7 +104,9 @@ def test_a_migration_by_hand(tracker: str, tmp_path: Path) -> None:
             there.array[run] = here.array[run]
         assert (there.array == here.array).all()
         right.prepare()
-        right.load_state(left.save_state())
+        (state,) = left.save_state()
+        assert state.version == STATE_VERSIONS[heads_only]
+        right.load_state((state,))
         left.mark_granted(2)
         right.run(2, THERE)
         count = figure(left, "writes")
@@ -417,7 +423,8 @@ def test_states_that_are_not_taken() -> None:
         (good,) = left.save_state()
         unknown = (
             StateSection(StateKind.OPAQUE, good.version, good.data),
-            StateSection(good.kind, good.version + 1, good.data),
+            StateSection(good.kind, 0, good.data),
+            StateSection(good.kind, 3, good.data),
             StateSection(good.kind, good.version, good.data, architecture=Architecture.X86_64),
         )
         rejected: list[tuple[StateSection, ...]] = [
@@ -425,6 +432,7 @@ def test_states_that_are_not_taken() -> None:
             (good, good),
             (StateSection(good.kind, good.version, good.data[:-1] + b"\0"),),
             (StateSection(good.kind, good.version, b""),),
+            (StateSection(good.kind, good.version + 1, good.data),),  # it is not: that writes heads alone
         ]
         right.reserve(description())
         for sections, code in (

@@ -77,6 +77,8 @@ def test_parameters_for_a_memory(memory_pages, hot_bytes, expected):
     p = WorkloadParameters.for_memory(memory_pages * 4096, hot_bytes, cold_every=5)
     assert (p.hot_pages, p.cold_every, p.zero_pages) == expected
     assert p.pages == memory_pages
+    assert not p.heads_only
+    assert WorkloadParameters.for_memory(memory_pages * 4096, hot_bytes, heads_only=True).heads_only
 
 
 @pytest.mark.parametrize("memory_bytes", [0, 31 * 4096, 64 * 4096 + 1])

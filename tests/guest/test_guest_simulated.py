@@ -18,8 +18,8 @@ RUNNER = Runner("b", b"r" * 16)
 PAGES_A_SECOND = 100 * PAGE_BYTES
 
 
-def source(**arguments):
-    return SimulatedSourceGuest(PARAMETERS, rate_bytes_s=PAGES_A_SECOND, **arguments)
+def source(parameters=PARAMETERS, **arguments):
+    return SimulatedSourceGuest(parameters, rate_bytes_s=PAGES_A_SECOND, **arguments)
 
 
 async def moved(guest, room):
@@ -100,8 +100,9 @@ async def test_tracking_must_have_been_started():
         await guest.collect_dirty()
 
 
-async def test_the_guest_runs_on_at_the_destination_and_its_journal_shows_no_fork():
-    guest = source(region_pages=(8, 192))
+@pytest.mark.parametrize("heads_only", [False, True])
+async def test_the_guest_runs_on_at_the_destination_and_its_journal_shows_no_fork(heads_only):
+    guest = source(replace(PARAMETERS, heads_only=heads_only), region_pages=(8, 192))
     guest.advance(1)
     room = SimulatedDestinationGuest(rate_bytes_s=PAGES_A_SECOND, journal=guest.machine.journal)
     await moved(guest, room)
@@ -109,6 +110,7 @@ async def test_the_guest_runs_on_at_the_destination_and_its_journal_shows_no_for
     await guest.mark_granted(2)
     await room.run(2, RUNNER)
     assert room.advance(3) == 300
+    assert room.workload.parameters.heads_only is heads_only
     await guest.release()
     audit = room.workload.audit()
     assert (audit.errors, room.workload.errors, audit.pages_checked) == (0, 0, 200)
@@ -184,7 +186,9 @@ async def test_bad_state_is_rejected_and_changes_nothing():
         ((good, good), ErrorCode.STATE_REJECTED),
         ((replace(good, kind=StateKind.CLOCK),), ErrorCode.UNKNOWN_STATE),
         ((good, replace(good, kind=StateKind.CLOCK)), ErrorCode.UNKNOWN_STATE),
-        ((replace(good, version=2),), ErrorCode.UNKNOWN_STATE),
+        ((replace(good, version=0),), ErrorCode.UNKNOWN_STATE),
+        ((replace(good, version=3),), ErrorCode.UNKNOWN_STATE),
+        ((replace(good, version=2),), ErrorCode.STATE_REJECTED),  # it is not: that writes heads alone
         ((replace(good, architecture=Architecture.X86_64),), ErrorCode.UNKNOWN_STATE),
         ((replace(good, vcpu=0),), ErrorCode.STATE_REJECTED),
         ((replace(good, instance=1),), ErrorCode.STATE_REJECTED),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import replace
 from math import gcd
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from sterna.guest.workload import (
     PAGE_BYTES,
     STATE_BYTES,
+    STATE_VERSIONS,
     Workload,
     WorkloadParameters,
     WorkloadState,
@@ -30,8 +32,9 @@ def mix(z):
     return z ^ z >> 31
 
 
-def page_words(seed, page, generation):
-    base = mix((mix(seed) + page * 0x9E3779B97F4A7C15 + generation * 0xD1B54A32D192ED03) % M)
+def page_words(p, page, generation):
+    content = 0 if p.heads_only else generation
+    base = mix((mix(p.seed) + page * 0x9E3779B97F4A7C15 + content * 0xD1B54A32D192ED03) % M)
     words = [(base + i * 0xBF58476D1CE4E5B9) % M for i in range(512)]
     words[0], words[1] = page, generation
     words[2] = (START + sum((2 * i + 1) * w for i, w in enumerate(words) if i != 2)) % M
@@ -45,7 +48,7 @@ class Reference:
         self.p = p
         self.live = p.pages - p.zero_pages
         self.generation = [0] * self.live
-        self.memory = [page_words(p.seed, i, 0) for i in range(self.live)] + [[0] * 512] * p.zero_pages
+        self.memory = [page_words(p, i, 0) for i in range(self.live)] + [[0] * 512] * p.zero_pages
         self.count = 0
         self.errors = 0
         self.registers = [mix((p.seed + i) % M) for i in (1, 2, 3, 4)]
@@ -69,10 +72,11 @@ class Reference:
 
     def write(self):
         page = self.page(self.count)
-        if self.memory[page] != page_words(self.p.seed, page, self.generation[page]):
+        size = 3 if self.p.heads_only else 512
+        if self.memory[page][:size] != page_words(self.p, page, self.generation[page])[:size]:
             self.errors += 1
         self.generation[page] += 1
-        self.memory[page] = page_words(self.p.seed, page, self.generation[page])
+        self.memory[page][:size] = page_words(self.p, page, self.generation[page])[:size]
         self.touched.append(page)
         self.count += 1
         steps = (
@@ -94,7 +98,8 @@ def parameters(draw):
     cold = draw(st.integers(0, 4)) * block
     zero = draw(st.integers(0, 3))
     every = draw(st.integers(2, 5)) if cold and draw(st.booleans()) else 0
-    return WorkloadParameters(draw(st.integers(0, M - 1)), hot + cold + zero, hot, every, block, zero)
+    seed, heads = draw(st.integers(0, M - 1)), draw(st.booleans())
+    return WorkloadParameters(seed, hot + cold + zero, hot, every, block, zero, heads)
 
 
 def make(p):
@@ -105,6 +110,8 @@ def make(p):
 
 
 SMALL = WorkloadParameters(seed=7, pages=60, hot_pages=24, cold_every=3, block_pages=4, zero_pages=4)
+HEADS = replace(SMALL, heads_only=True)
+FORMS = pytest.mark.parametrize("p", [SMALL, HEADS], ids=["whole", "heads"])
 
 
 @settings(max_examples=40, deadline=None)
@@ -132,8 +139,9 @@ def test_every_step_equals_the_reference(p, steps):
     assert audit.generations == audit.count == sum(reference.generation)
 
 
-def test_large_steps_equal_small_ones():
-    p = WorkloadParameters(seed=3, pages=4096, hot_pages=1024, cold_every=5, block_pages=8, zero_pages=24)
+@pytest.mark.parametrize("heads_only", [False, True])
+def test_large_steps_equal_small_ones(heads_only):
+    p = WorkloadParameters(3, 4096, 1024, cold_every=5, block_pages=8, zero_pages=24, heads_only=heads_only)
     (one, memory_one), (many, memory_many) = make(p), make(p)
     one.write(70000)
     for _ in range(70):
@@ -173,8 +181,9 @@ def test_a_torn_page_is_noticed_by_the_next_write(cut, old_first):  # [WKL-4]
     assert workload.first_errors[0].page == page
 
 
-def test_a_stale_page_is_noticed_by_its_next_write_and_names_its_generation():  # [WKL-4] [WKL-5]
-    workload, memory = make(SMALL)
+@FORMS
+def test_a_stale_page_is_noticed_by_its_next_write_and_names_its_generation(p):  # [WKL-4] [WKL-5] [WKL-12]
+    workload, memory = make(p)
     workload.write(36)
     stale = bytes(memory[:PAGE_BYTES])
     workload.write(36)
@@ -188,8 +197,9 @@ def test_a_stale_page_is_noticed_by_its_next_write_and_names_its_generation():  
     assert workload.audit().errors == 0
 
 
-def test_a_misplaced_a_swapped_and_a_lost_page_have_their_reasons():
-    workload, memory = make(SMALL)
+@FORMS
+def test_a_misplaced_a_swapped_and_a_lost_page_have_their_reasons(p):
+    workload, memory = make(p)
     words = np.frombuffer(memory, np.uint64).reshape(-1, 512)
     words[1] = words[0]
     words[2, [7, 300]] = words[2, [300, 7]]
@@ -213,8 +223,9 @@ def test_only_the_first_bad_pages_are_described():
     assert [bad.page for bad in audit.bad_pages] == list(range(8))
 
 
-def test_exactness_finds_what_a_forged_checksum_hides():
-    workload, memory = make(SMALL)
+@FORMS
+def test_exactness_finds_what_a_forged_checksum_hides(p):
+    workload, memory = make(p)
     words = np.frombuffer(memory, np.uint64).reshape(-1, 512)
     words[5, 10] += np.uint64(23)  # weights 21 and 23 cancel
     words[5, 11] -= np.uint64(21)
@@ -222,8 +233,9 @@ def test_exactness_finds_what_a_forged_checksum_hides():
     assert [(bad.page, bad.reason) for bad in workload.audit().bad_pages] == [(5, "content")]
 
 
-def test_a_lost_count_is_noticed():  # [WKL-9]
-    workload, memory = make(SMALL)
+@FORMS
+def test_a_lost_count_is_noticed(p):  # [WKL-9]
+    workload, memory = make(p)
     workload.write(50)
     workload.count = 49
     audit = workload.audit()
@@ -248,8 +260,45 @@ def test_a_lost_register_is_noticed_while_running_and_counted_once():
     assert workload.registers == registers_at(SMALL.seed, workload.count)
 
 
-def test_memory_that_was_never_filled_is_all_errors():
-    workload = Workload(SMALL, bytearray(SMALL.pages * PAGE_BYTES))
+@settings(max_examples=60, deadline=None)
+@given(st.integers(24, 200), st.data())
+def test_heads_alone_are_verified_and_renewed(n, data):  # [WKL-5] [WKL-8] [WKL-12]
+    """What was done to a page is found in its head by the next write, in its content by the audit alone."""
+    workload, memory = make(HEADS)
+    words = np.frombuffer(memory, np.uint64).reshape(-1, 512)
+    workload.write(n)
+    was = words.copy()
+    page = int(workload.schedule.runs(n, n + 1)[0][0])
+    other = data.draw(st.integers(0, 55).filter(lambda each: each != page))
+    first = make(HEADS)[1]
+    heads = {
+        "good": was[page, :3],
+        "of a lost write": np.frombuffer(first, np.uint64).reshape(-1, 512)[page, :3],
+        "another's": was[other, :3],
+        "lost": np.zeros(3, np.uint64),
+    }
+    contents = {"good": was[page, 3:], "another's": was[other, 3:], "lost": np.zeros(509, np.uint64)}
+    words[page, :3] = heads[data.draw(st.sampled_from(sorted(heads)))]
+    words[page, 3:] = contents[data.draw(st.sampled_from(sorted(contents)))]
+    if data.draw(st.booleans()):
+        words[page, data.draw(st.integers(0, 511))] ^= np.uint64(data.draw(st.integers(1, M - 1)))
+    in_head = bool((words[page, :3] != was[page, :3]).any())
+    in_content = bool((words[page, 3:] != was[page, 3:]).any())
+    seen = [bad.page for bad in workload.audit().bad_pages]
+    assert seen == ([page] if in_head or in_content else [])
+    left = words[:, 3:].copy()
+    workload.write(data.draw(st.integers(1, 200)))
+    assert workload.errors == in_head
+    assert [bad.page for bad in workload.first_errors] == ([page] if in_head else [])
+    assert (words[:, 3:] == left).all()
+    found = workload.audit()
+    assert [(bad.page, bad.reason) for bad in found.bad_pages] == ([(page, "checksum")] if in_content else [])
+    assert (found.errors, found.generations) == (in_content, workload.count)
+
+
+@FORMS
+def test_memory_that_was_never_filled_is_all_errors(p):
+    workload = Workload(p, bytearray(SMALL.pages * PAGE_BYTES))
     workload.write(20)
     assert workload.errors == 20
     assert len(workload.first_errors) == 8
@@ -301,6 +350,17 @@ def test_state_moves_the_workload(p, n, more):
     assert other.to_state() == workload.to_state()
 
 
+@FORMS
+def test_the_version_of_a_state_is_that_of_its_form_and_of_what_surrounds_it(p):  # [WKL-10]
+    workload, memory = make(p)
+    state, mine = workload.to_state(), STATE_VERSIONS[p.heads_only]
+    assert (int.from_bytes(state[8:12], "little"), workload.state.version) == (mine, mine)
+    assert Workload.from_state(state, memory, mine).parameters == p
+    other = 3 - mine
+    with pytest.raises(ValueError, match=f"of version {mine} as one of version {other}"):
+        Workload.from_state(state, memory, other)
+
+
 @given(st.binary(max_size=200))
 def test_hostile_state_is_a_value_error(data):
     with pytest.raises(ValueError, match=r".+"):
@@ -338,7 +398,9 @@ def test_any_changed_state_word_is_refused(index, value, sealed):
     ("index", "value", "message"),
     [
         (0, 0, "not a workload's state"),
-        (1, 2 | 120 << 32, "not a workload's state"),
+        (1, 0 | 120 << 32, "not a workload's state"),
+        (1, 3 | 120 << 32, "not a workload's state"),
+        (1, 2 | 121 << 32, "not a workload's state"),
         (3, 0, "pages"),
         (3, 1 << 32, "pages"),
         (4, 3, "less than a block"),

@@ -23,7 +23,7 @@ from sterna.guest.process_memory import GuestMemory
 from sterna.guest.process_runner import WorkloadRunner
 from sterna.guest.schedule import WorkloadParameters
 from sterna.guest.stale_pages import check_stale
-from sterna.guest.workload import PAGE_BYTES, STATE_BYTES, STATE_VERSION, Workload
+from sterna.guest.workload import PAGE_BYTES, STATE_BYTES, STATE_VERSIONS, Workload
 from sterna.linux.errors import CapabilityMissing
 from sterna.linux.memfd import MemoryFile
 from sterna.memory.bitmap import PageBitmap
@@ -147,7 +147,8 @@ class ProcessGuest(HeldGuest):
     def save_state(self) -> Sequence[StateSection]:
         """One section, the workload's."""
         assert self._workload is not None
-        return (StateSection(StateKind.WORKLOAD, STATE_VERSION, self._workload.to_state()),)
+        state = self._workload.state
+        return (StateSection(StateKind.WORKLOAD, state.version, state.to_bytes()),)
 
     def mark_granted(self, epoch: int) -> None:
         """A line in the journal, the last one from here unless the guest is won back."""
@@ -183,12 +184,13 @@ class ProcessGuest(HeldGuest):
         """Exactly one section, good in itself and for this memory."""
         for section in sections:
             name = (section.architecture, section.kind, section.version)
-            if name != (Architecture.SYNTHETIC, StateKind.WORKLOAD, STATE_VERSION):
+            known = name[:2] == (Architecture.SYNTHETIC, StateKind.WORKLOAD)
+            if not known or section.version not in STATE_VERSIONS:
                 raise GuestError(f"not a workload's state: {name}", ErrorCode.UNKNOWN_STATE)
         if len(sections) != 1:
             raise GuestError(f"{len(sections)} sections instead of one", ErrorCode.STATE_REJECTED)
         try:
-            self._workload = Workload.from_state(sections[0].data, self._here.map.array)
+            self._workload = Workload.from_state(sections[0].data, self._here.map.array, sections[0].version)
         except ValueError as error:
             raise GuestError(str(error), ErrorCode.STATE_REJECTED) from error
 

@@ -44,6 +44,7 @@ class WorkloadParameters:
         cold_every: every so-many-th block written is one of the cold set; 0: the cold set is never written.
         block_pages: neighbouring pages that are written one after the other.
         zero_pages: pages at the end that are zero and stay so.
+        heads_only: whether a write verifies and renews the head of its page alone, not its content.
 
     Raises:
         ValueError: the parameters contradict each other.
@@ -55,6 +56,7 @@ class WorkloadParameters:
     cold_every: int = 0
     block_pages: int = 32
     zero_pages: int = 0
+    heads_only: bool = False
 
     def __post_init__(self) -> None:
         checks = (
@@ -82,7 +84,14 @@ class WorkloadParameters:
 
     @classmethod
     def for_memory(
-        cls, memory_bytes: int, hot_bytes: int, *, seed: int = 1, cold_every: int = 0, block_pages: int = 32
+        cls,
+        memory_bytes: int,
+        hot_bytes: int,
+        *,
+        seed: int = 1,
+        cold_every: int = 0,
+        block_pages: int = 32,
+        heads_only: bool = False,
     ) -> WorkloadParameters:
         """Parameters for a memory of this size; the hot set is rounded down to blocks, but is at least one.
 
@@ -97,7 +106,8 @@ class WorkloadParameters:
         hot_pages = min(max(hot_bytes // PAGE_BYTES // block_pages, 1), pages // block_pages) * block_pages
         zero_pages = pages % block_pages
         has_cold = hot_pages + zero_pages < pages
-        return cls(seed, pages, hot_pages, cold_every if has_cold else 0, block_pages, zero_pages)
+        cold_every = cold_every if has_cold else 0
+        return cls(seed, pages, hot_pages, cold_every, block_pages, zero_pages, heads_only)
 
     def split(self, count: int) -> tuple[int, int]:
         """How many of the first `count` writes go to the hot and to the cold set."""

@@ -30,7 +30,7 @@ from sterna.guest.stale_pages import StalePages, notes_limit
 from sterna.guest.workload import (
     PAGE_BYTES,
     STATE_BYTES,
-    STATE_VERSION,
+    STATE_VERSIONS,
     Workload,
     WorkloadParameters,
 )
@@ -208,7 +208,8 @@ class SimulatedSourceGuest(_Faults):
         self._check_complete()
         if self.running:
             raise GuestError("the guest is not paused")
-        return (StateSection(StateKind.WORKLOAD, STATE_VERSION, self.workload.to_state()),)
+        state = self.workload.state
+        return (StateSection(StateKind.WORKLOAD, state.version, state.to_bytes()),)
 
     async def mark_granted(self, epoch: int) -> None:
         """Remember the epoch in `granted_epoch`."""
@@ -351,13 +352,14 @@ class SimulatedDestinationGuest(_Faults):
             raise GuestError("the guest has run already")
         for section in sections:
             name = (section.architecture, section.kind, section.version)
-            if name != (Architecture.SYNTHETIC, StateKind.WORKLOAD, STATE_VERSION):
+            known = name[:2] == (Architecture.SYNTHETIC, StateKind.WORKLOAD)
+            if not known or section.version not in STATE_VERSIONS:
                 raise GuestError(f"not a workload's state: {name}", ErrorCode.UNKNOWN_STATE)
         if [(section.vcpu, section.instance) for section in sections] != [(NO_VCPU, 0)]:
             raise GuestError("not exactly one state section, of no vCPU", ErrorCode.STATE_REJECTED)
         (section,) = sections
         try:
-            workload = Workload.from_state(section.data, memory)
+            workload = Workload.from_state(section.data, memory, section.version)
         except ValueError as error:
             raise GuestError(str(error), ErrorCode.STATE_REJECTED) from error
         self.machine = SimulatedMachine(

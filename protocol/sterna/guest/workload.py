@@ -9,7 +9,8 @@ guest itself at its next visit, a count or register that was lost at once.
 Speed: a slot (a block of `block_pages` neighbouring pages) is small enough for the second-level cache and
 costs four numpy calls: checksum and headers out, content and headers in. Everything of a page's size but
 not of a page's bytes is computed for `_BATCH_SLOTS` slots at a time. The checksum is linear in the content
-and the content linear in its base, so that the checksum which a page must have needs no pass over it.
+and the content linear in its base, so that the checksum which a page must have needs no pass over it. Where
+a write renews heads alone a slot costs two calls, headers out and in, and no pass over content at all.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ __all__ = [
     "PAGE_BYTES",
     "PAGE_WORDS",
     "STATE_BYTES",
-    "STATE_VERSION",
+    "STATE_VERSIONS",
     "Audit",
     "BadPage",
     "Workload",
@@ -48,7 +49,7 @@ __all__ = [
 PAGE_WORDS: Final = PAGE_BYTES // 8
 HEAD_WORDS: Final = 3  # number, generation, checksum
 STATE_BYTES: Final = 120
-STATE_VERSION: Final = 1
+STATE_VERSIONS: Final = (1, 2)  # of workloads that write whole pages, and heads alone
 
 _MASK: Final = (1 << 64) - 1
 _PAGE_STEP: Final = 0x9E3779B97F4A7C15
@@ -82,6 +83,7 @@ _PAGE_STEP_WORD: Final = np.uint64(_PAGE_STEP)
 _GENERATION_STEP_WORD: Final = np.uint64(_GENERATION_STEP)
 _BODY_WEIGHT_WORD: Final = np.uint64(_BODY_WEIGHT)
 _CHECK_FIXED: Final = np.uint64((_CHECK_START + _STEP_WEIGHT) & _MASK)
+_NONE: Final = np.uint64(0)
 _THREE: Final = np.uint64(3)
 _MIX: Final = tuple(np.uint64(word) for word in (30, 0xBF58476D1CE4E5B9, 27, 0x94D049BB133111EB, 31))
 
@@ -131,12 +133,17 @@ class WorkloadState:
     errors: int = 0
     registers: tuple[int, ...] = ()
 
+    @property
+    def version(self) -> int:
+        """Of its layout, by which a write's form is told."""
+        return STATE_VERSIONS[self.parameters.heads_only]
+
     def to_bytes(self) -> bytes:
         """The fixed layout of spec/workload.md."""
         p = self.parameters
         fields = (p.seed, p.pages, p.hot_pages, p.zero_pages, p.block_pages, p.cold_every)
         body = (*fields, self.count, self.errors, *self.registers)
-        data = _STATE.pack(_STATE_MAGIC, STATE_VERSION, STATE_BYTES, *body, 0)
+        data = _STATE.pack(_STATE_MAGIC, self.version, STATE_BYTES, *body, 0)
         return data[:-8] + _state_checksum(data).to_bytes(8, "little")
 
     @classmethod
@@ -149,12 +156,15 @@ class WorkloadState:
         if len(data) != STATE_BYTES:
             raise ValueError(f"{len(data)} bytes are not a workload's state")
         magic, version, size, *words, checksum = _STATE.unpack(data)
-        if (magic, version, size) != (_STATE_MAGIC, STATE_VERSION, STATE_BYTES):
+        if (magic, size) != (_STATE_MAGIC, STATE_BYTES) or version not in STATE_VERSIONS:
             raise ValueError("not a workload's state, or of another version")
         if checksum != _state_checksum(data):
             raise ValueError("the state does not match its checksum")
         seed, pages, hot_pages, zero_pages, block_pages, cold_every, count, errors, *registers = words
-        parameters = WorkloadParameters(seed, pages, hot_pages, cold_every, block_pages, zero_pages)
+        heads_only = version == STATE_VERSIONS[True]
+        parameters = WorkloadParameters(
+            seed, pages, hot_pages, cold_every, block_pages, zero_pages, heads_only
+        )
         # A write counts one for its page, and some one more for the registers.
         if count >= COUNT_END or errors > 2 * count:
             raise ValueError("count or errors out of range")
@@ -216,20 +226,32 @@ class Workload:
         self._heads: Words = np.empty((*shape, HEAD_WORDS), np.uint64)
 
     @classmethod
-    def from_state(cls, data: bytes, memory: Memory) -> Workload:
+    def from_state(cls, data: bytes, memory: Memory, version: int | None = None) -> Workload:
         """The workload that `to_state` described, over memory that was moved.
 
+        Args:
+            data: the state.
+            memory: see above.
+            version: that the state must have, where something around it says so.
+
         Raises:
-            ValueError: the state is not good, or not for a memory of this size.
+            ValueError: the state is not good, of another version, or not for a memory of this size.
         """
         state = WorkloadState.from_bytes(data)
+        if version not in {None, state.version}:
+            raise ValueError(f"a workload's state of version {state.version} as one of version {version}")
         workload = cls(state.parameters, memory)
         workload.count, workload.errors, workload.registers = state.count, state.errors, state.registers
         return workload
 
+    @property
+    def state(self) -> WorkloadState:
+        """The CPU state."""
+        return WorkloadState(self.parameters, self.count, self.errors, self.registers)
+
     def to_state(self) -> bytes:
         """The CPU state, in a layout of `STATE_BYTES` bytes."""
-        return WorkloadState(self.parameters, self.count, self.errors, self.registers).to_bytes()
+        return self.state.to_bytes()
 
     def fill(self) -> None:
         """Generation 0 everywhere; count, errors and registers begin anew."""
@@ -313,9 +335,13 @@ class Workload:
         return self.parameters.distinct_pages(count_a, count_b)
 
     def _expected(self, pages: Words, generations: Words) -> tuple[Words, Words]:
-        """Headers (..., 3) and content bases (...) of pages at these generations; shapes broadcast."""
-        bases = _mix64_words(pages * _PAGE_STEP_WORD + (generations * _GENERATION_STEP_WORD + self._seed))
-        heads = np.empty((*bases.shape, HEAD_WORDS), np.uint64)
+        """Headers (..., 3) and content bases (...) of pages at these generations; shapes broadcast.
+
+        Of a workload that writes heads alone content stays, and bases have the shape of `pages`.
+        """
+        content = _NONE if self.parameters.heads_only else generations
+        bases = _mix64_words(pages * _PAGE_STEP_WORD + (content * _GENERATION_STEP_WORD + self._seed))
+        heads = np.empty((*np.broadcast_shapes(pages.shape, generations.shape), HEAD_WORDS), np.uint64)
         heads[..., 0] = pages
         heads[..., 1] = generations
         heads[..., 2] = bases * _BODY_WEIGHT_WORD + (pages + (generations * _THREE + _CHECK_FIXED))
@@ -325,30 +351,51 @@ class Workload:
         """Verify and write `pages` pages from `offset` on in each of `slots` slots."""
         firsts, generations = self.schedule.slots(slot, slots)
         numbers = firsts[:, None] + _IN_BLOCK[offset : offset + pages]
-        (before, after), (_, bases) = self._expected(numbers, generations[:, None] + _BEFORE_AND_AFTER)
-        sums, heads = self._sums[:slots, :pages], self._heads[:slots, :pages]
+        (before, after), bases = self._expected(numbers, generations[:, None] + _BEFORE_AND_AFTER)
+        heads = self._heads[:slots, :pages]
+        sums: Words | None = None
+        if self.parameters.heads_only:
+            self._renew_heads(numbers[:, 0], after, heads)
+        else:
+            sums = self._sums[:slots, :pages]
+            self._renew(numbers[:, 0], after, bases[1], heads, sums)
+            sums = sums.ravel()
+        self.errors += self._judge(
+            heads.reshape(-1, HEAD_WORDS), sums, before.reshape(-1, HEAD_WORDS), self.first_errors
+        )
+
+    def _renew(self, firsts: Words, after: Words, bases: Words, heads: Words, sums: Words) -> None:
+        """Write neighbours from each of `firsts` on; their heads and checksums before that come out."""
+        pages = after.shape[1]
         for i, first in enumerate(firsts.tolist()):
-            view = self._words[first + offset : first + offset + pages]
+            view = self._words[first : first + pages]
             np.einsum("ij,j->i", view, _WEIGHTS, out=sums[i])
             heads[i] = view[:, :HEAD_WORDS]
             np.add(bases[i, :, None], _RAMP, out=view)
             view[:, :HEAD_WORDS] = after[i]
         sums += np.uint64(_CHECK_START)
-        self.errors += self._judge(
-            heads.reshape(-1, HEAD_WORDS), sums.ravel(), before.reshape(-1, HEAD_WORDS), self.first_errors
-        )
+
+    def _renew_heads(self, firsts: Words, after: Words, heads: Words) -> None:
+        """The same, of heads alone."""
+        pages = after.shape[1]
+        for i, first in enumerate(firsts.tolist()):
+            view = self._words[first : first + pages, :HEAD_WORDS]
+            heads[i] = view
+            view[...] = after[i]
 
     @staticmethod
     def _judge(
         heads: Words,
-        sums: Words,
+        sums: Words | None,
         expected: Words,
         bad: list[BadPage],
         wrong: npt.NDArray[np.bool_] | None = None,
     ) -> int:
-        """Count pages that are not as expected; describe the first few in `bad`."""
+        """Count pages that are not as expected; describe the first few in `bad`. Without sums heads tell."""
         differs = heads != expected
-        checksum = differs[:, 2] | (sums != expected[:, 2])
+        checksum = differs[:, 2]
+        if sums is not None:
+            checksum = checksum | (sums != expected[:, 2])
         broken = differs[:, 0] | differs[:, 1] | checksum
         if wrong is not None:
             broken |= wrong

@@ -108,6 +108,11 @@ def test_too_many_vcpus_for_the_memory(vcpus: int) -> None:
         shares(WorkloadParameters.for_memory(64 * PAGE_BYTES, MIB), vcpus)
 
 
+def test_a_virtual_machine_writes_whole_pages() -> None:
+    with pytest.raises(ValueError, match="heads: a virtual machine writes whole pages"):
+        shares(WorkloadParameters.for_memory(MIB, MIB, heads_only=True), 1)
+
+
 def test_an_area_reads_as_it_was_written() -> None:
     memory = filled(4 * MIB, 2)
     for number in range(2):

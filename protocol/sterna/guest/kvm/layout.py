@@ -101,8 +101,10 @@ def shares(parameters_of: WorkloadParameters, vcpus: int) -> tuple[tuple[int, Wo
         vcpus: how many share the memory.
 
     Raises:
-        ValueError: a share would be less than a block.
+        ValueError: a share would be less than a block, or writes are to renew heads alone.
     """
+    if parameters_of.heads_only:
+        raise ValueError("heads: a virtual machine writes whole pages")
     whole, found = parameters_of, list[tuple[int, WorkloadParameters]]()
     blocks, block = whole.pages // whole.block_pages, whole.block_pages
     if not 1 <= vcpus <= VCPUS_MAX or blocks < vcpus:
