@@ -102,6 +102,16 @@ def test_a_good_run(stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert left(tmp_path) == []
 
 
+@pytest.mark.parametrize("options", [[], ["--heads"]])
+def test_whether_whole_pages_are_written(
+    options: list[str], stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--memory", "1MiB", "--json", *options]) == 0
+    assert stage.wishes is not None
+    assert only_object(capsys.readouterr().out)["heads_only"] is stage.wishes.heads is bool(options)
+    assert stage.kinds == ["process"]
+
+
 def test_people_get_a_report_and_no_data(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--memory", "1MiB", "--guest", "simulated", "--insecure"]) == 0
     out, err = capsys.readouterr()
@@ -168,6 +178,7 @@ def test_however_it_ends_it_leaves_nothing_behind(
         (["--evidence", "/proc/nothing"], "cannot make the directory /proc/nothing"),
         (["--record", "/proc/nothing"], "cannot write /proc/nothing"),
         (["--room", "--guest", "simulated"], "--room needs --guest process"),
+        (["--heads", "--guest", "kvm"], "--guest kvm: --heads is not for virtual machines"),
         (["--store", "{}/leases"], "/leases: mount it, or make one with `sterna lease init "),
     ],
 )

@@ -65,6 +65,11 @@ def test_then_a_simulated_one(monkeypatch: pytest.MonkeyPatch) -> None:
     ("demands", "reason"),
     [
         (Demands(memory_bytes=MIB, room=True), "--room is for process guests"),
+        (
+            Demands(memory_bytes=MIB, heads=True),
+            "--heads is not for virtual machines, which write whole pages",
+        ),
+        (Demands(memory_bytes=MIB, heads=True, vcpus=2), "--heads is not for virtual machines"),
         (Demands(memory_bytes=257 * GIB), "a virtual machine has at most 256GiB"),
         (Demands(memory_bytes=128 * KIB), "128KiB is too little for 2 vCPUs"),
         (Demands(memory_bytes=MIB, vcpus=9), "1MiB is too little for 9 vCPUs"),

@@ -247,6 +247,7 @@ def test_a_line_about_a_guest() -> None:
         (["--memory", "1MiB", "--vcpus", "2"], "--vcpus: 1 to 16, with --guest kvm"),
         (["--memory", "1MiB", "--guest", "kvm", "--vcpus", "17"], "--vcpus: 1 to 16"),
         (["--memory", "1MiB", "--room", "1MiB"], "--room is for the guest that comes"),
+        (["--memory", "1MiB", "--heads", "--guest", "kvm"], "--heads: not with --guest kvm"),
         (["--memory", "1MiB", "--journal", "/proc/nothing"], ": /proc/nothing: No such file or directory"),
         (["--memory", "1MiB", "--name", "x" * 300], "1 to 255 bytes of printable text"),
         (["--memory", "1MiB", "--name", "a\nb"], "1 to 255 bytes of printable text"),

@@ -6,10 +6,13 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import trio
 from commands import Command, World, alive, children_of
 from judge import judge
+
+from sterna.guest.workload import Workload, WorkloadParameters
 
 pytestmark = pytest.mark.slow
 
@@ -86,6 +89,22 @@ async def test_a_simulated_guest(world: World) -> None:
     assert result["tls"]["mutual"] is True
     assert result["processes"]["source_holder"] is None
     assert judge(evidence) == []
+
+
+@pytest.mark.parametrize("guest", ["process", "simulated"])
+async def test_a_guest_that_writes_heads_alone(world: World, guest: str) -> None:
+    """[WKL-12]"""
+    evidence = world.directory / "evidence"
+    options = ["--guest", guest, *SMALL, "--heads", "--evidence", evidence]
+    result = await result_of(await world.start("demo", "--json", *options))
+    check(result, guest=guest, memory_bytes=16 << 20)
+    assert result["heads_only"] is True
+    assert judge(evidence) == []
+    moved = np.fromfile(evidence / "destination.img", np.uint64).reshape(-1, 512)
+    first = np.zeros_like(moved)
+    Workload(WorkloadParameters.for_memory(16 << 20, 4 << 20, cold_every=64), first).fill()
+    assert moved[:, 1].sum() > 0  # writes
+    assert (moved[:, 3:] == first[:, 3:]).all()
 
 
 @pytest.mark.needs("kvm")

@@ -15,6 +15,7 @@ from test_guest_holder_server import Other, Peer, attach_when_free
 
 from sterna.guest import process_holder
 from sterna.guest.process_holder import main, make_engine
+from sterna.guest.workload import WorkloadState
 from sterna.linux.pidfd import Pidfd
 from sterna.registry import Architecture
 
@@ -165,6 +166,18 @@ def test_ids_can_be_given(tmp_path: Path) -> None:
         assert engine.guest.description.id == b"\xab" * 16
         assert engine.guest.description.name == "beta"
         assert (engine.runner.host, engine.runner.id) == ("alpha", b"\xcd" * 16)
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize(("options", "version"), [([], 1), (["--heads"], 2)])
+def test_whether_whole_pages_are_written(options: list[str], version: int) -> None:
+    arguments = ["--socket", "unused", "--role", "source", *SMALL, "--tracker", "compare", *options]
+    engine = make_engine(process_holder._arguments(arguments))
+    try:
+        engine.guest.pause()
+        (state,) = engine.guest.save_state()
+        assert WorkloadState.from_bytes(state.data).version == state.version == version
     finally:
         engine.close()
 

@@ -55,6 +55,7 @@ def demo(
     memory: Size = MEMORY_BYTES,
     dirty_rate: Rate = RATE_BYTES_S,
     hot: Size = HOT_BYTES,
+    heads: Flag = False,
     switchover: Switchover = "stop-and-copy",
     downtime: Downtime = 0.3,
     streams: Streams = None,
@@ -85,6 +86,7 @@ def demo(
         memory: size of the guest.
         dirty_rate: what it writes a second; 0B/s is one page and then nothing.
         hot: the part of its memory to which it mostly writes.
+        heads: each write renews the head of its page only, 24 bytes; not with --guest kvm.
         switchover: how it is moved in the end; see `sterna migrate --help`.
         downtime: how long it may stand still.
         streams: connections on which pages travel; see `sterna migrate --help`.
@@ -108,6 +110,7 @@ def demo(
         memory_bytes=memory,
         vcpus=vcpus,
         switchover=switchover,
+        heads=heads,
         room=room,
         records=ownership.records is not None or bool(ownership.store),
         streams=bool(streams),
@@ -120,6 +123,7 @@ def demo(
         memory_bytes=memory,
         rate_bytes_s=dirty_rate,
         hot_bytes=min(hot, memory),
+        heads=heads,
         switchover=switchover,
         downtime_s=downtime,
         streams=streams,

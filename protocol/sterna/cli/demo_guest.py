@@ -34,6 +34,7 @@ class Demands:
     memory_bytes: int
     vcpus: int | None = None
     switchover: Switchover = "stop-and-copy"
+    heads: bool = False
     room: bool = False
     records: bool = False
     streams: bool = False
@@ -108,6 +109,8 @@ def _why_not_this_one(demands: Demands, vcpus: int) -> str:
     memory = demands.memory_bytes
     if demands.room:
         return "--room is for process guests"
+    if demands.heads:
+        return "--heads is not for virtual machines, which write whole pages"
     if memory > MEMORY_MAX:
         return f"a virtual machine has at most {format_size(MEMORY_MAX)}"
     if memory < vcpus * MEMORY_MIN_BYTES:

@@ -176,6 +176,8 @@ class ProcessDemo:
             common += ["--journal", str(wishes.evidence.path(JOURNAL))]
         rate = ["--dirty-rate", f"{wishes.rate_bytes_s}B/s"]
         make = ["--memory", f"{wishes.memory_bytes}B", "--hot", f"{wishes.hot_bytes}B", *rate]
+        if wishes.heads:
+            make.append("--heads")
         if self._kind == "kvm":
             make += ["--vcpus", str(wishes.vcpus)]
         if wishes.store:  # whoever starts a guest claims its first epoch, on record

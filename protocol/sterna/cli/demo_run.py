@@ -29,14 +29,16 @@ class Wishes:
     """The command's arguments. Sizes in bytes, rates in bytes a second.
 
     `records` is where to keep the records of both hosts, None for no longer than the demo; `store` are the
-    options that name a lease store; `vcpus` are those of a virtual machine; `streams` is None for auto; with
-    `room` the destination has the guest's memory beforehand; `unverified` leaves out the hashes of pages;
-    without `early_pages` what the guest waits for comes in groups alone.
+    options that name a lease store; with `heads` a write renews the head of its page alone; `vcpus` are
+    those of a virtual machine; `streams` is None for auto; with `room` the destination has the guest's
+    memory beforehand; `unverified` leaves out the hashes of pages; without `early_pages` what the guest
+    waits for comes in groups alone.
     """
 
     memory_bytes: int
     rate_bytes_s: int
     hot_bytes: int
+    heads: bool = False
     vcpus: int = 1
     switchover: Switchover = "stop-and-copy"
     downtime_s: float = 0.3
@@ -181,6 +183,7 @@ class DemoRun:
             "dirty_rate_achieved": self.dirty_rate_bytes_s,
             "write_rate_achieved": self.write_rate_bytes_s,
             "hot_set_bytes": self.hot_bytes,
+            "heads_only": wishes.heads,
             "switchover": wishes.switchover,
             "style": self.source.get("style"),
             "after": self.after,

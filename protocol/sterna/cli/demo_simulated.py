@@ -72,7 +72,9 @@ class SimulatedDemo:
         self._reporter = reporter
         self._tls: tuple[TlsConfig | None, TlsConfig | None] = tls or (None, None)
         self._expected = expected if tls else None
-        parameters = WorkloadParameters.for_memory(wishes.memory_bytes, wishes.hot_bytes, cold_every=64)
+        parameters = WorkloadParameters.for_memory(
+            wishes.memory_bytes, wishes.hot_bytes, cold_every=64, heads_only=wishes.heads
+        )
         self._guest = _Departing(parameters, rate_bytes_s=wishes.rate_bytes_s)
         self._guest.machine.runner = Runner("source", secrets.token_bytes(16))
         self._arriving = _Arriving(memory_limit_bytes=wishes.memory_bytes, rate_bytes_s=wishes.rate_bytes_s)

@@ -56,6 +56,7 @@ def holder(
     memory: Size = MEMORY_BYTES,
     dirty_rate: Rate = RATE_BYTES_S,
     hot: Size = HOT_BYTES,
+    heads: Flag = False,
     name: str | None = None,
     tracker: Literal["auto", "userfaultfd", "compare"] = "auto",
     memory_limit: Annotated[Size | None, Parameter(show_default=False)] = None,
@@ -79,6 +80,7 @@ def holder(
         memory: size of the guest.
         dirty_rate: what the guest writes a second; 0B/s is one page and then nothing.
         hot: the part of its memory to which it mostly writes.
+        heads: each write renews the head of its page only, 24 bytes; not with --guest kvm.
         name: the guest's name; by default what it is.
         tracker: how its writes are followed.
         memory_limit: take no guest that is larger.
@@ -100,6 +102,8 @@ def holder(
             raise ConfigError(f"--name: a guest's name is 1 to {TEXT_BYTES} bytes of printable text")
         if room is not None:
             raise ConfigError("--room is for the guest that comes: it needs --destination")
+        if heads and guest == "kvm":
+            raise ConfigError("--heads: not with --guest kvm, which writes whole pages")
     options = _options(
         guest=guest,
         vcpus=check_vcpus(vcpus, guest, 1),
@@ -109,6 +113,7 @@ def holder(
         # A rate of nothing is the holder's "as fast as it goes"; a byte a second is a page in an hour.
         rate=max(dirty_rate, 1),
         hot=max(hot, 1),  # nothing would be the holder's "half of it"; a byte is one block
+        heads=heads,
         name=name,
         tracker=tracker,
         memory_limit=memory_limit or 0,

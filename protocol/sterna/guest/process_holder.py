@@ -58,6 +58,11 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="source: every so-many-th block is cold; 0 is none",
     )
+    add(
+        "--heads",
+        action="store_true",
+        help="source: each write renews the head of its page only, 24 bytes; not of a KVM guest",
+    )
     add("--seed", type=int, default=1, help="source: what the content follows from")
     add("--name", default="process", help="source: the guest's name")
     add(
@@ -166,7 +171,11 @@ def make_engine(options: argparse.Namespace) -> HolderEngine:
             guest.make_room(options.room)
         return HolderEngine(guest)
     parameters = WorkloadParameters.for_memory(
-        options.memory, options.hot or options.memory // 2, seed=options.seed, cold_every=options.cold_every
+        options.memory,
+        options.hot or options.memory // 2,
+        seed=options.seed,
+        cold_every=options.cold_every,
+        heads_only=options.heads,
     )
     runner = Runner(options.host, options.runner or secrets.token_bytes(16))
     named = options.name, options.guest_id or secrets.token_bytes(16), options.memory
