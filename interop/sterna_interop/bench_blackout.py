@@ -9,7 +9,8 @@ its memory is filled, and audited in the end.
 
 With ``--against qemu`` everything is plain, and instead of the idle one QEMU's machine is moved in turns with
 ours, with a program that writes as much: by post-copy where ours goes by bitmap, its shortest switchover.
-That is another table, and by default of a larger guest: QEMU's program has no room in a small one. QEMU's
+That is another table, and by default of a larger guest: QEMU's program has no room in a small one. It writes
+a word of each page, so ours writes their heads alone there; one that writes whole pages stands beside. QEMU's
 turns do not lie around their median, but in two groups, so each is told.
 """
 
@@ -45,7 +46,7 @@ from sterna_interop.measuring import (
 from sterna_interop.memories import Memories
 from sterna_interop.moving import Moved
 from sterna_interop.moving_bare import bare
-from sterna_interop.moving_demo import CPU, MEMORY, Demo, demo_of
+from sterna_interop.moving_demo import CPU, MEMORY, WHOLE, WRITES, Demo, demo_of
 from sterna_interop.moving_tls import Certificates
 from sterna_interop.moving_written import QemuWritten, Written, WrittenMove, memory_of, without_guest_s
 from sterna_interop.qemu import Settings, version
@@ -139,12 +140,17 @@ def blackout(
             ways = _beside_qemu(written, directory, memories)
             loop = Last(bare(memories))
             conditions |= {
+                "writes": WRITES,
+                "whole pages": WHOLE,
                 "connection": "plain TCP over loopback; the destination's memory is there beforehand",
                 "QEMU": f"{version()}, TCG, {'post-copy' if switchover == 'bitmap' else 'pre-copy'}; "
                 "blackout from its event STOP to its event RESUME",
             }
         lasts = {name: Last(way) for name, way in ways.items()}
-        taken = take(_measures(lasts, loop), runs, say, warm=True)
+        measures = _measures(lasts, loop)
+        if written is not None:
+            measures.append(_whole(lasts[QEMU], Last(demo_of(written, whole=True))))
+        taken = take(measures, runs, say, warm=True)
         taken += take(memory_measures(lasts, guest.memory), 1, say, warm=True)
     conditions |= _told(taken, guest.rate)
     report = Report(
@@ -219,6 +225,18 @@ def _measures(lasts: Mapping[str, Last[WrittenMove]], loop: Last[Moved]) -> list
             unit="bytes/s",
         ),
     ]
+
+
+def _whole(qemu: Last[WrittenMove], whole: Last[WrittenMove]) -> Measure:
+    """Ours that writes whole pages, beside what QEMU has done in this turn."""
+    return Measure(
+        name="blackout_whole",
+        text="blackout, whole pages",
+        ways={
+            OURS: whole.turn(lambda moved: moved.blackout_s),
+            QEMU: qemu.told(lambda moved: moved.blackout_s),
+        },
+    )
 
 
 def _told(taken: list[Taken], rate: int) -> dict[str, str]:

@@ -20,7 +20,14 @@ from sterna.errors import GuestError
 from sterna_interop.moving import WATCH_EVERY_S, Side, beyond_guest_bytes, forked
 from sterna_interop.moving_written import Written, WrittenMove
 
-# What is counted, beside QEMU's.
+# What the guests do, and what is counted, beside QEMU's.
+WRITES: Final = (
+    "each guest writes some bytes of each page that it comes to: Sterna's the 24 of its head, which it "
+    "verifies first, QEMU's a word of 4"
+)
+WHOLE: Final = (
+    "a guest of Sterna's that verifies and writes all 4096 bytes of each page, beside the same turns of QEMU"
+)
 CPU: Final = (
     "endpoints and holders from the first word of the session on, and QEMU's processes, both sides; without "
     "the guest's own thread, which is QEMU's vCPU: with TCG it also notes there which pages were written"
@@ -34,10 +41,14 @@ _WORD: Final = 4  # of a command line: behind python -P -m sterna
 
 
 class Demo:
-    """A way: a demo a turn, with these options."""
+    """A way: a demo a turn, with these options.
+
+    Attributes:
+        command: what is run.
+    """
 
     def __init__(self, options: Sequence[str]) -> None:
-        self._command = (
+        self.command = (
             *(sys.executable, "-P", "-m", "sterna", "demo", "--guest", "process", "--json"),
             *options,
         )
@@ -50,7 +61,7 @@ class Demo:
         """
         with ExitStack() as stack:
             demo = stack.enter_context(
-                subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+                subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
             )
             side = stack.enter_context(_watching(demo.pid)) if watched else None
             said, _ = demo.communicate()
@@ -70,11 +81,15 @@ class Demo:
         )
 
 
-def demo_of(written: Written) -> Demo:
-    """What moves this guest over plain TCP, to where there is memory beforehand, as at QEMU's destination."""
+def demo_of(written: Written, *, whole: bool = False) -> Demo:
+    """What moves this guest over plain TCP, to where there is memory beforehand, as at QEMU's destination.
+
+    It writes the heads of pages, as QEMU's writes a word of each; or `whole` pages.
+    """
     return Demo(
         (
             *("--insecure", "--room", "--switchover", written.switchover),
+            *(() if whole else ("--heads",)),
             *("--memory", f"{written.memory_bytes}B", "--hot", f"{written.hot_bytes}B"),
             *(
                 "--dirty-rate",

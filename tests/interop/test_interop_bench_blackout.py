@@ -35,7 +35,10 @@ def test_against_qemu(tmp_path):
         *("--write", str(path)),
     )
     assert found["ratios"]["vs_qemu"]["goal"] == 0.5
-    assert {"cpu_vs_qemu", "total_vs_bare"} <= set(found["ratios"])
+    assert {"cpu_vs_qemu", "total_vs_bare", "blackout_whole_vs_qemu"} <= set(found["ratios"])
+    assert "met" not in found["ratios"]["blackout_whole_vs_qemu"]
+    assert found["measures"]["blackout_whole"]["qemu"] == found["measures"]["blackout"]["qemu"]
+    assert "24" in found["conditions"]["writes"]
     assert "post-copy" in found["conditions"]["QEMU"]
     assert (found["bench"], set(found["measures"]["blackout"])) == ("blackout", WAYS)
     assert found["conditions"]["QEMU's blackouts"].endswith(" ms")

@@ -14,8 +14,11 @@ WRITTEN = Written(SIZE, 16 * MIB, 20 * MIB, 0.3)
 
 
 @pytest.mark.slow
-def test_a_migration():
-    moved = demo_of(WRITTEN).move()
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_migration(whole):
+    way = demo_of(WRITTEN, whole=whole)
+    assert ("--heads" in way.command) is not whole
+    moved = way.move()
     assert 0 < moved.blackout_s < moved.seconds
     assert moved.blackout_guest_s > 0
     assert moved.rate_bytes_s > 0
