@@ -20,6 +20,7 @@ def test_a_connection_that_is_not_there_has_nothing_and_takes_nothing():
         assert machine.poll_transmit(rig.now, 3) == []
         assert not machine.is_held(3)
         assert len(machine.get_buffer(3)) > 0
+        assert len(machine.get_buffers(3)) == 1
         assert not machine.owed_bytes(3)
         assert machine.buffer_updated(1, rig.now, 3)  # which is no reason not to look at the machine
         machine.receive_data(b"?", rig.now, 3)

@@ -13,7 +13,7 @@ from xxhash import xxh3_64_intdigest
 
 from sterna.limits import CHUNK_BYTES
 from sterna.memory import pages as module
-from sterna.memory.bitmap import expand_runs
+from sterna.memory.bitmap import FEW_RUNS, expand_runs
 from sterna.memory.pages import (
     EncodedBatch,
     PageSink,
@@ -382,7 +382,22 @@ def test_pages_that_come_twice_at_once_are_hashed_when_all_has_come(zeros):
     assert sink.commit(table) == [PageRange(5, 0, 16)]
 
 
-def test_many_runs_are_hashed_when_all_has_come():
+@pytest.mark.parametrize("size_pages", [15, 16, 17])
+def test_many_runs_are_hashed_as_they_come_if_they_are_long(size_pages):
+    """[MEM-3] As long as a chunk: what is changed behind them is not in the hash, and of short ones it is."""
+    step = size_pages + 1
+    memory = random_memory(FEW_RUNS * step * PAGE + step * PAGE)
+    source, sink, target = pair(memory)
+    batch = source.encode(5, range(0, len(memory) // PAGE, step), [size_pages] * (FEW_RUNS + 1))
+    table = batch.table(1, 1)
+    transport(batch, sink.targets(table))
+    sink.came(table, batch.bulk_bytes)
+    target[0] ^= 1
+    first = PageRange(5, 0, min(size_pages, 16))
+    assert sink.commit(table) == ([first] if size_pages < 16 else [])
+
+
+def test_many_short_runs_are_hashed_when_all_has_come():
     memory = random_memory(64 * PAGE)
     source, sink, target = pair(memory)
     batch = source.encode(5, range(0, 64, 2), [1] * 32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -383,6 +384,9 @@ class Heard(Talking):
     def get_buffer(self, stream: int) -> memoryview:
         return self.place
 
+    def get_buffers(self, stream: int) -> list[memoryview]:
+        return [self.place]
+
     def buffer_updated(self, count: int, now: float, stream: int) -> bool:
         self.came.append(bytes(self.place[:count]))
         return True
@@ -423,15 +427,17 @@ class Pouring(Taking):
         super().__init__()
         self.pieces = list(pieces)
 
-    def receive_more(self, view: memoryview) -> int:
+    receives_more = True
+
+    def receive_more(self, views: Sequence[memoryview]) -> int:
         data = self.pieces.pop(0)
-        view[: len(data)] = data
+        views[0][: len(data)] = data
         return len(data)
 
     async def receive_into(self, view: memoryview) -> int:
         await trio.lowlevel.checkpoint()
         self.taken.append(f"owed {self.owed_bytes}")
-        return self.receive_more(view)
+        return self.receive_more([view])
 
 
 @pytest.mark.parametrize(

@@ -457,25 +457,42 @@ async def test_more_is_received_without_a_turn_until_others_have_theirs():
     a, b = socket_pair()
     with a, b:
         transport, place = TcpTransport(b), memoryview(bytearray(100))
-        assert transport.receive_more(place) == 0  # nothing is there, which is no end
+        assert transport.receive_more([place]) == 0  # nothing is there, which is no end
         transport.yield_bytes = 150
         a.send(bytes(400))
         assert await transport.receive_into(place) == 100
-        assert transport.receive_more(place) == 100
-        assert transport.receive_more(place) == 0
+        assert transport.receive_more([place]) == 100
+        assert transport.receive_more([place]) == 0
         turns: list[str] = []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.lowlevel.checkpoint)
             assert await transport.receive_into(place[:1]) == 1
-        assert transport.receive_more(place) == 100
+        assert transport.receive_more([place]) == 100
         transport.between = lambda: turns.append("looked")  # somebody wants a look between two pieces
-        assert transport.receive_more(place) == 0
+        assert transport.receive_more([place]) == 0
         assert await transport.receive_into(place) == 99
         assert turns == ["looked"]
         assert transport.bytes_received == 400
         transport.between = None
         transport.abort()
-        assert transport.receive_more(place) == 0
+        assert transport.receive_more([place]) == 0
+
+
+async def test_more_is_received_into_one_place_after_the_other():
+    a, b = socket_pair()
+    with a, b:
+        transport, places = TcpTransport(b), [bytearray(100) for _ in range(3)]
+        views = [memoryview(place) for place in places]
+        assert transport.receive_more(views) == 0
+        a.send(b"x" * 150)
+        await trio.lowlevel.wait_readable(b)
+        assert transport.receive_more(views) == 150
+        assert b"".join(places) == b"x" * 150 + bytes(150)
+        assert transport.bytes_received == 150
+        a.send(b"y" * 1000)
+        await trio.lowlevel.wait_readable(b)
+        assert transport.receive_more(views) == 300  # the rest stays where it is
+        assert transport.receive_more(views[:1]) == 100
 
 
 async def test_more_tells_a_reset_which_comes_once():
@@ -486,7 +503,7 @@ async def test_more_tells_a_reset_which_comes_once():
         TcpTransport(a).abort()
         await trio.lowlevel.wait_readable(b)
         with pytest.raises(TransportError, match="reset"):
-            transport.receive_more(scratch())
+            transport.receive_more([scratch()])
 
 
 async def test_the_end_is_no_more_and_stays_the_end():
@@ -495,7 +512,7 @@ async def test_the_end_is_no_more_and_stays_the_end():
         transport = TcpTransport(b)
         a.shutdown(socket.SHUT_WR)
         await trio.lowlevel.wait_readable(b)
-        assert transport.receive_more(scratch()) == 0
+        assert transport.receive_more([scratch()]) == 0
         assert await transport.receive_into(scratch()) == 0
 
 

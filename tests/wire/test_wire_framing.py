@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sterna.errors import LimitExceeded, LocalProtocolError, PeerMisbehaved, RemoteProtocolError
-from sterna.limits import HANDSHAKE_BODY_BYTES, HEADER_BYTES, UNKNOWN_FRAMES_IN_A_ROW, Limits
+from sterna.limits import CHUNK_BYTES, HANDSHAKE_BODY_BYTES, HEADER_BYTES, UNKNOWN_FRAMES_IN_A_ROW, Limits
 from sterna.registry import Encoding, ErrorCode, FrameType
 from sterna.testing import strategies
 from sterna.testing.strategies import BOUNDS, REGION
@@ -502,7 +502,7 @@ def test_what_flows_by_comes_nowhere():
 
 
 def test_scattered_targets_are_lent_together():
-    """For recvmsg_into: as many as asked for, then the read buffer for what follows."""
+    """For recvmsg_into: as many as asked for, and behind the last one the read buffer for what follows."""
     _, bulk, frame = pages_frame(24)
     made = greeted()
     table_end = len(frame) - len(bulk)
@@ -527,6 +527,30 @@ def test_scattered_targets_are_lent_together():
     assert isinstance(owner.events[0], PagesReceived)
     assert isinstance(owner.events[2], FrameReceived)
     assert b"".join(places) == bulk
+
+
+@pytest.mark.parametrize(
+    ("target_bytes", "lent"),
+    [
+        (BULK_READ_BYTES - 1, [BULK_READ_BYTES - 1, 1]),
+        (BULK_READ_BYTES // 2, [BULK_READ_BYTES // 2] * 2),
+        (BULK_READ_BYTES, [BULK_READ_BYTES]),
+        (2 * BULK_READ_BYTES, [BULK_READ_BYTES]),
+    ],
+)
+def test_what_is_lent_together_is_no_more_than_of_one_long_target(target_bytes, lent):
+    """What is read at once is what a core's own cache holds."""
+    pages = 4 * BULK_READ_BYTES >> 13
+    hashes = strategies.np.zeros(4 * BULK_READ_BYTES // CHUNK_BYTES, "<u8")
+    table = r.Pages(1, 2, REGION.id, make_runs([(0, pages, Encoding.RAW)], 13), hashes)
+    made = greeted()
+    head, *_ = encode_frame(table, 0, bulk=[bytes(4 * BULK_READ_BYTES)], bounds=BOUNDS)
+    made.receive_data(head)
+    made.next_event()
+    whole, rest = divmod(4 * BULK_READ_BYTES, target_bytes)
+    made.supply_bulk([bytearray(target_bytes)] * whole + [bytearray(rest)])
+    made.next_event()
+    assert [len(buffer) for buffer in made.get_buffers()] == lent
 
 
 def test_a_bulk_part_may_be_of_no_use():

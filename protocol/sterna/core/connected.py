@@ -128,13 +128,20 @@ class Connected(ABC):
             return memoryview(bytearray(_SCRATCH_BYTES))
         return lane.reader.get_buffer()
 
+    def get_buffers(self, stream: int = 0) -> list[memoryview]:
+        """As `get_buffer`, for who fills several in one call: those of pages that do not lie together."""
+        lane = self._lanes.get(stream)
+        if self._is_deaf or lane is None:
+            return [self.get_buffer(stream)]
+        return lane.reader.get_buffers()
+
     def owed_bytes(self, stream: int = 0) -> int:
         """How much surely comes there before anything else: what is left of pages that were announced."""
         lane = self._lanes.get(stream)
         return 0 if lane is None else lane.reader.owed_bytes
 
     def buffer_updated(self, count: int, now: float, stream: int = 0) -> bool:
-        """So many bytes were read into the buffer that `get_buffer` gave last for that connection.
+        """So many bytes were read into what `get_buffer` or `get_buffers` gave last for that connection.
 
         Returns:
             Whether there may be anything new to be asked of this machine: seldom while pages come.

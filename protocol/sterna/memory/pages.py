@@ -170,6 +170,9 @@ def hash_chunks(view: memoryview, offsets: Sequence[int], sizes: Sequence[int]) 
     """
     hashes: list[int] = []
     for offset, size in zip(offsets, sizes, strict=True):
+        if size <= CHUNK_BYTES:
+            hashes.append(xxh3_64_intdigest(view[offset : offset + size]))
+            continue
         *whole, last = range(offset, offset + size, CHUNK_BYTES)
         hashes += [xxh3_64_intdigest(view[at : at + CHUNK_BYTES]) for at in whole]
         hashes.append(xxh3_64_intdigest(view[last : offset + size]))
@@ -250,8 +253,8 @@ class _Coming:
         self.offsets, self.sizes = offsets, sizes
         self.pages = pages  # from the first to the last of the table
         self._view = view
-        # What comes in many runs comes in small ones, and is hashed at the end.
-        self._early = len(offsets) <= FEW_RUNS
+        # Many small runs are hashed at the end.
+        self._early = len(offsets) <= FEW_RUNS or sum(sizes) >= len(sizes) * CHUNK_BYTES
         self._runs = deque(zip(offsets, sizes, strict=True))
         self._passed_bytes = 0  # of the bulk part, those before the chunk that comes next
         self._hashes: list[int] = []

@@ -207,9 +207,9 @@ class Line:
             if machine.buffer_updated(more, clock(), stream):
                 self._driver.kick(stream)
                 break
-            if machine.is_held(stream):
+            if machine.is_held(stream) or not transport.receives_more:
                 break
-            more = transport.receive_more(machine.get_buffer(stream))
+            more = transport.receive_more(machine.get_buffers(stream))
         return count
 
     def take_now(self) -> int | None:

@@ -18,7 +18,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -180,6 +180,8 @@ class Wakes:
 class TcpTransport(Transport):
     """A connected, non-blocking stream socket; owns it from here on."""
 
+    receives_more = True
+
     def __init__(self, sock: socket.socket, peer: Peer | None = None) -> None:
         super().__init__(peer or Peer(peer_address(sock)))
         self._sock = sock
@@ -253,9 +255,9 @@ class TcpTransport(Transport):
                 await self._yield_after(count)
                 return count
 
-    def _receive_more(self, view: memoryview) -> int:
+    def _receive_more(self, views: Sequence[memoryview]) -> int:
         try:
-            count = self._sock.recv_into(view)
+            count = self._sock.recvmsg_into(views)[0] if len(views) > 1 else self._sock.recv_into(views[0])
         except BlockingIOError:
             return 0
         except OSError as error:  # the next call would not tell it again

@@ -136,7 +136,10 @@ class Transport(ABC):
             has to wait may wait for much of it at once.
         between: called while much is moved, after each piece of it, for what cannot wait for the rest. It
             must not touch this transport.
+        receives_more: whether `receive_more` may ever find anything.
     """
+
+    receives_more = False
 
     def __init__(self, peer: Peer, tls: TlsInfo | None = None) -> None:
         self.peer = peer
@@ -251,8 +254,11 @@ class Transport(ABC):
             self.bytes_received += count
             return count
 
-    def receive_more(self, buffer: memoryview) -> int:
-        """As `receive_into`, of what is there: 0 for nothing, or if it is the other tasks' turn.
+    def receive_more(self, buffers: Sequence[memoryview]) -> int:
+        """As `receive_into`, of what is there, into one buffer after the other.
+
+        Returns:
+            The number of bytes; 0 for nothing, or if it is the other tasks' turn.
 
         Raises:
             TransportError: as `receive_into`.
@@ -261,14 +267,14 @@ class Transport(ABC):
             return 0
         if self._unyielded_bytes >= self.yield_bytes:
             return 0
-        count = self._receive_more(_as_bytes(buffer))
+        count = self._receive_more(buffers)
         self._unyielded_bytes += count
         self.bytes_received += count
         return count
 
-    def _receive_more(self, view: memoryview) -> int:
-        """Receive what is there, if that costs less than a turn."""
-        del view
+    def _receive_more(self, views: Sequence[memoryview]) -> int:
+        """Receive what is there, where that costs less than a turn: see `receives_more`."""
+        del views
         return 0
 
     async def until_heard(self) -> bool:

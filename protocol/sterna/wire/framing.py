@@ -35,6 +35,7 @@ import numpy as np
 from sterna.errors import LocalProtocolError, RemoteProtocolError, remote_error
 from sterna.limits import (
     CHUNK_BYTES,
+    GRANULE_MIN_LOG2,
     HANDSHAKE_BODY_BYTES,
     HEADER_BYTES,
     PREFACE_BYTES,
@@ -55,6 +56,8 @@ READ_AHEAD_BYTES: Final = CHUNK_BYTES + 4096
 
 # So much of a bulk part is read at once: as much as a core's own cache holds, from which it is hashed then.
 BULK_READ_BYTES: Final = 1 << 20
+# Of one recvmsg: as many single pages, and the read buffer.
+BUFFERS_MOST: Final = (BULK_READ_BYTES >> GRANULE_MIN_LOG2) + 1
 
 _KNOWN: Final = frozenset(int(frame) for frame in FrameType)
 _NOTHING: Final = memoryview(b"")
@@ -251,12 +254,27 @@ class FrameReader:
         self._lent = [self._direct() or self._read_ahead]
         return self._lent[0]
 
-    def get_buffers(self, most: int = 64) -> list[memoryview]:
-        """As `get_buffer`, for recvmsg_into: up to `most` pieces of the bulk part, then the read buffer."""
+    def get_buffers(self, most: int = BUFFERS_MOST) -> list[memoryview]:
+        """As `get_buffer`, for recvmsg_into, so that short targets cost no call each, nor a copy.
+
+        Where the bulk part comes in short targets, up to `most` buffers: of targets as many bytes as are read
+        of one long one, and behind the last target the read buffer.
+        """
+        if not self._targets or len(self._targets[0]) >= BULK_READ_BYTES:
+            return [self.get_buffer()]
         self._require_drained()
-        self._lent = list(islice(self._targets, most - 1)) if self._targets else []
-        self._lent.append(self._read_ahead)
-        return self._lent[:]
+        lent: list[memoryview] = []
+        room = BULK_READ_BYTES
+        for place in islice(self._targets, most - 1):
+            if len(place) >= room:
+                lent.append(place[:room])
+                break
+            lent.append(place)
+            room -= len(place)
+        else:
+            lent.append(self._read_ahead)
+        self._lent = lent[:]
+        return lent
 
     def buffer_updated(self, size: int) -> None:
         """`size` bytes were read into what `get_buffer` or `get_buffers` returned last.
@@ -268,6 +286,8 @@ class FrameReader:
         if not 0 <= size <= sum(map(len, lent)) or not lent:
             raise _misuse(f"{size} bytes in buffers of {sum(map(len, lent))}")
         for place in lent:
+            if not size:
+                break
             come = min(size, len(place))
             size -= come
             if place is self._read_ahead:
