@@ -169,3 +169,15 @@ def test_few_holes_are_not_looked_for(file: MemoryFile, mapped: MemoryMap) -> No
         others.array[: SIZE - SIZE // 64] = 1
         assert pages(file_holes(other.fileno(), 0, SIZE)) == []
         others.close()
+
+
+def test_page_tables_are_not_asked_about_a_file_without_holes(
+    mapped: MemoryMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(module, "_backed", lambda start, end: asked.append(end - start) or module._NOTHING)
+    address = address_of(mapped.array)
+    assert pages(memory_holes(address, SIZE)) == [[0, PAGES]]
+    mapped.array[::PAGE_BYTES] = 1
+    assert pages(memory_holes(address, SIZE)) == []
+    assert asked == [SIZE]

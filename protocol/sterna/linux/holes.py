@@ -53,7 +53,7 @@ def file_holes(fd: int, offset: int, length: int, backed: ByteRanges = _NOTHING)
     """
     data, end = [], offset + length
     ends = dict((backed[:_PIECES_MOST] + offset).tolist())
-    position = offset if is_memory_file(fd) and _has_holes(fd) else end
+    position = offset if _tells_holes(fd) else end
     if position == end:
         data.append((0, length))
     while position < end:
@@ -71,10 +71,13 @@ def file_holes(fd: int, offset: int, length: int, backed: ByteRanges = _NOTHING)
     return _between(np.array(data, np.int64).reshape(-1, 2), length)
 
 
-def _has_holes(fd: int) -> bool:
+def _tells_holes(fd: int) -> bool:
     """Whether there are enough of them: the search looks at every page that is there, 0.1 us each."""
     status = os.fstat(fd)
-    return status.st_blocks * _BLOCK_BYTES <= status.st_size - status.st_size // _WORTH_ONE_IN
+    return (
+        is_memory_file(fd)
+        and status.st_blocks * _BLOCK_BYTES <= status.st_size - status.st_size // _WORTH_ONE_IN
+    )
 
 
 def memory_holes(address: int, length: int) -> ByteRanges:
@@ -116,8 +119,9 @@ def _shared_holes(segment: _Segment, start: int, end: int) -> ByteRanges:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         backed = _NOTHING
-        with contextlib.suppress(CapabilityMissing):
-            backed = _backed(start, end)
+        if _tells_holes(fd):
+            with contextlib.suppress(CapabilityMissing):
+                backed = _backed(start, end)
         return file_holes(fd, segment.offset + start - segment.start, end - start, backed)
     finally:
         os.close(fd)

@@ -68,7 +68,7 @@ class MemoryDigest:
             as long as every page is stale.
     """
 
-    __slots__ = ("_away", "_hashes", "_indexes", "_value", "hashed", "table")
+    __slots__ = ("_away", "_hashes", "_held", "_indexes", "_value", "hashed", "table")
 
     def __init__(self, table: RegionTable, *, hashed: bool = True) -> None:
         """Entries for the pages of `table`, all stale."""
@@ -76,6 +76,7 @@ class MemoryDigest:
         self.hashed = hashed
         self._away = False
         self._value: bytes | None = None  # of the entries as they are
+        self._held: set[int] = set()  # regions of which pages are held, or were
         # In one piece: for a large guest numpy then asks for huge pages, and a few are touched, not hundreds.
         place = np.zeros(ENTRY_BYTES * table.pages, np.uint8)
         self._hashes, self._indexes = _entries_in(place.data, table)
@@ -123,6 +124,7 @@ class MemoryDigest:
         hashes, indexes = _entries_in(place, table)
         for region in table:
             digest._hashes[region][:], digest._indexes[region][:] = hashes[region], indexes[region]
+            digest._held.add(region)
         return digest
 
     def record(self, table: Pages, rejected: Iterable[PageRange] = ()) -> None:
@@ -154,8 +156,9 @@ class MemoryDigest:
         at = 0
         for (first, end, encoding), some in zip(runs, chunks, strict=True):
             if encoding in _EMPTY:
-                self._forget_one(hashes, indexes, first, end, ZERO_INDEX)
+                self._forget_one(table.region, first, end, ZERO_INDEX)
                 continue
+            self._held.add(table.region)
             if self.hashed:
                 _fill(hashes[first:end], table.hashes[at : at + some], step)
             _number(indexes[first:end], step)
@@ -166,6 +169,8 @@ class MemoryDigest:
         first, count = checked_runs(table.runs["first"], table.runs["count"], len(indexes))
         empty = (table.runs["encoding"] == Encoding.ZERO) | (table.runs["encoding"] == Encoding.ABSENT)
         full = ~empty & (count > 0)
+        if np.count_nonzero(full):
+            self._held.add(table.region)
         step = chunk_pages(self.table[table.region].granule_log2)
         chunks = -(-count[full] // step)
         _check_hashes(table, int(chunks.sum()))
@@ -196,19 +201,20 @@ class MemoryDigest:
         hashes, indexes = self._hashes[region], self._indexes[region]
         if len(starts) <= FEW_RUNS:
             for first, count in zip(starts.tolist(), counts.tolist(), strict=True):
-                self._forget_one(hashes, indexes, first, first + count, index)
+                self._forget_one(region, first, first + count, index)
             return
-        if self.hashed:
+        if region in self._held and self.hashed:
             some = np.ones(len(starts), np.bool_)
             for at in np.flatnonzero(counts >= LONG_RUN).tolist():
                 some[at] = _any_held(indexes, int(starts[at]), int(starts[at] + counts[at]))
             assign_runs(hashes, starts[some], counts[some], 0)
         assign_runs(indexes, starts, counts, index)
 
-    def _forget_one(self, hashes: Hashes, indexes: Indexes, first: int, end: int, index: int) -> None:
+    def _forget_one(self, region: int, first: int, end: int, index: int) -> None:
         """The entries of a run of pages that have no hash: zero or stale ones."""
-        if self.hashed and _any_held(indexes, first, end):
-            hashes[first:end] = 0
+        indexes = self._indexes[region]
+        if region in self._held and self.hashed and _any_held(indexes, first, end):
+            self._hashes[region][first:end] = 0
         indexes[first:end] = index
 
     def value(self) -> bytes:

@@ -456,7 +456,11 @@ class _Memory:
     def _zero_fill(self, runs: Runs) -> None:
         """Write zeros where these runs may hold something else."""
         first, count = runs["first"].astype(np.int64), runs["count"].astype(np.int64)
-        if len(runs) <= FEW_RUNS and not any(map(self._touched.meets, first.tolist(), count.tolist())):
+        if len(runs) <= FEW_RUNS:
+            touched = any(map(self._touched.meets, first.tolist(), count.tolist()))
+        else:
+            touched = self._touched.meets(int(first[0]), int(first[-1] + count[-1] - first[0]))
+        if not touched:
             return
         long = count >= LONG_RUN
         pages = expand_runs(first[~long], count[~long])

@@ -120,8 +120,10 @@ async def connect(
 
 
 async def _dial(address: Address, options: SocketOptions) -> socket.socket:
+    # As bytes a plain address needs no codec for names in other scripts, which takes a millisecond to import.
+    host = address.host.encode() if address.host.isascii() else address.host
     try:
-        stream = await trio.open_tcp_stream(address.host, address.port)
+        stream = await trio.open_tcp_stream(host, address.port)
     except OSError as error:
         raise TransportError(
             ErrorCode.CONNECT_FAILED, f"cannot connect to {address}: {why(error)}"
