@@ -4,7 +4,8 @@ Every page carries its number, its generation and a checksum over its content, a
 from (seed, page, generation). Which page write number k goes to is a pure function of k, so the count of
 writes, which is CPU state and not memory, says what every page must hold. Each write verifies its page
 against that before it writes the next generation: a stale, torn, misplaced or lost page is noticed by the
-guest itself at its next visit, a count or register that was lost at once.
+guest itself at its next visit (of a guest that writes heads alone, the content by the audit), a count or
+register that was lost at once.
 
 Speed: a slot (a block of `block_pages` neighbouring pages) is small enough for the second-level cache and
 costs four numpy calls: checksum and headers out, content and headers in. Everything of a page's size but
@@ -391,7 +392,10 @@ class Workload:
         bad: list[BadPage],
         wrong: npt.NDArray[np.bool_] | None = None,
     ) -> int:
-        """Count pages that are not as expected; describe the first few in `bad`. Without sums heads tell."""
+        """Count pages that are not as expected; describe the first few in `bad`.
+
+        Without sums heads alone are judged.
+        """
         differs = heads != expected
         checksum = differs[:, 2]
         if sums is not None:
