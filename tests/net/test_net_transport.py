@@ -11,7 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from sterna.errors import TransportError
 from sterna.net.tcp import TcpTransport
-from sterna.net.transport import SOON_BYTES, YIELD_BYTES, Guard, Peer, Transport
+from sterna.net.transport import MORE_BYTES, SOON_BYTES, YIELD_BYTES, Guard, Peer, Transport
 from sterna.registry import ErrorCode
 
 
@@ -95,6 +95,22 @@ async def test_others_get_a_turn_after_so_many_bytes():
             await sink.send([bytes(SOON_BYTES)])
         assert len(turns) > before
         nursery.cancel_scope.cancel()
+
+
+async def test_little_that_comes_again_and_again_does_not_keep_others_from_their_turn():
+    class Trickle(Sink):
+        def _receive_more(self, views):
+            views[0][:1] = b"x"
+            return 1
+
+    trickle, place = Trickle(), memoryview(bytearray(8))
+    for _ in range(2):
+        times = 0
+        while trickle.receive_more([place]):
+            times += 1
+        assert times == YIELD_BYTES // MORE_BYTES
+        await trickle._yield_after(1)  # as `receive_into` does
+    assert trickle.bytes_received == 2 * times
 
 
 async def test_who_has_waited_owes_others_no_turn():

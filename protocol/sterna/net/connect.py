@@ -120,7 +120,7 @@ async def connect(
 
 
 async def _dial(address: Address, options: SocketOptions) -> socket.socket:
-    # As bytes a plain address needs no codec for names in other scripts, which takes a millisecond to import.
+    # ASCII needs no codec for names in other scripts, which takes a millisecond to import.
     host = address.host.encode() if address.host.isascii() else address.host
     try:
         stream = await trio.open_tcp_stream(host, address.port)

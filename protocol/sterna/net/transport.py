@@ -44,6 +44,9 @@ CLOSE_DEADLINE_S: Final = 2.0
 # How much may be moved between two turns of the other tasks: one or two milliseconds of TLS. A turn costs
 # some 30 us; after every 256 KiB it would be a fifth of the time that TLS takes.
 YIELD_BYTES: Final = 1024 * 1024
+# A receive without a turn counts for as many bytes at the least, or a peer that sends a few at a time could
+# keep the event loop to itself.
+MORE_BYTES: Final = CHUNK_BYTES
 # The same where somebody waits for what the other tasks do, a guest for its pages: a chunk with its table.
 SOON_BYTES: Final = CHUNK_BYTES + 4096
 
@@ -255,7 +258,7 @@ class Transport(ABC):
             return count
 
     def receive_more(self, buffers: Sequence[memoryview]) -> int:
-        """As `receive_into`, of what is there, into one buffer after the other.
+        """As `receive_into`, of what is there, into one buffer after the other; one or more, none empty.
 
         Returns:
             The number of bytes; 0 for nothing, or if it is the other tasks' turn.
@@ -268,7 +271,8 @@ class Transport(ABC):
         if self._unyielded_bytes >= self.yield_bytes:
             return 0
         count = self._receive_more(buffers)
-        self._unyielded_bytes += count
+        if count:
+            self._unyielded_bytes += max(count, MORE_BYTES)
         self.bytes_received += count
         return count
 
