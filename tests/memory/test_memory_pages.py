@@ -13,7 +13,7 @@ from xxhash import xxh3_64_intdigest
 
 from sterna.limits import CHUNK_BYTES
 from sterna.memory import pages as module
-from sterna.memory.bitmap import FEW_RUNS, expand_runs
+from sterna.memory.bitmap import FEW_RUNS, PageBitmap, expand_runs
 from sterna.memory.pages import (
     EncodedBatch,
     PageSink,
@@ -450,6 +450,28 @@ def test_pages_that_were_offered_as_target_count_as_written():
     memory[:] = bytes(len(memory))
     assert send(source, sink, [0], [4]) == []
     assert target == memory
+
+
+@pytest.mark.parametrize("step", [2, module._SPAN_MOST, module._SPAN_MOST + 8])
+@pytest.mark.parametrize("touched", [False, True])
+def test_many_zero_runs_are_looked_at_together_if_they_lie_near(step, touched, monkeypatch):
+    """[PGS-24] bounds the pages of a table, not the span over which they lie."""
+    runs = FEW_RUNS + 1
+    memory = random_memory(PAGE * (step * runs + 1))
+    source, sink, target = pair(memory)
+    if touched:
+        batch = source.encode(5, [step, step + 1], [1, 1])
+        table = batch.table(1, 1)
+        transport(batch, sink.targets(table))
+        assert sink.commit(table) == []
+    looks = []
+    meets = PageBitmap.meets
+    monkeypatch.setattr(PageBitmap, "meets", lambda *given: looks.append(given[2]) or meets(*given))
+    zeros = zero_batch(5, np.arange(runs) * step, np.ones(runs, np.int64)).table(1, 2)
+    assert sink.commit(zeros) == []
+    assert looks == ([] if step > module._SPAN_MOST else [step * (runs - 1) + 1])
+    rest = memory[(step + 1) * PAGE : (step + 2) * PAGE] if touched else bytes(PAGE)
+    assert target == bytes((step + 1) * PAGE) + rest + bytes(len(target) - (step + 2) * PAGE)
 
 
 def test_memory_that_is_not_fresh_is_zeroed():

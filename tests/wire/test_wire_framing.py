@@ -502,7 +502,7 @@ def test_what_flows_by_comes_nowhere():
 
 
 def test_scattered_targets_are_lent_together():
-    """For recvmsg_into: as many as asked for, and behind the last one the read buffer for what follows."""
+    """For recvmsg_into: as many as asked for, and behind the last of all the read buffer for what follows."""
     _, bulk, frame = pages_frame(24)
     made = greeted()
     table_end = len(frame) - len(bulk)
@@ -511,7 +511,8 @@ def test_scattered_targets_are_lent_together():
     places = [bytearray(8192) for _ in range(25)]
     made.supply_bulk(places)
     made.next_event()
-    assert [len(buffer) for buffer in made.get_buffers(4)] == [8192] * 3 + [READ_AHEAD_BYTES]
+    assert [len(buffer) for buffer in made.get_buffers(4)] == [8192] * 3
+    assert [len(buffer) for buffer in made.get_buffers(26)] == [8192] * 25 + [READ_AHEAD_BYTES]
     assert len(made.get_buffer()) == READ_AHEAD_BYTES  # a single small piece is not worth a read
     buffers = made.get_buffers()
     assert len(buffers) == 26
@@ -536,6 +537,8 @@ def test_scattered_targets_are_lent_together():
         (BULK_READ_BYTES // 2, [BULK_READ_BYTES // 2] * 2),
         (BULK_READ_BYTES, [BULK_READ_BYTES]),
         (2 * BULK_READ_BYTES, [BULK_READ_BYTES]),
+        (4096, [4096] * 256),
+        (1024, [1024] * 256),  # not the read buffer, which has no place between two targets
     ],
 )
 def test_what_is_lent_together_is_no_more_than_of_one_long_target(target_bytes, lent):

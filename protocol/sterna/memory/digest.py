@@ -76,7 +76,7 @@ class MemoryDigest:
         self.hashed = hashed
         self._away = False
         self._value: bytes | None = None  # of the entries as they are
-        self._held: set[int] = set()  # regions of which pages are held, or were
+        self._held: set[int] = set()  # regions of which pages have a hash, or had one
         # In one piece: for a large guest numpy then asks for huge pages, and a few are touched, not hundreds.
         place = np.zeros(ENTRY_BYTES * table.pages, np.uint8)
         self._hashes, self._indexes = _entries_in(place.data, table)
@@ -124,7 +124,8 @@ class MemoryDigest:
         hashes, indexes = _entries_in(place, table)
         for region in table:
             digest._hashes[region][:], digest._indexes[region][:] = hashes[region], indexes[region]
-            digest._held.add(region)
+        if hashed:
+            digest._held.update(hashes)
         return digest
 
     def record(self, table: Pages, rejected: Iterable[PageRange] = ()) -> None:
@@ -158,8 +159,8 @@ class MemoryDigest:
             if encoding in _EMPTY:
                 self._forget_one(table.region, first, end, ZERO_INDEX)
                 continue
-            self._held.add(table.region)
             if self.hashed:
+                self._held.add(table.region)
                 _fill(hashes[first:end], table.hashes[at : at + some], step)
             _number(indexes[first:end], step)
             at += some
@@ -169,14 +170,13 @@ class MemoryDigest:
         first, count = checked_runs(table.runs["first"], table.runs["count"], len(indexes))
         empty = (table.runs["encoding"] == Encoding.ZERO) | (table.runs["encoding"] == Encoding.ABSENT)
         full = ~empty & (count > 0)
-        if np.count_nonzero(full):
-            self._held.add(table.region)
         step = chunk_pages(self.table[table.region].granule_log2)
         chunks = -(-count[full] // step)
         _check_hashes(table, int(chunks.sum()))
         lengths = _chunk_lengths(count[full], chunks, step)
         numbers = expand_runs(first[full], count[full])
-        if self.hashed:
+        if self.hashed and len(numbers):
+            self._held.add(table.region)
             hashes[numbers] = np.repeat(table.hashes, lengths)
         indexes[numbers] = np.arange(len(numbers)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         if np.count_nonzero(empty):
@@ -203,7 +203,7 @@ class MemoryDigest:
             for first, count in zip(starts.tolist(), counts.tolist(), strict=True):
                 self._forget_one(region, first, first + count, index)
             return
-        if region in self._held and self.hashed:
+        if region in self._held:
             some = np.ones(len(starts), np.bool_)
             for at in np.flatnonzero(counts >= LONG_RUN).tolist():
                 some[at] = _any_held(indexes, int(starts[at]), int(starts[at] + counts[at]))
@@ -213,7 +213,7 @@ class MemoryDigest:
     def _forget_one(self, region: int, first: int, end: int, index: int) -> None:
         """The entries of a run of pages that have no hash: zero or stale ones."""
         indexes = self._indexes[region]
-        if region in self._held and self.hashed and _any_held(indexes, first, end):
+        if region in self._held and _any_held(indexes, first, end):
             self._hashes[region][first:end] = 0
         indexes[first:end] = index
 

@@ -46,6 +46,7 @@ from sterna.wire.records import RUN_DTYPE, Hashes, PageRange, Pages, Region, Run
 
 _SIZE_MAX: Final = (1 << 32) - 1  # size_bytes and count of a run are 32 bits wide
 _RESERVED: Final = (0,) * 7
+_SPAN_MOST: Final = 64  # one look at a bitmap from the first run to the last pays: a word of it is a page
 _ZERO_TEST_PAGES: Final = 256  # 1 MiB a step: bounds the copy where candidates do not follow each other
 
 
@@ -253,7 +254,7 @@ class _Coming:
         self.offsets, self.sizes = offsets, sizes
         self.pages = pages  # from the first to the last of the table
         self._view = view
-        # Many small runs are hashed at the end.
+        # Many runs, small on average, are hashed at the end.
         self._early = len(offsets) <= FEW_RUNS or sum(sizes) >= len(sizes) * CHUNK_BYTES
         self._runs = deque(zip(offsets, sizes, strict=True))
         self._passed_bytes = 0  # of the bulk part, those before the chunk that comes next
@@ -459,7 +460,9 @@ class _Memory:
         if len(runs) <= FEW_RUNS:
             touched = any(map(self._touched.meets, first.tolist(), count.tolist()))
         else:
-            touched = self._touched.meets(int(first[0]), int(first[-1] + count[-1] - first[0]))
+            span = int(first[-1] + count[-1] - first[0])
+            spread = span > _SPAN_MOST * int(count.sum())
+            touched = spread or self._touched.meets(int(first[0]), span)
         if not touched:
             return
         long = count >= LONG_RUN

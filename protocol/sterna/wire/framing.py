@@ -258,7 +258,7 @@ class FrameReader:
         """As `get_buffer`, for recvmsg_into, so that short targets cost no call each, nor a copy.
 
         Where the bulk part comes in short targets, up to `most` buffers: of targets as many bytes as are read
-        of one long one, and behind the last target the read buffer.
+        of one long one, and the read buffer behind the last target of all.
         """
         if not self._targets or len(self._targets[0]) >= BULK_READ_BYTES:
             return [self.get_buffer()]
@@ -272,7 +272,8 @@ class FrameReader:
             lent.append(place)
             room -= len(place)
         else:
-            lent.append(self._read_ahead)
+            if len(lent) == len(self._targets):
+                lent.append(self._read_ahead)
         self._lent = lent[:]
         return lent
 
