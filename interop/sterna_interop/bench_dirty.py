@@ -7,7 +7,7 @@ guest where the limit cannot be kept. Rates are those that were achieved: on a m
 may write less than it was asked to, and beside the ratios stands by how much.
 
 Guests that are compared write alike: QEMU's a word of each page, ours the head of each, which it verifies.
-Beside the higher rate stands a guest of ours that verifies and writes whole pages. It has no bound, since it
+Beside the highest rate stands a guest of ours that verifies and writes whole pages. It has no bound, since it
 competes with its own migration for the processors.
 """
 

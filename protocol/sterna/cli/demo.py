@@ -86,7 +86,7 @@ def demo(
         memory: size of the guest.
         dirty_rate: what it writes a second; 0B/s is one page and then nothing.
         hot: the part of its memory to which it mostly writes.
-        heads: each write renews the head of its page only, 24 bytes; not with --guest kvm.
+        heads: each write renews the head of its page only, and counts as a page; not with --guest kvm.
         switchover: how it is moved in the end; see `sterna migrate --help`.
         downtime: how long it may stand still.
         streams: connections on which pages travel; see `sterna migrate --help`.

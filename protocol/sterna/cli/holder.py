@@ -80,7 +80,7 @@ def holder(
         memory: size of the guest.
         dirty_rate: what the guest writes a second; 0B/s is one page and then nothing.
         hot: the part of its memory to which it mostly writes.
-        heads: each write renews the head of its page only, 24 bytes; not with --guest kvm.
+        heads: each write renews the head of its page only, and counts as a page; not with --guest kvm.
         name: the guest's name; by default what it is.
         tracker: how its writes are followed.
         memory_limit: take no guest that is larger.
