@@ -424,11 +424,14 @@ class World(Pair):
                 return
         raise AssertionError(f"{_TIMEOUTS_MAX} timeouts in {seconds} s")
 
-    def flow(self, steps: int) -> bool:
-        """A healthy connection and quick hosts, for so many steps. Whether anything moves still."""
+    def flow(self, steps: int, *, answers: bool = True) -> bool:
+        """A healthy connection and quick hosts, for so many steps. Whether anything moves still.
+
+        `answers`: whether the hosts answer in them.
+        """
         self.quiet_s = 0.0
         for _ in range(steps):
-            if not self._step():
+            if not self._step(answers=answers):
                 return False
             self.now += _FLOW_S
         return True

@@ -22,7 +22,7 @@ from core_support import (
 )
 
 from sterna.core import events as e
-from sterna.core.choosing import NOT_READY_MAX
+from sterna.core.choosing import FRESH_S, NOT_READY_MAX
 from sterna.core.policy import PolicySettings, RoundStats, decide
 from sterna.core.records import SessionRecord, Side
 from sterna.core.style import offer_for
@@ -122,6 +122,39 @@ def test_rejected_and_written_pages_are_sent_again():
     assert [(int(row["first"]), int(row["count"])) for row in table.runs] == [(1, 1), (3, 1)]
 
 
+def test_what_was_written_is_collected_while_the_acknowledgement_is_on_its_way():
+    """[CON-34] Then that leads on at once."""
+    rig = SourceRig(policy=PolicySettings(allowed_downtime_s=0.001)).until(S.ACKING)
+    rig.do(e.CollectDirty, rig.dirty(3))
+    assert rig.machine.state is S.ACKING
+    rig.now += FRESH_S / 2
+    rig.say(rig.ack(r.PageRange(0, 1, 1)))
+    assert (rig.machine.state, rig.wishes) == (S.ROUND, [])
+    rig.drain()
+    table = rig.heard[-2]
+    assert [(int(row["first"]), int(row["count"])) for row in table.runs] == [(1, 1), (3, 1)]
+
+
+def test_what_was_collected_long_ago_is_not_all():
+    """[CON-34] Over a slow link the guest may have written a lot until ROUND_ACK comes."""
+    rig = SourceRig(policy=PolicySettings(allowed_downtime_s=0.001)).until(S.ACKING)
+    rig.do(e.CollectDirty, rig.dirty(3))
+    rig.now += 2 * FRESH_S
+    rig.acknowledge()
+    assert rig.machine.state is S.COLLECTING
+    rig.do(e.CollectDirty, rig.dirty(0))
+    rig.drain()
+    table = rig.heard[-2]
+    assert [(int(row["first"]), int(row["count"])) for row in table.runs] == [(0, 1), (3, 1)]
+
+
+def test_a_collect_that_fails_beside_the_acknowledgement():
+    """[CON-62]"""
+    rig = SourceRig().until(S.ACKING)
+    rig.break_(e.CollectDirty)
+    rolled_back(rig, ErrorCode.GUEST_FAILED)
+
+
 def test_a_tracker_that_answers_all():
     """Precision is not needed, only that nothing is missing."""
     rig = SourceRig(policy=PolicySettings(allowed_downtime_s=0.001)).until(S.COLLECTING)
@@ -131,7 +164,7 @@ def test_a_tracker_that_answers_all():
 
 
 @pytest.mark.parametrize("answer", [{0: PageBitmap(5)}, {7: PageBitmap(4)}], ids=["bits", "region"])
-@pytest.mark.parametrize("state", [S.COLLECTING, S.FREEZING])
+@pytest.mark.parametrize("state", [S.ACKING, S.COLLECTING, S.FREEZING])
 def test_a_tracker_that_answers_nonsense(state, answer):
     """The guest's failure, not the driver's: the session ends and the guest runs on [CON-62]."""
     rig = SourceRig().until(state)
@@ -220,12 +253,11 @@ def test_the_policy_counts_the_state_that_is_expected(monkeypatch, most, expecte
 def test_a_throttle_that_fails():
     policy = PolicySettings(allowed_downtime_s=0.1, fixed_cost_s=0, max_rounds=8, patience=1)
     rig = SourceRig(policy=policy).until(S.ACKING)
-    while not rig.wishes:
+    while e.Throttle not in rig.wishes:
+        rig.drain()
         rig.now += 0.1
         rig.say(rig.ack())
         rig.do(e.CollectDirty, rig.dirty(0, 1, 2, 3))
-        if not rig.wishes:
-            rig.drain()
     assert rig.machine.state is S.ROUND
     rig.break_(e.Throttle)
     rolled_back(rig, ErrorCode.GUEST_FAILED)
@@ -240,12 +272,13 @@ def test_the_session_is_noted_while_the_second_round_travels():
         rig.now += 0.1
         rig.acknowledge()
         rig.do(e.CollectDirty, rig.dirty(0, 1, 2, 3))
+        requests = list(rig.machine._requests)
         rig.drain()
-        for request in rig.machine._requests:
+        for request in requests:
             assert is_early(request)
             assert request.record == SessionRecord(SESSION, EPOCH, Side.SOURCE, TOKEN, "")
             noted += 1
-        while (request := rig.machine.poll_request()) is not None:
+            assert rig.machine.poll_request() is request
             rig.machine.fail(request, GuestError("no", ErrorCode.RECORD_FAILED), rig.now)
     assert (noted, rig.machine.state) == (1, S.ACKING)
 

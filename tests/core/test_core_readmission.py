@@ -87,7 +87,7 @@ def check_moved(pair: Pair) -> None:
 
 
 # Those in which only a request is waited for are reached with the rigs below.
-STATES = [S.ROUND, S.ACKING, S.COLLECTING, S.PREPARING, S.PAUSING, S.BLACKOUT, S.SEALED]
+STATES = [S.ROUND, S.ACKING, S.PREPARING, S.PAUSING, S.BLACKOUT, S.SEALED]
 STATES += [D.RECEIVING, D.READY, D.BLACKOUT, D.FROZEN, D.LOADED]
 
 

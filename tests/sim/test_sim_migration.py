@@ -84,7 +84,9 @@ def test_slow_hosts_make_the_downtime_longer():
 def test_time_of_a_collect_may_grow_with_the_memory():
     quick = Migration(8 * MIB, Writes(), SLOW).run()
     slow = Migration(8 * MIB, Writes(), SLOW, hosts=Hosts(page_s=0.001)).run()
-    assert slow.seconds > quick.seconds + 2 * 0.1
+    # One is made while the last pages and ROUND_ACK are on their way, the other one while the guest stands.
+    assert slow.seconds > quick.seconds + 1.5 * 0.1
+    assert slow.downtime_s > quick.downtime_s + 0.1
 
 
 def test_a_slow_link_is_no_silence():

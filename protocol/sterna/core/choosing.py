@@ -28,6 +28,9 @@ from sterna.memory.pages import PageSource
 from sterna.registry import ErrorCode, Feature, FrameType, Style
 from sterna.wire.records import NotReady, RoundAck, Switchover
 
+# What was collected so long before ROUND_ACK came is not collected again: the guest writes on in any case
+# until it is paused. Over a slow link much more may have been written since.
+FRESH_S: Final = 0.005
 # A destination that is not ready after so many tries will not be.
 NOT_READY_MAX: Final = 3
 
@@ -38,6 +41,7 @@ class Choosing(Departed):
     def __init__(self, config: SourceConfig, pages: PageSource, now: float) -> None:
         super().__init__(config, pages, now)
         self._ack: RoundAck | None = None
+        self._collected_at: float | None = None  # when that was done for the round under way
         self._throttle = 0.0
         self._styles = frozenset(Style)  # what may be tried
 
@@ -50,11 +54,21 @@ class Choosing(Departed):
         self._step(SourceInput.TRACKING, now)
         self._choose(now)
 
+    def _collect_beside_ack(self) -> None:
+        """The round has been sent. What is written from here on is found behind the next one [CON-34]."""
+        self._collected_at = None
+        self._ask(CollectDirty())
+
     def _on_round_ack(self, record: RoundAck, now: float) -> None:
         self._memory.acknowledged(record)
         self._step(FrameType.ROUND_ACK, now)
         self._ack = record
-        self._ask(CollectDirty())
+        if self._collected_at is None:
+            return  # it is being done
+        if now - self._collected_at <= FRESH_S:
+            self._go_on_behind_round(now)
+        else:
+            self._ask(CollectDirty())
 
     def _on_not_ready(self, record: NotReady, now: float) -> None:
         self._step(FrameType.NOT_READY, now)
@@ -71,11 +85,17 @@ class Choosing(Departed):
     def _on_collected(self, answer: object, now: float) -> None:
         assert isinstance(answer, Mapping)
         self._memory.written(answer)
-        was_last = self._state is SourceState.FREEZING
+        match self._state:
+            case SourceState.ACKING:
+                self._collected_at = now
+            case SourceState.FREEZING:
+                self._step(SourceInput.COLLECTED, now)
+                self._begin_round(now, last=True)
+            case _:
+                self._go_on_behind_round(now)
+
+    def _go_on_behind_round(self, now: float) -> None:
         self._step(SourceInput.COLLECTED, now)
-        if was_last:
-            self._begin_round(now, last=True)
-            return
         if self._ack is not None:
             self._note_round(now, self._ack)
             self._ack = None
