@@ -10,7 +10,8 @@ from trio.abc import Clock
 
 from sterna.cli.follow import TOLD_WITHIN_S, Reporter, error_fields, now_ns
 from sterna.cli.output import Output
-from sterna.core.events import PhaseEntered
+from sterna.core.events import PhaseEntered, RoundFinished
+from sterna.core.policy import RoundStats
 from sterna.errors import ConfigError, GuestError
 from sterna.registry import ErrorCode, Phase
 
@@ -60,6 +61,39 @@ async def test_a_guest_does_not_stand_still_for_what_is_told(
         reporter.on_event(PhaseEntered(Phase.BLACKOUT))
         reporter.result({})
         assert [line["event"] for line in lines(capsys)] == ["phase", "result"]
+
+
+ROUND = RoundFinished(RoundStats(1, 1, 4096, 0.1, 0, 0))
+
+
+async def test_the_next_round_does_not_wait_for_what_is_told(
+    capsys: pytest.CaptureFixture[str], autojump_clock: Clock
+) -> None:
+    """Nor the pause behind it; and rounds in a row hold nothing back for longer."""
+    with Reporter(Output(), follow=True) as reporter:
+        reporter.on_event(ROUND)
+        assert lines(capsys) == []
+        await trio.sleep(0.9 * TOLD_WITHIN_S)
+        reporter.on_event(ROUND)
+        assert lines(capsys) == []
+        await trio.sleep(0.2 * TOLD_WITHIN_S)
+        assert [line["event"] for line in lines(capsys)] == ["round_finished"] * 2
+        reporter.emit({"event": "progress"})
+        assert len(lines(capsys)) == 1
+
+
+async def test_a_blackout_behind_a_round_is_told_later(
+    capsys: pytest.CaptureFixture[str], autojump_clock: Clock
+) -> None:
+    """But within twice the time, however many guests there are."""
+    with Reporter(Output(), follow=True) as reporter:
+        reporter.on_event(ROUND)
+        for _ in range(2):
+            await trio.sleep(0.9 * TOLD_WITHIN_S)
+            reporter.on_event(PhaseEntered(Phase.BLACKOUT))
+        assert lines(capsys) == []
+        await trio.sleep(0.3 * TOLD_WITHIN_S)
+        assert [line["event"] for line in lines(capsys)] == ["round_finished", "phase", "phase"]
 
 
 async def test_what_cannot_be_told_ends_nothing(

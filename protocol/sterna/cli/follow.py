@@ -3,8 +3,9 @@
 `--follow` writes every event as one line of JSON to stdout (`sterna.cli.events`), the command's result as
 the last one. People get text on stderr in any case, and a display that moves if stderr is a terminal.
 
-All that takes time which a guest would stand still for: a tenth of a short blackout. So what comes within
-`TOLD_WITHIN_S` of its beginning is told then, in its order and with the time at which it came.
+All that takes time which a guest would stand still for, a tenth of a short blackout, or in which it would
+write more before the next round or the pause. So from the end of a round on, and in a blackout, what comes is
+told within twice `TOLD_WITHIN_S`: in its order, and with the time at which it came.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sterna.cli.display import Display
 from sterna.cli.events import event_fields
 from sterna.cli.exits import exit_of, gravest
 from sterna.cli.output import SCHEMA, Output, write_line
-from sterna.core.events import Event, PhaseEntered
+from sterna.core.events import Event, PhaseEntered, RoundFinished
 from sterna.core.tables import STANDING
 from sterna.errors import ConfigError, SternaError
 
@@ -52,6 +53,8 @@ class Reporter:
         self._display = Display(output)
         self._kept: list[tuple[int, Mapping[str, object]]] = []  # with when each came
         self._keeps = False
+        self._kept_since_s = 0.0  # trio's time
+        self._keeping = trio.CancelScope()
 
     def __enter__(self) -> Self:
         return self
@@ -70,15 +73,22 @@ class Reporter:
         self.emit(event_fields(event))
 
     def watch(self, event: Event) -> None:
-        """Before an event is told: whether the guest stands still from here on."""
-        begins = isinstance(event, PhaseEntered) and event.phase in STANDING
-        if begins and not self._keeps and trio.lowlevel.in_trio_run():
-            self._keeps = True
+        """Before an event is told: whether the guest stands still from here on, or the next round is near."""
+        stands = isinstance(event, PhaseEntered) and event.phase in STANDING
+        if not (stands or isinstance(event, RoundFinished)) or not trio.lowlevel.in_trio_run():
+            return
+        now_s = trio.current_time()
+        if not self._keeps:
+            self._keeps, self._kept_since_s = True, now_s
+            self._keeping = trio.CancelScope(deadline=now_s + TOLD_WITHIN_S)
             trio.lowlevel.spawn_system_task(self._tell_in_time)
+        elif stands:  # once more, and not again and again: others have rounds and blackouts, too
+            self._keeping.deadline = min(now_s, self._kept_since_s + TOLD_WITHIN_S) + TOLD_WITHIN_S
 
     async def _tell_in_time(self) -> None:
         try:
-            await trio.sleep(TOLD_WITHIN_S)
+            with self._keeping:
+                await trio.sleep_forever()
         finally:
             self._keeps = False
         try:
