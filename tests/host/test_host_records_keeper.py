@@ -49,6 +49,18 @@ async def test_records_outlive_their_keeper(tmp_path: Path) -> None:
         assert records.history.records == EVERYTHING
 
 
+async def test_what_is_durable_already_needs_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor a thread: the guest writes on while the switchover waits for it [ONE-61]."""
+    async with await open_records(tmp_path, GUEST, purpose="test") as records:
+        await records.append(SENDING)
+        with monkeypatch.context() as patched:
+            patched.setattr(records, "_append", None)
+            await records.append(SENDING)
+        with pytest.raises(RecordConflict):
+            await records.append(replace(SENDING, epoch=SENDING.epoch + 1, token=b"2" * 16))
+        await records.append(SENDING)  # and the turn is free
+
+
 async def test_one_process_at_a_time(tmp_path: Path) -> None:
     """[LOG-7]"""
     async with await open_records(tmp_path, GUEST, purpose="migrate"):

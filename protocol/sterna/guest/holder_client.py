@@ -130,8 +130,8 @@ class HolderConnection:
             along: operations without fields that go with it, for the calls that follow. If others follow, the
                 holder has done them all the same, and what it has answered is lost.
             within_s: seconds, after which there is no answer.
-            promptly: the guest stands still for this: nothing else is done here until the answer has come, or
-                for `AT_ONCE_S`.
+            promptly: the guest stands still for this, or is about to: nothing else is done here until the
+                answer has come, or for `AT_ONCE_S`.
 
         Raises:
             HolderSilent: no answer in time.

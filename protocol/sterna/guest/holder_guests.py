@@ -313,7 +313,7 @@ class HolderDestinationGuest:
         Raises:
             GuestError: with FULL, there is not enough memory.
         """
-        await self.connection.call("prepare", within_s=SLOW_ANSWER_WITHIN_S)
+        await self.connection.call("prepare", within_s=SLOW_ANSWER_WITHIN_S, promptly=True)
 
     async def load_state(self, sections: Sequence[StateSection]) -> None:
         """Through a memory file."""

@@ -83,6 +83,9 @@ class GuestRecords:
         await self._turn.acquire()
         try:
             self._check_open()
+            if self._has(record):
+                self._turn.release()
+                return
             if isinstance(record, _IN_BLACKOUT):
                 await run_promptly(partial(self._append, record))
             else:
@@ -105,6 +108,10 @@ class GuestRecords:
                 await trio.to_thread.run_sync(self._append, record)
             elif longer is not self._history:
                 self._held, self._history = (record,), longer
+
+    def _has(self, record: Record) -> bool:
+        """Whether it is known to be durable: no thread is asked for that."""
+        return self._log is not None and not self._held and self._history.after(record) is self._history
 
     def _check_open(self) -> None:
         if self._closed:
