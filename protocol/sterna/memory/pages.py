@@ -216,6 +216,10 @@ class RegionPages:
         """Whether this can be a sink."""
         return not any(memory.readonly for memory in self._memory.values())
 
+    def memory(self, region: int) -> npt.NDArray[np.uint8]:
+        """The bytes of a copied region."""
+        return self._memory[region].bytes
+
     def encode(
         self,
         region: int,
@@ -308,6 +312,10 @@ class _Memory:
     @property
     def readonly(self) -> bool:
         return self._view.readonly
+
+    @property
+    def bytes(self) -> npt.NDArray[np.uint8]:
+        return np.frombuffer(self._view, dtype=np.uint8)
 
     def encode(
         self, starts: npt.ArrayLike, counts: npt.ArrayLike, *, zeros: bool, whole: bool, hashed: bool

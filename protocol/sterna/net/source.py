@@ -11,7 +11,7 @@ import trio
 from sterna.core.carry import SourceCarry
 from sterna.core.departure import Departure
 from sterna.core.duties import pages_of, serve_source
-from sterna.core.events import Event, Finished, OpenStreams, ReleaseImage, Request, Result
+from sterna.core.events import Event, Finished, OpenStreams, ReleaseImage, Request, Result, StartTracking
 from sterna.core.policy import PolicySettings, estimate_fixed_cost_s
 from sterna.core.source import SourceConfig, SourceMachine
 from sterna.core.tables import SourceState
@@ -233,4 +233,7 @@ class Source(Endpoint):
         if isinstance(request, OpenStreams):
             assert self._reconnect is not None
             return await dial_more(self._reconnect, self.transport.peer, request.count)
-        return await serve_source(self._guest, self._host, request)
+        answer = await serve_source(self._guest, self._host, request)
+        if isinstance(request, StartTracking):
+            self._pages.reads_next(answer)
+        return answer
