@@ -148,6 +148,37 @@ def test_what_was_collected_long_ago_is_not_all():
     assert [(int(row["first"]), int(row["count"])) for row in table.runs] == [(0, 1), (3, 1)]
 
 
+def test_what_would_be_in_vain_is_not_collected_early():
+    """Where ROUND_ACK took long, or by the round trip, what was collected before it came would be old."""
+    rig = SourceRig(policy=PolicySettings(allowed_downtime_s=0.001))
+    rig.machine._heartbeat.rtt_s = 2 * FRESH_S
+    rig.until(S.ACKING)
+    for lag_s, early in ((3 * FRESH_S, False), (FRESH_S / 2, False), (FRESH_S / 2, True)):
+        assert rig.wishes == ([e.CollectDirty] if early else [])
+        if early:
+            rig.do(e.CollectDirty, rig.dirty(0))
+        rig.now += lag_s
+        rig.acknowledge()
+        if not early:
+            rig.do(e.CollectDirty, rig.dirty(0, 1))
+        assert rig.machine.state is S.ROUND
+        rig.drain()
+
+
+def test_how_long_the_guest_took_to_write_is_from_collect_to_collect():
+    """However long ROUND_ACK took."""
+    rig = SourceRig(policy=PolicySettings(allowed_downtime_s=0.001)).until(S.ROUND)
+    for seconds in (0.25, 0.5):
+        rig.now += seconds
+        rig.drain()
+        rig.do(e.CollectDirty, rig.dirty(3))
+        rig.now += FRESH_S / 2
+        rig.acknowledge()
+    first, second = (event.stats for event in rig.events(e.RoundFinished))
+    assert (first.seconds, first.written_s) == pytest.approx((0.25 + FRESH_S / 2, 0.25))
+    assert (second.seconds, second.written_s) == pytest.approx((0.5 + FRESH_S / 2, 0.5 + FRESH_S / 2))
+
+
 def test_a_collect_that_fails_beside_the_acknowledgement():
     """[CON-62]"""
     rig = SourceRig().until(S.ACKING)

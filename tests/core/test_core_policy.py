@@ -491,3 +491,11 @@ def test_packed_pages_are_counted_as_pages():
     for plain in (replace(packed, unpacked_bytes=0), replace(packed, unpacked_bytes=100_000)):
         assert plain.in_pages() is plain
     assert replace(packed, bulk_bytes=0).in_pages().bulk_bytes == 300_000
+
+
+def test_a_dirty_rate_is_by_the_time_in_which_the_guest_wrote():
+    """And not by that of the round, where they differ; that counts where the time is not known."""
+    known = replace(stats(100 * MIB, 0.1, 10 * MIB), written_s=0.2)
+    for history, rate in (([known], 50 * MIB), ([replace(known, written_s=0.0)], 100 * MIB)):
+        decision = decide(history, 10 * MIB, 0, RTT_S)
+        assert decision.dirty_rate_bytes_s == pytest.approx(rate)

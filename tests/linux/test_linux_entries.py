@@ -6,10 +6,9 @@ import threading
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
-from sterna.linux.entries import AROUND_BYTES, STEP_BYTES, EntriesAhead
+from sterna.linux.entries import AROUND_BYTES, READS, EntriesAhead, Place
 from sterna.linux.errors import CapabilityMissing
 from sterna.linux.memfd import PAGE_BYTES, MemoryFile, MemoryMap
 from sterna.linux.pagemap import PagemapScanner
@@ -37,36 +36,41 @@ def entries(memory: MemoryMap) -> int:
     return int((found[:, 1] - found[:, 0]).sum())
 
 
+def every(memory: MemoryMap, size: int = SIZE) -> Place:
+    return memory.array, np.arange(0, size, AROUND_BYTES)
+
+
 def test_a_reader_has_no_fault_behind_it(fresh: MemoryMap) -> None:
     assert entries(fresh) == 0
-    EntriesAhead([fresh.array[: SIZE // 2], fresh.array[SIZE // 2 :]]).join()
-    # What a fault maps does not begin where a piece does, so some are left at its end.
+    EntriesAhead([every(fresh)]).join()
+    # What a fault maps does not begin where memory does, so some are left at its end.
     assert entries(fresh) >= (SIZE - 2 * AROUND_BYTES) // PAGE_BYTES
 
 
 def test_only_what_was_asked_for_is_touched() -> None:
     with MemoryFile("test", SIZE) as file:
         memory = file.map()
-        EntriesAhead([memory.array[:AROUND_BYTES]]).join()
+        EntriesAhead([every(memory, AROUND_BYTES)]).join()
         assert 0 < entries(memory) <= AROUND_BYTES // PAGE_BYTES
         memory.close()
 
 
-def test_whoever_stops_it_may_free_the_memory() -> None:
-    """It is between two steps at the latest; nothing is held behind it."""
+@pytest.mark.parametrize("reads", [0, READS + 1], ids=["nothing there", "more than at once"])
+def test_whoever_stops_it_may_free_the_memory(reads: int) -> None:
+    """It ends at the next place at the latest, be there anything to read; nothing is held behind it."""
     begun, go_on = threading.Event(), threading.Event()
     memory = bytearray(4096)
     taken = 0
 
-    def pieces() -> Iterator[npt.NDArray[np.uint8]]:
+    def places() -> Iterator[Place]:
         nonlocal taken
         begun.set()
         go_on.wait()
         for _ in range(3):
             taken += 1
-            yield np.frombuffer(memory, np.uint8)
+            yield np.frombuffer(memory, np.uint8), np.zeros(reads, np.int64)
 
-    ahead = EntriesAhead(pieces())
+    ahead = EntriesAhead(places())
     begun.wait()
     ahead._stopped = True  # as `stop` says first
     go_on.set()
@@ -74,8 +78,3 @@ def test_whoever_stops_it_may_free_the_memory() -> None:
     ahead.stop()
     assert taken == 1
     memory.append(0)  # which no buffer of it forbids any more
-
-
-def test_a_step_is_enough_to_let_go_of_the_interpreter() -> None:
-    """numpy does for reductions of more than 500 elements."""
-    assert STEP_BYTES // AROUND_BYTES > 500

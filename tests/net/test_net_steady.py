@@ -16,7 +16,6 @@ from sterna.core.rounds import SMALL_BATCH_BYTES
 from sterna.guest.simulated import SimulatedDestinationGuest, SimulatedSourceGuest
 from sterna.guest.workload import WorkloadParameters
 from sterna.memory import pages as pages_module
-from sterna.memory.bitmap import PageBitmap
 from sterna.memory.pages import EncodedBatch, RegionPages, hash_chunks
 from sterna.memory.regions import RegionTable
 from sterna.net import steady
@@ -24,14 +23,7 @@ from sterna.net.destination import Destination
 from sterna.net.memory import memory_transport_pair
 from sterna.net.options import Options
 from sterna.net.source import Source
-from sterna.net.steady import (
-    CALM_BATCHES,
-    GAP_MAX_S,
-    UNMEASURED_BYTES,
-    SteadyPages,
-    pieces_without,
-    tolerable_gap_s,
-)
+from sterna.net.steady import CALM_BATCHES, GAP_MAX_S, UNMEASURED_BYTES, SteadyPages, tolerable_gap_s
 from sterna.registry import ErrorCode
 from sterna.testing import run_workload
 from sterna.wire.records import Region
@@ -39,40 +31,6 @@ from sterna.wire.records import Region
 PAGES = 1024
 PAGE = 4096
 GAP_S = tolerable_gap_s(PAGES * PAGE)
-
-
-UNWRITTEN = PageBitmap(PAGES)
-UNWRITTEN.set(3)
-UNWRITTEN.set(100, 400)
-
-
-@pytest.mark.parametrize(
-    ("unwritten", "pieces"),
-    [
-        (None, [(0, PAGES)]),
-        (UNWRITTEN, [(4, 96), (500, PAGES - 500)]),  # three pages at the beginning are not worth it
-        (PageBitmap.full(PAGES), []),
-        (PageBitmap.full(PAGES + 1), [(0, PAGES)]),  # whoever it is from: the machine says so
-        ("nonsense", [(0, PAGES)]),
-    ],
-    ids=["unknown", "holes", "empty", "too-long", "nonsense"],
-)
-def test_what_was_never_written_is_not_read_ahead(unwritten, pieces) -> None:
-    memory = np.zeros(PAGES * PAGE, np.uint8)
-    found = list(pieces_without(memory, Region(0, 0, len(memory)), unwritten))
-    base = memory.ctypes.data
-    assert [((each.ctypes.data - base) // PAGE, len(each) // PAGE) for each in found] == pieces
-
-
-def test_memory_is_free_when_nothing_is_sent_any_more() -> None:
-    """Also of who reads ahead."""
-    memory = bytearray(PAGES * PAGE)
-    region = Region(0, 0, len(memory))
-    steady = SteadyPages(RegionPages(RegionTable((region,)), {0: memoryview(memory)}), lambda: 0.0)
-    steady.reads_next(None)
-    steady.reads_next({0: UNWRITTEN})
-    steady.close()
-    memory.append(0)  # which no buffer of it forbids any more
 
 
 class Bench:

@@ -79,9 +79,9 @@ class Reporter:
             return
         now_s = trio.current_time()
         if not self._keeps:
-            self._keeps, self._kept_since_s = True, now_s
-            self._keeping = trio.CancelScope(deadline=now_s + TOLD_WITHIN_S)
+            self._kept_since_s, self._keeping = now_s, trio.CancelScope(deadline=now_s + TOLD_WITHIN_S)
             trio.lowlevel.spawn_system_task(self._tell_in_time)
+            self._keeps = True
         elif stands:  # once more, and not again and again: others have rounds and blackouts, too
             self._keeping.deadline = min(now_s, self._kept_since_s + TOLD_WITHIN_S) + TOLD_WITHIN_S
 
@@ -94,7 +94,7 @@ class Reporter:
         try:
             self._tell_kept()
         except Exception:  # noqa: BLE001  # what shows a migration must not end it, nor the process
-            _log.exception("what happened during the blackout cannot be told")
+            _log.exception("what happened behind a round, or in a blackout, cannot be told")
 
     def _tell_kept(self) -> None:
         kept, self._kept = self._kept, []

@@ -7,6 +7,7 @@ ROUND_ACK and the answer: that is when connections are replaced, which comes fir
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
@@ -29,8 +30,8 @@ from sterna.registry import ErrorCode, Feature, FrameType, Style
 from sterna.wire.records import NotReady, RoundAck, Switchover
 
 # What was collected so long before ROUND_ACK came is not collected again: the guest writes on in any case
-# until it is paused. Over a slow link much more may have been written since.
-FRESH_S: Final = 0.005
+# until it is paused. Over a slow or a long link much more may have been written since.
+FRESH_S: Final = 0.01
 # A destination that is not ready after so many tries will not be.
 NOT_READY_MAX: Final = 3
 
@@ -41,7 +42,11 @@ class Choosing(Departed):
     def __init__(self, config: SourceConfig, pages: PageSource, now: float) -> None:
         super().__init__(config, pages, now)
         self._ack: RoundAck | None = None
-        self._collected_at: float | None = None  # when that was done for the round under way
+        self._round_sent_at = now  # its last page
+        self._lag_s: float | None = None  # from there until ROUND_ACK came, of the round before
+        self._is_collecting = False  # beside ROUND_ACK
+        self._collected_at = -math.inf
+        self._written_since = now  # what is collected next was written from here on
         self._throttle = 0.0
         self._styles = frozenset(Style)  # what may be tried
 
@@ -51,20 +56,27 @@ class Choosing(Departed):
         assert self._selection is not None
         if isinstance(answer, Mapping) and self._selection.has(Feature.ENCODING_ZERO):
             self._memory.unwritten(answer)
+        self._written_since = now
         self._step(SourceInput.TRACKING, now)
         self._choose(now)
 
-    def _collect_beside_ack(self) -> None:
-        """The round has been sent. What is written from here on is found behind the next one [CON-34]."""
-        self._collected_at = None
-        self._ask(CollectDirty())
+    def _collect_beside_ack(self, now: float) -> None:
+        """The round has been sent. What is written from here on is found behind the next one [CON-34].
+
+        Where ROUND_ACK takes its time that would be in vain.
+        """
+        lag_s = self.rtt_s or 0.0 if self._lag_s is None else self._lag_s
+        self._round_sent_at, self._collected_at = now, -math.inf
+        self._is_collecting = lag_s <= FRESH_S
+        if self._is_collecting:
+            self._ask(CollectDirty())
 
     def _on_round_ack(self, record: RoundAck, now: float) -> None:
         self._memory.acknowledged(record)
         self._step(FrameType.ROUND_ACK, now)
-        self._ack = record
-        if self._collected_at is None:
-            return  # it is being done
+        self._ack, self._lag_s = record, now - self._round_sent_at
+        if self._is_collecting:
+            return
         if now - self._collected_at <= FRESH_S:
             self._go_on_behind_round(now)
         else:
@@ -85,9 +97,10 @@ class Choosing(Departed):
     def _on_collected(self, answer: object, now: float) -> None:
         assert isinstance(answer, Mapping)
         self._memory.written(answer)
+        self._is_collecting, self._collected_at = False, now
         match self._state:
             case SourceState.ACKING:
-                self._collected_at = now
+                pass
             case SourceState.FREEZING:
                 self._step(SourceInput.COLLECTED, now)
                 self._begin_round(now, last=True)
@@ -96,8 +109,9 @@ class Choosing(Departed):
 
     def _go_on_behind_round(self, now: float) -> None:
         self._step(SourceInput.COLLECTED, now)
+        written_s, self._written_since = self._collected_at - self._written_since, self._collected_at
         if self._ack is not None:
-            self._note_round(now, self._ack)
+            self._note_round(now, self._ack, written_s)
             self._ack = None
             if self._replaces(now):
                 return
@@ -164,7 +178,7 @@ class Choosing(Departed):
         self._emit(RoundStarted(opening.round, opening.pages, last))
         self._send(opening)
 
-    def _note_round(self, now: float, ack: RoundAck | None) -> None:
-        stats = self._memory.stats(now, self._throttle, ack)
+    def _note_round(self, now: float, ack: RoundAck | None, written_s: float = 0.0) -> None:
+        stats = replace(self._memory.stats(now, self._throttle, ack), written_s=max(written_s, 0.0))
         self._account.round_over(stats)
         self._emit(RoundFinished(stats))

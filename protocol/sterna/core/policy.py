@@ -115,8 +115,8 @@ class RoundStats:
         round: number of the round; for people, the policy counts the entries of the history.
         pages: pages sent.
         bulk_bytes: encoded bytes of these pages on the wire.
-        seconds: from ROUND to ROUND_ACK, on the source's clock.
-        dirty_pages: pages found dirty by the collect after the round.
+        seconds: from ROUND until ROUND_ACK has come and the writes are collected, on the source's clock.
+        dirty_pages: pages found dirty when the round had been sent, or behind its acknowledgement.
         dirty_bytes: bytes of these pages.
         rejected_pages: pages that ROUND_ACK lists.
         receive_rate_bytes_s: ROUND_ACK's rate; 0 if the receiver could not measure one.
@@ -124,6 +124,7 @@ class RoundStats:
         unpacked_bytes: what the bulk bytes stand for; 0 if they are the pages' own.
         versions_asked: source: pages of which a version that was sent was looked for, to send a change of it.
         versions_found: those of them of which one was there.
+        written_s: source: how long the guest took to write the dirty pages; 0 for as long as the round took.
     """
 
     round: int
@@ -138,6 +139,7 @@ class RoundStats:
     unpacked_bytes: int = 0
     versions_asked: int = 0
     versions_found: int = 0
+    written_s: float = 0.0
 
     def in_pages(self) -> RoundStats:
         """The same round as if its pages had not been packed, and the link as much faster."""
@@ -491,7 +493,8 @@ def _writing_rate(history: Sequence[RoundStats]) -> float:
     mean = sample = 0.0
     for index, stats in enumerate(history[-DIRTY_RATE_ROUNDS:]):
         dirty = _clamp(stats.dirty_bytes, 0, _BYTES_MAX)
-        sample = _clamp(dirty / _seconds(stats) / (1 - _share(stats.throttle)), 0, _RATE_MAX)
+        seconds = _clamp(stats.written_s or stats.seconds, _CLOCK_S, _SECONDS_MAX)
+        sample = _clamp(dirty / seconds / (1 - _share(stats.throttle)), 0, _RATE_MAX)
         mean = sample if index == 0 else mean + DIRTY_RATE_GAIN * (sample - mean)
     return max(mean, sample)
 

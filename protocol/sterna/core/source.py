@@ -365,7 +365,7 @@ class SourceMachine(Choosing):
         if self._state is SourceState.ROUND:
             self._step(SourceInput.ROUND_SENT, now)
             self._send(self._memory.ending())
-            self._collect_beside_ack()
+            self._collect_beside_ack(now)
             return
         self._last_part = self._last_part or self._send_last_part()
         if next(self._last_part, self) is self:

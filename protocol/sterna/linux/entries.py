@@ -10,29 +10,39 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 # Of which one read makes all entries, if the kernel has the pages (fault_around_bytes).
 AROUND_BYTES: Final = 64 << 10
-# Some milliseconds, for which whoever stops it may have to wait; and enough bytes for numpy to let go of the
-# interpreter's lock.
-STEP_BYTES: Final = 64 << 20
+# So many reads at once: a millisecond of faults, for which whoever stops it may have to wait. numpy lets go
+# of the interpreter's lock meanwhile.
+READS: Final = 256
+
+Place: TypeAlias = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
+"""Memory, and offsets of the bytes there that are to be read."""
 
 
 class EntriesAhead:
-    """Makes the entries of these pieces of memory, in their order, until it is stopped.
+    """Reads these places, in their order, until it is stopped.
 
     Pages that are not there yet come by this, as by any read: leave out what nobody reads.
+
+    Raises:
+        RuntimeError: there can be no more threads.
     """
 
-    def __init__(self, pieces: Iterable[npt.NDArray[np.uint8]]) -> None:
-        self._pieces = pieces
+    def __init__(self, places: Iterable[Place]) -> None:
+        self._places = places
         self._stopped = False
         self._thread = threading.Thread(target=self._work, name="entries", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._places = ()
+            raise
 
     def stop(self) -> None:
         """It touches nothing after this, and has let go of the memory. Legal twice."""
@@ -44,9 +54,11 @@ class EntriesAhead:
         self._thread.join()
 
     def _work(self) -> None:
-        pieces, self._pieces = self._pieces, ()
-        for piece in pieces:
-            for first in range(0, len(piece), STEP_BYTES):
+        places, self._places = self._places, ()
+        for memory, offsets in places:
+            for first in range(0, len(offsets), READS):
                 if self._stopped:
                     return
-                piece[first : first + STEP_BYTES : AROUND_BYTES].max()
+                memory.take(offsets[first : first + READS])
+            if self._stopped:
+                return

@@ -18,17 +18,16 @@ So where the gap is long, some of a batch's bytes are looked at once more when i
 are what they were, the next batch goes as it is. What is spoiled before that shows is about one batch: of
 batches that are spoiled by half, every second look tells. A guest must be large enough to bear that.
 
-And a process that maps a guest's memory lacks the page table entries for it; a thread makes them in time.
+Memory of which the first round is about to read is prepared besides (sterna.net.ahead).
 """
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import Final
 
 import numpy as np
@@ -37,10 +36,8 @@ from xxhash import xxh3_64_intdigest
 
 from sterna.core.events import Event, RoundFinished, RoundStarted
 from sterna.limits import CHUNK_BYTES
-from sterna.linux.entries import AROUND_BYTES, EntriesAhead
-from sterna.memory.bitmap import PageBitmap
 from sterna.memory.pages import EncodedBatch, RegionPages, hash_chunks
-from sterna.wire.records import Region
+from sterna.net.ahead import ReadAhead
 
 # What a core writes that does nothing else, and what it may spoil of a guest: half of what RAK-5 takes.
 WRITTEN_BYTES_S: Final = 3.2e9
@@ -76,15 +73,17 @@ class SteadyPages:
         self._encoded_at: float | None = None
         self._rejected = False
         self._paused = False
-        self._entries: EntriesAhead | None = None
+        self._read_ahead: ReadAhead | None = None
 
     def on_event(self, event: Event) -> None:
         """Learn how many pages of a round were rejected, and when nothing writes any more."""
         match event:
             case RoundFinished(stats):
                 self._rejected = stats.rejected_pages > stats.pages * REJECTED_SHARE
-            case RoundStarted(last=last):
+            case RoundStarted(round=number, last=last):
                 self._paused = last  # a lost link sets the guest running again, and then comes such a round
+                if number == 1 and not last and self._read_ahead is not None:
+                    self._read_ahead.start()
             case _:
                 pass
 
@@ -125,44 +124,16 @@ class SteadyPages:
         return not self._restless and (self._connections + 1) * size <= self._bearable_bytes
 
     def reads_next(self, unwritten: object) -> None:
-        """All memory is read next, but for what the guest has told of as never written, if it does."""
+        """The first round may come next; its guest has told this of pages that were never written."""
         assert self._pages is not None
-        told = unwritten if isinstance(unwritten, Mapping) else {}
-        pieces = [
-            pieces_without(self._pages.memory(region.id), region, told.get(region.id))
-            for region in self._table.copied
-        ]
-        if self._entries is not None:
-            self._entries.stop()
-        if os.cpu_count() != 1:  # else it would take from the reader's time
-            self._entries = EntriesAhead(chain.from_iterable(pieces))
+        self._read_ahead = ReadAhead(self._pages, unwritten)
 
     def close(self) -> None:
         """Let go of the memory, so that its owner can free it. Nothing can be encoded any more."""
-        if self._entries is not None:
-            self._entries.stop()
         self._pages = None
         self._under_way.clear()
-
-
-def pieces_without(
-    memory: npt.NDArray[np.uint8], region: Region, unwritten: PageBitmap | None
-) -> Iterator[npt.NDArray[np.uint8]]:
-    """What of a region's memory is there, where that is a long piece: single pages are not worth it.
-
-    What is not known to be unwritten counts as written. The bitmap may change behind this call.
-    """
-    pages = PageBitmap.full(region.pages)
-    if isinstance(unwritten, PageBitmap) and unwritten.bits == region.pages:
-        pages -= unwritten
-
-    def pieces() -> Iterator[npt.NDArray[np.uint8]]:
-        for first, count in zip(*pages.runs(), strict=True):
-            piece = memory[int(first) << region.granule_log2 : int(first + count) << region.granule_log2]
-            if len(piece) >= AROUND_BYTES:
-                yield piece
-
-    return pieces()
+        if self._read_ahead is not None:
+            self._read_ahead.close()
 
 
 def tolerable_gap_s(guest_bytes: int) -> float:
