@@ -18,7 +18,7 @@ from sterna.sim.recall import Recall, States
 T = TypeVar("T")
 Widths: TypeAlias = tuple[int, int, int, int, int]
 """Bits that the number of each of the five things of a world has: 64 together."""
-WIDTHS: Final[Widths] = (17, 20, 16, 6, 5)
+WIDTHS: Final[Widths] = (19, 19, 15, 6, 5)
 ROUNDS_WIDTHS: Final[Widths] = (20, 18, 15, 6, 5)
 """Where rounds go on, it is the source's host that there are most different ones of."""
 THINGS: Final = ("first hosts", "second hosts", "sets of connections", "stores", "judges")
