@@ -13,13 +13,13 @@ come by this mapping, and in the size that is asked for here: huge, as by a hold
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Final
 
 import trio
 
 from sterna.errors import GuestError
+from sterna.linux.background import Background
 from sterna.linux.errors import CapabilityMissing
 from sterna.linux.memfd import PAGE_BYTES, MemoryMap
 from sterna.linux.pagemap import PagemapScanner
@@ -30,38 +30,26 @@ AHEAD_BYTES: Final = 16 << 20  # a few milliseconds, for which whoever stops it 
 _RANGES_MAX: Final = 1024  # more are one: a call each would cost more than the walk
 
 
-class Ahead:
+class Ahead(Background):
     """Makes the entries of whole writable mappings in a thread, from their beginning, until it is stopped.
 
     Whether there is enough memory is not its business: it ends, and whoever needs the pages will see.
     """
 
     def __init__(self, memories: Collection[MemoryMap]) -> None:
-        self._memories = tuple(memories)
-        self._stopped = False
-        for memory in self._memories:
+        for memory in memories:
             memory.advise_huge_pages()
-        self._thread = threading.Thread(target=self._work, name="ahead", daemon=True)
-        self._thread.start()
+        super().__init__(_entries(tuple(memories)), "ahead")
 
-    def stop(self) -> None:
-        """It makes no entry after this. Legal twice."""
-        self._stopped = True
-        self.join()
 
-    def join(self) -> None:
-        """Wait until it has come to its end."""
-        self._thread.join()
-
-    def _work(self) -> None:
-        for memory in self._memories:
-            for first in range(0, memory.size_bytes, AHEAD_BYTES):
-                if self._stopped:
-                    return
-                try:
-                    memory.populate_entries(first, min(AHEAD_BYTES, memory.size_bytes - first))
-                except MemoryError:
-                    return
+def _entries(memories: Collection[MemoryMap]) -> Iterator[None]:
+    for memory in memories:
+        for first in range(0, memory.size_bytes, AHEAD_BYTES):
+            yield
+            try:
+                memory.populate_entries(first, min(AHEAD_BYTES, memory.size_bytes - first))
+            except MemoryError:
+                return
 
 
 async def populate(memory: MemoryMap, offset: int, length: int) -> None:

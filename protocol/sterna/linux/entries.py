@@ -8,12 +8,13 @@ as in a process that has its guest within itself, it takes 2 ms a GiB.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from sterna.linux.background import Background
 
 # Of which one read makes all entries, if the kernel has the pages (fault_around_bytes).
 AROUND_BYTES: Final = 64 << 10
@@ -25,7 +26,7 @@ Place: TypeAlias = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 """Memory, and offsets of the bytes there that are to be read."""
 
 
-class EntriesAhead:
+class EntriesAhead(Background):
     """Reads these places, in their order, until it is stopped.
 
     Pages that are not there yet come by this, as by any read: leave out what nobody reads.
@@ -35,30 +36,12 @@ class EntriesAhead:
     """
 
     def __init__(self, places: Iterable[Place]) -> None:
-        self._places = places
-        self._stopped = False
-        self._thread = threading.Thread(target=self._work, name="entries", daemon=True)
-        try:
-            self._thread.start()
-        except RuntimeError:
-            self._places = ()
-            raise
+        super().__init__(_read(places), "entries")
 
-    def stop(self) -> None:
-        """It touches nothing after this, and has let go of the memory. Legal twice."""
-        self._stopped = True
-        self.join()
 
-    def join(self) -> None:
-        """Wait until it has come to its end."""
-        self._thread.join()
-
-    def _work(self) -> None:
-        places, self._places = self._places, ()
-        for memory, offsets in places:
-            for first in range(0, len(offsets), READS):
-                if self._stopped:
-                    return
-                memory.take(offsets[first : first + READS])
-            if self._stopped:
-                return
+def _read(places: Iterable[Place]) -> Iterator[None]:
+    for memory, offsets in places:
+        yield
+        for first in range(0, len(offsets), READS):
+            yield
+            memory.take(offsets[first : first + READS])
