@@ -56,10 +56,11 @@ def nudge(pair: Pair, chunk: int = 4096) -> None:
     _half(pair, pair.destination, pair.source, chunk)
 
 
-def _half(pair: Pair, speaker: Session, hearer: Session, chunk: int) -> None:
+def _half(pair: Pair, speaker: Session, hearer: Session, chunk: int, *, perform: bool = True) -> None:
     name = "source" if speaker is pair.source else "destination"
     pipe = pair.to_destination if speaker is pair.source else pair.to_source
-    pair.perform(name, speaker)
+    if perform:
+        pair.perform(name, speaker)
     data = b"".join(bytes(buffer) for buffer in speaker.poll_transmit(pair.now))
     speaker.transmitted(len(data), pair.now)
     pipe.extend(data)
@@ -73,7 +74,9 @@ def run_to(pair: Pair, state: S | D) -> None:
         for speaker, hearer in ((pair.source, pair.destination), (pair.destination, pair.source)):
             if state in {pair.source.state, pair.destination.state}:
                 return
-            _half(pair, speaker, hearer, 4096 if speaker is pair.source else 16)
+            # A source that is to be found collecting is slow to do so.
+            slow = state is S.COLLECTING and speaker.state is S.ACKING
+            _half(pair, speaker, hearer, 4096 if speaker is pair.source else 16, perform=not slow)
     raise AssertionError(f"{state} was not reached")
 
 
@@ -87,7 +90,7 @@ def check_moved(pair: Pair) -> None:
 
 
 # Those in which only a request is waited for are reached with the rigs below.
-STATES = [S.ROUND, S.ACKING, S.PREPARING, S.PAUSING, S.BLACKOUT, S.SEALED]
+STATES = [S.ROUND, S.ACKING, S.COLLECTING, S.PREPARING, S.PAUSING, S.BLACKOUT, S.SEALED]
 STATES += [D.RECEIVING, D.READY, D.BLACKOUT, D.FROZEN, D.LOADED]
 
 

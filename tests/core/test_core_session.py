@@ -394,7 +394,7 @@ def test_a_ping_is_answered_in_every_state(rig, state):
     assert answers == [r.Pong(4711), r.Pong(4712)]
     if left not in {S.ROUND, S.BLACKOUT}:  # there, what is drained leads on
         assert rig.machine.state is left
-        assert rig.wishes == before
+    assert rig.wishes == before + [e.CollectDirty] * (left is S.ROUND)
 
 
 @pytest.mark.parametrize(

@@ -48,15 +48,9 @@ def test_nothing_there_is_nothing_to_read() -> None:
     assert read(bitmap()) == []
 
 
-@pytest.mark.parametrize(("granule_log2", "expected"), [(13, [1, 8]), (16, [1, 2, 9])])
-def test_larger_granules(granule_log2: int, expected: list[int]) -> None:
-    assert (
-        read(
-            bitmap((1, 2), (9, 1), pages=64) if granule_log2 == 16 else bitmap((1, 1), (8, 3), pages=64),
-            granule_log2,
-        )
-        == expected
-    )
+def test_larger_granules() -> None:
+    assert read(bitmap((1, 1), (8, 3), pages=64), 13) == [1, 8]
+    assert read(bitmap((1, 2), (9, 1), pages=64), 16) == [1, 2, 9]
 
 
 class Guest:
