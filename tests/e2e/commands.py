@@ -1,4 +1,4 @@
-"""Real processes for the end-to-end tests: the commands as users start them, watched by their `--follow`.
+"""Real processes for the end-to-end tests: the commands as users call them, watched by their `--follow`.
 
 Nothing here sleeps to wait: everything waits for an event, a state or an end, with a deadline that only a
 hang reaches.
@@ -6,16 +6,19 @@ hang reaches.
 
 from __future__ import annotations
 
+import array
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import trio
+import zygote
 
 from sterna.errors import GuestError
 from sterna.guest.holder_client import HolderStatus, connect_holder
@@ -39,10 +42,107 @@ may_receive = ["*"]
 """
 
 
+class Zygote:
+    """Where commands are forked from: see the module of this name."""
+
+    def __init__(self) -> None:
+        self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, zygote.__file__],
+                stdin=theirs.fileno(),
+                # numpy's threads would not survive the fork.
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            )
+
+    def start(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> tuple[int, int]:
+        """A command: what it writes, and what becomes of it, as descriptors to be read."""
+        request = {"arguments": arguments, "stderr": str(log), "environment": dict(environment)}
+        (stdout, stdout_end), (told, told_end) = os.pipe(), os.pipe()
+        try:
+            rights = array.array("i", [stdout_end, told_end]).tobytes()
+            control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+            self._sock.sendmsg([json.dumps(request).encode()], control)
+        except OSError:
+            os.close(stdout)
+            os.close(told)
+            raise
+        finally:
+            os.close(stdout_end)
+            os.close(told_end)
+        return stdout, told
+
+    def close(self) -> None:
+        """End it."""
+        self._sock.close()
+        self._process.wait(DEADLINE_S)
+
+
+class Process:
+    """A process that the zygote has started.
+
+    Attributes:
+        pid: of it.
+        returncode: None as long as it is there; negative for a signal.
+        stdout: what it writes.
+    """
+
+    def __init__(self, stdout: int, told: int) -> None:
+        self.pid = 0
+        self.returncode: int | None = None
+        self.stdout = trio.lowlevel.FdStream(stdout)
+        self._told = trio.lowlevel.FdStream(told)
+        self._changed = trio.lowlevel.ParkingLot()
+        self._stopped = False
+
+    async def watch(self) -> None:
+        """Hear what becomes of it, until it has ended."""
+        async with self._told:
+            async for line in _lines(self._told):
+                if line == zygote.STOPPED:
+                    self._stopped = True
+                elif self.pid:
+                    self.returncode = int(line)
+                else:
+                    self.pid = int(line)
+                self._changed.unpark_all()
+        assert self.returncode is not None, "whoever waited for it has died"
+
+    async def begins(self) -> None:
+        """Wait until it is there."""
+        while not self.pid:
+            await self._changed.park()
+
+    async def stops(self) -> None:
+        """Wait until it has stopped itself, or has ended."""
+        while not (self._stopped or self.returncode is not None):
+            await self._changed.park()
+
+    def send_signal(self, number: int) -> None:
+        """A signal. It is not sent to whoever has the same id later."""
+        if self.returncode is None:
+            if number == signal.SIGCONT:
+                self._stopped = False
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
+async def _lines(stream: trio.abc.ReceiveStream) -> AsyncIterator[str]:
+    received = b""
+    async for data in stream:
+        *whole, received = (received + data).split(b"\n")
+        for line in whole:
+            yield line.decode()
+
+
 class Command:
     """A running `sterna` command. With --follow, or --json, `lines` are the objects that it has written."""
 
-    def __init__(self, name: str, process: trio.Process, log: Path) -> None:
+    def __init__(self, name: str, process: Process, log: Path) -> None:
         self.name = name
         self.process = process
         self.log = log
@@ -52,13 +152,12 @@ class Command:
 
     async def read(self) -> None:
         """Read everything that it writes."""
-        received = bytearray()
-        async for data in self.process.stdout:
-            received += data
-            *whole, received = received.split(b"\n")
-            self.lines += [json.loads(line) for line in whole]
-            self._changed.unpark_all()
-        await self.process.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.process.watch)
+            async with self.process.stdout:
+                async for line in _lines(self.process.stdout):
+                    self.lines.append(json.loads(line))
+                    self._changed.unpark_all()
         self.ended.set()
         self._changed.unpark_all()
 
@@ -91,9 +190,8 @@ class Command:
 
     async def stops(self) -> None:
         """Wait until it has stopped itself."""
-        stopped = partial(os.waitid, os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         with trio.fail_after(DEADLINE_S):
-            await trio.to_thread.run_sync(stopped, abandon_on_cancel=True)
+            await self.process.stops()
         assert self.process.returncode is None, f"{self.name} has not come to its place: {self.said()}"
 
     async def dies(self) -> None:
@@ -118,12 +216,13 @@ class Command:
 class World:
     """A directory with certificates and sockets, and the processes that were started in it."""
 
-    def __init__(self, directory: Path, pki: Path, nursery: trio.Nursery) -> None:
+    def __init__(self, directory: Path, pki: Path, zygote: Zygote, nursery: trio.Nursery) -> None:
         self.directory = directory
         self.pki = pki
         self.peers = directory / "peers.toml"
         self.peers.write_text(PEERS)
         self.journal = directory / "journal.ndjson"
+        self._zygote = zygote
         self._nursery = nursery
         self._commands: list[Command] = []
 
@@ -131,18 +230,13 @@ class World:
         """A `sterna` command; one that stops itself at this place (sterna.host.failpoint)."""
         name = f"{arguments[0]}-{len(self._commands)}"
         log = self.directory / f"{name}.log"
-        with log.open("wb") as stderr:
-            process = await trio.lowlevel.open_process(
-                [sys.executable, "-m", "sterna", *map(str, arguments)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                start_new_session=True,
-                env={**os.environ, VARIABLE: stop} if stop else None,
-            )
+        log.touch()
+        environment = {VARIABLE: stop} if stop else {}
+        process = Process(*self._zygote.start([*map(str, arguments)], log, environment))
         command = Command(name, process, log)
         self._commands.append(command)
         self._nursery.start_soon(command.read)
+        await process.begins()
         return command
 
     def socket(self, name: str) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from commands import World, make_pki
+from commands import World, Zygote, make_pki
 
 
 @pytest.fixture(scope="session")
@@ -26,10 +26,18 @@ def directory() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """What all commands of this process's tests are forked from."""
+    zygote = Zygote()
+    yield zygote
+    zygote.close()
+
+
 @pytest.fixture
-async def world(directory: Path, pki: Path, nursery: trio.Nursery) -> AsyncIterator[World]:
+async def world(directory: Path, pki: Path, zygote: Zygote, nursery: trio.Nursery) -> AsyncIterator[World]:
     """A directory and its processes, which end with the test."""
-    world = World(directory, pki, nursery)
+    world = World(directory, pki, zygote, nursery)
     try:
         yield world
     finally:
