@@ -18,9 +18,8 @@ from sterna.core.deadlines import Deadlines
 from sterna.errors import ConfigError, GuestError
 from sterna.host.evidence import WARNING
 from sterna.host.peers import PeerList
-from sterna.host.pki import CA_CERTIFICATE
 from sterna.linux.pidfd import Pidfd
-from sterna.net.identity import check_name, is_name
+from sterna.net.identity import CA_CERTIFICATE, check_name, is_name
 from sterna.net.recorder import record
 from sterna.net.tls import CheckPeer, TlsConfig
 from sterna.net.transport import Transport

@@ -26,9 +26,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from sterna.errors import ConfigError
-from sterna.net.identity import IDENTITY_PREFIX, check_name
+from sterna.net.identity import CA_CERTIFICATE, IDENTITY_PREFIX, check_name
 
-CA_CERTIFICATE: Final = "ca.pem"
 CA_KEY: Final = "ca.key"
 CA_DAYS: Final = 3650
 HOST_DAYS: Final = 365

@@ -16,6 +16,9 @@ from sterna.registry import ErrorCode
 
 IDENTITY_PREFIX: Final = "sterna:host:"
 
+# In the directory that has the certificates of a host (`sterna pki`): whose signature those of others bear.
+CA_CERTIFICATE: Final = "ca.pem"
+
 # Lower case only: two names never differ by case alone, neither in a peer list nor in a file system.
 # 63 characters are a DNS label, and fit the 64 of an X.509 common name.
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
