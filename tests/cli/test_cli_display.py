@@ -91,7 +91,7 @@ def test_pages_that_follow_the_guest_are_told_of(capsys: pytest.CaptureFixture[s
     show(*WHOLE[:-1], follow, {"event": "pages_followed", "seconds_until_complete": 0.25}, END)
     said = capsys.readouterr().err.splitlines()
     assert said[-2:] == [
-        "the guest runs at the destination, 2 MiB of its memory follow",
+        "the guest has moved, 2 MiB of its memory follow",
         "all of its memory is there, after 250 ms",
     ]
 
@@ -275,5 +275,5 @@ def test_a_lost_link_says_who_waits_for_it(capsys: pytest.CaptureFixture[str]) -
     before, back, follow, behind, again = capsys.readouterr().err.splitlines()
     assert before == "link lost (nothing heard for 5 s): it may come back"
     assert back == again == "link back, for the 1st time: 1 MiB are missing"
-    assert follow == "the guest runs at the destination, 2 MiB of its memory follow"
+    assert follow == "the guest has moved, 2 MiB of its memory follow"
     assert behind == f"{before}, and the guest at the destination may wait for it"

@@ -112,7 +112,7 @@ class Display:
             case "pages_follow":
                 self._has_moved = True
                 follow = size_text(_number(event, "pages") * self._page_bytes)
-                self._verdict = f"the guest runs at the destination, {follow} of its memory follow"
+                self._verdict = f"the guest has moved, {follow} of its memory follow"
                 self.say(self._verdict)
             case "pages_followed":
                 took = duration_text(_number(event, "seconds_until_complete"))

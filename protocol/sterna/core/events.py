@@ -397,7 +397,7 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class PagesFollow:
-    """The guest runs at the destination, and so many of its pages are still at the source."""
+    """The guest is the destination's, and so many of its pages are still at the source."""
 
     pages: int
 
