@@ -6,7 +6,6 @@ hang reaches.
 
 from __future__ import annotations
 
-import array
 import json
 import os
 import signal
@@ -60,9 +59,7 @@ class Zygote:
         request = {"arguments": arguments, "stderr": str(log), "environment": dict(environment)}
         (stdout, stdout_end), (told, told_end) = os.pipe(), os.pipe()
         try:
-            rights = array.array("i", [stdout_end, told_end]).tobytes()
-            control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
-            self._sock.sendmsg([json.dumps(request).encode()], control)
+            socket.send_fds(self._sock, [json.dumps(request).encode()], [stdout_end, told_end])
         except OSError:
             os.close(stdout)
             os.close(told)

@@ -2,8 +2,8 @@
 
 To import what a command needs takes longer than most of what the tests have it do. So this process does that
 once, and forks for each: what runs then is a process in a session of its own, which calls what
-``python -m sterna`` calls, and ends as that does. Demonstrations, the matrix and the README's commands
-are started from nothing.
+``python -m sterna`` calls, and ends as that does. What such a command starts itself, as `sterna demo` does,
+and the README's commands, are started from nothing.
 
 It serves one socket, its standard input. A request is JSON, with two descriptors: stdout of the command, and
 where a process that waits for the command tells what becomes of it, a line each: its id, every time that
@@ -12,7 +12,6 @@ it has stopped, and how it has ended. The end of the socket is the end of the zy
 
 from __future__ import annotations
 
-import array
 import gc
 import json
 import os
@@ -23,7 +22,7 @@ import sys
 from importlib import import_module
 
 import sterna.cli
-from sterna.cli.main import commands, main
+from sterna.cli.main import main
 
 REQUEST_BYTES_MAX = 64 * 1024
 STOPPED = "stopped"
@@ -33,7 +32,7 @@ def serve(sock: socket.socket) -> bool:
     """Fork for each request. True in a process that is a command, with its arguments in `sys.argv`."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait
     while True:
-        data, descriptors = _request(sock)
+        data, descriptors, _, _ = socket.recv_fds(sock, REQUEST_BYTES_MAX, 2)
         if not data:
             return False
         if not os.fork():
@@ -42,16 +41,6 @@ def serve(sock: socket.socket) -> bool:
             return _watch(json.loads(data), *descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
-
-
-def _request(sock: socket.socket) -> tuple[bytes, list[int]]:
-    descriptors = array.array("i")
-    data, control, _flags, _address = sock.recvmsg(
-        REQUEST_BYTES_MAX, socket.CMSG_SPACE(2 * descriptors.itemsize)
-    )
-    for _level, _kind, payload in control:
-        descriptors.frombytes(payload)
-    return data, list(descriptors)
 
 
 def _watch(request: dict, stdout: int, told: int) -> bool:
@@ -94,8 +83,6 @@ def import_everything() -> None:
     """What a command would import when it is called, or later."""
     for module in pkgutil.iter_modules(sterna.cli.__path__, "sterna.cli."):
         import_module(module.name)
-    for _, path, _ in commands():
-        import_module(path.partition(":")[0])
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+
+from sterna_interop.qemu import PROGRAM
 
 
 def bench(*arguments: str) -> dict:
@@ -13,6 +16,11 @@ def bench(*arguments: str) -> dict:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def beside_qemu() -> tuple[str, ...]:
+    """The option for turns of QEMU's, where there is one; other tests fail where it should be there."""
+    return ("--against", "qemu") if shutil.which(PROGRAM) else ()
 
 
 def run(code: str) -> str:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
-from bench_support import bench
+from bench_support import bench, beside_qemu
 
 from sterna.cli.main import main
-from sterna_interop.qemu import PROGRAM
 
 SMALL = ("--size", "84MiB", "--hot", "16MiB", "--dirty-rate", "10MiB/s")
 
@@ -17,7 +14,7 @@ SMALL = ("--size", "84MiB", "--hot", "16MiB", "--dirty-rate", "10MiB/s")
 def test_one_object_and_a_table(tmp_path):
     """Beside QEMU where there is one: all else is as without."""
     path = tmp_path / "BENCHMARKS.md"
-    beside = ("--against", "qemu") if shutil.which(PROGRAM) else ()
+    beside = beside_qemu()
     found = bench("compress", *SMALL, *beside, "--write", str(path))
     assert {"sent", "time", "memory_source", "memory_destination"} <= set(found["measures"])
     assert {"memory_compressible_source", "memory_compressible_destination"} <= set(found["measures"])

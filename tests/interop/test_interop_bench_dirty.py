@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
-from bench_support import bench
+from bench_support import bench, beside_qemu
 
 from sterna.cli.main import main
-from sterna_interop.qemu import PROGRAM
 
 SMALL = ("--size", "84MiB", "--hot", "16MiB", "--dirty-rate", "20MiB/s", "--downtime", "300ms")
 
@@ -17,7 +14,7 @@ SMALL = ("--size", "84MiB", "--hot", "16MiB", "--dirty-rate", "20MiB/s", "--down
 def test_one_object_and_a_table(tmp_path):
     """Beside QEMU where there is one: all else is as without."""
     path = tmp_path / "BENCHMARKS.md"
-    beside = ("--against", "qemu") if shutil.which(PROGRAM) else ()
+    beside = beside_qemu()
     found = bench("dirty", *SMALL, *beside, "--write", str(path))
     of_rate = {f"{name}_20" for name in ("time", "blackout", "cpu", "written", "sent")}
     of_rate |= {"time_20_whole", "blackout_20_whole"}
