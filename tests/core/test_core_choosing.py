@@ -53,8 +53,8 @@ def test_pages_that_were_never_written_are_not_read():
     rig.do(e.StartTracking, {0: blank})
     rig.drain()
     first, second = (each for each in rig.heard if isinstance(each, r.Pages))
-    assert first.runs["encoding"].tolist() == [Encoding.ZERO]
-    assert (first.page_count, second.page_count) == (3, 1)
+    assert second.runs["encoding"].tolist() == [Encoding.ZERO]
+    assert (first.page_count, second.page_count) == (1, 3)
     assert b"".join(map(bytes, rig.bulk)) == IMAGE[:PAGE]
 
 

@@ -38,9 +38,6 @@ ROUND_BATCHES: Final = 16
 # meanwhile is rejected, and of a guest of so many at least.
 _LARGE_BATCH_S: Final = 0.02
 _LARGE_BATCHES: Final = 32
-# A batch of zeros is a frame of some bytes, and work for the receiver: with many of them in a row the sockets
-# would hold seconds of it, and what is behind them, such as PING, would wait. Others between them take room.
-_BLANKS_IN_A_ROW: Final = 3
 # A rate is measured over what has left beyond this: several times what the hosts' buffers hold.
 _UNMEASURED_BYTES: Final = 16 << 20
 _CLOCK_S: Final = 1e-6  # a shorter round tells nothing about the rate
@@ -81,7 +78,7 @@ class _Share:
     ) -> None:
         self.is_given_out = False
         self._is_dry = False  # there is nothing left but blanks
-        self._blanks_in_a_row = 0
+        self._may_be_blank = False  # the batch before was one of others
         # Sets of a large guest are memory to be touched: there are no more of them than there is need for.
         self._left = pages.copy() if pages.any() else pages
         self._blank_left = blank
@@ -105,18 +102,21 @@ class _Share:
         self._batches = chain(sooner.batches(*self._batch), later.batches(*self._batch))
 
     def next_blanks(self) -> tuple[int, Positions, Positions] | None:
-        """The next batch of pages that are known to be zero, as `next_runs`; None if it is others' turn."""
-        if self._blanks_in_a_row >= _BLANKS_IN_A_ROW and not self._is_dry:
+        """The next batch of pages that are known to be zero, as `next_runs`; None if it is others' turn.
+
+        One of these is a frame of some bytes, and work for the receiver. With many of them in a row the sockets
+        would hold seconds of it, and what is behind them, such as PING, would wait: others between them take
+        room. They begin, for until then the link stands idle while its window grows.
+        """
+        if self._blank_left is None or not (self._may_be_blank or self._is_dry):
             return None
-        self._blanks_in_a_row += 1
-        if self._blank_left is None:
-            return None
+        self._may_be_blank = False
         return _given_out(self._blank_left, next(self._blanks, None))
 
     def next_runs(self) -> tuple[int, Positions, Positions] | None:
         """Region, starts and counts of the next batch of others; None when there are no more of these."""
         runs = next(self._batches, None)
-        self._blanks_in_a_row, self._is_dry = 0, runs is None
+        self._may_be_blank, self._is_dry = True, runs is None
         self.is_given_out = runs is None and (self._blank_left is None or not self._blank_left.any())
         return _given_out(self._left, runs)
 
