@@ -98,15 +98,10 @@ async def _warm(
     """Run with zygotes for those shims that are the kit's own."""
     zygotes = {one.module: Zygote(one.module) for one in (*given, *partners) if one.module}
     try:
-        async with trio.open_nursery() as nursery:
-            for zygote in zygotes.values():
-                nursery.start_soon(zygote.run)
-            results = await _run(replace(settings, zygotes=zygotes), given, partners, options, output)
-            nursery.cancel_scope.cancel()
+        return await _run(replace(settings, zygotes=zygotes), given, partners, options, output)
     finally:
         for zygote in zygotes.values():
             zygote.close()
-    return results
 
 
 async def _run(

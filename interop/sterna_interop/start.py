@@ -10,12 +10,13 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
-from sterna_interop.zygote import REQUEST_BYTES_MAX
+from sterna_interop.zygote import STOPPED
+
+_DEAD: Final = "the process that shims are forked from has died"
 
 
 class Started(Protocol):
@@ -59,25 +60,44 @@ def program(command: Sequence[str]) -> Start:
     return start
 
 
-@dataclass(slots=True)
 class _Forked:
     """A process of a zygote's."""
 
-    pid: int
-    stdout: trio.abc.ReceiveStream | None
-    stderr: trio.abc.ReceiveStream | None
-    ended: trio.Event = field(default_factory=trio.Event)
-    code: int | None = None
+    def __init__(self, stdout: int, stderr: int, told: int) -> None:
+        self.pid = 0
+        self.stdout: trio.lowlevel.FdStream = trio.lowlevel.FdStream(stdout)
+        self.stderr: trio.lowlevel.FdStream = trio.lowlevel.FdStream(stderr)
+        self._told = trio.lowlevel.FdStream(told)
+        self._received = b""
+        self._waiting = trio.Lock()
+        self._code: int | None = None
+
+    async def begins(self) -> None:
+        self.pid = int(await self._next())
 
     async def wait(self) -> int:
-        await self.ended.wait()
-        if self.code is None:
-            raise OSError("the process that shims are forked from has died")
-        return self.code
+        async with self._waiting:
+            while self._code is None:
+                if (line := await self._next()) != STOPPED:
+                    self._code = int(line)
+                    self._told.close()
+        return self._code
+
+    async def _next(self) -> str:
+        while b"\n" not in self._received:
+            if not (data := await self._told.receive_some()):
+                raise OSError(_DEAD)
+            self._received += data
+        line, _, self._received = self._received.partition(b"\n")
+        return line.decode()
+
+    def close(self) -> None:
+        for stream in (self.stdout, self.stderr, self._told):
+            stream.close()
 
 
 class Zygote:
-    """The kit's side of `sterna_interop.zygote`; `run` has to run somewhere."""
+    """The other side of `sterna_interop.zygote`."""
 
     def __init__(self, module: str) -> None:
         """Starts the process, which then imports `module`."""
@@ -91,34 +111,6 @@ class Zygote:
                 start_new_session=True,  # Ctrl-C is for the kit, which then closes the socket
             )
         self._sock = trio.socket.from_stdlib_socket(ours)
-        self._asking = trio.Lock()
-        self._answers, self._answered = trio.open_memory_channel[int](1)
-        self._running: dict[int, _Forked] = {}
-        self._early: dict[int, int] = {}  # ended before `start` knew of it
-
-    async def run(self) -> None:
-        """Listen to the zygote until it ends."""
-        try:
-            while data := await self._receive():
-                answer = json.loads(data)
-                pid, status = answer["pid"], answer.get("status")
-                if status is None:
-                    await self._answers.send(pid)
-                elif (process := self._running.pop(pid, None)) is not None:
-                    process.code = status
-                    process.ended.set()
-                else:
-                    self._early[pid] = status
-        finally:
-            self._answers.close()
-            for process in self._running.values():
-                process.ended.set()
-
-    async def _receive(self) -> bytes:
-        try:
-            return await self._sock.recv(REQUEST_BYTES_MAX)
-        except OSError:
-            return b""
 
     async def start(self, arguments: Sequence[str]) -> Started:
         """A fork for one case.
@@ -126,27 +118,27 @@ class Zygote:
         Raises:
             OSError: the zygote has died.
         """
-        (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+        pipes = [os.pipe() for _ in range(3)]
+        process = _Forked(*(ours for ours, _ in pipes))
         try:
-            async with self._asking:
-                rights = array.array("i", [out_end, err_end])
-                control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights.tobytes())]
-                await self._sock.sendmsg([json.dumps(list(arguments)).encode()], control)
-                pid = await self._answered.receive()
-        except (trio.EndOfChannel, OSError):
-            os.close(out)
-            os.close(err)
-            raise OSError("the process that shims are forked from has died") from None
-        finally:
-            os.close(out_end)
-            os.close(err_end)
-        process = _Forked(pid, trio.lowlevel.FdStream(out), trio.lowlevel.FdStream(err))
-        if pid in self._early:
-            process.code = self._early.pop(pid)
-            process.ended.set()
-        else:
-            self._running[pid] = process
+            try:
+                await self._ask(arguments, [theirs for _, theirs in pipes])
+            finally:
+                for _, theirs in pipes:
+                    os.close(theirs)
+            await process.begins()
+        except BaseException:
+            process.close()
+            raise
         return process
+
+    async def _ask(self, arguments: Sequence[str], descriptors: Sequence[int]) -> None:
+        request = json.dumps({"arguments": list(arguments), "environment": {}}).encode()
+        rights = array.array("i", descriptors).tobytes()
+        try:
+            await self._sock.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        except OSError:
+            raise OSError(_DEAD) from None
 
     def close(self) -> None:
         """End the zygote."""

@@ -16,17 +16,20 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import command_module
 import trio
-import zygote
 
 from sterna.errors import GuestError
 from sterna.guest.holder_client import HolderStatus, connect_holder
 from sterna.host.failpoint import VARIABLE
 from sterna.host.pki import init_ca, issue
 from sterna.registry import ErrorCode
+from sterna_interop.zygote import STOPPED
 
 DEADLINE_S = 60.0
 POLL_S = 0.01
+# numpy's threads would not survive a fork.
+ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 PEERS = """
 [[peer]]
@@ -42,24 +45,25 @@ may_receive = ["*"]
 
 
 class Zygote:
-    """Where commands are forked from: see the module of this name."""
+    """Where commands are forked from: see `sterna_interop.zygote`."""
 
     def __init__(self) -> None:
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, zygote.__file__],
+                [sys.executable, "-m", "sterna_interop.zygote", command_module.__name__],
                 stdin=theirs.fileno(),
-                # numpy's threads would not survive the fork.
-                env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                env=os.environ | ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)},
             )
 
     def start(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> tuple[int, int]:
         """A command: what it writes, and what becomes of it, as descriptors to be read."""
-        request = {"arguments": arguments, "stderr": str(log), "environment": dict(environment)}
+        request = {"arguments": arguments, "environment": dict(environment)}
         (stdout, stdout_end), (told, told_end) = os.pipe(), os.pipe()
         try:
-            socket.send_fds(self._sock, [json.dumps(request).encode()], [stdout_end, told_end])
+            with log.open("ab") as stderr:
+                descriptors = [stdout_end, stderr.fileno(), told_end]
+                socket.send_fds(self._sock, [json.dumps(request).encode()], descriptors)
         except OSError:
             os.close(stdout)
             os.close(told)
@@ -96,14 +100,14 @@ class Process:
         """Hear what becomes of it, until it has ended."""
         async with self._told:
             async for line in _lines(self._told):
-                if line == zygote.STOPPED:
+                if line == STOPPED:
                     self._stopped = True
                 elif self.pid:
                     self.returncode = int(line)
                 else:
                     self.pid = int(line)
                 self._changed.unpark_all()
-        assert self.returncode is not None, "whoever waited for it has died"
+        assert self.returncode is not None, "the zygote has died"
 
     async def begins(self) -> None:
         """Wait until it is there."""

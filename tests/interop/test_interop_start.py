@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from pathlib import Path
 
 import pytest
-import trio
 
 from sterna_interop.contract import Exit
 from sterna_interop.start import Start, Zygote, program
@@ -34,27 +36,26 @@ async def test_a_program() -> None:
 async def test_forks() -> None:
     zygote = Zygote(MINIMAL)
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(zygote.run)
-            code, _, error = await output(zygote.start, "--params", "/none", "--out", "/")
-            assert (code, "FileNotFoundError" in error) == (Exit.FAILED, True)
-            codes = [await output(zygote.start, "--wrong", "x") for _ in range(3)]
-            assert [each[0] for each in codes] == [Exit.FAILED] * 3
-            nursery.cancel_scope.cancel()
+        code, _, error = await output(zygote.start, "--params", "/none", "--out", "/")
+        assert (code, "FileNotFoundError" in error) == (Exit.FAILED, True)
+        codes = [await output(zygote.start, "--wrong", "x") for _ in range(3)]
+        assert [each[0] for each in codes] == [Exit.FAILED] * 3
     finally:
         zygote.close()
 
 
-@pytest.mark.slow
-async def test_a_dead_zygote() -> None:
-    zygote = Zygote(MINIMAL)
+async def test_a_dead_zygote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shim_of_the_test.py").write_text("import signal\ndef main(_): signal.pause()\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    zygote = Zygote("shim_of_the_test")
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(zygote.run)
-            zygote._process.kill()
-            zygote._process.wait()
-            with pytest.raises(OSError, match="has died"):
-                await output(zygote.start, "x")
-            nursery.cancel_scope.cancel()
+        process = await zygote.start([])
+        zygote._process.kill()
+        zygote._process.wait()
+        with pytest.raises(OSError, match="has died"):
+            await process.wait()
+        os.kill(process.pid, signal.SIGKILL)
+        with pytest.raises(OSError, match="has died"):
+            await zygote.start(["x"])
     finally:
         zygote.close()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import array
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TextIO
 
 import pytest
+
+from sterna_interop.zygote import STOPPED
 
 SHIM = """
 import os, sys
@@ -25,6 +29,12 @@ def main(arguments):
             sys.exit(4)
         case "die":
             os.kill(os.getpid(), 9)
+        case "stop":
+            os.kill(os.getpid(), 19)
+            return 5
+        case "environment":
+            print(os.environ["OF_THE_TEST"])
+            return 0
         case "descriptors":
             print(sorted(int(each) for each in os.listdir("/proc/self/fd"))[3:-1])
             return 0
@@ -48,28 +58,36 @@ def sock(tmp_path: Path) -> Iterator[socket.socket]:
     assert process.wait(10) == 0
 
 
-def run(sock: socket.socket, *arguments: str) -> tuple[str, str, int]:
-    """One request: what it printed, and its status."""
-    (out, out_end), (err, err_end) = os.pipe(), os.pipe()
-    rights = array.array("i", [out_end, err_end])
-    sock.sendmsg([json.dumps(arguments).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights.tobytes())])
-    os.close(out_end)
-    os.close(err_end)
-    answers = [json.loads(sock.recv(1000)) for _ in range(2)]
-    begun, ended = sorted(answers, key=len)  # a short process may have ended before it is told of
-    assert begun == {"pid": ended["pid"]}
-    texts = []
-    for end in (out, err):
-        with open(end) as file:
-            texts.append(file.read())
-    return texts[0], texts[1], ended["status"]
+def run(sock: socket.socket, *arguments: str, **environment: str) -> tuple[str, str, list[str]]:
+    """One request: what it printed, and what was told of it behind its id."""
+    request = json.dumps({"arguments": arguments, "environment": environment}).encode()
+    ours, theirs = zip(*(os.pipe() for _ in range(3)), strict=True)
+    socket.send_fds(sock, [request], theirs)
+    for descriptor in theirs:
+        os.close(descriptor)
+    with ExitStack() as stack:
+        out, err, told = (stack.enter_context(open(descriptor)) for descriptor in ours)
+        _, *lines = heard(told)
+        return out.read(), err.read(), lines
+
+
+def heard(told: TextIO) -> list[str]:
+    """Each line; a command that has stopped is set going."""
+    lines = []
+    for line in told:
+        lines.append(line.rstrip())
+        if lines[-1] == STOPPED:
+            os.kill(int(lines[0]), signal.SIGCONT)
+    return lines
 
 
 def test_requests(sock: socket.socket) -> None:
-    assert run(sock, "say", "hello") == ("hello True ''\n", "", 3)
-    assert run(sock, "leave") == ("", "", 4)
-    assert run(sock, "die") == ("", "", -9)
-    assert run(sock, "descriptors") == ("[]\n", "", 0)
-    out, err, status = run(sock, "fail")
-    assert (out, status) == ("", 1)
+    assert run(sock, "say", "hello") == ("hello True ''\n", "", ["3"])
+    assert run(sock, "leave") == ("", "", ["4"])
+    assert run(sock, "die") == ("", "", ["-9"])
+    assert run(sock, "stop") == ("", "", [STOPPED, "5"])
+    assert run(sock, "descriptors") == ("[]\n", "", ["0"])
+    assert run(sock, "environment", OF_THE_TEST="its own") == ("its own\n", "", ["0"])
+    out, err, lines = run(sock, "fail")
+    assert (out, lines) == ("", ["1"])
     assert "RuntimeError: a bug" in err
