@@ -359,9 +359,9 @@ def test_a_share_that_is_left_is_left_with_what_is_known_to_be_zero():
     pages.add_ranges(ranges((1, 0, 6), (3, 0, 2)))
     blank.add_ranges(ranges((1, 4, 2), (3, 0, 1)))
     round_ = OutgoingRound(1, 1, pages, (4 * PAGE, 8), 0.0, last=False, blank=blank, blank_bytes=8 * PAGE)
-    for given, place in ((round_.next_runs(), (1, [0], [4])), (round_.next_blanks(), (1, [4], [2]))):
-        assert given is not None
-        assert (given[0], given[1].tolist(), given[2].tolist()) == place
+    for runs, place in ((round_.next_runs(), (1, [0], [4])), (round_.next_blanks(), (1, [4], [2]))):
+        assert runs is not None
+        assert (runs[0], runs[1].tolist(), runs[2].tolist()) == place
     left = round_.leave_out(0)
     assert [(region, *(each.tolist() for each in runs)) for region, runs in left.runs()] == [(3, [0], [2])]
     assert round_.next_blanks() is None

@@ -308,7 +308,7 @@ def test_a_look_is_wanted_now_and_then_while_enough_is_left(monkeypatch):
     ("blank", "order"), [((4, 5, 6, 7), "rzrzrzrz"), ((0, 1, 2, 3, 4, 5, 6), "rzzzzzzz"), (range(8), "z" * 8)]
 )
 def test_zeros_take_turns_with_what_fills_the_sockets(blank, order, monkeypatch):
-    """In a round that has both these begin, while the link's window is small; nothing is sent twice, or left out."""
+    """In a round that has both, and after these; nothing is left out, and nothing is sent twice."""
     monkeypatch.setattr(limits, "BLANK_FACTOR", 1)
     memory = Memory()
     memory.bytes[:] = b"x" * len(memory.bytes)

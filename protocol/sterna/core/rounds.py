@@ -104,9 +104,9 @@ class _Share:
     def next_blanks(self) -> tuple[int, Positions, Positions] | None:
         """The next batch of pages that are known to be zero, as `next_runs`; None if it is others' turn.
 
-        One of these is a frame of some bytes, and work for the receiver. With many of them in a row the sockets
-        would hold seconds of it, and what is behind them, such as PING, would wait: others between them take
-        room. They begin, for until then the link stands idle while its window grows.
+        One of these is a frame of some bytes, and work for the receiver. With many of them in a row the
+        sockets would hold seconds of it, and what is behind them, such as PING, would wait: others between
+        them take room. Those begin, for before them the link would stand idle, and its window stay small.
         """
         if self._blank_left is None or not (self._may_be_blank or self._is_dry):
             return None
