@@ -16,9 +16,14 @@ from typing import Final, TypeAlias
 
 from sterna import Options
 from sterna.cli.output import Output
+from sterna.core.rounds import batch_bounds
 from sterna.core.words import size_text
+from sterna.limits import BATCH_BYTES, Limits
+from sterna.memory.regions import RegionTable
+from sterna.net.options import batch_bytes
+from sterna.wire.records import Region
 from sterna_interop.measured import Report
-from sterna_interop.measuring import BARE, BARE_HASH, OURS, Bound, Way, progress
+from sterna_interop.measuring import BARE, BARE_HASH, BARE_HASH_USUAL, BARE_USUAL, OURS, Bound, Way, progress
 from sterna_interop.memories import Memories
 from sterna_interop.moving import Moved
 from sterna_interop.moving_bare import bare, congestion_control
@@ -34,6 +39,8 @@ QEMU_CHANNELS: Final[Mapping[str, int]] = {"one channel": 1, "multifd 2": 2}
 TCP: Final = "plain TCP"
 TLS: Final = "mutual TLS 1.3"
 SESSION: Final = "a whole session, with page hashes and digest; its guest has memory only, and no records"
+
+_FAST_BYTES_S: Final = 1e9
 
 Conditions: TypeAlias = dict[str, str]
 
@@ -83,6 +90,8 @@ class Bulk:
             "congestion control": congestion_control(),
             "Sterna": SESSION,
         }
+        if self.hashed:
+            conditions["batches"] = f"up to {size_text(self.batch_bytes)}, Sterna's and the bare loops' alike"
         if self.streams:
             conditions["connections"] = (
                 f"{self.streams} data connections of Sterna's, and as many of the bare loops', each with its "
@@ -108,13 +117,23 @@ class Bulk:
         security = PLAIN if certificates is None else certificates.security()
         contexts = None if certificates is None else certificates.contexts()
         loop = partial(bare, self.memories, contexts=contexts, connections=self.streams or 1)
+        same = self.batch_bytes
         ways: dict[str, Way[Moved]] = {
             OURS: sterna(self.memories, security, self._options(VERIFIED)),
-            BARE: loop(),
+            BARE: loop(batch_bytes=same),
         }
         if self.hashed:
-            ways[BARE_HASH] = loop(hashed=True)
+            ways[BARE_HASH] = loop(batch_bytes=same, hashed=True)
+            if same > BATCH_BYTES:
+                ways |= {BARE_USUAL: loop(), BARE_HASH_USUAL: loop(hashed=True)}
         return ways
+
+    @property
+    def batch_bytes(self) -> int:
+        """What Sterna's batches grow to on a fast link, and the bare loops' are."""
+        most = batch_bytes(VERIFIED, plain=not self.tls)
+        regions = RegionTable([Region(0, 0, self.memories.size)])
+        return batch_bounds(regions, Limits(), most, _FAST_BYTES_S)[0]
 
     def _options(self, options: Options) -> Options:
         """With its data connections. Nobody takes up a session that was lost: that is not offered."""

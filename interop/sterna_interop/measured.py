@@ -11,10 +11,19 @@ from typing import Final
 
 from sterna.cli.output import Output
 from sterna.cli.version import versions
-from sterna.core.words import count_text
-from sterna_interop.measuring import BARE, BARE_HASH, COPY, OURS, QEMU, Taken
+from sterna.core.words import count_text, size_text
+from sterna.limits import BATCH_BYTES
+from sterna_interop.measuring import BARE, BARE_HASH, BARE_HASH_USUAL, BARE_USUAL, COPY, OURS, QEMU, Taken
 
-_NAMES: Final = {OURS: "Sterna", BARE: "bare", BARE_HASH: "bare + hash", QEMU: "QEMU", COPY: COPY}
+_NAMES: Final = {
+    OURS: "Sterna",
+    BARE: "bare",
+    BARE_HASH: "bare + hash",
+    BARE_USUAL: f"bare, {size_text(BATCH_BYTES)}",
+    BARE_HASH_USUAL: f"bare + hash, {size_text(BATCH_BYTES)}",
+    QEMU: "QEMU",
+    COPY: COPY,
+}
 
 
 _SCALES: Final[Mapping[str, Sequence[tuple[float, str]]]] = {

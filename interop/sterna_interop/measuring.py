@@ -27,6 +27,9 @@ Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 OURS: Final = "sterna"
 BARE: Final = "bare"
 BARE_HASH: Final = "bare_hash"
+# With the batches that Sterna has where it has no larger ones: these loops are faster with them.
+BARE_USUAL: Final = "bare_usual"
+BARE_HASH_USUAL: Final = "bare_hash_usual"
 QEMU: Final = "qemu"
 COPY: Final = "memcpy"
 

@@ -1,6 +1,4 @@
-"""The yardsticks of a transfer: blocking sockets, batches of the size that Sterna's usually have, no more.
-
-With batches of 16 MiB, which Sterna's may grow to, the loop that hashes is slower by a tenth.
+"""The yardsticks of a transfer: blocking sockets and batches, no more.
 
 Over the same memory files as everything else. With `hashed` each side also makes the hash pass that Sterna
 makes over each chunk, on the batch that is under way; with contexts the sockets are `ssl.SSLSocket`.
@@ -42,6 +40,35 @@ SendOver: TypeAlias = Callable[[socket.socket, memoryview], float]
 ReceiveOver: TypeAlias = Callable[[socket.socket, memoryview], None]
 # Offset and length of each part of a memory that has content.
 Extents: TypeAlias = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Batched:
+    """What a loop moves at once.
+
+    Attributes:
+        extents: what has content; None is all.
+        batch_bytes: the most bytes.
+        hashed: whether each side makes Sterna's hash pass over it.
+    """
+
+    extents: Extents | None = None
+    batch_bytes: int = BATCH_BYTES
+    hashed: bool = False
+
+    def batches(self, view: memoryview) -> Iterator[memoryview]:
+        """In order."""
+        for offset, length in [(0, len(view))] if self.extents is None else self.extents:
+            for begin in range(offset, offset + length, self.batch_bytes):
+                yield view[begin : min(begin + self.batch_bytes, offset + length)]
+
+    def hash(self, batch: memoryview) -> None:
+        """The pass, if there is one."""
+        if self.hashed:
+            hash_chunks(batch, [0], [len(batch)])
+
+
+WHOLE: Final = Batched()
 
 
 def over_sockets(
@@ -99,60 +126,53 @@ def congestion_control() -> str:
 
 
 def bare(
-    memories: Memories, *, contexts: Contexts | None = None, hashed: bool = False, connections: int = 1
+    memories: Memories,
+    *,
+    contexts: Contexts | None = None,
+    hashed: bool = False,
+    connections: int = 1,
+    batch_bytes: int = BATCH_BYTES,
 ) -> Processes:
     """The loop as a way of moving; handshakes of TLS count. Only memory without holes has several."""
     extents = None if memories.whole else memories.extents
     assert extents is None or connections == 1
+    batched = Batched(extents, batch_bytes, hashed=hashed)
 
     def send(sock: socket.socket, view: memoryview) -> float:
         begin = time.perf_counter()
         if contexts is None:
-            bare_send(sock, view, extents, hashed=hashed)
+            bare_send(sock, view, batched)
         else:
             with contexts.client.wrap_socket(sock) as tls_sock:
-                bare_send(tls_sock, view, extents, hashed=hashed)
+                bare_send(tls_sock, view, batched)
         return time.perf_counter() - begin
 
     def receive(sock: socket.socket, view: memoryview) -> None:
         if contexts is None:
-            bare_receive(sock, view, extents, hashed=hashed)
+            bare_receive(sock, view, batched)
         else:
             with contexts.server.wrap_socket(sock, server_side=True) as tls_sock:
-                bare_receive(tls_sock, view, extents, hashed=hashed)
+                bare_receive(tls_sock, view, batched)
 
     return over_sockets(send, receive, memories, connections=connections)
 
 
-def bare_send(
-    sock: socket.socket, view: memoryview, extents: Extents | None = None, *, hashed: bool = False
-) -> None:
+def bare_send(sock: socket.socket, view: memoryview, batched: Batched = WHOLE) -> None:
     """`sendall` batch by batch, and wait for the receiver's answer to the last byte."""
-    for batch in _batches(view, extents):
-        if hashed:
-            hash_chunks(batch, [0], [len(batch)])
+    for batch in batched.batches(view):
+        batched.hash(batch)
         sock.sendall(batch)
     sock.recv(1)
 
 
-def bare_receive(
-    sock: socket.socket, view: memoryview, extents: Extents | None = None, *, hashed: bool = False
-) -> None:
+def bare_receive(sock: socket.socket, view: memoryview, batched: Batched = WHOLE) -> None:
     """`recv_into` until each batch is there."""
-    for batch in _batches(view, extents):
+    for batch in batched.batches(view):
         rest = batch
         while len(rest):
             count = sock.recv_into(rest)
             if not count:
                 raise ConnectionError("the sender ended early")
             rest = rest[count:]
-        if hashed:
-            hash_chunks(batch, [0], [len(batch)])
+        batched.hash(batch)
     sock.sendall(b"\0")
-
-
-def _batches(view: memoryview, extents: Extents | None) -> Iterator[memoryview]:
-    """What has content, cut as Sterna cuts it; None is all."""
-    for offset, length in [(0, len(view))] if extents is None else extents:
-        for begin in range(offset, offset + length, BATCH_BYTES):
-            yield view[begin : min(begin + BATCH_BYTES, offset + length)]

@@ -21,6 +21,7 @@ from sterna_interop.measured import Report
 from sterna_interop.measuring import (
     BARE,
     BARE_HASH,
+    BARE_HASH_USUAL,
     COPY,
     OURS,
     QEMU,
@@ -106,7 +107,9 @@ class Transfers:
 
     def _unverified(self, lasts: Mapping[str, Last[Moved]], ours: Last[Moved]) -> list[Measure]:
         """Beside what the other ways that hash nothing have done in this turn."""
-        others = {name: last for name, last in lasts.items() if name not in {OURS, BARE_HASH}}
+        others = {
+            name: last for name, last in lasts.items() if name not in {OURS, BARE_HASH, BARE_HASH_USUAL}
+        }
         gib = self.memories.size / GIB
 
         def seconds(moved: Moved) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from bench_support import run
 
+from sterna_interop.moving_bare import Batched
+
 START = """
 import tempfile
 from pathlib import Path
@@ -14,6 +16,12 @@ from sterna_interop.moving_bare import *
 from sterna_interop.moving_tls import Certificates
 memories = Memories(9 << 20)
 """
+
+
+def test_a_loop_is_cut_into_batches():
+    view = memoryview(bytes(range(10)))
+    assert [list(batch) for batch in Batched(None, 4).batches(view)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert [list(batch) for batch in Batched([(1, 3), (6, 2)], 2).batches(view)] == [[1, 2], [3], [6, 7]]
 
 
 @pytest.mark.slow
