@@ -40,7 +40,7 @@ TCP: Final = "plain TCP"
 TLS: Final = "mutual TLS 1.3"
 SESSION: Final = "a whole session, with page hashes and digest; its guest has memory only, and no records"
 
-_FAST_BYTES_S: Final = 1e9
+_FAST_BYTES_S: Final = 3e9  # of a loopback
 
 Conditions: TypeAlias = dict[str, str]
 
@@ -91,7 +91,7 @@ class Bulk:
             "Sterna": SESSION,
         }
         if self.hashed:
-            conditions["batches"] = f"up to {size_text(self.batch_bytes)}, Sterna's and the bare loops' alike"
+            conditions["batches"] = self._batches_text()
         if self.streams:
             conditions["connections"] = (
                 f"{self.streams} data connections of Sterna's, and as many of the bare loops', each with its "
@@ -133,7 +133,13 @@ class Bulk:
         """What Sterna's batches grow to on a fast link, and the bare loops' are."""
         most = batch_bytes(VERIFIED, plain=not self.tls)
         regions = RegionTable([Region(0, 0, self.memories.size)])
-        return batch_bounds(regions, Limits(), most, _FAST_BYTES_S)[0]
+        return batch_bounds(regions, Limits(), most, _FAST_BYTES_S, self.streams or 1)[0]
+
+    def _batches_text(self) -> str:
+        text = f"up to {size_text(self.batch_bytes)}, Sterna's and the bare loops'"
+        if self.batch_bytes <= BATCH_BYTES:
+            return text
+        return f"{text} by which bounds are; such loops are a little faster with {size_text(BATCH_BYTES)}"
 
     def _options(self, options: Options) -> Options:
         """With its data connections. Nobody takes up a session that was lost: that is not offered."""

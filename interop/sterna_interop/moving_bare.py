@@ -107,7 +107,7 @@ def over_sockets(
 def _together(
     act: Callable[[socket.socket, memoryview], object], socks: Sequence[socket.socket], view: memoryview
 ) -> None:
-    """On each connection its part of the memory, in whole batches as far as they go."""
+    """On each connection its part of the memory, cut where usual batches end."""
     if len(socks) == 1:
         act(socks[0], view)
         return

@@ -126,7 +126,8 @@ class Zygote:
             finally:
                 for _, theirs in pipes:
                     os.close(theirs)
-            await process.begins()
+            with trio.CancelScope(shield=True):  # or nobody would know whom to kill
+                await process.begins()
         except BaseException:
             process.close()
             raise

@@ -48,6 +48,7 @@ def serve(sock: socket.socket) -> list[str] | None:
                 continue
             data, descriptors, _flags, _address = socket.recv_fds(sock, REQUEST_BYTES_MAX, _FDS)
             if not data:
+                signal.set_wakeup_fd(-1)
                 return None
             *output, tell = descriptors
             pid = os.fork()

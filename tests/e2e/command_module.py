@@ -7,12 +7,17 @@ What runs calls what ``python -m sterna`` calls, and ends as that does. What suc
 from __future__ import annotations
 
 import pkgutil
+import sys
 from importlib import import_module
 
 import sterna.cli
-from sterna.cli.main import main
-
-__all__ = ["main"]
+from sterna.cli import main as cli
 
 for each in pkgutil.iter_modules(sterna.cli.__path__, "sterna.cli."):
     import_module(each.name)
+
+
+def main(arguments: list[str]) -> int:
+    """A `sterna` command; its exit code."""
+    sys.argv = ["sterna", *arguments]
+    return cli.main()

@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import command_module
 import trio
 
 from sterna.errors import GuestError
@@ -28,6 +27,8 @@ from sterna_interop.zygote import STOPPED
 
 DEADLINE_S = 60.0
 POLL_S = 0.01
+HERE = str(Path(__file__).parent)
+PYTHON_PATH = [each for each in [os.environ.get("PYTHONPATH")] if each]
 # numpy's threads would not survive a fork.
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
@@ -51,14 +52,15 @@ class Zygote:
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "sterna_interop.zygote", command_module.__name__],
+                [sys.executable, "-m", "sterna_interop.zygote", "command_module"],
                 stdin=theirs.fileno(),
-                env=os.environ | ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                env=os.environ | ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([HERE, *PYTHON_PATH])},
             )
 
     def start(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> tuple[int, int]:
         """A command: what it writes, and what becomes of it, as descriptors to be read."""
-        request = {"arguments": arguments, "environment": dict(environment)}
+        own = {"PYTHONPATH": os.pathsep.join(PYTHON_PATH)}  # what a command starts finds what a user's does
+        request = {"arguments": arguments, "environment": own | dict(environment)}
         (stdout, stdout_end), (told, told_end) = os.pipe(), os.pipe()
         try:
             with log.open("ab") as stderr:

@@ -78,7 +78,7 @@ class _Share:
     ) -> None:
         self.is_given_out = False
         self._is_dry = False  # there is nothing left but blanks
-        self._may_be_blank = False  # the batch before was one of others
+        self._may_be_blank = False  # others have been asked for since the last blanks
         # Sets of a large guest are memory to be touched: there are no more of them than there is need for.
         self._left = pages.copy() if pages.any() else pages
         self._blank_left = blank
@@ -107,6 +107,7 @@ class _Share:
         One of these is a frame of some bytes, and work for the receiver. With many of them in a row the
         sockets would hold seconds of it, and what is behind them, such as PING, would wait: others between
         them take room. Those begin, for before them the link would stand idle, and its window stay small.
+        (Where others are encoded outside they wait to be sent as a rule, and most blanks come behind all.)
         """
         if self._blank_left is None or not (self._may_be_blank or self._is_dry):
             return None
