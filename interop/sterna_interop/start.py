@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import array
 import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -99,18 +98,17 @@ class _Forked:
 class Zygote:
     """The other side of `sterna_interop.zygote`."""
 
-    def __init__(self, module: str) -> None:
-        """Starts the process, which then imports `module`."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def __init__(self, *module: str) -> None:
+        """Starts the process, which then imports this: a name, and where it is unless Python looks there."""
+        self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "sterna_interop.zygote", module],
+                [sys.executable, "-m", "sterna_interop.zygote", *module],
                 stdin=theirs.fileno(),
                 # numpy's threads would not survive the fork.
                 env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
                 start_new_session=True,  # Ctrl-C is for the kit, which then closes the socket
             )
-        self._sock = trio.socket.from_stdlib_socket(ours)
 
     async def start(self, arguments: Sequence[str]) -> Started:
         """A fork for one case.
@@ -122,7 +120,7 @@ class Zygote:
         process = _Forked(*(ours for ours, _ in pipes))
         try:
             try:
-                await self._ask(arguments, [theirs for _, theirs in pipes])
+                self.ask(arguments, {}, [theirs for _, theirs in pipes])
             finally:
                 for _, theirs in pipes:
                     os.close(theirs)
@@ -133,11 +131,17 @@ class Zygote:
             raise
         return process
 
-    async def _ask(self, arguments: Sequence[str], descriptors: Sequence[int]) -> None:
-        request = json.dumps({"arguments": list(arguments), "environment": {}}).encode()
-        rights = array.array("i", descriptors).tobytes()
+    def ask(
+        self, arguments: Sequence[str], environment: Mapping[str, str], descriptors: Sequence[int]
+    ) -> None:
+        """Request a fork: these are its stdout, its stderr, and where it is told what becomes of it.
+
+        Raises:
+            OSError: the zygote has died.
+        """
+        request = json.dumps({"arguments": list(arguments), "environment": dict(environment)})
         try:
-            await self._sock.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+            socket.send_fds(self._sock, [request.encode()], descriptors)
         except OSError:
             raise OSError(_DEAD) from None
 

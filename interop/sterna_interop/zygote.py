@@ -1,13 +1,15 @@
-"""Starts commands without starting Python for each: ``python -m sterna_interop.zygote MODULE``.
+"""Starts commands without starting Python for each: ``python -m sterna_interop.zygote MODULE [DIRECTORY]``.
 
 Importing Sterna takes longer than most of what is asked of such a command. So this process imports a module
-once and forks for each: what runs then is a process of its own, in a session of its own, with its own stdout
-and stderr, which calls the module's `main` with its arguments and ends as Python ends a program.
+once, from the directory or from where Python looks, and forks for each: what runs then is a process of its
+own, in a session of its own, with its own stdout and stderr, which calls the module's `main` with its
+arguments and ends as Python ends a program.
 
 It serves one socket, its standard input. A request is JSON, ``{"arguments": [...], "environment": {...}}``,
-with three descriptors: stdout, stderr, and where it is told what becomes of the command, a line each: its id,
-`STOPPED` every time that it has stopped, and how it has ended, as a number that is negative for a signal. The
-end of the socket is the end of the zygote, and a pipe that ends without the last line tells of that.
+with three descriptors: stdout, stderr, and where it is told what becomes of the command, a line each: its id
+once it has its session, `STOPPED` every time that it has stopped, and how it has ended, as a number that is
+negative for a signal. The end of the socket is the end of the zygote, and a pipe that ends without the last
+line tells of that.
 """
 
 from __future__ import annotations
@@ -55,11 +57,10 @@ def serve(sock: socket.socket) -> list[str] | None:
             if not pid:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for descriptor in (tell, *told.values()):
+                for descriptor in told.values():
                     os.close(descriptor)
-                return _become(json.loads(data), output)
+                return _become(json.loads(data), output, tell)
             told[pid] = tell
-            _tell(tell, str(pid))
             for descriptor in output:
                 os.close(descriptor)
 
@@ -81,9 +82,11 @@ def _tell(descriptor: int, line: str) -> None:
         os.write(descriptor, f"{line}\n".encode())
 
 
-def _become(request: dict[str, object], output: list[int]) -> list[str]:
+def _become(request: dict[str, object], output: list[int], tell: int) -> list[str]:
     """Be the process of a command."""
     os.setsid()
+    _tell(tell, str(os.getpid()))  # not before: whoever hears it may kill the whole group
+    os.close(tell)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for standard, descriptor in enumerate((nothing, *output)):
         os.dup2(descriptor, standard)
@@ -96,7 +99,9 @@ def _become(request: dict[str, object], output: list[int]) -> list[str]:
 
 
 if __name__ == "__main__":
-    module = importlib.import_module(sys.argv[1])
+    name, *directories = sys.argv[1:]
+    sys.path[:0] = directories
+    module = importlib.import_module(name)
     gc.freeze()  # or the first collection of each command would copy all of it
     if (words := serve(socket.socket(fileno=os.dup(0)))) is not None:
         sys.exit(module.main(words))

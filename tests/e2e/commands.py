@@ -9,9 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,14 +20,11 @@ from sterna.guest.holder_client import HolderStatus, connect_holder
 from sterna.host.failpoint import VARIABLE
 from sterna.host.pki import init_ca, issue
 from sterna.registry import ErrorCode
+from sterna_interop.start import Zygote
 from sterna_interop.zygote import STOPPED
 
 DEADLINE_S = 60.0
 POLL_S = 0.01
-HERE = str(Path(__file__).parent)
-PYTHON_PATH = [each for each in [os.environ.get("PYTHONPATH")] if each]
-# numpy's threads would not survive a fork.
-ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 PEERS = """
 [[peer]]
@@ -45,40 +39,20 @@ may_receive = ["*"]
 """
 
 
-class Zygote:
-    """Where commands are forked from: see `sterna_interop.zygote`."""
-
-    def __init__(self) -> None:
-        self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "sterna_interop.zygote", "command_module"],
-                stdin=theirs.fileno(),
-                env=os.environ | ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([HERE, *PYTHON_PATH])},
-            )
-
-    def start(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> tuple[int, int]:
-        """A command: what it writes, and what becomes of it, as descriptors to be read."""
-        own = {"PYTHONPATH": os.pathsep.join(PYTHON_PATH)}  # what a command starts finds what a user's does
-        request = {"arguments": arguments, "environment": own | dict(environment)}
-        (stdout, stdout_end), (told, told_end) = os.pipe(), os.pipe()
-        try:
-            with log.open("ab") as stderr:
-                descriptors = [stdout_end, stderr.fileno(), told_end]
-                socket.send_fds(self._sock, [json.dumps(request).encode()], descriptors)
-        except OSError:
-            os.close(stdout)
-            os.close(told)
-            raise
-        finally:
-            os.close(stdout_end)
-            os.close(told_end)
-        return stdout, told
-
-    def close(self) -> None:
-        """End it."""
-        self._sock.close()
-        self._process.wait(DEADLINE_S)
+def forked(zygote: Zygote, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> Process:
+    """A command that the zygote starts."""
+    (stdout, stdout_end), (told, told_end) = os.pipe(), os.pipe()
+    try:
+        with log.open("ab") as stderr:
+            zygote.ask(arguments, environment, [stdout_end, stderr.fileno(), told_end])
+    except OSError:
+        os.close(stdout)
+        os.close(told)
+        raise
+    finally:
+        os.close(stdout_end)
+        os.close(told_end)
+    return Process(stdout, told)
 
 
 class Process:
@@ -235,7 +209,7 @@ class World:
         log = self.directory / f"{name}.log"
         log.touch()
         environment = {VARIABLE: stop} if stop else {}
-        process = Process(*self._zygote.start([*map(str, arguments)], log, environment))
+        process = forked(self._zygote, [*map(str, arguments)], log, environment)
         command = Command(name, process, log)
         self._commands.append(command)
         self._nursery.start_soon(command.read)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import trio
-from commands import World, Zygote, make_pki
+from commands import World, make_pki
+
+from sterna_interop.start import Zygote
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +31,7 @@ def directory() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def zygote() -> Iterator[Zygote]:
     """What all commands of this process's tests are forked from."""
-    zygote = Zygote()
+    zygote = Zygote("command_module", str(Path(__file__).parent))
     yield zygote
     zygote.close()
 

@@ -44,10 +44,9 @@ async def test_forks() -> None:
         zygote.close()
 
 
-async def test_a_dead_zygote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_dead_zygote(tmp_path: Path) -> None:
     (tmp_path / "shim_of_the_test.py").write_text("import signal\ndef main(_): signal.pause()\n")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
-    zygote = Zygote("shim_of_the_test")
+    zygote = Zygote("shim_of_the_test", str(tmp_path))
     try:
         process = await zygote.start([])
         zygote._process.kill()

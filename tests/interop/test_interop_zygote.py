@@ -49,9 +49,8 @@ def sock(tmp_path: Path) -> Iterator[socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sterna_interop.zygote", "shim_of_the_test"],
+            [sys.executable, "-m", "sterna_interop.zygote", "shim_of_the_test", str(tmp_path)],
             stdin=theirs.fileno(),
-            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
         )
     with ours:
         yield ours
